@@ -1,0 +1,149 @@
+"""Tile programs: straight-line array code over named axes, what one chunk (or one token) of a layer computes.
+
+Axes: "t" a token of the chunk in its reading role, "s" a token in its writing role (the same tokens, the
+other axis of a C x C tile), "k" a key channel, "v" a value channel. A tile's axes are a tuple of these, in
+the order t, s, k, v. A token program (recurrent form) has the axes "k" and "v" only.
+
+Every operation here has one adjoint rule (passes/differentiate_tile.py) and one printer in each backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional, Union
+
+from ttrc.symbolic import Expr
+
+Axes = tuple[str, ...]
+AXIS_ORDER = ("t", "s", "k", "v")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A named value and its axes; () is a scalar of the chunk."""
+
+    name: str
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """expr over the names of args, which broadcast by axis name."""
+
+    expr: Expr
+    args: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """sum over `axis` of a * b, plus `add` when present: a matrix product."""
+
+    a: Tile
+    b: Tile
+    axis: str
+    add: Optional[Tile] = None
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """sum over the axes of arg that the result lacks."""
+
+    arg: Tile
+
+
+class Relation(Enum):
+    """Which entries a mask keeps."""
+
+    CAUSAL = "t >= s"
+    STRICT = "t > s"
+    VALID = "t < length"   # tokens of a ragged last chunk that exist
+
+
+@dataclass(frozen=True)
+class Mask:
+    """arg where the relation holds, `fill` (0 or -inf) elsewhere."""
+
+    arg: Tile
+    relation: Relation
+    fill: float
+
+
+@dataclass(frozen=True)
+class CumulativeSum:
+    """Inclusive running sum along "t" within the chunk; from the last token backwards if reverse."""
+
+    arg: Tile
+    reverse: bool
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """The same numbers under the other token axis: "t" <-> "s"."""
+
+    arg: Tile
+
+
+@dataclass(frozen=True)
+class Solve:
+    """x with (I + matrix) x = rhs, or (I + matrix') x = rhs; matrix [t, s] is strictly lower."""
+
+    matrix: Tile
+    rhs: Tile
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """(I + matrix)^-1 for a strictly lower matrix [t, s]."""
+
+    matrix: Tile
+
+
+Op = Union[Elementwise, Contract, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """target = op. `origin` says where it comes from: a spec key, or what it is the adjoint of."""
+
+    target: Tile
+    op: Op
+    origin: str
+
+
+@dataclass(frozen=True)
+class Carry:
+    """A state handed from chunk to chunk: `state` at the chunk's start becomes `next` at its end."""
+
+    state: Tile
+    next: Tile
+
+
+@dataclass(frozen=True)
+class Program:
+    """inputs and the carried states go in; outputs {public name: tile} and the next states come out."""
+
+    inputs: tuple[Tile, ...]
+    statements: tuple[Statement, ...]
+    carries: tuple[Carry, ...]
+    outputs: tuple[tuple[str, Tile], ...]
+
+
+def operands(op: Op) -> tuple[Tile, ...]:
+    match op:
+        case Elementwise(_, args):
+            return args
+        case Contract(a, b, _, add):
+            return (a, b) if add is None else (a, b, add)
+        case Reduce(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | Relabel(arg):
+            return (arg,)
+        case Solve(matrix, rhs, _):
+            return (matrix, rhs)
+        case Inverse(matrix):
+            return (matrix,)
+
+
+def ordered(axes) -> Axes:
+    """The axes in canonical order."""
+    return tuple(a for a in AXIS_ORDER if a in axes)

@@ -1,0 +1,165 @@
+"""What a spec says, after parsing and checking: frozen, located, free of SymPy.
+
+The sections are the field's axes: memory, loss (attentional bias), retention, update (arXiv 2504.13173),
+plus the gates they use. `Located` ties each expression to its line in the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional, Union
+
+from ttrc.language.syntax import Expr
+
+
+class Per(Enum):
+    """What one entry of an input belongs to; the value is the tuple of feature axes it carries."""
+
+    HEAD = ()
+    KEY_CHANNEL = ("k",)
+    VALUE_CHANNEL = ("v",)
+    ELEMENT = ("k", "v")
+
+
+class Domain(Enum):
+    """Where an input's values lie. Checked by the operator, assumed by the algebra."""
+
+    REAL = "real"
+    POSITIVE = "positive"        # > 0
+    NONNEGATIVE = "nonnegative"  # >= 0
+    NEGATIVE = "negative"        # < 0
+    UNIT = "unit"                # 0 <= x <= 1
+    DECAY = "decay"              # 0 < x <= 1
+    LOG_DECAY = "log_decay"      # x <= 0, the log of a decay
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a spec and where it came from, for messages and for comments in emitted code."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Located:
+    """An expression of the file: its tree, its text, its key ("loss.expr") and its 1-based line."""
+
+    tree: Expr
+    text: str
+    key: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Input:
+    """A gate. Data-dependent ones come per token, [B, T, HV, *axes]; parameters once, [HV, *axes]."""
+
+    name: str
+    per: Per
+    domain: Domain
+    line: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A gate that does not move in time; `default` is an expression of `head` and `heads`, or absent."""
+
+    name: str
+    per: Per
+    domain: Domain
+    line: int
+    default: Optional[Located]
+
+
+@dataclass(frozen=True)
+class LinearMemory:
+    """p = S' k, S is d_k x d_v."""
+
+
+@dataclass(frozen=True)
+class VectorMemory:
+    """One number a channel: p = s * k, elementwise."""
+
+
+@dataclass(frozen=True)
+class MLPMemory:
+    layers: int
+    expansion: int
+    activation: str
+    residual: bool
+    norm: bool
+
+
+@dataclass(frozen=True)
+class KernelMemory:
+    """Nonparametric: all pairs are kept; local polynomial of this degree (0 is softmax attention)."""
+
+    degree: int
+
+
+Memory = Union[LinearMemory, VectorMemory, MLPMemory, KernelMemory]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One association's scalar objective in p, v (and k, gates), times a scalar weight that is free of p."""
+
+    expr: Located
+    weight: Optional[Located]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """A scalar expression in S, S_prev and the gates."""
+
+    expr: Located
+
+
+class At(Enum):
+    """Where the loss gradient is taken."""
+
+    PREVIOUS = "previous"            # S_prev
+    RETAINED = "retained"            # argmin of the retention term alone
+    SEGMENT_START = "segment_start"  # frozen at the start of the segment
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """S = argmin <grad loss(S_at), S> + retention(S, S_prev)."""
+
+    at: At
+    segment: Optional[int]
+    momentum: Optional[Located]
+    line: int
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """S = argmin loss(S) + retention(S, S_prev): the implicit step."""
+
+    line: int
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """S = argmin over the whole weighted history."""
+
+    line: int
+
+
+Update = Union[Gradient, Proximal, ClosedForm]
+
+
+@dataclass(frozen=True)
+class Spec:
+    name: str
+    reference: str
+    inputs: tuple[Input, ...]
+    parameters: tuple[Parameter, ...]
+    memory: Memory
+    loss: Loss
+    retention: Retention
+    update: Update
+    source: Source
