@@ -17,6 +17,7 @@ from ttrc.symbolic import Expr
 
 Axes = tuple[str, ...]
 AXIS_ORDER = ("t", "s", "k", "v")
+SCALE = "scale"  # the read-out's factor: an input of every program that is a plain number, without a gradient
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,16 @@ class Statement:
 
 @dataclass(frozen=True)
 class Carry:
-    """A state handed from chunk to chunk: `state` at the chunk's start becomes `next` at its end."""
+    """A state handed from chunk to chunk: `state` on entering a chunk becomes `next` on leaving it.
 
+    A reverse carry (a cotangent) enters at the chunk's end and leaves at its start. `label` is the public
+    name of what is carried: "state" for S, "d_state" for its cotangent.
+    """
+
+    label: str
     state: Tile
     next: Tile
+    reverse: bool
 
 
 @dataclass(frozen=True)

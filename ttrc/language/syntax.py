@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
+from typing import Iterator, Union
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,30 @@ class Call:
 
 
 Expr = Union[Number, Name, Negate, Binary, Call]
+
+
+def children(tree: Expr) -> tuple[Expr, ...]:
+    """The nodes directly below this one, from left to right."""
+    match tree:
+        case Negate(operand):
+            return (operand,)
+        case Binary(_, left, right):
+            return (left, right)
+        case Call(_, args):
+            return args
+        case _:
+            return ()
+
+
+def walk(tree: Expr) -> Iterator[Expr]:
+    """The tree's nodes, each before those below it, in the order of the text. Needs no recursion."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending.extend(reversed(children(node)))
+
+
+def names(tree: Expr) -> frozenset[str]:
+    """The names that the expression uses."""
+    return frozenset(node.id for node in walk(tree) if isinstance(node, Name))

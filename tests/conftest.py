@@ -1,0 +1,5 @@
+"""Kernels run in Triton's interpreter on the CPU: it must be on before anything imports triton."""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"

@@ -1,0 +1,121 @@
+"""Kernels compile for GPUs that are not there, also from a process that runs Triton's interpreter."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import toy_kernels as toy
+from ttrc.errors import TtrcError
+from ttrc.tools.binary import amd_resources, nvidia_resources
+from ttrc.tools.offline import CompileFailure, Job, compile_kernel, compile_many
+from ttrc.tools.resources import CHIPS, Resources, occupancy
+
+TOYS = str(Path(__file__).with_name("toy_kernels.py"))
+MATRIX_INSTRUCTION = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+
+
+COPY = {"source": "*fp32", "target": "*fp32"}
+
+
+def job(kernel, signature, constexprs, target="sm_90"):
+    return Job(TOYS, kernel, signature, constexprs, target)
+
+
+def matmul(target):
+    signature = {"a": "*bf16", "b": "*bf16", "c": "*bf16", "K": "i32"}
+    return job("matmul", signature, {"M": 64, "N": 128, "BLOCK": 64}, target)
+
+
+def test_every_target_uses_its_matrix_instructions_and_none_spills():
+    assert os.environ["TRITON_INTERPRET"] == "1"
+    for target, found in zip(CHIPS, compile_many([matmul(target) for target in CHIPS]), strict=True):
+        assert isinstance(found, Resources), found
+        assert any(name.startswith(MATRIX_INSTRUCTION[target]) for name in found.matrix_instructions), target
+        assert found.stack_bytes == found.spills == 0
+        assert 16 < found.registers <= (512 if target == "gfx942" else 255)
+        assert found.shared_bytes >= 2 * (64 * 64 + 64 * 128)
+        assert found.instructions > sum(found.matrix_instructions.values())
+
+
+def test_spills_are_seen_and_failures_are_results():
+    jobs = [
+        job("spill", COPY | {"T": "i32"}, {"N": 128}),
+        job("broken", COPY, {"BLOCK": 64}),
+        job("copy", COPY, {"BLOCK": 64}),
+        job("absent", {}, {}),
+        job("copy", COPY | {"N": "i32"}, {"BLOCK": 64}),
+    ]
+    told = []
+    spilled, broken, incomplete, absent, copied = compile_many(jobs, on_done=lambda job, _: told.append(job))
+    assert spilled.stack_bytes > 0 and spilled.spill_loads > 0 and spilled.spill_stores > 0
+    assert broken == CompileFailure("broken", "sm_90", broken.reason) and "64 and 128" in broken.reason
+    assert incomplete.reason.endswith(": N")
+    assert "no kernel 'absent'" in absent.reason
+    assert copied.matrix_instructions == {} and copied.spills == 0
+    assert sorted(map(id, told)) == sorted(map(id, jobs))
+
+
+def test_a_worker_that_is_too_slow_or_dies_does_not_stop_the_rest(tmp_path):
+    module = tmp_path / "dies.py"
+    module.write_text("import os\nos._exit(3)\n")
+    dead = Job(str(module), "kernel", {}, {}, "sm_90")
+    failed, fine = compile_many([dead, job("copy_unmasked", COPY, {"BLOCK": 64})], workers=1)
+    assert failed == CompileFailure("kernel", "sm_90", "the compiler stopped with status 3")
+    assert isinstance(fine, Resources)
+    module.write_text("import time\ntime.sleep(60)\n")
+    (late,) = compile_many([dead], timeout=0.5)
+    assert late.reason == "no result in 0.5 s"
+
+
+def test_wrong_use_is_named():
+    with pytest.raises(TtrcError, match="unknown target 'sm_9': expected one of sm_80"):
+        matmul("sm_9")
+    with pytest.raises(TtrcError, match="constexpr BLOCK of copy"):
+        compile_many([job("copy", COPY, {"BLOCK": object()})])
+    with pytest.raises(TtrcError, match="use compile_many"):
+        compile_kernel(toy.copy, {}, {}, target="sm_90")
+    assert compile_many([]) == []
+
+
+def test_reading_a_binary():
+    usage = " Function copy:\n  REG:42 STACK:16 SHARED:0 LOCAL:0"
+    sass = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;            /* 0x00000a00ff017b82 */
+        /*0010*/              @!P0 STL.64 [R1], R2 ;                 /* 0x00000a00ff017b82 */
+        /*0020*/             @!UPT UTCHMMA.2CTA gdesc[UR4], tmem ;   /* 0x00000a00ff017b82 */
+        /*0030*/               @P1 HGMMA.64x64x16.F32 R24, R4 ;      /* 0x00000a00ff017b82 */
+        /*0040*/                   LDL.64 R2, [R1] ;                 /* 0x00000a00ff017b82 */
+        /*1050*/                   NOP ;                             /* 0x0000000000007918 */
+    """
+    expected = Resources(42, 16, 1, 1, 1024, {"HGMMA": 1, "UTCHMMA": 1}, 5)
+    assert nvidia_resources(usage, sass, 1024) == expected
+    with pytest.raises(TtrcError, match="told no registers"):
+        nvidia_resources("", sass, 0)
+    assembly = (
+        "\tv_mfma_f32_32x32x8_f16 a[0:15], v[0:1]\n\ts_nop 0\n\tscratch_load_dword v0, off\n"
+        "    .private_segment_fixed_size: 8\n    .vgpr_count:     96\n"
+    )
+    assert amd_resources(assembly, 64) == Resources(96, 8, 1, 0, 64, {"v_mfma_f32_32x32x8_f16": 1}, 2)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "num_warps", "target", "blocks"),
+    [
+        (32, 0, 4, "sm_90", 16),  # warps: 64 / 4
+        (32, 0, 1, "sm_90", 32),  # blocks
+        (128, 0, 4, "sm_90", 4),  # registers: 65536 / (128 * 128)
+        (129, 0, 4, "sm_90", 3),  # 136 after rounding: 3 warps on each scheduler
+        (255, 0, 8, "sm_90", 1),
+        (64, 100 * 1024, 4, "sm_90", 2),  # shared memory
+        (64, 113 * 1024, 4, "sm_90", 2),  # 2 * (113 + 1) = 228 KiB
+        (64, 114 * 1024, 4, "sm_90", 1),
+        (64, 228 * 1024, 4, "sm_90", 0),
+        (64, 100 * 1024, 4, "sm_80", 1),
+        (64, 164 * 1024, 4, "sm_80", 0),
+        (148, 24576, 4, "gfx942", 2),
+        (512, 0, 4, "gfx942", 1),
+    ],
+)
+def test_occupancy(registers, shared, num_warps, target, blocks):
+    assert occupancy(Resources(registers, 0, 0, 0, shared, {}, 1), num_warps, target) == blocks

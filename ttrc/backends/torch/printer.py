@@ -1,0 +1,96 @@
+"""Tile statements as plain PyTorch over tensors with leading batch axes [..., tile axes]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatchmethod
+
+from ttrc import symbolic
+from ttrc.backends.product import as_product
+from ttrc.ir.tile import (
+    Contract, CumulativeSum, Elementwise, Mask, Reduce, Relabel, Relation, Solve, Statement, Tile,
+)
+
+DIALECT = symbolic.Dialect(
+    calls={
+        "exp": "torch.exp({0})", "log": "torch.log({0})", "sqrt": "torch.sqrt({0})", "tanh": "torch.tanh({0})",
+        "sigmoid": "torch.sigmoid({0})", "softplus": "F.softplus({0})", "pow": "{0} ** {1}",
+        "magnitude": "torch.abs({0})", "step_sign": "torch.sign({0})", "log_cosh": "log_cosh({0})",
+    },
+    where="torch.where({0}, {1}, {2})",
+)
+_KEEP = {Relation.CAUSAL: "keep_causal", Relation.STRICT: "keep_strict"}
+
+
+@dataclass
+class TorchPrinter:
+    """Prints statements in order; `aliases` maps tiles to variables where no code is needed (Relabel)."""
+
+    aliases: dict[str, str]
+
+    def line(self, statement: Statement) -> str | None:
+        if isinstance(statement.op, Relabel):
+            self.aliases[statement.target.name] = self.name(statement.op.arg)
+            return None
+        return f"{self.name(statement.target)} = {self.text(statement.op, statement.target)}"
+
+    def name(self, tile: Tile) -> str:
+        return self.aliases.get(tile.name, tile.name)
+
+    @singledispatchmethod
+    def text(self, op, target: Tile) -> str:
+        raise TypeError(op)
+
+    @text.register
+    def _(self, op: Elementwise, target: Tile) -> str:
+        spelling = {a.name: self._broadcast(a, target) for a in op.args}
+        text = symbolic.render(op.expr, DIALECT, spelling)
+        if target.axes in {a.axes for a in op.args} or not target.axes:
+            return text
+        if set(target.axes) == {axis for a in op.args for axis in a.axes}:
+            return text
+        # A cotangent of a sum: one number for all that was summed, spread over a tile of the right shape.
+        return f"({text}).expand({self._shape(target)})"
+
+    @text.register
+    def _(self, op: Contract, target: Tile) -> str:
+        product = as_product(op, target)
+        left = self.name(product.left) + (".mT" if product.left_transposed else "")
+        right = self.name(product.right) + (".mT" if product.right_transposed else "")
+        text = f"{left} @ {right}"
+        return text if op.add is None else f"{self.name(op.add)} + {text}"
+
+    @text.register
+    def _(self, op: Reduce, target: Tile) -> str:
+        axes = op.arg.axes
+        summed = tuple(axes.index(a) - len(axes) for a in axes if a not in target.axes)
+        return f"{self.name(op.arg)}.sum({summed[0] if len(summed) == 1 else summed})"
+
+    @text.register
+    def _(self, op: Mask, target: Tile) -> str:
+        if op.relation is Relation.VALID:  # tiles of this backend are never padded
+            return self.name(op.arg) if op.arg.axes else f"torch.full(tokens, {self.name(op.arg)}, **like)"
+        fill = "" if op.fill == 0 else f', float("{op.fill}")'
+        return f"{_KEEP[op.relation]}({self.name(op.arg)}{fill})"
+
+    @text.register
+    def _(self, op: CumulativeSum, target: Tile) -> str:
+        text = self.name(op.arg)
+        return f"{text}.flip(-1).cumsum(-1).flip(-1)" if op.reverse else f"{text}.cumsum(-1)"
+
+    @text.register
+    def _(self, op: Solve, target: Tile) -> str:
+        matrix = self.name(op.matrix) + (".mT" if op.transposed else "")
+        return (f"torch.linalg.solve_triangular({matrix}, {self.name(op.rhs)}, "
+                f"upper={op.transposed}, unitriangular=True)")
+
+    def _broadcast(self, arg: Tile, target: Tile) -> str:
+        name = self.name(arg)
+        if arg.name == "scale" or arg.axes == target.axes:
+            return name
+        index = ", ".join(":" if a in arg.axes else "None" for a in target.axes)
+        return f"{name}[..., {index}]" if target.axes else name
+
+    def _shape(self, target: Tile) -> str:
+        sizes = {"t": "tokens[-1]", "s": "tokens[-1]", "k": "k.shape[-1]", "v": "v.shape[-1]"}
+        return ", ".join(["*v.shape[:2]", *(sizes[a] for a in target.axes)])

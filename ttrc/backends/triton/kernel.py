@@ -1,0 +1,136 @@
+"""A planned kernel -> the holes of its skeleton's template."""
+
+from __future__ import annotations
+
+from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
+from ttrc.backends.triton.printer import TritonPrinter
+from ttrc.ir.plan import Kernel, Plan, Segment, Skeleton
+from ttrc.ir.tile import Contract, Relabel, Tile, operands
+from ttrc.language.spec import Domain
+from ttrc.passes.slice_program import slice_program
+
+DOC = {
+    "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
+    "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
+    "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
+    "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
+    "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
+    "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
+}
+
+
+def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
+    common = {
+        "name": kernel.name, "doc": DOC[kernel.name],
+        "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
+    }
+    writer = _Writer(kernel, plan, domains, tags)
+    match kernel.skeleton:
+        case Skeleton.PARALLEL:
+            return common | {"body": writer.panels(), "lead": pointers(kernel)[0].name}
+        case Skeleton.SCAN:
+            (carry,) = kernel.carries
+            chunk = "steps - 1 - i" if kernel.reverse else "i"
+            body = writer.straight(kernel.segments[0])
+            return common | {"body": body, "chunk": chunk, "state": carry.state.name, "lead": pointers(kernel)[0].name,
+                             "following": writer.printer.name(carry.next)}
+        case Skeleton.TOKENS:
+            (carry,) = kernel.carries
+            body = writer.straight(kernel.segments[0])
+            return common | {"body": body, "state": carry.state.name, "following": writer.printer.name(carry.next)}
+        case Skeleton.TOKENS_REVERSE:
+            state, cotangent = kernel.carries
+            again = writer.straight(_forward_part(kernel, state.next))
+            following = writer.printer.name(state.next)
+            backward = _Writer(kernel, plan, domains, tags)
+            body = backward.straight(kernel.segments[0])
+            return common | {
+                "again": again, "body": body, "state": state.state.name, "following": following,
+                "cotangent": cotangent.state.name, "preceding": backward.printer.name(cotangent.next),
+            }
+    raise AssertionError(kernel.skeleton)
+
+
+def pointers(kernel: Kernel):
+    """Every buffer argument; q, k or v stands first."""
+    buffers = (*kernel.loads, *kernel.stores)
+    return tuple(sorted(dict.fromkeys(buffers), key=lambda b: b.name not in ("q", "k", "v")))
+
+
+def _forward_part(kernel: Kernel, following: Tile) -> Segment:
+    """What carries the state over one token, out of a token's whole adjoint."""
+    (segment,) = kernel.segments
+    state = kernel.carries[0].state
+    statements = slice_program(segment.statements, [following], frozenset({state}))
+    used = {t for s in statements for t in operands(s.op)}
+    loads = tuple(b for b in segment.loads if b.tile in used)
+    return Segment(False, loads, statements, (), ())
+
+
+
+
+class _Writer:
+    def __init__(self, kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str, str]):
+        tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
+        memory = TokenMemory if tokens else ChunkMemory
+        self.kernel, self.tags, self.memory = kernel, tags, memory(domains, "i_v")
+        raw = set() if tokens else {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
+        self.printer, self.loaded = TritonPrinter(raw), set()
+        # Saved for a backward pass alone: written only where one will follow.
+        later = {b for k in plan.forward for b in k.loads}
+        self.on_request = set(plan.saved) - later if kernel in plan.forward else set()
+        self.origin = None
+
+    def straight(self, segment: Segment) -> str:
+        lines = self._loads(segment.loads)
+        for statement in segment.statements:
+            lines += self._statement(statement)
+        return "\n".join(lines + self._stores(segment))
+
+    def panels(self) -> str:
+        lines: list[str] = []
+        for segment in self.kernel.segments:
+            if not segment.panelled:
+                lines.append(self.straight(segment))
+                continue
+            lines += self._loads(b for b in segment.loads if "v" not in b.tile.axes)
+            lines += self._panel_loop(segment)
+        return "\n".join(line for line in lines if line)
+
+    def _panel_loop(self, segment: Segment) -> list[str]:
+        summed = {s.target: s for s in segment.statements if s.target in segment.sums}
+        opened: list[str] = []
+        for statement in summed.values():
+            add = statement.op.add if isinstance(statement.op, Contract) else None
+            opened += self.printer.open_sum(statement, chained=add in summed)
+        body = self._loads((b for b in segment.loads if "v" in b.tile.axes), again=True)
+        for statement in segment.statements:
+            if statement.target in summed:
+                body += self._tagged(statement, self.printer.add_panel(statement))
+            else:
+                body += self._statement(statement)
+        body += self._stores(segment)
+        self.origin = None
+        return [*opened, "for i_v in range((V + BV - 1) // BV):", *(f"    {line}" for line in body)]
+
+    def _statement(self, statement) -> list[str]:
+        return self._tagged(statement, self.printer.lines(statement))
+
+    def _tagged(self, statement, lines: list[str]) -> list[str]:
+        """A comment where the origin changes: the spec line a statement came from, or whose adjoint it is."""
+        if isinstance(statement.op, Relabel) or statement.origin == self.origin:
+            return lines
+        self.origin = statement.origin
+        return [f"# {self.tags.get(statement.origin, statement.origin)}", *lines]
+
+    def _loads(self, buffers, again: bool = False) -> list[str]:
+        fresh = [b for b in buffers if again or b not in self.loaded]
+        self.loaded.update(fresh)
+        return [f"{b.tile.name} = {self.memory.load(b)}" for b in fresh]
+
+    def _stores(self, segment: Segment) -> list[str]:
+        lines = []
+        for buffer in segment.stores:
+            store = self.memory.store(buffer, self.printer.name(buffer.tile))
+            lines += ["if SAVE:", f"    {store}"] if buffer in self.on_request else [store]
+        return lines

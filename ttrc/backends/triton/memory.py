@@ -1,0 +1,95 @@
+"""Buffers as Triton loads and stores: the address arithmetic of every space, in one place."""
+
+from __future__ import annotations
+
+from ttrc.ir.plan import Buffer, Space
+from ttrc.ir.tile import Tile
+from ttrc.language.spec import Domain
+
+WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V"}
+BLOCK = {"s": "BT", "k": "BK", "v": "BV"}
+# What a gate reads as past the end of a sequence: inside its domain, so that no padded row is ever inf or nan.
+INTERIOR = {
+    Domain.REAL: 0.0, Domain.POSITIVE: 1.0, Domain.NONNEGATIVE: 1.0, Domain.NEGATIVE: -1.0,
+    Domain.UNIT: 0.5, Domain.DECAY: 1.0, Domain.LOG_DECAY: 0.0,
+}
+
+
+class ChunkMemory:
+    """Rows of one chunk: `token` is its first token, `left` how many there are, `i_chunk` its number."""
+
+    def __init__(self, domains: dict[str, Domain], value_block: str):
+        """`value_block` says which block of value channels a [.., v] tile holds: i_v."""
+        self.domains, self.value_block = domains, value_block
+
+    def load(self, buffer: Buffer) -> str:
+        base, row = _base(buffer, self._where(buffer))
+        match buffer.space, buffer.tile.axes:
+            case Space.CHUNK, _:
+                return f"load_rows({base}, 0, K, V, V, BK, BV, {self.value_block} * BV)"
+            case Space.HEAD, _:
+                return f"tl.full([BT], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
+            case _, ("t",):
+                other = INTERIOR[self.domains.get(buffer.name, Domain.REAL)]
+                return f"load_vector({base}, token, left, {row}, BT, {other})"
+            case _, ("t", axis):
+                return f"load_rows({base}, token, left, {row}, {WIDTH[axis]}, BT, {BLOCK[axis]}, {self._column(axis)})"
+        raise AssertionError(buffer)
+
+    def store(self, buffer: Buffer, name: str) -> str:
+        base, row = _base(buffer, self._where(buffer))
+        match buffer.space, buffer.tile.axes:
+            case Space.CHUNK, _:
+                return f"store_rows({base}, {name}, 0, K, V, V, BK, BV, {self.value_block} * BV)"
+            case _, ("t",):
+                return f"store_vector({base}, {name}, token, left, {row}, BT)"
+            case _, ("t", axis):
+                block, column = BLOCK[axis], self._column(axis)
+                return f"store_rows({base}, {name}, token, left, {row}, {WIDTH[axis]}, BT, {block}, {column})"
+        raise AssertionError(buffer)
+
+    def _column(self, axis: str) -> str:
+        return f"{self.value_block} * BV" if axis == "v" else "0"
+
+    def _where(self, buffer: Buffer) -> str:
+        # Cotangents of q and k are written for every value head; the launcher sums the groups.
+        return "i_k" if buffer.space is Space.KEY_TOKEN and not buffer.name.startswith("d_") else "i_h"
+
+
+class TokenMemory(ChunkMemory):
+    """One row: the token itself. Cotangents without a value axis are written as partial sums, one a value block."""
+
+    def load(self, buffer: Buffer) -> str:
+        base, row = _base(buffer, self._where(buffer))
+        match buffer.space, buffer.tile.axes:
+            case Space.HEAD, _:
+                return f"tl.load({buffer.name}_ptr + i_h).to(tl.float32)"
+            case _, ():
+                return f"tl.load({base} + token * {row}).to(tl.float32)"
+            case _, (axis,):
+                return f"load_row({base} + token * {row}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
+        raise AssertionError(buffer)
+
+    def store(self, buffer: Buffer, name: str) -> str:
+        base, row = _base(buffer, self._where(buffer))
+        token = "token" if _has_values(buffer.tile) else "(partial + token)"
+        match buffer.tile.axes:
+            case ():
+                return f"tl.store({base} + {token} * {row}, {name}.to({buffer.name}_ptr.dtype.element_ty))"
+            case (axis,):
+                return f"store_row({base} + {token} * {row}, {name}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
+        raise AssertionError(buffer)
+
+
+def _has_values(tile: Tile) -> bool:
+    return "v" in tile.axes
+
+
+def _base(buffer: Buffer, head: str) -> tuple[str, str]:
+    """A pointer expression for the program's head, and the distance from one token to the next."""
+    if buffer.space is Space.CHUNK:
+        return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * K * V", ""
+    widths = [WIDTH[a] for a in buffer.tile.axes if a != "t"]
+    heads = "H" if head == "i_k" else "HV"
+    width = f" * {widths[0]}" if widths else ""
+    return f"{buffer.name}_ptr + {head}{width}", f"{heads}{width}" if width else heads

@@ -1,0 +1,135 @@
+"""Tile statements as Triton. A tile is a register block named after itself; its shape follows from its axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import singledispatchmethod
+
+from ttrc import symbolic
+from ttrc.backends.product import as_product
+from ttrc.ir.tile import (
+    SCALE, Contract, CumulativeSum, Elementwise, Inverse, Mask, Reduce, Relabel, Relation, Statement, Tile, operands,
+)
+
+DIALECT = symbolic.Dialect(
+    calls={
+        "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "tanh": "tanh({0})",
+        "sigmoid": "tl.sigmoid({0})", "softplus": "softplus({0})", "pow": "power({0}, {1})",
+        "magnitude": "tl.abs({0})", "step_sign": "sign({0})", "log_cosh": "log_cosh({0})",
+    },
+    where="tl.where({0}, {1}, {2})",
+)
+BLOCK = {"t": "BT", "s": "BT", "k": "BK", "v": "BV"}
+
+
+def shape(tile: Tile) -> str:
+    return "[" + ", ".join(BLOCK[a] for a in tile.axes) + "]"
+
+
+@dataclass
+class TritonPrinter:
+    """Prints statements in order.
+
+    `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
+    elementwise code in float32. `alias` maps a tile to the variable that holds it, where that has another name.
+    """
+
+    raw: set[str]
+    alias: dict[str, str] = field(default_factory=dict)
+
+    def name(self, tile: Tile) -> str:
+        return self.alias.get(tile.name, tile.name)
+
+    def lines(self, statement: Statement) -> list[str]:
+        target = statement.target
+        if isinstance(statement.op, Relabel):
+            self._share(target, statement.op.arg)
+            return []
+        return [f"{self.name(target)} = {self.text(statement.op, target)}"]
+
+    def open_sum(self, statement: Statement, chained: bool) -> list[str]:
+        """The accumulator of a result that sums over panels, before the loop; `chained` ones join their addend's."""
+        target, add = statement.target, getattr(statement.op, "add", None)
+        if chained:
+            self._share(target, add)
+            return []
+        if add is not None:
+            return [f"{target.name} = {self.name(add)}"]
+        return [f"{target.name} = " + (f"tl.zeros({shape(target)}, tl.float32)" if target.axes else "0.0")]
+
+    def add_panel(self, statement: Statement) -> list[str]:
+        """One panel's share of such a result."""
+        name = self.name(statement.target)
+        match statement.op:
+            case Contract():
+                return [f"{name} = {self._dot(statement.op, statement.target, name)}"]
+            case _:
+                return [f"{name} += {self.text(statement.op, statement.target)}"]
+
+    def _share(self, target: Tile, source: Tile) -> None:
+        self.alias[target.name] = self.name(source)
+        if source.name in self.raw:
+            self.raw.add(target.name)
+
+    @singledispatchmethod
+    def text(self, op, target: Tile) -> str:
+        raise TypeError(op)
+
+    @text.register
+    def _(self, op: Elementwise, target: Tile) -> str:
+        text = symbolic.render(op.expr, DIALECT, {a.name: self._broadcast(a, target) for a in op.args})
+        covered = {axis for a in op.args for axis in a.axes}
+        if covered == set(target.axes):
+            return text
+        return f"tl.broadcast_to({text}, {shape(target)})"
+
+    @text.register
+    def _(self, op: Contract, target: Tile) -> str:
+        return self._dot(op, target, None if op.add is None else self.name(op.add))
+
+    @text.register
+    def _(self, op: Reduce, target: Tile) -> str:
+        summed = [i for i, a in enumerate(op.arg.axes) if a not in target.axes]
+        axis = f", {summed[0]}" if len(summed) < len(op.arg.axes) else ""
+        return f"tl.sum({self._float(op.arg)}{axis})"
+
+    @text.register
+    def _(self, op: Mask, target: Tile) -> str:
+        fill = "0.0" if op.fill == 0 else f'float("{op.fill}")'
+        keep = {
+            Relation.CAUSAL: "t[:, None] >= t[None, :]", Relation.STRICT: "t[:, None] > t[None, :]",
+            Relation.VALID: "t < left",
+        }[op.relation]
+        return f"tl.where({keep}, {self._float(op.arg)}, {fill})"
+
+    @text.register
+    def _(self, op: CumulativeSum, target: Tile) -> str:
+        return f"tl.cumsum({self._float(op.arg)}, 0{', reverse=True' if op.reverse else ''})"
+
+    @text.register
+    def _(self, op: Inverse, target: Tile) -> str:
+        return f"unit_lower_inverse({self.name(op.matrix)}, BT, PRECISION)"
+
+    def _dot(self, op: Contract, target: Tile, add: str | None) -> str:
+        product = as_product(op, target)
+        left = self._operand(product.left, product.left_transposed)
+        right = self._operand(product.right, product.right_transposed)
+        return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
+
+    def _operand(self, tile: Tile, transposed: bool) -> str:
+        # Transposed before the cast: transposing a narrowed accumulator is miscompiled on Hopper (Triton < 3.7.1).
+        text = f"tl.trans({self.name(tile)})" if transposed else self.name(tile)
+        return text if tile.name in self.raw else f"{text}.to(dtype)"
+
+    def _float(self, tile: Tile) -> str:
+        return f"{self.name(tile)}.to(tl.float32)" if tile.name in self.raw else self.name(tile)
+
+    def _broadcast(self, arg: Tile, target: Tile) -> str:
+        text = self._float(arg)
+        if not arg.axes or arg.axes == target.axes or arg.name == SCALE:
+            return text
+        return f"{text}[{', '.join(':' if a in arg.axes else 'None' for a in target.axes)}]"
+
+
+def uses(statements, tile: Tile) -> bool:
+    return any(tile in operands(s.op) for s in statements)

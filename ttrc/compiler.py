@@ -1,0 +1,48 @@
+"""The whole pipeline: a spec's text in, the files of a standalone package out.
+
+    Spec --derive_recurrence--> Recurrence
+         --derive_chunk, derive_token--> tile Programs
+         --differentiate_tile--> their adjoints
+         --lower_solve, schedule_*--> kernel Plans
+         --emit--> __init__.py, op.py, kernels.py, reference.py
+"""
+
+from __future__ import annotations
+
+from ttrc.emit import emit
+from ttrc.ir.module import Form, Module
+from ttrc.ir.recurrence import Recurrence
+from ttrc.language.spec import Spec
+from ttrc.passes.derive_chunk import derive_chunk
+from ttrc.passes.derive_recurrence import derive_recurrence
+from ttrc.passes.derive_token import derive_token
+from ttrc.passes.differentiate_tile import differentiate_tile
+from ttrc.passes.lower_solve import lower_solve
+from ttrc.passes.schedule_kernels import schedule_chunk, schedule_tokens
+
+
+def analyse(spec: Spec) -> Module:
+    """Everything there is to know about a spec short of text."""
+    recurrence = derive_recurrence(spec)
+    forms = {"chunk": _chunk(recurrence), "recurrent": _recurrent(recurrence)}
+    return Module(spec, recurrence, {name: form for name, form in forms.items() if form is not None})
+
+
+def generate(spec: Spec) -> dict[str, str]:
+    return emit(analyse(spec))
+
+
+def _chunk(recurrence: Recurrence) -> Form | None:
+    """Chunks need the log of the decay; a decay that may reach zero runs token by token."""
+    if recurrence.log_decay is None and recurrence.decay != 1:
+        return None
+    forward = derive_chunk(recurrence)
+    backward = differentiate_tile(forward)
+    plan = schedule_chunk(recurrence, lower_solve(forward), lower_solve(backward))
+    return Form("chunk", forward, backward, plan)
+
+
+def _recurrent(recurrence: Recurrence) -> Form:
+    forward = derive_token(recurrence)
+    backward = differentiate_tile(forward)
+    return Form("recurrent", forward, backward, schedule_tokens(recurrence, forward, backward))

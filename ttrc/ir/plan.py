@@ -1,0 +1,112 @@
+"""Kernel plans: which statements run in which kernel, what each reads and writes, and what that costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Optional
+
+from ttrc.ir.tile import Carry, Statement, Tile
+
+
+class Space(Enum):
+    """Where a buffer lives in global memory; the value is its leading shape."""
+
+    KEY_TOKEN = "B, T, H"       # q, k and their cotangents: one row a token and key head
+    TOKEN = "B, T, HV"          # everything else that comes per token
+    HEAD = "HV"                 # parameters: one number a head, constant in time
+    CHUNK = "chunks, HV"        # one [K, V] tile a chunk
+    SEQUENCE = "N, HV"          # one [K, V] tile a sequence, float32
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype."""
+
+    name: str
+    tile: Tile
+    space: Space
+
+
+class Skeleton(Enum):
+    """The loop around a kernel's body; each has one template."""
+
+    PARALLEL = "parallel"    # one program a chunk and head, the value axis walked in panels
+    SCAN = "scan"            # one program a sequence, head and value block, chunks in order, states on chip
+    TOKENS = "tokens"        # as SCAN, token by token
+    TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Straight-line code: once a chunk, or (panelled) once for each panel of the value axis.
+
+    `sums` are the results that accumulate over the panels; they hold their total only afterwards.
+    """
+
+    panelled: bool
+    loads: tuple[Buffer, ...]
+    statements: tuple[Statement, ...]
+    sums: tuple[Tile, ...]
+    stores: tuple[Buffer, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    skeleton: Skeleton
+    reverse: bool
+    segments: tuple[Segment, ...]
+    carries: tuple[Carry, ...]
+
+    @property
+    def loads(self) -> tuple[Buffer, ...]:
+        return tuple(dict.fromkeys(b for s in self.segments for b in s.loads))
+
+    @property
+    def stores(self) -> tuple[Buffer, ...]:
+        return tuple(dict.fromkeys(b for s in self.segments for b in s.stores))
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        return tuple(x for s in self.segments for x in s.statements)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kernels of one form, forward and backward, in launch order.
+
+    `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass.
+    """
+
+    form: str
+    forward: tuple[Kernel, ...]
+    backward: tuple[Kernel, ...]
+    saved: tuple[Buffer, ...]
+    scratch: tuple[Buffer, ...]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Per token and value head; bytes are distinct ones, each counted once a kernel, FLOPs those of issued products."""
+
+    read_bytes: float
+    written_bytes: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one pass costs for one sequence of length T: by kernel, with its launches and its serial steps."""
+
+    kernels: tuple[tuple[str, Traffic], ...]
+    launches: int
+    serial_steps_per_token: Optional[float]
+
+    @property
+    def bytes(self) -> float:
+        return sum(t.read_bytes + t.written_bytes for _, t in self.kernels)
+
+    @property
+    def flops(self) -> float:
+        return sum(t.flops for _, t in self.kernels)

@@ -1,0 +1,48 @@
+"""What a spec means, token by token, after SymPy has differentiated and solved it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from ttrc.language.spec import Input, Parameter
+from ttrc.symbolic import Expr, Reduction
+
+Gate = Union[Input, Parameter]
+
+
+@dataclass(frozen=True)
+class Hebbian:
+    """The error is free of the prediction: e = offset."""
+
+    offset: Expr
+
+
+@dataclass(frozen=True)
+class Affine:
+    """e = slope * p + offset, the slope one number a token, shared by all value channels."""
+
+    slope: Expr
+    offset: Expr
+
+
+ErrorForm = Union[Hebbian, Affine]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """S_t = decay * S_{t-1} - k_t e_t', p_t = S' k_t with S the retained state if `reads_decayed`, else S_{t-1}.
+
+    Expressions are per element, over p, k, v and the gates; `reductions` define the sums that they mention.
+    `log_decay` is None where the decay is 1; `decay` is not provably positive where `log_decay` is missing
+    although decay differs from 1, and then there is no chunk form.
+    """
+
+    gates: tuple[Gate, ...]
+    reductions: tuple[Reduction, ...]
+    gradient: Expr          # dL/dp at the point where the update takes it, weight included
+    curvature: Expr         # second derivative of the retention in S
+    decay: Expr
+    log_decay: Expr | None
+    reads_decayed: bool
+    error: ErrorForm

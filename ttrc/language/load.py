@@ -1,0 +1,192 @@
+"""A spec file to a Spec: bounded text, TOML, schema, then every expression parsed, shaped and checked in turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Mapping, Optional, Union
+
+from ttrc.errors import SpecError, placing
+from ttrc.language.complaints import check_schema
+from ttrc.language.document import Document, read_document, read_text
+from ttrc.language.sections import (
+    DEFAULT,
+    LOSS,
+    MOMENTUM,
+    RETENTION,
+    WEIGHT,
+    Section,
+    check_default,
+    read_expression,
+)
+from ttrc.language.shapes import Axes
+from ttrc.language.spec import (
+    At,
+    ClosedForm,
+    Domain,
+    Gradient,
+    Input,
+    KernelMemory,
+    LinearMemory,
+    Located,
+    Loss,
+    Memory,
+    MLPMemory,
+    Parameter,
+    Per,
+    Proximal,
+    Retention,
+    Source,
+    Spec,
+    Update,
+    VectorMemory,
+)
+from ttrc.language.syntax import names
+
+
+def load_spec(path: Union[str, Path]) -> Spec:
+    """The spec in a file. Raises SpecError, and nothing else, for whatever the path or the file may hold."""
+    with placing(path=str(path)):
+        return _build(read_text(Path(path)), str(path))
+
+
+def parse_spec(text: str, path: str = "<text>") -> Spec:
+    """The spec in a text; `path` is what messages call it."""
+    with placing(path=path):
+        return _build(text, path)
+
+
+def _build(text: str, path: str) -> Spec:
+    document = read_document(text)
+    check_schema(document)
+    data = document.data
+    memory = _memory(data["memory"])
+    _check_rule(document, memory)
+    inputs = tuple(
+        Input(name, _per(gate), Domain(gate["domain"]), document.line("inputs", name))
+        for name, gate in data.get("inputs", {}).items()
+    )
+    parameters = tuple(_parameter(document, name, memory) for name in data.get("parameters", {}))
+    expressions = _Expressions(document, memory, _gate_axes(document, inputs, parameters))
+    spec = Spec(
+        name=data["name"],
+        reference=data["reference"],
+        inputs=inputs,
+        parameters=parameters,
+        memory=memory,
+        loss=Loss(expressions.read(LOSS, "loss", "expr"), expressions.read_if_given(WEIGHT, "loss", "weight")),
+        retention=Retention(expressions.read(RETENTION, "retention", "expr")),
+        update=_update(document, expressions),
+        source=Source(path, text),
+    )
+    _check_all_used(spec)
+    return spec
+
+
+class _Expressions:
+    """Reads a key of the document as an expression over the declared gates."""
+
+    def __init__(self, document: Document, memory: Memory, gates: Mapping[str, Axes]):
+        self.document, self.memory, self.gates = document, memory, gates
+
+    def read(self, section: Section, *keys: str) -> Located:
+        text = self.document.data
+        for key in keys:
+            text = text[key]
+        line, key = self.document.line(*keys), ".".join(keys)
+        with placing(line=line, key=key, text=text):
+            return Located(read_expression(text, section, self.memory, self.gates), text, key, line)
+
+    def read_if_given(self, section: Section, table: str, key: str) -> Optional[Located]:
+        return self.read(section, table, key) if key in self.document.data[table] else None
+
+
+def _per(gate: dict) -> Per:
+    return Per[gate["per"].upper()]
+
+
+def _parameter(document: Document, name: str, memory: Memory) -> Parameter:
+    gate, domain = document.data["parameters"][name], Domain(document.data["parameters"][name]["domain"])
+    default = None
+    if "default" in gate:
+        default = _Expressions(document, memory, {}).read(DEFAULT, "parameters", name, "default")
+        with placing(line=default.line, key=default.key, text=default.text):
+            check_default(default.tree, domain)
+    return Parameter(name, _per(gate), domain, document.line("parameters", name), default)
+
+
+def _gate_axes(document: Document, inputs: tuple[Input, ...], parameters: tuple[Parameter, ...]) -> dict[str, Axes]:
+    """The axes of every gate by name; a name is declared once."""
+    declared = {gate.name for gate in inputs}
+    for parameter in parameters:
+        if parameter.name in declared:
+            raise SpecError(
+                f'"{parameter.name}" is already an input',
+                line=parameter.line,
+                key=f"parameters.{parameter.name}",
+                expected="a name that [inputs] does not use",
+            )
+    return {gate.name: frozenset(gate.per.value) for gate in (*inputs, *parameters)}
+
+
+def _memory(table: dict) -> Memory:
+    match table:
+        case {"kind": "linear"}:
+            return LinearMemory()
+        case {"kind": "vector"}:
+            return VectorMemory()
+        case {"kind": "kernel", "degree": degree}:
+            return KernelMemory(int(degree))
+        case {"kind": "mlp"}:
+            return MLPMemory(
+                int(table["layers"]), int(table["expansion"]), table["activation"], table["residual"], table["norm"]
+            )
+
+
+# The rules that make sense for a memory, and why no other does.
+_RULES = {
+    LinearMemory: (("gradient", "proximal", "closed_form"), ""),
+    VectorMemory: (("gradient", "proximal", "closed_form"), ""),
+    MLPMemory: (("gradient",), "a deep memory can only be stepped along its gradient"),
+    KernelMemory: (("closed_form",), "a kernel memory keeps all pairs, so it has no state to step from"),
+}
+
+
+def _check_rule(document: Document, memory: Memory) -> None:
+    rule = document.data["update"]["rule"]
+    sensible, why = _RULES[type(memory)]
+    if rule not in sensible:
+        raise SpecError(
+            f'rule = "{rule}" makes no sense for [memory] kind = "{document.data["memory"]["kind"]}"',
+            line=document.line("update", "rule"),
+            key="update.rule",
+            expected="one of " + ", ".join(f'"{word}"' for word in sensible),
+            hint=why,
+        )
+
+
+def _update(document: Document, expressions: _Expressions) -> Update:
+    table, line = document.data["update"], document.line("update")
+    match table["rule"]:
+        case "gradient":
+            segment = int(table["segment"]) if "segment" in table else None
+            return Gradient(At(table["at"]), segment, expressions.read_if_given(MOMENTUM, "update", "momentum"), line)
+        case "proximal":
+            return Proximal(line)
+        case "closed_form":
+            return ClosedForm(line)
+
+
+def _check_all_used(spec: Spec) -> None:
+    """A gate that no expression uses would be an argument without an effect and without a gradient."""
+    optional = [spec.loss.weight, spec.update.momentum if isinstance(spec.update, Gradient) else None]
+    located = [spec.loss.expr, spec.retention.expr, *filter(None, optional)]
+    used = frozenset().union(*(names(expression.tree) for expression in located))
+    for table, gates in (("inputs", spec.inputs), ("parameters", spec.parameters)):
+        for gate in gates:
+            if gate.name not in used:
+                raise SpecError(
+                    f'"{gate.name}" is declared but no expression uses it',
+                    line=gate.line,
+                    key=f"{table}.{gate.name}",
+                    expected="every declared input and parameter in an expression: otherwise it has no gradient",
+                )

@@ -1,0 +1,28 @@
+"""Names that a spec may not give to itself or to its inputs, because they mean something where the name goes."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+
+from ttrc.language.functions import FUNCTIONS
+
+# What expressions mean by these words, in the order of the sections; `head` and `heads` in a default.
+WORDS = ("p", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
+
+# Arguments and sizes of the operators, and the names that generated code gives to gradients.
+_OPERATOR = (
+    "scale initial_state final_state output_final_state cu_seqlens form state "
+    "T B C D H HV N K V BT BK BV dq dk dv do dp ds dstate"
+).split()
+
+# Modules, and the functions of triton.language that read or write as bare words.
+_LIBRARIES = (
+    "torch triton tl ttrc math numpy np jit autotune constexpr program_id num_programs num_warps num_stages "
+    "load store cdiv arange zeros full range static_range make_block_ptr advance trans reshape broadcast_to "
+    "cumsum associative_scan reduce atomic_add maximum minimum fma rsqrt exp2 log2 static_assert device_print"
+).split()
+
+_PYTHON = [*keyword.kwlist, "match", "case", *(name for name in dir(builtins) if not name.startswith("_"))]
+
+RESERVED = frozenset((*WORDS, *FUNCTIONS, *_OPERATOR, *_LIBRARIES, *_PYTHON))

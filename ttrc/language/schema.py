@@ -1,0 +1,203 @@
+"""The JSON schema of a spec: the single source for editors (`ttrc schema`) and for the compiler's own checks.
+
+Only keys, types and words are its business; what expressions mean is checked by sections.py. A table whose keys
+depend on one of them (memory by `kind`, update by `rule` and `at`) is one closed object per case, see `_by`.
+Each object has a title and each key a description: complaints.py quotes them.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Callable
+
+from ttrc.language.domains import INTERVALS
+from ttrc.language.reserved import RESERVED
+from ttrc.language.spec import At, Domain, Per
+from ttrc.language.tokens import MAX_CHARACTERS
+
+Schema = dict[str, Any]
+
+MAX_INPUTS = 16
+
+PER_MEANING = {
+    Per.HEAD: "one number a head",
+    Per.KEY_CHANNEL: "one a key channel of each head",
+    Per.VALUE_CHANNEL: "one a value channel of each head",
+    Per.ELEMENT: "one an entry of the state: key channel by value channel",
+}
+
+AT_MEANING = {
+    At.PREVIOUS: "at the state before this token",
+    At.RETAINED: "at the minimum of the retention term alone, such as the decayed state",
+    At.SEGMENT_START: "at the state at the start of the token's segment",
+}
+
+# `$` also matches before a line break at the very end, in Python; the look-ahead says what an editor reads anyway.
+_END = "$(?!\n)"
+
+
+def json_schema() -> Schema:
+    """The schema of a spec file, JSON Schema draft 2020-12."""
+    spec = _table(
+        "a spec",
+        {
+            "schema": {"const": 1, "description": "version of the spec language: 1"},
+            "name": _name(
+                f"^[a-z][a-z0-9_]{{0,47}}{_END}",
+                "the layer's name: a lower-case letter, then up to 47 lower-case letters, digits and underscores",
+            ),
+            "reference": {
+                "type": "string",
+                "pattern": f"^[ -~]*{_END}",
+                "maxLength": 200,
+                "description": "where the rule is from: one line of printable ASCII, at most 200 characters",
+            },
+            "inputs": _gates("inputs of the operator beyond q, k and v, one value a token", _input()),
+            "parameters": _gates("numbers that do not change in time", _parameter()),
+            "memory": _by("kind", "[memory]", MEMORIES, "the memory's architecture"),
+            "loss": _table(
+                "[loss]",
+                {
+                    "expr": _expression("what one association should minimise: a number made of p, v, k and gates"),
+                    "weight": _expression("the importance of the association: a number made of gates, free of p"),
+                },
+                required=["expr"],
+            ),
+            "retention": _table(
+                "[retention]",
+                {"expr": _expression("what holds the new state S near S_prev: a number made of these and gates")},
+            ),
+            "update": _by("rule", "[update]", UPDATES, "how the state moves"),
+        },
+        required=["schema", "name", "reference", "memory", "loss", "retention", "update"],
+    )
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **spec}
+
+
+def _table(title: str, properties: dict[str, Schema], required: list[str] | None = None) -> Schema:
+    """A closed object; all keys are required unless said otherwise."""
+    return {
+        "title": title,
+        "type": "object",
+        "properties": properties,
+        "required": list(properties) if required is None else required,
+        "additionalProperties": False,
+    }
+
+
+def _by(tag: str, title: str, cases: dict[str, Schema], description: str) -> Schema:
+    """An object whose tag says which case it is; each case is a whole schema, so no key is optional by accident."""
+    return {
+        "title": title,
+        "description": description,
+        "type": "object",
+        "properties": {tag: {"enum": list(cases), "description": description}},
+        "required": [tag],
+        "allOf": [
+            {"if": {"properties": {tag: {"const": case}}, "required": [tag]}, "then": schema}
+            for case, schema in cases.items()
+        ],
+    }
+
+
+def _words(meanings: dict[Enum, str], word: Callable[[Enum], str]) -> Schema:
+    """One of an enumeration's words; the meaning of each is there for editors."""
+    words = {word(member): meaning for member, meaning in meanings.items()}
+    return {
+        "enum": list(words),
+        "description": "; ".join(f"{word}: {meaning}" for word, meaning in words.items()),
+    }
+
+
+def _name(pattern: str, description: str) -> Schema:
+    return {"type": "string", "pattern": pattern, "not": {"enum": sorted(RESERVED)}, "description": description}
+
+
+def _expression(description: str) -> Schema:
+    return {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS, "description": description}
+
+
+def _integer(low: int, high: int, description: str) -> Schema:
+    return {"type": "integer", "minimum": low, "maximum": high, "description": description}
+
+
+def _boolean(description: str) -> Schema:
+    return {"type": "boolean", "description": description}
+
+
+def _gates(description: str, gate: Schema) -> Schema:
+    name = _name(
+        f"^([a-z][a-z0-9_]{{0,23}}|[A-Z]){_END}",
+        "a lower-case letter, then up to 23 lower-case letters, digits and underscores; or one capital letter",
+    )
+    return {
+        "type": "object",
+        "description": description,
+        "propertyNames": name,
+        "maxProperties": MAX_INPUTS,
+        "additionalProperties": gate,
+    }
+
+
+def _input() -> Schema:
+    return _table("an input", _gate())
+
+
+def _parameter() -> Schema:
+    default = _expression("a value for each head: a number made of head (0, 1, ...) and heads, their count")
+    return _table("a parameter", {**_gate(), "default": default}, required=["per", "domain"])
+
+
+def _gate() -> dict[str, Schema]:
+    meanings = {domain: interval.meaning for domain, interval in INTERVALS.items()}
+    return {
+        "per": _words(PER_MEANING, lambda per: per.name.lower()),
+        "domain": _words(meanings, lambda domain: domain.value),
+    }
+
+
+MEMORIES = {
+    "linear": _table('[memory] with kind = "linear"', {"kind": {}}),
+    "vector": _table('[memory] with kind = "vector"', {"kind": {}}),
+    "mlp": _table(
+        '[memory] with kind = "mlp"',
+        {
+            "kind": {},
+            "layers": _integer(1, 8, "how many weight matrices"),
+            "expansion": _integer(1, 16, "width of the hidden layers, in widths of the input"),
+            "activation": {"enum": ["gelu", "silu", "relu", "tanh"], "description": "between the layers"},
+            "residual": _boolean("whether the memory's input is added to its output"),
+            "norm": _boolean("whether the output is layer-normalised"),
+        },
+    ),
+    "kernel": _table(
+        '[memory] with kind = "kernel"',
+        {"kind": {}, "degree": _integer(0, 1, "degree of the local polynomial: 0 is softmax attention")},
+    ),
+}
+
+_RULE: dict[str, Schema] = {"rule": {}, "at": {}}
+_MOMENTUM = {"momentum": _expression("how much of the last step is kept: a number made of gates")}
+
+
+def _gradient(at: At, keys: dict[str, Schema]) -> Schema:
+    title = f'[update] with rule = "gradient" and at = "{at.value}"'
+    return _table(title, {**_RULE, **keys, **_MOMENTUM}, required=[*_RULE, *keys])
+
+
+UPDATES = {
+    "gradient": _by(
+        "at",
+        '[update] with rule = "gradient"',
+        {
+            "previous": _gradient(At.PREVIOUS, {}),
+            "retained": _gradient(At.RETAINED, {}),
+            "segment_start": _gradient(
+                At.SEGMENT_START, {"segment": _integer(1, 65536, "the segment's length in tokens")}
+            ),
+        },
+        "; ".join(f"{at.value}: {meaning}" for at, meaning in AT_MEANING.items()),
+    ),
+    "proximal": _table('[update] with rule = "proximal"', {"rule": {}}),
+    "closed_form": _table('[update] with rule = "closed_form"', {"rule": {}}),
+}

@@ -1,0 +1,108 @@
+"""Which words each section's expression may use, which it must, and that it comes to one number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Optional
+
+from ttrc.errors import SpecError
+from ttrc.language.bounds import check_bounds
+from ttrc.language.domains import INTERVALS
+from ttrc.language.evaluate import evaluate_default
+from ttrc.language.parse import parse
+from ttrc.language.shapes import SCALAR, Axes, Scope, describe, infer
+from ttrc.language.spec import Domain, KernelMemory, LinearMemory, Memory, MLPMemory, VectorMemory
+from ttrc.language.syntax import Expr, Name, names, walk
+
+_KEY, _VALUE = frozenset({"k"}), frozenset({"v"})
+_HEAD_COUNTS = (1, 8, 64)  # a default is tried on these
+
+
+@dataclass(frozen=True)
+class Section:
+    """A kind of expression: the words the section provides, whether gates may appear, the word it must use."""
+
+    key: str
+    words: tuple[str, ...]
+    gates: bool
+    must_use: Optional[str] = None
+    otherwise: str = ""
+
+
+LOSS = Section("loss.expr", ("p", "v", "k"), True, "p", "nothing would be learned: p is the memory's prediction for k")
+WEIGHT = Section("loss.weight", ("v", "k"), True)
+RETENTION = Section(
+    "retention.expr", ("S", "S_prev"), True, "S", "nothing could be solved for: S is the new state, S_prev the last"
+)
+MOMENTUM = Section("update.momentum", (), True)
+DEFAULT = Section("default", ("head", "heads"), False)
+
+SECTIONS = (LOSS, WEIGHT, RETENTION, MOMENTUM, DEFAULT)
+
+
+def word_axes(memory: Memory) -> dict[str, Axes]:
+    """The axes of the words that sections provide, for this memory."""
+    match memory:
+        case LinearMemory() | MLPMemory():  # of an MLP, S is any one of its weight matrices
+            key, value, state = _KEY, _VALUE, _KEY | _VALUE
+        case VectorMemory():  # key and value channels are the same channels
+            key = value = state = _VALUE
+        case KernelMemory():  # S is the value that is fitted at a query
+            key, value, state = _KEY, _VALUE, _VALUE
+    return {"p": value, "v": value, "k": key, "S": state, "S_prev": state, "head": SCALAR, "heads": SCALAR}
+
+
+def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[str, Axes]) -> Expr:
+    """The checked tree of a section's expression. A SpecError lacks the file and the line only."""
+    tree = parse(text)
+    axes_of = word_axes(memory)
+    scope: Scope = {word: axes_of[word] for word in section.words} | (dict(gates) if section.gates else {})
+    _check_words(tree, section, scope)
+    axes = infer(tree, scope)
+    if section is not DEFAULT:
+        check_bounds(tree)
+    if axes != SCALAR:
+        raise SpecError(
+            f"{section.key} comes to {describe(axes)}",
+            span=tree.span,
+            expected="one number",
+            hint="reduce it with sum(...), norm2(...) or dot(a, b)",
+        )
+    # All pairs are kept in a kernel memory, so its retention may be no more than 0.
+    free = section is RETENTION and isinstance(memory, KernelMemory)
+    if section.must_use and section.must_use not in names(tree) and not free:
+        raise SpecError(
+            f'{section.key} does not use "{section.must_use}"',
+            span=tree.span,
+            expected=f'an expression of "{section.must_use}"',
+            hint=section.otherwise,
+        )
+    return tree
+
+
+def check_default(tree: Expr, domain: Domain) -> None:
+    """A default has a value in its parameter's domain for every head, tried on a few counts of heads."""
+    interval = INTERVALS[domain]
+    for heads in _HEAD_COUNTS:
+        for head in range(heads):
+            value = evaluate_default(tree, head, heads)
+            if not interval.holds(value):
+                raise SpecError(
+                    f"for head {head} of {heads} the default is {value:g}, outside of its domain",
+                    span=tree.span,
+                    expected=f"{domain.value}: {interval.meaning}",
+                )
+
+
+def _check_words(tree: Expr, section: Section, scope: Scope) -> None:
+    """A word that belongs to another section deserves a better message than that it is unknown."""
+    for node in walk(tree):
+        if isinstance(node, Name) and node.id not in scope:
+            homes = [other.key for other in SECTIONS if node.id in other.words and other is not DEFAULT]
+            if homes:
+                raise SpecError(
+                    f'"{node.id}" has no meaning in {section.key}',
+                    span=node.span,
+                    expected="one of " + ", ".join(sorted(scope)) if scope else "numbers and gates only",
+                    hint=f'"{node.id}" is a word of {" and ".join(homes)}',
+                )

@@ -1,0 +1,101 @@
+"""Builds tile programs: fresh names, axis bookkeeping, and one statement for equal right-hand sides."""
+
+from __future__ import annotations
+
+import itertools
+
+from ttrc import symbolic
+from ttrc.ir.tile import (
+    Contract, CumulativeSum, Elementwise, Inverse, Mask, Op, Reduce, Relabel, Relation, Solve, Statement, Tile, ordered,
+)
+from ttrc.symbolic import Expr
+
+_SWAP = {"t": "s", "s": "t"}
+
+
+class Builder:
+    """Statements in order; asking twice for the same operation gives the same tile."""
+
+    def __init__(self, inputs: tuple[Tile, ...], statements: tuple[Statement, ...] = ()):
+        self.statements: list[Statement] = list(statements)
+        self._names = {t.name for t in inputs} | {s.target.name for s in statements}
+        self._known: dict[tuple, Tile] = {(s.op, s.target.axes): s.target for s in statements}
+
+    def fresh(self, name: str) -> str:
+        candidates = itertools.chain((name,), (f"{name}_{i}" for i in itertools.count(2)))
+        free = next(c for c in candidates if c not in self._names)
+        self._names.add(free)
+        return free
+
+    def tile(self, name: str, axes) -> Tile:
+        return Tile(self.fresh(name), ordered(axes))
+
+    def emit(self, name: str, axes, op: Op, origin: str) -> Tile:
+        axes = ordered(axes)
+        known = self._known.get((op, axes))
+        if known is not None:
+            return known
+        target = Tile(self.fresh(name), axes)
+        self.statements.append(Statement(target, op, origin))
+        self._known[(op, axes)] = target
+        return target
+
+    def elementwise(self, name: str, expr: Expr, args: dict[str, Tile], origin: str, axes=()) -> Tile:
+        """expr over symbols called as in args, renamed to the tiles they stand for; broadcast to `axes` as well."""
+        used = {n: t for n, t in args.items() if n in symbolic.names(expr)}
+        expr = symbolic.renamed(expr, {n: sym(t) for n, t in used.items()})
+        axes = ordered({a for t in used.values() for a in t.axes} | set(axes))
+        for tile in used.values():
+            if expr == sym(tile) and tile.axes == axes:
+                return tile
+        expr, operands = self._hoist(name, expr, set(used.values()), axes, origin)
+        return self.emit(name, axes, Elementwise(expr, tuple(sorted(operands, key=lambda t: t.name))), origin)
+
+    def _hoist(self, name: str, expr: Expr, used: set[Tile], axes, origin: str) -> tuple[Expr, set[Tile]]:
+        """Factors of a product that need fewer axes than the product has are worked out once, on those."""
+        by_symbol = {sym(t): t for t in used}
+
+        def axes_of(part: Expr) -> tuple[str, ...]:
+            return ordered({a for s in part.free_symbols for a in by_symbol[s].axes})
+
+        for own in sorted({t.axes for t in used if len(t.axes) < len(axes)}):
+            expr = symbolic.group_factors(
+                expr, lambda part, own=own: set(axes_of(part)) <= set(own),
+                lambda part: sym(self.elementwise(f"{name}_factor", part, {t.name: t for t in used}, origin)),
+            )
+            used |= {s.target for s in self.statements if sym(s.target) in expr.free_symbols}
+            by_symbol |= {sym(t): t for t in used}
+        return expr, {by_symbol[s] for s in expr.free_symbols}
+
+    def contract(self, name: str, a: Tile, b: Tile, axis: str, origin: str, add: Tile | None = None) -> Tile:
+        axes = (set(a.axes) | set(b.axes)) - {axis}
+        return self.emit(name, axes, Contract(a, b, axis, add), origin)
+
+    def reduce(self, name: str, arg: Tile, keep, origin: str) -> Tile:
+        return arg if ordered(keep) == arg.axes else self.emit(name, keep, Reduce(arg), origin)
+
+    def mask(self, name: str, arg: Tile, relation: Relation, fill: float, origin: str) -> Tile:
+        axes = {"t"} | set(arg.axes) if relation is Relation.VALID else arg.axes
+        return self.emit(name, axes, Mask(arg, relation, fill), origin)
+
+    def cumulative_sum(self, name: str, arg: Tile, origin: str, reverse: bool = False) -> Tile:
+        return self.emit(name, arg.axes, CumulativeSum(arg, reverse), origin)
+
+    def relabel(self, arg: Tile, origin: str) -> Tile:
+        """arg under the other token axis; doing it twice gives arg back."""
+        for statement in self.statements:
+            if statement.target == arg and isinstance(statement.op, Relabel):
+                return statement.op.arg
+        name = arg.name + ("_s" if "t" in arg.axes else "_t")
+        return self.emit(name, tuple(_SWAP.get(a, a) for a in arg.axes), Relabel(arg), origin)
+
+    def solve(self, name: str, matrix: Tile, rhs: Tile, transposed: bool, origin: str) -> Tile:
+        return self.emit(name, rhs.axes, Solve(matrix, rhs, transposed), origin)
+
+    def inverse(self, matrix: Tile, origin: str) -> Tile:
+        return self.emit("inverse", matrix.axes, Inverse(matrix), origin)
+
+
+def sym(tile: Tile) -> symbolic.Symbol:
+    """The symbol that stands for a tile inside elementwise expressions."""
+    return symbolic.symbol(tile.name)

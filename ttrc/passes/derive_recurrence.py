@@ -1,0 +1,130 @@
+"""Spec -> Recurrence: differentiate the loss, solve the stationarity condition of the update for S.
+
+gradient:  S = argmin <grad loss(S_at), S> + retention(S, S_prev)
+proximal:  S = argmin loss(S' k, v) + retention(S, S_prev)
+
+Both are solved per element of S, where the gradient of the loss is k_i e_j with e = dL/dp.
+"""
+
+from __future__ import annotations
+
+from ttrc import symbolic
+from ttrc.errors import SpecError
+from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Recurrence
+from ttrc.language.spec import At, Gradient, LinearMemory, Located, Proximal, Spec
+from ttrc.symbolic import Expr, Scope
+
+
+def derive_recurrence(spec: Spec) -> Recurrence:
+    if not isinstance(spec.memory, LinearMemory):
+        raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; memory kind "linear" has one')
+    gates = (*spec.inputs, *spec.parameters)
+    for gate in gates:
+        if gate.per.value:
+            raise SpecError(
+                f"'{gate.name}' is per {gate.per.name.lower()}; rules of this class take gates per head",
+                path=spec.source.path, line=gate.line, key=gate.name, expected='per = "head"',
+            )
+    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
+    axes: dict[symbolic.Symbol, tuple[str, ...]] = {s: () for s in symbols.values()}
+    for name, own in {"p": ("v",), "v": ("v",), "k": ("k",), "S": ("k", "v"), "S_prev": ("k", "v")}.items():
+        symbols[name] = symbolic.symbol(name)
+        axes[symbols[name]] = own
+    scope = Scope(symbols, axes)
+
+    curvature, decay = _solve_retention(spec, scope)
+    gradient = _loss_gradient(spec, scope)
+    slope, offset = _classify(spec, scope, gradient)
+    match spec.update:
+        case Proximal():
+            slope, offset = _implicit_step(spec, scope, slope, offset, curvature)
+            reads_decayed = True
+        case Gradient(at=At.SEGMENT_START):
+            raise _refuse(spec, "update.at", 'gradients frozen at "segment_start" have no derivation yet')
+        case Gradient(momentum=Located()):
+            raise _refuse(spec, "update.momentum", "momentum has no derivation yet")
+        case Gradient(at=at):
+            reads_decayed = at is At.RETAINED
+        case _:
+            raise _refuse(spec, "update.rule", 'this rule has no derivation yet; "gradient" and "proximal" have one')
+
+    error: ErrorForm = Hebbian(symbolic.tidy(offset / curvature))
+    if slope != 0:
+        error = Affine(symbolic.tidy(slope / curvature), symbolic.tidy(offset / curvature))
+    used = [r for r in scope.reductions if any(e.has(r.symbol) for e in (slope, offset))]
+    log_decay = None
+    if decay != 1 and symbolic.is_positive(decay):
+        log_decay = symbolic.log_of(decay)
+    return Recurrence(
+        gates=gates, reductions=tuple(used), gradient=gradient, curvature=curvature, decay=decay,
+        log_decay=log_decay, reads_decayed=reads_decayed and decay != 1, error=error,
+    )
+
+
+def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr]:
+    """(m, a) with d retention / dS = m (S - a S_prev): the curvature and the decay."""
+    where = spec.retention.expr
+    s, previous = scope.symbols["S"], scope.symbols["S_prev"]
+    slope = scope.gradient(symbolic.convert(where.tree, scope), s)
+    if any(scope.depends(r.symbol, on) for r in scope.reductions if slope.has(r.symbol) for on in (s, previous)):
+        raise _at(spec, where, "this retention couples the elements of S through a reduction; no kernel class covers it yet",
+                  expected="a sum of squares such as norm2(S - S_prev) / 2")
+    solved = symbolic.affine(slope, s)
+    carried = symbolic.affine(solved[1], previous) if solved else None
+    if solved is None or carried is None:
+        raise _at(spec, where, "the retention is not quadratic in S and S_prev; no kernel class covers it yet",
+                  expected="a sum of squares such as norm2(S - exp(g) * S_prev) / 2")
+    curvature = solved[0]
+    if not symbolic.is_positive(curvature):
+        raise _at(spec, where, "the retention is not strictly convex in S, so that S cannot be solved for "
+                  f"(its second derivative is {symbolic.equation(curvature)}, not provably positive)",
+                  expected="a term such as norm2(S - S_prev) / 2, with gates whose domain keeps it positive")
+    if carried[1] != 0:
+        raise _at(spec, where, "the retention pulls S towards a constant "
+                  f"({symbolic.equation(symbolic.tidy(-carried[1] / curvature))}); no kernel class covers that yet",
+                  expected="terms in S and S_prev alone")
+    return curvature, symbolic.tidy(-carried[0] / curvature)
+
+
+def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
+    weight = symbolic.ONE
+    if spec.loss.weight is not None:
+        weight = symbolic.convert(spec.loss.weight.tree, scope)
+    loss = symbolic.convert(spec.loss.expr.tree, scope)
+    gradient = symbolic.tidy(weight * scope.gradient(loss, scope.symbols["p"]))
+    if gradient == 0:
+        raise _at(spec, spec.loss.expr, "the loss does not change with p, so that nothing is ever learned",
+                  expected="a loss that depends on the prediction p")
+    return gradient
+
+
+def _classify(spec: Spec, scope: Scope, gradient: Expr) -> tuple[Expr, Expr]:
+    """slope and offset of the error; refuses errors outside the affine class, saying why."""
+    p, v = scope.symbols["p"], scope.symbols["v"]
+    solved = symbolic.affine(gradient, p)
+    coupled = any(gradient.has(r.symbol) and scope.depends(r.symbol, p) for r in scope.reductions)
+    if solved is None or coupled or solved[0].has(v):
+        reason = "nonlinear in p" if solved is None or coupled else "affine in p with a slope that differs by value channel"
+        raise _at(spec, spec.loss.expr, f"the error dL/dp = {symbolic.equation(gradient)} is {reason}; "
+                  "no kernel class covers it yet", expected="an error that is free of p or affine in p")
+    return solved
+
+
+def _implicit_step(spec: Spec, scope: Scope, slope: Expr, offset: Expr, curvature: Expr) -> tuple[Expr, Expr]:
+    """The error at the implicit point, p' + |k|^2 / m * e(p') = p, as a function of the retained prediction p."""
+    kappa = scope.reduce(scope.symbols["k"] ** 2) / curvature
+    shrink = 1 + kappa * slope
+    if not symbolic.is_positive(shrink):
+        raise _at(spec, spec.loss.expr, "the proximal step needs a convex loss, and this one is not provably so "
+                  f"(its second derivative in p is {symbolic.equation(slope)})",
+                  expected="a convex loss and a weight whose domain is nonnegative")
+    return symbolic.tidy(slope / shrink), symbolic.tidy(offset / shrink)
+
+
+def _at(spec: Spec, where: Located, message: str, *, expected: str) -> SpecError:
+    return SpecError(message, path=spec.source.path, line=where.line, key=where.key, text=where.text,
+                     span=where.tree.span, expected=expected)
+
+
+def _refuse(spec: Spec, key: str, message: str) -> SpecError:
+    return SpecError(message, path=spec.source.path, line=getattr(spec.update, "line", None), key=key)

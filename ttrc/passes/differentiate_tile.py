@@ -1,0 +1,127 @@
+"""Tile program -> its adjoint, by reverse-mode differentiation: one rule an operation, none for a rule or family.
+
+The result holds the forward statements followed by the adjoint ones, so that whatever the adjoint needs of the
+forward pass can be recomputed or loaded; which of the two is the scheduler's choice. Cotangents that come from
+matrix products stay one chain of `Contract(..., add=...)`, which a backend accumulates in place.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ttrc import symbolic
+from ttrc.ir.tile import (
+    SCALE, Carry, Contract, CumulativeSum, Elementwise, Inverse, Mask, Program, Reduce, Relabel, Relation, Solve, Tile,
+)
+from ttrc.passes.builder import Builder, sym
+from ttrc.symbolic import symbol
+
+
+def differentiate_tile(forward: Program) -> Program:
+    """Inputs gain the outputs' cotangents; outputs are the cotangents of the inputs that carry one."""
+    cotangents = tuple(Tile(f"d_{name}", tile.axes) for name, tile in forward.outputs)
+    leaving = tuple(Tile(f"d_{c.state.name}_next", c.state.axes) for c in forward.carries)
+    build = Builder((*forward.inputs, *cotangents, *leaving, *(c.state for c in forward.carries)), forward.statements)
+    tape = _Tape(build)
+    for (_, tile), cotangent in zip(forward.outputs, cotangents):
+        tape.add(tile, cotangent)
+    for carry, cotangent in zip(forward.carries, leaving):
+        tape.add(carry.next, cotangent)
+    for statement in reversed(forward.statements):
+        adjoint = tape.total(statement.target)
+        if adjoint is not None:
+            tape.origin = f"adjoint of {statement.target.name}"
+            _propagate(tape, statement.target, statement.op, adjoint)
+
+    tape.origin = "gradient"
+    outputs = [(f"d_{t.name}", tape.total(t)) for t in forward.inputs if t.name != SCALE]
+    reverse = tuple(
+        Carry(f"d_{c.label}", cotangent, tape.total(c.state), reverse=True)
+        for c, cotangent in zip(forward.carries, leaving)
+    )
+    kept = tuple((name, tile) for name, tile in outputs if tile is not None)
+    return Program((*forward.inputs, *cotangents), tuple(build.statements), (*forward.carries, *reverse), kept)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A contribution a . b over axis, not yet emitted: it joins its tile's accumulation chain."""
+
+    a: Tile
+    b: Tile
+    axis: str
+
+
+class _Tape:
+    """Cotangent contributions by tile, and their sums.
+
+    Products over the value axis come first in a sum, plain tiles next, other products last, each chained onto what
+    is there: a kernel that walks the value axis in panels then accumulates in place and adds the rest after.
+    """
+
+    def __init__(self, build: Builder):
+        self.build, self.origin = build, ""
+        self._parts: dict[Tile, list] = defaultdict(list)
+        self._totals: dict[Tile, Tile] = {}
+
+    def add(self, tile: Tile, part: Tile | _Product) -> None:
+        self._parts[tile].append(part)
+
+    def total(self, tile: Tile) -> Tile | None:
+        if tile in self._totals or not self._parts[tile]:
+            return self._totals.get(tile)
+        plain = [p for p in self._parts[tile] if isinstance(p, Tile)]
+        products = [p for p in self._parts[tile] if isinstance(p, _Product)]
+        build, name, total = self.build, f"d_{tile.name}", None
+        for product in (p for p in products if p.axis == "v"):
+            total = build.contract(name, product.a, product.b, product.axis, self.origin, add=total)
+        if plain:
+            args = {f"part{i}": p for i, p in enumerate(plain if total is None else [total, *plain])}
+            total = build.elementwise(name, sum(symbol(n) for n in args), args, self.origin, axes=tile.axes)
+        for product in (p for p in products if p.axis != "v"):
+            total = build.contract(name, product.a, product.b, product.axis, self.origin, add=total)
+        self._totals[tile] = total
+        return total
+
+    def elementwise(self, name: str, expr, args: tuple[Tile, ...]) -> Tile:
+        return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)
+
+
+def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
+    build, origin = tape.build, tape.origin
+
+    def via(arg: Tile) -> str:
+        return f"d_{arg.name}_via_{target.name}"
+
+    match op:
+        case Elementwise(expr, args):
+            for arg in args:
+                slope = symbolic.in_terms_of(symbolic.derivative(expr, sym(arg)), expr, sym(target))
+                part = tape.elementwise(via(arg), sym(adjoint) * slope, (*args, adjoint, target))
+                tape.add(arg, build.reduce(via(arg), part, arg.axes, origin))
+        case Contract(a, b, axis, add):
+            (from_a,) = set(a.axes) - {axis}
+            (from_b,) = set(b.axes) - {axis}
+            tape.add(a, _Product(adjoint, b, from_b))
+            tape.add(b, _Product(a, adjoint, from_a))
+            if add is not None:
+                tape.add(add, adjoint)
+        case Reduce(arg):
+            tape.add(arg, build.elementwise(via(arg), sym(adjoint), {adjoint.name: adjoint}, origin, arg.axes))
+        case Mask(arg, relation, _):
+            masked = build.mask(via(arg), adjoint, relation, 0.0, origin)
+            tape.add(arg, build.reduce(via(arg), masked, arg.axes, origin))
+        case CumulativeSum(arg, reverse):
+            tape.add(arg, build.cumulative_sum(via(arg), adjoint, origin, reverse=not reverse))
+        case Relabel(arg):
+            tape.add(arg, build.relabel(adjoint, origin))
+        case Solve(matrix, rhs, transposed):
+            multiplier = build.solve(via(rhs), matrix, adjoint, not transposed, origin)
+            tape.add(rhs, multiplier)
+            row, column = (target, multiplier) if transposed else (multiplier, target)
+            outer = build.contract(via(matrix), row, build.relabel(column, origin), "v", origin)
+            negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
+            tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))
+        case Inverse():
+            raise AssertionError("solves are lowered to inverses after differentiation, never before")
