@@ -17,7 +17,7 @@ from ttrc import symbolic
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
-from ttrc.backends.triton.configs import CHUNK, DEFAULTS
+from ttrc.ir.config import CHUNK, DEFAULTS
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.ir.recurrence import Affine
@@ -36,11 +36,6 @@ def emit(module: Module) -> dict[str, str]:
         "op.py": _op(module),
     }
     return {name: format_code(text) for name, text in files.items()}
-
-
-def digest(spec: Spec) -> str:
-    """Names a spec by its text: two specs that differ never share a torch operator."""
-    return hashlib.sha256(spec.source.text.encode()).hexdigest()[:10]
 
 
 def format_code(text: str) -> str:
@@ -70,7 +65,17 @@ def _render(template: str, **holes) -> str:
 
 
 def _header(spec: Spec) -> str:
-    return HEADER.format(name=spec.name)
+    return HEADER.format(name=spec.name) + "\n" + fingerprint_line(spec)
+
+
+def fingerprint_line(spec: Spec) -> str:
+    """The second line of every generated file: which text of the spec it was made from."""
+    return f"# Spec text: sha256 {_digest(spec)}"
+
+
+def _digest(spec: Spec) -> str:
+    """Names a spec by its text: two specs that differ never share a torch operator or a cached package."""
+    return hashlib.sha256(spec.source.text.encode()).hexdigest()[:16]
 
 
 def _title(spec: Spec) -> str:
@@ -142,7 +147,7 @@ def _op(module: Module) -> str:
     plans = {f: m.plan for f, m in module.forms.items()}
     kernels = [k for p in plans.values() for k in (*p.forward, *p.backward)]
     return _render(
-        "op.py.jinja", header=_header(spec), name=spec.name, title=_title(spec), symbol=f"{spec.name}_{digest(spec)}",
+        "op.py.jinja", header=_header(spec), name=spec.name, title=_title(spec), symbol=f"{spec.name}_{_digest(spec)}",
         gates=gates, parameters=parameters, forms=list(plans), chunk=CHUNK, gate_doc=_gate_doc(spec),
         saved={f: [b.name for b in p.saved] for f, p in plans.items()},
         saved_fake={f: {b.name: launch.saved_fake(p, b) for b in p.saved} for f, p in plans.items()},
@@ -152,7 +157,9 @@ def _op(module: Module) -> str:
             for f, p in plans.items()
         },
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
-        configs={k.name: DEFAULTS[k.name] for k in kernels},
+        configs={
+            k.name: {w: (c.value_block, c.warps, c.stages) for w, c in DEFAULTS[k.name].items()} for k in kernels
+        },
         parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],
         auto_rule='"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',

@@ -8,9 +8,10 @@ so that neither a line break nor a terminal escape in a spec reaches the termina
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Iterable, Iterator, Optional
+from typing import Optional
 
 EXCERPT_WIDTH = 88
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
 
 from ttrc.ir.tile import Carry, Statement, Tile
 
@@ -101,7 +100,7 @@ class Budget:
 
     kernels: tuple[tuple[str, Traffic], ...]
     launches: int
-    serial_steps_per_token: Optional[float]
+    serial_steps_per_token: float
 
     @property
     def bytes(self) -> float:

@@ -39,7 +39,8 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
     rank = 0 if keys == ("schema",) else 2
     match error.validator:
         case "additionalProperties":
-            unknown = min((key for key in value if key not in schema["properties"]), key=lambda key: document.line(*keys, key))
+            surplus = (key for key in value if key not in schema["properties"])
+            unknown = min(surplus, key=lambda key: document.line(*keys, key))
             rank, keys = 1, (*keys, unknown)
             message = f"{schema['title']} takes no key {_quote(unknown)}"
             expected = "one of " + ", ".join(schema["properties"])

@@ -10,9 +10,10 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from ttrc.errors import SpecError
 
@@ -71,9 +72,14 @@ def read_document(text: str) -> Document:
     _check_size(len(text))
     _check_size(len(text.encode("utf-8", "replace")))
     if control := _CONTROL.search(text):
-        name = "a byte order mark" if control.group() == "\ufeff" else f"the control character U+{ord(control.group()):04X}"
-        line = text.count("\n", 0, control.start()) + 1
-        raise SpecError(f"the file holds {name}", line=line, expected="plain text")
+        raise SpecError(
+            f"the file holds the control character U+{ord(control.group()):04X}",
+            line=text.count("\n", 0, control.start()) + 1,
+            expected="plain text",
+            hint="an editor wrote a byte order mark: save as UTF-8 without one"
+            if control.group() == "\ufeff"
+            else None,
+        )
     lines = _key_lines(text)
     try:
         data = tomllib.loads(text)

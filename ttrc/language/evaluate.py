@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Mapping
+from collections.abc import Mapping
 
 from ttrc.errors import SpecError
 from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number

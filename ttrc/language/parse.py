@@ -3,6 +3,8 @@
     expression  = operand { ("+" | "-" | "*" | "/" | "**") operand }     ** binds tightest and to the right
     operand     = number | name | function "(" arguments ")" | "(" expression ")" | "-" operand
     condition   = expression ("<" | "<=" | ">" | ">=") expression        only as the first argument of where()
+
+A minus sign binds between * and **: -x**2 is -(x**2), -a*b is (-a)*b.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ MAX_DEPTH = 64  # of the tree as of the brackets: every later pass may recurse w
 
 COMPARISONS = ("<", "<=", ">", ">=")
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "**": 4}
-_NEGATION = 3  # between: -x**2 is -(x**2), -a*b is (-a)*b
+_NEGATION = 3
 
 
 def parse(text: str) -> Expr:
@@ -87,7 +89,7 @@ class _Parser:
             inner = self.expression()
             self.expect(")")
             return inner
-        raise self.unexpected("a number, a name, a function, \"-\" or \"(\"")
+        raise self.unexpected('a number, a name, a function, "-" or "("')
 
     def call(self, name: Token) -> Call:
         """The arguments of a function of the table, whose name has just been consumed."""

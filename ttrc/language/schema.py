@@ -7,12 +7,13 @@ Each object has a title and each key a description: complaints.py quotes them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, Callable
+from typing import Any
 
 from ttrc.language.domains import INTERVALS
 from ttrc.language.reserved import RESERVED
-from ttrc.language.spec import At, Domain, Per
+from ttrc.language.spec import At, Per
 from ttrc.language.tokens import MAX_CHARACTERS
 
 Schema = dict[str, Any]

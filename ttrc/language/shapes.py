@@ -6,8 +6,8 @@ never combine elementwise: that would be a matrix by accident, so it is an error
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
-from typing import Mapping
 
 from ttrc.errors import SpecError, did_you_mean
 from ttrc.language.functions import FUNCTIONS

@@ -29,7 +29,7 @@ class Token:
     span: Span
 
     def __str__(self) -> str:
-        return "the end" if self.kind is TokenKind.END else f'"{self.text}"'
+        return "end of the expression" if self.kind is TokenKind.END else f'"{self.text}"'
 
 
 # A name may not start with an underscore, so no dunder is ever a token. No alternative backtracks.
@@ -108,7 +108,7 @@ def _check_number(text: str, span: Span) -> None:
 def _foreign_character(text: str, position: int) -> SpecError:
     character = text[position]
     if " " <= character <= "~":
-        described = f"unexpected character {character!r}" if character != "'" else 'unexpected character "\'"'
+        described = "unexpected quotation mark" if character == '"' else f'unexpected character "{character}"'
     else:
         # A look-alike, such as a Cyrillic letter in place of a Latin one, is seen only by its name.
         name = unicodedata.name(character, "a control character" if ord(character) < 160 else "unnamed")

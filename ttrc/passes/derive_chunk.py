@@ -12,9 +12,10 @@ from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
 from ttrc.ir.tile import Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder
-from ttrc.symbolic import ONE, exp, symbol
+from ttrc.symbolic import ONE, at_least, coarse, exp, symbol
 
 NEGATIVE_INFINITY = float("-inf")
+FORGOTTEN = -800
 
 
 def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
@@ -65,7 +66,12 @@ def derive_chunk(recurrence: Recurrence) -> Program:
 
 
 class _Decays:
-    """Factors of the log-decay's running sum; all are 1 where nothing decays, so that nothing is paid for."""
+    """Factors of the log-decay's running sum; all are 1 where nothing decays, so that nothing is paid for.
+
+    Differences of running sums lose what the sums' size costs them: with a log-decay of -30 a token they would be
+    wrong in the fifth digit. So the sum is kept in two parts, multiples of 1/64, whose sums and differences are
+    exact, and the small rest. Below FORGOTTEN a decay is 0 in every float format, and so is its gradient.
+    """
 
     def __init__(self, build: Builder, recurrence: Recurrence, tiles: dict[str, Tile]):
         self.build, self.tiles = build, {}
@@ -73,17 +79,21 @@ class _Decays:
         if recurrence.log_decay is None:
             return
         raw = build.elementwise("log_decay", recurrence.log_decay, tiles, "retention")
-        g = build.mask("log_decay", raw, Relation.VALID, 0.0, "retention")
-        total = build.cumulative_sum("log_decay_sum", g, "retention")
-        read = total
-        if not recurrence.reads_decayed:
-            read = build.elementwise("log_decay_before", symbol("sum") - symbol("g"), {"sum": total, "g": g}, "update.at")
-        whole = build.reduce("log_decay_chunk", g, (), "retention")
-        self.tiles = {"G": total, "G_read": read, "G_chunk": whole}
-        self.out_factor = exp(symbol("G"))
-        self.read_factor = exp(symbol("G_read"))
-        self.write_factor = exp(symbol("G_chunk") - symbol("G"))
-        self.total_factor = exp(symbol("G_chunk"))
+        bounded = build.elementwise("log_decay_bounded", at_least(symbol("g"), FORGOTTEN), {"g": raw}, "retention")
+        g = build.mask("log_decay_valid", bounded, Relation.VALID, 0.0, "retention")
+        whole = build.elementwise("coarse", coarse(symbol("g")), {"g": g}, "retention")
+        rest = build.elementwise("fine", symbol("g") - symbol("c"), {"g": g, "c": whole}, "retention")
+        for part, own in (("coarse", whole), ("fine", rest)):
+            until = build.cumulative_sum(f"{part}_sum", own, "retention")
+            chunk = build.reduce(f"{part}_chunk", own, (), "retention")
+            before = until
+            if not recurrence.reads_decayed:
+                before = build.elementwise(f"{part}_before", symbol("a") - symbol("b"), {"a": until, "b": own}, "update.at")
+            after = build.elementwise(f"{part}_after", symbol("a") - symbol("b"), {"a": chunk, "b": until}, "retention")
+            self.tiles |= {f"{part}_until": until, f"{part}_read": before, f"{part}_after": after, f"{part}_chunk": chunk}
+        self.out_factor, self.read_factor, self.write_factor, self.total_factor = (
+            exp(symbol(f"coarse_{role}") + symbol(f"fine_{role}")) for role in ("until", "read", "after", "chunk")
+        )
 
     def mask(self, name: str, pairs: Tile, *, strict: bool, row: Tile | None = None) -> Tile:
         """pairs times the decay from s to t (masked before exp: the upper triangle would overflow), row by row."""
@@ -94,8 +104,11 @@ class _Decays:
         if not self.tiles:
             kept = build.mask("earlier" if strict else name, pairs, relation, 0.0, "causality")
             return build.elementwise(name, factor * symbol("kept"), {"kept": kept, **args}, "loss")
-        since = self.tiles["G_read"] if strict else self.tiles["G"]
-        until = build.relabel(self.tiles["G"], "tokens that write")
-        gap = build.elementwise("gap", symbol("a") - symbol("b"), {"a": since, "b": until}, "retention")
+        gaps = {}
+        for part in ("coarse", "fine"):
+            since = self.tiles[f"{part}_read" if strict else f"{part}_until"]
+            until = build.relabel(self.tiles[f"{part}_until"], "tokens that write")
+            gaps[part] = build.elementwise(f"{part}_gap", symbol("a") - symbol("b"), {"a": since, "b": until}, "retention")
+        gap = build.elementwise("gap", symbol("coarse") + symbol("fine"), gaps, "retention")
         gap = build.mask("gap_masked", gap, relation, NEGATIVE_INFINITY, "causality")
         return build.elementwise(name, factor * exp(symbol("gap")) * symbol("pairs"), {"gap": gap, **args}, "retention")

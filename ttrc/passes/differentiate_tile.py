@@ -98,6 +98,8 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
         case Elementwise(expr, args):
             for arg in args:
                 slope = symbolic.in_terms_of(symbolic.derivative(expr, sym(arg)), expr, sym(target))
+                if slope == 0:
+                    continue
                 part = tape.elementwise(via(arg), sym(adjoint) * slope, (*args, adjoint, target))
                 tape.add(arg, build.reduce(via(arg), part, arg.axes, origin))
         case Contract(a, b, axis, add):

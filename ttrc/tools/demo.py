@@ -1,8 +1,8 @@
 """Trains generated operators on multi-query associative recall (MQAR, arXiv 2312.04927) and compares them.
 
 A sequence states pairs, "key value key value ...", then asks for keys in random order; at each question the
-model must name the value bound to that key. A memory that only adds up outer products confuses keys once
-they crowd its channels; one that corrects its own error keeps them apart.
+model must name the value bound to that key. Some pairs bind a key again, and the last value counts: a memory
+that only adds up what it sees still holds the old value, one that corrects its own error has replaced it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, rms_norm, silu
 
 from ttrc.language.spec import Domain, Input, Parameter, Spec
+from ttrc.runtime.load import load as load_operator
 from ttrc.sampling import INTO_DOMAIN, default_value
 
 IGNORE = -100  # cross_entropy's label for "no answer is asked here"
@@ -26,12 +27,13 @@ IGNORE = -100  # cross_entropy's label for "no answer is asked here"
 
 @dataclass(frozen=True)
 class Task:
-    """vocabulary: half of the tokens are keys, half are values. noise: of the embeddings, relative to their size."""
+    """What a sequence holds: pairs first, questions up to its length."""
 
-    vocabulary: int = 256
+    vocabulary: int = 64   # half of the tokens are keys, half are values
     length: int = 64
     pairs: int = 16
-    noise: float = 0.0
+    rebound: int = 8       # this many of the pairs bind a key again; its last value counts
+    noise: float = 0.0     # of the embeddings, relative to their size
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,22 @@ class Training:
 
 def sample(task: Task, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Tokens and labels, both int64 [batch, length]; a label is the value asked for, IGNORE in the pairs."""
-    half = task.vocabulary // 2
-    keys = torch.rand(batch, half, generator=generator).argsort(dim=1)[:, : task.pairs]  # distinct
+
+    def shuffled(n: int) -> Tensor:
+        return torch.rand(batch, n, generator=generator).argsort(dim=1)
+
+    half, distinct = task.vocabulary // 2, task.pairs - task.rebound
+    again = torch.randint(distinct, (batch, task.rebound), generator=generator)
+    slots = torch.cat((torch.arange(distinct).expand(batch, -1), again), dim=1).gather(1, shuffled(task.pairs))
+    keys = shuffled(half)[:, :distinct].gather(1, slots)
     values = torch.randint(half, task.vocabulary, (batch, task.pairs), generator=generator)
     context = torch.stack((keys, values), dim=2).flatten(1)
     asked = torch.randint(task.pairs, (batch, task.length - context.shape[1]), generator=generator)
-    tokens = torch.cat((context, keys.gather(1, asked)), dim=1)
-    labels = torch.cat((torch.full_like(context, IGNORE), values.gather(1, asked)), dim=1)
+    questions = keys.gather(1, asked)
+    same = questions[:, :, None] == keys[:, None, :]  # [batch, question, pair]
+    last = (same * torch.arange(1, task.pairs + 1)).argmax(dim=2)
+    tokens = torch.cat((context, questions), dim=1)
+    labels = torch.cat((torch.full_like(context, IGNORE), values.gather(1, last)), dim=1)
     return tokens, labels
 
 
@@ -144,21 +155,19 @@ def train(op: Callable, steps: int, task: Task, training: Training) -> Iterator[
 
 
 def associative_recall(
-    specs: Sequence[str] = ("gated_deltanet", "linear_attention"),
+    specs: Sequence[str],
     steps: int = 300,
     out: str | Path = "out/demo",
     *,
     task: Task = Task(),
     training: Training = Training(),
-    load: Callable | None = None,
+    load: Callable = load_operator,
     console: Console | None = None,
 ) -> dict[str, list[float]]:
     """{spec: accuracy over training}: trains one model a spec, prints a table and writes OUT/recall.png.
 
-    load(name) gives the operator, `ttrc.load` by default.
+    Each model starts from the same numbers and sees the same sequences; load(name) gives its operator.
     """
-    if load is None:
-        from ttrc import load
     console = console or Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("accuracy {task.fields[accuracy]:.0%}"))
@@ -176,7 +185,7 @@ def associative_recall(
 
 
 def _table(curves: dict[str, dict[int, float]], task: Task) -> Table:
-    table = Table(title=f"recall of {task.pairs} pairs (chance {2 / task.vocabulary:.1%})")
+    table = Table(title=f"recall of {_describe(task)}")
     table.add_column("step", justify="right")
     for name in curves:
         table.add_column(name, justify="right")
@@ -185,6 +194,12 @@ def _table(curves: dict[str, dict[int, float]], task: Task) -> Table:
     for step in shown:
         table.add_row(str(step), *(f"{curve[step]:.1%}" for curve in curves.values()))
     return table
+
+
+def _describe(task: Task) -> str:
+    rebound = f", {task.rebound} of them rebinding a key" if task.rebound else ""
+    noise = f", noise {task.noise:g}" if task.noise else ""
+    return f"{task.pairs} pairs{rebound}{noise}"
 
 
 def _plot(curves: dict[str, dict[int, float]], task: Task, path: Path) -> Path:
@@ -199,7 +214,7 @@ def _plot(curves: dict[str, dict[int, float]], task: Task, path: Path) -> Path:
         axes.plot(list(curve), list(curve.values()), label=name)
     axes.axhline(2 / task.vocabulary, color="grey", linestyle=":", label="chance")
     axes.set(xlabel="training step", ylabel="accuracy", ylim=(0, 1.02),
-             title=f"multi-query associative recall, {task.pairs} pairs, {task.length} tokens")
+             title=f"multi-query associative recall: {_describe(task)}")
     axes.legend()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

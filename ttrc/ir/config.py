@@ -1,0 +1,41 @@
+"""Launch configurations: what a kernel's text leaves open, by the widest head dimension.
+
+The defaults were chosen offline by what the compiled kernels use on sm_90 (`ttrc compile`): no spills up to 128,
+matrix instructions everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CHUNK = 64  # tokens a chunk
+
+
+@dataclass(frozen=True)
+class Config:
+    """Value channels a program takes at once, warps, pipeline stages."""
+
+    value_block: int
+    warps: int
+    stages: int
+
+
+DEFAULTS: dict[str, dict[int, Config]] = {
+    "chunk_prepare": {64: Config(64, 4, 1), 128: Config(64, 4, 1), 256: Config(64, 8, 1)},
+    "chunk_scan": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
+    "chunk_scan_reverse": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
+    "chunk_gradients": {64: Config(64, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
+    "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
+    "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
+}
+
+
+def block(width: int) -> int:
+    """The power of two that holds a head dimension; matrix products need 16 at least."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def default_config(kernel: str, d_k: int, d_v: int) -> Config:
+    rows = DEFAULTS[kernel]
+    chosen = rows[min(w for w in rows if w >= max(block(d_k), block(d_v)))]
+    return Config(min(chosen.value_block, block(d_v)), chosen.warps, chosen.stages)

@@ -1,0 +1,63 @@
+"""A spec's path or name -> its operator."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Union
+
+from ttrc.errors import SpecError
+from ttrc.language.load import load_spec
+from ttrc.language.spec import Spec
+from ttrc.paths import specs_dir
+from ttrc.runtime.cache import package_of
+from ttrc.runtime.operator import Operator
+
+
+def load(spec: Union[str, Path, Spec]) -> Operator:
+    """The operator of a spec: a path, the name of a shipped spec, or a parsed one.
+
+    A shipped spec runs its checked-in kernels; any other is compiled on first use into a cache.
+    Raises SpecError where the spec is wrong.
+    """
+    parsed = spec if isinstance(spec, Spec) else load_spec(find_spec(spec))
+    return Operator(parsed, import_package(package_of(parsed), parsed.name))
+
+
+def find_spec(spec: Union[str, Path]) -> Path:
+    """A path as it is; a bare name among the shipped specs."""
+    path = Path(spec)
+    if path.suffix == ".toml" or path.exists():
+        return path
+    shipped = shipped_specs()
+    if str(spec) in shipped:
+        return shipped[str(spec)]
+    near = get_close_matches(str(spec), shipped, n=1)
+    raise SpecError(
+        f"no spec called {str(spec)!r}", path=str(spec),
+        expected="a path to a .toml file, or a shipped name: " + ", ".join(shipped),
+        hint=f"did you mean {near[0]!r}?" if near else None,
+    )
+
+
+def shipped_specs() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(specs_dir().glob("*.toml"))}
+
+
+def import_package(folder: Path, name: str) -> ModuleType:
+    """A generated package, imported once a folder under a name of its own."""
+    unique = f"ttrc_generated_{name}_{abs(hash(str(folder.resolve()))):x}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    place = importlib.util.spec_from_file_location(unique, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    module = importlib.util.module_from_spec(place)
+    sys.modules[unique] = module
+    try:
+        place.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module

@@ -1,0 +1,75 @@
+"""The operator that a user calls."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ttrc.errors import ArgumentError
+from ttrc.language.spec import Parameter, Spec
+from ttrc.runtime.arguments import check_arguments
+from ttrc.sampling import default_value
+
+
+class Operator:
+    """A compiled spec: call it on tensors; `spec` says what it computes, `forms` how it can.
+
+    Differentiable in every tensor, a torch custom op underneath: no graph break under torch.compile.
+    """
+
+    def __init__(self, spec: Spec, package: ModuleType):
+        self.spec, self.package = spec, package
+        self._call = getattr(package, spec.name)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        return tuple(self.package.op.OPS)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: Optional[float] = None,
+        initial_state: Optional[Tensor] = None,
+        output_final_state: bool = False,
+        cu_seqlens: Optional[Tensor] = None,
+        form: str = "auto",
+        chunk_size: Optional[int] = None,
+        backend: str = "auto",
+        **gates: Tensor,
+    ) -> tuple[Tensor, Optional[Tensor]]:
+        """(o, final state or None).
+
+        q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; inputs of the spec [B, T, HV] by name,
+        its parameters [HV] (their default where the spec has one). States [N, HV, d_k, d_v], float32. scale
+        multiplies the read-out, d_k ** -0.5 by default. cu_seqlens [N + 1] packs N sequences into batch 1.
+        form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
+        result beyond rounding. backend: "triton", "torch", or "auto" (Triton on a GPU or in its interpreter).
+        Raises ArgumentError, a ValueError that names the argument.
+        """
+        gates = self._with_defaults(gates, v)
+        check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens)
+        known = ("auto", "reference", *self.forms)
+        if form not in known:
+            raise ArgumentError(f"form: got {form!r}, expected one of {', '.join(known)}")
+        if chunk_size not in (None, 16, 32, 64, 128):
+            raise ArgumentError(f"chunk_size: got {chunk_size!r}, expected 16, 32, 64 or 128")
+        if backend not in ("auto", "torch", "triton"):
+            raise ArgumentError(f"backend: got {backend!r}, expected auto, torch or triton")
+        return self._call(
+            q, k, v, **gates, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
+            cu_seqlens=cu_seqlens, form=form, chunk_size=chunk_size or self.package.op.CHUNK, backend=backend,
+        )
+
+    def _with_defaults(self, gates: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:
+        absent = [p for p in self.spec.parameters if p.name not in gates and p.default is not None]
+        return gates | {p.name: self._default(p, v) for p in absent}
+
+    def _default(self, parameter: Parameter, v: Tensor) -> Tensor:
+        dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
+        return default_value(parameter, v.shape[2], {}).to(device=v.device, dtype=dtype)

@@ -1,0 +1,146 @@
+"""An operator against the oracle: outputs, final state and every gradient, by relative RMS error.
+
+The oracle runs in float64 on the CPU and takes its gradients by autograd, through o and through the final state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from ttrc import oracle
+from ttrc.language.spec import Spec
+from ttrc.runtime.operator import Operator
+from ttrc.sampling import random_inputs
+
+# (outputs, gradients), RMS(error) / RMS(reference). Half precision rounds each product's operands once; bfloat16
+# keeps three bits less than float16, so its bound is eight times that.
+BOUNDS = {
+    ("torch", torch.float64): (1e-10, 1e-9),
+    ("torch", torch.float32): (1e-5, 5e-5),
+    ("triton", torch.float32): (1e-5, 5e-5),
+    ("triton", torch.float16): (2e-3, 2e-3),
+    ("triton", torch.bfloat16): (1.6e-2, 1.6e-2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes to check at; `packed` are sequence lengths that sum to T (batch 1), or empty."""
+
+    B: int = 2
+    T: int = 70
+    H: int = 1
+    HV: int = 2
+    d_k: int = 16
+    d_v: int = 24
+    packed: tuple[int, ...] = ()
+    extreme: str | None = None
+    chunk_size: int | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        text = f"B{self.B} T{self.T} H{self.H}/{self.HV} d{self.d_k}/{self.d_v}"
+        for name in ("packed", "extreme", "chunk_size"):
+            if getattr(self, name):
+                text += f" {name}={getattr(self, name)}"
+        return text
+
+
+@dataclass(frozen=True)
+class Result:
+    """Relative RMS error of each output and gradient, and the bounds they have to keep."""
+
+    outputs: dict[str, float]
+    gradients: dict[str, float]
+    bounds: tuple[float, float]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What misses its bound; nan misses every bound."""
+        checks = [(n, e, self.bounds[0]) for n, e in self.outputs.items()]
+        checks += [(n, e, self.bounds[1]) for n, e in self.gradients.items()]
+        return tuple(f"{n} {e:.1e} > {bound:.0e}" for n, e, bound in checks if not e <= bound)
+
+
+Call = Callable[[dict[str, Tensor], Tensor | None], tuple[Tensor, Tensor]]
+
+
+def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dtype, device: str = "cpu") -> Result:
+    """One form, backend and dtype of an operator at one case."""
+    drawn, cu_seqlens, cotangents = draw(op.spec, case)
+
+    def call(x: dict[str, Tensor], packing: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v, start, gates = _split(x)
+        return op(q, k, v, **gates, initial_state=start, output_final_state=True, cu_seqlens=packing, form=form,
+                  chunk_size=case.chunk_size, backend=backend)
+
+    given = {n: x.to(device, _dtype_of(n, dtype)) for n, x in drawn.items()}
+    reference = differentiate(_oracle(op.spec), given, cu_seqlens, cotangents, torch.float64, "cpu")
+    return compare(differentiate(call, given, cu_seqlens, cotangents, None, device), reference, BOUNDS[backend, dtype])
+
+
+def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tuple[Tensor, Tensor]]:
+    """Inputs in float64, the packing, and the cotangents of o and of the final state."""
+    batch = 1 if case.packed else case.B
+    x = random_inputs(spec, B=batch, T=case.T, H=case.H, HV=case.HV, dk=case.d_k, dv=case.d_v,
+                      dtype=torch.float64, seed=case.seed, extreme=case.extreme)
+    cu_seqlens = None
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    sequences = batch
+    if case.packed:
+        cu_seqlens = torch.tensor([0, *case.packed]).cumsum(0).to(torch.int32)
+        sequences = len(case.packed)
+    shape = (sequences, case.HV, case.d_k, case.d_v)
+    x["initial_state"] = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.5
+    d_o = torch.randn(x["v"].shape, generator=generator, dtype=torch.float64)
+    return x, cu_seqlens, (d_o, torch.randn(shape, generator=generator, dtype=torch.float64))
+
+
+def differentiate(call: Call, given: dict[str, Tensor], cu_seqlens, cotangents, dtype, device) -> dict[str, Tensor]:
+    """{"o", "final_state", "d_q", ...} of a call on `given`, cast to dtype and device where those are named."""
+    x = {n: t.detach().to(device, dtype or t.dtype).requires_grad_() for n, t in given.items()}
+    packing = None if cu_seqlens is None else cu_seqlens.to(device)
+    o, final_state = call(x, packing)
+    d_o, d_final = (c.to(device, y.dtype) for c, y in zip(cotangents, (o, final_state)))
+    grads = torch.autograd.grad((o, final_state), list(x.values()), (d_o, d_final), allow_unused=True)
+    made = {f"d_{n}": torch.zeros_like(t) if g is None else g for (n, t), g in zip(x.items(), grads)}
+    return {"o": o.detach(), "final_state": final_state.detach(), **made}
+
+
+def compare(made: dict[str, Tensor], reference: dict[str, Tensor], bounds: tuple[float, float]) -> Result:
+    errors = {n: relative_rms(made[n], reference[n]) for n in reference}
+    outputs = {n: e for n, e in errors.items() if not n.startswith("d_")}
+    return Result(outputs, {n: e for n, e in errors.items() if n.startswith("d_")}, bounds)
+
+
+def relative_rms(made: Tensor, reference: Tensor) -> float:
+    """RMS(made - reference) / RMS(reference); 0 for two tensors of zeros, inf where only the reference is zero."""
+    made, reference = made.detach().double().cpu(), reference.detach().double().cpu()
+    error, size = (made - reference).pow(2).mean().sqrt().item(), reference.pow(2).mean().sqrt().item()
+    if error == 0.0:
+        return 0.0
+    return error / size if size > 0.0 else float("inf")
+
+
+def _oracle(spec: Spec) -> Call:
+    def call(x: dict[str, Tensor], packing: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v, start, gates = _split(x)
+        return oracle.run(spec, q, k, v, gates, initial_state=start, cu_seqlens=packing)
+
+    return call
+
+
+def _split(x: dict[str, Tensor]):
+    gates = {n: t for n, t in x.items() if n not in ("q", "k", "v", "initial_state")}
+    return x["q"], x["k"], x["v"], x["initial_state"], gates
+
+
+def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Gates and states stay in float32 beside half-precision q, k and v."""
+    if dtype == torch.float64 or name in ("q", "k", "v"):
+        return dtype
+    return torch.float32

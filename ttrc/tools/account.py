@@ -1,0 +1,253 @@
+"""What there is to tell about a compiled spec, in order and without a form: choices, steps, programs, plan, costs.
+
+The printed explanation, its page and its JSON all show this account and the class that classify.py finds, so that
+they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+
+from ttrc import symbolic
+from ttrc.emit import comment, tags
+from ttrc.ir.config import CHUNK
+from ttrc.ir.module import Form, Module
+from ttrc.ir.plan import Budget, Buffer, Kernel, Plan, Skeleton
+from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
+from ttrc.ir.tile import (
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Inverse,
+    Mask,
+    Program,
+    Reduce,
+    Relabel,
+    Solve,
+    Statement,
+)
+from ttrc.language.spec import Gradient, Located, Proximal, Spec
+from ttrc.passes.budget import budget, least_bytes
+from ttrc.passes.slice_program import slice_program
+from ttrc.symbolic import Expr, symbol
+from ttrc.tools.notation import Line, as_assignment, factor, line
+
+WIDTH, BYTES = 128, 2
+SIZES = f"d = {WIDTH}, bfloat16, chunks of {CHUNK}"
+
+BUDGET_NOTE = (
+    "least: every input read once, every output written once. FLOPs: matrix products as issued. "
+    "Serial steps: per token, one after the other."
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that the spec says, and on which line."""
+
+    section: str
+    says: str
+    line: int | None
+
+
+@dataclass(frozen=True)
+class Step:
+    title: str
+    lines: tuple[Line, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """target = meaning; `origin` is the line of the spec, or the statement whose adjoint this is."""
+
+    target: str
+    meaning: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Statements in a row that have one origin."""
+
+    origin: str
+    assignments: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One pass of one form beside the least that any kernel can move."""
+
+    form: str
+    direction: str
+    budget: Budget
+    least: float
+
+
+def choices(spec: Spec) -> tuple[Choice, ...]:
+    loss, retention = spec.loss, spec.retention.expr
+    rows = [Choice("memory", "linear: p = S' k, S is d_k x d_v", None), _expression("loss", loss.expr)]
+    if loss.weight is not None:
+        rows.append(_expression("loss weight", loss.weight))
+    rows += [_expression("retention", retention), Choice("update", _rule(spec), spec.update.line)]
+    for gate in spec.inputs:
+        rows.append(Choice(f"input {gate.name}", f"{gate.domain.value}, a number a token and head", gate.line))
+    for gate in spec.parameters:
+        rows.append(Choice(f"parameter {gate.name}", f"{gate.domain.value}, a number a head", gate.line))
+    return tuple(rows)
+
+
+def _expression(section: str, where: Located) -> Choice:
+    return Choice(section, comment(where.text), where.line)
+
+
+def _rule(spec: Spec) -> str:
+    match spec.update:
+        case Gradient(at=at):
+            return f"one gradient step a token, the gradient taken at the {at.value} state"
+        case Proximal():
+            return "one proximal (implicit) step a token"
+    raise AssertionError(spec.update)
+
+
+def steps(module: Module) -> tuple[Step, ...]:
+    """From the four choices to the recurrence."""
+    r = module.recurrence
+    return (
+        Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
+        _retention(r),
+        _stationarity(module.spec, r),
+        _recurrence(r),
+    )
+
+
+def _retention(r: Recurrence) -> Step:
+    curvature, decay = shown(r, r.curvature), shown(r, r.decay)
+    lines = [line("dR/dS = m ( S - a S_prev )"), line("m = {}", curvature), line("a = {}", decay)]
+    if r.log_decay is not None:
+        lines.append(line("log a = {}", shown(r, r.log_decay)))
+    return Step("Retention", tuple(lines), "the curvature m is positive, so that there is one S to solve for; a is the decay")
+
+
+def _stationarity(spec: Spec, r: Recurrence) -> Step:
+    condition = "k dL/dp' + m ( S_t - a S_prev ) = 0 where "
+    match spec.update:
+        case Proximal():
+            lines = (line(condition + "p = S_t' k"), line("p + |k|^2 / m dL/dp = a S_prev' k"))
+            return Step("Update", lines, "the gradient stands at the new state itself; its prediction solves the second line")
+        case _:
+            seen = "a S_prev" if r.reads_decayed else "S_prev"
+            note = "the minimum over S_t of the linearised loss plus the retention"
+            return Step("Update", (line(f"{condition}p = ( {seen} )' k"),), note)
+
+
+def _recurrence(r: Recurrence) -> Step:
+    decay = shown(r, r.decay)
+    before = "S_prev" if decay == 1 else f"{factor(decay)} S_prev"
+    used = () if decay == 1 else (decay,)
+    lines = [line(f"S_t = {before} - k e'", *used), line("e = {}", shown(r, written(r)))]
+    if isinstance(r.error, Affine):
+        lines.append(line(f"p = ( {before} )' k", *used) if r.reads_decayed else line("p = S_prev' k"))
+    lines.append(line("o = scale S_t' q"))
+    return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
+
+
+def written(r: Recurrence) -> Expr:
+    """The error that is written, as a function of the prediction that is read."""
+    match r.error:
+        case Hebbian(offset):
+            return offset
+        case Affine(slope, offset):
+            return symbolic.tidy(slope * symbol("p") + offset)
+    raise AssertionError(r.error)
+
+
+def shown(r: Recurrence, expr: Expr) -> Expr:
+    """expr with the symbols of reductions spelled out."""
+    return symbolic.spelled_out(expr, r.reductions)
+
+
+def assignments(program: tuple[Statement, ...], spec: Spec) -> tuple[Assignment, ...]:
+    lines = {origin: tag.split(":")[0] for origin, tag in tags(spec).items()}
+    return tuple(Assignment(*as_assignment(s), lines.get(s.origin, s.origin)) for s in program)
+
+
+def groups(program: tuple[Statement, ...], spec: Spec) -> tuple[Group, ...]:
+    by_origin = groupby(assignments(program, spec), key=lambda a: a.origin)
+    return tuple(Group(origin, tuple(same)) for origin, same in by_origin)
+
+
+def forward(form: Form) -> tuple[Statement, ...]:
+    return _live(form.forward)
+
+
+def adjoint(form: Form) -> tuple[Statement, ...]:
+    """What the backward program adds to the forward one; dead code left out, as kernels leave it out."""
+    known = {s.target for s in form.forward.statements}
+    return tuple(s for s in _live(form.backward) if s.target not in known)
+
+
+def _live(program: Program) -> tuple[Statement, ...]:
+    wanted = [tile for _, tile in program.outputs] + [c.next for c in program.carries]
+    return slice_program(program.statements, wanted)
+
+
+def operations(statements: tuple[Statement, ...]) -> dict[str, int]:
+    """How often each operation occurs, the commonest first."""
+    return dict(Counter(_OPERATIONS[type(s.op)] for s in statements).most_common())
+
+
+_OPERATIONS = {
+    Elementwise: "elementwise", Contract: "matrix product", Reduce: "sum", Mask: "mask", Relabel: "relabel",
+    CumulativeSum: "running sum", Solve: "triangular solve", Inverse: "triangular inverse",
+}
+
+
+def runs(kernel: Kernel) -> str:
+    """The loop around a kernel's body, in words."""
+    match kernel.skeleton:
+        case Skeleton.PARALLEL:
+            return "all chunks at once"
+        case Skeleton.SCAN:
+            return f"chunks in {'reverse' if kernel.reverse else 'order'}, on chip: {_carried(kernel)}"
+        case Skeleton.TOKENS:
+            return f"token by token, on chip: {_carried(kernel)}"
+        case Skeleton.TOKENS_REVERSE:
+            return "token by token backwards, states remade"
+    raise AssertionError(kernel.skeleton)
+
+
+def _carried(kernel: Kernel) -> str:
+    return ", ".join(c.label for c in kernel.carries)
+
+
+def crossing(plan: Plan) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """What goes through global memory from kernel to kernel, a tile each a chunk and head."""
+    kinds = (("from the forward to the backward pass", plan.saved), ("within the backward pass", plan.scratch))
+    return tuple((where, tuple(shaped(b) for b in buffers)) for where, buffers in kinds if buffers)
+
+
+def shaped(buffer: Buffer) -> str:
+    return f"{buffer.name}[{','.join(buffer.tile.axes)}]"
+
+
+def serial(spent: Budget) -> str:
+    """Serial steps a token, as a fraction where one step takes many tokens."""
+    share = spent.serial_steps_per_token
+    return f"1/{1 / share:g}" if 0 < share < 1 else f"{share:g}"
+
+
+def passes(plan: Plan) -> tuple[tuple[str, tuple[Kernel, ...]], ...]:
+    return ("forward", plan.forward), ("backward", plan.backward)
+
+
+def costs(module: Module) -> tuple[Cost, ...]:
+    sizes = {"d_k": WIDTH, "d_v": WIDTH, "dtype_bytes": BYTES}
+    least = least_bytes(module, **sizes)
+    return tuple(
+        Cost(form, direction, spent, least[direction])
+        for form, both in budget(module, chunk=CHUNK, **sizes).items()
+        for direction, spent in both.items()
+    )

@@ -1,0 +1,111 @@
+"""How explanations write mathematics: lines of a derivation as text and as MathML, statements as index notation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from ttrc import symbolic
+from ttrc.ir.tile import (
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Inverse,
+    Mask,
+    Op,
+    Reduce,
+    Relabel,
+    Solve,
+    Statement,
+    Tile,
+)
+from ttrc.symbolic import Expr, symbol
+
+HOLE = "{}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Mathematics in words separated by blanks; each word {} stands for the next expression."""
+
+    words: str
+    exprs: tuple[Expr, ...] = ()
+
+
+def line(words: str, *exprs: Expr) -> Line:
+    return Line(words, exprs)
+
+
+def factor(expr: Expr) -> str:
+    """The hole for an expression that multiplies what follows."""
+    return f"( {HOLE} )" if expr.is_Add else HOLE
+
+
+def as_text(written: Line) -> str:
+    text = written.words.replace("( ", "(").replace(" )", ")")
+    return text.format(*(symbolic.equation(e) for e in written.exprs))
+
+
+def as_mathml(written: Line) -> str:
+    exprs = iter(written.exprs)
+    parts = (symbolic.mathml(next(exprs)) if w == HOLE else _word(w) for w in written.words.split())
+    return f'<math display="block"><mrow>{"".join(parts)}</mrow></math>'
+
+
+def _word(word: str) -> str:
+    """One word: transposed where it ends in ', indexed where it holds _, an operator or a name otherwise."""
+    if word.endswith("'") and len(word) > 1:
+        return f"<msup>{_word(word[:-1])}<mo>&#8868;</mo></msup>"
+    if word in _WHOLE:
+        return _WHOLE[word]
+    if "_" in word:
+        name, index = word.split("_", 1)
+        return f"<msub><mi>{name}</mi>{_INDEX.get(index, f'<mi>{index}</mi>')}</msub>"
+    if word[0].isdigit():
+        return f"<mn>{word}</mn>"
+    if not word[0].isalpha():
+        return f"<mo>{escape(word)}</mo>"
+    return f"<mi>{word}</mi>"
+
+
+_INDEX = {"prev": "<mrow><mi>t</mi><mo>-</mo><mn>1</mn></mrow>"}
+_WHOLE = {
+    "dL/dp": "<mfrac><mrow><mo>&#8706;</mo><mi>L</mi></mrow><mrow><mo>&#8706;</mo><mi>p</mi></mrow></mfrac>",
+    "dR/dS": "<mfrac><mrow><mo>&#8706;</mo><mi>R</mi></mrow><mrow><mo>&#8706;</mo><mi>S</mi></mrow></mfrac>",
+    "|k|^2": "<msup><mrow><mo>&#8214;</mo><mi>k</mi><mo>&#8214;</mo></mrow><mn>2</mn></msup>",
+    "log": "<mi>log</mi><mo>&#8289;</mo>",
+    "where": "<mtext>&#160;&#160;with&#160;&#160;</mtext>",
+}
+
+
+def indexed(tile: Tile) -> str:
+    return f"{tile.name}[{','.join(tile.axes)}]" if tile.axes else tile.name
+
+
+def as_assignment(statement: Statement) -> tuple[str, str]:
+    """(what is set, to what)."""
+    return indexed(statement.target), _meaning(statement.target, statement.op)
+
+
+def _meaning(target: Tile, op: Op) -> str:
+    match op:
+        case Elementwise(expr, args):
+            return symbolic.equation(symbolic.renamed(expr, {t.name: symbol(indexed(t)) for t in args}))
+        case Contract(a, b, axis, None):
+            return f"sum_{axis} {indexed(a)} {indexed(b)}"
+        case Contract(a, b, axis, add):
+            return f"{indexed(add)} + sum_{axis} {indexed(a)} {indexed(b)}"
+        case Reduce(arg):
+            gone = ",".join(a for a in arg.axes if a not in target.axes)
+            return f"sum_{gone} {indexed(arg)}"
+        case Mask(arg, relation, fill):
+            return f"{indexed(arg)} where {relation.value}, else {fill:g}"
+        case CumulativeSum(arg, reverse):
+            return f"running sum of {indexed(arg)} over t" + (", from the end" if reverse else "")
+        case Relabel(arg):
+            return f"{arg.name}[{','.join(target.axes)}]"
+        case Solve(matrix, rhs, transposed):
+            return f"solution x of (I + {indexed(matrix)}{chr(39) if transposed else ''}) x = {indexed(rhs)}"
+        case Inverse(matrix):
+            return f"inverse of I + {indexed(matrix)}"
+    raise AssertionError(op)
