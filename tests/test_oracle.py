@@ -116,7 +116,8 @@ UNSHIPPED = {
         lambda S, k, v, x: delta_on_ridge(S * x["g"].exp(), k, v, x["beta"], x["lam"]),
     ),
     "undecayed read": (
-        written("norm2(p - v) / 2", "norm2(S - a * S_prev) / 2", weight="beta", update=PREVIOUS, a="decay", beta="unit"),
+        written("norm2(p - v) / 2", "norm2(S - a * S_prev) / 2", weight="beta", update=PREVIOUS,
+                a="decay", beta="unit"),
         lambda S, k, v, x: x["a"] * S - x["beta"] * torch.outer(k, S.T @ k - v),
     ),
     "two losses": (

@@ -291,7 +291,7 @@ def equation(expr: Expr) -> str:
 def mathml(expr: Expr) -> str:
     """Presentation MathML of one expression; well-formed XML on its own, entities as numbers."""
     text = _MathML().doprint(expr)
-    return text.replace("&InvisibleTimes;", "&#8290;")
+    return text.replace("&InvisibleTimes;", "&#8290;").replace("<mo>-</mo>", "<mo>&#8722;</mo>")
 
 
 class _Plain(StrPrinter):

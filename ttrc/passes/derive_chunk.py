@@ -110,5 +110,7 @@ class _Decays:
             until = build.relabel(self.tiles[f"{part}_until"], "tokens that write")
             gaps[part] = build.elementwise(f"{part}_gap", symbol("a") - symbol("b"), {"a": since, "b": until}, "retention")
         gap = build.elementwise("gap", symbol("coarse") + symbol("fine"), gaps, "retention")
+        if not strict:  # the diagonal is free of every decay: said here, so that its cotangent is 0 and not a difference
+            gap = build.mask("gap_apart", gap, Relation.STRICT, 0.0, "causality")
         gap = build.mask("gap_masked", gap, relation, NEGATIVE_INFINITY, "causality")
         return build.elementwise(name, factor * exp(symbol("gap")) * symbol("pairs"), {"gap": gap, **args}, "retention")

@@ -29,9 +29,9 @@ def differentiate_tile(forward: Program) -> Program:
     for carry, cotangent in zip(forward.carries, leaving):
         tape.add(carry.next, cotangent)
     for statement in reversed(forward.statements):
+        tape.origin = f"adjoint of {statement.target.name}"
         adjoint = tape.total(statement.target)
         if adjoint is not None:
-            tape.origin = f"adjoint of {statement.target.name}"
             _propagate(tape, statement.target, statement.op, adjoint)
 
     tape.origin = "gradient"
@@ -56,8 +56,8 @@ class _Product:
 class _Tape:
     """Cotangent contributions by tile, and their sums.
 
-    Products over the value axis come first in a sum, plain tiles next, other products last, each chained onto what
-    is there: a kernel that walks the value axis in panels then accumulates in place and adds the rest after.
+    Plain tiles come first in a sum, products are chained onto them, those over the value axis last: a kernel that
+    walks the value axis in panels then accumulates in place on top of all the rest.
     """
 
     def __init__(self, build: Builder):
@@ -72,14 +72,12 @@ class _Tape:
         if tile in self._totals or not self._parts[tile]:
             return self._totals.get(tile)
         plain = [p for p in self._parts[tile] if isinstance(p, Tile)]
-        products = [p for p in self._parts[tile] if isinstance(p, _Product)]
+        products = sorted((p for p in self._parts[tile] if isinstance(p, _Product)), key=lambda p: p.axis == "v")
         build, name, total = self.build, f"d_{tile.name}", None
-        for product in (p for p in products if p.axis == "v"):
-            total = build.contract(name, product.a, product.b, product.axis, self.origin, add=total)
         if plain:
-            args = {f"part{i}": p for i, p in enumerate(plain if total is None else [total, *plain])}
+            args = {f"part{i}": p for i, p in enumerate(plain)}
             total = build.elementwise(name, sum(symbol(n) for n in args), args, self.origin, axes=tile.axes)
-        for product in (p for p in products if p.axis != "v"):
+        for product in products:
             total = build.contract(name, product.a, product.b, product.axis, self.origin, add=total)
         self._totals[tile] = total
         return total

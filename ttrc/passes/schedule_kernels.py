@@ -16,6 +16,7 @@ from ttrc.ir.plan import Buffer, Kernel, Plan, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Reduce, Statement, Tile, operands
 from ttrc.language.spec import Parameter
+from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import slice_program
 
 KEY_HEADS = ("q", "k", "d_q", "d_k")
@@ -26,19 +27,30 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     inputs = _buffers(recurrence, backward)
     (state,) = (c for c in forward.carries)
     (cotangent,) = (c for c in backward.carries if c.reverse)
-    inverses = tuple(
-        Buffer(s.target.name, s.target, Space.TOKEN) for s in forward.statements if isinstance(s.op, Inverse)
-    )
+    pairs = _pairs_to_keep(forward)
     states = Buffer("states", state.state, Space.CHUNK)
     d_states = Buffer("d_states", cotangent.state, Space.CHUNK)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
-    first = tuple([_kernel("chunk_prepare", Skeleton.PARALLEL, forward, inverses, inputs)] if inverses else [])
-    scan = _kernel("chunk_scan", Skeleton.SCAN, forward, (*outputs, states), (*inputs, *inverses), (state,))
-    back = _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, (d_states,), (*inputs, *inverses), (cotangent,))
-    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, (*inputs, *inverses, states, d_states))
-    return Plan("chunk", (*first, scan), (back, grads), saved=(*inverses, states), scratch=(d_states,))
+    first = tuple([_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else [])
+    scan = _kernel("chunk_scan", Skeleton.SCAN, forward, (*outputs, states), (*inputs, *pairs), (state,))
+    back = _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, (d_states,), (*inputs, *pairs), (cotangent,))
+    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, (*inputs, *pairs, states, d_states))
+    return Plan("chunk", (*first, scan), (back, grads), saved=(*pairs, states), scratch=(d_states,))
+
+
+def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
+    """The C x C tiles that the scan multiplies values with, where making one of them takes a solve.
+
+    A rule that solves has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is
+    short of registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
+    """
+    if not any(isinstance(s.op, Inverse) for s in forward.statements):
+        return ()
+    factors = [s.op.a for s in forward.statements if isinstance(s.op, Contract) and "v" in s.target.axes]
+    pairs = dict.fromkeys(t for t in factors if t.axes == ("t", "s"))
+    return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)
 
 
 def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -95,6 +107,7 @@ def _sums_values(statement: Statement) -> bool:
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:
+    statements = order_statements(tuple(statements), tuple([*(b.tile for b in stores), *sums, *targets]))
     used = {t for s in statements for t in operands(s.op)} | set(targets)
     made = {s.target for s in statements}
     loads = tuple(b for b in memory if b.tile in used - made)
@@ -102,32 +115,87 @@ def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:
 
 
 def _panels(body: tuple[Statement, ...], memory, stores) -> tuple[Segment, ...]:
-    """Alternates code once a chunk with loops over panels of the value axis.
+    """Code once a chunk and loops over panels of the value axis, in turn.
 
-    Stage n of a tile is the number of panel loops that must have ended before it can be known. A product or sum
-    over the value axis belongs to the loop of its operands' stage and is known one stage later.
+    A product or sum over the value axis belongs to a loop, and is known once that has ended. Code once a chunk
+    goes in front of the first loop that needs it, no earlier: registers held across a loop are registers lost to it.
     """
+    stage, loop_of = _stages(body)
+    made = {s.target for s in body}
+    loops = []
+    for number in range(max([*stage.values(), 0]) + 1):
+        sums = [t for t, loop in loop_of.items() if loop == number]
+        written = [b.tile for b in stores if "v" in b.tile.axes and stage.get(b.tile, 0) == number]
+        known = frozenset(t for t in made if "v" not in t.axes and t not in sums)
+        loops += [(slice_program(body, group, known), group) for group in _groups(body, sums, written, known)]
+    place = _places(body, loop_of, loops)
+    segments = []
+    for number in range(len(loops) + 1):
+        once = [s for s in body if place.get(s.target) == number]
+        here = [b for b in stores if place.get(b.tile) == number]
+        segments.append(_segment(False, once, (), memory, here))
+        if number < len(loops):
+            panel, group = loops[number]
+            sums = [t for t in group if "v" not in t.axes]
+            segments.append(_segment(True, panel, sums, memory, [b for b in stores if b.tile in group]))
+    return tuple(s for s in segments if s.statements or s.stores)
+
+
+def _groups(body, sums: list[Tile], written: list[Tile], known: frozenset[Tile]) -> list[list[Tile]]:
+    """One loop for each accumulator as wide as the keys: two of them at once do not fit the registers.
+
+    What is small joins the loop that works out most of what it needs; what a loop lacks it works out again.
+    """
+    chained = {s.op.add: s.target for s in body if isinstance(s.op, Contract) and s.target in sums and s.op.add in sums}
+    wide = [t for t in sums if t.axes == ("t", "k") and t not in chained]
+    groups = [[t] for t in wide] or ([[]] if sums or written else [])
+
+    def needs(targets: list[Tile]) -> set[Tile]:
+        return {t for s in slice_program(body, targets, known) for t in (s.target, *operands(s.op))}
+
+    for target in (*sums, *written):
+        if target.axes == ("t", "k"):
+            if target in chained:
+                end = target
+                while end in chained:
+                    end = chained[end]
+                next(g for g in groups if end in g).insert(0, target)
+            continue
+        own = needs([target])
+        max(groups, key=lambda g: (len(own & needs(g)), -len(g))).append(target)
+    return [sorted(g, key=[*sums, *written].index) for g in groups]
+
+
+def _stages(body: tuple[Statement, ...]) -> tuple[dict[Tile, int], dict[Tile, int]]:
+    """Each tile's stage, and for results that sum over panels the loop that sums them."""
     stage: dict[Tile, int] = {}
     loop_of: dict[Tile, int] = {}
     for statement in body:
-        ready = max((stage.get(t, 0) for t in operands(statement.op)), default=0)
-        if _sums_values(statement):
-            factors = [t for t in operands(statement.op) if t is not getattr(statement.op, "add", None)]
-            start = getattr(statement.op, "add", None)
-            loop = max([stage.get(t, 0) for t in factors] + ([loop_of.get(start, stage.get(start, 0))] if start else []))
-            loop_of[statement.target], stage[statement.target] = loop, loop + 1
-        else:
-            stage[statement.target] = ready
-    made = {s.target for s in body}
-    segments = []
-    for number in range(max([*stage.values(), 0]) + 1):
-        once = [s for s in body if "v" not in s.target.axes and s.target not in loop_of and stage[s.target] == number]
-        here = [b for b in stores if "v" not in b.tile.axes and stage.get(b.tile, 0) == number]
-        segments.append(_segment(False, once, (), memory, here))
-        sums = [s.target for s in body if loop_of.get(s.target) == number]
-        written = [b for b in stores if "v" in b.tile.axes and stage.get(b.tile, 0) == number]
-        known = frozenset(t for t in made if "v" not in t.axes and t not in sums)
-        panel = slice_program(body, [*sums, *(b.tile for b in written)], known)
-        if panel:
-            segments.append(_segment(True, panel, sums, memory, written, [b.tile for b in written]))
-    return tuple(s for s in segments if s.statements or s.stores)
+        target, add = statement.target, getattr(statement.op, "add", None)
+        if not _sums_values(statement):
+            stage[target] = max((stage.get(t, 0) for t in operands(statement.op)), default=0)
+            continue
+        loop = max(stage.get(t, 0) for t in operands(statement.op) if t is not add)
+        if add is not None:
+            loop = max(loop, loop_of.get(add, stage.get(add, 0)))
+        loop_of[target], stage[target] = loop, loop + 1
+    return stage, loop_of
+
+
+def _places(body: tuple[Statement, ...], loop_of: dict[Tile, int], loops) -> dict[Tile, int]:
+    """In front of which loop each piece of code once a chunk stands, as late as its users allow."""
+    place: dict[Tile, int] = {}
+
+    def no_later_than(tile: Tile, number: int) -> None:
+        place[tile] = min(place.get(tile, number), number)
+
+    for number, (panel, _) in enumerate(loops):
+        for statement in panel:
+            for tile in operands(statement.op):
+                no_later_than(tile, number)
+    once = [s for s in body if "v" not in s.target.axes and s.target not in loop_of]
+    for statement in reversed(once):
+        no_later_than(statement.target, len(loops))
+        for tile in operands(statement.op):
+            no_later_than(tile, place[statement.target])
+    return {s.target: place[s.target] for s in once}

@@ -128,19 +128,21 @@ def _retention(r: Recurrence) -> Step:
     lines = [line("dR/dS = m ( S - a S_prev )"), line("m = {}", curvature), line("a = {}", decay)]
     if r.log_decay is not None:
         lines.append(line("log a = {}", shown(r, r.log_decay)))
-    return Step("Retention", tuple(lines), "the curvature m is positive, so that there is one S to solve for; a is the decay")
+    note = "the curvature m is positive, so that there is one S to solve for; a is the decay"
+    return Step("Retention", tuple(lines), note)
 
 
 def _stationarity(spec: Spec, r: Recurrence) -> Step:
-    condition = "k dL/dp' + m ( S_t - a S_prev ) = 0 where "
+    condition = "k (dL/dp)' + m ( S_t - a S_prev ) = 0 where "
     match spec.update:
         case Proximal():
-            lines = (line(condition + "p = S_t' k"), line("p + |k|^2 / m dL/dp = a S_prev' k"))
-            return Step("Update", lines, "the gradient stands at the new state itself; its prediction solves the second line")
+            lines = (line(condition + "p = S_t' k"), line("p + ( |k|^2 / m ) dL/dp = ( a S_prev )' k"))
+            note = "the gradient stands at the new state itself; its prediction solves the second line"
+            return Step("Update", lines, note)
         case _:
-            seen = "a S_prev" if r.reads_decayed else "S_prev"
+            seen = "( a S_prev )'" if r.reads_decayed else "S_prev'"
             note = "the minimum over S_t of the linearised loss plus the retention"
-            return Step("Update", (line(f"{condition}p = ( {seen} )' k"),), note)
+            return Step("Update", (line(f"{condition}p = {seen} k"),), note)
 
 
 def _recurrence(r: Recurrence) -> Step:

@@ -1,4 +1,4 @@
-"""The class of a rule, each aspect with what shows it: nothing is looked up by name, all of it is read off the algebra."""
+"""The class of a rule, each aspect with what shows it: read off the algebra, never looked up by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ttrc import symbolic
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
-from ttrc.language.spec import Gradient, Input, Spec
+from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.tools.account import shown, written
 
 
@@ -48,8 +48,8 @@ def _error_class(r: Recurrence) -> Finding:
 def _decay_kind(r: Recurrence) -> str:
     if r.decay == 1:
         return "no"
-    moving = {g.name for g in r.gates if isinstance(g, Input)}
-    return "data-dependent" if symbolic.names(r.decay) & moving else "constant"
+    fixed = {g.name for g in r.gates if isinstance(g, Parameter)}
+    return "constant" if symbolic.names(r.decay) <= fixed else "data-dependent"
 
 
 def _decay_class(r: Recurrence) -> Finding:
@@ -58,9 +58,9 @@ def _decay_class(r: Recurrence) -> Finding:
         case "no":
             return Finding("decay", "none", "a = 1, and nothing is paid for it")
         case "constant":
-            return Finding("decay", "constant in time, a scalar a head", f"a = {a} contains no input that comes per token")
+            return Finding("decay", "constant in time, a scalar a head", f"a = {a} has nothing that comes per token")
         case _:
-            return Finding("decay", "data-dependent, a scalar a token and head", f"a = {a} contains an input that comes per token")
+            return Finding("decay", "data-dependent, a scalar a token and head", f"a = {a} comes per token")
 
 
 def _read_class(module: Module) -> Finding:
@@ -93,7 +93,8 @@ def _forms(module: Module) -> tuple[Finding, ...]:
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
     match r.error:
         case Hebbian():
-            why = "the same sum over tokens in another order: earlier chunks through the state, this one through a masked product"
+            why = ("it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
+                   "what this one writes through a masked product")
         case _:
             why = ("the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
                    "A is strictly lower, so the solution exists, is unique and is no approximation")

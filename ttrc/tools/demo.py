@@ -77,7 +77,8 @@ class Gate(nn.Module):
         super().__init__()
         sizes = {"k": channels, "v": channels}
         self.shape = (heads, *(sizes[axis] for axis in declared.per.value))
-        self.into_domain, self.fixed = INTO_DOMAIN[declared.domain], None
+        self.into_domain = INTO_DOMAIN[declared.domain]
+        self.register_buffer("fixed", None)
         size = torch.Size(self.shape).numel()
         match declared:
             case Input(domain=domain):
@@ -87,7 +88,7 @@ class Gate(nn.Module):
                 self.project = None
                 self.constant = nn.Parameter(torch.zeros(size))
             case Parameter():
-                self.register_buffer("fixed", default_value(declared, heads, sizes).float())
+                self.fixed = default_value(declared, heads, sizes).float()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fixed is not None:
@@ -185,7 +186,7 @@ def associative_recall(
 
 
 def _table(curves: dict[str, dict[int, float]], task: Task) -> Table:
-    table = Table(title=f"recall of {_describe(task)}")
+    table = Table(title_justify="left", title=f"recall of {_describe(task)}")
     table.add_column("step", justify="right")
     for name in curves:
         table.add_column(name, justify="right")

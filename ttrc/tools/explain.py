@@ -72,8 +72,8 @@ def _form_data(form: Form, spec: Spec) -> dict:
 def _cost_data(cost: account.Cost) -> dict:
     spent = cost.budget
     return {
-        "form": cost.form, "pass": cost.direction, "bytes": spent.bytes, "least_bytes": cost.least, "flops": spent.flops,
-        "launches": spent.launches, "serial_steps_per_token": spent.serial_steps_per_token,
+        "form": cost.form, "pass": cost.direction, "bytes": spent.bytes, "least_bytes": cost.least,
+        "flops": spent.flops, "launches": spent.launches, "serial_steps_per_token": spent.serial_steps_per_token,
         "kernels": {name: vars(traffic) for name, traffic in spent.kernels},
     }
 

@@ -47,30 +47,43 @@ def as_text(written: Line) -> str:
 
 
 def as_mathml(written: Line) -> str:
-    exprs = iter(written.exprs)
-    parts = (symbolic.mathml(next(exprs)) if w == HOLE else _word(w) for w in written.words.split())
+    exprs, parts, before = iter(written.exprs), [], "="
+    for word in written.words.split():
+        if before not in _SPACED_AFTER and word not in _SPACED_BEFORE:
+            parts.append('<mspace width="0.2em"/>')
+        parts.append(symbolic.mathml(next(exprs)) if word == HOLE else _word(word))
+        before = word
     return f'<math display="block"><mrow>{"".join(parts)}</mrow></math>'
 
 
 def _word(word: str) -> str:
     """One word: transposed where it ends in ', indexed where it holds _, an operator or a name otherwise."""
-    if word.endswith("'") and len(word) > 1:
-        return f"<msup>{_word(word[:-1])}<mo>&#8868;</mo></msup>"
     if word in _WHOLE:
         return _WHOLE[word]
+    base, transposed = word.rstrip("'"), word.endswith("'")
     if "_" in word:
-        name, index = word.split("_", 1)
-        return f"<msub><mi>{name}</mi>{_INDEX.get(index, f'<mi>{index}</mi>')}</msub>"
+        name, index = base.split("_", 1)
+        tag, above = ("msubsup", _TRANSPOSED) if transposed else ("msub", "")
+        return f"<{tag}><mi>{name}</mi>{_INDEX.get(index, f'<mi>{index}</mi>')}{above}</{tag}>"
+    if transposed:
+        return f"<msup>{_word(base)}{_TRANSPOSED}</msup>"
     if word[0].isdigit():
         return f"<mn>{word}</mn>"
+    if word == "-":
+        return "<mo>&#8722;</mo>"
     if not word[0].isalpha():
         return f"<mo>{escape(word)}</mo>"
     return f"<mi>{word}</mi>"
 
 
-_INDEX = {"prev": "<mrow><mi>t</mi><mo>-</mo><mn>1</mn></mrow>"}
+_INDEX = {"prev": "<mrow><mi>t</mi><mo>&#8722;</mo><mn>1</mn></mrow>"}
+_TRANSPOSED = "<mi>&#8868;</mi>"
+_OPERATORS = {"=", "+", "-", "/", "where"}
+_SPACED_BEFORE, _SPACED_AFTER = _OPERATORS | {")", ")'"}, _OPERATORS | {"(", "log"}
+_SLOPE = "<mfrac><mrow><mo>&#8706;</mo><mi>L</mi></mrow><mrow><mo>&#8706;</mo><mi>p</mi></mrow></mfrac>"
 _WHOLE = {
-    "dL/dp": "<mfrac><mrow><mo>&#8706;</mo><mi>L</mi></mrow><mrow><mo>&#8706;</mo><mi>p</mi></mrow></mfrac>",
+    "dL/dp": _SLOPE,
+    "(dL/dp)'": f"<msup><mrow><mo>(</mo>{_SLOPE}<mo>)</mo></mrow>{_TRANSPOSED}</msup>",
     "dR/dS": "<mfrac><mrow><mo>&#8706;</mo><mi>R</mi></mrow><mrow><mo>&#8706;</mo><mi>S</mi></mrow></mfrac>",
     "|k|^2": "<msup><mrow><mo>&#8214;</mo><mi>k</mi><mo>&#8214;</mo></mrow><mn>2</mn></msup>",
     "log": "<mi>log</mi><mo>&#8289;</mo>",

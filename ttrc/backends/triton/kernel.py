@@ -83,9 +83,12 @@ class _Writer:
 
     def straight(self, segment: Segment) -> str:
         lines = self._loads(segment.loads)
+        made = {s.target for s in segment.statements}
+        lines += self._stores(b for b in segment.stores if b.tile not in made)
         for statement in segment.statements:
             lines += self._statement(statement)
-        return "\n".join(lines + self._stores(segment))
+            lines += self._stores(b for b in segment.stores if b.tile == statement.target)
+        return "\n".join(lines)
 
     def panels(self) -> str:
         lines: list[str] = []
@@ -109,9 +112,10 @@ class _Writer:
                 body += self._tagged(statement, self.printer.add_panel(statement))
             else:
                 body += self._statement(statement)
-        body += self._stores(segment)
+            body += self._stores(b for b in segment.stores if b.tile == statement.target and b.tile not in summed)
         self.origin = None
-        return [*opened, "for i_v in range((V + BV - 1) // BV):", *(f"    {line}" for line in body)]
+        after = self._stores(b for b in segment.stores if b.tile in summed)
+        return [*opened, "for i_v in range((V + BV - 1) // BV):", *(f"    {line}" for line in body), *after]
 
     def _statement(self, statement) -> list[str]:
         return self._tagged(statement, self.printer.lines(statement))
@@ -128,9 +132,9 @@ class _Writer:
         self.loaded.update(fresh)
         return [f"{b.tile.name} = {self.memory.load(b)}" for b in fresh]
 
-    def _stores(self, segment: Segment) -> list[str]:
+    def _stores(self, buffers) -> list[str]:
         lines = []
-        for buffer in segment.stores:
+        for buffer in buffers:
             store = self.memory.store(buffer, self.printer.name(buffer.tile))
             lines += ["if SAVE:", f"    {store}"] if buffer in self.on_request else [store]
         return lines

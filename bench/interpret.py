@@ -1,0 +1,73 @@
+"""Other libraries' kernels in Triton's interpreter: what compiled Triton has and Triton 3.6's interpreter lacks.
+
+An autotuner needs a driver, so its first configuration is taken; a loop's counter must answer `.to(dtype)`; a
+bfloat16 constant must exist. ttrc's own kernels need none of this.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+from triton.runtime.autotuner import Autotuner
+
+
+@contextmanager
+def interpretable() -> Iterator[None]:
+    """Inside the block, autotuned kernels written for a compiler run in the interpreter; afterwards all is as before."""
+    touched: dict[int, dict] = {}
+    patch_lang = interpreter._patch_lang
+
+    def patched(fn):
+        touched[id(fn.__globals__)] = fn.__globals__
+        fn.__globals__["range"] = _counted_range
+        return patch_lang(fn)
+
+    with ExitStack() as undo:
+        for owner, name, value in (
+            (interpreter, "_patch_lang", patched),
+            (interpreter.InterpreterBuilder, "get_bf16", _bf16_constant),
+            (Autotuner, "run", _first_config),
+        ):
+            undo.enter_context(_set(owner, name, value))
+        try:
+            yield
+        finally:
+            for names in touched.values():
+                names.pop("range", None)
+
+
+class _Counter(int):
+    """A loop's counter, which a kernel may cast as if it were a tensor."""
+
+    def to(self, dtype, **_options):
+        return interpreter.interpreter_semantic.to_tensor(int(self), False).to(dtype)
+
+
+def _counted_range(*bounds):
+    return map(_Counter, builtins.range(*map(operator.index, bounds)))
+
+
+def _bf16_constant(_builder, value: float):
+    bits = np.array([value], dtype=np.float32).view(np.uint32) >> np.uint32(16)
+    return interpreter.TensorHandle(bits.astype(np.uint16), tl.bfloat16)
+
+
+def _first_config(tuner: Autotuner, *args, **kwargs):
+    return tuner.fn.run(*args, **kwargs, **tuner.configs[0].all_kwargs())
+
+
+@contextmanager
+def _set(owner, name: str, value) -> Iterator[None]:
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name) if before is missing else setattr(owner, name, before)

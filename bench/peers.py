@@ -1,0 +1,132 @@
+"""Who else computes a shipped spec, and how to call them on the same inputs. Nothing here is a dependency.
+
+    fla         flash-linear-attention's chunk kernels (wheel fla-core)
+    flashqla    Qwen's TileLang kernels, Hopper and newer
+    flashinfer  FlashInfer's gated delta rule, forward only
+    sdpa        torch's causal softmax attention: another function, for scale
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ttrc.tools.peers import Absent, Inputs, Peer
+
+REFUSAL = "fla refuses gated chunk_bwd_dqkwg on Hopper with Triton 3.4.0 up to 3.7.1 (its issue 640)"
+
+
+def peers(spec: str) -> tuple[Peer | Absent, ...]:
+    """Everyone who might stand beside a spec, softmax attention always among them."""
+    makers: list[Callable[[], Peer]] = [*_FLA.get(spec, ())]
+    if spec == "gated_deltanet":
+        makers += [_flashqla, _flashinfer]
+    return (*(_or_absent(make) for make in makers), Peer("sdpa", _softmax_attention, same=False))
+
+
+def _or_absent(make: Callable[[], Peer]) -> Peer | Absent:
+    try:
+        return make()
+    except Exception as error:  # an import may fail in any way there is; the benchmark goes on without it
+        return Absent(make.__name__.lstrip("_"), f"{type(error).__name__}: {error}")
+
+
+def _softmax_attention(x: Inputs) -> Tensor:
+    q, k, v = (x[n].transpose(1, 2) for n in ("q", "k", "v"))
+    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != v.shape[1]).transpose(1, 2)
+
+
+# fla ------------------------------------------------------------------------------------------------------------
+
+
+def _fla(operator: str, module: str, call: Callable[[Callable, Inputs], Tensor], gated: bool = False):
+    """A maker of the peer that calls one of fla's operators; `gated` ones end in the kernel that it may refuse."""
+
+    def fla() -> Peer:
+        function = getattr(importlib.import_module(f"fla.ops.{module}"), operator)
+        refusal = REFUSAL if gated and _refuses() else ""
+        return Peer("fla", lambda x: call(function, x), refusal=refusal, lifted=_lifted)
+
+    return (fla,)
+
+
+def _refuses() -> bool:
+    kernels = importlib.import_module("fla.ops.common.chunk_o")
+    return kernels.IS_NVIDIA_HOPPER and kernels.TRITON_ABOVE_3_4_0 and not kernels.TRITON_ABOVE_3_7_1
+
+
+@contextmanager
+def _lifted() -> Iterator[None]:
+    """Tells fla's guard that Triton is new enough: its kernel then runs, rightly or not."""
+    kernels = importlib.import_module("fla.ops.common.chunk_o")
+    before = kernels.TRITON_ABOVE_3_7_1
+    kernels.TRITON_ABOVE_3_7_1 = True
+    try:
+        yield
+    finally:
+        kernels.TRITON_ABOVE_3_7_1 = before
+
+
+def _qkv(x: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    return x["q"], x["k"], x["v"]
+
+
+def _state_space(f: Callable, x: Inputs) -> Tensor:
+    """fla's form of it: the step size multiplies the values before the kernel, in torch."""
+    v = (x["v"] * x["dt"].unsqueeze(-1)).to(x["v"].dtype)
+    return f(x["q"], x["k"], v, g=x["dt"] * x["A"])[0]
+
+
+def _implicit_delta(f: Callable, x: Inputs) -> Tensor:
+    """An implicit step is a delta rule with the rate beta / (1 + beta |k|^2), made in torch."""
+    norm2 = x["k"].float().square().sum(-1)
+    return f(*_qkv(x), beta=x["beta"] / (1 + x["beta"] * norm2))[0]
+
+
+_FLA = {
+    "linear_attention": _fla("chunk_linear_attn", "linear_attn", lambda f, x: f(*_qkv(x), normalize=False)[0]),
+    "lightning_attention": _fla("chunk_lightning_attn", "lightning_attn", lambda f, x: f(*_qkv(x), layer_idx=0, num_layers=1)[0]),
+    "retnet": _fla("chunk_retention", "retention", lambda f, x: f(*_qkv(x))[0]),
+    "mamba2": _fla("chunk_simple_gla", "simple_gla", _state_space, gated=True),
+    "deltanet": _fla("chunk_delta_rule", "delta_rule", lambda f, x: f(*_qkv(x), beta=x["beta"])[0]),
+    "longhorn": _fla("chunk_delta_rule", "delta_rule", _implicit_delta),
+    "gated_deltanet": _fla(
+        "chunk_gated_delta_rule", "gated_delta_rule", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0], gated=True
+    ),
+}
+
+# Hopper's hand-tuned kernels ------------------------------------------------------------------------------------
+
+
+def _flashqla() -> Peer:
+    function = importlib.import_module("flash_qla").chunk_gated_delta_rule
+
+    def call(x: Inputs) -> Tensor:
+        return function(q=x["q"], k=x["k"], v=x["v"], g=x["g"], beta=x["beta"], scale=None, auto_cp=True)[0]
+
+    return Peer("flashqla", call)
+
+
+def _flashinfer() -> Peer:
+    function = importlib.import_module("flashinfer.gdn_prefill").chunk_gated_delta_rule
+
+    def call(x: Inputs) -> Tensor:
+        batch, length = x["v"].shape[:2]
+        flat = {n: t.flatten(0, 1) for n, t in x.items()}
+        ends = _ends(batch, length, x["v"].device)
+        o = function(flat["q"], flat["k"], flat["v"], g=flat["g"].exp(), beta=flat["beta"], cu_seqlens=ends)
+        return (o[0] if isinstance(o, tuple) else o).unflatten(0, (batch, length))
+
+    return Peer("flashinfer", call, backward=False)
+
+
+@cache
+def _ends(batch: int, length: int, device: torch.device) -> Tensor:
+    return torch.arange(batch + 1, device=device, dtype=torch.int64) * length

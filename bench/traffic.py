@@ -1,0 +1,193 @@
+"""Bytes that the kernels touch, counted in Triton's interpreter: ttrc, its peers, and the least possible.
+
+    python -m bench.traffic [SPEC ...] [--install] [--out FILE]
+
+Distinct bytes per token and head, each kernel's added up, batch 1, one head: no clock and no GPU in it. Byte counts
+are exact there although bfloat16 values are not. Work that torch does around the kernels counts on neither side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from bench.interpret import interpretable  # noqa: E402
+from ttrc.compiler import analyse  # noqa: E402
+from ttrc.passes.budget import least_bytes  # noqa: E402
+from ttrc.runtime.load import load, shipped_specs  # noqa: E402
+from ttrc.sampling import random_inputs  # noqa: E402
+from ttrc.tools.counter import Tally, count  # noqa: E402
+from ttrc.tools.peers import Peer, load_peers, present  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+LENGTH, WIDTH = 512, 128
+FLA = ("fla-core==0.6.0", "einops")
+PASSES = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one implementation's kernels touch in each pass: (kernel, launches, distinct bytes per token and head)."""
+
+    forward: tuple[tuple[str, int, float], ...]
+    backward: tuple[tuple[str, int, float], ...]
+
+    def bytes(self, *passes: str) -> float:
+        return sum(row[2] for name in passes or PASSES for row in getattr(self, name))
+
+    def launches(self, name: str) -> int:
+        return sum(row[1] for row in getattr(self, name))
+
+
+def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
+    """q, k, v in dtype and gates in float32, all of them differentiable; batch 1, one head."""
+    drawn = random_inputs(spec, B=1, T=length, H=1, HV=1, dk=width, dv=width)
+    del drawn["initial_state"]
+    return {n: x.to(dtype if n in ("q", "k", "v") else torch.float32).requires_grad_() for n, x in drawn.items()}
+
+
+def measure(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> Traffic:
+    """The kernels that a call and its backward pass launch."""
+    tokens = x["v"].shape[1]
+    with count() as forward:
+        o = call(x)
+    with count() as backward:
+        torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
+    return Traffic(_rows(forward, tokens), _rows(backward, tokens))
+
+
+def of_ttrc(name: str, length: int = LENGTH, width: int = WIDTH) -> Traffic:
+    op = load(name)
+    x = inputs(op.spec, length, width)
+    return measure(lambda x: _called(op, x), x)
+
+
+def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> Traffic:
+    with interpretable(), peer.lifted():
+        return measure(peer.call, inputs(load(name).spec, length, width))
+
+
+def _called(op, x: dict[str, Tensor]) -> Tensor:
+    gates = {n: t for n, t in x.items() if n not in ("q", "k", "v")}
+    return op(x["q"], x["k"], x["v"], **gates, form="chunk", backend="triton")[0]
+
+
+def _rows(tally: Tally, tokens: int) -> tuple[tuple[str, int, float], ...]:
+    return tuple(
+        (k.name, k.launches, (k.distinct_load_bytes + k.distinct_store_bytes) / tokens) for k in tally.kernels.values()
+    )
+
+
+@contextmanager
+def peers_at_hand(install: bool) -> Iterator[None]:
+    """fla on the path: from .wheels/ where `make wheels` left it, or fetched into a folder that goes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ttrc-peers-") as room:
+        if install:
+            options = ["--disable-pip-version-check", "--quiet", "--no-deps", "--target", room]
+            subprocess.run([sys.executable, "-m", "pip", "install", *options, *FLA], check=True)
+        added = [room, str(HERE.parent / ".wheels")]
+        sys.path.extend(added)
+        try:
+            yield
+        finally:
+            for folder in added:
+                sys.path.remove(folder)
+
+
+# The page -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    spec: str
+    least: dict[str, float]
+    traffic: dict[str, Traffic]  # by implementation, "ttrc" first
+
+
+def row(name: str) -> Row:
+    module = analyse(load(name).spec)
+    least = least_bytes(module, d_k=WIDTH, d_v=WIDTH, dtype_bytes=2)
+    counted = {"ttrc": of_ttrc(name)}
+    for peer in present(load_peers()(name)):
+        if peer.same and peer.backward:
+            counted[peer.name] = of_peer(name, peer)
+    return Row(name, least, counted)
+
+
+def page(rows: list[Row]) -> str:
+    return "\n".join([*_head(), *_summary(rows), "", "## By kernel", "", *(line for r in rows for line in _details(r))])
+
+
+def _head() -> list[str]:
+    return [
+        "# What the kernels touch", "",
+        "Made by `python -m bench.traffic`; do not edit. Distinct bytes per token and head, every kernel's added up,",
+        f"for one sequence of {LENGTH} tokens, one head, d = {WIDTH}, bfloat16, gates in float32; launches in brackets.",
+        "Counted in Triton's interpreter: exact, and no clock in it. Least: each input read once, each output written",
+        f"once. Torch code around the kernels is not counted. Triton {_version('triton')}, fla-core {_version('fla-core')}.", "",
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not found"
+
+
+def _summary(rows: list[Row]) -> list[str]:
+    lines = [
+        "| spec | least | ttrc forward | ttrc backward | ttrc | fla forward | fla backward | fla | fla / ttrc | ttrc / least |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        ours, theirs, least = r.traffic["ttrc"], r.traffic.get("fla"), sum(r.least.values())
+        cells = [r.spec, f"{least:,.0f}", *_cells(ours), *(_cells(theirs) if theirs else ["", "", ""])]
+        cells += [f"{theirs.bytes() / ours.bytes():.2f}" if theirs else "", f"{ours.bytes() / least:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cells(traffic: Traffic) -> list[str]:
+    each = [f"{traffic.bytes(name):,.0f} ({traffic.launches(name)})" for name in PASSES]
+    return [*each, f"**{traffic.bytes():,.0f}**"]
+
+
+def _details(r: Row) -> list[str]:
+    lines = [f"### {r.spec}", "", "| by | pass | kernel | launches | bytes |", "| --- | --- | --- | ---: | ---: |"]
+    for who, traffic in r.traffic.items():
+        for name in PASSES:
+            lines += [f"| {who} | {name} | {k} | {n} | {b:,.1f} |" for k, n, b in getattr(traffic, name)]
+    return [*lines, ""]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.traffic", description=__doc__.splitlines()[0])
+    parser.add_argument("specs", nargs="*", help="shipped specs; all of them where none is named")
+    parser.add_argument("--install", action="store_true", help="fetch fla-core into a folder that goes afterwards")
+    parser.add_argument("--out", type=Path, default=HERE / "TRAFFIC.md", help="the page to write")
+    given = parser.parse_args(argv)
+    rows = []
+    with peers_at_hand(given.install):
+        for name in given.specs or shipped_specs():
+            rows.append(row(name))
+            print(*_summary(rows[-1:])[2:], flush=True)
+        given.out.write_text(page(rows), encoding="utf-8")
+    print(f"wrote {given.out}")
+
+
+if __name__ == "__main__":
+    main()

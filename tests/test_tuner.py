@@ -1,0 +1,254 @@
+"""The tuner chooses by time among configurations that are right; every fault that is planted is caught and named."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ttrc.errors import TtrcError
+from ttrc.ir.config import Config
+from ttrc.runtime import tuned, tuner
+from ttrc.runtime.load import load
+from ttrc.runtime.poison import poisoned
+from ttrc.runtime.trust import Verifier
+from ttrc.runtime.tuned import Entry, Key
+from ttrc.runtime.tuner import Fate, Footprint, tune
+from ttrc.runtime.verify import Case
+from ttrc.runtime.workload import Workload
+
+BAD, GOOD = Config(16, 2, 1), Config(16, 2, 2)
+SHAPE = Workload(batch=1, length=40, heads=2, d_k=16, d_v=16)
+CASE = Case(B=1, T=40, H=1, HV=2, d_k=16, d_v=16, chunk_size=16)
+
+
+@pytest.fixture(scope="module")
+def op():
+    return load("linear_attention")
+
+
+@pytest.fixture(scope="module")
+def verifier(op):
+    return Verifier(op, "chunk", torch.float32, "cpu", [CASE])
+
+
+def fake_timer(key, config, call):
+    """The smaller the fewer warps, the configuration BAD best of all."""
+    call()
+    return 0.1 if config == BAD else 1.0 + config.warps + 0.1 * config.stages
+
+
+def only(*configs):
+    """Footprints that leave nothing but these (and the default) to try."""
+    return lambda kernel, config: None if config in configs else Footprint(spills=9, instructions=100, blocks=1)
+
+
+def run(op, verifier, *configs):
+    return tune(
+        op, {"chunk": [SHAPE]}, dtype=torch.float32, device="cpu", timer=fake_timer,
+        verifier=lambda form: verifier, footprints=only(*configs),
+    )
+
+
+def planted(op, monkeypatch, fault):
+    """fault(tensors, run) instead of the launch of chunk_scan, where it would run configuration BAD."""
+    launch, config = op.package.op.launch, op.package.op.config
+
+    def wrapped(kernel, q, v, layout, chunk, tensors, *args, **kwargs):
+        def run():
+            launch(kernel, q, v, layout, chunk, tensors, *args, **kwargs)
+
+        if kernel == "chunk_scan" and config(kernel, q, v, layout.sequences) == tuned.row(BAD):
+            fault(tensors, run)
+        else:
+            run()
+
+    monkeypatch.setattr(op.package.op, "launch", wrapped)
+
+
+def outputs(tensors):
+    """o and the states: what comes after q, k, v among a forward scan's tensors."""
+    return [t for t in tensors[3:] if t is not None and t.numel()]
+
+
+def wrong(tensors, run):
+    run()
+    outputs(tensors)[0][..., -1] *= 1.01
+
+
+def not_repeatable(tensors, run):
+    run()
+    o = outputs(tensors)[0]
+    wrong_bits = not_repeatable.calls = not_repeatable.calls + 1
+    o[:, -1] *= 1 + 1e-6 * wrong_bits
+
+
+def rows_unwritten(tensors, run):
+    o = outputs(tensors)[0]
+    before = o[:, 7].clone()
+    run()
+    o[:, 7] = before
+
+
+def does_not_run(tensors, run):
+    raise RuntimeError("out of resource: shared memory")
+
+
+@pytest.mark.parametrize(
+    "fault, named",
+    [(wrong, "wrong: o"), (not_repeatable, "not repeatable: o"), (rows_unwritten, "wrong: o nan"),
+     (does_not_run, "does not run: RuntimeError: out of resource")],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_a_planted_fault_is_caught_and_named_although_it_is_the_fastest(op, verifier, monkeypatch, fault, named):
+    not_repeatable.calls = 0
+    planted(op, monkeypatch, fault)
+    report = run(op, verifier, BAD, GOOD)
+    (caught,) = report.rejected
+    assert (caught.key.kernel, caught.config, caught.ms) == ("chunk_scan", BAD, None)
+    assert caught.reason.startswith(named)
+    best = {key.kernel: trial.config for key, trial in report.best.items()}
+    assert best.pop("chunk_scan") == GOOD
+    assert set(best.values()) == {BAD}  # in the other kernels nothing was planted
+
+
+def test_the_fastest_wins_where_all_are_right(op, verifier):
+    report = run(op, verifier, BAD, GOOD)
+    assert not report.rejected
+    assert {t.config for t in report.best.values()} == {BAD}
+    key = Key("chunk_scan", 64, "float32", "few")
+    assert report.best[key].ms == 0.1 and report.default_ms[key] > report.best[key].ms
+    assert op.package.op.TUNED == {}
+
+
+def test_pruned_ones_are_told_with_the_reason(op, verifier):
+    report = run(op, verifier, GOOD)
+    pruned = [t for t in report.trials if t.fate is Fate.PRUNED]
+    assert pruned and all(t.reason == "spills (9 instructions)" for t in pruned)
+
+
+def test_candidates_are_few_and_the_default_is_among_them(op):
+    from ttrc.compiler import analyse
+
+    wide = Workload(32, 4096, 4, 256, 256)
+    for kernel in (*analyse(op.spec).forms["chunk"].plan.forward, *analyse(op.spec).forms["chunk"].plan.backward):
+        default = Config(64, 4, 2)
+        for footprints in (lambda k, c: None, lambda k, c: Footprint(0, 1000 * c.value_block // c.warps, 16 // c.warps)):
+            chosen, pruned = tuner.candidates(kernel, default, wide, footprints, 132, 24)
+            assert chosen[0] == default and len(chosen) == 24 == len(set(chosen))
+            assert not set(chosen) & {config for config, _ in pruned}
+
+
+def test_both_regimes_share_a_verdict_but_not_a_time(op, verifier):
+    calls = []
+
+    def judge():
+        calls.append(1)
+        return verifier()
+
+    many = Workload(batch=64, length=16, heads=2, d_k=16, d_v=16)
+    report = tune(op, {"chunk": [SHAPE, many]}, dtype=torch.float32, device="cpu", timer=fake_timer,
+                  verifier=lambda form: judge, footprints=only(GOOD))
+    kernels = {key.kernel for key in report.best}
+    assert {(key.kernel, key.regime) for key in report.best} == {(k, r) for k in kernels for r in ("few", "many")}
+    assert len(calls) == 2 * len(kernels)  # the default and GOOD, once a kernel
+
+
+# Poison ---------------------------------------------------------------------------------------------------------
+
+
+def test_fresh_memory_is_nan_inside_and_nothing_changes_outside():
+    like = torch.ones(3, 4, dtype=torch.float16)
+    with poisoned("cpu"):
+        for made in (torch.empty(5), torch.empty_like(like), like.new_empty(7), like.new_empty(2, 2, dtype=torch.float32)):
+            assert made.isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_rows_that_nobody_writes_hide_in_recycled_memory_without_poison(op, verifier, monkeypatch):
+    """The reason for the poison: memory that still holds the right rows makes such a kernel look right."""
+    kept = {}
+
+    def recycled(like, **_options):  # an allocator that hands out the memory of the run before
+        return kept.setdefault(tuple(like.shape), torch.zeros_like(like))
+
+    planted(op, monkeypatch, rows_unwritten)
+    x = verifier.trials[0].given
+    key = Key("chunk_scan", 64, "float32", "few")
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(op.package.op.torch, "empty_like", recycled)
+        right = op(**x, form="chunk", backend="triton")[0].clone()
+        with tuner.using(op.package, {key: BAD}):
+            assert torch.equal(op(**x, form="chunk", backend="triton")[0], right)
+    with tuner.using(op.package, {key: BAD}):
+        assert verifier().startswith("wrong: o nan")
+
+
+def test_poison_that_does_not_work_is_refused(monkeypatch):
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: None)
+    with pytest.raises(TtrcError, match="cannot be poisoned"), poisoned("cpu"):
+        pass
+
+
+# The file -------------------------------------------------------------------------------------------------------
+
+
+def entry(op, config=GOOD, **changes):
+    import triton
+
+    key = Key("chunk_scan", 64, "bfloat16", "many")
+    made = {"spec": op.spec.name, "kernels": tuned.kernels_digest(op.package), "key": key, "config": config,
+            "ms": 0.5, "default_ms": 0.75, "triton": triton.__version__}
+    return Entry(**(made | changes))
+
+
+@pytest.fixture
+def chip(tmp_path, monkeypatch, op):
+    """A machine with an "NVIDIA Test 1"; its shipped and its user's file are under tmp_path."""
+    monkeypatch.setenv("TTRC_CACHE", str(tmp_path / "user"))
+    monkeypatch.setattr(tuned, "chip_name", lambda device=None: "NVIDIA Test 1")
+    monkeypatch.setattr(tuned, "shipped_file", lambda chip: tmp_path / "shipped" / f"{tuned.slug(chip)}.json")
+    yield "NVIDIA Test 1"
+    op.package.op.TUNED.clear()
+
+
+def test_a_file_reads_back_and_a_line_is_an_entry(op, chip, tmp_path):
+    path = tuned.user_file(chip)
+    assert path == tmp_path / "user" / "tuned" / "nvidia-test-1.json"
+    one, other = entry(op), entry(op, key=Key("chunk_scan", 64, "bfloat16", "few"))
+    tuned.write_entries(path, chip, [one])
+    tuned.write_entries(path, chip, [other, entry(op, ms=0.25)])
+    assert set(tuned.read_entries(path)) == {entry(op, ms=0.25), other}
+    assert json.loads(path.read_text())["chip"] == chip
+    assert len(path.read_text().splitlines()) == 2 + 2
+
+
+def test_shipped_entries_apply_and_the_users_win(op, chip):
+    place = ("chunk_scan", 64, "torch.bfloat16", "many")
+    tuned.write_entries(tuned.shipped_file(chip), chip, [entry(op)])
+    assert tuned.apply_tuned(op.package, op.spec) == 1
+    assert op.package.op.TUNED == {place: (16, 2, 2)}
+    tuned.write_entries(tuned.user_file(chip), chip, [entry(op, config=BAD)])
+    tuned.apply_tuned(op.package, op.spec)
+    assert op.package.op.TUNED == {place: (16, 2, 1)}
+    q = SimpleNamespace(shape=(64, 8, 2, 16), dtype=torch.bfloat16)
+    assert op.package.op.config("chunk_scan", q, q, 64) == (16, 2, 1)
+
+
+@pytest.mark.parametrize("change", [{"kernels": "0" * 16}, {"triton": "0.0.1"}], ids=str)
+def test_an_entry_for_other_kernels_or_another_compiler_never_applies(op, chip, change):
+    tuned.write_entries(tuned.user_file(chip), chip, [entry(op, **change)])
+    assert tuned.apply_tuned(op.package, op.spec) == 0
+    assert op.package.op.TUNED == {}
+
+
+def test_without_a_gpu_nothing_is_read(op):
+    assert tuned.apply_tuned(op.package, op.spec, "cpu") == 0
+
+
+def test_a_broken_file_is_named(op, chip):
+    path = tuned.user_file(chip)
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(TtrcError, match="nvidia-test-1.json"):
+        tuned.apply_tuned(op.package, op.spec)

@@ -1,0 +1,51 @@
+"""A planned kernel's arguments for a compile without a GPU: types, compile-time constants, launch configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ttrc.backends.triton.kernel import pointers
+from ttrc.ir.config import CHUNK, Config, block, default_config
+from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Runtime arguments by type, everything else by value; `divisible` integers are multiples of 16."""
+
+    types: dict[str, str]
+    constants: dict[str, object]
+    divisible: tuple[str, ...]
+    config: Config
+
+
+def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, config: Config | None = None) -> Signature:
+    """The fullest variant: with an initial state, states saved, sequences not packed. dtype: "bf16", "fp16", "fp32"."""
+    config = config or default_config(kernel.name, d_k, d_v)
+    types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
+    constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
+    types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
+    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": CHUNK, "BK": block(d_k), "BV": config.value_block}
+    constants["PACKED"] = False
+    precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
+    match kernel.skeleton:
+        case Skeleton.PARALLEL:
+            types["N"] = "i32"
+            constants |= {"chunk_owner": None, **precision}
+        case Skeleton.SCAN:
+            types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
+            constants |= {"ENTER": True, "SAVE": not kernel.reverse, **precision}
+        case Skeleton.TOKENS:
+            types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
+            constants |= {"ENTER": True, "SAVE": True}
+        case Skeleton.TOKENS_REVERSE:
+            types |= {name: "*fp32" for name in ("states_ptr", "trail_ptr", "enter_ptr", "leave_ptr")}
+            types["tokens"] = "i32"
+            constants["ENTER"] = True
+    return Signature(types, constants, (), config)
+
+
+def _pointer(buffer: Buffer, kernel: Kernel, dtype: str) -> str:
+    per_number = buffer.space is Space.HEAD or len([a for a in buffer.tile.axes if a != "t"]) == 0
+    partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
+    return "*fp32" if per_number or partial else f"*{dtype}"

@@ -1,0 +1,75 @@
+"""Whether an operator can be trusted as it would launch right now: against the oracle, poisoned, twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ttrc import oracle
+from ttrc.runtime.operator import Operator
+from ttrc.runtime.poison import poisoned
+from ttrc.runtime.verify import BOUNDS, Case, compare, differentiate, draw
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One case ready to run: inputs as the operator gets them, and what the oracle makes of them in float64."""
+
+    case: Case
+    given: Inputs
+    cu_seqlens: Tensor | None
+    cotangents: tuple[Tensor, Tensor]
+    reference: Inputs
+
+
+class Verifier:
+    """Call it for the reason why an operator must not run as it is configured now, or None.
+
+    The oracle runs once, here; each call then runs the operator twice a case, forward and backward, on fresh poisoned
+    memory, and asks that every output and gradient is within its bound and that both runs agree bit for bit.
+    """
+
+    def __init__(self, op: Operator, form: str, dtype: torch.dtype, device: str, cases: Sequence[Case]):
+        self.op, self.form, self.dtype, self.device = op, form, dtype, device
+        self.trials = tuple(self._prepare(case) for case in cases)
+
+    def __call__(self) -> str | None:
+        for trial in self.trials:
+            reason = self._judge(trial)
+            if reason is not None:
+                return f"{reason} ({trial.case})"
+        return None
+
+    def _judge(self, trial: Trial) -> str | None:
+        first = self._run(trial)
+        failures = compare(first, trial.reference, BOUNDS["triton", self.dtype]).failures
+        if failures:
+            return "wrong: " + ", ".join(failures)
+        second = self._run(trial)
+        moved = [name for name in first if not torch.equal(first[name], second[name])]
+        return f"not repeatable: {', '.join(moved)} differ between two runs on the same inputs" if moved else None
+
+    def _run(self, trial: Trial) -> Inputs:
+        def call(x: Inputs, packing: Tensor | None) -> tuple[Tensor, Tensor]:
+            return self.op(**x, output_final_state=True, cu_seqlens=packing, form=self.form,
+                           chunk_size=trial.case.chunk_size, backend="triton")
+
+        with poisoned(self.device):
+            return differentiate(call, trial.given, trial.cu_seqlens, trial.cotangents, None, self.device)
+
+    def _prepare(self, case: Case) -> Trial:
+        drawn, cu_seqlens, cotangents = draw(self.op.spec, case)
+        given = {n: x.to(self.device, self.dtype if n in ("q", "k", "v") else torch.float32) for n, x in drawn.items()}
+
+        def call(x: Inputs, packing: Tensor | None) -> tuple[Tensor, Tensor]:
+            gates = {n: t for n, t in x.items() if n not in ("q", "k", "v", "initial_state")}
+            return oracle.run(self.op.spec, x["q"], x["k"], x["v"], gates, initial_state=x["initial_state"],
+                              cu_seqlens=packing)
+
+        return Trial(case, given, cu_seqlens, cotangents,
+                     differentiate(call, given, cu_seqlens, cotangents, torch.float64, "cpu"))

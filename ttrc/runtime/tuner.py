@@ -1,0 +1,247 @@
+"""The verifying tuner: for each kernel of an operator, the fastest configuration that is right.
+
+Candidates are pruned by what a compiler without a GPU says of them and by a simple cost model. One that remains is
+verified before it is timed; one that misses is rejected with its reason, however fast it is. Nothing here starts by
+itself: an operator only ever reads what an earlier run found (tuned.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from types import ModuleType
+from typing import Optional
+
+import torch
+
+from ttrc.compiler import analyse
+from ttrc.ir.config import Config, block
+from ttrc.ir.plan import Kernel, Skeleton
+from ttrc.runtime.operator import Operator
+from ttrc.runtime.tuned import Key, row, slot
+from ttrc.runtime.workload import Workload, draw_inputs
+
+MOST = 24  # candidates a kernel
+VALUE_BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3)
+MANY = 128  # heads times sequences from which the regime is "many", as the generated operators count
+
+
+class Fate(Enum):
+    CHOSEN = "chosen"
+    SLOWER = "slower"
+    REJECTED = "rejected"  # verified and found wrong, or it does not run
+    PRUNED = "pruned"      # never run
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one candidate; ms of its kernel alone where it was timed."""
+
+    key: Key
+    config: Config
+    fate: Fate
+    ms: Optional[float]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All trials of one operator, kernel by kernel; `default_ms` where the default configuration was right."""
+
+    spec: str
+    trials: tuple[Trial, ...]
+    default_ms: Mapping[Key, float]
+
+    @property
+    def best(self) -> dict[Key, Trial]:
+        return {t.key: t for t in self.trials if t.fate is Fate.CHOSEN}
+
+    @property
+    def rejected(self) -> tuple[Trial, ...]:
+        return tuple(t for t in self.trials if t.fate is Fate.REJECTED)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one compiled candidate: spilled registers, instructions, programs that a multiprocessor holds (0: none fits)."""
+
+    spills: int
+    instructions: int
+    blocks: int
+
+
+Call = Callable[[], None]
+Timer = Callable[[Key, Config, Call], float]                      # ms of one call
+Verifier = Callable[[str], Callable[[], Optional[str]]]           # of a form: the reason why the operator is wrong, or None
+Footprints = Callable[[str, Config], Optional[Footprint]]         # of a kernel: None where nothing is known
+
+
+def tune(
+    op: Operator,
+    workloads: Mapping[str, Sequence[Workload]],
+    *,
+    dtype: torch.dtype,
+    device: str,
+    timer: Timer,
+    verifier: Verifier,
+    footprints: Footprints = lambda kernel, config: None,
+    multiprocessors: int = 132,
+    most: int = MOST,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
+) -> Report:
+    """Tune every kernel of the forms in `workloads`, one kernel after another, the best of the earlier ones in place.
+
+    workloads: by form, at most one a width and regime. The operator's TUNED table is as before when this returns.
+    """
+    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, on_trial)
+    forms = analyse(op.spec).forms
+    for form, shapes in workloads.items():
+        judge = verifier(form)
+        for shape in shapes:
+            for kernel in (*forms[form].plan.forward, *forms[form].plan.backward):
+                search.kernel(kernel, form, shape, judge)
+    return Report(op.spec.name, tuple(search.trials), search.default_ms)
+
+
+@contextmanager
+def using(package: ModuleType, configs: Mapping[Key, Config]) -> Iterator[None]:
+    """Inside, the operator launches these configurations."""
+    before = dict(package.op.TUNED)
+    package.op.TUNED.update({slot(k): row(c) for k, c in configs.items()})
+    try:
+        yield
+    finally:
+        package.op.TUNED.clear()
+        package.op.TUNED.update(before)
+
+
+def candidates(
+    kernel: Kernel, default: Config, shape: Workload, footprints: Footprints, multiprocessors: int, most: int
+) -> tuple[list[Config], list[tuple[Config, str]]]:
+    """(those to try, the default first and then by predicted time; those left out, with the reason)."""
+    widest = block(shape.d_v)
+    space = [Config(v, w, s) for v in VALUE_BLOCKS if v <= widest for w in WARPS for s in STAGES]
+    cost: dict[Config, float] = {}
+    pruned = []
+    for config in dict.fromkeys((default, *space)):
+        known = footprints(kernel.name, config)
+        reason = None if known is None or config == default else _hopeless(known)
+        if reason:
+            pruned.append((config, reason))
+        else:
+            cost[config] = _distance(config, default) if known is None else _cost(kernel, config, known, shape, multiprocessors)
+    ranked = sorted(cost, key=lambda c: (c != default, cost[c]))
+    return ranked[:most], pruned + [(c, f"predicted slower than {most} others") for c in ranked[most:]]
+
+
+def _hopeless(known: Footprint) -> str | None:
+    if not known.blocks:
+        return "does not compile, or does not fit on a multiprocessor"
+    return f"spills ({known.spills} instructions)" if known.spills else None
+
+
+def _cost(kernel: Kernel, config: Config, known: Footprint, shape: Workload, multiprocessors: int) -> float:
+    """Issue slots, or the instructions of one program after another, whichever binds. Comparable for one kernel alone."""
+    panels = -(-shape.d_v // config.value_block)
+    split = kernel.skeleton is not Skeleton.PARALLEL  # these have a program a value block, the others a loop over them
+    heads = shape.batch * shape.heads
+    programs = heads * panels if split else heads * -(-shape.length // 64)
+    work = known.instructions * (1 if split else panels)
+    waves = -(-programs // (multiprocessors * max(known.blocks, 1)))
+    return max(programs * work * config.warps / (4 * multiprocessors), waves * work) * (1 + known.spills)
+
+
+def _distance(config: Config, default: Config) -> float:
+    """Steps of a factor of two away from the default, where nothing better is known."""
+    ratios = (config.value_block / default.value_block, config.warps / default.warps)
+    return sum(abs(int(r).bit_length() - 1 if r >= 1 else int(1 / r).bit_length() - 1) for r in ratios) + 0.5 * abs(
+        config.stages - default.stages
+    )
+
+
+class _Search:
+    def __init__(self, op, dtype, device, timer, footprints, multiprocessors, most, on_trial):
+        self.op, self.dtype, self.device, self.timer = op, dtype, device, timer
+        self.footprints, self.multiprocessors, self.most, self.on_trial = footprints, multiprocessors, most, on_trial
+        self.trials: list[Trial] = []
+        self.best: dict[Key, Config] = {}
+        self.default_ms: dict[Key, float] = {}
+        self.verdicts: dict[tuple[str, int, Config], str | None] = {}  # a config's verdict holds for both regimes
+
+    def kernel(self, kernel: Kernel, form: str, shape: Workload, judge: Callable[[], str | None]) -> None:
+        table = self.op.package.op.CONFIGS[kernel.name]
+        width = min(w for w in table if w >= max(block(shape.d_k), block(shape.d_v)))
+        key = Key(kernel.name, width, str(self.dtype).removeprefix("torch."), _regime(shape))
+        plain = Config(*table[width])
+        default = Config(min(plain.value_block, block(shape.d_v)), plain.warps, plain.stages)
+        chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most)
+        timed: dict[Config, float] = {}
+        for config in chosen:
+            reason, ms = self._try(key, config, form, shape, judge)
+            if reason is None:
+                timed[config] = ms
+            else:
+                self._tell(Trial(key, config, Fate.REJECTED, None, reason))
+        if default in timed:
+            self.default_ms[key] = timed[default]
+        winner = min(timed, key=timed.get, default=None)
+        for config, ms in timed.items():
+            self._tell(Trial(key, config, Fate.CHOSEN if config == winner else Fate.SLOWER, ms, ""))
+        for config, reason in pruned:
+            self._tell(Trial(key, config, Fate.PRUNED, None, reason))
+        if winner is not None:
+            self.best[key] = winner
+
+    def _try(self, key: Key, config: Config, form: str, shape: Workload, judge) -> tuple[str | None, float]:
+        """(why not, ms): verified first, and only what holds is timed."""
+        both = {Key(key.kernel, key.width, key.dtype, regime): config for regime in ("many", "few")}
+        with using(self.op.package, self.best | both):
+            try:
+                place = (key.kernel, key.width, config)
+                if place not in self.verdicts:
+                    self.verdicts[place] = judge()
+                if self.verdicts[place] is not None:
+                    return self.verdicts[place], 0.0
+                return None, self.timer(key, config, _launch_alone(self.op, key.kernel, form, shape, self.dtype, self.device))
+            except Exception as error:  # a compiler's or a driver's: the candidate's fault, not the tuner's
+                if "illegal memory access" in str(error):
+                    raise  # nothing runs on this device any more
+                return f"does not run: {type(error).__name__}: {str(error)[:200]}", 0.0
+
+    def _tell(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self.on_trial(trial)
+
+
+def _regime(shape: Workload) -> str:
+    return "many" if shape.batch * shape.heads >= MANY else "few"
+
+
+def _launch_alone(op: Operator, kernel: str, form: str, shape: Workload, dtype: torch.dtype, device: str) -> Call:
+    """A call that launches one kernel of a whole forward and backward pass again, on the tensors it had there."""
+    launches: list[Call] = []
+    module = op.package.op
+    launch = module.launch
+
+    def noted(name, *args, **kwargs):
+        launch(name, *args, **kwargs)
+        if name == kernel:
+            launches.append(lambda: launch(name, *args, **kwargs))
+
+    x = draw_inputs(op.spec, shape, dtype, device)
+    module.launch = noted
+    try:
+        o, _ = op(**x, form=form, backend="triton")
+        torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
+    finally:
+        module.launch = launch
+    if not launches:
+        raise RuntimeError(f"{kernel} was not launched")
+
+    def run() -> None:
+        for again in launches:
+            again()
+
+    return run

@@ -1,0 +1,98 @@
+"""`ttrc compile`: every kernel of every form for GPUs that are not here, and what each takes from the chip."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Sequence
+
+from rich.table import Table
+
+from ttrc.backends.triton.signature import signature
+from ttrc.compiler import analyse
+from ttrc.emit import emit
+from ttrc.ir.config import Config
+from ttrc.language.spec import Spec
+from ttrc.tools.offline import CompileFailure, Job, compile_many
+from ttrc.tools.resources import Resources, occupancy
+
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+WIDTHS = (64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel at one head dimension for one target."""
+
+    spec: str
+    form: str
+    kernel: str
+    width: int
+    target: str
+    config: Config
+    result: Resources | CompileFailure
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it, if anything: it does not compile, or spills at a width where it must not."""
+        match self.result:
+            case CompileFailure(reason=reason):
+                return f"does not compile: {reason.splitlines()[-1] if reason else 'no reason given'}"
+            case Resources() as r if self.target == "sm_90" and self.width <= 128 and r.spills:
+                return f"spills ({r.stack_bytes} bytes of stack)"
+        return None
+
+
+def compile_specs(
+    specs: Sequence[Spec], *, targets: Sequence[str] = TARGETS, widths: Sequence[int] = WIDTHS, dtype: str = "bf16",
+    configs: dict[str, Config] | None = None, on_done: Callable[[], None] | None = None,
+) -> list[Row]:
+    """Rows in order of spec, form, kernel, width, target. `configs` replaces defaults by kernel name."""
+    with tempfile.TemporaryDirectory() as folder:
+        heads, jobs = [], []
+        for spec in specs:
+            module = analyse(spec)
+            path = Path(folder) / f"{spec.name}_kernels.py"
+            path.write_text(emit(module)["kernels.py"], encoding="utf-8")
+            for form in module.forms.values():
+                for kernel in (*form.plan.forward, *form.plan.backward):
+                    for width in widths:
+                        chosen = (configs or {}).get(kernel.name)
+                        s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=chosen)
+                        for target in targets:
+                            heads.append((spec.name, form.name, kernel.name, width, target, s.config))
+                            jobs.append(Job(str(path), kernel.name, s.types, s.constants, target,
+                                            s.config.warps, s.config.stages, s.divisible))
+        results = compile_many(jobs, on_done=None if on_done is None else lambda *_: on_done())
+    return [Row(*head, result) for head, result in zip(heads, results)]
+
+
+def as_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="Compiled without a GPU", caption="shared memory in bytes; blocks = programs a multiprocessor holds")
+    for column in ("spec", "kernel", "d", "target", "config", "registers", "spills", "shared", "blocks", "matrix instructions"):
+        table.add_column(column, justify="left" if column in ("spec", "kernel", "target", "config") else "right")
+    for row in rows:
+        head = (row.spec, row.kernel, str(row.width), row.target,
+                f"V {row.config.value_block}, {row.config.warps} warps, {row.config.stages} stages")
+        match row.result:
+            case CompileFailure():
+                table.add_row(*head, row.problem, style="red")
+            case Resources() as r:
+                used = " ".join(f"{name} {n}" for name, n in r.matrix_instructions.items() if n) or "-"
+                table.add_row(*head, str(r.registers), str(r.spills), str(r.shared_bytes),
+                              str(occupancy(r, row.config.warps, row.target)), used, style="red" if row.problem else None)
+    return table
+
+
+def as_data(rows: Sequence[Row]) -> list[dict]:
+    data = []
+    for row in rows:
+        entry = {"spec": row.spec, "form": row.form, "kernel": row.kernel, "width": row.width, "target": row.target,
+                 "config": vars(row.config), "problem": row.problem}
+        if isinstance(row.result, Resources):
+            entry |= {"registers": row.result.registers, "stack_bytes": row.result.stack_bytes,
+                      "spills": row.result.spills, "shared_bytes": row.result.shared_bytes,
+                      "matrix_instructions": dict(row.result.matrix_instructions)}
+        data.append(entry)
+    return data

@@ -1,0 +1,55 @@
+"""The account of a spec as one HTML page that needs nothing else: no network, no script, mathematics as MathML."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ttrc.compiler import analyse
+from ttrc.emit import comment
+from ttrc.ir.module import Form, Module
+from ttrc.language.spec import Spec
+from ttrc.paths import templates_dir
+from ttrc.tools import account, classify
+from ttrc.tools.dataflow import draw
+from ttrc.tools.notation import as_mathml
+
+TEMPLATE = "explain.html.jinja"
+
+
+def explain_page(spec: Spec) -> str:
+    """The page's text. Whatever came from the spec is escaped; only mathematics and drawings are markup."""
+    module = analyse(spec)
+    costs = account.costs(module)
+    environment = Environment(
+        loader=FileSystemLoader(str(templates_dir())), undefined=StrictUndefined, autoescape=True,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )
+    return environment.get_template(TEMPLATE).render(
+        name=spec.name, reference=comment(spec.reference), headline=classify.headline(module),
+        choices=account.choices(spec), steps=_steps(module), findings=classify.findings(module),
+        forms=[_form(form, spec, costs) for form in module.forms.values()],
+        costs=[(c, account.serial(c.budget)) for c in costs], sizes=account.SIZES, note=account.BUDGET_NOTE,
+    )
+
+
+def _steps(module: Module) -> list[dict]:
+    return [
+        {"title": step.title, "note": step.note, "lines": [Markup(as_mathml(line)) for line in step.lines]}
+        for step in account.steps(module)
+    ]
+
+
+def _form(form: Form, spec: Spec, costs: tuple[account.Cost, ...]) -> dict:
+    forward, adjoint = account.forward(form), account.adjoint(form)
+    own = {c.direction: c.budget for c in costs if c.form == form.name}
+    return {
+        "name": form.name,
+        "forward": account.groups(forward, spec),
+        "adjoint": account.groups(adjoint, spec),
+        "counts": f"{len(adjoint)} statements: "
+        + ", ".join(f"{n} {name}" for name, n in account.operations(adjoint).items()),
+        "passes": [(direction, [(k, account.runs(k)) for k in own]) for direction, own in account.passes(form.plan)],
+        "crossing": account.crossing(form.plan),
+        "drawing": Markup(draw(form.plan, own)),
+    }
