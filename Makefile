@@ -32,7 +32,7 @@ venv: .venv/.stamp
 	@touch $@
 
 demo: venv
-	$(BIN)/ttrc demo
+	$(BIN)/ttrc demo gated_deltanet --against linear_attention
 
 test: venv
 	$(BIN)/ruff check ttrc tests bench

@@ -148,6 +148,9 @@ SCHEMA_ROWS = [
     Row("input-builtin", swap(BETA, BETA.replace("beta", "open")), ('"open" is reserved',), "inputs.open", 7),
     Row("input-dunder", swap(BETA, BETA.replace("beta", "__class__")), ('"__class__" cannot be the name',),
         "inputs.__class__", 7),
+    Row("input-gradient", swap(BETA, BETA.replace("beta", "d_g")), ('"d_g" cannot be the name', "names gradients"),
+        "inputs.d_g", 7),
+    Row("input-generated", swap(BETA, BETA.replace("beta", "prediction")), ("reserved",), "inputs.prediction", 7),
     Row("input-path", swap(BETA, BETA.replace("beta", '"../../x"')), ('"../../x" cannot be the name',),
         "inputs.../../x", 7),
     Row("input-line-break", swap(BETA, BETA.replace("beta", r'"beta\n"')), (r'"beta\n" cannot be the name',)),
@@ -305,11 +308,11 @@ UPDATE_ROWS = [
 
 # Well-formed, but without a minimum that S could be solved for: the compiler's finding.
 COMPILE_ROWS = [
-    of_retention("concave", "-norm2(S - exp(g) * S_prev)", stage="compile"),
-    of_retention("linear-in-S", "sum(S) * exp(g)", stage="compile"),
-    of_retention("flat", "norm2(S - exp(g) * S_prev) - norm2(S)", stage="compile"),
-    of_retention("saddle", "norm2(S - exp(g) * S_prev) - 2 * norm2(S)", stage="compile"),
-    of_retention("cancelled", "norm2(S_prev) * exp(g) + sum(S - S)", stage="compile"),
+    of_retention("concave", "-norm2(S - exp(g) * S_prev)", "not strictly convex", stage="compile"),
+    of_retention("linear-in-S", "sum(S) * exp(g)", "not strictly convex", stage="compile"),
+    of_retention("flat", "norm2(S - exp(g) * S_prev) - norm2(S)", "not strictly convex", stage="compile"),
+    of_retention("saddle", "norm2(S - exp(g) * S_prev) - 2 * norm2(S)", "not strictly convex", stage="compile"),
+    of_retention("cancelled", "norm2(S_prev) * exp(g) + sum(S - S)", "not strictly convex", stage="compile"),
 ]
 # fmt: on
 

@@ -16,6 +16,12 @@ _OPERATOR = (
     "T B C D H HV N K V BT BK BV dq dk dv do dp ds dstate"
 ).split()
 
+# Bare words of the generated files that an argument of the same name would hide.
+_GENERATED = (
+    "backend chunk chunk_size coarse_after coarse_chunk fine_after fine_chunk keep_causal keep_strict like "
+    "pack_states prediction reference save start starts state_dtype state_shape states tokens unpack_states uses_triton"
+).split()
+
 # Modules, and the functions of triton.language that read or write as bare words.
 _LIBRARIES = (
     "torch triton tl ttrc math numpy np jit autotune constexpr program_id num_programs num_warps num_stages "
@@ -25,4 +31,4 @@ _LIBRARIES = (
 
 _PYTHON = [*keyword.kwlist, "match", "case", *(name for name in dir(builtins) if not name.startswith("_"))]
 
-RESERVED = frozenset((*WORDS, *FUNCTIONS, *_OPERATOR, *_LIBRARIES, *_PYTHON))
+RESERVED = frozenset((*WORDS, *FUNCTIONS, *_OPERATOR, *_GENERATED, *_LIBRARIES, *_PYTHON))

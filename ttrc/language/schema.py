@@ -128,8 +128,9 @@ def _boolean(description: str) -> Schema:
 
 def _gates(description: str, gate: Schema) -> Schema:
     name = _name(
-        f"^([a-z][a-z0-9_]{{0,23}}|[A-Z]){_END}",
-        "a lower-case letter, then up to 23 lower-case letters, digits and underscores; or one capital letter",
+        f"^(?!d_)([a-z][a-z0-9_]{{0,23}}|[A-Z]){_END}",
+        "a lower-case letter, then up to 23 lower-case letters, digits and underscores; or one capital letter; "
+        "not d_ and more, which names gradients",
     )
     return {
         "type": "object",

@@ -51,7 +51,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     error: ErrorForm = Hebbian(symbolic.tidy(offset / curvature))
     if slope != 0:
         error = Affine(symbolic.tidy(slope / curvature), symbolic.tidy(offset / curvature))
-    used = [r for r in scope.reductions if any(e.has(r.symbol) for e in (slope, offset))]
+    used = [r for r in scope.reductions if any(e.has(r.symbol) for e in (slope, offset, curvature, decay))]
     log_decay = None
     if decay != 1 and symbolic.is_positive(decay):
         log_decay = symbolic.log_of(decay)

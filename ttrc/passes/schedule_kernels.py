@@ -128,7 +128,7 @@ def _panels(body: tuple[Statement, ...], memory, stores) -> tuple[Segment, ...]:
         written = [b.tile for b in stores if "v" in b.tile.axes and stage.get(b.tile, 0) == number]
         known = frozenset(t for t in made if "v" not in t.axes and t not in sums)
         loops += [(slice_program(body, group, known), group) for group in _groups(body, sums, written, known)]
-    place = _places(body, loop_of, loops)
+    place = _places(body, loop_of, loops, {b.tile for b in stores})
     segments = []
     for number in range(len(loops) + 1):
         once = [s for s in body if place.get(s.target) == number]
@@ -182,8 +182,13 @@ def _stages(body: tuple[Statement, ...]) -> tuple[dict[Tile, int], dict[Tile, in
     return stage, loop_of
 
 
-def _places(body: tuple[Statement, ...], loop_of: dict[Tile, int], loops) -> dict[Tile, int]:
-    """In front of which loop each piece of code once a chunk stands, as late as its users allow."""
+def _places(body: tuple[Statement, ...], loop_of: dict[Tile, int], loops, stored: set[Tile]) -> dict[Tile, int]:
+    """In front of which loop each piece of code once a chunk stands: results as early as they can be known (what
+    they came from is then free), everything else as late as its users allow."""
+    known_after = {t: number + 1 for number, (_, group) in enumerate(loops) for t in group}
+    once = [s for s in body if "v" not in s.target.axes and s.target not in loop_of]
+    for statement in once:
+        known_after[statement.target] = max((known_after.get(t, 0) for t in operands(statement.op)), default=0)
     place: dict[Tile, int] = {}
 
     def no_later_than(tile: Tile, number: int) -> None:
@@ -193,9 +198,8 @@ def _places(body: tuple[Statement, ...], loop_of: dict[Tile, int], loops) -> dic
         for statement in panel:
             for tile in operands(statement.op):
                 no_later_than(tile, number)
-    once = [s for s in body if "v" not in s.target.axes and s.target not in loop_of]
     for statement in reversed(once):
-        no_later_than(statement.target, len(loops))
+        no_later_than(statement.target, known_after[statement.target] if statement.target in stored else len(loops))
         for tile in operands(statement.op):
             no_later_than(tile, place[statement.target])
     return {s.target: place[s.target] for s in once}

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import platformdirs
 
-import ttrc
 from ttrc.compiler import generate
 from ttrc.emit import fingerprint_line
 from ttrc.language.spec import Spec
@@ -51,7 +50,7 @@ def _publish(files: dict[str, str], target: Path) -> None:
 
 
 def _key(spec: Spec) -> str:
-    parts = [spec.source.text, ttrc.__version__, _compiler_fingerprint(), *(version(p) for p in ("sympy", "jinja2", "black"))]
+    parts = [spec.source.text, _compiler_fingerprint(), *(version(p) for p in ("sympy", "jinja2", "black"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -59,7 +58,7 @@ def _key(spec: Spec) -> str:
 def _compiler_fingerprint() -> str:
     """The text of the compiler itself, so that a working copy never runs kernels of its own past."""
     digest = hashlib.sha256()
-    package = Path(ttrc.__file__).parent
+    package = Path(__file__).parents[1]
     for path in sorted([*package.rglob("*.py"), *templates_dir().rglob("*.jinja")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

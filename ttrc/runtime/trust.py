@@ -11,13 +11,13 @@ from torch import Tensor
 from ttrc import oracle
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.poison import poisoned
-from ttrc.runtime.verify import BOUNDS, Case, compare, differentiate, draw
+from ttrc.runtime.verify import BOUNDS, Case, Result, compare, differentiate, draw
 
 Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Trial:
+class Setting:
     """One case ready to run: inputs as the operator gets them, and what the oracle makes of them in float64."""
 
     case: Case
@@ -25,6 +25,14 @@ class Trial:
     cu_seqlens: Tensor | None
     cotangents: tuple[Tensor, Tensor]
     reference: Inputs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Errors against the oracle, and what is wrong, if anything."""
+
+    result: Result
+    reason: str | None
 
 
 class Verifier:
@@ -36,33 +44,35 @@ class Verifier:
 
     def __init__(self, op: Operator, form: str, dtype: torch.dtype, device: str, cases: Sequence[Case]):
         self.op, self.form, self.dtype, self.device = op, form, dtype, device
-        self.trials = tuple(self._prepare(case) for case in cases)
+        self.settings = tuple(self._prepare(case) for case in cases)
 
     def __call__(self) -> str | None:
-        for trial in self.trials:
-            reason = self._judge(trial)
+        for setting in self.settings:
+            reason = self.judge(setting).reason
             if reason is not None:
-                return f"{reason} ({trial.case})"
+                return f"{reason} ({setting.case})"
         return None
 
-    def _judge(self, trial: Trial) -> str | None:
-        first = self._run(trial)
-        failures = compare(first, trial.reference, BOUNDS["triton", self.dtype]).failures
-        if failures:
-            return "wrong: " + ", ".join(failures)
-        second = self._run(trial)
+    def judge(self, setting: Setting) -> Verdict:
+        first = self._run(setting)
+        result = compare(first, setting.reference, BOUNDS["triton", self.dtype])
+        if result.failures:
+            return Verdict(result, "wrong: " + ", ".join(result.failures))
+        second = self._run(setting)
         moved = [name for name in first if not torch.equal(first[name], second[name])]
-        return f"not repeatable: {', '.join(moved)} differ between two runs on the same inputs" if moved else None
+        if moved:
+            return Verdict(result, f"not repeatable: {', '.join(moved)} differ between two runs on the same inputs")
+        return Verdict(result, None)
 
-    def _run(self, trial: Trial) -> Inputs:
+    def _run(self, setting: Setting) -> Inputs:
         def call(x: Inputs, packing: Tensor | None) -> tuple[Tensor, Tensor]:
             return self.op(**x, output_final_state=True, cu_seqlens=packing, form=self.form,
-                           chunk_size=trial.case.chunk_size, backend="triton")
+                           chunk_size=setting.case.chunk_size, backend="triton")
 
         with poisoned(self.device):
-            return differentiate(call, trial.given, trial.cu_seqlens, trial.cotangents, None, self.device)
+            return differentiate(call, setting.given, setting.cu_seqlens, setting.cotangents, None, self.device)
 
-    def _prepare(self, case: Case) -> Trial:
+    def _prepare(self, case: Case) -> Setting:
         drawn, cu_seqlens, cotangents = draw(self.op.spec, case)
         given = {n: x.to(self.device, self.dtype if n in ("q", "k", "v") else torch.float32) for n, x in drawn.items()}
 
@@ -71,5 +81,5 @@ class Verifier:
             return oracle.run(self.op.spec, x["q"], x["k"], x["v"], gates, initial_state=x["initial_state"],
                               cu_seqlens=packing)
 
-        return Trial(case, given, cu_seqlens, cotangents,
+        return Setting(case, given, cu_seqlens, cotangents,
                      differentiate(call, given, cu_seqlens, cotangents, torch.float64, "cpu"))

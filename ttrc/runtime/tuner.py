@@ -7,7 +7,7 @@ itself: an operator only ever reads what an earlier run found (tuned.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -89,13 +89,15 @@ def tune(
     footprints: Footprints = lambda kernel, config: None,
     multiprocessors: int = 132,
     most: int = MOST,
+    known: Collection[Key] = (),
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Report:
     """Tune every kernel of the forms in `workloads`, one kernel after another, the best of the earlier ones in place.
 
-    workloads: by form, at most one a width and regime. The operator's TUNED table is as before when this returns.
+    workloads: by form, at most one a width and regime. Keys in `known` are left as the operator has them. The
+    operator's TUNED table is as before when this returns.
     """
-    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, on_trial)
+    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, known, on_trial)
     forms = analyse(op.spec).forms
     for form, shapes in workloads.items():
         judge = verifier(form)
@@ -117,15 +119,18 @@ def using(package: ModuleType, configs: Mapping[Key, Config]) -> Iterator[None]:
         package.op.TUNED.update(before)
 
 
+def space(d_v: int) -> list[Config]:
+    """Every configuration there is to think of for a head dimension of values."""
+    return [Config(v, w, s) for v in VALUE_BLOCKS if v <= block(d_v) for w in WARPS for s in STAGES]
+
+
 def candidates(
     kernel: Kernel, default: Config, shape: Workload, footprints: Footprints, multiprocessors: int, most: int
 ) -> tuple[list[Config], list[tuple[Config, str]]]:
     """(those to try, the default first and then by predicted time; those left out, with the reason)."""
-    widest = block(shape.d_v)
-    space = [Config(v, w, s) for v in VALUE_BLOCKS if v <= widest for w in WARPS for s in STAGES]
     cost: dict[Config, float] = {}
     pruned = []
-    for config in dict.fromkeys((default, *space)):
+    for config in dict.fromkeys((default, *space(shape.d_v))):
         known = footprints(kernel.name, config)
         reason = None if known is None or config == default else _hopeless(known)
         if reason:
@@ -162,9 +167,10 @@ def _distance(config: Config, default: Config) -> float:
 
 
 class _Search:
-    def __init__(self, op, dtype, device, timer, footprints, multiprocessors, most, on_trial):
+    def __init__(self, op, dtype, device, timer, footprints, multiprocessors, most, known, on_trial):
         self.op, self.dtype, self.device, self.timer = op, dtype, device, timer
-        self.footprints, self.multiprocessors, self.most, self.on_trial = footprints, multiprocessors, most, on_trial
+        self.footprints, self.multiprocessors, self.most = footprints, multiprocessors, most
+        self.known, self.on_trial = frozenset(known), on_trial
         self.trials: list[Trial] = []
         self.best: dict[Key, Config] = {}
         self.default_ms: dict[Key, float] = {}
@@ -174,6 +180,8 @@ class _Search:
         table = self.op.package.op.CONFIGS[kernel.name]
         width = min(w for w in table if w >= max(block(shape.d_k), block(shape.d_v)))
         key = Key(kernel.name, width, str(self.dtype).removeprefix("torch."), _regime(shape))
+        if key in self.known:
+            return
         plain = Config(*table[width])
         default = Config(min(plain.value_block, block(shape.d_v)), plain.warps, plain.stages)
         chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most)

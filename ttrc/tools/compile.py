@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.backends.triton.signature import signature
@@ -69,19 +70,22 @@ def compile_specs(
 
 
 def as_table(rows: Sequence[Row]) -> Table:
-    table = Table(title="Compiled without a GPU", caption="shared memory in bytes; blocks = programs a multiprocessor holds")
-    for column in ("spec", "kernel", "d", "target", "config", "registers", "spills", "shared", "blocks", "matrix instructions"):
-        table.add_column(column, justify="left" if column in ("spec", "kernel", "target", "config") else "right")
+    """A line a kernel; V is the value channels a program takes at once, blocks how many programs a multiprocessor holds."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="compiled without a GPU")
+    for column in ("kernel", "d", "target", "V", "warps", "stages", "regs", "spills", "shared", "blocks", "matrix"):
+        table.add_column(column, justify="left" if column in ("kernel", "target", "matrix") else "right", no_wrap=True)
+    several = len({row.spec for row in rows}) > 1
     for row in rows:
-        head = (row.spec, row.kernel, str(row.width), row.target,
-                f"V {row.config.value_block}, {row.config.warps} warps, {row.config.stages} stages")
+        name = f"{row.spec} {row.kernel}" if several else row.kernel
+        c = row.config
+        head = (name, str(row.width), row.target, str(c.value_block), str(c.warps), str(c.stages))
         match row.result:
             case CompileFailure():
                 table.add_row(*head, row.problem, style="red")
             case Resources() as r:
                 used = " ".join(f"{name} {n}" for name, n in r.matrix_instructions.items() if n) or "-"
                 table.add_row(*head, str(r.registers), str(r.spills), str(r.shared_bytes),
-                              str(occupancy(r, row.config.warps, row.target)), used, style="red" if row.problem else None)
+                              str(occupancy(r, c.warps, row.target)), used, style="red" if row.problem else None)
     return table
 
 

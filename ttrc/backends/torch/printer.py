@@ -14,9 +14,9 @@ from ttrc.ir.tile import (
 DIALECT = symbolic.Dialect(
     calls={
         "exp": "torch.exp({0})", "log": "torch.log({0})", "sqrt": "torch.sqrt({0})", "tanh": "torch.tanh({0})",
-        "sigmoid": "torch.sigmoid({0})", "softplus": "F.softplus({0})", "pow": "{0} ** {1}",
+        "sigmoid": "torch.sigmoid({0})", "softplus": "F.softplus({0})", "pow": "({0}) ** ({1})",
         "magnitude": "torch.abs({0})", "step_sign": "torch.sign({0})", "log_cosh": "log_cosh({0})",
-        "coarse": "torch.floor({0} * 64.0) / 64.0",
+        "coarse": "torch.floor(({0}) * 64.0) / 64.0",
     },
     where="torch.where({0}, {1}, {2})",
 )

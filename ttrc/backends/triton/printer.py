@@ -16,7 +16,7 @@ DIALECT = symbolic.Dialect(
         "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "tanh": "tanh({0})",
         "sigmoid": "tl.sigmoid({0})", "softplus": "softplus({0})", "pow": "power({0}, {1})",
         "magnitude": "tl.abs({0})", "step_sign": "sign({0})", "log_cosh": "log_cosh({0})",
-        "coarse": "tl.floor({0} * 64.0) / 64.0",
+        "coarse": "tl.floor(({0}) * 64.0) / 64.0",
     },
     where="tl.where({0}, {1}, {2})",
 )

@@ -1,0 +1,218 @@
+"""The command line: thin commands over ttrc.tools.
+
+Exit codes: 0 ok, 1 a check failed, 2 a bad spec or bad usage. Messages go to stderr, tables and JSON to stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ttrc.errors import CheckFailed, TtrcError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Compile 30-line specs of sequence-mixing layers to verified Triton kernels.")
+out, err = Console(), Console(stderr=True)
+
+Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Paths of spec files, or names of shipped specs.")]
+OneSpec = Annotated[str, typer.Argument(metavar="SPEC", help="A spec file, or the name of a shipped spec.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command("list")
+def list_specs(as_json: Json = False) -> None:
+    """Shipped specs: their class, their forms, whether they are exact."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from ttrc.compiler import analyse
+    from ttrc.runtime.load import shipped_specs
+    from ttrc.tools.classify import headline
+
+    rows = []
+    for path in shipped_specs().values():
+        module = analyse(_spec(str(path)))
+        rows.append({"name": module.spec.name, "class": headline(module), "forms": list(module.forms), "exact": True,
+                     "reference": module.spec.reference})
+    if as_json:
+        return _print_json(rows)
+    table = Table("name", "class", "forms", "reference", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+                  caption="exact: the chunk form gives the recurrence for every chunk size")
+    for row in rows:
+        kind = row["class"].removeprefix("linear memory, ")
+        table.add_row(row["name"], kind, ", ".join(row["forms"]), escape(row["reference"].split()[0]))
+    out.print(table)
+
+
+@app.command()
+def explain(
+    spec: OneSpec,
+    html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Every stage of a compilation with its mathematics: class, tile programs, adjoint, plan, budget."""
+    from ttrc.tools.explain import as_data
+    from ttrc.tools.explain import explain as show
+    from ttrc.tools.explain_page import explain_page
+
+    parsed = _spec(spec)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(explain_page(parsed), encoding="utf-8")
+        err.print(f"wrote {html}")
+    elif as_json:
+        _print_json(as_data(parsed))
+    else:
+        show(parsed, out)
+
+
+@app.command()
+def generate(
+    specs: Annotated[Optional[list[str]], typer.Argument(metavar="[SPEC...]", help="Default: all shipped specs.")] = None,
+    folder: Annotated[Optional[Path], typer.Option("--out", help="Where to write NAME/. Default: generated/.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 with a diff where stale.")] = False,
+) -> None:
+    """Write generated/NAME/ for each spec, or check that it is current."""
+    from ttrc.paths import generated_dir
+    from ttrc.runtime.load import shipped_specs
+    from ttrc.tools.generate import compare, write
+
+    target = folder or generated_dir()
+    parsed = [_spec(s) for s in specs or map(str, shipped_specs().values())]
+    stale = []
+    for spec in parsed:
+        outcome = compare(spec, target) if check else write(spec, target)
+        if check and outcome.stale:
+            sys.stdout.write(outcome.diff)
+            stale.append(spec.name)
+        elif not check:
+            out.print(f"{outcome.folder}: " + (f"wrote {', '.join(outcome.stale)}" if outcome.stale else "unchanged"))
+    if stale:
+        raise CheckFailed(f"stale: {', '.join(stale)}; run `ttrc generate` and commit what it writes")
+
+
+@app.command()
+def check(
+    specs: Specs,
+    device: Annotated[str, typer.Option(help="cpu (Triton's interpreter) or cuda.")] = "cpu",
+    dtype: Annotated[Optional[str], typer.Option(help="Only this one: float64, float32, float16 or bfloat16.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify kernels against the oracle: outputs, final states and every gradient."""
+    _interpret(device)
+    from ttrc.runtime.load import load
+    from ttrc.tools import check as tool
+
+    _device(device)
+    ops = [load(_spec(s)) for s in specs]
+    total = sum(len(tool.plan(op, device, dtype)) for op in ops)
+    checks = []
+    with _progress() as progress:
+        bar = progress.add_task("checking", total=total)
+        for op in ops:
+            for done in tool.run(op, device, dtype):
+                checks.append(done)
+                progress.update(bar, advance=1, description=f"{done.spec} {done.form} {done.backend}")
+    _print_json(tool.as_data(checks)) if as_json else out.print(tool.as_table(checks))
+    failed = [c for c in checks if not c.passed]
+    if failed:
+        raise CheckFailed(f"{len(failed)} of {len(checks)} comparisons miss their bound")
+
+
+@app.command("compile")
+def compile_(
+    specs: Specs,
+    target: Annotated[Optional[list[str]], typer.Option(help="sm_80, sm_90, sm_100, gfx942; all by default.")] = None,
+    width: Annotated[Optional[list[int]], typer.Option(help="Head dimensions; 64, 128 and 256 by default.")] = None,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    as_json: Json = False,
+) -> None:
+    """Compile every kernel for GPUs that are not here: registers, spills, shared memory, matrix instructions."""
+    from ttrc.tools import compile as tool
+
+    parsed = [_spec(s) for s in specs]
+    with _progress() as progress:
+        bar = progress.add_task("compiling", total=None)
+        rows = tool.compile_specs(parsed, targets=tuple(target or tool.TARGETS), widths=tuple(width or tool.WIDTHS),
+                                  dtype=dtype, on_done=lambda: progress.advance(bar))
+    _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
+    problems = [f"{r.spec} {r.kernel} d={r.width} {r.target}: {r.problem}" for r in rows if r.problem]
+    if problems:
+        raise CheckFailed("\n".join(problems))
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of specs, for editors."""
+    from ttrc.language.schema import json_schema
+
+    _print_json(json_schema())
+
+
+@app.command()
+def demo(
+    spec: OneSpec,
+    against: Annotated[Optional[str], typer.Option(help="A spec to train beside it.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 300,
+    folder: Annotated[Path, typer.Option("--out", help="Where the page and the plot go.")] = Path("out/demo"),
+) -> None:
+    """One spec end to end: its text, derivation, verification, offline table, and training on the CPU."""
+    from ttrc.tools.tour import tour
+
+    tour(_spec(spec), None if against is None else _spec(against), steps, folder, out)
+
+
+def main() -> None:
+    """The entry point: turns ttrc's own errors into one message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except TtrcError as error:
+        err.print(str(error), style="red", markup=False, highlight=False)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
+
+
+def _spec(name: str):
+    from ttrc.language.load import load_spec
+    from ttrc.runtime.load import find_spec
+
+    return load_spec(find_spec(name))
+
+
+def _interpret(device: str) -> None:
+    """Triton decides at import whether it interprets."""
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def _device(device: str) -> None:
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise TtrcError(f"--device: got {device!r}, expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TtrcError("--device cuda: torch sees no GPU here; --device cpu runs the kernels in Triton's interpreter")
+
+
+def _progress():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=err, transient=True)
+
+
+def _print_json(data) -> None:
+    json.dump(data, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Expressions as source text of a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+from sympy.printing.precedence import PRECEDENCE, precedence
+from sympy.printing.str import StrPrinter
+
+from ttrc.symbolic.algebra import Expr
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a backend spells scalars: calls by name with "{0}" for arguments, and a float literal."""
+
+    calls: dict[str, str]
+    where: str
+
+
+def render(expr: Expr, dialect: Dialect, spelling: dict[str, str]) -> str:
+    """expr as source text of a backend; `spelling` gives the text of each symbol."""
+    return _Code(dialect, spelling).doprint(expr)
+
+
+class _Code(StrPrinter):
+    """Products and small powers as plain arithmetic, functions through the dialect."""
+
+    def __init__(self, dialect: Dialect, spelling: dict[str, str]):
+        super().__init__()
+        self.dialect, self.spelling = dialect, spelling
+
+    def _print_Symbol(self, expr):
+        return self.spelling[expr.name]
+
+    def _print_Rational(self, expr):
+        return repr(float(expr))
+
+    def _print_Float(self, expr):
+        return repr(float(expr))
+
+    def _print_Integer(self, expr):
+        return repr(float(expr))
+
+    _print_Zero = _print_One = _print_NegativeOne = _print_Half = _print_Rational
+
+    def _print_Mul(self, expr):
+        sign, rest = expr.as_coeff_Mul()
+        if sign == -1:
+            inner = self.parenthesize(rest, PRECEDENCE["Mul"])
+            return f"-{inner}"
+        above = [f for f in expr.args if not _is_reciprocal(f)]
+        below = [1 / f for f in expr.args if _is_reciprocal(f)]
+        scalars_first = sorted(above, key=lambda f: not f.is_number)
+        text = " * ".join(self.parenthesize(f, PRECEDENCE["Mul"]) for f in scalars_first) or "1.0"
+        for factor in below:
+            text += f" / {self.parenthesize(factor, PRECEDENCE['Pow'])}"
+        return text
+
+    def _print_Pow(self, expr):
+        base, exponent = expr.args
+        if exponent == sympy.Rational(1, 2):
+            return self._call("sqrt", (base,))
+        if exponent == -1:
+            return f"1.0 / {self.parenthesize(base, PRECEDENCE['Pow'])}"
+        if exponent.is_Integer and 2 <= exponent <= 4:
+            return " * ".join([self.parenthesize(base, PRECEDENCE["Mul"])] * int(exponent))
+        if exponent.is_negative and exponent.is_number:
+            return f"1.0 / ({self._print(base ** -exponent)})"
+        return self._call("pow", (base, exponent))
+
+    def _call(self, name, args):
+        return self.dialect.calls[name].format(*(self._print(a) for a in args))
+
+    def _print_Function(self, expr):
+        return self._call(type(expr).__name__, expr.args)
+
+    def _print_exp(self, expr):
+        return self._call("exp", expr.args)
+
+    def _print_ExpBase(self, expr):
+        return self._call("exp", (expr.exp,))
+
+    def _print_log(self, expr):
+        return self._call("log", expr.args)
+
+    def _print_Relational(self, expr):
+        return f"({self._print(expr.lhs)} {expr.rel_op} {self._print(expr.rhs)})"
+
+    def _print_Piecewise(self, expr):
+        (value, condition), *rest = expr.args
+        if condition == True:  # noqa: E712  (SymPy's true is not Python's)
+            return self._print(value)
+        otherwise = self._print(sympy.Piecewise(*rest))
+        return self.dialect.where.format(self._print(condition), self._print(value), otherwise)
+
+    def parenthesize(self, item, level, strict=False):
+        text = self._print(item)
+        needs = precedence(item) < level or text.startswith("-") or (level >= PRECEDENCE["Pow"] and " " in text)
+        return f"({text})" if needs and not _is_closed(text) else text
+
+
+def _is_reciprocal(factor: Expr) -> bool:
+    return factor.is_Pow and factor.exp.is_number and factor.exp.is_negative
+
+
+def _is_closed(text: str) -> bool:
+    """Whether text is already one parenthesised group or one call."""
+    if not text.endswith(")"):
+        return False
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0 and character == ")":
+            return position == len(text) - 1
+        if depth == 0 and character == " ":
+            return False
+    return False

@@ -1,0 +1,109 @@
+"""`ttrc check`: a spec's kernels against the oracle, rung by rung.
+
+1. the mathematics: the tile programs as plain PyTorch in float64
+2. the kernels: Triton, in its interpreter on the CPU (float32, float16) or on a GPU (bfloat16 as well)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ttrc.errors import ArgumentError
+from ttrc.runtime.operator import Operator
+from ttrc.runtime.verify import BOUNDS, Case, Result, verify
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Ordinary, grouped heads and odd widths; packed with a sequence of one token; gates at the ends of their domains.
+MATHEMATICS = (
+    Case(),
+    Case(B=1, T=1),
+    Case(T=40, H=2, HV=4, d_k=7, d_v=5),
+    Case(T=90, packed=(17, 1, 72)),
+    Case(extreme="strong"),
+    Case(extreme="weak"),
+)
+KERNELS = {
+    "chunk": (Case(), Case(B=1, T=40, packed=(17, 1, 22), extreme="strong"), Case(B=1, T=33, H=1, HV=1, d_k=40, d_v=17)),
+    "recurrent": (Case(B=1, T=18), Case(B=1, T=9, packed=(5, 1, 3), extreme="strong")),
+}
+ON_GPU = (
+    Case(B=2, T=300, H=2, HV=4, d_k=64, d_v=64),
+    Case(B=1, T=513, H=2, HV=2, d_k=128, d_v=128),
+    Case(B=1, T=400, packed=(130, 1, 269), H=1, HV=2, d_k=64, d_v=128, extreme="strong"),
+    Case(B=1, T=130, H=1, HV=1, d_k=256, d_v=256),
+    Case(B=1, T=70, H=1, HV=2, d_k=40, d_v=24),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was run, and how far it was from the oracle."""
+
+    spec: str
+    form: str
+    backend: str
+    dtype: torch.dtype
+    case: Case
+    result: Result
+
+    @property
+    def passed(self) -> bool:
+        return not self.result.failures
+
+
+def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, torch.dtype, Case]]:
+    """(form, backend, dtype, case) of every comparison, cheapest rung first."""
+    rungs: list[tuple[str, str, torch.dtype, Case]] = []
+    for form in op.forms:
+        rungs += [(form, "torch", torch.float64, case) for case in MATHEMATICS]
+    low = (torch.float32, torch.float16) if device == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
+    for form in op.forms:
+        cases = KERNELS[form] if device == "cpu" else ON_GPU
+        rungs += [(form, "triton", d, case) for d in low for case in cases]
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise ArgumentError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
+        rungs = [r for r in rungs if r[2] == DTYPES[dtype]]
+        if not rungs:
+            raise ArgumentError(f"dtype: {dtype} is not checked on {device}; Triton's interpreter gets its products wrong")
+    return rungs
+
+
+def run(op: Operator, device: str = "cpu", dtype: str | None = None) -> Iterator[Check]:
+    """Every comparison in turn."""
+    for form, backend, number, case in plan(op, device, dtype):
+        where = "cpu" if backend == "torch" else device
+        result = verify(op, case, form=form, backend=backend, dtype=number, device=where)
+        yield Check(op.spec.name, form, backend, number, case, result)
+
+
+def as_table(checks: list[Check]) -> Table:
+    """One row a spec, form, backend and dtype: the worst errors over its cases."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="against the oracle: RMS(error) / RMS(reference)")
+    for column, justify in (("spec", "left"), ("form", "left"), ("runs on", "left"), ("cases", "right"),
+                            ("outputs", "right"), ("gradients", "right"), ("bounds", "right"), ("", "left")):
+        table.add_column(column, justify=justify)
+    for key in dict.fromkeys((c.spec, c.form, c.backend, c.dtype) for c in checks):
+        group = [c for c in checks if (c.spec, c.form, c.backend, c.dtype) == key]
+        outputs = max(e for c in group for e in c.result.outputs.values())
+        gradients = max(e for c in group for e in c.result.gradients.values())
+        bounds = BOUNDS[key[2], key[3]]
+        failed = [f"{c.case}: {', '.join(c.result.failures)}" for c in group if not c.passed]
+        table.add_row(key[0], key[1], f"{key[2]} {str(key[3]).removeprefix('torch.')}", str(len(group)), f"{outputs:.1e}",
+                      f"{gradients:.1e}", f"{bounds[0]:.0e}, {bounds[1]:.0e}", "\n".join(failed) or "ok",
+                      style="red" if failed else None)
+    return table
+
+
+def as_data(checks: list[Check]) -> list[dict]:
+    return [
+        {"spec": c.spec, "form": c.form, "backend": c.backend, "dtype": str(c.dtype).removeprefix("torch."),
+         "case": str(c.case), "outputs": c.result.outputs, "gradients": c.result.gradients,
+         "bounds": c.result.bounds, "failures": list(c.result.failures)}
+        for c in checks
+    ]

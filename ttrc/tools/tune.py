@@ -1,0 +1,186 @@
+"""`ttrc tune`: verify and time configurations on the GPU at hand, and write down the best of the right ones.
+
+What is found goes to the user's own file for the chip as soon as a kernel is done, so that a run that is cut short
+goes on where it stopped. A report names every configuration that was rejected, and why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import triton
+from rich.table import Table
+
+from ttrc.backends.triton.signature import signature
+from ttrc.compiler import analyse
+from ttrc.ir.config import Config
+from ttrc.runtime import tuned
+from ttrc.runtime.load import load
+from ttrc.runtime.operator import Operator
+from ttrc.runtime.trust import Verifier
+from ttrc.runtime.tuner import MOST, Fate, Footprint, Footprints, Report, Trial, space, tune as search
+from ttrc.runtime.verify import Case
+from ttrc.runtime.workload import Workload
+from ttrc.tools.bench import DTYPES
+from ttrc.tools.offline import CompileFailure, Job, compile_many
+from ttrc.tools.resources import CHIPS, Resources, occupancy
+from ttrc.tools.timing import timer
+
+# By form and regime (batch, length, heads): "many" fills the chip, "few" leaves the serial chain to bind.
+SHAPES = {
+    "chunk": {"many": (32, 4096, 4), "few": (2, 16384, 4)},
+    "recurrent": {"many": (64, 256, 4), "few": (2, 1024, 4)},
+}
+TOY = {"chunk": {"few": (1, 16, 1)}}
+
+
+def tune(
+    specs: Sequence[str | Path],
+    *,
+    widths: Sequence[int] = (128,),
+    dtypes: Sequence[str] = ("bf16",),
+    forms: Sequence[str] = ("chunk", "recurrent"),
+    regimes: Sequence[str] = ("many", "few"),
+    device: str | None = None,
+    most: int = MOST,
+    again: bool = False,
+    on_trial: Callable[[str, Trial], None] = lambda spec, trial: None,
+) -> list[Report]:
+    """Tune specs for the GPU, each at each head dimension and dtype; `again` repeats what the chip's file has already.
+
+    Without a GPU it goes through the motions at toy sizes in float32 and writes nothing.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = device.startswith("cuda")
+    reports = []
+    for name in specs:
+        op = load(name)
+        tuned.apply_tuned(op.package, op.spec, device)
+        for width in widths if on_gpu else (16,):
+            for dtype in dtypes if on_gpu else ("fp32",):
+                shapes = _workloads(op, forms, regimes, width, on_gpu)
+                reports.append(_tune(op, shapes, width, dtype, device, most, again, on_trial))
+    return reports
+
+
+def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, again: bool, on_trial) -> Report:
+    chip = tuned.chip_name(device)
+    digest = tuned.kernels_digest(op.package)
+    found = () if chip is None else (*tuned.read_entries(tuned.shipped_file(chip)), *tuned.read_entries(tuned.user_file(chip)))
+    known = {e.key for e in found if (e.kernels, e.triton) == (digest, triton.__version__)}
+    defaults: dict = {}
+
+    def told(trial: Trial) -> None:
+        if trial.fate in (Fate.CHOSEN, Fate.SLOWER) and trial.config == _default(op, trial):
+            defaults[trial.key] = trial.ms
+        if trial.fate is Fate.CHOSEN and chip is not None:
+            entry = tuned.Entry(op.spec.name, digest, trial.key, trial.config, trial.ms, defaults.get(trial.key), triton.__version__)
+            tuned.write_entries(tuned.user_file(chip), chip, [entry])
+        on_trial(op.spec.name, trial)
+
+    heads = next(iter(shapes.values()))[0].heads
+    toy = chip is None
+    cases = [Case(B=1, T=20, H=1, HV=1, d_k=width, d_v=width, chunk_size=16)] if toy else [
+        Case(B=2, T=150, H=heads, HV=heads, d_k=width, d_v=width),
+        Case(T=150, H=heads, HV=heads, d_k=width, d_v=width, packed=(70, 16, 64)),
+    ]
+    report = search(
+        op, shapes, dtype=DTYPES[dtype], device=device, timer=timer(device),
+        verifier=lambda form: Verifier(op, form, DTYPES[dtype], device, cases),
+        footprints=(lambda kernel, config: None) if toy else footprints(op, width, dtype, device),
+        multiprocessors=132 if toy else torch.cuda.get_device_properties(device).multi_processor_count,
+        most=min(most, 2) if toy else most, known=() if again else known, on_trial=told,
+    )
+    tuned.apply_tuned(op.package, op.spec, device)
+    return report
+
+
+def _default(op: Operator, trial: Trial) -> Config:
+    value_block, warps, stages = op.package.op.CONFIGS[trial.key.kernel][trial.key.width]
+    return Config(min(value_block, trial.key.width), warps, stages)
+
+
+def _workloads(op: Operator, forms, regimes, width: int, on_gpu: bool) -> dict[str, list[Workload]]:
+    table = SHAPES if on_gpu else TOY
+    return {
+        form: [Workload(*shape, width, width) for regime, shape in table[form].items() if regime in regimes or not on_gpu]
+        for form in op.forms
+        if form in forms and form in table
+    }
+
+
+def footprints(op: Operator, width: int, dtype: str, device: str) -> Footprints:
+    """What every candidate of every kernel takes from the chip, compiled beforehand on all of the host's cores."""
+    major, minor = torch.cuda.get_device_capability(device)
+    target = f"sm_{major}{minor}"
+    if target not in CHIPS:
+        return lambda kernel, config: None
+    path = str(Path(op.package.__file__).with_name("kernels.py"))
+    heads, jobs = [], []
+    for form in analyse(op.spec).forms.values():
+        for kernel in (*form.plan.forward, *form.plan.backward):
+            for config in space(width):
+                s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=config)
+                heads.append((kernel.name, config))
+                jobs.append(Job(path, kernel.name, s.types, s.constants, target, config.warps, config.stages, s.divisible))
+    results = compile_many(jobs, workers=os.cpu_count() or 2, timeout=60.0)
+    table = {head: _footprint(result, head[1], target) for head, result in zip(heads, results)}
+    return lambda kernel, config: table.get((kernel, config))
+
+
+def _footprint(result: Resources | CompileFailure, config: Config, target: str) -> Footprint:
+    match result:
+        case CompileFailure():
+            return Footprint(0, 0, 0)
+        case Resources():
+            return Footprint(result.spills, result.instructions, occupancy(result, config.warps, target))
+
+
+def as_table(reports: Sequence[Report]) -> Table:
+    table = Table(title="tuned: verified first, then timed")
+    for column in ("spec", "kernel", "d", "dtype", "regime", "config"):
+        table.add_column(column)
+    for column in ("ms", "default", "x", "tried", "rejected"):
+        table.add_column(column, justify="right")
+    for report in reports:
+        for key in dict.fromkeys(t.key for t in report.trials):
+            trials = [t for t in report.trials if t.key == key]
+            rejected = sum(t.fate is Fate.REJECTED for t in trials)
+            tried = sum(t.fate is not Fate.PRUNED for t in trials)
+            head = (report.spec, key.kernel, str(key.width), key.dtype, key.regime)
+            best, default = report.best.get(key), report.default_ms.get(key)
+            if best is None:
+                table.add_row(*head, "none is right", "", "", "", str(tried), str(rejected), style="red")
+                continue
+            table.add_row(*head, _short(best.config), f"{best.ms:.3f}", "wrong" if default is None else f"{default:.3f}",
+                          "" if default is None else f"{default / best.ms:.2f}", str(tried), str(rejected))
+    return table
+
+
+def rejections(reports: Sequence[Report]) -> list[str]:
+    """One line a rejected configuration: what it is and why."""
+    return [
+        f"{r.spec} {t.key.kernel} d {t.key.width} {t.key.dtype}: {_short(t.config)}: {t.reason}"
+        for r in reports for t in r.rejected
+    ]
+
+
+def as_data(reports: Sequence[Report]) -> list[dict]:
+    return [
+        {"spec": r.spec, **asdict(t.key), **asdict(t.config), "fate": t.fate.value, "ms": t.ms, "reason": t.reason}
+        for r in reports for t in r.trials
+    ]
+
+
+def write(reports: Sequence[Report], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(as_data(reports), indent=1), encoding="utf-8")
+
+
+def _short(config: Config) -> str:
+    return f"V {config.value_block}, {config.warps} warps, {config.stages} stages"
