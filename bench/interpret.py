@@ -19,7 +19,7 @@ from triton.runtime.autotuner import Autotuner
 
 @contextmanager
 def interpretable() -> Iterator[None]:
-    """Inside the block, autotuned kernels written for a compiler run in the interpreter; afterwards all is as before."""
+    """Inside the block, autotuned kernels written for a compiler run in the interpreter; then all is as before."""
     touched: dict[int, dict] = {}
     patch_lang = interpreter._patch_lang
 

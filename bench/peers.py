@@ -1,9 +1,9 @@
 """Who else computes a shipped spec, and how to call them on the same inputs. Nothing here is a dependency.
 
-    fla         flash-linear-attention's chunk kernels (wheel fla-core)
-    flashqla    Qwen's TileLang kernels, Hopper and newer
-    flashinfer  FlashInfer's gated delta rule, forward only
-    sdpa        torch's causal softmax attention: another function, for scale
+fla         flash-linear-attention's chunk kernels (wheel fla-core)
+flashqla    Qwen's TileLang kernels, Hopper and newer
+flashinfer  FlashInfer's gated delta rule, forward only
+sdpa        torch's causal softmax attention: another function, for scale
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def _implicit_delta(f: Callable, x: Inputs) -> Tensor:
 
 _FLA = {
     "linear_attention": _fla("chunk_linear_attn", "linear_attn", lambda f, x: f(*_qkv(x), normalize=False)[0]),
-    "lightning_attention": _fla("chunk_lightning_attn", "lightning_attn", lambda f, x: f(*_qkv(x), layer_idx=0, num_layers=1)[0]),
+    "lightning_attention": _fla(
+        "chunk_lightning_attn", "lightning_attn", lambda f, x: f(*_qkv(x), layer_idx=0, num_layers=1)[0]
+    ),
     "retnet": _fla("chunk_retention", "retention", lambda f, x: f(*_qkv(x))[0]),
     "mamba2": _fla("chunk_simple_gla", "simple_gla", _state_space, gated=True),
     "deltanet": _fla("chunk_delta_rule", "delta_rule", lambda f, x: f(*_qkv(x), beta=x["beta"])[0]),

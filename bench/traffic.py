@@ -133,11 +133,14 @@ def page(rows: list[Row]) -> str:
 
 def _head() -> list[str]:
     return [
-        "# What the kernels touch", "",
+        "# What the kernels touch",
+        "",
         "Made by `python -m bench.traffic`; do not edit. Distinct bytes per token and head, every kernel's added up,",
-        f"for one sequence of {LENGTH} tokens, one head, d = {WIDTH}, bfloat16, gates in float32; launches in brackets.",
+        f"for a sequence of {LENGTH} tokens, one head, d = {WIDTH}, bfloat16, gates in float32; launches in brackets.",
         "Counted in Triton's interpreter: exact, and no clock in it. Least: each input read once, each output written",
-        f"once. Torch code around the kernels is not counted. Triton {_version('triton')}, fla-core {_version('fla-core')}.", "",
+        "once. Torch code around the kernels is not counted, and neither side is asked for a final state.",
+        f"Triton {_version('triton')}, fla-core {_version('fla-core')}.",
+        "",
     ]
 
 
@@ -150,7 +153,8 @@ def _version(package: str) -> str:
 
 def _summary(rows: list[Row]) -> list[str]:
     lines = [
-        "| spec | least | ttrc forward | ttrc backward | ttrc | fla forward | fla backward | fla | fla / ttrc | ttrc / least |",
+        "| spec | least | ttrc forward | ttrc backward | ttrc | fla forward | fla backward | fla "
+        "| fla / ttrc | ttrc / least |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in rows:

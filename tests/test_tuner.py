@@ -45,8 +45,13 @@ def only(*configs):
 
 def run(op, verifier, *configs):
     return tune(
-        op, {"chunk": [SHAPE]}, dtype=torch.float32, device="cpu", timer=fake_timer,
-        verifier=lambda form: verifier, footprints=only(*configs),
+        op,
+        {"chunk": [SHAPE]},
+        dtype=torch.float32,
+        device="cpu",
+        timer=fake_timer,
+        verifier=lambda form: verifier,
+        footprints=only(*configs),
     )
 
 
@@ -96,8 +101,12 @@ def does_not_run(tensors, run):
 
 @pytest.mark.parametrize(
     "fault, named",
-    [(wrong, "wrong: o"), (not_repeatable, "not repeatable: o"), (rows_unwritten, "wrong: o nan"),
-     (does_not_run, "does not run: RuntimeError: out of resource")],
+    [
+        (wrong, "wrong: o"),
+        (not_repeatable, "not repeatable: o"),
+        (rows_unwritten, "wrong: o nan"),
+        (does_not_run, "does not run: RuntimeError: out of resource"),
+    ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_a_planted_fault_is_caught_and_named_although_it_is_the_fastest(op, verifier, monkeypatch, fault, named):
@@ -133,7 +142,10 @@ def test_candidates_are_few_and_the_default_is_among_them(op):
     wide = Workload(32, 4096, 4, 256, 256)
     for kernel in (*analyse(op.spec).forms["chunk"].plan.forward, *analyse(op.spec).forms["chunk"].plan.backward):
         default = Config(64, 4, 2)
-        for footprints in (lambda k, c: None, lambda k, c: Footprint(0, 1000 * c.value_block // c.warps, 16 // c.warps)):
+        for footprints in (
+            lambda k, c: None,
+            lambda k, c: Footprint(0, 1000 * c.value_block // c.warps, 16 // c.warps),
+        ):
             chosen, pruned = tuner.candidates(kernel, default, wide, footprints, 132, 24)
             assert chosen[0] == default and len(chosen) == 24 == len(set(chosen))
             assert not set(chosen) & {config for config, _ in pruned}
@@ -148,8 +160,15 @@ def test_both_regimes_share_a_verdict_but_not_a_time(op, verifier, monkeypatch):
         return verifier()
 
     many = Workload(batch=4, length=8, heads=1, d_k=16, d_v=16)
-    report = tune(op, {"chunk": [SHAPE, many]}, dtype=torch.float32, device="cpu", timer=fake_timer,
-                  verifier=lambda form: judge, footprints=only(GOOD))
+    report = tune(
+        op,
+        {"chunk": [SHAPE, many]},
+        dtype=torch.float32,
+        device="cpu",
+        timer=fake_timer,
+        verifier=lambda form: judge,
+        footprints=only(GOOD),
+    )
     kernels = {key.kernel for key in report.best}
     assert {(key.kernel, key.regime) for key in report.best} == {(k, r) for k in kernels for r in ("few", "many")}
     assert len(calls) == 2 * len(kernels)  # the default and GOOD, once a kernel
@@ -161,7 +180,12 @@ def test_both_regimes_share_a_verdict_but_not_a_time(op, verifier, monkeypatch):
 def test_fresh_memory_is_nan_inside_and_nothing_changes_outside():
     like = torch.ones(3, 4, dtype=torch.float16)
     with poisoned("cpu"):
-        for made in (torch.empty(5), torch.empty_like(like), like.new_empty(7), like.new_empty(2, 2, dtype=torch.float32)):
+        for made in (
+            torch.empty(5),
+            torch.empty_like(like),
+            like.new_empty(7),
+            like.new_empty(2, 2, dtype=torch.float32),
+        ):
             assert made.isnan().all()
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -198,8 +222,15 @@ def entry(op, config=GOOD, **changes):
     import triton
 
     key = Key("chunk_scan", 64, "bfloat16", "many")
-    made = {"spec": op.spec.name, "kernels": tuned.kernels_digest(op.package), "key": key, "config": config,
-            "ms": 0.5, "default_ms": 0.75, "triton": triton.__version__}
+    made = {
+        "spec": op.spec.name,
+        "kernels": tuned.kernels_digest(op.package),
+        "key": key,
+        "config": config,
+        "ms": 0.5,
+        "default_ms": 0.75,
+        "triton": triton.__version__,
+    }
     return Entry(**(made | changes))
 
 

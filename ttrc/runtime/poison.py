@@ -19,7 +19,10 @@ def poisoned(device: str | torch.device) -> Iterator[None]:
     torch fills them so under deterministic algorithms. Those are asked for softly, since some operators on CUDA have
     none. An allocator that recycles memory would otherwise hand a kernel the right rows of the run before.
     """
-    enabled, softly = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    enabled, softly = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     fills = torch.utils.deterministic.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")

@@ -66,8 +66,14 @@ class Verifier:
 
     def _run(self, setting: Setting) -> Inputs:
         def call(x: Inputs, packing: Tensor | None) -> tuple[Tensor, Tensor]:
-            return self.op(**x, output_final_state=True, cu_seqlens=packing, form=self.form,
-                           chunk_size=setting.case.chunk_size, backend="triton")
+            return self.op(
+                **x,
+                output_final_state=True,
+                cu_seqlens=packing,
+                form=self.form,
+                chunk_size=setting.case.chunk_size,
+                backend="triton",
+            )
 
         with poisoned(self.device):
             return differentiate(call, setting.given, setting.cu_seqlens, setting.cotangents, None, self.device)
@@ -78,8 +84,14 @@ class Verifier:
 
         def call(x: Inputs, packing: Tensor | None) -> tuple[Tensor, Tensor]:
             gates = {n: t for n, t in x.items() if n not in ("q", "k", "v", "initial_state")}
-            return oracle.run(self.op.spec, x["q"], x["k"], x["v"], gates, initial_state=x["initial_state"],
-                              cu_seqlens=packing)
+            return oracle.run(
+                self.op.spec, x["q"], x["k"], x["v"], gates, initial_state=x["initial_state"], cu_seqlens=packing
+            )
 
-        return Setting(case, given, cu_seqlens, cotangents,
-                     differentiate(call, given, cu_seqlens, cotangents, torch.float64, "cpu"))
+        return Setting(
+            case,
+            given,
+            cu_seqlens,
+            cotangents,
+            differentiate(call, given, cu_seqlens, cotangents, torch.float64, "cpu"),
+        )

@@ -31,9 +31,9 @@ class Key:
     """What a configuration is chosen by; never the length or the batch as such."""
 
     kernel: str
-    width: int    # the widest head dimension it serves
-    dtype: str    # of q, k, v: "bfloat16"
-    regime: str   # "many" or "few" heads times sequences
+    width: int  # the widest head dimension it serves
+    dtype: str  # of q, k, v: "bfloat16"
+    regime: str  # "many" or "few" heads times sequences
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ def apply_tuned(package: ModuleType, spec: Spec, device: str | torch.device | No
     digest, found = kernels_digest(package), {}
     for path in (shipped_file(chip), user_file(chip)):  # the later one wins
         for entry in read_entries(path):
-            if entry.kernels == digest and entry.triton == triton.__version__ and entry.key.kernel in package.op.CONFIGS:
+            if (
+                entry.kernels == digest
+                and entry.triton == triton.__version__
+                and entry.key.kernel in package.op.CONFIGS
+            ):
                 found[slot(entry.key)] = row(entry.config)
     package.op.TUNED.update(found)
     return len(found)
@@ -117,7 +121,9 @@ def read_entries(path: Path) -> tuple[Entry, ...]:
 def write_entries(path: Path, chip: str, entries: Iterable[Entry]) -> None:
     """Add entries to a file; one of the same spec and key takes its predecessor's place, whatever kernels that had."""
     kept = {(e.spec, e.triton, e.key): e for e in (*read_entries(path), *entries)}
-    ordered = sorted(kept.values(), key=lambda e: (e.spec, e.key.kernel, e.key.width, e.key.dtype, e.key.regime, e.triton))
+    ordered = sorted(
+        kept.values(), key=lambda e: (e.spec, e.key.kernel, e.key.width, e.key.dtype, e.key.regime, e.triton)
+    )
     lines = ",\n".join("  " + json.dumps(_flat(e)) for e in ordered)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = f'{{"schema": {SCHEMA}, "chip": {json.dumps(chip)}, "entries": [\n{lines}\n]}}\n'

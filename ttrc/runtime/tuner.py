@@ -32,7 +32,7 @@ class Fate(Enum):
     CHOSEN = "chosen"
     SLOWER = "slower"
     REJECTED = "rejected"  # verified and found wrong, or it does not run
-    PRUNED = "pruned"      # never run
+    PRUNED = "pruned"  # never run
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one compiled candidate: spilled registers, instructions, programs that a multiprocessor holds (0: none fits)."""
+    """Of a compiled candidate: spilling instructions, all of them, programs a multiprocessor holds (0: none fits)."""
 
     spills: int
     instructions: int
@@ -73,9 +73,9 @@ class Footprint:
 
 
 Call = Callable[[], None]
-Timer = Callable[[Key, Config, Call], float]                      # ms of one call
-Verifier = Callable[[str], Callable[[], Optional[str]]]           # of a form: the reason why the operator is wrong, or None
-Footprints = Callable[[str, Config], Optional[Footprint]]         # of a kernel: None where nothing is known
+Timer = Callable[[Key, Config, Call], float]  # ms of one call
+Verifier = Callable[[str], Callable[[], Optional[str]]]  # of a form: the reason why the operator is wrong, or None
+Footprints = Callable[[str, Config], Optional[Footprint]]  # of a kernel: None where nothing is known
 
 
 def tune(
@@ -136,7 +136,9 @@ def candidates(
         if reason:
             pruned.append((config, reason))
         else:
-            cost[config] = _distance(config, default) if known is None else _cost(kernel, config, known, shape, multiprocessors)
+            cost[config] = (
+                _distance(config, default) if known is None else _cost(kernel, config, known, shape, multiprocessors)
+            )
     ranked = sorted(cost, key=lambda c: (c != default, cost[c]))
     return ranked[:most], pruned + [(c, f"predicted slower than {most} others") for c in ranked[most:]]
 
@@ -148,7 +150,7 @@ def _hopeless(known: Footprint) -> str | None:
 
 
 def _cost(kernel: Kernel, config: Config, known: Footprint, shape: Workload, multiprocessors: int) -> float:
-    """Issue slots, or the instructions of one program after another, whichever binds. Comparable for one kernel alone."""
+    """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     panels = -(-shape.d_v // config.value_block)
     split = kernel.skeleton is not Skeleton.PARALLEL  # these have a program a value block, the others a loop over them
     heads = shape.batch * shape.heads
@@ -212,7 +214,9 @@ class _Search:
                     self.verdicts[place] = judge()
                 if self.verdicts[place] is not None:
                     return self.verdicts[place], 0.0
-                return None, self.timer(key, config, _launch_alone(self.op, key.kernel, form, shape, self.dtype, self.device))
+                return None, self.timer(
+                    key, config, _launch_alone(self.op, key.kernel, form, shape, self.dtype, self.device)
+                )
             except Exception as error:  # a compiler's or a driver's: the candidate's fault, not the tuner's
                 if "illegal memory access" in str(error):
                     raise  # nothing runs on this device any more

@@ -37,8 +37,9 @@ def draw_inputs(
     spec: Spec, shape: Workload, dtype: torch.dtype, device: str, *, seed: int = 0, differentiable: bool = True
 ) -> dict[str, Tensor]:
     """q, k, v in dtype and the gates in float32, by name. Long sequences repeat a drawn part, never zeros."""
-    drawn = random_inputs(spec, B=1, T=min(shape.length, PERIOD), H=shape.heads, HV=shape.heads, dk=shape.d_k,
-                          dv=shape.d_v, seed=seed)
+    drawn = random_inputs(
+        spec, B=1, T=min(shape.length, PERIOD), H=shape.heads, HV=shape.heads, dk=shape.d_k, dv=shape.d_v, seed=seed
+    )
     del drawn["initial_state"]
     fixed = {p.name for p in spec.parameters}
     made = {}

@@ -123,7 +123,10 @@ class Scope:
             if known.body == body:
                 return known.symbol
         nonnegative = body.is_nonnegative
-        reduced = sympy.Symbol(f"sum_{len(self.reductions)}", real=True, nonnegative=True if nonnegative else None)
+        name = f"sum_{len(self.reductions)}"
+        while name in self.symbols:  # a gate may be called so
+            name += "_"
+        reduced = sympy.Symbol(name, real=True, nonnegative=True if nonnegative else None)
         self.axes[reduced] = ()
         self.reductions.append(Reduction(reduced, body, axes))
         return reduced

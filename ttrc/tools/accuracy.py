@@ -16,7 +16,9 @@ Call = Callable[[Mapping[str, Tensor]], Tensor]
 Errors = dict[str, float]  # {"o": .., "d_q": .., ..}: RMS(error) / RMS(reference)
 
 
-def small_errors(spec: Spec, calls: Mapping[str, Call], shape: Workload, dtype: torch.dtype, device: str) -> dict[str, Errors | str]:
+def small_errors(
+    spec: Spec, calls: Mapping[str, Call], shape: Workload, dtype: torch.dtype, device: str
+) -> dict[str, Errors | str]:
     """Of each call, at a small shape, against the oracle in float64; or why it gave none."""
     x = draw_inputs(spec, shape, dtype, device, seed=1)
     exact = {n: t.detach().double().cpu().requires_grad_() for n, t in x.items()}
@@ -47,7 +49,7 @@ def _made(call: Call, x: Mapping[str, Tensor], d_o: Tensor | None) -> dict[str, 
     if not o.requires_grad:
         return {"o": o}
     grads = torch.autograd.grad(o, list(x.values()), d_o.to(o.device, o.dtype), allow_unused=True)
-    return {"o": o.detach(), **{f"d_{n}": g for n, g in zip(x, grads) if g is not None}}
+    return {"o": o.detach(), **{f"d_{n}": g for n, g in zip(x, grads, strict=True) if g is not None}}
 
 
 def _errors(call: Call, x, d_o, reference: Mapping[str, Tensor]) -> Errors | str:

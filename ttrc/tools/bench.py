@@ -37,8 +37,13 @@ def _square(*sizes: tuple[int, int, int, int]) -> tuple[Workload, ...]:
 
 # (batch, length, heads, head dimension): the field's registry of shapes and one long sequence.
 REGISTRY = _square(
-    (1, 8192, 96, 128), (2, 16384, 16, 128), (4, 2048, 16, 128), (4, 4096, 64, 128), (8, 2048, 32, 256),
-    (8, 1024, 8, 64), (1, 32768, 16, 128),
+    (1, 8192, 96, 128),
+    (2, 16384, 16, 128),
+    (4, 2048, 16, 128),
+    (4, 4096, 64, 128),
+    (8, 2048, 32, 256),
+    (8, 1024, 8, 64),
+    (1, 32768, 16, 128),
 )
 LENGTHS = _square(*((1, 1024 << i, 16, 128) for i in range(8)))
 HEADS = _square(*((1, 4096, 1 << i, 128) for i in range(0, 10)))
@@ -56,9 +61,9 @@ class Row:
     side: str
     sample: Optional[Sample]
     peak: Optional[int]
-    ratio: Optional[float]        # its time over ttrc's: above 1, ttrc is faster
-    of_wall: Optional[float]      # share of the time that is the plan's binding wall (ttrc's own rows)
-    of_least: Optional[float]     # share of the time that the least possible traffic would take
+    ratio: Optional[float]  # its time over ttrc's: above 1, ttrc is faster
+    of_wall: Optional[float]  # share of the time that is the plan's binding wall (ttrc's own rows)
+    of_least: Optional[float]  # share of the time that the least possible traffic would take
     wall: str
     small: Errors | str
     large: Errors | str
@@ -122,8 +127,14 @@ def about(device: str) -> dict[str, str]:
     import ttrc
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()} CPU, no GPU"
-    return {"device": name, "torch": torch.__version__, "cuda": str(torch.version.cuda), "triton": triton.__version__,
-            "python": platform.python_version(), "ttrc": ttrc.__version__}
+    return {
+        "device": name,
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "ttrc": ttrc.__version__,
+    }
 
 
 def _of_spec(op: Operator, peers, shapes, passes, dtype, device, roof, budget_ms, on_done) -> list[Row]:
@@ -150,7 +161,10 @@ def _of_spec(op: Operator, peers, shapes, passes, dtype, device, roof, budget_ms
 def _at_shape(op, module, sides, same, shape, passes, dtype, device, roof, budget_ms, small) -> list[Row]:
     first = draw_inputs(op.spec, shape, dtype, device)
     one = sum(x.numel() * x.element_size() for x in first.values())
-    sets = [first, *(draw_inputs(op.spec, shape, dtype, device, seed=i) for i in range(1, sets_past_cache(one, device)))]
+    sets = [
+        first,
+        *(draw_inputs(op.spec, shape, dtype, device, seed=i) for i in range(1, sets_past_cache(one, device))),
+    ]
     d_o = torch.randn_like(first["v"])
     try:
         large = large_errors(same, lambda x: _ours(op, x), first)
@@ -207,11 +221,19 @@ def _row(spec: Spec, shape, which, side: _Side, samples, peaks, failed, costs, s
         notes.append(failed[side.name])
     mine = side.peer is None
     return Row(
-        spec.name, shape, which, side.name, sample, peaks.get(side.name),
+        spec.name,
+        shape,
+        which,
+        side.name,
+        sample,
+        peaks.get(side.name),
         sample.ms / ours.ms if sample and ours else None,
         costs.ms / sample.ms if sample and mine else None,
         costs.least / sample.ms if sample and (mine or side.peer.same) else None,
-        costs.binding if mine else "", small.get(side.name, {}), large.get(side.name, {}), tuple(notes),
+        costs.binding if mine else "",
+        small.get(side.name, {}),
+        large.get(side.name, {}),
+        tuple(notes),
     )
 
 

@@ -15,14 +15,20 @@ CPU_WARNING = "no GPU: everything ran at toy sizes in float32, and the times mea
 
 
 def as_table(run: Bench) -> Table:
-    roof = f"measured roof: copy {run.roof.bandwidth / 1e12:.2f} TB/s, bf16 product {run.roof.matmul / 1e12:.0f} TFLOP/s"
-    caption = "\n".join([
-        roof if "no GPU" not in run.device["device"] else CPU_WARNING,
-        "x: time over ttrc's. % wall: of the time, what the plan's binding wall alone would take. % least: what the "
-        "least possible traffic would. error: the worst of outputs and gradients, against the oracle | float32 run.",
-        *(f"not there: {reason}" for reason in run.absent),
-    ])
-    table = Table(title=f"{run.device['device']}, torch {run.device['torch']}, triton {run.device['triton']}", caption=caption)
+    roof = (
+        f"measured roof: copy {run.roof.bandwidth / 1e12:.2f} TB/s, bf16 product {run.roof.matmul / 1e12:.0f} TFLOP/s"
+    )
+    caption = "\n".join(
+        [
+            roof if "no GPU" not in run.device["device"] else CPU_WARNING,
+            "x: time over ttrc's. % wall: share that the plan's binding wall alone would take; % least: that the least "
+            "possible traffic would. error: the worst of outputs and gradients, against the oracle | a float32 run.",
+            *(f"not there: {reason}" for reason in run.absent),
+        ]
+    )
+    table = Table(
+        title=f"{run.device['device']}, torch {run.device['torch']}, triton {run.device['triton']}", caption=caption
+    )
     for column in ("spec", "B x T x H x d", "pass", "side"):
         table.add_column(column)
     for column in ("ms", "x", "% wall", "% least", "GiB", "error"):
@@ -36,10 +42,17 @@ def as_table(run: Bench) -> Table:
 def _cells(row: Row) -> tuple[str, ...]:
     share = "" if row.of_wall is None else f"{100 * row.of_wall:.0f} {row.wall}"
     return (
-        row.spec, str(row.shape), {"forward": "fwd", "both": "fwd+bwd"}[row.which], row.side,
-        "-" if row.sample is None else f"{row.sample.ms:.3f}", "" if row.ratio is None else f"{row.ratio:.2f}", share,
-        "" if row.of_least is None else f"{100 * row.of_least:.0f}", "" if row.peak is None else f"{row.peak / 2**30:.2f}",
-        f"{_worst(row.small)} | {_worst(row.large)}", "; ".join(row.notes),
+        row.spec,
+        str(row.shape),
+        {"forward": "fwd", "both": "fwd+bwd"}[row.which],
+        row.side,
+        "-" if row.sample is None else f"{row.sample.ms:.3f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        share,
+        "" if row.of_least is None else f"{100 * row.of_least:.0f}",
+        "" if row.peak is None else f"{row.peak / 2**30:.2f}",
+        f"{_worst(row.small)} | {_worst(row.large)}",
+        "; ".join(row.notes),
     )
 
 
@@ -53,7 +66,12 @@ def _worst(errors) -> str:
 
 
 def as_data(run: Bench) -> dict:
-    return {"device": run.device, "roof": asdict(run.roof), "absent": list(run.absent), "rows": [asdict(r) for r in run.rows]}
+    return {
+        "device": run.device,
+        "roof": asdict(run.roof),
+        "absent": list(run.absent),
+        "rows": [asdict(r) for r in run.rows],
+    }
 
 
 def geometric_means(run: Bench) -> dict[tuple[str, str, str], float]:
@@ -86,8 +104,10 @@ def plots(run: Bench, folder: Path, name: str) -> list[Path]:
         passes = list(dict.fromkeys(r.which for r in rows))
         if not rows:
             continue
-        figure, axes = pyplot.subplots(1, len(passes), figsize=(5.5 * len(passes), 4), squeeze=False, layout="constrained")
-        for panel, which in zip(axes[0], passes):
+        figure, axes = pyplot.subplots(
+            1, len(passes), figsize=(5.5 * len(passes), 4), squeeze=False, layout="constrained"
+        )
+        for panel, which in zip(axes[0], passes, strict=True):
             _panel(panel, [r for r in rows if r.which == which])
             panel.set_title(f"{spec}, {'forward' if which == 'forward' else 'forward + backward'}")
         figure.suptitle(run.device["device"])
@@ -102,8 +122,14 @@ def _panel(panel, rows: list[Row]) -> None:
     along, label = _axis(rows)
     for side in dict.fromkeys(r.side for r in rows):
         seen = [r for r in rows if r.side == side]
-        panel.plot([along(r) for r in seen], [r.sample.ms for r in seen], marker="o", label=side,
-                   linewidth=2 if side == OURS else 1, linestyle="-" if label else "")
+        panel.plot(
+            [along(r) for r in seen],
+            [r.sample.ms for r in seen],
+            marker="o",
+            label=side,
+            linewidth=2 if side == OURS else 1,
+            linestyle="-" if label else "",
+        )
     panel.set_yscale("log")
     panel.set_ylabel("ms")
     if label:

@@ -27,9 +27,9 @@ class Peer:
 
     name: str
     call: Callable[[Inputs], Tensor]
-    same: bool = True    # computes what the spec says; another function is timed for scale only
+    same: bool = True  # computes what the spec says; another function is timed for scale only
     backward: bool = True
-    refusal: str = ""    # why it will not run its backward pass here; then its rows are "timed only"
+    refusal: str = ""  # why it will not run its backward pass here; then its rows are "timed only"
     lifted: Callable[[], AbstractContextManager] = nullcontext  # inside, it does run
 
 

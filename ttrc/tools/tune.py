@@ -23,7 +23,8 @@ from ttrc.runtime import tuned
 from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import Verifier
-from ttrc.runtime.tuner import MOST, Fate, Footprint, Footprints, Report, Trial, space, tune as search
+from ttrc.runtime.tuner import MOST, Fate, Footprint, Footprints, Report, Trial, space
+from ttrc.runtime.tuner import tune as search
 from ttrc.runtime.verify import Case
 from ttrc.runtime.workload import Workload
 from ttrc.tools.bench import DTYPES
@@ -33,8 +34,8 @@ from ttrc.tools.timing import timer
 
 # By form and regime (batch, length, heads): "many" fills the chip, "few" leaves the serial chain to bind.
 SHAPES = {
-    "chunk": {"many": (32, 4096, 4), "few": (2, 16384, 4)},
-    "recurrent": {"many": (64, 256, 4), "few": (2, 1024, 4)},
+    "chunk": {"many": (16, 2048, 16), "few": (2, 8192, 16)},
+    "recurrent": {"many": (16, 256, 16), "few": (2, 512, 16)},
 }
 TOY = {"chunk": {"few": (1, 16, 1)}}
 
@@ -71,7 +72,11 @@ def tune(
 def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, again: bool, on_trial) -> Report:
     chip = tuned.chip_name(device)
     digest = tuned.kernels_digest(op.package)
-    found = () if chip is None else (*tuned.read_entries(tuned.shipped_file(chip)), *tuned.read_entries(tuned.user_file(chip)))
+    found = (
+        ()
+        if chip is None
+        else (*tuned.read_entries(tuned.shipped_file(chip)), *tuned.read_entries(tuned.user_file(chip)))
+    )
     known = {e.key for e in found if (e.kernels, e.triton) == (digest, triton.__version__)}
     defaults: dict = {}
 
@@ -79,22 +84,34 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         if trial.fate in (Fate.CHOSEN, Fate.SLOWER) and trial.config == _default(op, trial):
             defaults[trial.key] = trial.ms
         if trial.fate is Fate.CHOSEN and chip is not None:
-            entry = tuned.Entry(op.spec.name, digest, trial.key, trial.config, trial.ms, defaults.get(trial.key), triton.__version__)
+            entry = tuned.Entry(
+                op.spec.name, digest, trial.key, trial.config, trial.ms, defaults.get(trial.key), triton.__version__
+            )
             tuned.write_entries(tuned.user_file(chip), chip, [entry])
         on_trial(op.spec.name, trial)
 
     heads = next(iter(shapes.values()))[0].heads
     toy = chip is None
-    cases = [Case(B=1, T=20, H=1, HV=1, d_k=width, d_v=width, chunk_size=16)] if toy else [
-        Case(B=2, T=150, H=heads, HV=heads, d_k=width, d_v=width),
-        Case(T=150, H=heads, HV=heads, d_k=width, d_v=width, packed=(70, 16, 64)),
-    ]
+    cases = (
+        [Case(B=1, T=20, H=1, HV=1, d_k=width, d_v=width, chunk_size=16)]
+        if toy
+        else [
+            Case(B=2, T=100, H=heads, HV=heads, d_k=width, d_v=width),
+            Case(T=100, H=heads, HV=heads, d_k=width, d_v=width, packed=(70, 1, 29)),
+        ]
+    )
     report = search(
-        op, shapes, dtype=DTYPES[dtype], device=device, timer=timer(device),
+        op,
+        shapes,
+        dtype=DTYPES[dtype],
+        device=device,
+        timer=timer(device),
         verifier=lambda form: Verifier(op, form, DTYPES[dtype], device, cases),
-        footprints=(lambda kernel, config: None) if toy else footprints(op, width, dtype, device),
+        footprints=(lambda kernel, config: None) if toy else footprints(op, tuple(shapes), width, dtype, device),
         multiprocessors=132 if toy else torch.cuda.get_device_properties(device).multi_processor_count,
-        most=min(most, 2) if toy else most, known=() if again else known, on_trial=told,
+        most=min(most, 2) if toy else most,
+        known=() if again else known,
+        on_trial=told,
     )
     tuned.apply_tuned(op.package, op.spec, device)
     return report
@@ -108,28 +125,33 @@ def _default(op: Operator, trial: Trial) -> Config:
 def _workloads(op: Operator, forms, regimes, width: int, on_gpu: bool) -> dict[str, list[Workload]]:
     table = SHAPES if on_gpu else TOY
     return {
-        form: [Workload(*shape, width, width) for regime, shape in table[form].items() if regime in regimes or not on_gpu]
+        form: [
+            Workload(*shape, width, width) for regime, shape in table[form].items() if regime in regimes or not on_gpu
+        ]
         for form in op.forms
         if form in forms and form in table
     }
 
 
-def footprints(op: Operator, width: int, dtype: str, device: str) -> Footprints:
-    """What every candidate of every kernel takes from the chip, compiled beforehand on all of the host's cores."""
+def footprints(op: Operator, forms: Sequence[str], width: int, dtype: str, device: str) -> Footprints:
+    """What every candidate of the forms' kernels takes from the chip, compiled beforehand on all of the host."""
     major, minor = torch.cuda.get_device_capability(device)
     target = f"sm_{major}{minor}"
     if target not in CHIPS:
         return lambda kernel, config: None
     path = str(Path(op.package.__file__).with_name("kernels.py"))
     heads, jobs = [], []
-    for form in analyse(op.spec).forms.values():
+    known = analyse(op.spec).forms
+    for form in (known[name] for name in forms):
         for kernel in (*form.plan.forward, *form.plan.backward):
             for config in space(width):
                 s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=config)
                 heads.append((kernel.name, config))
-                jobs.append(Job(path, kernel.name, s.types, s.constants, target, config.warps, config.stages, s.divisible))
+                jobs.append(
+                    Job(path, kernel.name, s.types, s.constants, target, config.warps, config.stages, s.divisible)
+                )
     results = compile_many(jobs, workers=os.cpu_count() or 2, timeout=60.0)
-    table = {head: _footprint(result, head[1], target) for head, result in zip(heads, results)}
+    table = {head: _footprint(result, head[1], target) for head, result in zip(heads, results, strict=True)}
     return lambda kernel, config: table.get((kernel, config))
 
 
@@ -157,8 +179,15 @@ def as_table(reports: Sequence[Report]) -> Table:
             if best is None:
                 table.add_row(*head, "none is right", "", "", "", str(tried), str(rejected), style="red")
                 continue
-            table.add_row(*head, _short(best.config), f"{best.ms:.3f}", "wrong" if default is None else f"{default:.3f}",
-                          "" if default is None else f"{default / best.ms:.2f}", str(tried), str(rejected))
+            table.add_row(
+                *head,
+                _short(best.config),
+                f"{best.ms:.3f}",
+                "wrong" if default is None else f"{default:.3f}",
+                "" if default is None else f"{default / best.ms:.2f}",
+                str(tried),
+                str(rejected),
+            )
     return table
 
 
@@ -166,14 +195,16 @@ def rejections(reports: Sequence[Report]) -> list[str]:
     """One line a rejected configuration: what it is and why."""
     return [
         f"{r.spec} {t.key.kernel} d {t.key.width} {t.key.dtype}: {_short(t.config)}: {t.reason}"
-        for r in reports for t in r.rejected
+        for r in reports
+        for t in r.rejected
     ]
 
 
 def as_data(reports: Sequence[Report]) -> list[dict]:
     return [
         {"spec": r.spec, **asdict(t.key), **asdict(t.config), "fate": t.fate.value, "ms": t.ms, "reason": t.reason}
-        for r in reports for t in r.trials
+        for r in reports
+        for t in r.trials
     ]
 
 

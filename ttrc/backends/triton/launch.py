@@ -9,7 +9,8 @@ MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 
 
 def allocate_forward(plan: Plan) -> str:
-    lines = ["o = torch.empty_like(v)", "final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)"]
+    shape = "*(state_shape(q, v, cu_seqlens) if final else (0,))"
+    lines = ["o = torch.empty_like(v)", f"final_state = v.new_empty({shape}, dtype=torch.float32)"]
     read = {b for k in plan.forward for b in k.loads}
     for buffer in plan.saved:
         text = _new(buffer, plan.form)
@@ -33,9 +34,9 @@ def allocate_backward(plan: Plan) -> str:
         lines.append('blocks = -(-v.shape[-1] // config("token_scan_reverse", q, v, layout.sequences)[0])')
     for buffer in plan.backward[-1].stores:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
-    lines.append("d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)")
+    lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
     if partial:
-        lines.append("trail = v.new_empty(d_initial.shape[0] * v.shape[2] * blocks, chunk, block(q.shape[-1]), "
+        lines.append("trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[-1]), "
                      "block(v.shape[-1]), dtype=torch.float32)")
     return "\n".join(lines)
 
@@ -74,13 +75,13 @@ def _launch(plan: Plan, kernel: Kernel) -> str:
         case Skeleton.SCAN | Skeleton.TOKENS if not kernel.reverse:
             states = ["states"] if kernel.skeleton is Skeleton.TOKENS else []
             tensors += [*states, "initial_state", "final_state"]
-            flags = ", ENTER=initial_state is not None, SAVE=save"
+            flags = ", ENTER=initial_state is not None, LEAVE=final, SAVE=save"
         case Skeleton.SCAN:
             tensors += ["d_final_state", "d_initial"]
-            flags = ", ENTER=d_final_state is not None, SAVE=False"
+            flags = ", ENTER=d_final_state is not None, LEAVE=initial, SAVE=False"
         case Skeleton.TOKENS_REVERSE:
             tensors += ["states", "trail", "d_final_state", "d_initial"]
-            flags, extra = ", ENTER=d_final_state is not None", ", extra=(v.shape[0] * v.shape[1],)"
+            flags, extra = ", ENTER=d_final_state is not None, LEAVE=initial", ", extra=(v.shape[0] * v.shape[1],)"
     given = ", ".join(tensors)
     return f'launch("{kernel.name}", q, v, layout, chunk, ({given},), scale{extra}{flags})'
 

@@ -34,14 +34,14 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
-            constants |= {"ENTER": True, "SAVE": not kernel.reverse, **precision}
+            constants |= {"ENTER": True, "LEAVE": True, "SAVE": not kernel.reverse, **precision}
         case Skeleton.TOKENS:
             types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
-            constants |= {"ENTER": True, "SAVE": True}
+            constants |= {"ENTER": True, "LEAVE": True, "SAVE": True}
         case Skeleton.TOKENS_REVERSE:
             types |= {name: "*fp32" for name in ("states_ptr", "trail_ptr", "enter_ptr", "leave_ptr")}
             types["tokens"] = "i32"
-            constants["ENTER"] = True
+            constants |= {"ENTER": True, "LEAVE": True}
     return Signature(types, constants, (), config)
 
 

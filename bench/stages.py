@@ -1,0 +1,167 @@
+"""What there is to do on a GPU day, in pieces: each unit runs in a process of its own and answers with plain data.
+
+verify   every form, dtype and case of a spec on the device, poisoned, twice, against the oracle
+tune     one spec at one head dimension and dtype
+bench    one spec over one list of shapes, beside its peers
+profile  the time of each kernel at one shape, and the bandwidth it reached
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("verify", "tune", "bench", "profile")
+FIRST = ("gated_deltanet", "mamba2", "linear_attention", "deltanet")  # what the targets are set on
+PROFILED = ((2, 16384, 16, 128), (1, 32768, 16, 128))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work; `seconds` is how long it may take before it is cut."""
+
+    stage: str
+    spec: str
+    options: tuple[tuple[str, object], ...] = ()
+    seconds: float = 500.0
+
+    @property
+    def key(self) -> str:
+        return "-".join([self.stage, Path(self.spec).stem, *(str(v) for _, v in self.options)])
+
+
+def every_spec() -> list[str]:
+    """Shipped specs, the most wanted first, then those of tests/unseen by path."""
+    shipped = sorted(path.stem for path in (ROOT / "specs").glob("*.toml"))
+    unseen = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "unseen").glob("*.toml"))
+    return [*(s for s in FIRST if s in shipped), *(s for s in shipped if s not in FIRST), *unseen]
+
+
+def units(stage: str, specs: list[str], dry: bool) -> Iterator[Unit]:
+    """The pieces of a stage, what matters most first."""
+    shipped = [s for s in specs if not s.endswith(".toml")]
+    if dry:
+        yield from (Unit(stage, s, (), 60.0) for s in (specs if stage == "verify" else shipped[:1]))
+        return
+    match stage:
+        case "verify":
+            yield from (Unit(stage, s) for s in specs)
+        case "tune":
+            for width, form in ((128, "chunk"), (64, "chunk"), (256, "chunk"), (128, "recurrent")):
+                yield from (Unit(stage, s, (("width", width), ("form", form))) for s in shipped)
+        case "bench":
+            for shapes in ("registry", "lengths", "heads"):
+                chosen = shipped if shapes == "registry" else [s for s in shipped if s in FIRST]
+                yield from (Unit(stage, s, (("shapes", shapes),)) for s in chosen)
+        case "profile":
+            yield from (Unit(stage, s) for s in shipped)
+
+
+def perform(unit: Unit, device: str, folder: Path) -> dict:
+    """Do it. {"ok", "line": a few words for a table, "data": all of it}."""
+    doing = {"verify": _verify, "tune": _tune, "bench": _bench, "profile": _profile}
+    return doing[unit.stage](unit, device, folder)
+
+
+def _verify(unit: Unit, device: str, folder: Path) -> dict:
+    import torch
+
+    from ttrc.runtime.load import load
+    from ttrc.runtime.trust import Verifier
+    from ttrc.runtime.verify import Case
+    from ttrc.tools.check import ON_GPU
+
+    op = load(_path(unit.spec))
+    plan = {torch.bfloat16: ON_GPU, torch.float32: ON_GPU[-1:], torch.float16: ON_GPU[-1:]}
+    if device == "cpu":  # the interpreter gets bfloat16 products wrong
+        plan = {torch.float32: [Case(B=1, T=20, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)]}
+    rows = []
+    for form in op.forms:
+        for dtype, cases in plan.items():
+            for case in cases:
+                rows.append(
+                    {"form": form, "dtype": str(dtype).removeprefix("torch."), "case": str(case)}
+                    | _verdict(Verifier, op, form, dtype, device, case)
+                )
+    bad = [r for r in rows if r["reason"]]
+    worst = max((e for r in rows for e in r["errors"].values()), default=float("nan"))
+    line = f"{len(rows) - len(bad)} of {len(rows)} right, worst error {worst:.1e}"
+    if bad:
+        line += f"; {bad[0]['form']} {bad[0]['dtype']} {bad[0]['case']}: {bad[0]['reason'][:90]}"
+    return {"ok": not bad, "line": line, "data": rows}
+
+
+def _verdict(verifier, op, form: str, dtype, device: str, case) -> dict:
+    try:
+        judge = verifier(op, form, dtype, device, [case])
+        verdict = judge.judge(judge.settings[0])
+        return {"errors": verdict.result.outputs | verdict.result.gradients, "reason": verdict.reason}
+    except Exception as error:
+        if "illegal memory access" in str(error):
+            raise  # nothing runs in this process any more
+        return {"errors": {}, "reason": f"{type(error).__name__}: {str(error)[:300]}"}
+
+
+def _tune(unit: Unit, device: str, folder: Path) -> dict:
+    from ttrc.tools import tune as tool
+
+    options = dict(unit.options)
+    reports = tool.tune(
+        [_path(unit.spec)],
+        device=device,
+        widths=(options.get("width", 128),),
+        most=10,
+        forms=(options.get("form", "chunk"),),
+    )
+    rejected = tool.rejections(reports)
+    best = [t for r in reports for t in r.best.values()]
+    gains = [r.default_ms[k] / t.ms for r in reports for k, t in r.best.items() if k in r.default_ms]
+    line = f"{len(best)} kernels, up to {max(gains, default=1):.2f} x the default, {len(rejected)} rejected"
+    return {
+        "ok": bool(best) or not any(r.trials for r in reports),
+        "line": line,
+        "data": tool.as_data(reports),
+        "rejected": rejected,
+    }
+
+
+def _bench(unit: Unit, device: str, folder: Path) -> dict:
+    from ttrc.tools import bench as tool
+    from ttrc.tools import bench_report as report
+
+    shapes = {"registry": tool.REGISTRY, "lengths": tool.LENGTHS, "heads": tool.HEADS}.get(
+        dict(unit.options).get("shapes")
+    )
+    run = tool.bench(
+        [_path(unit.spec)], shapes=shapes if device != "cpu" else tool.TOY[1:], device=device, budget_ms=200.0
+    )
+    report.write(run, folder / "plots", unit.key)
+    means = {f"{side} {which}": round(m, 3) for (_, side, which), m in report.geometric_means(run).items()}
+    mine = [r for r in run.rows if r.side == tool.OURS]
+    line = ", ".join(f"{m:.2f} x {name}" for name, m in means.items()) or "no peer"
+    line += "" if device != "cpu" else " (means nothing on a CPU)"
+    return {"ok": all(r.sample for r in mine), "line": line, "data": report.as_data(run), "means": means}
+
+
+def _profile(unit: Unit, device: str, folder: Path) -> dict:
+    from bench.kernel_times import kernel_times
+    from ttrc.runtime.workload import Workload
+
+    sizes = PROFILED if device != "cpu" else ((1, 32, 1, 16),)
+    data = {}
+    for b, t, h, d in sizes:
+        shape = Workload(b, t, h, d, d)
+        data[str(shape)] = [asdict(row) for row in kernel_times(_path(unit.spec), shape, device)]
+    slowest = max((row for rows in data.values() for row in rows), key=lambda r: r["ms"], default=None)
+    line = (
+        "nothing ran"
+        if slowest is None
+        else (f"slowest {slowest['kernel']}: {slowest['ms']:.3f} ms, {slowest['bandwidth'] / 1e12:.2f} TB/s")
+    )
+    return {"ok": slowest is not None, "line": line, "data": data}
+
+
+def _path(spec: str) -> str:
+    return str(ROOT / spec) if spec.endswith(".toml") else spec
