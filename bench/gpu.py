@@ -112,10 +112,12 @@ def _prepare(dry: bool) -> None:
         filter(None, [str(ROOT), os.environ.get("PYTHONPATH"), str(ROOT / ".wheels")])
     )
     os.environ["PYTHONUNBUFFERED"] = "1"
+    os.environ["TRITON_CACHE_AUTOTUNING"] = "1"  # what a peer tuned for one unit serves the next
     if dry:
         os.environ["TRITON_INTERPRET"] = "1"
     else:
         os.environ.pop("TRITON_INTERPRET", None)
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // TOGETHER))
 
 
 def _folder_name(dry: bool) -> str:

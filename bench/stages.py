@@ -15,6 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("verify", "tune", "bench", "profile")
 FIRST = ("gated_deltanet", "mamba2", "linear_attention", "deltanet")  # what the targets are set on
+# One process a number of heads and a width: fla compiles and tunes for each, minutes at a time.
+SHAPES = (
+    "registry-16-128", "registry-96-128", "registry-64-128", "registry-8-64", "registry-32-256", "lengths", "heads",
+)  # fmt: skip
 PROFILED = ((2, 16384, 16, 128), (1, 32768, 16, 128))
 
 
@@ -52,8 +56,8 @@ def units(stage: str, specs: list[str], dry: bool) -> Iterator[Unit]:
             for width, form in ((128, "chunk"), (64, "chunk"), (256, "chunk"), (128, "recurrent")):
                 yield from (Unit(stage, s, (("width", width), ("form", form))) for s in shipped)
         case "bench":
-            for shapes in ("registry", "lengths", "heads"):
-                chosen = shipped if shapes == "registry" else [s for s in shipped if s in FIRST]
+            for shapes in SHAPES:
+                chosen = shipped if shapes.startswith("registry") else [s for s in shipped if s in FIRST]
                 yield from (Unit(stage, s, (("shapes", shapes),)) for s in chosen)
         case "profile":
             yield from (Unit(stage, s) for s in shipped)
@@ -131,9 +135,7 @@ def _bench(unit: Unit, device: str, folder: Path) -> dict:
     from ttrc.tools import bench as tool
     from ttrc.tools import bench_report as report
 
-    shapes = {"registry": tool.REGISTRY, "lengths": tool.LENGTHS, "heads": tool.HEADS}.get(
-        dict(unit.options).get("shapes")
-    )
+    shapes = _shapes(dict(unit.options).get("shapes", "registry"))
     run = tool.bench(
         [_path(unit.spec)], shapes=shapes if device != "cpu" else tool.TOY[1:], device=device, budget_ms=200.0
     )
@@ -143,6 +145,15 @@ def _bench(unit: Unit, device: str, folder: Path) -> dict:
     line = ", ".join(f"{m:.2f} x {name}" for name, m in means.items()) or "no peer"
     line += "" if device != "cpu" else " (means nothing on a CPU)"
     return {"ok": all(r.sample for r in mine), "line": line, "data": report.as_data(run), "means": means}
+
+
+def _shapes(name: str):
+    """ "registry-16-128" are the registry's shapes of 16 heads of width 128."""
+    from ttrc.tools import bench as tool
+
+    kind, *wanted = name.split("-")
+    shapes = {"registry": tool.REGISTRY, "lengths": tool.LENGTHS, "heads": tool.HEADS}[kind]
+    return [s for s in shapes if not wanted or [str(s.heads), str(s.d_k)] == wanted]
 
 
 def _profile(unit: Unit, device: str, folder: Path) -> dict:

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 from bench import gpu
-from bench.stages import STAGES, Unit, every_spec, units
+from bench.stages import SHAPES, STAGES, Unit, _shapes, every_spec, units
+from ttrc.tools.bench import REGISTRY
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    for name in ("PYTHONPATH", "PYTHONUNBUFFERED", "TRITON_INTERPRET"):  # main sets them for its children
+    for name in (
+        "PYTHONPATH",
+        "PYTHONUNBUFFERED",
+        "TRITON_CACHE_AUTOTUNING",
+        "TRITON_INTERPRET",
+    ):  # main sets them for its children
         monkeypatch.setenv(name, "1" if name == "TRITON_INTERPRET" else "")
     monkeypatch.setenv("OUT", str(tmp_path))
 
@@ -58,6 +64,11 @@ def test_nothing_is_begun_when_no_time_is_left(tmp_path):
 def test_without_a_gpu_it_says_so(tmp_path):
     with pytest.raises(SystemExit, match="no GPU"):
         gpu.main([])
+
+
+def test_the_registry_is_covered_by_its_parts():
+    parts = [shape for name in SHAPES if name.startswith("registry") for shape in _shapes(name)]
+    assert sorted(map(str, parts)) == sorted(map(str, REGISTRY))
 
 
 def test_units_have_names_of_their_own_and_cover_every_spec():

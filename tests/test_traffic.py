@@ -14,7 +14,7 @@ from ttrc.runtime.load import load
 from ttrc.tools.counter import count
 
 GATE = 4  # bytes of a float32 gate
-STATE = 4  # bytes of an element of a state between sequences
+STATE = 4  # bytes of an element of a state
 PASSES = ("forward", "backward")
 
 
@@ -37,15 +37,12 @@ def counted(name, form, length, width, chunk):
 
 def once(kernel, length, width, chunk):
     """(read, written) bytes that come once a sequence and head, which a budget per token leaves out."""
-    read = GATE * sum(b.space is Space.HEAD for b in kernel.loads)
-    written = 0 if kernel.skeleton is Skeleton.PARALLEL else STATE * width * width  # the state it leaves behind
-    if kernel.skeleton is Skeleton.PARALLEL:  # a parameter is read by every program, but it is the same address
-        return read, written
-    if kernel.skeleton is Skeleton.TOKENS_REVERSE:
-        values = default_config(kernel.name, width, width).value_block
-        trail = STATE * min(length, chunk) * block(width) * values * -(-width // values)
-        return read + trail, written + trail  # scratch of a program's own, small enough to stay in a cache
-    return read, written
+    read = GATE * sum(b.space is Space.HEAD for b in kernel.loads)  # every program reads it, at the same address
+    if kernel.skeleton is not Skeleton.TOKENS_REVERSE:
+        return read, 0
+    values = default_config(kernel.name, width, width).value_block
+    trail = STATE * min(length, chunk) * block(width) * values * -(-width // values)
+    return read + trail, trail  # scratch of a program's own, small enough to stay in a cache
 
 
 def compare(name, form, length, width, chunk):
@@ -79,7 +76,7 @@ def test_the_recurrent_form_splits_its_partial_sums_by_value_block():
 
 @pytest.mark.parametrize(
     "name, most",
-    [("linear_attention", 5900), ("mamba2", 5900), ("deltanet", 7700), ("gated_deltanet", 7700)],
+    [("linear_attention", 5376), ("mamba2", 5396), ("deltanet", 7188), ("gated_deltanet", 7208)],
 )
 def test_the_figures_that_were_reached_stay_reached(name, most):
     """Bytes per token and head, forward and backward, d = 128, bfloat16: lower these as the plans improve."""

@@ -55,19 +55,23 @@ def list_specs(as_json: Json = False) -> None:
 def explain(
     spec: OneSpec,
     html: Annotated[Optional[Path], typer.Option(help="Write one self-contained page here.")] = None,
+    svg: Annotated[Optional[Path], typer.Option(help="Write the drawing of its kernels here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Every stage of a compilation with its mathematics: class, tile programs, adjoint, plan, budget."""
     from ttrc.tools.explain import as_data
     from ttrc.tools.explain import explain as show
-    from ttrc.tools.explain_page import explain_page
+    from ttrc.tools.explain_page import drawing, explain_page
 
     parsed = _spec(spec)
-    if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(explain_page(parsed), encoding="utf-8")
-        err.print(f"wrote {html}")
-    elif as_json:
+    files = [(path, make) for path, make in ((html, explain_page), (svg, drawing)) if path is not None]
+    for path, make in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(make(parsed), encoding="utf-8")
+        err.print(f"wrote {path}")
+    if files:
+        return
+    if as_json:
         _print_json(as_data(parsed))
     else:
         show(parsed, out)

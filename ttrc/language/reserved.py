@@ -18,8 +18,10 @@ _OPERATOR = (
 
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
-    "backend chunk chunk_size coarse_after coarse_chunk fine_after fine_chunk keep_causal keep_strict like "
-    "pack_states prediction reference save start starts state_dtype state_shape states tokens unpack_states uses_triton"
+    "all_chunks backend block blocks chunk chunk_backward_op chunk_backward_triton chunk_forward_triton chunk_op "
+    "chunk_size config final grads initial keep_causal keep_strict last launch lay_out layout like pack_states "
+    "per_key_head plain recurrent_backward_op recurrent_forward_triton recurrent_op reference save start starts "
+    "state_dtype state_shape states tensors tokens trail unpack_states uses_triton x"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
-from ttrc.ir.tile import Carry, Program, Tile
-from ttrc.passes.builder import Builder
-from ttrc.symbolic import ONE, symbol
+from ttrc.ir.tile import SCALE, Carry, Program, Tile
+from ttrc.passes.builder import Builder, sym
+from ttrc.symbolic import ONE, Expr
 
 
 def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
@@ -20,26 +20,31 @@ def derive_token(recurrence: Recurrence) -> Program:
     state = Tile("S", ("k", "v"))
     build = Builder((*inputs, state))
     tiles = {t.name: t for t in inputs}
+    q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
+
+    def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
+        """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
+        return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
+
     for reduction in recurrence.reductions:
-        body = build.elementwise("squares", reduction.body, tiles, "loss")
+        body = make("squares", reduction.body, origin="loss")
         tiles[reduction.symbol.name] = build.reduce(reduction.symbol.name, body, (), "loss")
-    decay = build.elementwise("decay", recurrence.decay, tiles, "retention") if recurrence.decay != ONE else None
     retained = state
-    if decay is not None:
-        retained = build.elementwise("retained", symbol("a") * symbol("S"), {"a": decay, "S": state}, "retention")
+    if recurrence.decay != ONE:
+        decay = make("decay", recurrence.decay, origin="retention")
+        retained = make("retained", sym(decay) * sym(state), decay, state, origin="retention")
 
     match recurrence.error:
         case Hebbian(offset):
-            u = build.elementwise("u", -offset, tiles, "loss")
+            u = make("u", -offset, origin="loss")
         case Affine(slope, offset):
             seen = retained if recurrence.reads_decayed else state
-            products = build.elementwise("products", symbol("S") * symbol("k"), {**tiles, "S": seen}, "prediction")
+            products = make("products", sym(seen) * sym(k), seen, origin="prediction")
             prediction = build.reduce("prediction", products, ("v",), "prediction")
-            u = build.elementwise("u", -slope * symbol("p") - offset, {**tiles, "p": prediction}, "loss")
+            u = make("u", -slope * sym(prediction) - offset, prediction, origin="loss")
 
-    after = build.elementwise("S_next", symbol("S") + symbol("k") * symbol("u"),
-                              {**tiles, "S": retained, "u": u}, "update")
-    read = build.elementwise("read", symbol("q") * symbol("S"), {**tiles, "S": after}, "read-out")
+    after = make("S_next", sym(retained) + sym(k) * sym(u), retained, u, origin="update")
+    read = make("read", sym(q) * sym(after), after, origin="read-out")
     total = build.reduce("total", read, ("v",), "read-out")
-    o = build.elementwise("o", symbol("scale") * symbol("total"), {**tiles, "total": total}, "read-out")
+    o = make("o", sym(scale) * sym(total), total, origin="read-out")
     return Program(inputs, tuple(build.statements), (Carry("state", state, after, reverse=False),), (("o", o),))

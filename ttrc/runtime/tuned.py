@@ -17,7 +17,6 @@ from types import ModuleType
 import torch
 import triton
 
-import ttrc
 from ttrc.errors import TtrcError
 from ttrc.ir.config import Config
 from ttrc.language.spec import Spec
@@ -91,7 +90,7 @@ def slug(chip: str) -> str:
 
 
 def shipped_file(chip: str) -> Path:
-    return Path(ttrc.__file__).parent / "tuned" / f"{slug(chip)}.json"
+    return Path(__file__).resolve().parents[1] / "tuned" / f"{slug(chip)}.json"
 
 
 def user_file(chip: str) -> Path:

@@ -11,6 +11,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Optional
 
@@ -46,7 +47,8 @@ REGISTRY = _square(
     (1, 32768, 16, 128),
 )
 LENGTHS = _square(*((1, 1024 << i, 16, 128) for i in range(8)))
-HEADS = _square(*((1, 4096, 1 << i, 128) for i in range(0, 10)))
+# Heads as batch where that goes: a library that compiles for each number of heads would tune for each.
+HEADS = _square((1, 4096, 4, 128), *((1 << i, 4096, 16, 128) for i in range(6)))
 TOY = _square((1, 64, 2, 16), (2, 32, 1, 16))
 SMALL = {"cuda": (256, 2), "cpu": (40, 1)}  # tokens and heads of the shape that the oracle runs
 
@@ -124,8 +126,6 @@ def about(device: str) -> dict[str, str]:
 
     import triton
 
-    import ttrc
-
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()} CPU, no GPU"
     return {
         "device": name,
@@ -133,8 +133,15 @@ def about(device: str) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "triton": triton.__version__,
         "python": platform.python_version(),
-        "ttrc": ttrc.__version__,
+        "ttrc": _version(),
     }
+
+
+def _version() -> str:
+    try:
+        return version("ttrc")
+    except PackageNotFoundError:
+        return "a checkout"
 
 
 def _of_spec(op: Operator, peers, shapes, passes, dtype, device, roof, budget_ms, on_done) -> list[Row]:
@@ -152,7 +159,12 @@ def _of_spec(op: Operator, peers, shapes, passes, dtype, device, roof, budget_ms
                 length, heads = SMALL[device.split(":")[0]]
                 small = Workload(1, length, heads, *widths)
                 errors_at[widths] = small_errors(op.spec, same, small, dtype, device)
-            rows += _at_shape(op, module, sides, same, shape, passes, dtype, device, roof, budget_ms, errors_at[widths])
+            try:
+                rows += _at_shape(
+                    op, module, sides, same, shape, passes, dtype, device, roof, budget_ms, errors_at[widths]
+                )
+            except torch.cuda.OutOfMemoryError as error:
+                on_done(f"{op.spec.name} {shape} left out: {error}")
         on_done(f"{op.spec.name} {shape}")
         _free(device)
     return rows
@@ -167,7 +179,7 @@ def _at_shape(op, module, sides, same, shape, passes, dtype, device, roof, budge
     ]
     d_o = torch.randn_like(first["v"])
     try:
-        large = large_errors(same, lambda x: _ours(op, x), first)
+        large = large_errors(same, lambda x: _ours(op, x, backend="torch"), first)
     except torch.cuda.OutOfMemoryError:
         large = dict.fromkeys(same, "no memory for a float32 run")
     _free(device)
@@ -189,8 +201,8 @@ def _at_shape(op, module, sides, same, shape, passes, dtype, device, roof, budge
     return rows
 
 
-def _ours(op: Operator, x: Mapping[str, Tensor]) -> Tensor:
-    return op(**x, form="chunk" if "chunk" in op.forms else "auto", backend="triton")[0]
+def _ours(op: Operator, x: Mapping[str, Tensor], backend: str = "triton") -> Tensor:
+    return op(**x, form="chunk" if "chunk" in op.forms else "auto", backend=backend)[0]
 
 
 def _step(side: _Side, which: str, sets: Sequence[dict[str, Tensor]], d_o: Tensor) -> Callable[[int], object]:

@@ -33,6 +33,16 @@ def explain_page(spec: Spec) -> str:
     )
 
 
+def drawing(spec: Spec) -> str:
+    """The dataflow of the chunk form (else the recurrent one) as an SVG file of its own."""
+    module = analyse(spec)
+    form = next(iter(module.forms.values()))
+    svg = draw(form.plan, {c.direction: c.budget for c in account.costs(module) if c.form == form.name})
+    style = (templates_dir() / "drawing.css").read_text(encoding="utf-8")
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    return svg.replace("<svg ", head, 1).replace(">", f"><style>{style}</style><rect width='100%' height='100%' fill='white'/>", 1)
+
+
 def _steps(module: Module) -> list[dict]:
     return [
         {"title": step.title, "note": step.note, "lines": [Markup(as_mathml(line)) for line in step.lines]}

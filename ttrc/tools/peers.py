@@ -15,7 +15,6 @@ from typing import Union
 
 from torch import Tensor
 
-import ttrc
 from ttrc.errors import TtrcError
 
 Inputs = Mapping[str, Tensor]  # q, k, v [B, T, H, d] and the spec's gates, by name
@@ -46,7 +45,7 @@ Table = Callable[[str], Sequence[Union[Peer, Absent]]]
 
 def load_peers(path: str | Path | None = None) -> Table:
     """The `peers` function of a file; of the checkout's own where none is named; of nobody where there is none."""
-    default = Path(ttrc.__file__).resolve().parents[1] / "bench" / "peers.py"
+    default = Path(__file__).resolve().parents[2] / "bench" / "peers.py"
     if path is None and not default.is_file():
         return lambda spec: (Absent("peers", "no peers file"),)
     chosen = default if path is None else Path(path)
