@@ -44,7 +44,7 @@ generate: venv
 	$(BIN)/ttrc generate
 
 bench: venv
-	$(BIN)/python bench/traffic.py
+	$(BIN)/python -m bench.traffic --install
 
 wheels:
 	rm -rf $(GPU_ROOM)

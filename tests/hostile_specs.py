@@ -150,7 +150,7 @@ SCHEMA_ROWS = [
         "inputs.__class__", 7),
     Row("input-gradient", swap(BETA, BETA.replace("beta", "d_g")), ('"d_g" cannot be the name', "names gradients"),
         "inputs.d_g", 7),
-    Row("input-generated", swap(BETA, BETA.replace("beta", "prediction")), ("reserved",), "inputs.prediction", 7),
+    Row("input-generated", swap(BETA, BETA.replace("beta", "states")), ("reserved",), "inputs.states", 7),
     Row("input-path", swap(BETA, BETA.replace("beta", '"../../x"')), ('"../../x" cannot be the name',),
         "inputs.../../x", 7),
     Row("input-line-break", swap(BETA, BETA.replace("beta", r'"beta\n"')), (r'"beta\n" cannot be the name',)),

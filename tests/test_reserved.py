@@ -23,6 +23,8 @@ def names_beside_gates(text: str) -> set[str]:
         if isinstance(function, ast.FunctionDef) and GATES & {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}:
             found |= {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
             found |= {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}
+            # A comprehension's variable has a scope of its own.
+            found -= {c.target.id for c in ast.walk(function) if isinstance(c, ast.comprehension)}
     return found - GATES
 
 

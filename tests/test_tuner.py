@@ -40,7 +40,7 @@ def fake_timer(key, config, call):
 
 def only(*configs):
     """Footprints that leave nothing but these (and the default) to try."""
-    return lambda kernel, config: None if config in configs else Footprint(spills=9, instructions=100, blocks=1)
+    return lambda kernel, config: Footprint(spills=0 if config in configs else 9, instructions=100, blocks=1)
 
 
 def run(op, verifier, *configs):
@@ -130,10 +130,39 @@ def test_the_fastest_wins_where_all_are_right(op, verifier):
     assert op.package.op.TUNED == {}
 
 
+def test_known_keys_stay_and_a_suspect_is_rejected_unseen(op, verifier):
+    """A configuration that took the process down with it is not tried a second time."""
+    started = []
+    key = Key("chunk_scan", 64, "float32", "few")
+    others = {Key(name, 64, "float32", "few") for name in ("chunk_scan_reverse", "chunk_gradients")}
+    report = tune(
+        op,
+        {"chunk": [SHAPE]},
+        dtype=torch.float32,
+        device="cpu",
+        timer=fake_timer,
+        verifier=lambda form: verifier,
+        footprints=only(BAD, GOOD),
+        known=others,
+        suspects=[(key, BAD)],
+        on_start=lambda key, config: started.append(config),
+    )
+    assert set(report.best) == {key} and report.best[key].config == GOOD
+    assert [(t.config, t.reason) for t in report.rejected] == [(BAD, "a run ended while this was tried")]
+    assert BAD not in started and GOOD in started
+
+
+def test_suspects_read_back(tmp_path):
+    suspects = [(Key("chunk_scan", 64, "float32", "few"), BAD)]
+    tuned.write_suspects(tmp_path / "new" / "x.json", suspects)
+    assert tuned.read_suspects(tmp_path / "new" / "x.json") == suspects
+    assert tuned.read_suspects(tmp_path / "none.json") == []
+
+
 def test_pruned_ones_are_told_with_the_reason(op, verifier):
     report = run(op, verifier, GOOD)
     pruned = [t for t in report.trials if t.fate is Fate.PRUNED]
-    assert pruned and all(t.reason == "spills (9 instructions)" for t in pruned)
+    assert pruned and all(t.reason == "spills (9 instructions), which others do not" for t in pruned)
 
 
 def test_candidates_are_few_and_the_default_is_among_them(op):
@@ -149,6 +178,20 @@ def test_candidates_are_few_and_the_default_is_among_them(op):
             chosen, pruned = tuner.candidates(kernel, default, wide, footprints, 132, 24)
             assert chosen[0] == default and len(chosen) == 24 == len(set(chosen))
             assert not set(chosen) & {config for config, _ in pruned}
+
+
+def test_where_all_spill_the_least_harm_is_tried(op):
+    from ttrc.compiler import analyse
+
+    kernel = analyse(op.spec).forms["chunk"].plan.forward[0]
+    spilling = {Config(64, 8, 1): 10}
+
+    def footprints(name, config):
+        return Footprint(spilling.get(config, 900), 1000, 1)
+
+    chosen, pruned = tuner.candidates(kernel, Config(64, 4, 2), Workload(32, 4096, 4, 256, 256), footprints, 132, 2)
+    assert chosen == [Config(64, 4, 2), Config(64, 8, 1)]
+    assert all("predicted slower" in reason for _, reason in pruned)
 
 
 def test_both_regimes_share_a_verdict_but_not_a_time(op, verifier, monkeypatch):

@@ -21,7 +21,7 @@ _GENERATED = (
     "all_chunks backend block blocks chunk chunk_backward_op chunk_backward_triton chunk_forward_triton chunk_op "
     "chunk_size config final grads initial keep_causal keep_strict last launch lay_out layout like pack_states "
     "per_key_head plain recurrent_backward_op recurrent_forward_triton recurrent_op reference save start starts "
-    "state_dtype state_shape states tensors tokens trail unpack_states uses_triton x"
+    "state_dtype state_shape states tensors tokens trail unpack_states uses_triton"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

@@ -105,8 +105,13 @@ def _classify(spec: Spec, scope: Scope, gradient: Expr) -> tuple[Expr, Expr]:
     coupled = any(gradient.has(r.symbol) and scope.depends(r.symbol, p) for r in scope.reductions)
     if solved is None or coupled or solved[0].has(v):
         reason = "nonlinear in p" if solved is None or coupled else "affine in p with a slope that differs by value channel"
-        raise _at(spec, spec.loss.expr, f"the error dL/dp = {symbolic.equation(gradient)} is {reason}; "
+        raise _at(spec, spec.loss.expr, f"the error dL/dp = {symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))} is {reason}; "
                   "no kernel class covers it yet", expected="an error that is free of p or affine in p")
+    sums = [r for r in scope.reductions if any(e.has(r.symbol) for e in solved) and "v" in r.axes]
+    if sums:
+        raise _at(spec, spec.loss.expr, "the error dL/dp holds a sum over the value channels, "
+                  f"{symbolic.equation(symbolic.spelled_out(sums[0].symbol, (sums[0],)))}, which kernels split; "
+                  "no kernel class covers that yet", expected="sums over k alone, such as norm2(k)")
     return solved
 
 

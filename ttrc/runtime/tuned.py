@@ -131,13 +131,31 @@ def write_entries(path: Path, chip: str, entries: Iterable[Entry]) -> None:
     staging.replace(path)
 
 
+def suspects_file(chip: str) -> Path:
+    """Beside the user's file: the configuration that a tuner is trying, left behind where the process ends with it."""
+    return user_file(chip).with_suffix(".trying.json")
+
+
+def read_suspects(path: Path) -> list[tuple[Key, Config]]:
+    if not path.is_file():
+        return []
+    return [(_part(Key, item), _part(Config, item)) for item in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_suspects(path: Path, suspects: Iterable[tuple[Key, Config]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(k) | asdict(c) for k, c in suspects], indent=1), encoding="utf-8")
+
+
 def _flat(entry: Entry) -> dict:
     own = {n: v for n, v in asdict(entry).items() if n not in ("key", "config")}
     return {"spec": own.pop("spec"), **asdict(entry.key), **asdict(entry.config), **own}
 
 
 def _entry(item: dict) -> Entry:
-    def part(cls):
-        return cls(**{n: item[n] for n in cls.__dataclass_fields__})
+    key, config = _part(Key, item), _part(Config, item)
+    return Entry(item["spec"], item["kernels"], key, config, item["ms"], item["default_ms"], item["triton"])
 
-    return Entry(item["spec"], item["kernels"], part(Key), part(Config), item["ms"], item["default_ms"], item["triton"])
+
+def _part(cls, item: dict):
+    return cls(**{name: item[name] for name in cls.__dataclass_fields__})

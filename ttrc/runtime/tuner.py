@@ -90,14 +90,17 @@ def tune(
     multiprocessors: int = 132,
     most: int = MOST,
     known: Collection[Key] = (),
+    suspects: Collection[tuple[Key, Config]] = (),
+    on_start: Callable[[Key, Config], None] = lambda key, config: None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Report:
     """Tune every kernel of the forms in `workloads`, one kernel after another, the best of the earlier ones in place.
 
-    workloads: by form, at most one a width and regime. Keys in `known` are left as the operator has them. The
-    operator's TUNED table is as before when this returns.
+    workloads: by form, at most one a width and regime. Keys in `known` are left as the operator has them, and
+    `suspects` are rejected unseen: a run ended while one was tried, perhaps because of it. The operator's TUNED table
+    is as before when this returns.
     """
-    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, known, on_trial)
+    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, on_start, on_trial)
     forms = analyse(op.spec).forms
     for form, shapes in workloads.items():
         judge = verifier(form)
@@ -120,33 +123,35 @@ def using(package: ModuleType, configs: Mapping[Key, Config]) -> Iterator[None]:
 
 
 def space(d_v: int) -> list[Config]:
-    """Every configuration there is to think of for a head dimension of values."""
-    return [Config(v, w, s) for v in VALUE_BLOCKS if v <= block(d_v) for w in WARPS for s in STAGES]
+    """Every configuration there is to think of for a head dimension of values; one warp cannot hold a wide state."""
+    blocks = [v for v in VALUE_BLOCKS if v <= block(d_v)]
+    return [Config(v, w, s) for v in blocks for w in WARPS if w > 1 or d_v <= 64 for s in STAGES]
 
 
 def candidates(
     kernel: Kernel, default: Config, shape: Workload, footprints: Footprints, multiprocessors: int, most: int
 ) -> tuple[list[Config], list[tuple[Config, str]]]:
     """(those to try, the default first and then by predicted time; those left out, with the reason)."""
+    everything = {c: footprints(kernel.name, c) for c in dict.fromkeys((default, *space(shape.d_v)))}
+    some_are_clean = any(known is not None and known.blocks and not known.spills for known in everything.values())
     cost: dict[Config, float] = {}
     pruned = []
-    for config in dict.fromkeys((default, *space(shape.d_v))):
-        known = footprints(kernel.name, config)
-        reason = None if known is None or config == default else _hopeless(known)
-        if reason:
+    for config, known in everything.items():
+        reason = None if config == default or known is None else _hopeless(known, some_are_clean)
+        if reason is not None:
             pruned.append((config, reason))
+        elif known is None:
+            cost[config] = _distance(config, default)
         else:
-            cost[config] = (
-                _distance(config, default) if known is None else _cost(kernel, config, known, shape, multiprocessors)
-            )
+            cost[config] = _cost(kernel, config, known, shape, multiprocessors)
     ranked = sorted(cost, key=lambda c: (c != default, cost[c]))
     return ranked[:most], pruned + [(c, f"predicted slower than {most} others") for c in ranked[most:]]
 
 
-def _hopeless(known: Footprint) -> str | None:
+def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
     if not known.blocks:
         return "does not compile, or does not fit on a multiprocessor"
-    return f"spills ({known.spills} instructions)" if known.spills else None
+    return f"spills ({known.spills} instructions), which others do not" if known.spills and some_are_clean else None
 
 
 def _cost(kernel: Kernel, config: Config, known: Footprint, shape: Workload, multiprocessors: int) -> float:
@@ -169,10 +174,13 @@ def _distance(config: Config, default: Config) -> float:
 
 
 class _Search:
-    def __init__(self, op, dtype, device, timer, footprints, multiprocessors, most, known, on_trial):
+    def __init__(
+        self, op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, on_start, on_trial
+    ):
         self.op, self.dtype, self.device, self.timer = op, dtype, device, timer
         self.footprints, self.multiprocessors, self.most = footprints, multiprocessors, most
-        self.known, self.on_trial = frozenset(known), on_trial
+        self.known, self.suspects = frozenset(known), frozenset(suspects)
+        self.on_start, self.on_trial = on_start, on_trial
         self.trials: list[Trial] = []
         self.best: dict[Key, Config] = {}
         self.default_ms: dict[Key, float] = {}
@@ -206,6 +214,9 @@ class _Search:
 
     def _try(self, key: Key, config: Config, form: str, shape: Workload, judge) -> tuple[str | None, float]:
         """(why not, ms): verified first, and only what holds is timed."""
+        if (key, config) in self.suspects:
+            return "a run ended while this was tried", 0.0
+        self.on_start(key, config)
         both = {Key(key.kernel, key.width, key.dtype, regime): config for regime in ("many", "few")}
         with using(self.op.package, self.best | both):
             try:

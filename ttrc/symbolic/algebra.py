@@ -19,6 +19,7 @@ from ttrc.language.syntax import Expr as Tree
 Expr = sympy.Expr
 Symbol = sympy.Symbol
 
+SIMPLIFIED_UP_TO = 25  # operations
 ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
 
 _ASSUMPTIONS = {
@@ -84,6 +85,48 @@ class magnitude(sympy.Function):
         return True
 
 
+class choose(sympy.Function):
+    """choose(a, b, x, y) is x where a <= b and y elsewhere; a and b move nothing, as autograd has it.
+
+    Branches are functions of their own, not SymPy's Piecewise: that rewrites nested conditions, for minutes.
+    """
+
+    def fdiff(self, argindex=1):
+        a, b, _, _ = self.args
+        return {3: choose(a, b, ONE, ZERO), 4: choose(a, b, ZERO, ONE)}.get(argindex, ZERO)
+
+
+class smaller(sympy.Function):
+    def fdiff(self, argindex=1):
+        a, b = self.args
+        return choose(a, b, ONE, ZERO) if argindex == 1 else choose(a, b, ZERO, ONE)
+
+
+class larger(sympy.Function):
+    def fdiff(self, argindex=1):
+        a, b = self.args
+        return choose(a, b, ZERO, ONE) if argindex == 1 else choose(a, b, ONE, ZERO)
+
+
+class clip(sympy.Function):
+    """clip(x, d): x held within -d and d."""
+
+    def fdiff(self, argindex=1):
+        x, d = self.args
+        inside = choose(magnitude(x), d, ONE, ZERO)
+        return inside if argindex == 1 else step_sign(x) * (1 - inside)
+
+
+class huber(sympy.Function):
+    """x^2 / 2 where |x| <= d, d (|x| - d / 2) beyond."""
+
+    def fdiff(self, argindex=1):
+        x, d = self.args
+        if argindex == 1:
+            return clip(x, d)
+        return choose(magnitude(x), d, ZERO, magnitude(x) - d)
+
+
 def symbol(name: str, domain: Domain = Domain.REAL) -> Symbol:
     return sympy.Symbol(name, **_ASSUMPTIONS[domain])
 
@@ -144,7 +187,7 @@ class Scope:
                 slope = sympy.diff(reduction.body, inner.symbol) if inner.symbol in pending else ZERO
                 if slope != 0:
                     pending[inner.symbol] += adjoint * self.reduce(slope)
-        return sympy.expand(total)
+        return sympy.expand(total) if total.count_ops() <= SIMPLIFIED_UP_TO else total
 
     def depends(self, expr: Expr, on: Symbol) -> bool:
         """Whether expr involves a symbol, directly or through reductions."""
@@ -162,6 +205,8 @@ def convert(tree: Tree, scope: Scope) -> Expr:
             return scope.symbols[name]
         case Negate(operand):
             return -convert(operand, scope)
+        case Call("where", (Binary(relation, left, right), yes, no)):
+            return _where(relation, *(convert(t, scope) for t in (left, right, yes, no)))
         case Binary(op, left, right):
             return _BINARY[op](convert(left, scope), convert(right, scope))
         case Call(function, args):
@@ -175,11 +220,20 @@ _BINARY = {
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
     "**": lambda a, b: a**b,
-    "<": sympy.StrictLessThan,
-    "<=": sympy.LessThan,
-    ">": sympy.StrictGreaterThan,
-    ">=": sympy.GreaterThan,
 }
+
+def _where(relation: str, left: Expr, right: Expr, yes: Expr, no: Expr) -> Expr:
+    """Every comparison in terms of <=."""
+    match relation:
+        case "<=":
+            return choose(left, right, yes, no)
+        case ">=":
+            return choose(right, left, yes, no)
+        case "<":
+            return choose(right, left, no, yes)
+        case _:
+            return choose(left, right, no, yes)
+
 
 _ELEMENTWISE = {
     "abs": magnitude,
@@ -192,10 +246,9 @@ _ELEMENTWISE = {
     "softplus": softplus,
     "log_cosh": log_cosh,
     "square": lambda x: x**2,
-    "min": lambda a, b: sympy.Piecewise((a, a <= b), (b, True)),
-    "max": lambda a, b: sympy.Piecewise((a, a >= b), (b, True)),
-    "where": lambda condition, a, b: sympy.Piecewise((a, condition), (b, True)),
-    "huber": lambda x, d: sympy.Piecewise((x**2 / 2, magnitude(x) <= d), (d * (magnitude(x) - d / 2), True)),
+    "min": smaller,
+    "max": larger,
+    "huber": huber,
 }
 
 
@@ -217,15 +270,22 @@ def derivative(expr: Expr, wrt: Symbol) -> Expr:
 
 
 def affine(expr: Expr, variable: Symbol) -> tuple[Expr, Expr] | None:
-    """(slope, offset) with expr = slope * variable + offset and both free of it; None where that is not so."""
-    slope = sympy.simplify(sympy.diff(expr, variable))
-    if slope.has(variable):
+    """(slope, offset) with expr = slope * variable + offset and both free of it; None where that is not so.
+
+    A function of the variable (sign, min and the like too, whose derivative is 0 almost everywhere) is not affine.
+    """
+    functions = expr.atoms(sympy.Function)
+    if any(variable in f.free_symbols for f in functions) or not expr.is_polynomial(variable):
         return None
-    return slope, sympy.simplify(expr.subs(variable, 0))
+    polynomial = sympy.Poly(expr, variable)
+    if polynomial.degree() > 1:
+        return None
+    return tidy(polynomial.coeff_monomial(variable)), tidy(polynomial.coeff_monomial(1))
 
 
 def tidy(expr: Expr) -> Expr:
-    return sympy.simplify(expr)
+    """A simpler form of a short expression; a long one as it is, for simplifying can take minutes."""
+    return sympy.simplify(expr) if expr.count_ops() <= SIMPLIFIED_UP_TO else expr
 
 
 def log_of(decay: Expr) -> Expr:
@@ -234,12 +294,12 @@ def log_of(decay: Expr) -> Expr:
 
 
 def is_positive(expr: Expr) -> bool:
-    return expr.is_positive is True or sympy.factor(expr).is_positive is True
+    return expr.is_positive is True or (expr.count_ops() <= SIMPLIFIED_UP_TO and sympy.factor(expr).is_positive is True)
 
 
 def at_least(expr: Expr, bound: int) -> Expr:
     """max(expr, bound), written so that nan stays nan."""
-    return sympy.Piecewise((sympy.Integer(bound), expr < bound), (expr, True))
+    return choose(expr, sympy.Integer(bound), sympy.Integer(bound), expr)
 
 
 def exp(expr: Expr) -> Expr:

@@ -13,10 +13,9 @@ from ttrc.symbolic.algebra import Expr
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a backend spells scalars: calls by name with "{0}" for arguments, and a float literal."""
+    """How a backend spells functions: by name, "{0}" and on for the arguments."""
 
     calls: dict[str, str]
-    where: str
 
 
 def render(expr: Expr, dialect: Dialect, spelling: dict[str, str]) -> str:
@@ -84,16 +83,6 @@ class _Code(StrPrinter):
 
     def _print_log(self, expr):
         return self._call("log", expr.args)
-
-    def _print_Relational(self, expr):
-        return f"({self._print(expr.lhs)} {expr.rel_op} {self._print(expr.rhs)})"
-
-    def _print_Piecewise(self, expr):
-        (value, condition), *rest = expr.args
-        if condition == True:  # noqa: E712  (SymPy's true is not Python's)
-            return self._print(value)
-        otherwise = self._print(sympy.Piecewise(*rest))
-        return self.dialect.where.format(self._print(condition), self._print(value), otherwise)
 
     def parenthesize(self, item, level, strict=False):
         text = self._print(item)

@@ -41,17 +41,15 @@ class _Plain(StrPrinter):
     def _print_Function(self, expr):
         return f"{_spec_name(expr)}({self.stringify(expr.args, ', ')})"
 
-    def _print_Piecewise(self, expr):
-        (value, condition), *rest = expr.args
-        if condition == True:  # noqa: E712  (SymPy's true is not Python's)
-            return self._print(value)
-        return f"where({self.stringify((condition, value, sympy.Piecewise(*rest)), ', ')})"
+    def _print_choose(self, expr):
+        left, right, yes, no = (self._print(a) for a in expr.args)
+        return f"where({left} <= {right}, {yes}, {no})"
 
 
 def _spec_name(call: Expr) -> str:
     """A function as the language of specs calls it."""
     name = type(call).__name__
-    return {"magnitude": "abs", "step_sign": "sign"}.get(name, name)
+    return {"magnitude": "abs", "step_sign": "sign", "smaller": "min", "larger": "max"}.get(name, name)
 
 
 _GREEK = {name: chr(0x3B1 + i) for i, name in enumerate(
@@ -69,7 +67,7 @@ class _MathML(MathMLPresentationPrinter):
         return element
 
     def _call(self, name, *args):
-        commas = [x for a in args for x in (self._element("mo", ","), self._print(a))][1:]
+        commas = [x for a in args for x in (self._element("mo", ","), self._print(a) if isinstance(a, sympy.Basic) else a)][1:]
         inside = self._element("mrow", self._element("mo", "("), *commas, self._element("mo", ")"))
         return self._element("mrow", self._element("mi", name), inside)
 
@@ -84,15 +82,10 @@ class _MathML(MathMLPresentationPrinter):
     def _print_Function(self, expr):
         return self._call(_spec_name(expr), *expr.args)
 
-    def _print_Relational(self, expr):
-        sign = expr.rel_op.replace("<", "&lt;").replace(">", "&gt;")
-        return self._element("mrow", self._print(expr.lhs), self._element("mo", sign), self._print(expr.rhs))
-
-    def _print_Piecewise(self, expr):
-        (value, condition), *rest = expr.args
-        if condition == True:  # noqa: E712  (SymPy's true is not Python's)
-            return self._print(value)
-        return self._call("where", condition, value, sympy.Piecewise(*rest))
+    def _print_choose(self, expr):
+        left, right, yes, no = expr.args
+        held = self._element("mrow", self._print(left), self._element("mo", "&#8804;"), self._print(right))
+        return self._call("where", held, yes, no)
 
     def _print_total(self, expr):
         (body,) = expr.args

@@ -65,6 +65,8 @@ def tune(
         for width in widths if on_gpu else (16,):
             for dtype in dtypes if on_gpu else ("fp32",):
                 shapes = _workloads(op, forms, regimes, width, on_gpu)
+                if not shapes:
+                    continue  # none of the forms asked for
                 reports.append(_tune(op, shapes, width, dtype, device, most, again, on_trial))
     return reports
 
@@ -79,6 +81,11 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
     )
     known = {e.key for e in found if (e.kernels, e.triton) == (digest, triton.__version__)}
     defaults: dict = {}
+    crashed = [] if chip is None else tuned.read_suspects(tuned.suspects_file(chip))
+
+    def started(key: tuned.Key, config: Config) -> None:
+        if chip is not None:
+            tuned.write_suspects(tuned.suspects_file(chip), [*crashed, (key, config)])
 
     def told(trial: Trial) -> None:
         if trial.fate in (Fate.CHOSEN, Fate.SLOWER) and trial.config == _default(op, trial):
@@ -111,8 +118,12 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         multiprocessors=132 if toy else torch.cuda.get_device_properties(device).multi_processor_count,
         most=min(most, 2) if toy else most,
         known=() if again else known,
+        suspects=() if again else crashed,
+        on_start=started,
         on_trial=told,
     )
+    if chip is not None:
+        tuned.write_suspects(tuned.suspects_file(chip), crashed)
     tuned.apply_tuned(op.package, op.spec, device)
     return report
 

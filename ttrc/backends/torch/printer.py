@@ -16,9 +16,10 @@ DIALECT = symbolic.Dialect(
         "exp": "torch.exp({0})", "log": "torch.log({0})", "sqrt": "torch.sqrt({0})", "tanh": "torch.tanh({0})",
         "sigmoid": "torch.sigmoid({0})", "softplus": "F.softplus({0})", "pow": "({0}) ** ({1})",
         "magnitude": "torch.abs({0})", "step_sign": "torch.sign({0})", "log_cosh": "log_cosh({0})",
+        "choose": "torch.where({0} <= {1}, {2}, {3})", "smaller": "torch.where({0} <= {1}, {0}, {1})",
+        "larger": "torch.where({0} <= {1}, {1}, {0})", "clip": "torch.clamp({0}, -({1}), {1})",
         "coarse": "torch.floor(({0}) * 64.0) / 64.0",
     },
-    where="torch.where({0}, {1}, {2})",
 )
 _KEEP = {Relation.CAUSAL: "keep_causal", Relation.STRICT: "keep_strict"}
 

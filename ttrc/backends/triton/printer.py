@@ -16,9 +16,10 @@ DIALECT = symbolic.Dialect(
         "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "tanh": "tanh({0})",
         "sigmoid": "tl.sigmoid({0})", "softplus": "softplus({0})", "pow": "power({0}, {1})",
         "magnitude": "tl.abs({0})", "step_sign": "sign({0})", "log_cosh": "log_cosh({0})",
+        "choose": "tl.where({0} <= {1}, {2}, {3})", "smaller": "tl.minimum({0}, {1})",
+        "larger": "tl.maximum({0}, {1})", "clip": "tl.minimum(tl.maximum({0}, -({1})), {1})",
         "coarse": "tl.floor(({0}) * 64.0) / 64.0",
     },
-    where="tl.where({0}, {1}, {2})",
 )
 BLOCK = {"t": "BT", "s": "BT", "k": "BK", "v": "BV"}
 
