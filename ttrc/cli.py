@@ -153,6 +153,68 @@ def compile_(
 
 
 @app.command()
+def tune(
+    specs: Specs,
+    width: Annotated[Optional[list[int]], typer.Option(help="Head dimensions; 128 by default.")] = None,
+    dtype: Annotated[Optional[list[str]], typer.Option(help="bf16, fp16 or fp32; bf16 by default.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Tune once more what this chip's file has already.")] = False,
+    ship: Annotated[bool, typer.Option("--ship", help="Copy this chip's file into ttrc/tuned/.")] = False,
+    report: Annotated[Optional[Path], typer.Option(help="Write every trial, rejections too, as JSON here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """On a GPU: verify each candidate configuration, time those that are right, keep the best."""
+    import shutil
+
+    from ttrc.runtime import tuned
+    from ttrc.tools import tune as tool
+
+    _device("cuda")
+    with _progress() as progress:
+        bar = progress.add_task("tuning", total=None)
+
+        def told(name, trial) -> None:
+            progress.update(bar, advance=1, description=f"{name} {trial.key.kernel}")
+
+        reports = tool.tune([_path(s) for s in specs], widths=tuple(width or (128,)), dtypes=tuple(dtype or ("bf16",)),
+                            again=again, on_trial=told)
+    if report is not None:
+        tool.write(reports, report)
+    if ship:
+        chip = tuned.chip_name("cuda")
+        tuned.shipped_file(chip).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tuned.user_file(chip), tuned.shipped_file(chip))
+    _print_json(tool.as_data(reports)) if as_json else out.print(tool.as_table(reports))
+    for line in tool.rejections(reports):
+        err.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def bench(
+    specs: Specs,
+    against: Annotated[Optional[list[str]], typer.Option(help="Only peers of these names.")] = None,
+    peers: Annotated[Optional[Path], typer.Option(help="A peers file; bench/peers.py of a checkout by default.")] = None,
+    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    device: Annotated[Optional[str], typer.Option(help="cuda where there is one; cpu runs toy sizes.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where JSON and plots go.")] = Path("out/bench"),
+    as_json: Json = False,
+) -> None:
+    """Forward and forward + backward beside other implementations, in one run, each checked against the oracle."""
+    if device == "cpu":
+        _interpret(device)
+    from ttrc.tools import bench as tool
+    from ttrc.tools import bench_report
+
+    if device is not None:
+        _device(device)
+    with _progress() as progress:
+        bar = progress.add_task("timing", total=None)
+        done = tool.bench([_path(s) for s in specs], dtype=dtype, device=device, peers=peers, against=tuple(against or ()),
+                          on_done=lambda what: progress.update(bar, advance=1, description=what))
+    bench_report.write(done, folder)
+    _print_json(bench_report.as_data(done)) if as_json else out.print(bench_report.as_table(done))
+
+
+@app.command()
 def schema() -> None:
     """The JSON schema of specs, for editors."""
     from ttrc.language.schema import json_schema
@@ -184,11 +246,16 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _spec(name: str):
-    from ttrc.language.load import load_spec
+def _path(name: str) -> Path:
     from ttrc.runtime.load import find_spec
 
-    return load_spec(find_spec(name))
+    return find_spec(name)
+
+
+def _spec(name: str):
+    from ttrc.language.load import load_spec
+
+    return load_spec(_path(name))
 
 
 def _interpret(device: str) -> None:

@@ -114,7 +114,7 @@ def power(x, y):
     return tl.exp2(y * tl.log2(x))
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare(
     q_ptr,
     k_ptr,
@@ -161,7 +161,7 @@ def chunk_prepare(
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where((g < -800.0), -800.0, g)
+    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     coarse_sum = tl.cumsum(coarse, 0)
@@ -216,6 +216,7 @@ def chunk_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -252,7 +253,7 @@ def chunk_scan(
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where((g < -800.0), -800.0, g)
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_sum = tl.cumsum(coarse, 0)
@@ -282,7 +283,8 @@ def chunk_scan(
         # update, line 26
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -311,6 +313,7 @@ def chunk_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -350,7 +353,7 @@ def chunk_scan_reverse(
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where((g < -800.0), -800.0, g)
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_chunk = tl.sum(coarse)
@@ -384,10 +387,11 @@ def chunk_scan_reverse(
         )
         d_S_2 = tl.dot(tl.trans(k), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION)
         d_S_next = d_S_2
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
     q_ptr,
     k_ptr,
@@ -441,7 +445,7 @@ def chunk_gradients(
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where((g < -800.0), -800.0, g)
+    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -577,7 +581,7 @@ def chunk_gradients(
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
     # adjoint of log_decay_bounded
-    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where((g < -800.0), 0.0, 1.0)
+    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
     store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
     # adjoint of rhs_factor
     d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
@@ -669,6 +673,7 @@ def token_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
@@ -713,7 +718,8 @@ def token_scan(
         o = scale * total
         store_row(o_ptr + i_h * V + token * HV * V, o, V, BV, i_v * BV)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
@@ -748,6 +754,7 @@ def token_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -858,4 +865,5 @@ def token_scan_reverse(
             d_S_via_retained = d_retained * decay
             d_S_next = d_S_via_retained
         tl.debug_barrier()
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)

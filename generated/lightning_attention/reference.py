@@ -36,7 +36,7 @@ def chunk_step(q, k, v, slope, scale, S):
     """One chunk from state S [B, HV, d_k, d_v]: o, and the state after it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
-    log_decay_bounded = torch.where((slope < -800.0), -800.0, slope)
+    log_decay_bounded = torch.where(slope <= -800.0, -800.0, slope)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -77,7 +77,7 @@ def chunk_step_backward(q, k, v, slope, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
-    log_decay_bounded = torch.where((slope < -800.0), -800.0, slope)
+    log_decay_bounded = torch.where(slope <= -800.0, -800.0, slope)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -160,7 +160,7 @@ def chunk_step_backward(q, k, v, slope, scale, S, d_o, d_S_next):
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
     d_slope_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * torch.where(
-        (slope < -800.0), 0.0, 1.0
+        slope <= -800.0, 0.0, 1.0
     )
     # adjoint of k_s
     d_k_s = d_overlap_q_via_attention.mT @ q

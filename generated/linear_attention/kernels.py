@@ -137,6 +137,7 @@ def chunk_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -178,7 +179,8 @@ def chunk_scan(
         # update, line 22
         S_next = tl.dot(tl.trans(k), v, S, input_precision=PRECISION)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -202,6 +204,7 @@ def chunk_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -234,10 +237,11 @@ def chunk_scan_reverse(
         # gradient
         d_S = tl.dot(tl.trans(q), d_read_via_o.to(dtype), d_S_next, input_precision=PRECISION)
         d_S_next = d_S
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
     q_ptr,
     k_ptr,
@@ -349,6 +353,7 @@ def token_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
@@ -383,7 +388,8 @@ def token_scan(
         o = scale * total
         store_row(o_ptr + i_h * V + token * HV * V, o, V, BV, i_v * BV)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
@@ -414,6 +420,7 @@ def token_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -476,4 +483,5 @@ def token_scan_reverse(
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v_via_S_next_2, V, BV, i_v * BV)
             d_S_next = d_S_next_2
         tl.debug_barrier()
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)

@@ -115,7 +115,7 @@ def power(x, y):
     return tl.exp2(y * tl.log2(x))
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare(
     q_ptr,
     k_ptr,
@@ -204,6 +204,7 @@ def chunk_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -253,7 +254,8 @@ def chunk_scan(
         # update, line 27
         S_next = tl.dot(tl.trans(k), u.to(dtype), S, input_precision=PRECISION)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -281,6 +283,7 @@ def chunk_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -329,10 +332,11 @@ def chunk_scan_reverse(
         d_S = tl.dot(tl.trans(q), d_read_via_o.to(dtype), d_S_next, input_precision=PRECISION)
         d_S_2 = tl.dot(tl.trans(k), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION)
         d_S_next = d_S_2
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
     k_ptr,
     v_ptr,
@@ -521,6 +525,7 @@ def token_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
@@ -564,7 +569,8 @@ def token_scan(
         o = scale * total
         store_row(o_ptr + i_h * V + token * HV * V, o, V, BV, i_v * BV)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
@@ -597,6 +603,7 @@ def token_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -710,4 +717,5 @@ def token_scan_reverse(
             d_S = d_S_next_2 + d_S_via_products
             d_S_next = d_S
         tl.debug_barrier()
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)

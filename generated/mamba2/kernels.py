@@ -139,6 +139,7 @@ def chunk_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -172,7 +173,7 @@ def chunk_scan(
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         log_decay = A * dt
-        log_decay_bounded = tl.where((log_decay < -800.0), -800.0, log_decay)
+        log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_sum = tl.cumsum(coarse, 0)
@@ -209,7 +210,8 @@ def chunk_scan(
         # update, line 30
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -235,6 +237,7 @@ def chunk_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -266,7 +269,7 @@ def chunk_scan_reverse(
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         log_decay = A * dt
-        log_decay_bounded = tl.where((log_decay < -800.0), -800.0, log_decay)
+        log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_sum = tl.cumsum(coarse, 0)
@@ -289,10 +292,11 @@ def chunk_scan_reverse(
             tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_via_kept, input_precision=PRECISION
         )
         d_S_next = d_S
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
     q_ptr,
     k_ptr,
@@ -347,7 +351,7 @@ def chunk_gradients(
     A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
-    log_decay_bounded = tl.where((log_decay < -800.0), -800.0, log_decay)
+    log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -452,7 +456,7 @@ def chunk_gradients(
     d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
     # adjoint of log_decay_bounded
     d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
-        (log_decay < -800.0), 0.0, 1.0
+        log_decay <= -800.0, 0.0, 1.0
     )
     # adjoint of log_decay
     d_dt_via_log_decay = A * d_log_decay_via_log_decay_bounded
@@ -517,6 +521,7 @@ def token_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
@@ -558,7 +563,8 @@ def token_scan(
         o = scale * total
         store_row(o_ptr + i_h * V + token * HV * V, o, V, BV, i_v * BV)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
@@ -593,6 +599,7 @@ def token_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -687,4 +694,5 @@ def token_scan_reverse(
             d_S_via_retained = d_S_next_2 * decay
             d_S_next = d_S_via_retained
         tl.debug_barrier()
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)

@@ -37,7 +37,7 @@ def chunk_step(q, k, v, dt, A, scale, S):
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
-    log_decay_bounded = torch.where((log_decay < -800.0), -800.0, log_decay)
+    log_decay_bounded = torch.where(log_decay <= -800.0, -800.0, log_decay)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -81,7 +81,7 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
-    log_decay_bounded = torch.where((log_decay < -800.0), -800.0, log_decay)
+    log_decay_bounded = torch.where(log_decay <= -800.0, -800.0, log_decay)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -171,7 +171,7 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
     d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * torch.where(
-        (log_decay < -800.0), 0.0, 1.0
+        log_decay <= -800.0, 0.0, 1.0
     )
     # adjoint of log_decay
     d_A_via_log_decay = d_log_decay_via_log_decay_bounded * dt

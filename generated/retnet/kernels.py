@@ -138,6 +138,7 @@ def chunk_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -169,7 +170,7 @@ def chunk_scan(
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        log_decay_bounded = tl.where((log_gamma < -800.0), -800.0, log_gamma)
+        log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_sum = tl.cumsum(coarse, 0)
@@ -204,7 +205,8 @@ def chunk_scan(
         # update, line 26
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -229,6 +231,7 @@ def chunk_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -258,7 +261,7 @@ def chunk_scan_reverse(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        log_decay_bounded = tl.where((log_gamma < -800.0), -800.0, log_gamma)
+        log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_sum = tl.cumsum(coarse, 0)
@@ -281,10 +284,11 @@ def chunk_scan_reverse(
             tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_via_kept, input_precision=PRECISION
         )
         d_S_next = d_S
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
 
 
-@triton.jit(do_not_specialize=["T", "chunks"])
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
     q_ptr,
     k_ptr,
@@ -335,7 +339,7 @@ def chunk_gradients(
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    log_decay_bounded = tl.where((log_gamma < -800.0), -800.0, log_gamma)
+    log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -431,7 +435,7 @@ def chunk_gradients(
     d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
     # adjoint of log_decay_bounded
     d_log_gamma_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
-        (log_gamma < -800.0), 0.0, 1.0
+        log_gamma <= -800.0, 0.0, 1.0
     )
     store_vector(d_log_gamma_ptr + i_h, d_log_gamma_via_log_decay_bounded, token, left, HV, BT)
     # adjoint of attention
@@ -486,6 +490,7 @@ def token_scan(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
@@ -524,7 +529,8 @@ def token_scan(
         o = scale * total
         store_row(o_ptr + i_h * V + token * HV * V, o, V, BV, i_v * BV)
         S = S_next
-    store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
@@ -557,6 +563,7 @@ def token_scan_reverse(
     BV: tl.constexpr,
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -638,4 +645,5 @@ def token_scan_reverse(
             d_S_via_retained = d_S_next_2 * decay
             d_S_next = d_S_via_retained
         tl.debug_barrier()
-    store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)

@@ -137,10 +137,10 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
-def chunk_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, save):
+def chunk_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save):
     layout = lay_out(v, cu_seqlens, chunk)
     o = torch.empty_like(v)
-    final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
+    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
     states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3]) if save else v.new_empty(0)
     launch(
         "chunk_scan",
@@ -160,19 +160,20 @@ def chunk_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, c
         ),
         scale,
         ENTER=initial_state is not None,
+        LEAVE=final,
         SAVE=save,
     )
     return o, final_state, states
 
 
-def chunk_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk):
+def chunk_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial):
     layout = lay_out(v, cu_seqlens, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_v = torch.empty_like(v)
     d_log_gamma = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
-    d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
+    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch(
         "chunk_scan_reverse",
         q,
@@ -189,6 +190,7 @@ def chunk_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state,
         ),
         scale,
         ENTER=d_final_state is not None,
+        LEAVE=initial,
         SAVE=False,
     )
     launch(
@@ -231,27 +233,29 @@ def chunk_op(
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     chunk: int,
+    final: bool,
     save: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """o, the final state, and what the backward pass needs (empty unless `save`)."""
+    """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
-        return chunk_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, save)
+        return chunk_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save)
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
-    o, final, starts = reference.forward("chunk", q, k, v, (log_gamma,), scale, start, cu_seqlens, chunk)
+    o, last, starts = reference.forward("chunk", q, k, v, (log_gamma,), scale, start, cu_seqlens, chunk)
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
+    last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
     return (
         o,
-        final.to(state_dtype(v)),
+        last,
         states,
     )
 
 
 @chunk_op.register_fake
-def _(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, save, backend):
-    final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=state_dtype(v))
+def _(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save, backend):
+    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
         v.new_empty(
@@ -277,32 +281,35 @@ def chunk_backward_op(
     d_final_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     chunk: int,
+    initial: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Cotangents of q, k, v, the gates and the initial state."""
+    """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
-        return chunk_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk)
+        return chunk_backward_triton(
+            q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial
+        )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
     starts = unpack_states(states, v, cu_seqlens, chunk)
     grads, d_initial = reference.backward(
         "chunk", q, k, v, (log_gamma,), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
-    return *grads, d_initial.to(state_dtype(v))
+    return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @chunk_backward_op.register_fake
-def _(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, backend):
-    d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=state_dtype(v))
+def _(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend):
+    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, log_gamma)]
     return *plain, d_initial
 
 
 def _chunk_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, _, backend = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.backend = scale, chunk, backend
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -310,21 +317,29 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
     *kept, cu_seqlens = ctx.saved_tensors
     tensors, saved = kept[: 3 + len(GATES)], kept[3 + len(GATES) :]
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
-    d_final_state = None if d_final_state is None else d_final_state.contiguous()
+    d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = chunk_backward_op(
-        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.backend
+        *tensors,
+        ctx.scale,
+        *saved,
+        d_o,
+        d_final_state,
+        cu_seqlens,
+        ctx.chunk,
+        ctx.started is not None,
+        ctx.backend,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None
 
 
 chunk_op.register_autograd(_chunk_differentiate, setup_context=_chunk_keep)
 
 
-def recurrent_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, save):
+def recurrent_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save):
     layout = lay_out(v, cu_seqlens, chunk)
     o = torch.empty_like(v)
-    final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
+    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
     states = (
         v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         if save
@@ -348,21 +363,24 @@ def recurrent_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlen
         ),
         scale,
         ENTER=initial_state is not None,
+        LEAVE=final,
         SAVE=save,
     )
     return o, final_state, states
 
 
-def recurrent_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk):
+def recurrent_backward_triton(
+    q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial
+):
     layout = lay_out(v, cu_seqlens, chunk)
     blocks = -(-v.shape[-1] // config("token_scan_reverse", q, v, layout.sequences)[0])
     d_q = v.new_empty(blocks, *v.shape[:3], q.shape[3], dtype=torch.float32)
     d_k = v.new_empty(blocks, *v.shape[:3], q.shape[3], dtype=torch.float32)
     d_v = torch.empty_like(v)
     d_log_gamma = v.new_empty(blocks, *v.shape[:3], dtype=torch.float32)
-    d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
+    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(
-        d_initial.shape[0] * v.shape[2] * blocks,
+        layout.sequences * v.shape[2] * blocks,
         chunk,
         block(q.shape[-1]),
         block(v.shape[-1]),
@@ -392,6 +410,7 @@ def recurrent_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_st
         scale,
         extra=(v.shape[0] * v.shape[1],),
         ENTER=d_final_state is not None,
+        LEAVE=initial,
     )
     return (
         per_key_head(d_q.sum(0), q),
@@ -412,27 +431,31 @@ def recurrent_op(
     initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     chunk: int,
+    final: bool,
     save: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """o, the final state, and what the backward pass needs (empty unless `save`)."""
+    """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
-        return recurrent_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, save)
+        return recurrent_forward_triton(
+            q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save
+        )
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
-    o, final, starts = reference.forward("recurrent", q, k, v, (log_gamma,), scale, start, cu_seqlens, chunk)
+    o, last, starts = reference.forward("recurrent", q, k, v, (log_gamma,), scale, start, cu_seqlens, chunk)
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
+    last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
     return (
         o,
-        final.to(state_dtype(v)),
+        last,
         states,
     )
 
 
 @recurrent_op.register_fake
-def _(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, save, backend):
-    final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=state_dtype(v))
+def _(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save, backend):
+    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
         v.new_empty(
@@ -456,12 +479,13 @@ def recurrent_backward_op(
     d_final_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
     chunk: int,
+    initial: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Cotangents of q, k, v, the gates and the initial state."""
+    """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
         return recurrent_backward_triton(
-            q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk
+            q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial
         )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
@@ -469,21 +493,21 @@ def recurrent_backward_op(
     grads, d_initial = reference.backward(
         "recurrent", q, k, v, (log_gamma,), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
-    return *grads, d_initial.to(state_dtype(v))
+    return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @recurrent_backward_op.register_fake
-def _(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, backend):
-    d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=state_dtype(v))
+def _(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend):
+    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, log_gamma)]
     return *plain, d_initial
 
 
 def _recurrent_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, _, backend = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.backend = scale, chunk, backend
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -491,12 +515,20 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
     *kept, cu_seqlens = ctx.saved_tensors
     tensors, saved = kept[: 3 + len(GATES)], kept[3 + len(GATES) :]
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
-    d_final_state = None if d_final_state is None else d_final_state.contiguous()
+    d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = recurrent_backward_op(
-        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.backend
+        *tensors,
+        ctx.scale,
+        *saved,
+        d_o,
+        d_final_state,
+        cu_seqlens,
+        ctx.chunk,
+        ctx.started is not None,
+        ctx.backend,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None
 
 
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
@@ -563,5 +595,7 @@ def retnet(
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
-    o, final_state, *_ = OPS[form](*tensors, scale, start, cu_seqlens, chunk_size, save, backend)
+    o, final_state, *_ = OPS[form](
+        *tensors, scale, start, cu_seqlens, chunk_size, output_final_state, save, backend
+    )
     return o, final_state if output_final_state else None

@@ -9,12 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Union
 
+import torch
+
 from ttrc.errors import SpecError
 from ttrc.language.load import load_spec
 from ttrc.language.spec import Spec
 from ttrc.paths import specs_dir
 from ttrc.runtime.cache import package_of
 from ttrc.runtime.operator import Operator
+from ttrc.runtime.tuned import apply_tuned
 
 
 def load(spec: Union[str, Path, Spec]) -> Operator:
@@ -24,7 +27,10 @@ def load(spec: Union[str, Path, Spec]) -> Operator:
     Raises SpecError where the spec is wrong.
     """
     parsed = spec if isinstance(spec, Spec) else load_spec(find_spec(spec))
-    return Operator(parsed, import_package(package_of(parsed), parsed.name))
+    package = import_package(package_of(parsed), parsed.name)
+    if torch.cuda.is_available():
+        apply_tuned(package, parsed)
+    return Operator(parsed, package)
 
 
 def find_spec(spec: Union[str, Path]) -> Path:
