@@ -80,8 +80,12 @@ def test_noise_disturbs_the_embeddings():
 def test_a_short_run_writes_its_curve_table_and_plot(tmp_path):
     printed = io.StringIO()
     curves = associative_recall(
-        ["gated_deltanet", "linear_attention"], steps=5, out=tmp_path / "out", task=SMALL,
-        training=Training(channels=4, batch=4, evaluate_every=2), load=StandIn,
+        ["gated_deltanet", "linear_attention"],
+        steps=5,
+        out=tmp_path / "out",
+        task=SMALL,
+        training=Training(channels=4, batch=4, evaluate_every=2),
+        load=StandIn,
         console=Console(file=printed, width=100),
     )
     assert list(curves) == ["gated_deltanet", "linear_attention"]

@@ -83,22 +83,48 @@ def page():
     return explain_page(shipped("gated_deltanet"))
 
 
-@pytest.mark.parametrize("name, said", [
-    ("linear_attention", [
-        "linear memory, Hebbian error, no decay", "masked linear attention, no solve",
-        "because e = -v does not contain p", "because a = 1", "S_t = S_prev - k e'", "e = -v",
-        "exact for every chunk size", "the same sum over tokens regrouped",
-    ]),
-    ("gated_deltanet", [
-        "linear memory, affine error, data-dependent decay", "one unit lower-triangular solve a chunk",
-        "has slope beta in p", "because a = exp(g) comes per token", "the decayed state", "log a = g",
-        "S_t = exp(g) S_prev - k e'", "p = (exp(g) S_prev)' k", "(I + A) u = rhs",
-    ]),
-    ("longhorn", [
-        "linear memory, affine error, no decay", "one proximal (implicit) step a token",
-        "has slope beta/(beta*norm2(k) + 1) in p", "e = beta*(p - v)/(beta*norm2(k) + 1)", "p = S_t' k",
-    ]),
-])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        (
+            "linear_attention",
+            [
+                "linear memory, Hebbian error, no decay",
+                "masked linear attention, no solve",
+                "because e = -v does not contain p",
+                "because a = 1",
+                "S_t = S_prev - k e'",
+                "e = -v",
+                "exact for every chunk size",
+                "the same sum over tokens regrouped",
+            ],
+        ),
+        (
+            "gated_deltanet",
+            [
+                "linear memory, affine error, data-dependent decay",
+                "one unit lower-triangular solve a chunk",
+                "has slope beta in p",
+                "because a = exp(g) comes per token",
+                "the decayed state",
+                "log a = g",
+                "S_t = exp(g) S_prev - k e'",
+                "p = (exp(g) S_prev)' k",
+                "(I + A) u = rhs",
+            ],
+        ),
+        (
+            "longhorn",
+            [
+                "linear memory, affine error, no decay",
+                "one proximal (implicit) step a token",
+                "has slope beta/(beta*norm2(k) + 1) in p",
+                "e = beta*(p - v)/(beta*norm2(k) + 1)",
+                "p = S_t' k",
+            ],
+        ),
+    ],
+)
 def test_the_text_names_the_class_and_says_why(name, said):
     text = squeezed(printed(shipped(name)))
     for words in said:
@@ -203,8 +229,9 @@ def test_free_text_of_a_spec_is_escaped():
     assert as_data(spec)["reference"] == HOSTILE
 
 
-@pytest.mark.parametrize("spec", [shipped("gated_deltanet"), shipped("linear_attention"), parse_spec(MANY_GATES)],
-                         ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "spec", [shipped("gated_deltanet"), shipped("linear_attention"), parse_spec(MANY_GATES)], ids=lambda s: s.name
+)
 def test_no_two_labels_of_the_drawing_overlap(spec):
     root = ElementTree.fromstring(explain_page(spec).replace("<!DOCTYPE html>", ""))
     drawings = list(root.iter("svg"))
@@ -227,8 +254,16 @@ def extent(text):
     return left, y - 10, left + width, y + 3, words
 
 
-@pytest.mark.parametrize("words", ["S_t = a S_prev - k e'", "k (dL/dp)' + m ( S_t - a S_prev ) = 0 where p = S_t' k",
-                                   "p + ( |k|^2 / m ) dL/dp = ( a S_prev )' k", "log a = 1", "dR/dS = x < y"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "S_t = a S_prev - k e'",
+        "k (dL/dp)' + m ( S_t - a S_prev ) = 0 where p = S_t' k",
+        "p + ( |k|^2 / m ) dL/dp = ( a S_prev )' k",
+        "log a = 1",
+        "dR/dS = x < y",
+    ],
+)
 def test_lines_are_well_formed_mathml(words):
     ElementTree.fromstring(as_mathml(line(words)))
     assert "( " not in as_text(line(words))

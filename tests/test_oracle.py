@@ -111,18 +111,32 @@ def test_shipped_specs_say_what_their_papers_do(name):
 
 UNSHIPPED = {
     "ridge": (
-        written("norm2(p - v) / 2", "norm2(S - exp(g) * S_prev) / 2 + lam * norm2(S) / 2", weight="beta",
-                update=RETAINED, g="log_decay", beta="unit", lam="nonnegative"),
+        written(
+            "norm2(p - v) / 2",
+            "norm2(S - exp(g) * S_prev) / 2 + lam * norm2(S) / 2",
+            weight="beta",
+            update=RETAINED,
+            g="log_decay",
+            beta="unit",
+            lam="nonnegative",
+        ),
         lambda S, k, v, x: delta_on_ridge(S * x["g"].exp(), k, v, x["beta"], x["lam"]),
     ),
     "undecayed read": (
-        written("norm2(p - v) / 2", "norm2(S - a * S_prev) / 2", weight="beta", update=PREVIOUS,
-                a="decay", beta="unit"),
+        written(
+            "norm2(p - v) / 2", "norm2(S - a * S_prev) / 2", weight="beta", update=PREVIOUS, a="decay", beta="unit"
+        ),
         lambda S, k, v, x: x["a"] * S - x["beta"] * torch.outer(k, S.T @ k - v),
     ),
     "two losses": (
-        written("norm2(p - v) / 2 - dot(p, v) / 4", "norm2(S - S_prev) / 2", weight="a * b", update=PREVIOUS,
-                a="unit", b="positive"),
+        written(
+            "norm2(p - v) / 2 - dot(p, v) / 4",
+            "norm2(S - S_prev) / 2",
+            weight="a * b",
+            update=PREVIOUS,
+            a="unit",
+            b="positive",
+        ),
         lambda S, k, v, x: S - x["a"] * x["b"] * torch.outer(k, S.T @ k - 1.25 * v),
     ),
     "a decay for each key channel": (
@@ -142,8 +156,15 @@ UNSHIPPED = {
         lambda S, k, v, x: delta(S, k, v, x["eta"]),
     ),
     "implicit with decay and ridge": (
-        written("norm2(p - v) / 2", "norm2(S - exp(g) * S_prev) / 2 + lam * norm2(S) / 2", weight="beta",
-                update=PROXIMAL, g="log_decay", beta="unit", lam="nonnegative"),
+        written(
+            "norm2(p - v) / 2",
+            "norm2(S - exp(g) * S_prev) / 2 + lam * norm2(S) / 2",
+            weight="beta",
+            update=PROXIMAL,
+            g="log_decay",
+            beta="unit",
+            lam="nonnegative",
+        ),
         lambda S, k, v, x: torch.linalg.solve(
             (1 + x["lam"]) * torch.eye(len(k), dtype=k.dtype) + x["beta"] * torch.outer(k, k),
             x["g"].exp() * S + x["beta"] * torch.outer(k, v),
@@ -166,8 +187,14 @@ def test_other_rules(name):
 
 
 def test_an_argmin_without_a_closed_form_agrees_with_finite_differences():
-    spec = written("sum(log_cosh(p - v)) + norm2(p) ** 2 / 4", "norm2(S - a * S_prev) / 2 + sum(S ** 4) / 8",
-                   weight="beta", update=PROXIMAL, a="decay", beta="unit")
+    spec = written(
+        "sum(log_cosh(p - v)) + norm2(p) ** 2 / 4",
+        "norm2(S - a * S_prev) / 2 + sum(S ** 4) / 8",
+        weight="beta",
+        update=PROXIMAL,
+        a="decay",
+        beta="unit",
+    )
     x = inputs_of(spec, B=1, T=2, HV=1, dk=2, dv=2)
     names = list(x)
     leaves = [y.requires_grad_() for y in x.values()]

@@ -8,8 +8,8 @@ import pytest
 from ttrc.compiler import generate
 from ttrc.language.load import load_spec
 from ttrc.language.reserved import RESERVED
-from ttrc.paths import specs_dir
 from ttrc.passes import derive_chunk, derive_token
+from ttrc.paths import specs_dir
 
 SPEC = load_spec(specs_dir() / "gated_deltanet.toml")
 GATES = {g.name for g in (*SPEC.inputs, *SPEC.parameters)}
@@ -20,7 +20,9 @@ def names_beside_gates(text: str) -> set[str]:
     """Every bare name inside functions that take a gate as an argument."""
     found = set()
     for function in ast.walk(ast.parse(text)):
-        if isinstance(function, ast.FunctionDef) and GATES & {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}:
+        if isinstance(function, ast.FunctionDef) and GATES & {
+            a.arg for a in (*function.args.args, *function.args.kwonlyargs)
+        }:
             found |= {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
             found |= {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}
             # A comprehension's variable has a scope of its own.

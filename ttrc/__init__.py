@@ -1,7 +1,7 @@
 """ttrc, the test-time-regression compiler: 30-line specs of sequence-mixing layers to Triton kernels.
 
-    op = ttrc.load("my_rule.toml")
-    o, final_state = op(q, k, v, beta=beta)
+op = ttrc.load("my_rule.toml")
+o, final_state = op(q, k, v, beta=beta)
 """
 
 __version__ = "0.1.0"

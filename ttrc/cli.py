@@ -17,8 +17,12 @@ from rich.markup import escape
 
 from ttrc.errors import CheckFailed, TtrcError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Compile 30-line specs of sequence-mixing layers to verified Triton kernels.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compile 30-line specs of sequence-mixing layers to verified Triton kernels.",
+)
 out, err = Console(), Console(stderr=True)
 
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Paths of spec files, or names of shipped specs.")]
@@ -39,12 +43,26 @@ def list_specs(as_json: Json = False) -> None:
     rows = []
     for path in shipped_specs().values():
         module = analyse(_spec(str(path)))
-        rows.append({"name": module.spec.name, "class": headline(module), "forms": list(module.forms), "exact": True,
-                     "reference": module.spec.reference})
+        rows.append(
+            {
+                "name": module.spec.name,
+                "class": headline(module),
+                "forms": list(module.forms),
+                "exact": True,
+                "reference": module.spec.reference,
+            }
+        )
     if as_json:
         return _print_json(rows)
-    table = Table("name", "class", "forms", "reference", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
-                  caption="exact: the chunk form gives the recurrence for every chunk size")
+    table = Table(
+        "name",
+        "class",
+        "forms",
+        "reference",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="exact: the chunk form gives the recurrence for every chunk size",
+    )
     for row in rows:
         kind = row["class"].removeprefix("linear memory, ")
         table.add_row(row["name"], kind, ", ".join(row["forms"]), escape(row["reference"].split()[0]))
@@ -79,7 +97,9 @@ def explain(
 
 @app.command()
 def generate(
-    specs: Annotated[Optional[list[str]], typer.Argument(metavar="[SPEC...]", help="Default: all shipped specs.")] = None,
+    specs: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[SPEC...]", help="Default: all shipped specs.")
+    ] = None,
     folder: Annotated[Optional[Path], typer.Option("--out", help="Where to write NAME/. Default: generated/.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 with a diff where stale.")] = False,
 ) -> None:
@@ -144,8 +164,13 @@ def compile_(
     parsed = [_spec(s) for s in specs]
     with _progress() as progress:
         bar = progress.add_task("compiling", total=None)
-        rows = tool.compile_specs(parsed, targets=tuple(target or tool.TARGETS), widths=tuple(width or tool.WIDTHS),
-                                  dtype=dtype, on_done=lambda: progress.advance(bar))
+        rows = tool.compile_specs(
+            parsed,
+            targets=tuple(target or tool.TARGETS),
+            widths=tuple(width or tool.WIDTHS),
+            dtype=dtype,
+            on_done=lambda: progress.advance(bar),
+        )
     _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
     problems = [f"{r.spec} {r.kernel} d={r.width} {r.target}: {r.problem}" for r in rows if r.problem]
     if problems:
@@ -175,8 +200,13 @@ def tune(
         def told(name, trial) -> None:
             progress.update(bar, advance=1, description=f"{name} {trial.key.kernel}")
 
-        reports = tool.tune([_path(s) for s in specs], widths=tuple(width or (128,)), dtypes=tuple(dtype or ("bf16",)),
-                            again=again, on_trial=told)
+        reports = tool.tune(
+            [_path(s) for s in specs],
+            widths=tuple(width or (128,)),
+            dtypes=tuple(dtype or ("bf16",)),
+            again=again,
+            on_trial=told,
+        )
     if report is not None:
         tool.write(reports, report)
     if ship:
@@ -192,7 +222,9 @@ def tune(
 def bench(
     specs: Specs,
     against: Annotated[Optional[list[str]], typer.Option(help="Only peers of these names.")] = None,
-    peers: Annotated[Optional[Path], typer.Option(help="A peers file; bench/peers.py of a checkout by default.")] = None,
+    peers: Annotated[
+        Optional[Path], typer.Option(help="A peers file; bench/peers.py of a checkout by default.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
     device: Annotated[Optional[str], typer.Option(help="cuda where there is one; cpu runs toy sizes.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Where JSON and plots go.")] = Path("out/bench"),
@@ -208,8 +240,14 @@ def bench(
         _device(device)
     with _progress() as progress:
         bar = progress.add_task("timing", total=None)
-        done = tool.bench([_path(s) for s in specs], dtype=dtype, device=device, peers=peers, against=tuple(against or ()),
-                          on_done=lambda what: progress.update(bar, advance=1, description=what))
+        done = tool.bench(
+            [_path(s) for s in specs],
+            dtype=dtype,
+            device=device,
+            peers=peers,
+            against=tuple(against or ()),
+            on_done=lambda what: progress.update(bar, advance=1, description=what),
+        )
     bench_report.write(done, folder)
     _print_json(bench_report.as_data(done)) if as_json else out.print(bench_report.as_table(done))
 

@@ -1,10 +1,10 @@
 """The whole pipeline: a spec's text in, the files of a standalone package out.
 
-    Spec --derive_recurrence--> Recurrence
-         --derive_chunk, derive_token--> tile Programs
-         --differentiate_tile--> their adjoints
-         --lower_solve, schedule_*--> kernel Plans
-         --emit--> __init__.py, op.py, kernels.py, reference.py
+Spec --derive_recurrence--> Recurrence
+     --derive_chunk, derive_token--> tile Programs
+     --differentiate_tile--> their adjoints
+     --lower_solve, schedule_*--> kernel Plans
+     --emit--> __init__.py, op.py, kernels.py, reference.py
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ttrc.errors import CheckFailed
 from ttrc.language.spec import At, Gradient, LinearMemory, Per, Proximal, Spec
 from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number
 
-Scope = dict[str, Tensor]            # name -> [N, HV, dk or 1, dv or 1]
+Scope = dict[str, Tensor]  # name -> [N, HV, dk or 1, dv or 1]
 Objective = Callable[[Tensor], Tensor]  # S -> one number a sequence and head, [N, HV, 1, 1]
 
 
@@ -118,9 +118,7 @@ def step(spec: Spec, scope: Scope, S_prev: Tensor) -> Tensor:
         case update:
             raise NotImplementedError(f"the oracle has no {update} yet")
     slope = grad(lambda S: loss(S, scope).sum())(S_at)
-    return argmin(
-        lambda S, scope: _total(scope[SLOPE] * S) + retention(S, scope), retention, scope | {SLOPE: slope}
-    )
+    return argmin(lambda S, scope: _total(scope[SLOPE] * S) + retention(S, scope), retention, scope | {SLOPE: slope})
 
 
 SLOPE = "grad loss"  # no expression can name it: names have no blanks

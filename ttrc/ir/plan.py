@@ -11,11 +11,11 @@ from ttrc.ir.tile import Carry, Statement, Tile
 class Space(Enum):
     """Where a buffer lives in global memory; the value is its leading shape."""
 
-    KEY_TOKEN = "B, T, H"       # q, k and their cotangents: one row a token and key head
-    TOKEN = "B, T, HV"          # everything else that comes per token
-    HEAD = "HV"                 # parameters: one number a head, constant in time
-    CHUNK = "chunks, HV"        # one [K, V] tile a chunk
-    SEQUENCE = "N, HV"          # one [K, V] tile a sequence, float32
+    KEY_TOKEN = "B, T, H"  # q, k and their cotangents: one row a token and key head
+    TOKEN = "B, T, HV"  # everything else that comes per token
+    HEAD = "HV"  # parameters: one number a head, constant in time
+    CHUNK = "chunks, HV"  # one [K, V] tile a chunk
+    SEQUENCE = "N, HV"  # one [K, V] tile a sequence, float32
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Buffer:
 class Skeleton(Enum):
     """The loop around a kernel's body; each has one template."""
 
-    PARALLEL = "parallel"    # one program a chunk and head, the value axis walked in panels
-    SCAN = "scan"            # one program a sequence, head and value block, chunks in order, states on chip
-    TOKENS = "tokens"        # as SCAN, token by token
+    PARALLEL = "parallel"  # one program a chunk and head, the value axis walked in panels
+    SCAN = "scan"  # one program a sequence, head and value block, chunks in order, states on chip
+    TOKENS = "tokens"  # as SCAN, token by token
     TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints
 
 

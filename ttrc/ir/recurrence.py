@@ -40,8 +40,8 @@ class Recurrence:
 
     gates: tuple[Gate, ...]
     reductions: tuple[Reduction, ...]
-    gradient: Expr          # dL/dp at the point where the update takes it, weight included
-    curvature: Expr         # second derivative of the retention in S
+    gradient: Expr  # dL/dp at the point where the update takes it, weight included
+    curvature: Expr  # second derivative of the retention in S
     decay: Expr
     log_decay: Expr | None
     reads_decayed: bool

@@ -58,7 +58,7 @@ class Relation(Enum):
 
     CAUSAL = "t >= s"
     STRICT = "t > s"
-    VALID = "t < length"   # tokens of a ragged last chunk that exist
+    VALID = "t < length"  # tokens of a ragged last chunk that exist
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ class Domain(Enum):
     """Where an input's values lie. Checked by the operator, assumed by the algebra."""
 
     REAL = "real"
-    POSITIVE = "positive"        # > 0
+    POSITIVE = "positive"  # > 0
     NONNEGATIVE = "nonnegative"  # >= 0
-    NEGATIVE = "negative"        # < 0
-    UNIT = "unit"                # 0 <= x <= 1
-    DECAY = "decay"              # 0 < x <= 1
-    LOG_DECAY = "log_decay"      # x <= 0, the log of a decay
+    NEGATIVE = "negative"  # < 0
+    UNIT = "unit"  # 0 <= x <= 1
+    DECAY = "decay"  # 0 < x <= 1
+    LOG_DECAY = "log_decay"  # x <= 0, the log of a decay
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class Retention:
 class At(Enum):
     """Where the loss gradient is taken."""
 
-    PREVIOUS = "previous"            # S_prev
-    RETAINED = "retained"            # argmin of the retention term alone
+    PREVIOUS = "previous"  # S_prev
+    RETAINED = "retained"  # argmin of the retention term alone
     SEGMENT_START = "segment_start"  # frozen at the start of the segment
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Buffer, Budget, Kernel, Skeleton, Space, Traffic
+from ttrc.ir.plan import Budget, Buffer, Kernel, Skeleton, Space, Traffic
 from ttrc.ir.tile import Contract, Inverse, Statement
 
 

@@ -23,7 +23,10 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         if gate.per.value:
             raise SpecError(
                 f"'{gate.name}' is per {gate.per.name.lower()}; rules of this class take gates per head",
-                path=spec.source.path, line=gate.line, key=gate.name, expected='per = "head"',
+                path=spec.source.path,
+                line=gate.line,
+                key=gate.name,
+                expected='per = "head"',
             )
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
     axes: dict[symbolic.Symbol, tuple[str, ...]] = {s: () for s in symbols.values()}
@@ -56,8 +59,14 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     if decay != 1 and symbolic.is_positive(decay):
         log_decay = symbolic.log_of(decay)
     return Recurrence(
-        gates=gates, reductions=tuple(used), gradient=gradient, curvature=curvature, decay=decay,
-        log_decay=log_decay, reads_decayed=reads_decayed and decay != 1, error=error,
+        gates=gates,
+        reductions=tuple(used),
+        gradient=gradient,
+        curvature=curvature,
+        decay=decay,
+        log_decay=log_decay,
+        reads_decayed=reads_decayed and decay != 1,
+        error=error,
     )
 
 
@@ -67,22 +76,38 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr]:
     s, previous = scope.symbols["S"], scope.symbols["S_prev"]
     slope = scope.gradient(symbolic.convert(where.tree, scope), s)
     if any(scope.depends(r.symbol, on) for r in scope.reductions if slope.has(r.symbol) for on in (s, previous)):
-        raise _at(spec, where, "this retention couples the elements of S through a reduction; no kernel class covers it yet",
-                  expected="a sum of squares such as norm2(S - S_prev) / 2")
+        raise _at(
+            spec,
+            where,
+            "this retention couples the elements of S through a reduction; no kernel class covers it yet",
+            expected="a sum of squares such as norm2(S - S_prev) / 2",
+        )
     solved = symbolic.affine(slope, s)
     carried = symbolic.affine(solved[1], previous) if solved else None
     if solved is None or carried is None:
-        raise _at(spec, where, "the retention is not quadratic in S and S_prev; no kernel class covers it yet",
-                  expected="a sum of squares such as norm2(S - exp(g) * S_prev) / 2")
+        raise _at(
+            spec,
+            where,
+            "the retention is not quadratic in S and S_prev; no kernel class covers it yet",
+            expected="a sum of squares such as norm2(S - exp(g) * S_prev) / 2",
+        )
     curvature = solved[0]
     if not symbolic.is_positive(curvature):
-        raise _at(spec, where, "the retention is not strictly convex in S, so that S cannot be solved for "
-                  f"(its second derivative is {symbolic.equation(curvature)}, not provably positive)",
-                  expected="a term such as norm2(S - S_prev) / 2, with gates whose domain keeps it positive")
+        raise _at(
+            spec,
+            where,
+            "the retention is not strictly convex in S, so that S cannot be solved for "
+            f"(its second derivative is {symbolic.equation(curvature)}, not provably positive)",
+            expected="a term such as norm2(S - S_prev) / 2, with gates whose domain keeps it positive",
+        )
     if carried[1] != 0:
-        raise _at(spec, where, "the retention pulls S towards a constant "
-                  f"({symbolic.equation(symbolic.tidy(-carried[1] / curvature))}); no kernel class covers that yet",
-                  expected="terms in S and S_prev alone")
+        raise _at(
+            spec,
+            where,
+            "the retention pulls S towards a constant "
+            f"({symbolic.equation(symbolic.tidy(-carried[1] / curvature))}); no kernel class covers that yet",
+            expected="terms in S and S_prev alone",
+        )
     return curvature, symbolic.tidy(-carried[0] / curvature)
 
 
@@ -93,8 +118,12 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
     loss = symbolic.convert(spec.loss.expr.tree, scope)
     gradient = symbolic.tidy(weight * scope.gradient(loss, scope.symbols["p"]))
     if gradient == 0:
-        raise _at(spec, spec.loss.expr, "the loss does not change with p, so that nothing is ever learned",
-                  expected="a loss that depends on the prediction p")
+        raise _at(
+            spec,
+            spec.loss.expr,
+            "the loss does not change with p, so that nothing is ever learned",
+            expected="a loss that depends on the prediction p",
+        )
     return gradient
 
 
@@ -104,14 +133,26 @@ def _classify(spec: Spec, scope: Scope, gradient: Expr) -> tuple[Expr, Expr]:
     solved = symbolic.affine(gradient, p)
     coupled = any(gradient.has(r.symbol) and scope.depends(r.symbol, p) for r in scope.reductions)
     if solved is None or coupled or solved[0].has(v):
-        reason = "nonlinear in p" if solved is None or coupled else "affine in p with a slope that differs by value channel"
-        raise _at(spec, spec.loss.expr, f"the error dL/dp = {symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))} is {reason}; "
-                  "no kernel class covers it yet", expected="an error that is free of p or affine in p")
+        reason = (
+            "nonlinear in p" if solved is None or coupled else "affine in p, its slope not the same for every value channel"
+        )
+        raise _at(
+            spec,
+            spec.loss.expr,
+            f"the error dL/dp = {symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))} is {reason}; "
+            "no kernel class covers it yet",
+            expected="an error that is free of p or affine in p",
+        )
     sums = [r for r in scope.reductions if any(e.has(r.symbol) for e in solved) and "v" in r.axes]
     if sums:
-        raise _at(spec, spec.loss.expr, "the error dL/dp holds a sum over the value channels, "
-                  f"{symbolic.equation(symbolic.spelled_out(sums[0].symbol, (sums[0],)))}, which kernels split; "
-                  "no kernel class covers that yet", expected="sums over k alone, such as norm2(k)")
+        raise _at(
+            spec,
+            spec.loss.expr,
+            "the error dL/dp holds a sum over the value channels, "
+            f"{symbolic.equation(symbolic.spelled_out(sums[0].symbol, (sums[0],)))}, which kernels split; "
+            "no kernel class covers that yet",
+            expected="sums over k alone, such as norm2(k)",
+        )
     return solved
 
 
@@ -120,15 +161,26 @@ def _implicit_step(spec: Spec, scope: Scope, slope: Expr, offset: Expr, curvatur
     kappa = scope.reduce(scope.symbols["k"] ** 2) / curvature
     shrink = 1 + kappa * slope
     if not symbolic.is_positive(shrink):
-        raise _at(spec, spec.loss.expr, "the proximal step needs a convex loss, and this one is not provably so "
-                  f"(its second derivative in p is {symbolic.equation(slope)})",
-                  expected="a convex loss and a weight whose domain is nonnegative")
+        raise _at(
+            spec,
+            spec.loss.expr,
+            "the proximal step needs a convex loss, and this one is not provably so "
+            f"(its second derivative in p is {symbolic.equation(slope)})",
+            expected="a convex loss and a weight whose domain is nonnegative",
+        )
     return symbolic.tidy(slope / shrink), symbolic.tidy(offset / shrink)
 
 
 def _at(spec: Spec, where: Located, message: str, *, expected: str) -> SpecError:
-    return SpecError(message, path=spec.source.path, line=where.line, key=where.key, text=where.text,
-                     span=where.tree.span, expected=expected)
+    return SpecError(
+        message,
+        path=spec.source.path,
+        line=where.line,
+        key=where.key,
+        text=where.text,
+        span=where.tree.span,
+        expected=expected,
+    )
 
 
 def _refuse(spec: Spec, key: str, message: str) -> SpecError:

@@ -10,8 +10,11 @@ from ttrc.symbolic import ONE, Expr
 
 def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
     return (
-        Tile("q", ("k",)), Tile("k", ("k",)), Tile("v", ("v",)),
-        *(Tile(g.name, ()) for g in recurrence.gates), Tile("scale", ()),
+        Tile("q", ("k",)),
+        Tile("k", ("k",)),
+        Tile("v", ("v",)),
+        *(Tile(g.name, ()) for g in recurrence.gates),
+        Tile("scale", ()),
     )
 
 

@@ -12,7 +12,19 @@ from dataclasses import dataclass
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
-    SCALE, Carry, Contract, CumulativeSum, Elementwise, Inverse, Mask, Program, Reduce, Relabel, Relation, Solve, Tile,
+    SCALE,
+    Carry,
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Inverse,
+    Mask,
+    Program,
+    Reduce,
+    Relabel,
+    Relation,
+    Solve,
+    Tile,
 )
 from ttrc.passes.builder import Builder, sym
 from ttrc.symbolic import symbol

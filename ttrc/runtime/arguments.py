@@ -45,7 +45,9 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
     if initial_state is not None:
         wanted = (sequences, HV, d_k, d_v)
         _require(isinstance(initial_state, Tensor), "initial_state", f"a {type(initial_state).__name__}", "a tensor")
-        _require(tuple(initial_state.shape) == wanted, "initial_state", f"shape {_shape(initial_state)}", f"{list(wanted)}")
+        _require(
+            tuple(initial_state.shape) == wanted, "initial_state", f"shape {_shape(initial_state)}", f"{list(wanted)}"
+        )
         single = torch.float64 if q.dtype == torch.float64 else torch.float32
         _require(initial_state.dtype == single, "initial_state", f"dtype {initial_state.dtype}", str(single))
         _require(initial_state.device == q.device, "initial_state", f"device {initial_state.device}", f"{q.device}")
@@ -56,8 +58,12 @@ def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> Non
     for name in gates:
         near = get_close_matches(name, declared, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        _require(name in declared, name, "an argument that the spec does not declare",
-                 f"one of {', '.join(declared) or 'no gates at all'}{hint}")
+        _require(
+            name in declared,
+            name,
+            "an argument that the spec does not declare",
+            f"one of {', '.join(declared) or 'no gates at all'}{hint}",
+        )
     for name, gate in declared.items():
         _require(name in gates, name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV)}, {gate.domain.value}")
         x = gates[name]

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def _key(spec: Spec) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiler_fingerprint() -> str:
     """The text of the compiler itself, so that a working copy never runs kernels of its own past."""
     digest = hashlib.sha256()

@@ -43,7 +43,8 @@ def find_spec(spec: Union[str, Path]) -> Path:
         return shipped[str(spec)]
     near = get_close_matches(str(spec), shipped, n=1)
     raise SpecError(
-        f"no spec called {str(spec)!r}", path=str(spec),
+        f"no spec called {str(spec)!r}",
+        path=str(spec),
         expected="a path to a .toml file, or a shipped name: " + ", ".join(shipped),
         hint=f"did you mean {near[0]!r}?" if near else None,
     )
@@ -58,7 +59,9 @@ def import_package(folder: Path, name: str) -> ModuleType:
     unique = f"ttrc_generated_{name}_{abs(hash(str(folder.resolve()))):x}"
     if unique in sys.modules:
         return sys.modules[unique]
-    place = importlib.util.spec_from_file_location(unique, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    place = importlib.util.spec_from_file_location(
+        unique, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     module = importlib.util.module_from_spec(place)
     sys.modules[unique] = module
     try:

@@ -62,8 +62,17 @@ class Operator:
         if backend not in ("auto", "torch", "triton"):
             raise ArgumentError(f"backend: got {backend!r}, expected auto, torch or triton")
         return self._call(
-            q, k, v, **gates, scale=scale, initial_state=initial_state, output_final_state=output_final_state,
-            cu_seqlens=cu_seqlens, form=form, chunk_size=chunk_size or self.package.op.CHUNK, backend=backend,
+            q,
+            k,
+            v,
+            **gates,
+            scale=scale,
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            cu_seqlens=cu_seqlens,
+            form=form,
+            chunk_size=chunk_size or self.package.op.CHUNK,
+            backend=backend,
         )
 
     def _with_defaults(self, gates: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:

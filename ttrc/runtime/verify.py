@@ -5,8 +5,8 @@ The oracle runs in float64 on the CPU and takes its gradients by autograd, throu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor
@@ -75,8 +75,18 @@ def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dt
 
     def call(x: dict[str, Tensor], packing: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k, v, start, gates = _split(x)
-        return op(q, k, v, **gates, initial_state=start, output_final_state=True, cu_seqlens=packing, form=form,
-                  chunk_size=case.chunk_size, backend=backend)
+        return op(
+            q,
+            k,
+            v,
+            **gates,
+            initial_state=start,
+            output_final_state=True,
+            cu_seqlens=packing,
+            form=form,
+            chunk_size=case.chunk_size,
+            backend=backend,
+        )
 
     given = {n: x.to(device, _dtype_of(n, dtype)) for n, x in drawn.items()}
     reference = differentiate(_oracle(op.spec), given, cu_seqlens, cotangents, torch.float64, "cpu")
@@ -86,8 +96,18 @@ def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dt
 def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tuple[Tensor, Tensor]]:
     """Inputs in float64, the packing, and the cotangents of o and of the final state."""
     batch = 1 if case.packed else case.B
-    x = random_inputs(spec, B=batch, T=case.T, H=case.H, HV=case.HV, dk=case.d_k, dv=case.d_v,
-                      dtype=torch.float64, seed=case.seed, extreme=case.extreme)
+    x = random_inputs(
+        spec,
+        B=batch,
+        T=case.T,
+        H=case.H,
+        HV=case.HV,
+        dk=case.d_k,
+        dv=case.d_v,
+        dtype=torch.float64,
+        seed=case.seed,
+        extreme=case.extreme,
+    )
     cu_seqlens = None
     generator = torch.Generator().manual_seed(case.seed + 1)
     sequences = batch

@@ -222,6 +222,7 @@ _BINARY = {
     "**": lambda a, b: a**b,
 }
 
+
 def _where(relation: str, left: Expr, right: Expr, yes: Expr, no: Expr) -> Expr:
     """Every comparison in terms of <=."""
     match relation:

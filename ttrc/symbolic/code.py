@@ -66,7 +66,7 @@ class _Code(StrPrinter):
         if exponent.is_Integer and 2 <= exponent <= 4:
             return " * ".join([self.parenthesize(base, PRECEDENCE["Mul"])] * int(exponent))
         if exponent.is_negative and exponent.is_number:
-            return f"1.0 / ({self._print(base ** -exponent)})"
+            return f"1.0 / ({self._print(base**-exponent)})"
         return self._call("pow", (base, exponent))
 
     def _call(self, name, args):

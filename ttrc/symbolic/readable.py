@@ -52,9 +52,14 @@ def _spec_name(call: Expr) -> str:
     return {"magnitude": "abs", "step_sign": "sign", "smaller": "min", "larger": "max"}.get(name, name)
 
 
-_GREEK = {name: chr(0x3B1 + i) for i, name in enumerate(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho _ sigma tau upsilon phi "
-    "chi psi omega".split()) if name != "_"}
+_GREEK = {
+    name: chr(0x3B1 + i)
+    for i, name in enumerate(
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho _ sigma tau "
+        "upsilon phi chi psi omega".split()
+    )
+    if name != "_"
+}
 
 
 class _MathML(MathMLPresentationPrinter):
@@ -67,7 +72,9 @@ class _MathML(MathMLPresentationPrinter):
         return element
 
     def _call(self, name, *args):
-        commas = [x for a in args for x in (self._element("mo", ","), self._print(a) if isinstance(a, sympy.Basic) else a)][1:]
+        commas = [
+            x for a in args for x in (self._element("mo", ","), self._print(a) if isinstance(a, sympy.Basic) else a)
+        ][1:]
         inside = self._element("mrow", self._element("mo", "("), *commas, self._element("mo", ")"))
         return self._element("mrow", self._element("mi", name), inside)
 

@@ -202,8 +202,14 @@ def operations(statements: tuple[Statement, ...]) -> dict[str, int]:
 
 
 _OPERATIONS = {
-    Elementwise: "elementwise", Contract: "matrix product", Reduce: "sum", Mask: "mask", Relabel: "relabel",
-    CumulativeSum: "running sum", Solve: "triangular solve", Inverse: "triangular inverse",
+    Elementwise: "elementwise",
+    Contract: "matrix product",
+    Reduce: "sum",
+    Mask: "mask",
+    Relabel: "relabel",
+    CumulativeSum: "running sum",
+    Solve: "triangular solve",
+    Inverse: "triangular inverse",
 }
 
 

@@ -28,7 +28,11 @@ MATHEMATICS = (
     Case(extreme="weak"),
 )
 KERNELS = {
-    "chunk": (Case(), Case(B=1, T=40, packed=(17, 1, 22), extreme="strong"), Case(B=1, T=33, H=1, HV=1, d_k=40, d_v=17)),
+    "chunk": (
+        Case(),
+        Case(B=1, T=40, packed=(17, 1, 22), extreme="strong"),
+        Case(B=1, T=33, H=1, HV=1, d_k=40, d_v=17),
+    ),
     "recurrent": (Case(B=1, T=18), Case(B=1, T=9, packed=(5, 1, 3), extreme="strong")),
 }
 ON_GPU = (
@@ -70,7 +74,9 @@ def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, t
             raise ArgumentError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
         rungs = [r for r in rungs if r[2] == DTYPES[dtype]]
         if not rungs:
-            raise ArgumentError(f"dtype: {dtype} is not checked on {device}; Triton's interpreter gets its products wrong")
+            raise ArgumentError(
+                f"dtype: {dtype} is not checked on {device}; Triton's interpreter gets its products wrong"
+            )
     return rungs
 
 
@@ -85,8 +91,16 @@ def run(op: Operator, device: str = "cpu", dtype: str | None = None) -> Iterator
 def as_table(checks: list[Check]) -> Table:
     """One row a spec, form, backend and dtype: the worst errors over its cases."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="against the oracle: RMS(error) / RMS(reference)")
-    for column, justify in (("spec", "left"), ("form", "left"), ("runs on", "left"), ("cases", "right"),
-                            ("outputs", "right"), ("gradients", "right"), ("bounds", "right"), ("", "left")):
+    for column, justify in (
+        ("spec", "left"),
+        ("form", "left"),
+        ("runs on", "left"),
+        ("cases", "right"),
+        ("outputs", "right"),
+        ("gradients", "right"),
+        ("bounds", "right"),
+        ("", "left"),
+    ):
         table.add_column(column, justify=justify)
     for key in dict.fromkeys((c.spec, c.form, c.backend, c.dtype) for c in checks):
         group = [c for c in checks if (c.spec, c.form, c.backend, c.dtype) == key]
@@ -94,16 +108,32 @@ def as_table(checks: list[Check]) -> Table:
         gradients = max(e for c in group for e in c.result.gradients.values())
         bounds = BOUNDS[key[2], key[3]]
         failed = [f"{c.case}: {', '.join(c.result.failures)}" for c in group if not c.passed]
-        table.add_row(key[0], key[1], f"{key[2]} {str(key[3]).removeprefix('torch.')}", str(len(group)), f"{outputs:.1e}",
-                      f"{gradients:.1e}", f"{bounds[0]:.0e}, {bounds[1]:.0e}", "\n".join(failed) or "ok",
-                      style="red" if failed else None)
+        table.add_row(
+            key[0],
+            key[1],
+            f"{key[2]} {str(key[3]).removeprefix('torch.')}",
+            str(len(group)),
+            f"{outputs:.1e}",
+            f"{gradients:.1e}",
+            f"{bounds[0]:.0e}, {bounds[1]:.0e}",
+            "\n".join(failed) or "ok",
+            style="red" if failed else None,
+        )
     return table
 
 
 def as_data(checks: list[Check]) -> list[dict]:
     return [
-        {"spec": c.spec, "form": c.form, "backend": c.backend, "dtype": str(c.dtype).removeprefix("torch."),
-         "case": str(c.case), "outputs": c.result.outputs, "gradients": c.result.gradients,
-         "bounds": c.result.bounds, "failures": list(c.result.failures)}
+        {
+            "spec": c.spec,
+            "form": c.form,
+            "backend": c.backend,
+            "dtype": str(c.dtype).removeprefix("torch."),
+            "case": str(c.case),
+            "outputs": c.result.outputs,
+            "gradients": c.result.gradients,
+            "bounds": c.result.bounds,
+            "failures": list(c.result.failures),
+        }
         for c in checks
     ]

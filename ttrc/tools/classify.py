@@ -36,12 +36,18 @@ def _error_class(r: Recurrence) -> Finding:
     e = symbolic.equation(shown(r, written(r)))
     match r.error:
         case Hebbian():
-            return Finding("error", "free of p (Hebbian): masked linear attention, no solve",
-                           f"e = {e} does not contain p, so what is written does not depend on the state")
+            return Finding(
+                "error",
+                "free of p (Hebbian): masked linear attention, no solve",
+                f"e = {e} does not contain p, so what is written does not depend on the state",
+            )
         case Affine(slope, _):
             rate = symbolic.equation(shown(r, slope))
-            return Finding("error", "affine in p: one unit lower-triangular solve a chunk (the WY / UT transform)",
-                           f"e = {e} has slope {rate} in p, the same for all value channels, which share the inverse")
+            return Finding(
+                "error",
+                "affine in p: one unit lower-triangular solve a chunk (the WY / UT transform)",
+                f"e = {e} has slope {rate} in p, the same for all value channels, which share the inverse",
+            )
     raise AssertionError(r.error)
 
 
@@ -88,14 +94,20 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     r = module.recurrence
     recurrent = Finding("recurrent form", "exact", "it is the recurrence")
     if "chunk" not in module.forms:
-        reason = (f"a chunk needs sums of log a, and a = {symbolic.equation(shown(r, r.decay))} may reach zero: "
-                  "nothing in the domains of its inputs says that it is positive")
+        reason = (
+            f"a chunk needs sums of log a, and a = {symbolic.equation(shown(r, r.decay))} may reach zero: "
+            "nothing in the domains of its inputs says that it is positive"
+        )
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
     match r.error:
         case Hebbian():
-            why = ("it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
-                   "what this one writes through a masked product")
+            why = (
+                "it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
+                "what this one writes through a masked product"
+            )
         case _:
-            why = ("the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
-                   "A is strictly lower, so the solution exists, is unique and is no approximation")
+            why = (
+                "the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
+                "A is strictly lower, so the solution exists, is unique and is no approximation"
+            )
     return (Finding("chunk form", "exact for every chunk size", why), recurrent)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -46,8 +46,13 @@ class Row:
 
 
 def compile_specs(
-    specs: Sequence[Spec], *, targets: Sequence[str] = TARGETS, widths: Sequence[int] = WIDTHS, dtype: str = "bf16",
-    configs: dict[str, Config] | None = None, on_done: Callable[[], None] | None = None,
+    specs: Sequence[Spec],
+    *,
+    targets: Sequence[str] = TARGETS,
+    widths: Sequence[int] = WIDTHS,
+    dtype: str = "bf16",
+    configs: dict[str, Config] | None = None,
+    on_done: Callable[[], None] | None = None,
 ) -> list[Row]:
     """Rows in order of spec, form, kernel, width, target. `configs` replaces defaults by kernel name."""
     with tempfile.TemporaryDirectory() as folder:
@@ -63,14 +68,24 @@ def compile_specs(
                         s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=chosen)
                         for target in targets:
                             heads.append((spec.name, form.name, kernel.name, width, target, s.config))
-                            jobs.append(Job(str(path), kernel.name, s.types, s.constants, target,
-                                            s.config.warps, s.config.stages, s.divisible))
+                            jobs.append(
+                                Job(
+                                    str(path),
+                                    kernel.name,
+                                    s.types,
+                                    s.constants,
+                                    target,
+                                    s.config.warps,
+                                    s.config.stages,
+                                    s.divisible,
+                                )
+                            )
         results = compile_many(jobs, on_done=None if on_done is None else lambda *_: on_done())
     return [Row(*head, result) for head, result in zip(heads, results)]
 
 
 def as_table(rows: Sequence[Row]) -> Table:
-    """A line a kernel; V is the value channels a program takes at once, blocks how many programs a multiprocessor holds."""
+    """A line a kernel; V: value channels a program takes at once, blocks: programs a multiprocessor holds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="compiled without a GPU")
     for column in ("kernel", "d", "target", "V", "warps", "stages", "regs", "spills", "shared", "blocks", "matrix"):
         table.add_column(column, justify="left" if column in ("kernel", "target", "matrix") else "right", no_wrap=True)
@@ -84,19 +99,37 @@ def as_table(rows: Sequence[Row]) -> Table:
                 table.add_row(*head, row.problem, style="red")
             case Resources() as r:
                 used = " ".join(f"{name} {n}" for name, n in r.matrix_instructions.items() if n) or "-"
-                table.add_row(*head, str(r.registers), str(r.spills), str(r.shared_bytes),
-                              str(occupancy(r, c.warps, row.target)), used, style="red" if row.problem else None)
+                table.add_row(
+                    *head,
+                    str(r.registers),
+                    str(r.spills),
+                    str(r.shared_bytes),
+                    str(occupancy(r, c.warps, row.target)),
+                    used,
+                    style="red" if row.problem else None,
+                )
     return table
 
 
 def as_data(rows: Sequence[Row]) -> list[dict]:
     data = []
     for row in rows:
-        entry = {"spec": row.spec, "form": row.form, "kernel": row.kernel, "width": row.width, "target": row.target,
-                 "config": vars(row.config), "problem": row.problem}
+        entry = {
+            "spec": row.spec,
+            "form": row.form,
+            "kernel": row.kernel,
+            "width": row.width,
+            "target": row.target,
+            "config": vars(row.config),
+            "problem": row.problem,
+        }
         if isinstance(row.result, Resources):
-            entry |= {"registers": row.result.registers, "stack_bytes": row.result.stack_bytes,
-                      "spills": row.result.spills, "shared_bytes": row.result.shared_bytes,
-                      "matrix_instructions": dict(row.result.matrix_instructions)}
+            entry |= {
+                "registers": row.result.registers,
+                "stack_bytes": row.result.stack_bytes,
+                "spills": row.result.spills,
+                "shared_bytes": row.result.shared_bytes,
+                "matrix_instructions": dict(row.result.matrix_instructions),
+            }
         data.append(entry)
     return data

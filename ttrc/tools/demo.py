@@ -7,9 +7,9 @@ that only adds up what it sees still holds the old value, one that corrects its 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
 
 import torch
 from rich.console import Console
@@ -29,11 +29,11 @@ IGNORE = -100  # cross_entropy's label for "no answer is asked here"
 class Task:
     """What a sequence holds: pairs first, questions up to its length."""
 
-    vocabulary: int = 64   # half of the tokens are keys, half are values
+    vocabulary: int = 64  # half of the tokens are keys, half are values
     length: int = 64
     pairs: int = 16
-    rebound: int = 8       # this many of the pairs bind a key again; its last value counts
-    noise: float = 0.0     # of the embeddings, relative to their size
+    rebound: int = 8  # this many of the pairs bind a key again; its last value counts
+    noise: float = 0.0  # of the embeddings, relative to their size
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,13 @@ def associative_recall(
     Each model starts from the same numbers and sees the same sequences; load(name) gives its operator.
     """
     console = console or Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("accuracy {task.fields[accuracy]:.0%}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("accuracy {task.fields[accuracy]:.0%}"),
+    )
     curves: dict[str, dict[int, float]] = {name: {} for name in specs}
     with Progress(*columns, console=console) as progress:
         bars = {name: progress.add_task(name, total=steps, accuracy=0.0, start=False) for name in specs}
@@ -214,8 +219,12 @@ def _plot(curves: dict[str, dict[int, float]], task: Task, path: Path) -> Path:
     for name, curve in curves.items():
         axes.plot(list(curve), list(curve.values()), label=name)
     axes.axhline(2 / task.vocabulary, color="grey", linestyle=":", label="chance")
-    axes.set(xlabel="training step", ylabel="accuracy", ylim=(0, 1.02),
-             title=f"multi-query associative recall: {_describe(task)}")
+    axes.set(
+        xlabel="training step",
+        ylabel="accuracy",
+        ylim=(0, 1.02),
+        title=f"multi-query associative recall: {_describe(task)}",
+    )
     axes.legend()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -58,11 +58,15 @@ def _form_data(form: Form, spec: Spec) -> dict:
         "adjoint_operations": account.operations(adjoint),
         "kernels": [
             {
-                "name": kernel.name, "pass": direction, "runs": account.runs(kernel),
-                "loads": [b.name for b in kernel.loads], "stores": [b.name for b in kernel.stores],
+                "name": kernel.name,
+                "pass": direction,
+                "runs": account.runs(kernel),
+                "loads": [b.name for b in kernel.loads],
+                "stores": [b.name for b in kernel.stores],
                 "statements": len(kernel.statements),
             }
-            for direction, kernels in account.passes(form.plan) for kernel in kernels
+            for direction, kernels in account.passes(form.plan)
+            for kernel in kernels
         ],
         "saved": [b.name for b in form.plan.saved],
         "scratch": [b.name for b in form.plan.scratch],
@@ -72,8 +76,13 @@ def _form_data(form: Form, spec: Spec) -> dict:
 def _cost_data(cost: account.Cost) -> dict:
     spent = cost.budget
     return {
-        "form": cost.form, "pass": cost.direction, "bytes": spent.bytes, "least_bytes": cost.least,
-        "flops": spent.flops, "launches": spent.launches, "serial_steps_per_token": spent.serial_steps_per_token,
+        "form": cost.form,
+        "pass": cost.direction,
+        "bytes": spent.bytes,
+        "least_bytes": cost.least,
+        "flops": spent.flops,
+        "launches": spent.launches,
+        "serial_steps_per_token": spent.serial_steps_per_token,
         "kernels": {name: vars(traffic) for name, traffic in spent.kernels},
     }
 
@@ -154,8 +163,14 @@ def _budget(module: Module) -> Group:
             amounts = (traffic.read_bytes, traffic.written_bytes, traffic.flops)
             kernels.add_row(cost.form, Text(name, style="bold"), *map(_count, amounts))
         passes.add_row(
-            cost.form, Text(cost.direction, style="bold"), _count(spent.bytes), _count(cost.least),
-            f"{spent.bytes / cost.least:.2f}", _count(spent.flops), str(spent.launches), account.serial(spent),
+            cost.form,
+            Text(cost.direction, style="bold"),
+            _count(spent.bytes),
+            _count(cost.least),
+            f"{spent.bytes / cost.least:.2f}",
+            _count(spent.flops),
+            str(spent.launches),
+            account.serial(spent),
         )
     return Group(kernels, Text(), passes, Text(account.BUDGET_NOTE, style="dim"))
 

@@ -22,14 +22,24 @@ def explain_page(spec: Spec) -> str:
     module = analyse(spec)
     costs = account.costs(module)
     environment = Environment(
-        loader=FileSystemLoader(str(templates_dir())), undefined=StrictUndefined, autoescape=True,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        loader=FileSystemLoader(str(templates_dir())),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template(TEMPLATE).render(
-        name=spec.name, reference=comment(spec.reference), headline=classify.headline(module),
-        choices=account.choices(spec), steps=_steps(module), findings=classify.findings(module),
+        name=spec.name,
+        reference=comment(spec.reference),
+        headline=classify.headline(module),
+        choices=account.choices(spec),
+        steps=_steps(module),
+        findings=classify.findings(module),
         forms=[_form(form, spec, costs) for form in module.forms.values()],
-        costs=[(c, account.serial(c.budget)) for c in costs], sizes=account.SIZES, note=account.BUDGET_NOTE,
+        costs=[(c, account.serial(c.budget)) for c in costs],
+        sizes=account.SIZES,
+        note=account.BUDGET_NOTE,
     )
 
 
@@ -40,7 +50,9 @@ def drawing(spec: Spec) -> str:
     svg = draw(form.plan, {c.direction: c.budget for c in account.costs(module) if c.form == form.name})
     style = (templates_dir() / "drawing.css").read_text(encoding="utf-8")
     head = '<svg xmlns="http://www.w3.org/2000/svg" '
-    return svg.replace("<svg ", head, 1).replace(">", f"><style>{style}</style><rect width='100%' height='100%' fill='white'/>", 1)
+    return svg.replace("<svg ", head, 1).replace(
+        ">", f"><style>{style}</style><rect width='100%' height='100%' fill='white'/>", 1
+    )
 
 
 def _steps(module: Module) -> list[dict]:

@@ -39,7 +39,10 @@ def compare(spec: Spec, out: Path) -> Outcome:
         line
         for n in names
         for line in unified_diff(
-            present.get(n, "").splitlines(True), files.get(n, "").splitlines(True), f"{folder / n} (there)", f"{n} (compiled)"
+            present.get(n, "").splitlines(True),
+            files.get(n, "").splitlines(True),
+            f"{folder / n} (there)",
+            f"{n} (compiled)",
         )
     ]
     return Outcome(folder, tuple(names), "".join(diffs))

@@ -6,8 +6,9 @@ from ttrc.backends.torch.printer import TorchPrinter
 from ttrc.ir.tile import Program, Tile
 from ttrc.passes.slice_program import slice_program
 
+
 def print_forward(program: Program, tags: dict[str, str]) -> str:
-    (_, o), = program.outputs
+    ((_, o),) = program.outputs
     (carry,) = program.carries
     return _body(program, (o, carry.next), tags)
 

@@ -8,16 +8,34 @@ from functools import singledispatchmethod
 from ttrc import symbolic
 from ttrc.backends.product import as_product
 from ttrc.ir.tile import (
-    Contract, CumulativeSum, Elementwise, Mask, Reduce, Relabel, Relation, Solve, Statement, Tile,
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Mask,
+    Reduce,
+    Relabel,
+    Relation,
+    Solve,
+    Statement,
+    Tile,
 )
 
 DIALECT = symbolic.Dialect(
     calls={
-        "exp": "torch.exp({0})", "log": "torch.log({0})", "sqrt": "torch.sqrt({0})", "tanh": "torch.tanh({0})",
-        "sigmoid": "torch.sigmoid({0})", "softplus": "F.softplus({0})", "pow": "({0}) ** ({1})",
-        "magnitude": "torch.abs({0})", "step_sign": "torch.sign({0})", "log_cosh": "log_cosh({0})",
-        "choose": "torch.where({0} <= {1}, {2}, {3})", "smaller": "torch.where({0} <= {1}, {0}, {1})",
-        "larger": "torch.where({0} <= {1}, {1}, {0})", "clip": "torch.clamp({0}, -({1}), {1})",
+        "exp": "torch.exp({0})",
+        "log": "torch.log({0})",
+        "sqrt": "torch.sqrt({0})",
+        "tanh": "torch.tanh({0})",
+        "sigmoid": "torch.sigmoid({0})",
+        "softplus": "F.softplus({0})",
+        "pow": "({0}) ** ({1})",
+        "magnitude": "torch.abs({0})",
+        "step_sign": "torch.sign({0})",
+        "log_cosh": "log_cosh({0})",
+        "choose": "torch.where({0} <= {1}, {2}, {3})",
+        "smaller": "torch.where({0} <= {1}, {0}, {1})",
+        "larger": "torch.where({0} <= {1}, {1}, {0})",
+        "clip": "torch.clamp({0}, -({1}), {1})",
         "coarse": "torch.floor(({0}) * 64.0) / 64.0",
     },
 )
@@ -83,8 +101,9 @@ class TorchPrinter:
     @text.register
     def _(self, op: Solve, target: Tile) -> str:
         matrix = self.name(op.matrix) + (".mT" if op.transposed else "")
-        return (f"torch.linalg.solve_triangular({matrix}, {self.name(op.rhs)}, "
-                f"upper={op.transposed}, unitriangular=True)")
+        return (
+            f"torch.linalg.solve_triangular({matrix}, {self.name(op.rhs)}, upper={op.transposed}, unitriangular=True)"
+        )
 
     def _broadcast(self, arg: Tile, target: Tile) -> str:
         name = self.name(arg)

@@ -14,7 +14,9 @@ def allocate_forward(plan: Plan) -> str:
     read = {b for k in plan.forward for b in k.loads}
     for buffer in plan.saved:
         text = _new(buffer, plan.form)
-        lines.append(f"{buffer.name} = {text}" if buffer in read else f"{buffer.name} = {text} if save else v.new_empty(0)")
+        lines.append(
+            f"{buffer.name} = {text}" if buffer in read else f"{buffer.name} = {text} if save else v.new_empty(0)"
+        )
     return "\n".join(lines)
 
 
@@ -36,8 +38,10 @@ def allocate_backward(plan: Plan) -> str:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
     lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
     if partial:
-        lines.append("trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[-1]), "
-                     "block(v.shape[-1]), dtype=torch.float32)")
+        lines.append(
+            "trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[-1]), "
+            "block(v.shape[-1]), dtype=torch.float32)"
+        )
     return "\n".join(lines)
 
 
