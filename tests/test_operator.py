@@ -41,14 +41,22 @@ def total(o, final):
 
 
 def arguments(name, form, backend, *, packed=False, save=True, grad=True, H=1, start=True):
-    """Positional arguments of the custom op, as the public function passes them."""
+    """What the public function passes to the custom op, by name."""
     x = inputs(name, T=LENGTH[form, backend], H=H)
-    spec = ttrc.load(name).spec
-    gates = [x[g.name] for g in (*spec.inputs, *spec.parameters)]
-    tensors = [t.detach().clone().requires_grad_(grad) for t in (x["q"], x["k"], x["v"], *gates)]
-    cu_seqlens = torch.tensor([0, 1, x["q"].shape[1]], dtype=torch.int32) if packed else None
-    state = x["initial_state"].repeat(2 if packed else 1, 1, 1, 1).requires_grad_(grad) if start else None
-    return [*tensors, 0.5, state, cu_seqlens, 16, save, backend]
+    state = x.pop("initial_state").repeat(2 if packed else 1, 1, 1, 1) if start else None
+    x |= {} if state is None else {"initial_state": state}
+    leaves = {n: t.detach().clone().requires_grad_(grad) for n, t in x.items()}
+    ends = torch.tensor([0, 1, x["q"].shape[1]], dtype=torch.int32) if packed else None
+    options = {"scale": 0.5, "cu_seqlens": ends, "chunk": 16, "final": True, "save": save, "backend": backend}
+    return {"initial_state": None} | leaves | options
+
+
+def signature(op):
+    return [argument.name for argument in op._opoverload._schema.arguments]
+
+
+def check(op, given):
+    torch.library.opcheck(op, tuple(given[n] for n in signature(op)))
 
 
 # The custom ops
@@ -61,7 +69,7 @@ def test_forward_ops_pass_opcheck(name, form, backend):
     op = ttrc.load(name).package.op.OPS[form]
     settings = ({}, {"packed": True, "H": 2}, {"start": False}) if name == "gated_deltanet" else ({},)
     for setting in settings:
-        torch.library.opcheck(op, tuple(arguments(name, form, backend, **setting)))
+        check(op, arguments(name, form, backend, **setting))
 
 
 @every_form
@@ -69,8 +77,7 @@ def test_forward_ops_pass_opcheck(name, form, backend):
 def test_ops_that_save_nothing_pass_opcheck(form, backend):
     op = ttrc.load("gated_deltanet").package.op.OPS[form]
     for packed in (False, True):
-        given = arguments("gated_deltanet", form, backend, packed=packed, save=False, grad=False)
-        torch.library.opcheck(op, tuple(given))
+        check(op, arguments("gated_deltanet", form, backend, packed=packed, save=False, grad=False))
 
 
 @every_form
@@ -78,14 +85,14 @@ def test_ops_that_save_nothing_pass_opcheck(form, backend):
 @pytest.mark.parametrize("name", ["retnet", "gated_deltanet"])
 def test_backward_ops_pass_opcheck(name, form, backend):
     package = ttrc.load(name).package.op
-    backward = getattr(package, f"{form}_backward_op")
+    forward, backward = package.OPS[form], getattr(package, f"{form}_backward_op")
     for packed in (False, True):
-        *tensors, scale, start, cu_seqlens, chunk, save, backend = arguments(name, form, backend, packed=packed, grad=False)
-        o, final, *saved = package.OPS[form](*tensors, scale, start, cu_seqlens, chunk, save, backend)
-        for d_final in (torch.randn_like(final), None):
-            torch.library.opcheck(
-                backward, (*tensors, scale, *saved, torch.randn_like(o), d_final, cu_seqlens, chunk, backend)
-            )
+        given = arguments(name, form, backend, packed=packed, grad=False)
+        o, final, *saved = forward(*(given[n] for n in signature(forward)))
+        known = {*given, "d_o", "d_final_state", "initial"}
+        given |= dict(zip((n for n in signature(backward) if n not in known), saved, strict=True))
+        for d_final, initial in ((torch.randn_like(final), True), (None, False)):
+            check(backward, given | {"d_o": torch.randn_like(o), "d_final_state": d_final, "initial": initial})
 
 
 # torch.compile
@@ -254,7 +261,7 @@ def saving(monkeypatch):
 
     def spy(*given):
         out = real(*given)
-        seen.append((given[-2], out[-1].numel()))
+        seen.append((dict(zip(signature(real), given))["save"], out[-1].numel()))
         return out
 
     monkeypatch.setitem(package.OPS, "chunk", spy)
@@ -361,7 +368,7 @@ def test_a_package_runs_where_there_is_no_compiler(tmp_path):
     shutil.copytree(ROOT / "generated" / "gated_deltanet", tmp_path / "gated_deltanet")
     code = """
         import os, sys
-        for name in ("ttrc", "sympy", "jinja2", "black", "typer", "rich", "jsonschema", "platformdirs", "matplotlib"):
+        for name in ("ttrc", "jinja2", "black", "typer", "rich", "jsonschema", "platformdirs", "matplotlib"):
             sys.modules[name] = None
         os.environ["TRITON_INTERPRET"] = "1"
         sys.path.insert(0, ".")

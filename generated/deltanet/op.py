@@ -199,10 +199,10 @@ def chunk_backward_triton(
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
-    d_v = torch.empty_like(v)
-    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
+    d_v = torch.empty_like(v)
+    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch(
         "chunk_scan_reverse",
@@ -242,10 +242,10 @@ def chunk_backward_triton(
             attention,
             states,
             d_states,
-            d_v,
-            d_beta,
             d_q,
             d_k,
+            d_v,
+            d_beta,
         ),
         scale,
     )

@@ -53,9 +53,14 @@ def chunk_step(q, k, v, g, beta, scale, S):
     fine_gap = fine_sum[..., :, None] - fine_sum[..., None, :]
     gap = coarse_gap + fine_gap
     # causality
-    gap_masked = keep_strict(gap, float("-inf"))
+    gap_apart = keep_strict(gap)
+    gap_masked = keep_causal(gap_apart, float("-inf"))
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    system = beta[..., :, None] * overlap * torch.exp(gap_masked)
+    since = torch.exp(gap_masked)
+    # causality
+    earlier = keep_strict(overlap)
+    # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+    system = beta[..., :, None] * earlier * since
     # prediction
     prediction = k @ S
     # loss, line 21: norm2(p - v) / 2
@@ -65,11 +70,8 @@ def chunk_step(q, k, v, g, beta, scale, S):
     u = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
     # read-out
     overlap_q = q @ k.mT
-    # causality
-    gap_apart = keep_strict(gap)
-    gap_masked_2 = keep_causal(gap_apart, float("-inf"))
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * torch.exp(gap_masked_2)
+    attention = overlap_q * since
     # read-out
     inherited = q @ S
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
@@ -107,9 +109,14 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     fine_gap = fine_sum[..., :, None] - fine_sum[..., None, :]
     gap = coarse_gap + fine_gap
     # causality
-    gap_masked = keep_strict(gap, float("-inf"))
+    gap_apart = keep_strict(gap)
+    gap_masked = keep_causal(gap_apart, float("-inf"))
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    system = beta[..., :, None] * overlap * torch.exp(gap_masked)
+    since = torch.exp(gap_masked)
+    # causality
+    earlier = keep_strict(overlap)
+    # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+    system = beta[..., :, None] * earlier * since
     # prediction
     prediction = k @ S
     # loss, line 21: norm2(p - v) / 2
@@ -119,11 +126,8 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     u = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
     # read-out
     overlap_q = q @ k.mT
-    # causality
-    gap_apart = keep_strict(gap)
-    gap_masked_2 = keep_causal(gap_apart, float("-inf"))
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * torch.exp(gap_masked_2)
+    attention = overlap_q * since
     # read-out
     inherited = q @ S
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
@@ -154,12 +158,8 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention
     d_attention = d_read_via_o @ u.mT
-    d_gap_masked_2_via_attention = attention * d_attention
-    d_overlap_q_via_attention = d_attention * torch.exp(gap_masked_2)
-    # adjoint of gap_masked_2
-    d_gap_apart_via_gap_masked_2 = keep_causal(d_gap_masked_2_via_attention)
-    # adjoint of gap_apart
-    d_gap_via_gap_apart = keep_strict(d_gap_apart_via_gap_masked_2)
+    d_overlap_q_via_attention = d_attention * since
+    d_since_via_attention = d_attention * overlap_q
     # adjoint of u_s
     d_u_s = attention.mT @ d_read_via_o
     # adjoint of u
@@ -179,17 +179,22 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * torch.exp(coarse_sum + fine_sum)
     d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
     # adjoint of system
-    d_beta_via_system = d_system_via_u_3 * overlap * torch.exp(gap_masked)
+    d_beta_via_system = d_system_via_u_3 * earlier * since
     d_beta_via_system_2 = d_beta_via_system.sum(-1)
-    d_gap_masked_via_system = d_system_via_u_3 * system
-    d_overlap_via_system = beta[..., :, None] * d_system_via_u_3 * torch.exp(gap_masked)
+    d_earlier_via_system = beta[..., :, None] * d_system_via_u_3 * since
+    d_since_via_system = beta[..., :, None] * d_system_via_u_3 * earlier
+    # adjoint of earlier
+    d_overlap_via_earlier = keep_strict(d_earlier_via_system)
+    # adjoint of since
+    d_since = d_since_via_attention + d_since_via_system
+    d_gap_masked_via_since = d_since * since
     # adjoint of gap_masked
-    d_gap_via_gap_masked = keep_strict(d_gap_masked_via_system)
-    # adjoint of gap
-    d_gap = d_gap_via_gap_apart + d_gap_via_gap_masked
+    d_gap_apart_via_gap_masked = keep_causal(d_gap_masked_via_since)
+    # adjoint of gap_apart
+    d_gap_via_gap_apart = keep_strict(d_gap_apart_via_gap_masked)
     # adjoint of fine_gap
-    d_fine_sum_via_fine_gap = d_gap.sum(-1)
-    d_fine_sum_s_via_fine_gap = -d_gap
+    d_fine_sum_via_fine_gap = d_gap_via_gap_apart.sum(-1)
+    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
     d_fine_sum_s_via_fine_gap_2 = d_fine_sum_s_via_fine_gap.sum(-2)
     # adjoint of fine_after
     d_fine_chunk_via_fine_after = d_coarse_after_via_written_factor.sum(-1)
@@ -214,11 +219,11 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * torch.where(g <= -800.0, 0.0, 1.0)
     # adjoint of k_s
     d_k_s = d_overlap_q_via_attention.mT @ q
-    d_k_s_2 = d_k_s + d_overlap_via_system.mT @ k
+    d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # gradient
     d_q = d_overlap_q_via_attention @ k
     d_q_2 = d_q + d_inherited_via_carried_out @ S.mT
-    d_k = d_k_s_2 + d_overlap_via_system @ k
+    d_k = d_k_s_2 + d_overlap_via_earlier @ k
     d_k_2 = d_k + written @ d_S_next.mT
     d_k_3 = d_k_2 + d_prediction_via_rhs @ S.mT
     d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2

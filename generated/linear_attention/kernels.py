@@ -299,15 +299,17 @@ def chunk_gradients(
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
+        # adjoint of attention
+        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
         # adjoint of v_s
         d_v_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
         # gradient
         d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
         store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
-        # adjoint of attention
-        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
     # adjoint of attention
     d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+    # adjoint of k_s
+    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
     # gradient
     d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_q_2 = d_q
@@ -319,8 +321,6 @@ def chunk_gradients(
         # gradient
         d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
     store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
     d_k = d_k_s
     for i_v in range((V + BV - 1) // BV):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)

@@ -171,6 +171,8 @@ def chunk_scan(
         A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         log_decay = A * dt
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
@@ -185,10 +187,9 @@ def chunk_scan(
         # causality
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-        # read-out
-        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-        attention = overlap_q * tl.exp(gap_masked)
+        since = tl.exp(gap_masked)
+        attention = overlap_q * since
         # loss, line 25: -dot(p, v)
         u = dt[:, None] * v.to(tl.float32)
         # read-out
@@ -298,19 +299,19 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
+    v_ptr,
     q_ptr,
     k_ptr,
-    v_ptr,
     dt_ptr,
-    A_ptr,
     d_o_ptr,
+    A_ptr,
     states_ptr,
     d_states_ptr,
+    d_q_ptr,
+    d_k_ptr,
     d_v_ptr,
     d_dt_ptr,
     d_A_ptr,
-    d_q_ptr,
-    d_k_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -329,7 +330,7 @@ def chunk_gradients(
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -345,10 +346,22 @@ def chunk_gradients(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
+    dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
     A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
+    d_attention = tl.zeros([BT, BT], tl.float32)
+    for i_v in range((V + BV - 1) // BV):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of o
+        d_read_via_o = d_o.to(tl.float32) * scale
+        # loss, line 25: -dot(p, v)
+        u = dt[:, None] * v.to(tl.float32)
+        # adjoint of attention
+        d_attention = tl.dot(
+            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+        )
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
     log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
@@ -356,13 +369,12 @@ def chunk_gradients(
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
     coarse_sum = tl.cumsum(coarse, 0)
-    coarse_chunk = tl.sum(coarse)
-    coarse_after = coarse_chunk - coarse_sum
     fine_sum = tl.cumsum(fine, 0)
-    fine_chunk = tl.sum(fine)
-    fine_after = fine_chunk - fine_sum
     # read-out
+    carried_out_factor = tl.exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # adjoint of attention
+    d_since_via_attention = d_attention * overlap_q
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
     fine_gap = fine_sum[:, None] - fine_sum[None, :]
@@ -371,53 +383,89 @@ def chunk_gradients(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    attention = overlap_q * tl.exp(gap_masked)
-    written_factor = tl.exp(coarse_after + fine_after)
+    since = tl.exp(gap_masked)
+    # adjoint of since
+    d_gap_masked_via_since = d_since_via_attention * since
+    # adjoint of gap_apart
+    d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+    # adjoint of fine_gap
+    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+    d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+    d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+    # adjoint of fine_sum
+    d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+    # adjoint of attention
+    d_overlap_q_via_attention = d_attention * since
+    # adjoint of k_s
+    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+    # gradient
+    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_kept_factor_via_kept_2 = 0.0
-    d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
     d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    d_dt_via_u_2 = tl.zeros([BT], tl.float32)
+    d_q_2 = d_q
     for i_v in range((V + BV - 1) // BV):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_u_via_written = d_written * written_factor[:, None]
-        # adjoint of u
-        d_u = d_u_s + d_u_via_written
-        d_v_via_u = d_u * dt[:, None]
-        store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
         # adjoint of kept
         d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
         d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-        # loss, line 25: -dot(p, v)
-        u = dt[:, None] * v.to(tl.float32)
-        # adjoint of written
-        d_written_factor_via_written = d_written * u
-        d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+        # adjoint of o
+        d_read_via_o = d_o.to(tl.float32) * scale
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
         # adjoint of carried_out
         d_carried_out_factor_via_carried_out = d_read_via_o * inherited
         d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-        # adjoint of attention
-        d_attention = tl.dot(
-            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-        )
-        # adjoint of u
-        d_dt_via_u = d_u * v.to(tl.float32)
-        d_dt_via_u_2 += tl.sum(d_dt_via_u, 1)
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        # gradient
+        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
+    coarse_chunk = tl.sum(coarse)
+    fine_chunk = tl.sum(fine)
     kept_factor = tl.exp(coarse_chunk + fine_chunk)
     # adjoint of kept_factor
     d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
+    coarse_after = coarse_chunk - coarse_sum
+    fine_after = fine_chunk - fine_sum
+    written_factor = tl.exp(coarse_after + fine_after)
+    # adjoint of carried_out_factor
+    d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
+    attention = overlap_q * since
+    d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+    d_dt_via_u_2 = tl.zeros([BT], tl.float32)
+    d_k = d_k_s
+    for i_v in range((V + BV - 1) // BV):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        # adjoint of written
+        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+        # loss, line 25: -dot(p, v)
+        u = dt[:, None] * v.to(tl.float32)
+        # adjoint of written
+        d_written_factor_via_written = d_written * u
+        d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+        # adjoint of o
+        d_read_via_o = d_o.to(tl.float32) * scale
+        # adjoint of u_s
+        d_u_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
+        # adjoint of written
+        d_u_via_written = d_written * written_factor[:, None]
+        # adjoint of u
+        d_u = d_u_s + d_u_via_written
+        d_dt_via_u = d_u * v.to(tl.float32)
+        d_dt_via_u_2 += tl.sum(d_dt_via_u, 1)
+        d_v_via_u = d_u * dt[:, None]
+        store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
+        # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
+        written = u * written_factor[:, None]
+        # gradient
+        d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
+    store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
     # adjoint of written_factor
     d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
     # adjoint of fine_after
@@ -425,30 +473,10 @@ def chunk_gradients(
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
     d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-    # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    # adjoint of carried_out_factor
-    d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
-    # adjoint of attention
-    d_gap_masked_via_attention = attention * d_attention
-    # adjoint of gap_masked
-    d_gap_apart_via_gap_masked = tl.where(t[:, None] >= t[None, :], d_gap_masked_via_attention, 0.0)
-    # adjoint of gap_apart
-    d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_apart_via_gap_masked, 0.0)
-    # adjoint of fine_gap
-    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
-    d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
     # adjoint of fine_after
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
-    # adjoint of fine_gap
-    d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
     # adjoint of fine_sum
-    d_fine_sum = (
-        d_coarse_sum_via_carried_out_factor
-        + d_fine_sum_s_via_fine_gap_2
-        + d_fine_sum_via_fine_after
-        + d_fine_sum_via_fine_gap
-    )
+    d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
     d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
     # adjoint of fine
     d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
@@ -459,41 +487,12 @@ def chunk_gradients(
         log_decay <= -800.0, 0.0, 1.0
     )
     # adjoint of log_decay
+    d_A_via_log_decay = d_log_decay_via_log_decay_bounded * dt
+    store_vector(d_A_ptr + i_h, d_A_via_log_decay, token, left, HV, BT)
     d_dt_via_log_decay = A * d_log_decay_via_log_decay_bounded
     # gradient
     d_dt = d_dt_via_log_decay + d_dt_via_u_2
     store_vector(d_dt_ptr + i_h, d_dt, token, left, HV, BT)
-    # adjoint of log_decay
-    d_A_via_log_decay = d_log_decay_via_log_decay_bounded * dt
-    store_vector(d_A_ptr + i_h, d_A_via_log_decay, token, left, HV, BT)
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * tl.exp(gap_masked)
-    # gradient
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_q_2 = d_q
-    for i_v in range((V + BV - 1) // BV):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-        # gradient
-        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_k = d_k_s
-    for i_v in range((V + BV - 1) // BV):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # loss, line 25: -dot(p, v)
-        u = dt[:, None] * v.to(tl.float32)
-        # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-        written = u * written_factor[:, None]
-        # gradient
-        d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
-    store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

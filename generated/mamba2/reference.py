@@ -59,7 +59,8 @@ def chunk_step(q, k, v, dt, A, scale, S):
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    attention = overlap_q * torch.exp(gap_masked)
+    since = torch.exp(gap_masked)
+    attention = overlap_q * since
     # read-out
     inherited = q @ S
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
@@ -103,7 +104,8 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    attention = overlap_q * torch.exp(gap_masked)
+    since = torch.exp(gap_masked)
+    attention = overlap_q * since
     # read-out
     inherited = q @ S
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
@@ -134,10 +136,12 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention
     d_attention = d_read_via_o @ u.mT
-    d_gap_masked_via_attention = attention * d_attention
-    d_overlap_q_via_attention = d_attention * torch.exp(gap_masked)
+    d_overlap_q_via_attention = d_attention * since
+    d_since_via_attention = d_attention * overlap_q
+    # adjoint of since
+    d_gap_masked_via_since = d_since_via_attention * since
     # adjoint of gap_masked
-    d_gap_apart_via_gap_masked = keep_causal(d_gap_masked_via_attention)
+    d_gap_apart_via_gap_masked = keep_causal(d_gap_masked_via_since)
     # adjoint of gap_apart
     d_gap_via_gap_apart = keep_strict(d_gap_apart_via_gap_masked)
     # adjoint of fine_gap

@@ -169,6 +169,8 @@ def chunk_scan(
         log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -182,10 +184,9 @@ def chunk_scan(
         # causality
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-        # read-out
-        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        attention = overlap_q * tl.exp(gap_masked)
+        since = tl.exp(gap_masked)
+        attention = overlap_q * since
         # read-out
         carried_out_factor = tl.exp(coarse_sum + fine_sum)
         inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
@@ -290,17 +291,17 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
+    v_ptr,
     q_ptr,
     k_ptr,
-    v_ptr,
-    log_gamma_ptr,
     d_o_ptr,
+    log_gamma_ptr,
     states_ptr,
     d_states_ptr,
-    d_v_ptr,
-    d_log_gamma_ptr,
     d_q_ptr,
     d_k_ptr,
+    d_v_ptr,
+    d_log_gamma_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -319,7 +320,7 @@ def chunk_gradients(
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -338,19 +339,26 @@ def chunk_gradients(
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
+    d_attention = tl.zeros([BT, BT], tl.float32)
+    for i_v in range((V + BV - 1) // BV):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of o
+        d_read_via_o = d_o.to(tl.float32) * scale
+        # adjoint of attention
+        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
     coarse_sum = tl.cumsum(coarse, 0)
-    coarse_chunk = tl.sum(coarse)
-    coarse_after = coarse_chunk - coarse_sum
     fine_sum = tl.cumsum(fine, 0)
-    fine_chunk = tl.sum(fine)
-    fine_after = fine_chunk - fine_sum
     # read-out
+    carried_out_factor = tl.exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # adjoint of attention
+    d_since_via_attention = d_attention * overlap_q
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
     fine_gap = fine_sum[:, None] - fine_sum[None, :]
@@ -359,40 +367,78 @@ def chunk_gradients(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    attention = overlap_q * tl.exp(gap_masked)
-    written_factor = tl.exp(coarse_after + fine_after)
-    d_kept_factor_via_kept_2 = 0.0
-    d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+    since = tl.exp(gap_masked)
+    # adjoint of since
+    d_gap_masked_via_since = d_since_via_attention * since
+    # adjoint of gap_apart
+    d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+    # adjoint of fine_gap
+    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+    d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+    d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+    # adjoint of fine_sum
+    d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+    # adjoint of attention
+    d_overlap_q_via_attention = d_attention * since
+    # adjoint of k_s
+    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+    # gradient
+    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_attention = tl.zeros([BT, BT], tl.float32)
+    d_q_2 = d_q
     for i_v in range((V + BV - 1) // BV):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of v_s
-        d_v_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_v_via_written = d_written * written_factor[:, None]
-        # gradient
-        d_v = d_v_s + d_v_via_written
-        store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
-        # adjoint of kept
-        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-        d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-        # adjoint of written
-        d_written_factor_via_written = d_written * v.to(tl.float32)
-        d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
         # adjoint of carried_out
         d_carried_out_factor_via_carried_out = d_read_via_o * inherited
         d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-        # adjoint of attention
-        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        # gradient
+        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+    coarse_chunk = tl.sum(coarse)
+    fine_chunk = tl.sum(fine)
+    coarse_after = coarse_chunk - coarse_sum
+    fine_after = fine_chunk - fine_sum
+    written_factor = tl.exp(coarse_after + fine_after)
+    # adjoint of carried_out_factor
+    d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+    attention = overlap_q * since
+    d_kept_factor_via_kept_2 = 0.0
+    d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+    d_k = d_k_s
+    for i_v in range((V + BV - 1) // BV):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        # adjoint of kept
+        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+        d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+        # adjoint of written
+        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+        d_written_factor_via_written = d_written * v.to(tl.float32)
+        d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        written = v.to(tl.float32) * written_factor[:, None]
+        # gradient
+        d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
+        # adjoint of o
+        d_read_via_o = d_o.to(tl.float32) * scale
+        # adjoint of v_s
+        d_v_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
+        # adjoint of written
+        d_v_via_written = d_written * written_factor[:, None]
+        # gradient
+        d_v = d_v_s + d_v_via_written
+        store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+    store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     kept_factor = tl.exp(coarse_chunk + fine_chunk)
     # adjoint of kept_factor
@@ -404,30 +450,10 @@ def chunk_gradients(
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
     d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-    # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    # adjoint of carried_out_factor
-    d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
-    # adjoint of attention
-    d_gap_masked_via_attention = attention * d_attention
-    # adjoint of gap_masked
-    d_gap_apart_via_gap_masked = tl.where(t[:, None] >= t[None, :], d_gap_masked_via_attention, 0.0)
-    # adjoint of gap_apart
-    d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_apart_via_gap_masked, 0.0)
-    # adjoint of fine_gap
-    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
-    d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
     # adjoint of fine_after
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
-    # adjoint of fine_gap
-    d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
     # adjoint of fine_sum
-    d_fine_sum = (
-        d_coarse_sum_via_carried_out_factor
-        + d_fine_sum_s_via_fine_gap_2
-        + d_fine_sum_via_fine_after
-        + d_fine_sum_via_fine_gap
-    )
+    d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
     d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
     # adjoint of fine
     d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
@@ -438,32 +464,6 @@ def chunk_gradients(
         log_gamma <= -800.0, 0.0, 1.0
     )
     store_vector(d_log_gamma_ptr + i_h, d_log_gamma_via_log_decay_bounded, token, left, HV, BT)
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * tl.exp(gap_masked)
-    # gradient
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_q_2 = d_q
-    for i_v in range((V + BV - 1) // BV):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-        # gradient
-        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_k = d_k_s
-    for i_v in range((V + BV - 1) // BV):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        written = v.to(tl.float32) * written_factor[:, None]
-        # gradient
-        d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
-    store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

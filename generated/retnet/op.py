@@ -169,10 +169,10 @@ def chunk_forward_triton(q, k, v, log_gamma, scale, initial_state, cu_seqlens, c
 def chunk_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial):
     layout = lay_out(v, cu_seqlens, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
-    d_v = torch.empty_like(v)
-    d_log_gamma = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
+    d_v = torch.empty_like(v)
+    d_log_gamma = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch(
         "chunk_scan_reverse",
@@ -200,17 +200,17 @@ def chunk_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state,
         layout,
         chunk,
         (
+            v,
             q,
             k,
-            v,
-            log_gamma,
             d_o,
+            log_gamma,
             states,
             d_states,
-            d_v,
-            d_log_gamma,
             d_q,
             d_k,
+            d_v,
+            d_log_gamma,
         ),
         scale,
     )

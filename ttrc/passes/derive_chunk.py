@@ -8,11 +8,10 @@ system (the WY / UT transform), whose matrix is the same for every value channel
 
 from __future__ import annotations
 
-from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
-from ttrc.ir.tile import Carry, Program, Relation, Tile
-from ttrc.passes.builder import Builder
-from ttrc.symbolic import ONE, at_least, coarse, exp, symbol
+from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
+from ttrc.passes.builder import Builder, sym
+from ttrc.symbolic import ONE, Expr, at_least, coarse, exp
 
 NEGATIVE_INFINITY = float("-inf")
 FORGOTTEN = -800
@@ -30,37 +29,40 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     state = Tile("S", ("k", "v"))
     build = Builder((*inputs, state))
     tiles = {t.name: t for t in inputs}
-    q, k, v = tiles["q"], tiles["k"], tiles["v"]
+    q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
+
+    def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
+        """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
+        return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
+
     k_s = build.relabel(k, "tokens that write")
     for reduction in recurrence.reductions:
-        body = build.elementwise("squares", reduction.body, tiles, "loss")
+        body = make("squares", reduction.body, origin="loss")
         tiles[reduction.symbol.name] = build.reduce(reduction.symbol.name, body, ("t",), "loss")
     decays = _Decays(build, recurrence, tiles)
 
     match recurrence.error:
         case Hebbian(offset):
-            u = build.elementwise("u", -offset, tiles, "loss")
+            u = make("u", -offset, origin="loss")
         case Affine(slope, offset):
-            rate = build.elementwise("rate", slope, tiles, "loss")
+            rate = make("rate", slope, origin="loss")
             overlap = build.contract("overlap", k, k_s, "k", "prediction")
             matrix = decays.mask("system", overlap, strict=True, row=rate)
             carried = build.contract("prediction", k, state, "k", "prediction")
-            target = -offset - symbol("rate") * decays.read_factor * symbol("prediction")
-            names = {**tiles, **decays.tiles, "rate": rate, "prediction": carried}
-            rhs = build.elementwise("rhs", target, names, "loss")
+            target = -offset - sym(rate) * decays.read_factor * sym(carried)
+            rhs = make("rhs", target, rate, carried, *decays.tiles, origin="loss")
             u = build.solve("u", matrix, rhs, False, "update")
 
     u_s = build.relabel(u, "tokens that write")
     scores = build.contract("overlap_q", q, k_s, "k", "read-out")
     attention = decays.mask("attention", scores, strict=False)
     inherited = build.contract("inherited", q, state, "k", "read-out")
-    carried_out = build.elementwise("carried_out", decays.out_factor * symbol("inherited"),
-                                    {**decays.tiles, "inherited": inherited}, "read-out")
+    carried_out = make("carried_out", decays.out_factor * sym(inherited), inherited, *decays.tiles, origin="read-out")
     read = build.contract("read", attention, u_s, "s", "read-out", add=carried_out)
-    o = build.elementwise("o", symbol("scale") * symbol("read"), {**tiles, "read": read}, "read-out")
+    o = make("o", sym(scale) * sym(read), read, origin="read-out")
 
-    written = build.elementwise("written", decays.write_factor * symbol("u"), {**decays.tiles, "u": u}, "retention")
-    kept = build.elementwise("kept", decays.total_factor * symbol("S"), {**decays.tiles, "S": state}, "retention")
+    written = make("written", decays.write_factor * sym(u), u, *decays.tiles, origin="retention")
+    kept = make("kept", decays.total_factor * sym(state), state, *decays.tiles, origin="retention")
     after = build.contract("S_next", k, written, "t", "update", add=kept)
     return Program(inputs, tuple(build.statements), (Carry("state", state, after, reverse=False),), (("o", o),))
 
@@ -74,43 +76,58 @@ class _Decays:
     """
 
     def __init__(self, build: Builder, recurrence: Recurrence, tiles: dict[str, Tile]):
-        self.build, self.tiles = build, {}
+        self.build, self.tiles, self.gaps = build, (), {}
         self.out_factor = self.read_factor = self.write_factor = self.total_factor = ONE
         if recurrence.log_decay is None:
             return
         raw = build.elementwise("log_decay", recurrence.log_decay, tiles, "retention")
-        bounded = build.elementwise("log_decay_bounded", at_least(symbol("g"), FORGOTTEN), {"g": raw}, "retention")
+        bounded = self._make("log_decay_bounded", at_least(sym(raw), FORGOTTEN), raw)
         g = build.mask("log_decay_valid", bounded, Relation.VALID, 0.0, "retention")
-        whole = build.elementwise("coarse", coarse(symbol("g")), {"g": g}, "retention")
-        rest = build.elementwise("fine", symbol("g") - symbol("c"), {"g": g, "c": whole}, "retention")
+        whole = self._make("coarse", coarse(sym(g)), g)
+        rest = self._make("fine", sym(g) - sym(whole), g, whole)
+        roles = []
         for part, own in (("coarse", whole), ("fine", rest)):
             until = build.cumulative_sum(f"{part}_sum", own, "retention")
             chunk = build.reduce(f"{part}_chunk", own, (), "retention")
             before = until
             if not recurrence.reads_decayed:
-                before = build.elementwise(f"{part}_before", symbol("a") - symbol("b"), {"a": until, "b": own}, "update.at")
-            after = build.elementwise(f"{part}_after", symbol("a") - symbol("b"), {"a": chunk, "b": until}, "retention")
-            self.tiles |= {f"{part}_until": until, f"{part}_read": before, f"{part}_after": after, f"{part}_chunk": chunk}
+                before = self._make(f"{part}_before", sym(until) - sym(own), until, own)
+            after = self._make(f"{part}_after", sym(chunk) - sym(until), chunk, until)
+            roles.append((until, before, after, chunk))
+            self.gaps[part] = (until, before)
+        self.tiles = tuple(t for own in roles for t in own)
         self.out_factor, self.read_factor, self.write_factor, self.total_factor = (
-            exp(symbol(f"coarse_{role}") + symbol(f"fine_{role}")) for role in ("until", "read", "after", "chunk")
+            exp(sym(whole) + sym(rest)) for whole, rest in zip(*roles)
         )
 
     def mask(self, name: str, pairs: Tile, *, strict: bool, row: Tile | None = None) -> Tile:
-        """pairs times the decay from s to t (masked before exp: the upper triangle would overflow), row by row."""
-        relation = Relation.STRICT if strict else Relation.CAUSAL
-        build = self.build
-        factor = ONE if row is None else symbol("row")
-        args = {"pairs": pairs} | ({} if row is None else {"row": row})
+        """pairs times the decay from s to t, row by row; 0 above the diagonal, or on it too if strict."""
+        build, relation = self.build, Relation.STRICT if strict else Relation.CAUSAL
+        since = self._since(strict)
+        if strict or since is None:
+            pairs = build.mask("earlier" if strict else name, pairs, relation, 0.0, "causality")
+        factors = [t for t in (since, row, pairs) if t is not None]
+        product = ONE
+        for factor in factors:
+            product = product * sym(factor)
+        return self._make(name, product, *factors, origin="retention" if self.tiles else "loss")
+
+    def _since(self, strict: bool) -> Tile | None:
+        """The decay from s to t, [t, s]: one tile for read-outs and predictions where both see the same decays.
+
+        Masked before exp: the upper triangle would overflow.
+        """
         if not self.tiles:
-            kept = build.mask("earlier" if strict else name, pairs, relation, 0.0, "causality")
-            return build.elementwise(name, factor * symbol("kept"), {"kept": kept, **args}, "loss")
-        gaps = {}
-        for part in ("coarse", "fine"):
-            since = self.tiles[f"{part}_read" if strict else f"{part}_until"]
-            until = build.relabel(self.tiles[f"{part}_until"], "tokens that write")
-            gaps[part] = build.elementwise(f"{part}_gap", symbol("a") - symbol("b"), {"a": since, "b": until}, "retention")
-        gap = build.elementwise("gap", symbol("coarse") + symbol("fine"), gaps, "retention")
-        if not strict:  # the diagonal is free of every decay: said here, so that its cotangent is 0 and not a difference
-            gap = build.mask("gap_apart", gap, Relation.STRICT, 0.0, "causality")
-        gap = build.mask("gap_masked", gap, relation, NEGATIVE_INFINITY, "causality")
-        return build.elementwise(name, factor * exp(symbol("gap")) * symbol("pairs"), {"gap": gap, **args}, "retention")
+            return None
+        build, parts = self.build, []
+        for part, (until, before) in self.gaps.items():
+            row, column = before if strict else until, build.relabel(until, "tokens that write")
+            parts.append(self._make(f"{part}_gap", sym(row) - sym(column), row, column))
+        gap = self._make("gap", sym(parts[0]) + sym(parts[1]), *parts)
+        # The diagonal is free of every decay: said here, so that its cotangent is 0 and not a difference.
+        gap = build.mask("gap_apart", gap, Relation.STRICT, 0.0, "causality")
+        gap = build.mask("gap_masked", gap, Relation.CAUSAL, NEGATIVE_INFINITY, "causality")
+        return self._make("since", exp(sym(gap)), gap)
+
+    def _make(self, name: str, expr: Expr, *args: Tile, origin: str = "retention") -> Tile:
+        return self.build.elementwise(name, expr, {t.name: t for t in args}, origin)

@@ -133,14 +133,13 @@ def _classify(spec: Spec, scope: Scope, gradient: Expr) -> tuple[Expr, Expr]:
     solved = symbolic.affine(gradient, p)
     coupled = any(gradient.has(r.symbol) and scope.depends(r.symbol, p) for r in scope.reductions)
     if solved is None or coupled or solved[0].has(v):
-        reason = (
-            "nonlinear in p" if solved is None or coupled else "affine in p, its slope not the same for every value channel"
-        )
+        nonlinear = solved is None or coupled
+        reason = "nonlinear in p" if nonlinear else "affine in p, its slope not the same for every value channel"
+        error = symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))
         raise _at(
             spec,
             spec.loss.expr,
-            f"the error dL/dp = {symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))} is {reason}; "
-            "no kernel class covers it yet",
+            f"the error dL/dp = {error} is {reason}; no kernel class covers it yet",
             expected="an error that is free of p or affine in p",
         )
     sums = [r for r in scope.reductions if any(e.has(r.symbol) for e in solved) and "v" in r.axes]

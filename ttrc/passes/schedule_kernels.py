@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from ttrc.ir.plan import Buffer, Kernel, Plan, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
-from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Reduce, Statement, Tile, operands
+from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Tile, operands
 from ttrc.language.spec import Parameter
 from ttrc.passes.order_statements import order_statements
+from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
+from ttrc.passes.split_panels import split_panels, sums_values
 
 KEY_HEADS = ("q", "k", "d_q", "d_k")
 
@@ -84,11 +86,16 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=()) -> Ker
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
-    body = slice_program(program.statements, targets, at_hand)
+    body = simplify_tile(slice_program(program.statements, targets, at_hand), tuple(targets))
     if skeleton is Skeleton.PARALLEL:
-        segments = _panels(body, memory, stores)
+        results = {b.tile: b for b in stores}
+        segments = tuple(
+            _segment(p.panelled, p.statements, p.sums, memory, [results[t] for t in p.results])
+            for p in split_panels(body, tuple(results))
+        )
     else:
         _assert_splits(name, body, skeleton)
+        body = order_statements(body, tuple(targets))
         segments = (_segment(False, body, (), memory, stores, targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 
@@ -96,110 +103,12 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=()) -> Ker
 def _assert_splits(name: str, body: tuple[Statement, ...], skeleton: Skeleton) -> None:
     """Scans split the value axis over programs; only a gradient's partial sums may contract over it there."""
     for statement in body:
-        if skeleton is not Skeleton.TOKENS_REVERSE and _sums_values(statement):
+        if skeleton is not Skeleton.TOKENS_REVERSE and sums_values(statement):
             raise AssertionError(f"{name} splits the value axis, over which {statement.target.name} contracts")
 
 
-def _sums_values(statement: Statement) -> bool:
-    return isinstance(statement.op, (Contract, Reduce)) and "v" not in statement.target.axes and any(
-        "v" in t.axes for t in operands(statement.op)
-    )
-
-
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:
-    statements = order_statements(tuple(statements), tuple([*(b.tile for b in stores), *sums, *targets]))
     used = {t for s in statements for t in operands(s.op)} | set(targets)
     made = {s.target for s in statements}
     loads = tuple(b for b in memory if b.tile in used - made)
     return Segment(panelled, loads, tuple(statements), tuple(sums), tuple(stores))
-
-
-def _panels(body: tuple[Statement, ...], memory, stores) -> tuple[Segment, ...]:
-    """Code once a chunk and loops over panels of the value axis, in turn.
-
-    A product or sum over the value axis belongs to a loop, and is known once that has ended. Code once a chunk
-    goes in front of the first loop that needs it, no earlier: registers held across a loop are registers lost to it.
-    """
-    stage, loop_of = _stages(body)
-    made = {s.target for s in body}
-    loops = []
-    for number in range(max([*stage.values(), 0]) + 1):
-        sums = [t for t, loop in loop_of.items() if loop == number]
-        written = [b.tile for b in stores if "v" in b.tile.axes and stage.get(b.tile, 0) == number]
-        known = frozenset(t for t in made if "v" not in t.axes and t not in sums)
-        loops += [(slice_program(body, group, known), group) for group in _groups(body, sums, written, known)]
-    place = _places(body, loop_of, loops, {b.tile for b in stores})
-    segments = []
-    for number in range(len(loops) + 1):
-        once = [s for s in body if place.get(s.target) == number]
-        here = [b for b in stores if place.get(b.tile) == number]
-        segments.append(_segment(False, once, (), memory, here))
-        if number < len(loops):
-            panel, group = loops[number]
-            sums = [t for t in group if "v" not in t.axes]
-            segments.append(_segment(True, panel, sums, memory, [b for b in stores if b.tile in group]))
-    return tuple(s for s in segments if s.statements or s.stores)
-
-
-def _groups(body, sums: list[Tile], written: list[Tile], known: frozenset[Tile]) -> list[list[Tile]]:
-    """One loop for each accumulator as wide as the keys: two of them at once do not fit the registers.
-
-    What is small joins the loop that works out most of what it needs; what a loop lacks it works out again.
-    """
-    chained = {s.op.add: s.target for s in body if isinstance(s.op, Contract) and s.target in sums and s.op.add in sums}
-    wide = [t for t in sums if t.axes == ("t", "k") and t not in chained]
-    groups = [[t] for t in wide] or ([[]] if sums or written else [])
-
-    def needs(targets: list[Tile]) -> set[Tile]:
-        return {t for s in slice_program(body, targets, known) for t in (s.target, *operands(s.op))}
-
-    for target in (*sums, *written):
-        if target.axes == ("t", "k"):
-            if target in chained:
-                end = target
-                while end in chained:
-                    end = chained[end]
-                next(g for g in groups if end in g).insert(0, target)
-            continue
-        own = needs([target])
-        max(groups, key=lambda g: (len(own & needs(g)), -len(g))).append(target)
-    return [sorted(g, key=[*sums, *written].index) for g in groups]
-
-
-def _stages(body: tuple[Statement, ...]) -> tuple[dict[Tile, int], dict[Tile, int]]:
-    """Each tile's stage, and for results that sum over panels the loop that sums them."""
-    stage: dict[Tile, int] = {}
-    loop_of: dict[Tile, int] = {}
-    for statement in body:
-        target, add = statement.target, getattr(statement.op, "add", None)
-        if not _sums_values(statement):
-            stage[target] = max((stage.get(t, 0) for t in operands(statement.op)), default=0)
-            continue
-        loop = max(stage.get(t, 0) for t in operands(statement.op) if t is not add)
-        if add is not None:
-            loop = max(loop, loop_of.get(add, stage.get(add, 0)))
-        loop_of[target], stage[target] = loop, loop + 1
-    return stage, loop_of
-
-
-def _places(body: tuple[Statement, ...], loop_of: dict[Tile, int], loops, stored: set[Tile]) -> dict[Tile, int]:
-    """In front of which loop each piece of code once a chunk stands: results as early as they can be known (what
-    they came from is then free), everything else as late as its users allow."""
-    known_after = {t: number + 1 for number, (_, group) in enumerate(loops) for t in group}
-    once = [s for s in body if "v" not in s.target.axes and s.target not in loop_of]
-    for statement in once:
-        known_after[statement.target] = max((known_after.get(t, 0) for t in operands(statement.op)), default=0)
-    place: dict[Tile, int] = {}
-
-    def no_later_than(tile: Tile, number: int) -> None:
-        place[tile] = min(place.get(tile, number), number)
-
-    for number, (panel, _) in enumerate(loops):
-        for statement in panel:
-            for tile in operands(statement.op):
-                no_later_than(tile, number)
-    for statement in reversed(once):
-        no_later_than(statement.target, known_after[statement.target] if statement.target in stored else len(loops))
-        for tile in operands(statement.op):
-            no_later_than(tile, place[statement.target])
-    return {s.target: place[s.target] for s in once}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from ttrc.ir.tile import Relabel, Statement, Tile, operands
+from dataclasses import replace
+
+from ttrc import symbolic
+from ttrc.ir.tile import (
+    Contract, CumulativeSum, Elementwise, Inverse, Mask, Op, Reduce, Relabel, Solve, Statement, Tile, operands,
+)
 
 
 def slice_program(
@@ -23,3 +28,20 @@ def names_of(statements: tuple[Statement, ...]) -> dict[Tile, Tile]:
         if isinstance(statement.op, Relabel):
             source[statement.target] = source.get(statement.op.arg, statement.op.arg)
     return source
+
+
+def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
+    """The operation on other tiles, of the same axes."""
+    tiles = {t: names.get(t, t) for t in operands(op)}
+    match op:
+        case Elementwise(expr, args):
+            expr = symbolic.renamed(expr, {t.name: symbolic.symbol(tiles[t].name) for t in args})
+            return Elementwise(expr, tuple(dict.fromkeys(tiles[t] for t in args)))
+        case Contract(a, b, axis, add):
+            return Contract(tiles[a], tiles[b], axis, None if add is None else tiles[add])
+        case Solve(matrix, rhs, transposed):
+            return Solve(tiles[matrix], tiles[rhs], transposed)
+        case Inverse(matrix):
+            return Inverse(tiles[matrix])
+        case Reduce(arg) | Mask(arg) | CumulativeSum(arg) | Relabel(arg):
+            return replace(op, arg=tiles[arg])

@@ -91,13 +91,10 @@ class _Writer:
         return "\n".join(lines)
 
     def panels(self) -> str:
-        lines: list[str] = []
+        # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
+        lines = self._loads(b for b in self.kernel.loads if "v" not in b.tile.axes)
         for segment in self.kernel.segments:
-            if not segment.panelled:
-                lines.append(self.straight(segment))
-                continue
-            lines += self._loads(b for b in segment.loads if "v" not in b.tile.axes)
-            lines += self._panel_loop(segment)
+            lines += self._panel_loop(segment) if segment.panelled else [self.straight(segment)]
         return "\n".join(line for line in lines if line)
 
     def _panel_loop(self, segment: Segment) -> list[str]:

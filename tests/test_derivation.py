@@ -1,0 +1,299 @@
+"""What SymPy makes of a spec: the class, the recurrence, and a refusal with a place for what is no such class."""
+
+from pathlib import Path
+
+import pytest
+import sympy
+import torch
+
+from hostile_specs import AT, COMPILE_ROWS, LOSS, RETENTION, WEIGHT, swap
+from ttrc import oracle, symbolic
+from ttrc.backends.torch.printer import DIALECT
+from ttrc.compiler import analyse
+from ttrc.errors import SpecError
+from ttrc.ir.recurrence import Affine, Hebbian
+from ttrc.language.load import load_spec, parse_spec
+from ttrc.passes.derive_recurrence import derive_recurrence
+from ttrc.sampling import random_inputs
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = {path.stem: path for folder in ("specs", "tests/unseen") for path in sorted((ROOT / folder).glob("*.toml"))}
+exp = torch.exp
+
+
+def hebbian(decay, offset):
+    return Hebbian, decay, None, offset, True
+
+
+def affine(decay, slope, offset, reads_decayed=True):
+    return Affine, decay, slope, offset, reads_decayed
+
+
+def none(x):
+    return 1.0
+
+
+# rule: error class, decay, slope, offset, whether it reads the decayed state; x holds one token's numbers.
+# e = slope p + offset, and S = decay S_prev - k e'.
+EXPECTED = {
+    "linear_attention": hebbian(none, lambda x: -x["v"]),
+    "retnet": hebbian(lambda x: exp(x["log_gamma"]), lambda x: -x["v"]),
+    "lightning_attention": hebbian(lambda x: exp(x["slope"]), lambda x: -x["v"]),
+    "mamba2": hebbian(lambda x: exp(x["dt"] * x["A"]), lambda x: -x["dt"] * x["v"]),
+    "deltanet": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "gated_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "longhorn": affine(
+        none,
+        lambda x: x["beta"] / (1 + x["beta"] * x["k"].square().sum()),
+        lambda x: -x["beta"] * x["v"] / (1 + x["beta"] * x["k"].square().sum()),
+    ),
+    "half_hebbian": affine(none, lambda x: x["beta"], lambda x: -1.25 * x["beta"] * x["v"]),
+    "tilted_target": affine(none, lambda x: x["beta"], lambda x: x["beta"] * (0.1 - x["v"])),
+    "twice_weighted": affine(none, lambda x: x["eta"] * x["trust"], lambda x: -x["eta"] * x["trust"] * x["v"]),
+    "undecayed_read": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
+    "ridge_delta": affine(
+        lambda x: exp(x["g"]) / (1 + x["lam"]),
+        lambda x: x["beta"] / (1 + x["lam"]),
+        lambda x: -x["beta"] * x["v"] / (1 + x["lam"]),
+    ),
+}
+
+
+def token(spec, seed=0):
+    """One token of one head: v, p [d_v], k [d_k], gates numbers."""
+    drawn = random_inputs(spec, B=1, T=1, H=1, HV=1, dk=4, dv=3, dtype=torch.float64, seed=seed)
+    x = {n: t[0, 0, 0] if n in ("q", "k", "v") else t.flatten()[0] for n, t in drawn.items()}
+    return x | {"p": torch.randn(3, generator=torch.Generator().manual_seed(seed + 9), dtype=torch.float64)}
+
+
+def evaluate(expr, recurrence, x):
+    """An expression of the recurrence in numbers, entry by entry of the value axis, through the torch printer."""
+    numbers = dict(x)
+
+    def value(expr):
+        names = {s.name for s in expr.free_symbols}
+        if not names:
+            return torch.tensor(float(expr), dtype=torch.float64)
+        code = symbolic.render(expr, DIALECT, {n: n for n in names})
+        return eval(code, {"torch": torch, "F": torch.nn.functional, "log_cosh": lambda y: y.cosh().log(), **numbers})
+
+    for reduction in recurrence.reductions:
+        assert len(reduction.axes) == 1
+        numbers[reduction.symbol.name] = value(reduction.body).sum()
+    return value(expr).expand(3)
+
+
+def test_every_rule_is_expected():
+    assert set(EXPECTED) == set(PATHS)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_recurrence(name):
+    spec = load_spec(PATHS[name])
+    made = derive_recurrence(spec)
+    kind, decay, slope, offset, reads_decayed = EXPECTED[name]
+    assert type(made.error) is kind
+    assert made.reads_decayed == (reads_decayed and decay is not none) or kind is Hebbian
+    assert (made.decay == 1) == (made.log_decay is None) == (decay is none)
+    for seed in range(3):
+        x = token(spec, seed)
+
+        def agrees(expr, expected, x=x):
+            value = torch.as_tensor(expected(x), dtype=torch.float64).expand(3)
+            torch.testing.assert_close(evaluate(expr, made, x), value)
+
+        agrees(made.decay, decay)
+        agrees(made.error.offset, offset)
+        if slope is not None:
+            agrees(made.error.slope, slope)
+        if made.log_decay is not None:
+            agrees(sympy.exp(made.log_decay), decay)
+
+
+def loss_gradient(spec, x):
+    """dL/dp by autograd of the loss itself."""
+    tokens = {n: t[:, None] if n == "k" else t[None, :] if t.dim() else t[None, None] for n, t in x.items()}
+    scope = {n: t[None, None] for n, t in tokens.items()}
+    p = scope["p"].clone().requires_grad_()
+    value = oracle.evaluate(spec.loss.expr.tree, scope | {"p": p})
+    if spec.loss.weight is not None:
+        value = value * oracle.evaluate(spec.loss.weight.tree, scope)
+    return torch.autograd.grad(value.sum(), p)[0].flatten()
+
+
+LOSSES = [
+    "-sum(p * tanh(v))",
+    "-sum(p * max(v, 0))",
+    "-sum(p * huber(v, 1))",
+    "-sum(p * v**3) + norm2(p)",
+    "norm2(p - v)/2 - dot(p, v)/4 + 0.3 * sum(p)",
+    "norm2(p - v * norm2(k))/2",
+    "-sum(p * where(v > 0, v, v / 10))",
+    "sum((2 * p - v) * (p + 3 * v)) * square(norm(k))",
+    "-sum(p * sigmoid(v) * softplus(v) * abs(v) * sign(v))",
+    "-sum(p * exp(v / 2) * log(1 + v**2) * sqrt(1 + v**2) * min(v, 1) * log_cosh(v))",
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_gradient_is_autograds(loss):
+    spec = parse_spec(swap(LOSS, f"'{loss}'"))
+    made = derive_recurrence(spec)
+    for seed in range(3):
+        x = token(spec, seed)
+        gradient = loss_gradient(spec, x)
+        slope = made.error.slope if isinstance(made.error, Affine) else sympy.Integer(0)
+        error = evaluate(slope, made, x) * x["p"] + evaluate(made.error.offset, made, x)
+        torch.testing.assert_close(error, gradient / float(made.curvature))
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_gradient_of_every_rule_is_autograds(name):
+    spec = load_spec(PATHS[name])
+    made = derive_recurrence(spec)
+    x = token(spec)
+    torch.testing.assert_close(evaluate(made.gradient, made, x), loss_gradient(spec, x))
+
+
+RETENTIONS = [  # the retention, and the decay that it means
+    ("norm2(S - S_prev) / 2", lambda x: 1.0),
+    ("norm2(S - exp(g) * S_prev)", lambda x: exp(x["g"])),
+    ("norm2(S)/2 - exp(g) * dot(S, S_prev)", lambda x: exp(x["g"])),
+    ("norm2(S - S_prev)/2 + norm2(S)/2", lambda x: 0.5),
+    ("norm2(S - exp(g) * S_prev)/2 + exp(g) * norm2(S)", lambda x: exp(x["g"]) / (1 + 2 * exp(x["g"]))),
+    ("sum(square(S - S_prev * sigmoid(g)))", lambda x: torch.sigmoid(x["g"])),
+    ("norm2(S - S_prev / 3)", lambda x: 1 / 3),
+    ("norm2(2 * S + S_prev)", lambda x: -0.5),
+]
+
+
+@pytest.mark.parametrize("retention, decay", RETENTIONS, ids=[r[0] for r in RETENTIONS])
+def test_the_decay_of_a_retention(retention, decay):
+    text = swap(RETENTION, f'"{retention}"', WEIGHT, '"beta * exp(g)"')
+    spec = parse_spec(text)
+    made = derive_recurrence(spec)
+    x = token(spec)
+    expected = torch.as_tensor(decay(x), dtype=torch.float64).expand(3)
+    torch.testing.assert_close(evaluate(made.decay, made, x), expected)
+    if made.log_decay is not None:
+        torch.testing.assert_close(evaluate(sympy.exp(made.log_decay), made, x), expected)
+
+
+def test_a_decay_that_may_be_zero_or_negative_has_no_chunk_form():
+    for decay in ("beta", "(1 - beta)", "tanh(g)", "(0 - 1)"):
+        spec = parse_spec(swap(RETENTION, f'"norm2(S - {decay} * S_prev * exp(g)) / 2"'))
+        assert tuple(analyse(spec).forms) == ("recurrent",), decay
+
+
+PROXIMAL, PREVIOUS = 'rule = "proximal"', 'rule = "gradient"\nat = "previous"'
+DECAY = 'g = { per = "head", domain = "log_decay" }'
+GATE = 'beta = { per = "head", domain = "unit" }'
+
+# What is written; the key and the line; parts of the message.
+REFUSED = {
+    "huber": (swap(LOSS, '"sum(huber(p - v, 1))"'), "loss.expr", 14, ("nonlinear in p",)),
+    "l3": (swap(LOSS, '"sum(abs(p - v)**3)"'), "loss.expr", 14, ("nonlinear in p",)),
+    "quartic": (swap(LOSS, '"sum((p - v)**4)"'), "loss.expr", 14, ("nonlinear in p",)),
+    "norm": (swap(LOSS, '"norm(p - v)"'), "loss.expr", 14, ("nonlinear in p",)),
+    "squared norm2": (swap(LOSS, '"norm2(p - v)**2"'), "loss.expr", 14, ("nonlinear in p",)),
+    "product of sums": (swap(LOSS, '"dot(p, v) * sum(p)"'), "loss.expr", 14, ("nonlinear in p",)),
+    "log cosh": (swap(LOSS, '"sum(log_cosh(p - v))"'), "loss.expr", 14, ("nonlinear in p",)),
+    "absolute": (swap(LOSS, '"sum(abs(p - v))"'), "loss.expr", 14, ("nonlinear in p",)),
+    "hinge": (swap(LOSS, '"sum(max(1 - p * v, 0))"'), "loss.expr", 14, ("nonlinear in p",)),
+    "by channel": (swap(LOSS, '"sum(v * (p - v)**2)"'), "loss.expr", 14, ("slope", "every value channel")),
+    "by sign": (swap(LOSS, '"sum(square(p - v) * sigmoid(v))"'), "loss.expr", 14, ("slope", "every value channel")),
+    "no learning": (swap(LOSS, '"sum(p - p) + norm2(v)"'), "loss.expr", 14, ("does not change with p",)),
+    "no weight": (swap(WEIGHT, '"beta - beta"'), "loss.expr", 14, ("does not change with p",)),
+    "value sums": (swap(WEIGHT, '"beta / (1 + norm2(v))"'), "loss.expr", 14, ("sum over the value channels",)),
+    "concave": (swap(RETENTION, '"-norm2(S - S_prev) * exp(g)"'), "retention.expr", 17, ("not strictly convex",)),
+    "cancelling": (
+        swap(RETENTION, '"norm2(S - S_prev) * exp(g) - norm2(S) * exp(g)"'), "retention.expr", 17, ("not strictly convex",)
+    ),
+    "linear": (swap(RETENTION, '"dot(S, S_prev) * exp(g)"'), "retention.expr", 17, ("not strictly convex",)),
+    "perhaps flat": (
+        swap(RETENTION, '"beta * norm2(S - exp(g) * S_prev)"'), "retention.expr", 17, ("not strictly convex", "beta")
+    ),
+    "perhaps concave": (
+        swap(RETENTION, '"(1 - beta) * norm2(S - exp(g) * S_prev)"'), "retention.expr", 17, ("not strictly convex",)
+    ),
+    "towards a constant": (swap(RETENTION, '"norm2(S - exp(g)) / 2"'), "retention.expr", 17, ("constant",)),
+    "cubic": (swap(RETENTION, '"sum(abs(S - exp(g) * S_prev)**3)"'), "retention.expr", 17, ("not quadratic",)),
+    "squared retention": (swap(RETENTION, '"norm2(S - exp(g) * S_prev)**2"'), "retention.expr", 17, ("couples",)),
+    "unsquared retention": (swap(RETENTION, '"norm(S - exp(g) * S_prev)"'), "retention.expr", 17, ("couples",)),
+    "nonlinear in the past": (
+        swap(RETENTION, '"norm2(S - exp(g) * tanh(S_prev)) / 2"'), "retention.expr", 17, ("not quadratic",)
+    ),
+    "momentum": (swap(AT, 'at = "retained"\nmomentum = "beta"'), "update.momentum", 19, ("momentum",)),
+    "segment": (swap(AT, 'at = "segment_start"\nsegment = 16'), "update.at", 19, ("segment_start",)),
+    "closed form": (swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"'), "update.rule", 19, ("no derivation yet",)),
+    "concave proximal": (
+        swap(LOSS, '"-norm2(p - v)/2"', f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("convex loss",)
+    ),
+    "signed proximal": (
+        swap(GATE, GATE.replace("unit", "real"), f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("convex loss",)
+    ),
+    "nonlinear proximal": (
+        swap(LOSS, '"sum(huber(p - v, 1))"', f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("nonlinear in p",)
+    ),
+    "key channels": (swap(DECAY, DECAY.replace("head", "key_channel")), "g", 6, ("key_channel", "per head")),
+    "elements": (swap(DECAY, DECAY.replace("head", "element")), "g", 6, ("element", "per head")),
+    "mlp": (
+        swap('kind = "linear"', 'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = true'),
+        "memory.kind", None, ("memory",),
+    ),
+    "vector": (swap('kind = "linear"', 'kind = "vector"'), "memory.kind", None, ("memory",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_outside_the_class_is_refused_with_its_place(case):
+    text, key, line, says = REFUSED[case]
+    spec = parse_spec(text, path="mine.toml")
+    with pytest.raises(SpecError) as caught:
+        analyse(spec)
+    error = caught.value
+    for part in says:
+        assert part in str(error)
+    assert key.split(".")[-1] in (error.key or "") and str(error).startswith("mine.toml:")
+    assert error.line == line if line is not None else error.line is not None
+    assert len(str(error).splitlines()) <= 5
+    if key.endswith("expr"):
+        assert error.key == key and error.span is not None and error.expected
+
+
+@pytest.mark.parametrize("row", COMPILE_ROWS, ids=lambda row: row.id)
+def test_a_retention_without_a_minimum_is_refused(row):
+    spec = parse_spec(row.spec)
+    with pytest.raises(SpecError) as caught:
+        derive_recurrence(spec)
+    assert caught.value.key == row.key and caught.value.line == row.line
+    assert all(part in str(caught.value) for part in row.says)
+
+
+# What a user may write and the compiler has to finish with, one way or the other, in seconds.
+GATES = [f"b{i}" for i in range(15)]
+MANY = "\n".join(f'{n} = {{ per = "head", domain = "unit" }}' for n in GATES)
+SUM = " + ".join(GATES)
+LABOUR = {
+    "wide weight": (f"({SUM})**16", "norm2(p - v) / 2"),
+    "wide loss": ("1", f"norm2(p - v) * ({SUM})**16"),
+    "wide power of p": ("1", f"sum((p + v + {SUM})**16)"),
+    "rational": (" * ".join(f"(1 / (1 + {n}) + 1 / (2 + {n}))" for n in GATES), "norm2(p - v) / 2"),
+    "nested": (" + ".join(f"exp(-{n} * exp({m}))" for n, m in zip(GATES, GATES[1:])) + " + b0", "norm2(p - v) / 2"),
+}
+
+
+@pytest.mark.parametrize("case", LABOUR)
+def test_no_spec_keeps_the_compiler_busy(case, tmp_path):
+    import subprocess
+    import sys
+
+    weight, loss = LABOUR[case]
+    path = tmp_path / "busy.toml"
+    path.write_text(swap(GATE, MANY, WEIGHT, f'"{weight}"', LOSS, f'"{loss}"'))
+    code = (
+        "import sys; from ttrc.cli import main; "
+        f"sys.argv[1:] = ['generate', {str(path)!r}, '--out', {str(tmp_path / 'out')!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr[-800:]

@@ -1,0 +1,286 @@
+"""A check that cannot fail is a defect: break the compiler, or what it wrote, and see the verification notice."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from ttrc.compiler import generate
+from ttrc.ir.tile import Relation, Solve
+from ttrc.language.load import load_spec
+from ttrc.passes import derive_chunk, derive_recurrence, differentiate_tile
+from ttrc.passes.builder import Builder
+from ttrc.runtime.load import import_package
+from ttrc.runtime.operator import Operator
+from ttrc.runtime.trust import Verifier
+from ttrc.runtime.verify import Case, verify
+
+ROOT = Path(__file__).resolve().parents[1]
+CHUNKED = Case(B=1, T=35, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
+STRONG = dataclasses.replace(CHUNKED, extreme="strong")
+PACKED = Case(T=23, packed=(17, 1, 5), H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
+TOKENS = Case(B=1, T=5, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
+SETTINGS = {
+    "chunk": ("chunk", "torch", torch.float64, CHUNKED),
+    "recurrent": ("recurrent", "torch", torch.float64, TOKENS),
+    "chunk kernels": ("chunk", "triton", torch.float32, CHUNKED),
+    "recurrent kernels": ("recurrent", "triton", torch.float32, TOKENS),
+}
+unique = itertools.count()
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A rule's operator from freshly compiled files, some of their text replaced."""
+
+    def make(name="gated_deltanet", **edits):
+        spec = load_spec(ROOT / "specs" / f"{name}.toml")
+        files = generate(spec)
+        for file, changes in edits.items():
+            for old, new in changes:
+                assert old in files[f"{file}.py"], f"{file}.py has no {old!r}"
+                files[f"{file}.py"] = files[f"{file}.py"].replace(old, new)
+        # A torch operator of its own: two packages with one operator's name would run the same code.
+        files["op.py"] = files["op.py"].replace('custom_op("ttrc::', f'custom_op("ttrc::mutant{next(unique)}_')
+        folder = tmp_path / f"package{next(unique)}"
+        folder.mkdir()
+        for file, text in files.items():
+            (folder / file).write_text(text)
+        return Operator(spec, import_package(folder, spec.name))
+
+    return make
+
+
+def failures(op, setting, case=None):
+    form, backend, dtype, usual = SETTINGS[setting]
+    return verify(op, case or usual, form=form, backend=backend, dtype=dtype).failures
+
+
+def named(found):
+    return {line.split()[0] for line in found}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_nothing_broken_nothing_found(build, setting):
+    op = build()
+    assert not failures(op, setting)
+    if "chunk" in setting:
+        assert not failures(op, setting, STRONG) and not failures(op, setting, PACKED)
+
+
+# Broken passes
+
+
+def test_the_causal_mask_dropped(build, monkeypatch):
+    real = Builder.mask
+
+    def mask(self, name, arg, relation, fill, origin):
+        return arg if relation is Relation.CAUSAL else real(self, name, arg, relation, fill, origin)
+
+    monkeypatch.setattr(Builder, "mask", mask)
+    for name in ("gated_deltanet", "deltanet"):
+        op = build(name)
+        for setting in ("chunk", "chunk kernels"):
+            assert "o" in named(failures(op, setting))
+
+
+def test_a_token_late(build, monkeypatch):
+    """A read-out that misses its own token."""
+    real = Builder.mask
+
+    def mask(self, name, arg, relation, fill, origin):
+        later = Relation.STRICT if relation is Relation.CAUSAL else relation
+        return real(self, name, arg, later, fill, origin)
+
+    monkeypatch.setattr(Builder, "mask", mask)
+    op = build()
+    for setting in ("chunk", "chunk kernels"):
+        assert "o" in named(failures(op, setting))
+
+
+def test_a_carried_state_that_does_not_decay(build, monkeypatch):
+    real = derive_chunk._Decays.__init__
+
+    def init(self, *given):
+        real(self, *given)
+        self.total_factor = derive_chunk.ONE
+
+    monkeypatch.setattr(derive_chunk._Decays, "__init__", init)
+    op = build()
+    for setting in ("chunk", "chunk kernels"):
+        assert {"o", "final_state", "d_initial_state"} <= named(failures(op, setting))
+
+
+def test_a_decay_that_forgets_too_early(build, monkeypatch):
+    """Seen at the ends of the domain alone: there it has to be looked for."""
+    monkeypatch.setattr(derive_chunk, "FORGOTTEN", -8)
+    op = build()
+    for setting in ("chunk", "chunk kernels"):
+        assert failures(op, setting, STRONG)
+
+
+def test_the_state_read_before_it_decays(build, monkeypatch):
+    real = derive_recurrence.derive_recurrence
+    import ttrc.compiler
+
+    monkeypatch.setattr(
+        ttrc.compiler, "derive_recurrence", lambda spec: dataclasses.replace(real(spec), reads_decayed=False)
+    )
+    op = build()
+    for setting in SETTINGS:
+        assert "o" in named(failures(op, setting))
+
+
+def test_a_gradient_off_by_a_factor(build, monkeypatch):
+    real = derive_recurrence._loss_gradient
+    monkeypatch.setattr(derive_recurrence, "_loss_gradient", lambda *given: real(*given) * 2)
+    for name in ("linear_attention", "longhorn"):
+        op = build(name)
+        for setting in SETTINGS:
+            assert "o" in named(failures(op, setting))
+
+
+def test_a_sign_swapped_in_the_adjoint_of_a_solve(build, monkeypatch):
+    real = differentiate_tile._propagate
+
+    def propagate(tape, target, op, adjoint):
+        if not isinstance(op, Solve):
+            return real(tape, target, op, adjoint)
+        add = tape.add
+        matrix = op.matrix
+
+        def swapped(tile, part):
+            if tile == matrix:
+                part = tape.elementwise("swapped", -differentiate_tile.sym(part), (part,))
+            add(tile, part)
+
+        tape.add = swapped
+        real(tape, target, op, adjoint)
+        tape.add = add
+
+    monkeypatch.setattr(differentiate_tile, "_propagate", propagate)
+    op = build()
+    for setting in ("chunk", "chunk kernels"):
+        found = named(failures(op, setting))
+        assert "d_k" in found and not found & {"o", "final_state"}
+
+
+@pytest.mark.parametrize("lost", ["q", "k", "v", "g", "beta", "S"])
+def test_a_lost_contribution_to_a_cotangent(build, monkeypatch, lost):
+    """The last of the contributions to one input's cotangent, where it has more than one, else half of it."""
+    real = differentiate_tile._Tape.total
+
+    def total(self, tile):
+        if tile.name == lost and tile not in self._totals and self._parts[tile]:
+            parts = self._parts[tile]
+            if len(parts) > 1:
+                parts.pop()
+            elif isinstance(parts[0], differentiate_tile.Tile):
+                half = self.elementwise("half", differentiate_tile.sym(parts[0]) / 2, (parts[0],))
+                parts[0] = half
+        return real(self, tile)
+
+    monkeypatch.setattr(differentiate_tile._Tape, "total", total)
+    op = build()
+    for setting in ("chunk", "recurrent"):
+        found = named(failures(op, setting))
+        assert ("d_initial_state" if lost == "S" else f"d_{lost}") in found
+        assert not found & {"o", "final_state"}
+
+
+# Broken text
+
+BACKWARD = ("chunk", "recurrent", "chunk kernels", "recurrent kernels")
+
+
+def test_the_final_states_cotangent_forgotten(build):
+    lines = [("d_final_state = None if d_final_state is None else d_final_state.contiguous()", "d_final_state = None")]
+    op = build(op=lines)
+    for setting in BACKWARD:
+        found = named(failures(op, setting))
+        assert {"d_k", "d_v", "d_initial_state"} <= found and not found & {"o", "final_state"}
+
+
+def test_the_scale_forgotten_in_the_backward_pass(build):
+    op = build("linear_attention", op=[("ctx.scale, *saved", "1.0, *saved")])
+    for setting in BACKWARD:
+        found = named(failures(op, setting))
+        assert {"d_q", "d_k", "d_v"} <= found and not found & {"o", "final_state"}
+
+
+def test_the_initial_states_gradient_forgotten(build):
+    op = build(op=[("d_initial.to(ctx.started)", "d_initial.to(ctx.started) * 0")])
+    for setting in BACKWARD:
+        assert named(failures(op, setting)) == {"d_initial_state"}
+
+
+def test_a_group_of_heads_that_forgets_its_others(build):
+    op = build(reference=[(".sum(2)", ".select(2, 0)")], op=[(".sum(3)", ".select(3, 0)")])
+    for setting in BACKWARD:
+        found = named(failures(op, setting))
+        assert found == {"d_q", "d_k"}
+
+
+def test_packed_sequences_that_leak_into_each_other(build):
+    op = build(reference=[("S = state[owners]", "S = state[owners] if begin == 0 else final[:1]")])
+    assert not failures(op, "chunk")
+    assert "o" in named(failures(op, "chunk", PACKED))
+
+
+def test_kernels_that_miss_the_last_token(build):
+    op = build(kernels=[("c, left, stride" if False else "inside = (r < left)", "inside = (r < left - 1)")])
+    assert failures(op, "chunk kernels")
+
+
+def test_kernels_whose_state_never_enters(build):
+    op = build(kernels=[("    if ENTER:\n        S += ", "    if not ENTER:\n        S += ")])
+    for setting in ("chunk kernels", "recurrent kernels"):
+        assert {"o", "final_state"} <= named(failures(op, setting))
+
+
+def test_a_gate_outside_of_its_kernel(build):
+    op = build(kernels=[("g = load_vector(g_ptr + i_h", "g = load_vector(g_ptr")])
+    assert failures(op, "chunk kernels")
+
+
+# Bounds
+
+
+def test_single_precision_does_not_pass_for_double(build):
+    old = "return heads_last(o, v.shape[2])"
+    op = build(reference=[(old, "o = o.float().to(o.dtype)\n    " + old)])
+    assert "o" in named(failures(op, "chunk"))
+
+
+def test_half_precision_does_not_pass_for_single(build):
+    changes = [("o = read * scale", "o = (read * scale).to(tl.float16).to(tl.float32)")]
+    assert "o" in named(failures(build(kernels=changes), "chunk kernels"))
+
+
+@pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "0.0"])
+def test_what_is_no_number_misses_every_bound(build, value):
+    old = "return heads_last(o, v.shape[2])"
+    op = build(reference=[(old, f"o = torch.full_like(o, {value})\n    " + old)])
+    assert "o" in named(failures(op, "chunk"))
+
+
+def test_one_wrong_entry_is_enough(build):
+    old = "return heads_last(o, v.shape[2])"
+    op = build(reference=[(old, "o[0, 0, -1, -1] += 1e-6\n    " + old)])
+    assert named(failures(op, "chunk")) == {"o"}
+
+
+def test_rows_that_nobody_writes_are_seen(build):
+    """The verifier hands out poisoned memory, so that stale rows of the last run cannot pass."""
+    op = build(kernels=[("    tl.store(where, x.to(base", "    tl.store(where, x.to(base")])
+    assert Verifier(op, "chunk", torch.float32, "cpu", [CHUNKED])() is None
+    skipped = [("inside = (r < left)[:, None] & (c < WIDTH)[None, :]\n    where", "inside = (r < left)[:, None] & (c < WIDTH - 1)[None, :]\n    where")]  # fmt: skip
+    assert "wrong" in Verifier(build(kernels=skipped), "chunk", torch.float32, "cpu", [CHUNKED])()
+
+
+def test_what_differs_between_two_runs_is_seen(build):
+    noisy = "o = o + torch.rand(()).item() * 1e-7\n    return o, final_state"
+    op = build(op=[("    return o, final_state, inverse", "    " + noisy + ", inverse")])
+    assert "not repeatable" in Verifier(op, "chunk", torch.float32, "cpu", [CHUNKED])()

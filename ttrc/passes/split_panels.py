@@ -1,0 +1,184 @@
+"""A parallel kernel's code -> pieces that run once a chunk and loops over panels of the value axis, in turn.
+
+A product or sum over the value axis belongs to a loop, and is known once that has ended. What a loop needs of
+another's panel it works out again: panels are cheap to make, registers are not there to keep them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ttrc.ir.tile import Contract, Elementwise, Reduce, Statement, Tile, operands
+from ttrc.passes.builder import Builder, sym
+from ttrc.passes.order_statements import order_statements
+from ttrc.passes.slice_program import slice_program
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Straight-line code; `results` are those of the wanted tiles that are known at its end, sums over panels too."""
+
+    panelled: bool
+    statements: tuple[Statement, ...]
+    sums: tuple[Tile, ...]
+    results: tuple[Tile, ...]
+
+
+def sums_values(statement: Statement) -> bool:
+    return (
+        isinstance(statement.op, (Contract, Reduce))
+        and "v" not in statement.target.axes
+        and any("v" in t.axes for t in operands(statement.op))
+    )
+
+
+def split_panels(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> tuple[Piece, ...]:
+    groups = _groups(body, wanted)
+    body = _add_early(body, groups)
+    made = frozenset(s.target for s in body)
+    narrow = frozenset(t for t in made if "v" not in t.axes)
+    panels = [slice_program(body, group, narrow - set(group)) for group in groups]
+    place = _places(body, groups, panels)
+    pieces = []
+    for number in range(len(groups) + 1):
+        once = tuple(s for s in body if place.get(s.target) == number)
+        pieces.append((False, once, (), [t for t in wanted if place.get(t, 0 if t not in made else None) == number]))
+        if number < len(groups):
+            sums = tuple(t for t in groups[number] if t in narrow)
+            pieces.append((True, panels[number], sums, [t for t in wanted if t in groups[number]]))
+    return tuple(_piece(*p, later=pieces[i + 1 :]) for i, p in enumerate(pieces) if p[1] or p[3])
+
+
+def _piece(panelled: bool, statements, sums, results, later) -> Piece:
+    """Small results first: a sum of a tile that others need too is made while that tile is at hand. Of equals the one
+    that takes most work, while there is room for it."""
+    leaving = {t for _, code, _, _ in later for s in code for t in operands(s.op)} if not panelled else set(sums)
+    goals = [s.target for s in statements if s.target in leaving or s.target in results]
+    size = {t: len(slice_program(statements, [t])) for t in goals}
+    goals.sort(key=lambda t: (len(t.axes), -size[t] if len(t.axes) > 1 and not panelled else 0))
+    return Piece(panelled, order_statements(statements, tuple(goals)), sums, tuple(results))
+
+
+def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> list[list[Tile]]:
+    """What each loop makes. One loop for all C x C sums of a stage, which have their factors in common; one for each
+    accumulator as wide as the keys, for two of them at once do not fit the registers. What is small, or written out
+    panel by panel, joins the loop that works out most of what it needs anyway, of several such the emptiest."""
+    stage = _stages(body)
+    sums = [s.target for s in body if sums_values(s)]
+    written = [t for t in wanted if "v" in t.axes]
+    add = {s.target: getattr(s.op, "add", None) for s in body}
+    groups: list[list[Tile]] = []
+    level: list[int] = []
+    for number in sorted({stage[t] for t in (*sums, *written)}):
+        here = [t for t in sums if stage[t] == number]
+        pairs = [t for t in here if t.axes == ("t", "s")]
+        chains: list[list[Tile]] = []
+        for target in (t for t in here if t.axes == ("t", "k")):
+            chain = next((c for c in chains if add[target] == c[-1]), None)
+            chains.append([target]) if chain is None else chain.append(target)
+        new = [g for g in (pairs, *chains) if g] or ([] if groups and not here else [[]])
+        groups += new
+        level += [number] * len(new)
+
+    wide = {t for g in groups for t in g}
+    for target in (*(t for t in sums if t not in wide), *written):
+        first = next((i for i, n in enumerate(level) if n >= stage[target]), len(groups) - 1)
+        last = next((i for i, g in enumerate(groups) if i >= first and target in _all_needs(body, g)), len(groups))
+        if any(target in _all_needs(body, [t]) for t in sums if t not in wide and t != target):
+            last = level.index(stage[target]) + level.count(stage[target])
+        own = _needs(body, [target])
+
+        def fit(i: int) -> tuple[int, int, int]:
+            needs = _needs(body, groups[i])
+            return -len(own & needs), sum(t in wide and add[t] not in wide for t in groups[i]), len(needs)
+
+        groups[min(range(first, max(last, first + 1)), key=fit)].append(target)
+    position = {t: i for i, t in enumerate((*written, *sums))}
+    return [sorted(g, key=position.__getitem__) for g in groups]
+
+
+def _needs(body, targets: list[Tile]) -> set[Tile]:
+    """Every tile that a loop over panels touches to make `targets`."""
+    narrow = frozenset(s.target for s in body if "v" not in s.target.axes) - set(targets)
+    return {t for s in slice_program(body, targets, narrow) for t in (s.target, *operands(s.op))}
+
+
+def _all_needs(body, targets: list[Tile]) -> set[Tile]:
+    return {t for s in slice_program(body, targets) for t in operands(s.op)}
+
+
+def _stages(body: tuple[Statement, ...]) -> dict[Tile, int]:
+    """How many loops, one after the other, must have ended before a tile can be made; for a sum over panels, begun."""
+    stage: dict[Tile, int] = {}
+    summed = {s.target for s in body if sums_values(s)}
+
+    def known(tile: Tile) -> int:
+        return stage.get(tile, 0) + (tile in summed)
+
+    for statement in body:
+        add = getattr(statement.op, "add", None)
+        rest = [t for t in operands(statement.op) if t is not add]
+        stage[statement.target] = max([known(t) for t in rest], default=0)
+        if add is not None:  # a sum goes on from an addend in the same loop
+            joins = statement.target in summed and add in summed
+            stage[statement.target] = max(stage[statement.target], stage[add] if joins else known(add))
+    return stage
+
+
+def _known_after(body: tuple[Statement, ...], groups: list[list[Tile]]) -> dict[Tile, int]:
+    """How many loops must have ended before a tile without value channels is known."""
+    known = {t: number + 1 for number, group in enumerate(groups) for t in group if "v" not in t.axes}
+    for statement in body:
+        if "v" not in statement.target.axes and statement.target not in known:
+            known[statement.target] = max((known.get(t, 0) for t in operands(statement.op)), default=0)
+    return known
+
+
+def _add_early(body: tuple[Statement, ...], groups: list[list[Tile]]) -> tuple[Statement, ...]:
+    """Terms of a sum that are known before the rest are added up when they are, to be one tile until then."""
+    known = _known_after(body, groups)
+    by_symbol = {sym(t): t for s in body for t in (s.target, *operands(s.op))}
+    build = Builder(tuple(by_symbol.values()))
+    for statement in body:
+        target, op = statement.target, statement.op
+        if "v" in target.axes or not isinstance(op, Elementwise) or not op.expr.is_Add:
+            build.statements.append(statement)
+            continue
+        terms: dict[int, list] = {}
+        for term in op.expr.as_ordered_terms():
+            terms.setdefault(max((known.get(by_symbol[s], 0) for s in term.free_symbols), default=0), []).append(term)
+        parts = {}
+        for number, early in terms.items():
+            covered = {a for term in early for s in term.free_symbols for a in by_symbol[s].axes}
+            if 0 < number < known[target] and len(early) > 1 and covered == set(target.axes):
+                args = {by_symbol[s].name: by_symbol[s] for term in early for s in term.free_symbols}
+                part = build.elementwise(f"{target.name}_early", sum(early), args, statement.origin)
+                parts[number], by_symbol[sym(part)] = [sym(part)], part
+        expr = sum(term for part in (terms | parts).values() for term in part)
+        args = tuple(sorted((by_symbol[s] for s in expr.free_symbols), key=lambda t: t.name))
+        build.statements.append(Statement(target, Elementwise(expr, args), statement.origin))
+    return tuple(build.statements)
+
+
+def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels) -> dict[Tile, int]:
+    """In front of which loop each piece of code once a chunk stands.
+
+    What comes from a loop's sums follows at once, for it takes their place; what comes from the inputs alone waits
+    for its first user.
+    """
+    known_after = _known_after(body, groups)
+    once = [s for s in body if "v" not in s.target.axes and not any(s.target in group for group in groups)]
+    place: dict[Tile, int] = {}
+
+    def no_later_than(tile: Tile, number: int) -> None:
+        place[tile] = min(place.get(tile, number), number)
+
+    for number, panel in enumerate(panels):
+        for statement in panel:
+            for tile in operands(statement.op):
+                no_later_than(tile, number)
+    for statement in reversed(once):
+        no_later_than(statement.target, known_after[statement.target] or len(groups))
+        for tile in operands(statement.op):
+            no_later_than(tile, place[statement.target])
+    return {s.target: place[s.target] for s in once}
