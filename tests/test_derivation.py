@@ -207,7 +207,10 @@ REFUSED = {
     "value sums": (swap(WEIGHT, '"beta / (1 + norm2(v))"'), "loss.expr", 14, ("sum over the value channels",)),
     "concave": (swap(RETENTION, '"-norm2(S - S_prev) * exp(g)"'), "retention.expr", 17, ("not strictly convex",)),
     "cancelling": (
-        swap(RETENTION, '"norm2(S - S_prev) * exp(g) - norm2(S) * exp(g)"'), "retention.expr", 17, ("not strictly convex",)
+        swap(RETENTION, '"norm2(S - S_prev) * exp(g) - norm2(S) * exp(g)"'),
+        "retention.expr",
+        17,
+        ("not strictly convex",),
     ),
     "linear": (swap(RETENTION, '"dot(S, S_prev) * exp(g)"'), "retention.expr", 17, ("not strictly convex",)),
     "perhaps flat": (
@@ -225,12 +228,20 @@ REFUSED = {
     ),
     "momentum": (swap(AT, 'at = "retained"\nmomentum = "beta"'), "update.momentum", 19, ("momentum",)),
     "segment": (swap(AT, 'at = "segment_start"\nsegment = 16'), "update.at", 19, ("segment_start",)),
-    "closed form": (swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"'), "update.rule", 19, ("no derivation yet",)),
+    "closed form": (
+        swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"'),
+        "update.rule",
+        19,
+        ("no derivation yet",),
+    ),
     "concave proximal": (
         swap(LOSS, '"-norm2(p - v)/2"', f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("convex loss",)
     ),
     "signed proximal": (
-        swap(GATE, GATE.replace("unit", "real"), f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("convex loss",)
+        swap(GATE, GATE.replace("unit", "real"), f'rule = "gradient"\n{AT}', PROXIMAL),
+        "loss.expr",
+        14,
+        ("convex loss",),
     ),
     "nonlinear proximal": (
         swap(LOSS, '"sum(huber(p - v, 1))"', f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("nonlinear in p",)
@@ -238,7 +249,10 @@ REFUSED = {
     "key channels": (swap(DECAY, DECAY.replace("head", "key_channel")), "g", 6, ("key_channel", "per head")),
     "elements": (swap(DECAY, DECAY.replace("head", "element")), "g", 6, ("element", "per head")),
     "mlp": (
-        swap('kind = "linear"', 'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = true'),
+        swap(
+            'kind = "linear"',
+            'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = true',
+        ),
         "memory.kind", None, ("memory",),
     ),
     "vector": (swap('kind = "linear"', 'kind = "vector"'), "memory.kind", None, ("memory",)),

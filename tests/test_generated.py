@@ -73,7 +73,8 @@ def test_statements_are_tagged_with_their_spec_lines(name):
 @every_rule
 def test_every_statement_of_a_step_stands_below_a_tag(name):
     """A comment of the derivation is the first line of each step, and of each kernel's mathematics."""
-    steps = re.findall(r"^def (\w+_step(?:_backward)?)\(.*?\n    tokens, like = .*?\n(.*?)\n    return", texts(name)["reference.py"],
+    step = r"^def (\w+_step(?:_backward)?)\(.*?\n    tokens, like = .*?\n(.*?)\n    return"
+    steps = re.findall(step, texts(name)["reference.py"],
                        re.M | re.S)  # fmt: skip
     assert len(steps) == 4
     assert all(body.lstrip().startswith("# ") for _, body in steps)

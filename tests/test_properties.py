@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import textwrap
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def _cache(tmp_path_factory):
         yield
 
 
-@lru_cache(maxsize=None)
+@cache
 def operator(name):
     return ttrc.load(PATHS[name])
 
@@ -388,7 +388,9 @@ def test_the_scale_multiplies_the_read_out_alone(name, form, backend, T):
     assert_agree(run(name, x, scale=0.5, **options), run(name, x, **options), 0.0)
 
 
-@pytest.mark.parametrize("name, parameter", [("retnet", "log_gamma"), ("lightning_attention", "slope"), ("mamba2", "A")])
+@pytest.mark.parametrize(
+    "name, parameter", [("retnet", "log_gamma"), ("lightning_attention", "slope"), ("mamba2", "A")]
+)
 @pytest.mark.parametrize("backend, dtype, bound", [("torch", torch.float64, 1e-9), ("triton", torch.float32, 5e-5)])
 def test_parameters_learn(name, parameter, backend, dtype, bound):
     x = inputs(name, dtype, B=2, T=20, H=2, HV=4)

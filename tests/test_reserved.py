@@ -9,9 +9,9 @@ import torch
 from ttrc.compiler import analyse, generate
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.reserved import RESERVED
+from ttrc.paths import specs_dir
 from ttrc.runtime.load import load
 from ttrc.sampling import random_inputs
-from ttrc.paths import specs_dir
 
 SPEC = load_spec(specs_dir() / "gated_deltanet.toml")
 GATES = {g.name for g in (*SPEC.inputs, *SPEC.parameters)}

@@ -6,7 +6,19 @@ import itertools
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
-    Contract, CumulativeSum, Elementwise, Inverse, Mask, Op, Reduce, Relabel, Relation, Solve, Statement, Tile, ordered,
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Inverse,
+    Mask,
+    Op,
+    Reduce,
+    Relabel,
+    Relation,
+    Solve,
+    Statement,
+    Tile,
+    ordered,
 )
 from ttrc.symbolic import Expr
 
@@ -60,8 +72,11 @@ class Builder:
 
         for own in sorted({t.axes for t in used if len(t.axes) < len(axes)}):
             expr = symbolic.group_factors(
-                expr, lambda part, own=own: set(axes_of(part)) <= set(own),
-                lambda part, used=used: sym(self.elementwise(f"{name}_factor", part, {t.name: t for t in used}, origin)),
+                expr,
+                lambda part, own=own: set(axes_of(part)) <= set(own),
+                lambda part, used=used: sym(
+                    self.elementwise(f"{name}_factor", part, {t.name: t for t in used}, origin)
+                ),
             )
             used |= {s.target for s in self.statements if sym(s.target) in expr.free_symbols}
             by_symbol |= {sym(t): t for t in used}

@@ -19,8 +19,11 @@ FORGOTTEN = -800
 
 def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
     return (
-        Tile("q", ("t", "k")), Tile("k", ("t", "k")), Tile("v", ("t", "v")),
-        *(Tile(g.name, ("t",)) for g in recurrence.gates), Tile("scale", ()),
+        Tile("q", ("t", "k")),
+        Tile("k", ("t", "k")),
+        Tile("v", ("t", "v")),
+        *(Tile(g.name, ("t",)) for g in recurrence.gates),
+        Tile("scale", ()),
     )
 
 

@@ -1,4 +1,4 @@
-"""Reorders straight-line code so that each result is worked out just before it is used: fewer registers live at once."""
+"""Reorders straight-line code: each result is worked out just before it is used, so that fewer registers live."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kernel's statements -> the same with products shared: what several products of wide tiles have in common is one tile.
+"""A kernel's statements -> the same with products shared: what several products have in common is one tile.
 
 An adjoint multiplies the same tiles over and over: from z = a * b * c come da = dz * b * c, db = dz * a * c and,
 where a = exp(x), dx = da * a. Taken one by one they keep dz, a, b and c in registers until the last of them is done.

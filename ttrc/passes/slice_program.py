@@ -6,7 +6,18 @@ from dataclasses import replace
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
-    Contract, CumulativeSum, Elementwise, Inverse, Mask, Op, Reduce, Relabel, Solve, Statement, Tile, operands,
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Inverse,
+    Mask,
+    Op,
+    Reduce,
+    Relabel,
+    Solve,
+    Statement,
+    Tile,
+    operands,
 )
 
 

@@ -88,7 +88,7 @@ def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> list[list[
             last = level.index(stage[target]) + level.count(stage[target])
         own = _needs(body, [target])
 
-        def fit(i: int) -> tuple[int, int, int]:
+        def fit(i: int, own=own) -> tuple[int, int, int]:
             needs = _needs(body, groups[i])
             return -len(own & needs), sum(t in wide and add[t] not in wide for t in groups[i]), len(needs)
 

@@ -21,7 +21,8 @@ DOC = {
 
 def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
     common = {
-        "name": kernel.name, "doc": DOC[kernel.name],
+        "name": kernel.name,
+        "doc": DOC[kernel.name],
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
     writer = _Writer(kernel, plan, domains, tags)
@@ -32,8 +33,13 @@ def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str
             (carry,) = kernel.carries
             chunk = "steps - 1 - i" if kernel.reverse else "i"
             body = writer.straight(kernel.segments[0])
-            return common | {"body": body, "chunk": chunk, "state": carry.state.name, "lead": pointers(kernel)[0].name,
-                             "following": writer.printer.name(carry.next)}
+            return common | {
+                "body": body,
+                "chunk": chunk,
+                "state": carry.state.name,
+                "lead": pointers(kernel)[0].name,
+                "following": writer.printer.name(carry.next),
+            }
         case Skeleton.TOKENS:
             (carry,) = kernel.carries
             body = writer.straight(kernel.segments[0])
@@ -45,8 +51,12 @@ def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str
             backward = _Writer(kernel, plan, domains, tags)
             body = backward.straight(kernel.segments[0])
             return common | {
-                "again": again, "body": body, "state": state.state.name, "following": following,
-                "cotangent": cotangent.state.name, "preceding": backward.printer.name(cotangent.next),
+                "again": again,
+                "body": body,
+                "state": state.state.name,
+                "following": following,
+                "cotangent": cotangent.state.name,
+                "preceding": backward.printer.name(cotangent.next),
             }
     raise AssertionError(kernel.skeleton)
 
@@ -65,8 +75,6 @@ def _forward_part(kernel: Kernel, following: Tile) -> Segment:
     used = {t for s in statements for t in operands(s.op)}
     loads = tuple(b for b in segment.loads if b.tile in used)
     return Segment(False, loads, statements, (), ())
-
-
 
 
 class _Writer:

@@ -10,8 +10,13 @@ WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V"}
 BLOCK = {"s": "BT", "k": "BK", "v": "BV"}
 # What a gate reads as past the end of a sequence: inside its domain, so that no padded row is ever inf or nan.
 INTERIOR = {
-    Domain.REAL: 0.0, Domain.POSITIVE: 1.0, Domain.NONNEGATIVE: 1.0, Domain.NEGATIVE: -1.0,
-    Domain.UNIT: 0.5, Domain.DECAY: 1.0, Domain.LOG_DECAY: 0.0,
+    Domain.REAL: 0.0,
+    Domain.POSITIVE: 1.0,
+    Domain.NONNEGATIVE: 1.0,
+    Domain.NEGATIVE: -1.0,
+    Domain.UNIT: 0.5,
+    Domain.DECAY: 1.0,
+    Domain.LOG_DECAY: 0.0,
 }
 
 
@@ -77,7 +82,9 @@ class TokenMemory(ChunkMemory):
             case ():
                 return f"tl.store({base} + {token} * {row}, {name}.to({buffer.name}_ptr.dtype.element_ty))"
             case (axis,):
-                return f"store_row({base} + {token} * {row}, {name}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
+                return (
+                    f"store_row({base} + {token} * {row}, {name}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
+                )
         raise AssertionError(buffer)
 
 

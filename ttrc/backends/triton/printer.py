@@ -8,16 +8,36 @@ from functools import singledispatchmethod
 from ttrc import symbolic
 from ttrc.backends.product import as_product
 from ttrc.ir.tile import (
-    SCALE, Contract, CumulativeSum, Elementwise, Inverse, Mask, Reduce, Relabel, Relation, Statement, Tile, operands,
+    SCALE,
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Inverse,
+    Mask,
+    Reduce,
+    Relabel,
+    Relation,
+    Statement,
+    Tile,
+    operands,
 )
 
 DIALECT = symbolic.Dialect(
     calls={
-        "exp": "tl.exp({0})", "log": "tl.log({0})", "sqrt": "tl.sqrt({0})", "tanh": "tanh({0})",
-        "sigmoid": "tl.sigmoid({0})", "softplus": "softplus({0})", "pow": "power({0}, {1})",
-        "magnitude": "tl.abs({0})", "step_sign": "sign({0})", "log_cosh": "log_cosh({0})",
-        "choose": "tl.where({0} <= {1}, {2}, {3})", "smaller": "tl.minimum({0}, {1})",
-        "larger": "tl.maximum({0}, {1})", "clip": "tl.minimum(tl.maximum({0}, -({1})), {1})",
+        "exp": "tl.exp({0})",
+        "log": "tl.log({0})",
+        "sqrt": "tl.sqrt({0})",
+        "tanh": "tanh({0})",
+        "sigmoid": "tl.sigmoid({0})",
+        "softplus": "softplus({0})",
+        "pow": "power({0}, {1})",
+        "magnitude": "tl.abs({0})",
+        "step_sign": "sign({0})",
+        "log_cosh": "log_cosh({0})",
+        "choose": "tl.where({0} <= {1}, {2}, {3})",
+        "smaller": "tl.minimum({0}, {1})",
+        "larger": "tl.maximum({0}, {1})",
+        "clip": "tl.minimum(tl.maximum({0}, -({1})), {1})",
         "coarse": "tl.floor(({0}) * 64.0) / 64.0",
     },
 )
@@ -99,7 +119,8 @@ class TritonPrinter:
     def _(self, op: Mask, target: Tile) -> str:
         fill = "0.0" if op.fill == 0 else f'float("{op.fill}")'
         keep = {
-            Relation.CAUSAL: "t[:, None] >= t[None, :]", Relation.STRICT: "t[:, None] > t[None, :]",
+            Relation.CAUSAL: "t[:, None] >= t[None, :]",
+            Relation.STRICT: "t[:, None] > t[None, :]",
             Relation.VALID: "t < left",
         }[op.relation]
         return f"tl.where({keep}, {self._float(op.arg)}, {fill})"
