@@ -222,7 +222,7 @@ def test_gates_of_any_allowed_name_work(tmp_path, monkeypatch):
         some = words[start : start + 15]
         gates = "\n".join(f'{word} = {{ per = "head", domain = "unit" }}' for word in some)
         old = next(line for line in text.splitlines() if line.startswith("beta"))
-        weight = " * ".join(f"(1 + {word})" for word in some) + " / 1000"
+        weight = f"({' + '.join(some)}) / {len(some)}"
         spec = parse_spec(text.replace(old, gates).replace('weight = "beta"', f'weight = "{weight}"'))
         op = ttrc.load(spec)
         case = Case(B=1, T=3, H=1, HV=1, d_k=2, d_v=2)

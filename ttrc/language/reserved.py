@@ -18,10 +18,17 @@ _OPERATOR = (
 
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
-    "all_chunks backend block blocks chunk chunk_backward_op chunk_backward_triton chunk_forward_triton chunk_op "
-    "chunk_size config final grads initial keep_causal keep_strict last launch lay_out layout like pack_states "
-    "per_key_head plain recurrent_backward_op recurrent_forward_triton recurrent_op reference save start starts "
-    "state_dtype state_shape states tensors tokens trail unpack_states uses_triton"
+    "all_chunks annotations backend block blocks chunk chunk_backward_op chunk_backward_triton chunk_forward_triton "
+    "chunk_op chunk_size config dataclass final grads initial keep_causal keep_strict kernels last launch lay_out "
+    "layout like op os pack_states per_key_head plain recurrent_backward_op recurrent_forward_triton recurrent_op "
+    "reference save start starts state_dtype state_shape states tensors tokens trail unpack_states uses_triton"
+).split()
+
+# Bare words of the kernels' templates.
+_KERNELS = (
+    "at chunk_owner chunk_starts chunks dtype first first_chunk here i i_c i_chunk i_h i_k i_n i_v j left length "
+    "load_row load_rows load_vector log_cosh own partial power program r sign softplus steps store_row store_rows "
+    "store_vector t tanh token unit_lower_inverse"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.
@@ -33,4 +40,4 @@ _LIBRARIES = (
 
 _PYTHON = [*keyword.kwlist, "match", "case", *(name for name in dir(builtins) if not name.startswith("_"))]
 
-RESERVED = frozenset((*WORDS, *FUNCTIONS, *_OPERATOR, *_GENERATED, *_LIBRARIES, *_PYTHON))
+RESERVED = frozenset((*WORDS, *FUNCTIONS, *_OPERATOR, *_GENERATED, *_KERNELS, *_LIBRARIES, *_PYTHON))

@@ -128,9 +128,9 @@ def _boolean(description: str) -> Schema:
 
 def _gates(description: str, gate: Schema) -> Schema:
     name = _name(
-        f"^(?!d_)([a-z][a-z0-9_]{{0,23}}|[A-Z]){_END}",
+        f"^(?!d_|[a-z0-9_]*_ptr$)([a-z][a-z0-9_]{{0,23}}|[A-Z]){_END}",
         "a lower-case letter, then up to 23 lower-case letters, digits and underscores; or one capital letter; "
-        "not d_ and more, which names gradients",
+        "not d_ and more, which names gradients, nor ending in _ptr, which names pointers",
     )
     return {
         "type": "object",

@@ -88,10 +88,10 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=()) -> Ker
     targets = [b.tile for b in stores] + [c.next for c in carries]
     body = simplify_tile(slice_program(program.statements, targets, at_hand), tuple(targets))
     if skeleton is Skeleton.PARALLEL:
-        results = {b.tile: b for b in stores}
+        results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
         segments = tuple(
-            _segment(p.panelled, p.statements, p.sums, memory, [results[t] for t in p.results])
-            for p in split_panels(body, tuple(results))
+            _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
+            for p in split_panels(body, results)
         )
     else:
         _assert_splits(name, body, skeleton)

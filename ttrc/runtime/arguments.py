@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 
 import torch
@@ -12,6 +13,7 @@ from ttrc.language.spec import Domain, Input, Parameter, Spec
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WIDEST = 256
+CHUNK_SIZES = (16, 32, 64, 128)
 _WITHIN = {
     Domain.POSITIVE: (lambda x: x > 0, "values > 0"),
     Domain.NONNEGATIVE: (lambda x: x >= 0, "values >= 0"),
@@ -24,8 +26,10 @@ _WITHIN = {
 
 def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens) -> None:
     """Raises ArgumentError for the first argument that is not as the contract says."""
+    check_names(spec, gates)
     for name, x in (("q", q), ("k", k), ("v", v), *gates.items()):
         _require(isinstance(x, Tensor), name, f"a {type(x).__name__}", "a tensor")
+        _require(x.layout is torch.strided, name, f"layout {x.layout}", "a dense tensor")
     for name, x in (("q", q), ("k", k), ("v", v)):
         _require(x.dim() == 4, name, f"shape {_shape(x)}", "four dimensions, [B, T, heads, d]")
         _require(x.dtype in DTYPES, name, f"dtype {x.dtype}", "float16, bfloat16, float32 or float64")
@@ -53,7 +57,7 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
         _require(initial_state.device == q.device, "initial_state", f"device {initial_state.device}", f"{q.device}")
 
 
-def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> None:
+def check_names(spec: Spec, gates: dict) -> None:
     declared = {g.name: g for g in (*spec.inputs, *spec.parameters)}
     for name in gates:
         near = get_close_matches(name, declared, n=1)
@@ -64,6 +68,27 @@ def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> Non
             "an argument that the spec does not declare",
             f"one of {', '.join(declared) or 'no gates at all'}{hint}",
         )
+
+
+def check_options(form, forms, chunk_size, backend, scale, q) -> None:
+    """How to run, as opposed to what on."""
+    known = ("auto", "reference", *forms)
+    _require(form in known, "form", repr(form), f"one of {', '.join(known)}")
+    plain = chunk_size is None or (isinstance(chunk_size, int) and chunk_size in CHUNK_SIZES)
+    _require(plain, "chunk_size", repr(chunk_size), "16, 32, 64 or 128")
+    _require(backend in ("auto", "torch", "triton"), "backend", repr(backend), "auto, torch or triton")
+    number = scale is None or isinstance(scale, (int, float))
+    _require(number, "scale", f"{scale!r:.40}, a {type(scale).__name__}", "a number, or None for d_k ** -0.5")
+    if backend == "triton" and form != "reference":
+        _require(q.dtype != torch.float64, "backend", "triton with float64", "float32 or less, or backend='torch'")
+        runs = q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+        _require(
+            runs, "backend", f"'triton' on {q.device}", "a GPU, or TRITON_INTERPRET=1 set before Triton is imported"
+        )
+
+
+def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> None:
+    declared = {g.name: g for g in (*spec.inputs, *spec.parameters)}
     for name, gate in declared.items():
         _require(name in gates, name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV)}, {gate.domain.value}")
         x = gates[name]

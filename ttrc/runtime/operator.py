@@ -8,9 +8,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ttrc.errors import ArgumentError
 from ttrc.language.spec import Parameter, Spec
-from ttrc.runtime.arguments import check_arguments
+from ttrc.runtime.arguments import check_arguments, check_options
 from ttrc.sampling import default_value
 
 
@@ -54,13 +53,7 @@ class Operator:
         """
         gates = self._with_defaults(gates, v)
         check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens)
-        known = ("auto", "reference", *self.forms)
-        if form not in known:
-            raise ArgumentError(f"form: got {form!r}, expected one of {', '.join(known)}")
-        if chunk_size not in (None, 16, 32, 64, 128):
-            raise ArgumentError(f"chunk_size: got {chunk_size!r}, expected 16, 32, 64 or 128")
-        if backend not in ("auto", "torch", "triton"):
-            raise ArgumentError(f"backend: got {backend!r}, expected auto, torch or triton")
+        check_options(form, self.forms, chunk_size, backend, scale, q)
         return self._call(
             q,
             k,

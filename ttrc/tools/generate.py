@@ -7,7 +7,11 @@ from difflib import unified_diff
 from pathlib import Path
 
 from ttrc.compiler import generate
+from ttrc.emit import HEADER
+from ttrc.errors import TtrcError
 from ttrc.language.spec import Spec
+
+MARK = HEADER.split("{")[0]  # how every file of ttrc's own begins
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ def compare(spec: Spec, out: Path) -> Outcome:
     """What `write` would change."""
     folder, files = out / spec.name, generate(spec)
     present = {p.name: p.read_text(encoding="utf-8") for p in sorted(folder.glob("*.py"))}
+    foreign = [n for n, text in present.items() if not text.startswith(MARK)]
+    if set(foreign) & set(files):
+        raise TtrcError(
+            f"{folder} holds files that ttrc did not write: {', '.join(sorted(set(foreign) & set(files)))}\n"
+            "  expected: a folder of ttrc's own, or none; choose another one with --out"
+        )
+    present = {n: text for n, text in present.items() if n not in foreign}
     names = [n for n in sorted({*files, *present}) if files.get(n) != present.get(n)]
     diffs = [
         line
