@@ -156,6 +156,9 @@ def chunk_prepare(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -349,8 +352,6 @@ def chunk_scan_reverse(
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
@@ -367,9 +368,12 @@ def chunk_scan_reverse(
         written_factor = tl.exp(coarse_after + fine_after)
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
+        # adjoint of u_s
+        d_u_s = tl.dot(
+            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+        )
         # adjoint of u
-        d_u = d_u_s + d_u_via_written
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
+        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
         # loss, line 21: norm2(p - v) / 2
         rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
         # adjoint of rhs
@@ -443,6 +447,9 @@ def chunk_gradients(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -464,35 +471,37 @@ def chunk_gradients(
     coarse_after = coarse_chunk - coarse_sum
     fine_after = fine_chunk - fine_sum
     written_factor = tl.exp(coarse_after + fine_after)
-    d_attention = tl.zeros([BT, BT], tl.float32)
     d_system_via_u = tl.zeros([BT, BT], tl.float32)
-    for i_v in range((V + BV - 1) // BV):
+    d_attention = tl.zeros([BT, BT], tl.float32)
+    for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
+        # adjoint of written
+        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+        d_u_via_written = d_written * written_factor[:, None]
+        # adjoint of u_s
+        d_u_s = tl.dot(
+            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+        )
+        # adjoint of u
+        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
         # prediction
         prediction = tl.dot(k, S, input_precision=PRECISION)
         # loss, line 21: norm2(p - v) / 2
         rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
         # update, line 26
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+        # adjoint of u
+        d_system_via_u = tl.dot(
+            d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+        )
         # adjoint of attention
         d_attention = tl.dot(
             d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-        )
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_u_via_written = d_written * written_factor[:, None]
-        # adjoint of u
-        d_u = d_u_s + d_u_via_written
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
-        d_system_via_u = tl.dot(
-            d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
         )
     # read-out
     carried_out_factor = tl.exp(coarse_sum + fine_sum)
@@ -541,7 +550,7 @@ def chunk_gradients(
     d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
     d_q_2 = d_q
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
@@ -562,7 +571,7 @@ def chunk_gradients(
     d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
     d_rhs_factor_via_rhs_2 = tl.zeros([BT], tl.float32)
     d_k_2 = d_k
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -583,28 +592,28 @@ def chunk_gradients(
         d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
+        # adjoint of u_s
+        d_u_s = tl.dot(
+            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+        )
         # adjoint of u
-        d_u = d_u_s + d_u_via_written
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
+        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
         # adjoint of rhs
         d_beta_via_rhs = d_rhs_via_u_s * v.to(tl.float32)
         d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
         d_rhs_factor_via_rhs = -d_rhs_via_u_s * prediction
         d_rhs_factor_via_rhs_2 += tl.sum(d_rhs_factor_via_rhs, 1)
-        d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
-        store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
         written = u * written_factor[:, None]
         # gradient
         d_k_2 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
-        # adjoint of rhs
-        d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
-        # gradient
         d_k_2 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
+        # adjoint of rhs
+        d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+        store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
     store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
     kept_factor = tl.exp(coarse_chunk + fine_chunk)

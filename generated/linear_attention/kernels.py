@@ -286,6 +286,9 @@ def chunk_gradients(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     # read-out
@@ -293,27 +296,25 @@ def chunk_gradients(
     # causality
     attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
     d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of attention
-        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
         # adjoint of v_s
         d_v_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
         # gradient
         d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
         store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of attention
+        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
     # adjoint of attention
     d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
     # gradient
     d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_q_2 = d_q
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
@@ -321,8 +322,10 @@ def chunk_gradients(
         # gradient
         d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
     store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+    # adjoint of k_s
+    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
     d_k = d_k_s
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # gradient

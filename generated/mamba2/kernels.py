@@ -346,12 +346,15 @@ def chunk_gradients(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
     d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # adjoint of o
@@ -373,8 +376,6 @@ def chunk_gradients(
     # read-out
     carried_out_factor = tl.exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # adjoint of attention
-    d_since_via_attention = d_attention * overlap_q
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
     fine_gap = fine_sum[:, None] - fine_sum[None, :]
@@ -384,8 +385,9 @@ def chunk_gradients(
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     since = tl.exp(gap_masked)
+    attention = overlap_q * since
     # adjoint of since
-    d_gap_masked_via_since = d_since_via_attention * since
+    d_gap_masked_via_since = attention * d_attention
     # adjoint of gap_apart
     d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
     # adjoint of fine_gap
@@ -396,14 +398,12 @@ def chunk_gradients(
     d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
     # adjoint of attention
     d_overlap_q_via_attention = d_attention * since
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
     # gradient
     d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_kept_factor_via_kept_2 = 0.0
     d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
     d_q_2 = d_q
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -433,12 +433,12 @@ def chunk_gradients(
     written_factor = tl.exp(coarse_after + fine_after)
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
-    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    attention = overlap_q * since
+    # adjoint of k_s
+    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
     d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
     d_dt_via_u_2 = tl.zeros([BT], tl.float32)
     d_k = d_k_s
-    for i_v in range((V + BV - 1) // BV):
+    for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -451,15 +451,16 @@ def chunk_gradients(
         d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
+        # adjoint of u_s
+        d_u_s = tl.dot(
+            tl.trans(attention).to(dtype), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+        )
         # adjoint of u
-        d_u = d_u_s + d_u_via_written
-        d_dt_via_u = d_u * v.to(tl.float32)
+        d_dt_via_u = d_u_s * v.to(tl.float32)
         d_dt_via_u_2 += tl.sum(d_dt_via_u, 1)
-        d_v_via_u = d_u * dt[:, None]
+        d_v_via_u = d_u_s * dt[:, None]
         store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         written = u * written_factor[:, None]

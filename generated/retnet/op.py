@@ -20,17 +20,17 @@ PARAMETERS = ("log_gamma",)
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_scan": {
-        64: (64, 4, 2),
+        64: (32, 4, 2),
         128: (32, 4, 2),
-        256: (16, 4, 1),
+        256: (16, 8, 1),
     },
     "chunk_scan_reverse": {
-        64: (64, 4, 2),
+        64: (32, 4, 2),
         128: (32, 4, 2),
-        256: (16, 4, 1),
+        256: (16, 8, 1),
     },
     "chunk_gradients": {
-        64: (16, 4, 1),
+        64: (32, 4, 1),
         128: (16, 4, 1),
         256: (16, 8, 1),
     },

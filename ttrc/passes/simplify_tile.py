@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from ttrc.ir.tile import Elementwise, Mask, Op, Relation, Statement, Tile, operands
+from ttrc.ir.tile import Contract, Elementwise, Mask, Op, Relabel, Relation, Statement, Tile, operands
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import renamed_operands, slice_program
@@ -34,7 +34,7 @@ class _Product:
 
 def simplify_tile(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -> tuple[Statement, ...]:
     """A kernel's code, of which `results` are wanted."""
-    statements = _multiply_out(_drop_masks(statements, results), results)
+    statements = _multiply_out(_start_chains(_drop_masks(statements, results), results), results)
     sums = {s.target: products for s in statements if (products := _products(s)) is not None}
     known = {sym(t): t for s in statements for t in (s.target, *operands(s.op))}
     build = Builder(tuple(known.values()))
@@ -79,13 +79,52 @@ def _drop_masks(statements: tuple[Statement, ...], results: tuple[Tile, ...]) ->
     return slice_program(tuple(kept), results)
 
 
+def _start_chains(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -> tuple[Statement, ...]:
+    """chain + rest, with a chain of products that goes nowhere else: the chain starts from the rest instead."""
+    made = {s.target: s for s in statements}
+    uses = Counter(t for s in statements for t in operands(s.op))
+    build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
+    same: dict[Tile, Tile] = {}
+    for statement in statements:
+        target, op = statement.target, statement.op
+        if not isinstance(op, Elementwise) or len(target.axes) < 2 or not op.expr.is_Add or target in results:
+            continue
+        for end in (a for a in op.args if a.axes == target.axes and sym(a) in op.expr.args and uses[a] == 1):
+            root, flips = end, 0
+            while root in made and uses[root] == 1 and (before := _before(made[root].op)) is not None:
+                root, flips = before, flips + isinstance(made[root].op, Relabel)
+            if root not in made or uses[root] != 1 or not isinstance(made[root].op, Contract):
+                continue
+            expr = op.expr - sym(end)
+            rest = build.elementwise(
+                f"{target.name}_start", expr, {a.name: a for a in op.args if a != end}, statement.origin, target.axes
+            )
+            start = build.relabel(rest, statement.origin) if flips % 2 else rest
+            made[root] = replace(made[root], op=replace(made[root].op, add=start))
+            same[target] = end
+            break
+    made |= {s.target: s for s in build.statements}
+    kept = [replace(s, op=renamed_operands(s.op, same)) for t, s in made.items() if t not in same]
+    return order_statements(tuple(kept), ())
+
+
+def _before(op: Op) -> Tile | None:
+    """What a chain of products went on from."""
+    match op:
+        case Contract(_, _, _, add):
+            return add
+        case Relabel(arg):
+            return arg
+    return None
+
+
 def _multiply_out(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -> tuple[Statement, ...]:
     """A sum that one product of wide tiles alone uses is multiplied out there: its terms may share with others."""
     made = {s.target: s for s in statements}
     user = {t: s for s in statements for t in operands(s.op)}
     uses = Counter(t for s in statements for t in operands(s.op))
     once = {t for t in made if uses[t] == 1 and t not in results and isinstance(made[t].op, Elementwise)}
-    sums = {t for t in once if made[t].op.expr.is_Add and _multiplies(user[t], t)}
+    sums = {t for t in once if _products(made[t]) and _multiplies(user[t], t)}
     terms = {t for t in once if user[t].target in sums and t.axes == user[t].target.axes and _products(made[t])}
     ops: dict[Tile, Op] = {}
     for target, statement in made.items():

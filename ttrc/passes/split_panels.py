@@ -6,12 +6,15 @@ another's panel it works out again: panels are cheap to make, registers are not 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ttrc.ir.tile import Contract, Elementwise, Reduce, Statement, Tile, operands
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import slice_program
+
+TYPICAL = {"t": 64, "s": 64, "k": 128, "v": 32}  # axes as long as they mostly are, to compare registers
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ def split_panels(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> tuple
 
 
 def _piece(panelled: bool, statements, sums, results, later) -> Piece:
-    """Small results first: a sum of a tile that others need too is made while that tile is at hand. Of equals the one
-    that takes most work, while there is room for it."""
+    """Small results first: a sum of a tile that others need too is made while that tile is at hand. Of the wide
+    ones the first is that which takes most work, while there is room for it."""
     leaving = {t for _, code, _, _ in later for s in code for t in operands(s.op)} if not panelled else set(sums)
     goals = [s.target for s in statements if s.target in leaving or s.target in results]
-    size = {t: len(slice_program(statements, [t])) for t in goals}
-    goals.sort(key=lambda t: (len(t.axes), -size[t] if len(t.axes) > 1 and not panelled else 0))
+    work = {t: len(slice_program(statements, [t])) for t in goals if len(t.axes) > 1}
+    goals.sort(key=lambda t: (len(t.axes), -work.get(t, 0)))
     return Piece(panelled, order_statements(statements, tuple(goals)), sums, tuple(results))
 
 
@@ -164,7 +167,8 @@ def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels) -> di
     """In front of which loop each piece of code once a chunk stands.
 
     What comes from a loop's sums follows at once, for it takes their place; what comes from the inputs alone waits
-    for its first user.
+    for its first user, or if it is made of wide tiles for the last of them. Then _postpone moves what is larger than
+    what it is made of.
     """
     known_after = _known_after(body, groups)
     once = [s for s in body if "v" not in s.target.axes and not any(s.target in group for group in groups)]
@@ -181,4 +185,45 @@ def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels) -> di
         no_later_than(statement.target, known_after[statement.target] or len(groups))
         for tile in operands(statement.op):
             no_later_than(tile, place[statement.target])
+    made = {s.target for s in once}
+    for statement in once:
+        wide = [place[t] for t in operands(statement.op) if t in made and len(t.axes) > 1]
+        if wide and not known_after[statement.target]:
+            place[statement.target] = max(wide)
+    _postpone(once, panels, groups, place)
     return {s.target: place[s.target] for s in once}
+
+
+def _postpone(once: list[Statement], panels, groups: list[list[Tile]], place: dict[Tile, int]) -> None:
+    """A wide tile that waits for a later loop is better made there, if it is larger than what it is made of."""
+    users: dict[Tile, list[tuple[Tile, int]]] = {}
+    for statement in once:
+        for tile in operands(statement.op):
+            users.setdefault(tile, []).append((statement.target, -1))
+    for number, panel in enumerate(panels):
+        for statement in panel:
+            for tile in operands(statement.op):
+                users.setdefault(tile, []).append((statement.target, number))
+    makes = {s.target: s for s in once}
+
+    def first_use(tile: Tile) -> int:
+        return min((place[t] if number < 0 else number for t, number in users.get(tile, ())), default=len(groups))
+
+    for statement in reversed(once):
+        target = statement.target
+        later = first_use(target)
+        if len(target.axes) < 2 or later <= place[target]:
+            continue
+        moved = {target}
+        for other in reversed(once):
+            own = users.get(other.target, ())
+            if place[other.target] == place[target] and own and all(n < 0 and t in moved for t, n in own):
+                moved.add(other.target)
+        held = {t for m in moved for t in operands(makes[m].op) if t in makes and t not in moved and len(t.axes) > 1}
+        held = {t for t in held if all((place[u] if n < 0 else n) < later for u, n in users[t] if u not in moved)}
+        if sum(map(_size, held)) < _size(target):
+            place.update(dict.fromkeys(moved, later))
+
+
+def _size(tile: Tile) -> int:
+    return math.prod(TYPICAL[a] for a in tile.axes)

@@ -120,7 +120,12 @@ class _Writer:
             body += self._stores(b for b in segment.stores if b.tile == statement.target and b.tile not in summed)
         self.origin = None
         after = self._stores(b for b in segment.stores if b.tile in summed)
-        return [*opened, "for i_v in range((V + BV - 1) // BV):", *(f"    {line}" for line in body), *after]
+        # What is the same for all panels would be held in registers; but operands of products that are worked out,
+        # not loaded, must go to shared memory in front of the loop.
+        inside = {b.tile for b in segment.loads} | {s.target for s in segment.statements}
+        factors = {t for s in segment.statements if isinstance(s.op, Contract) for t in (s.op.a, s.op.b)}
+        hoisted = "" if factors - inside - {b.tile for b in self.kernel.loads} else ", disable_licm=True"
+        return [*opened, f"for i_v in tl.range(0, blocks{hoisted}):", *(f"    {line}" for line in body), *after]
 
     def _statement(self, statement) -> list[str]:
         return self._tagged(statement, self.printer.lines(statement))

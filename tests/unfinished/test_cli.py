@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hostile_specs import BASE, LOSS, ROWS, swap
 
+from hostile_specs import BASE, LOSS, ROWS, swap
 from ttrc import cli
 
 ROOT = Path(__file__).resolve().parents[1]
