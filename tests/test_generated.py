@@ -10,7 +10,7 @@ from ttrc import emit
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.tools.generate import compare, write
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 SPECS = {path.stem: path for path in sorted((ROOT / "specs").glob("*.toml"))}
 UNSEEN = {path.stem: path for path in sorted((ROOT / "tests" / "unseen").glob("*.toml"))}
 FILES = {"__init__.py", "op.py", "kernels.py", "reference.py"}

@@ -14,7 +14,7 @@ from ttrc.runtime import cache
 from ttrc.runtime.verify import Case, verify
 from ttrc.sampling import random_inputs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 TEXT = (ROOT / "tests" / "unseen" / "half_hebbian.toml").read_text()
 SMALL = Case(B=1, T=5, H=1, HV=1, d_k=3, d_v=2)
 

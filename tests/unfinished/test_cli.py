@@ -12,7 +12,7 @@ import pytest
 from hostile_specs import BASE, LOSS, ROWS, swap
 from ttrc import cli
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 SPECS = sorted(path.stem for path in (ROOT / "specs").glob("*.toml"))
 COMMANDS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
 
@@ -189,7 +189,8 @@ def test_check(ttrc, monkeypatch):
     assert {row["form"] for row in rows} == {"chunk", "recurrent"} and {row["dtype"] for row in rows} == {"float64"}
     assert all(not row["failures"] and row["outputs"] and row["gradients"] for row in rows)
     code, out, _ = ttrc("check", "linear_attention", "--dtype", "float64")
-    assert code == 0 and "linear_attention" in out and "ok" in out
+    assert code == 0 and "ok" in out
+    assert "linear_attention" in out, "names have to be whole in a table, piped or not"
 
 
 def test_a_failed_check_is_exit_1(ttrc, monkeypatch):
@@ -199,7 +200,7 @@ def test_a_failed_check_is_exit_1(ttrc, monkeypatch):
 
     monkeypatch.setitem(verify.BOUNDS, ("torch", torch.float64), (1e-30, 1e-30))
     code, out, err = ttrc("check", "linear_attention", "--dtype", "float64")
-    assert code == 1 and "miss their bound" in err and "linear_attention" in out
+    assert code == 1 and "miss their bound" in err and "1e-30" in out
 
 
 def test_compile_prints_what_the_binaries_say(tmp_path):

@@ -16,7 +16,7 @@ from ttrc.language.load import load_spec, parse_spec
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.sampling import random_inputs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 PATHS = {path.stem: path for folder in ("specs", "tests/unseen") for path in sorted((ROOT / folder).glob("*.toml"))}
 exp = torch.exp
 

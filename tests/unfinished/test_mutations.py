@@ -18,7 +18,7 @@ from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import Verifier
 from ttrc.runtime.verify import Case, verify
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 CHUNKED = Case(B=1, T=35, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
 STRONG = dataclasses.replace(CHUNKED, extreme="strong")
 PACKED = Case(T=23, packed=(17, 1, 5), H=1, HV=2, d_k=5, d_v=4, chunk_size=16)

@@ -17,7 +17,7 @@ import ttrc
 from ttrc.runtime.poison import poisoned
 from ttrc.sampling import random_inputs
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 SPECS = sorted(path.stem for path in (ROOT / "specs").glob("*.toml"))
 FORMS, BACKENDS = ("chunk", "recurrent"), ("torch", "triton")
 LENGTH = {("chunk", "torch"): 20, ("recurrent", "torch"): 20, ("chunk", "triton"): 20, ("recurrent", "triton"): 3}
