@@ -80,7 +80,7 @@ def fingerprint_line(spec: Spec) -> str:
 
 
 def _digest(spec: Spec) -> str:
-    """Names a spec by its text: two specs that differ never share a torch operator or a cached package."""
+    """Names a spec by its text: two specs that differ never share a generated package."""
     return hashlib.sha256(spec.source.text.encode()).hexdigest()[:16]
 
 
@@ -170,7 +170,6 @@ def _op(module: Module) -> str:
         header=_header(spec),
         name=spec.name,
         title=_title(spec),
-        symbol=f"{spec.name}_{_digest(spec)}",
         gates=gates,
         parameters=parameters,
         forms=list(plans),

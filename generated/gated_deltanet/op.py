@@ -20,6 +20,9 @@ GATES = (
 )
 PARAMETERS = ()
 
+# The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
+SYMBOL = "ttrc::" + __name__.replace(".", "_")
+
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare": {
@@ -261,7 +264,7 @@ def chunk_backward_triton(
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_beta.to(beta.dtype), d_initial
 
 
-@torch.library.custom_op("ttrc::gated_deltanet_8ab60c111d331f2e_chunk", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
     q: Tensor,
     k: Tensor,
@@ -325,7 +328,7 @@ def _(q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk, final, save, ba
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, inverse, attention, states
 
 
-@torch.library.custom_op("ttrc::gated_deltanet_8ab60c111d331f2e_chunk_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
     q: Tensor,
     k: Tensor,
@@ -527,7 +530,7 @@ def recurrent_backward_triton(
     )
 
 
-@torch.library.custom_op("ttrc::gated_deltanet_8ab60c111d331f2e_recurrent", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
 def recurrent_op(
     q: Tensor,
     k: Tensor,
@@ -587,7 +590,7 @@ def _(q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk, final, save, ba
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op("ttrc::gated_deltanet_8ab60c111d331f2e_recurrent_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
 def recurrent_backward_op(
     q: Tensor,
     k: Tensor,
@@ -727,10 +730,11 @@ def gated_deltanet(
     tensors = [x.contiguous() for x in (q, k, v, g, beta)]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start = None if initial_state is None else initial_state.contiguous()
+    ends = None if cu_seqlens is None else cu_seqlens.contiguous()
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, cu_seqlens, chunk_size, output_final_state, save, backend
+        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend
     )
     return o, final_state if output_final_state else None

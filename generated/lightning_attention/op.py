@@ -17,6 +17,9 @@ CHUNK = 64
 GATES = ("slope",)
 PARAMETERS = ("slope",)
 
+# The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
+SYMBOL = "ttrc::" + __name__.replace(".", "_")
+
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_scan": {
@@ -217,7 +220,7 @@ def chunk_backward_triton(q, k, v, slope, scale, states, d_o, d_final_state, cu_
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_slope.sum((0, 1)).to(slope.dtype), d_initial
 
 
-@torch.library.custom_op("ttrc::lightning_attention_a6513565a422885a_chunk", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
     q: Tensor,
     k: Tensor,
@@ -263,7 +266,7 @@ def _(q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save, back
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op("ttrc::lightning_attention_a6513565a422885a_chunk_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
     q: Tensor,
     k: Tensor,
@@ -413,7 +416,7 @@ def recurrent_backward_triton(q, k, v, slope, scale, states, d_o, d_final_state,
     )
 
 
-@torch.library.custom_op("ttrc::lightning_attention_a6513565a422885a_recurrent", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
 def recurrent_op(
     q: Tensor,
     k: Tensor,
@@ -457,7 +460,7 @@ def _(q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save, back
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op("ttrc::lightning_attention_a6513565a422885a_recurrent_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
 def recurrent_backward_op(
     q: Tensor,
     k: Tensor,
@@ -582,10 +585,11 @@ def lightning_attention(
     tensors = [x.contiguous() for x in (q, k, v, slope)]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start = None if initial_state is None else initial_state.contiguous()
+    ends = None if cu_seqlens is None else cu_seqlens.contiguous()
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, cu_seqlens, chunk_size, output_final_state, save, backend
+        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend
     )
     return o, final_state if output_final_state else None

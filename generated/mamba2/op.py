@@ -20,6 +20,9 @@ GATES = (
 )
 PARAMETERS = ("A",)
 
+# The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
+SYMBOL = "ttrc::" + __name__.replace(".", "_")
+
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_scan": {
@@ -232,7 +235,7 @@ def chunk_backward_triton(q, k, v, dt, A, scale, states, d_o, d_final_state, cu_
     )
 
 
-@torch.library.custom_op("ttrc::mamba2_e42901eee452d30c_chunk", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
     q: Tensor,
     k: Tensor,
@@ -292,7 +295,7 @@ def _(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, back
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op("ttrc::mamba2_e42901eee452d30c_chunk_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
     q: Tensor,
     k: Tensor,
@@ -461,7 +464,7 @@ def recurrent_backward_triton(q, k, v, dt, A, scale, states, d_o, d_final_state,
     )
 
 
-@torch.library.custom_op("ttrc::mamba2_e42901eee452d30c_recurrent", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
 def recurrent_op(
     q: Tensor,
     k: Tensor,
@@ -519,7 +522,7 @@ def _(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, back
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op("ttrc::mamba2_e42901eee452d30c_recurrent_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
 def recurrent_backward_op(
     q: Tensor,
     k: Tensor,
@@ -659,10 +662,11 @@ def mamba2(
     tensors = [x.contiguous() for x in (q, k, v, dt, A)]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start = None if initial_state is None else initial_state.contiguous()
+    ends = None if cu_seqlens is None else cu_seqlens.contiguous()
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, cu_seqlens, chunk_size, output_final_state, save, backend
+        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend
     )
     return o, final_state if output_final_state else None

@@ -17,6 +17,9 @@ CHUNK = 64
 GATES = ("log_gamma",)
 PARAMETERS = ("log_gamma",)
 
+# The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
+SYMBOL = "ttrc::" + __name__.replace(".", "_")
+
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_scan": {
@@ -223,7 +226,7 @@ def chunk_backward_triton(q, k, v, log_gamma, scale, states, d_o, d_final_state,
     )
 
 
-@torch.library.custom_op("ttrc::retnet_f1303343f8acf5a4_chunk", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
     q: Tensor,
     k: Tensor,
@@ -269,7 +272,7 @@ def _(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save, 
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op("ttrc::retnet_f1303343f8acf5a4_chunk_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
     q: Tensor,
     k: Tensor,
@@ -421,7 +424,7 @@ def recurrent_backward_triton(
     )
 
 
-@torch.library.custom_op("ttrc::retnet_f1303343f8acf5a4_recurrent", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
 def recurrent_op(
     q: Tensor,
     k: Tensor,
@@ -467,7 +470,7 @@ def _(q, k, v, log_gamma, scale, initial_state, cu_seqlens, chunk, final, save, 
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op("ttrc::retnet_f1303343f8acf5a4_recurrent_backward", mutates_args=())
+@torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
 def recurrent_backward_op(
     q: Tensor,
     k: Tensor,
@@ -592,10 +595,11 @@ def retnet(
     tensors = [x.contiguous() for x in (q, k, v, log_gamma)]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start = None if initial_state is None else initial_state.contiguous()
+    ends = None if cu_seqlens is None else cu_seqlens.contiguous()
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, cu_seqlens, chunk_size, output_final_state, save, backend
+        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend
     )
     return o, final_state if output_final_state else None

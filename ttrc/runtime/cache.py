@@ -14,6 +14,7 @@ import platformdirs
 
 from ttrc.compiler import generate
 from ttrc.emit import fingerprint_line
+from ttrc.errors import TtrcError
 from ttrc.language.spec import Spec
 from ttrc.paths import generated_dir, templates_dir
 
@@ -37,8 +38,14 @@ def cache_dir() -> Path:
 
 def _publish(files: dict[str, str], target: Path) -> None:
     """Write a folder beside its place and move it there whole: another process sees all of it or nothing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise TtrcError(
+            f"{target.parent}: compiled specs are kept here, and it cannot be written ({error.strerror})\n"
+            "  hint: set TTRC_CACHE to a folder that can"
+        ) from error
     for name, text in files.items():
         (staging / name).write_text(text, encoding="utf-8")
     try:

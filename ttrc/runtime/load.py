@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
+import threading
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +20,8 @@ from ttrc.paths import specs_dir
 from ttrc.runtime.cache import package_of
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import apply_tuned
+
+_importing = threading.Lock()  # a module is in sys.modules before its body has run
 
 
 def load(spec: Union[str, Path, Spec]) -> Operator:
@@ -55,10 +59,13 @@ def shipped_specs() -> dict[str, Path]:
 
 
 def import_package(folder: Path, name: str) -> ModuleType:
-    """A generated package, imported once a folder under a name of its own."""
-    unique = f"ttrc_generated_{name}_{abs(hash(str(folder.resolve()))):x}"
-    if unique in sys.modules:
-        return sys.modules[unique]
+    """A generated package, imported once a folder under a name of its own, the same in every process."""
+    unique = f"ttrc_generated_{name}_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}"
+    with _importing:
+        return sys.modules.get(unique) or _import_as(unique, folder)
+
+
+def _import_as(unique: str, folder: Path) -> ModuleType:
     place = importlib.util.spec_from_file_location(
         unique, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

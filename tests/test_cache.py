@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 import ttrc
 from ttrc.language.load import parse_spec
 from ttrc.runtime import cache
+from ttrc.runtime.load import import_package
+from ttrc.runtime.operator import Operator
 from ttrc.runtime.verify import Case, verify
 from ttrc.sampling import random_inputs
 
@@ -93,11 +96,6 @@ def test_one_text_in_two_caches_is_one_rule(folder, monkeypatch, tmp_path):
 
 def test_a_package_of_the_same_text_never_runs_in_anothers_place(folder, tmp_path):
     """A copy that someone vendored, and perhaps changed since, beside the compiled one: each runs its own code."""
-    import shutil
-
-    from ttrc.runtime.load import import_package
-    from ttrc.runtime.operator import Operator
-
     op = ttrc.load(parse_spec(named("vendored")))
     x = random_inputs(op.spec, B=1, T=20, H=1, HV=1, dk=4, dv=4)
     before = op(**x, form="chunk", backend="torch")[0]
@@ -125,12 +123,12 @@ def _load(path, cache_folder, barrier, results):
         results.put(repr(error))
 
 
-def test_four_processes_at_once_leave_one_folder(folder, tmp_path):
+def test_two_processes_at_once_leave_one_folder(folder, tmp_path):
     path = tmp_path / "race.toml"
     path.write_text(named("race"))
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(4), context.Queue()
-    workers = [context.Process(target=_load, args=(str(path), str(folder), barrier, results)) for _ in range(4)]
+    barrier, results = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_load, args=(str(path), str(folder), barrier, results)) for _ in range(2)]
     for worker in workers:
         worker.start()
     outcomes = [results.get(timeout=120) for _ in workers]
