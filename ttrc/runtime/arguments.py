@@ -1,4 +1,8 @@
-"""An operator's arguments, checked before any kernel sees them: which one, what came, what was expected."""
+"""An operator's arguments, checked before any kernel sees them: which one, what came, what was expected.
+
+A message is put together only where it is raised: torch.compile traces these checks, and would take a length that
+is printed for a constant, one compilation each.
+"""
 
 from __future__ import annotations
 
@@ -28,74 +32,79 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
     """Raises ArgumentError for the first argument that is not as the contract says."""
     check_names(spec, gates)
     for name, x in (("q", q), ("k", k), ("v", v), *gates.items()):
-        _require(isinstance(x, Tensor), name, f"a {type(x).__name__}", "a tensor")
-        _require(x.layout is torch.strided, name, f"layout {x.layout}", "a dense tensor")
+        if not isinstance(x, Tensor):
+            raise _wrong(name, f"a {type(x).__name__}", "a tensor")
+        if x.layout is not torch.strided:
+            raise _wrong(name, f"layout {x.layout}", "a dense tensor")
     for name, x in (("q", q), ("k", k), ("v", v)):
-        _require(x.dim() == 4, name, f"shape {_shape(x)}", "four dimensions, [B, T, heads, d]")
-        _require(x.dtype in DTYPES, name, f"dtype {x.dtype}", "float16, bfloat16, float32 or float64")
-        _require(x.dtype == q.dtype, name, f"dtype {x.dtype}", f"the dtype of q, {q.dtype}")
-        _require(x.device == q.device, name, f"device {x.device}", f"the device of q, {q.device}")
-        _require(min(x.shape) >= 1, name, f"shape {_shape(x)}", "no empty dimension")
-        _require(x.shape[3] <= WIDEST, name, f"head dimension {x.shape[3]}", f"at most {WIDEST}")
+        if x.dim() != 4:
+            raise _wrong(name, f"shape {_shape(x)}", "four dimensions, [B, T, heads, d]")
+        if x.dtype not in DTYPES:
+            raise _wrong(name, f"dtype {x.dtype}", "float16, bfloat16, float32 or float64")
+        if x.dtype != q.dtype:
+            raise _wrong(name, f"dtype {x.dtype}", f"the dtype of q, {q.dtype}")
+        if x.device != q.device:
+            raise _wrong(name, f"device {x.device}", f"the device of q, {q.device}")
+        if min(x.shape) < 1:
+            raise _wrong(name, f"shape {_shape(x)}", "no empty dimension")
+        if x.shape[3] > WIDEST:
+            raise _wrong(name, f"head dimension {x.shape[3]}", f"at most {WIDEST}")
     B, T, H, d_k = q.shape
-    _require(k.shape == q.shape, "k", f"shape {_shape(k)}", f"the shape of q, {_shape(q)}")
-    _require(v.shape[:2] == (B, T), "v", f"shape {_shape(v)}", f"[{B}, {T}, HV, d_v], batch and length as in q")
+    if k.shape != q.shape:
+        raise _wrong("k", f"shape {_shape(k)}", f"the shape of q, {_shape(q)}")
+    if v.shape[:2] != (B, T):
+        raise _wrong("v", f"shape {_shape(v)}", f"[{B}, {T}, HV, d_v], batch and length as in q")
     HV, d_v = v.shape[2:]
-    _require(HV % H == 0, "v", f"{HV} heads", f"a multiple of the {H} heads of q and k")
+    if HV % H != 0:
+        raise _wrong("v", f"{HV} heads", f"a multiple of the {H} heads of q and k")
     check_gates(spec, gates, B, T, HV, q.device)
-    sequences = B
-    if cu_seqlens is not None:
-        sequences = _check_packing(cu_seqlens, B, T, q.device)
+    sequences = B if cu_seqlens is None else _check_packing(cu_seqlens, B, T, q.device)
     if initial_state is not None:
-        wanted = (sequences, HV, d_k, d_v)
-        _require(isinstance(initial_state, Tensor), "initial_state", f"a {type(initial_state).__name__}", "a tensor")
-        _require(
-            tuple(initial_state.shape) == wanted, "initial_state", f"shape {_shape(initial_state)}", f"{list(wanted)}"
-        )
-        single = torch.float64 if q.dtype == torch.float64 else torch.float32
-        _require(initial_state.dtype == single, "initial_state", f"dtype {initial_state.dtype}", str(single))
-        _require(initial_state.device == q.device, "initial_state", f"device {initial_state.device}", f"{q.device}")
+        _check_state(initial_state, (sequences, HV, d_k, d_v), q)
 
 
 def check_names(spec: Spec, gates: dict) -> None:
     declared = {g.name: g for g in (*spec.inputs, *spec.parameters)}
     for name in gates:
-        near = get_close_matches(name, declared, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        _require(
-            name in declared,
-            name,
-            "an argument that the spec does not declare",
-            f"one of {', '.join(declared) or 'no gates at all'}{hint}",
-        )
+        if name not in declared:
+            # torch.compile cannot trace difflib
+            near = [] if torch.compiler.is_compiling() else get_close_matches(name, declared, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            expected = f"one of {', '.join(declared) or 'no gates at all'}{hint}"
+            raise _wrong(name, "an argument that the spec does not declare", expected)
 
 
 def check_options(form, forms, chunk_size, backend, scale, q) -> None:
     """How to run, as opposed to what on."""
     known = ("auto", "reference", *forms)
-    _require(form in known, "form", repr(form), f"one of {', '.join(known)}")
-    plain = chunk_size is None or (isinstance(chunk_size, int) and chunk_size in CHUNK_SIZES)
-    _require(plain, "chunk_size", repr(chunk_size), "16, 32, 64 or 128")
-    _require(backend in ("auto", "torch", "triton"), "backend", repr(backend), "auto, torch or triton")
-    number = scale is None or isinstance(scale, (int, float))
-    _require(number, "scale", f"{scale!r:.40}, a {type(scale).__name__}", "a number, or None for d_k ** -0.5")
+    if form not in known:
+        raise _wrong("form", repr(form), f"one of {', '.join(known)}")
+    if not (chunk_size is None or (isinstance(chunk_size, int) and chunk_size in CHUNK_SIZES)):
+        raise _wrong("chunk_size", repr(chunk_size), "16, 32, 64 or 128")
+    if backend not in ("auto", "torch", "triton"):
+        raise _wrong("backend", repr(backend), "auto, torch or triton")
+    if not (scale is None or isinstance(scale, (int, float))):
+        raise _wrong("scale", f"{scale!r:.40}, a {type(scale).__name__}", "a number, or None for d_k ** -0.5")
     if backend == "triton" and form != "reference":
-        _require(q.dtype != torch.float64, "backend", "triton with float64", "float32 or less, or backend='torch'")
-        runs = q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-        _require(
-            runs, "backend", f"'triton' on {q.device}", "a GPU, or TRITON_INTERPRET=1 set before Triton is imported"
-        )
+        if q.dtype == torch.float64:
+            raise _wrong("backend", "triton with float64", "float32 or less, or backend='torch'")
+        if not (q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+            expected = "a GPU, or TRITON_INTERPRET=1 set before Triton is imported"
+            raise _wrong("backend", f"'triton' on {q.device}", expected)
 
 
 def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> None:
     declared = {g.name: g for g in (*spec.inputs, *spec.parameters)}
     for name, gate in declared.items():
-        _require(name in gates, name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV)}, {gate.domain.value}")
+        if name not in gates:
+            raise _wrong(name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV)}, {gate.domain.value}")
         x = gates[name]
-        wanted = (B, T, HV) if isinstance(gate, Input) else (HV,)
-        _require(tuple(x.shape) == wanted, name, f"shape {_shape(x)}", _gate_shape(gate, B, T, HV))
-        _require(x.dtype in DTYPES, name, f"dtype {x.dtype}", "a floating dtype, best float32")
-        _require(x.device == device, name, f"device {x.device}", f"the device of q, {device}")
+        if tuple(x.shape) != ((B, T, HV) if isinstance(gate, Input) else (HV,)):
+            raise _wrong(name, f"shape {_shape(x)}", _gate_shape(gate, B, T, HV))
+        if x.dtype not in DTYPES:
+            raise _wrong(name, f"dtype {x.dtype}", "a floating dtype, best float32")
+        if x.device != device:
+            raise _wrong(name, f"device {x.device}", f"the device of q, {device}")
         _check_domain(name, x, gate)
 
 
@@ -108,21 +117,40 @@ def _check_domain(name: str, x: Tensor, gate: Input | Parameter) -> None:
     if not bool(inside.all()):
         worst = x.detach()[~inside].flatten()[0].item()
         hint = "; pass its logarithm" if gate.domain is Domain.LOG_DECAY else ""
-        _require(False, name, f"the value {worst:.6g}", f"{expected}{hint}")
+        raise _wrong(name, f"the value {worst:.6g}", f"{expected}{hint}")
 
 
 def _check_packing(cu_seqlens, B: int, T: int, device) -> int:
     name = "cu_seqlens"
-    _require(isinstance(cu_seqlens, Tensor), name, f"a {type(cu_seqlens).__name__}", "an integer tensor [N + 1]")
-    _require(cu_seqlens.dtype in (torch.int32, torch.int64), name, f"dtype {cu_seqlens.dtype}", "int32 or int64")
-    _require(cu_seqlens.dim() == 1 and cu_seqlens.numel() >= 2, name, f"shape {_shape(cu_seqlens)}", "[N + 1], N >= 1")
-    _require(B == 1, "q", f"batch {B}", "batch 1 with cu_seqlens: sequences are packed along the length")
-    _require(cu_seqlens.device == device, name, f"device {cu_seqlens.device}", f"the device of q, {device}")
+    if not isinstance(cu_seqlens, Tensor):
+        raise _wrong(name, f"a {type(cu_seqlens).__name__}", "an integer tensor [N + 1]")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise _wrong(name, f"dtype {cu_seqlens.dtype}", "int32 or int64")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
+        raise _wrong(name, f"shape {_shape(cu_seqlens)}", "[N + 1], N >= 1")
+    if B != 1:
+        raise _wrong("q", f"batch {B}", "batch 1 with cu_seqlens: sequences are packed along the length")
+    if cu_seqlens.device != device:
+        raise _wrong(name, f"device {cu_seqlens.device}", f"the device of q, {device}")
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         ends = cu_seqlens.tolist()
-        _require(ends[0] == 0 and ends[-1] == T, name, f"{ends[0]} .. {ends[-1]}", f"0 first and the length {T} last")
-        _require(all(a < b for a, b in zip(ends, ends[1:])), name, f"{ends}", "increasing ends, no empty sequence")
+        if ends[0] != 0 or ends[-1] != T:
+            raise _wrong(name, f"{ends[0]} .. {ends[-1]}", f"0 first and the length {T} last")
+        if not all(a < b for a, b in zip(ends, ends[1:])):
+            raise _wrong(name, f"{ends}", "increasing ends, no empty sequence")
     return cu_seqlens.numel() - 1
+
+
+def _check_state(state, wanted: tuple[int, int, int, int], q: Tensor) -> None:
+    name, single = "initial_state", torch.float64 if q.dtype == torch.float64 else torch.float32
+    if not isinstance(state, Tensor):
+        raise _wrong(name, f"a {type(state).__name__}", "a tensor")
+    if tuple(state.shape) != wanted:
+        raise _wrong(name, f"shape {_shape(state)}", f"{list(wanted)}")
+    if state.dtype != single:
+        raise _wrong(name, f"dtype {state.dtype}", str(single))
+    if state.device != q.device:
+        raise _wrong(name, f"device {state.device}", f"{q.device}")
 
 
 def _gate_shape(gate: Input | Parameter, B: int, T: int, HV: int) -> str:
@@ -133,6 +161,5 @@ def _shape(x: Tensor) -> list[int]:
     return list(x.shape)
 
 
-def _require(condition: bool, name: str, came: str, expected: str) -> None:
-    if not condition:
-        raise ArgumentError(f"{name}: got {came}, expected {expected}")
+def _wrong(name: str, came: str, expected: str) -> ArgumentError:
+    return ArgumentError(f"{name}: got {came}, expected {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 import importlib.util
 import sys
@@ -77,3 +78,7 @@ def _import_as(unique: str, folder: Path) -> ModuleType:
         del sys.modules[unique]
         raise
     return module
+
+
+# Modules are neither copied nor pickled, so an operator travels as its spec and finds its package where it arrives.
+copyreg.pickle(Operator, lambda operator: (load, (operator.spec,)))

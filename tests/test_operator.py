@@ -14,6 +14,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 import ttrc
+from ttrc.errors import ArgumentError
 from ttrc.runtime.poison import poisoned
 from ttrc.sampling import random_inputs
 
@@ -67,7 +68,7 @@ def check(op, given):
 @pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "mamba2"])
 def test_forward_ops_pass_opcheck(name, form, backend):
     op = ttrc.load(name).package.op.OPS[form]
-    settings = ({}, {"packed": True, "H": 2}, {"start": False}) if name == "gated_deltanet" else ({},)
+    settings = ({}, {"packed": True, "H": 2, "start": False}) if name == "gated_deltanet" else ({},)
     for setting in settings:
         check(op, arguments(name, form, backend, **setting))
 
@@ -161,8 +162,14 @@ def test_every_shipped_rule_compiles(name):
 def test_gates_are_still_checked_before_compilation():
     op = ttrc.load("gated_deltanet")
     x = inputs("gated_deltanet")
-    with pytest.raises(Exception, match="did you mean 'beta'"):
-        compiled(lambda x: op(x["q"], x["k"], x["v"], g=x["g"], bta=x["beta"])[0])(x)
+
+    def layer(x):
+        return op(x["q"], x["k"], x["v"], g=x["g"], bta=x["beta"])[0]
+
+    with pytest.raises(Exception, match="bta: got an argument that the spec does not declare, expected one of g, beta"):
+        compiled(layer)(x)
+    with pytest.raises(ArgumentError, match="did you mean 'beta'"):
+        torch.compile(layer, backend="aot_eager")(x)
 
 
 # Autograd
