@@ -44,8 +44,8 @@ def total(o, final):
 def arguments(name, form, backend, *, packed=False, save=True, grad=True, H=1, start=True):
     """What the public function passes to the custom op, by name."""
     x = inputs(name, T=LENGTH[form, backend], H=H)
-    state = x.pop("initial_state").repeat(2 if packed else 1, 1, 1, 1) if start else None
-    x |= {} if state is None else {"initial_state": state}
+    state = x.pop("initial_state").repeat(2 if packed else 1, 1, 1, 1)
+    x |= {"initial_state": state} if start else {}
     leaves = {n: t.detach().clone().requires_grad_(grad) for n, t in x.items()}
     ends = torch.tensor([0, 1, x["q"].shape[1]], dtype=torch.int32) if packed else None
     options = {"scale": 0.5, "cu_seqlens": ends, "chunk": 16, "final": True, "save": save, "backend": backend}
@@ -68,9 +68,8 @@ def check(op, given):
 @pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "mamba2"])
 def test_forward_ops_pass_opcheck(name, form, backend):
     op = ttrc.load(name).package.op.OPS[form]
-    settings = ({}, {"packed": True, "H": 2, "start": False}) if name == "gated_deltanet" else ({},)
-    for setting in settings:
-        check(op, arguments(name, form, backend, **setting))
+    setting = {"packed": True, "H": 2, "start": False} if name == "gated_deltanet" else {}
+    check(op, arguments(name, form, backend, **setting))
 
 
 @every_form
@@ -87,13 +86,13 @@ def test_ops_that_save_nothing_pass_opcheck(form, backend):
 def test_backward_ops_pass_opcheck(name, form, backend):
     package = ttrc.load(name).package.op
     forward, backward = package.OPS[form], getattr(package, f"{form}_backward_op")
-    for packed in (False, True):
+    for packed, carried in ((False, True), (True, False)):  # carried: states come in, and their cotangents too
         given = arguments(name, form, backend, packed=packed, grad=False)
         o, final, *saved = forward(*(given[n] for n in signature(forward)))
         known = {*given, "d_o", "d_final_state", "initial"}
         given |= dict(zip((n for n in signature(backward) if n not in known), saved, strict=True))
-        for d_final, initial in ((torch.randn_like(final), True), (None, False)):
-            check(backward, given | {"d_o": torch.randn_like(o), "d_final_state": d_final, "initial": initial})
+        d_final = torch.randn_like(final) if carried else None
+        check(backward, given | {"d_o": torch.randn_like(o), "d_final_state": d_final, "initial": carried})
 
 
 # torch.compile
