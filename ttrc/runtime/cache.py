@@ -14,6 +14,7 @@ import platformdirs
 
 from ttrc.compiler import generate
 from ttrc.emit import fingerprint_line
+from ttrc.errors import TtrcError
 from ttrc.language.spec import Spec
 from ttrc.paths import generated_dir, templates_dir
 
@@ -25,7 +26,13 @@ def package_of(spec: Spec) -> Path:
         return shipped
     target = cache_dir() / f"{spec.name}-{_key(spec)}"
     if not target.is_dir():
-        _publish(generate(spec), target)
+        files = generate(spec)
+        try:
+            _publish(files, target)
+        except OSError as error:
+            raise TtrcError(
+                f"the cache at {cache_dir()} cannot be written: {error.strerror}; set TTRC_CACHE to another folder"
+            ) from error
     return target
 
 
