@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ttrc.errors import CheckFailed, TtrcError
+from ttrc.errors import CheckFailed, TtrcError, plain
+from ttrc.ir.config import WIDEST
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +30,12 @@ out, err = Console(), Console(stderr=True)
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Paths of spec files, or names of shipped specs.")]
 OneSpec = Annotated[str, typer.Argument(metavar="SPEC", help="A spec file, or the name of a shipped spec.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class Dtype(str, Enum):
+    """Of q, k and v on a GPU."""
+
+    BF16, FP16, FP32 = "bf16", "fp16", "fp32"
 
 
 @app.command("list")
@@ -106,18 +114,17 @@ def generate(
     """Write generated/NAME/ for each spec, or check that it is current."""
     from ttrc.paths import generated_dir
     from ttrc.runtime.load import shipped_specs
-    from ttrc.tools.generate import compare, write
+    from ttrc.tools.generate import compare_all, publish
 
-    target = folder or generated_dir()
     parsed = [_spec(s) for s in specs or map(str, shipped_specs().values())]
-    stale = []
-    for spec in parsed:
-        outcome = compare(spec, target) if check else write(spec, target)
-        if check and outcome.stale:
-            sys.stdout.write(outcome.diff)
-            stale.append(spec.name)
-        elif not check:
+    outcomes = compare_all(parsed, folder or generated_dir())
+    if not check:
+        for outcome in outcomes:
+            publish(outcome)
             out.print(f"{outcome.folder}: " + (f"wrote {', '.join(outcome.stale)}" if outcome.stale else "unchanged"))
+        return
+    sys.stdout.write("".join(outcome.diff for outcome in outcomes))
+    stale = [outcome.folder.name for outcome in outcomes if outcome.stale]
     if stale:
         raise CheckFailed(f"stale: {', '.join(stale)}; run `ttrc generate` and commit what it writes")
 
@@ -154,8 +161,10 @@ def check(
 def compile_(
     specs: Specs,
     target: Annotated[Optional[list[str]], typer.Option(help="sm_80, sm_90, sm_100, gfx942; all by default.")] = None,
-    width: Annotated[Optional[list[int]], typer.Option(help="Head dimensions; 64, 128 and 256 by default.")] = None,
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    width: Annotated[
+        Optional[list[int]], typer.Option(min=1, max=WIDEST, help="Head dimensions; 64, 128 and 256 by default.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of q, k and v.")] = Dtype.BF16,
     as_json: Json = False,
 ) -> None:
     """Compile every kernel for GPUs that are not here: registers, spills, shared memory, matrix instructions."""
@@ -168,7 +177,7 @@ def compile_(
             parsed,
             targets=tuple(target or tool.TARGETS),
             widths=tuple(width or tool.WIDTHS),
-            dtype=dtype,
+            dtype=dtype.value,
             on_done=lambda: progress.advance(bar),
         )
     _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
@@ -180,8 +189,10 @@ def compile_(
 @app.command()
 def tune(
     specs: Specs,
-    width: Annotated[Optional[list[int]], typer.Option(help="Head dimensions; 128 by default.")] = None,
-    dtype: Annotated[Optional[list[str]], typer.Option(help="bf16, fp16 or fp32; bf16 by default.")] = None,
+    width: Annotated[
+        Optional[list[int]], typer.Option(min=1, max=WIDEST, help="Head dimensions; 128 by default.")
+    ] = None,
+    dtype: Annotated[Optional[list[Dtype]], typer.Option(help="Of q, k and v; bf16 by default.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Tune once more what this chip's file has already.")] = False,
     ship: Annotated[bool, typer.Option("--ship", help="Copy this chip's file into ttrc/tuned/.")] = False,
     report: Annotated[Optional[Path], typer.Option(help="Write every trial, rejections too, as JSON here.")] = None,
@@ -203,7 +214,7 @@ def tune(
         reports = tool.tune(
             [_path(s) for s in specs],
             widths=tuple(width or (128,)),
-            dtypes=tuple(dtype or ("bf16",)),
+            dtypes=tuple(d.value for d in dtype or (Dtype.BF16,)),
             again=again,
             on_trial=told,
         )
@@ -225,7 +236,7 @@ def bench(
     peers: Annotated[
         Optional[Path], typer.Option(help="A peers file; bench/peers.py of a checkout by default.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
+    dtype: Annotated[Dtype, typer.Option(help="Of q, k and v.")] = Dtype.BF16,
     device: Annotated[Optional[str], typer.Option(help="cuda where there is one; cpu runs toy sizes.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Where JSON and plots go.")] = Path("out/bench"),
     as_json: Json = False,
@@ -242,7 +253,7 @@ def bench(
         bar = progress.add_task("timing", total=None)
         done = tool.bench(
             [_path(s) for s in specs],
-            dtype=dtype,
+            dtype=dtype.value,
             device=device,
             peers=peers,
             against=tuple(against or ()),
@@ -274,14 +285,21 @@ def demo(
 
 
 def main() -> None:
-    """The entry point: turns ttrc's own errors into one message and an exit code."""
+    """The entry point: turns ttrc's own errors, and files that cannot be had, into one message and an exit code."""
     try:
         app(standalone_mode=True)
     except TtrcError as error:
-        err.print(str(error), style="red", markup=False, highlight=False)
+        _complain(str(error))
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:
         raise SystemExit(1) from None
+    except OSError as error:
+        _complain(": ".join(plain(part) for part in (error.filename, error.strerror or error) if part is not None))
+        raise SystemExit(TtrcError.exit_code) from None
+
+
+def _complain(message: str) -> None:
+    err.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _path(name: str) -> Path:

@@ -109,9 +109,28 @@ def sign(x):
 
 
 @triton.jit
+def clip(x, d):
+    return tl.minimum(tl.maximum(x, -d), d)
+
+
+@triton.jit
+def huber(x, d):
+    inside = clip(x, d)
+    return inside * (x - 0.5 * inside)
+
+
+@triton.jit
 def power(x, y):
     """x ** y for x >= 0."""
     return tl.exp2(y * tl.log2(x))
+
+
+@triton.jit
+def whole_power(x, N: tl.constexpr):
+    y = x
+    for _ in tl.static_range(1, N):
+        y *= x
+    return y
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

@@ -25,6 +25,23 @@ def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 
 
+def smaller(x, y):
+    return torch.where(x <= y, x, y)
+
+
+def larger(x, y):
+    return torch.where(x <= y, y, x)
+
+
+def clip(x, d):
+    return larger(smaller(x, d), -d)
+
+
+def huber(x, d):
+    inside = clip(x, d)
+    return inside * (x - 0.5 * inside)
+
+
 # loss       -dot(p, v)
 # retention  norm2(S - S_prev) / 2
 # error      dL/dp = -v

@@ -110,9 +110,28 @@ def sign(x):
 
 
 @triton.jit
+def clip(x, d):
+    return tl.minimum(tl.maximum(x, -d), d)
+
+
+@triton.jit
+def huber(x, d):
+    inside = clip(x, d)
+    return inside * (x - 0.5 * inside)
+
+
+@triton.jit
 def power(x, y):
     """x ** y for x >= 0."""
     return tl.exp2(y * tl.log2(x))
+
+
+@triton.jit
+def whole_power(x, N: tl.constexpr):
+    y = x
+    for _ in tl.static_range(1, N):
+        y *= x
+    return y
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
@@ -169,7 +188,8 @@ def chunk_prepare(
     # loss, line 22: norm2(p - v) / 2
     squares = k.to(tl.float32) * k.to(tl.float32)
     sum_2 = tl.sum(squares, 1)
-    rate = beta / (beta * sum_2 + 1.0)
+    sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+    rate = beta / (beta * sum_2_valid + 1.0)
     system = earlier * rate[:, None]
     # update, line 27
     inverse = unit_lower_inverse(system, BT, PRECISION)
@@ -245,7 +265,8 @@ def chunk_scan(
         # loss, line 22: norm2(p - v) / 2
         squares = k.to(tl.float32) * k.to(tl.float32)
         sum_2 = tl.sum(squares, 1)
-        rate = beta / (beta * sum_2 + 1.0)
+        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+        rate = beta / (beta * sum_2_valid + 1.0)
         rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
         # update, line 27
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -328,7 +349,8 @@ def chunk_scan_reverse(
         # loss, line 22: norm2(p - v) / 2
         squares = k.to(tl.float32) * k.to(tl.float32)
         sum_2 = tl.sum(squares, 1)
-        rate = beta / (beta * sum_2 + 1.0)
+        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+        rate = beta / (beta * sum_2_valid + 1.0)
         # adjoint of rhs
         d_prediction_via_rhs = -d_rhs_via_u_s * rate[:, None]
         # gradient
@@ -399,7 +421,8 @@ def chunk_gradients(
     # loss, line 22: norm2(p - v) / 2
     squares = k.to(tl.float32) * k.to(tl.float32)
     sum_2 = tl.sum(squares, 1)
-    rate = beta / (beta * sum_2 + 1.0)
+    sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+    rate = beta / (beta * sum_2_valid + 1.0)
     d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
     d_system_via_u = tl.zeros([BT, BT], tl.float32)
     d_attention = tl.zeros([BT, BT], tl.float32)
@@ -445,7 +468,7 @@ def chunk_gradients(
     # adjoint of rate
     d_rate = d_rate_via_rhs_2 + d_rate_via_system_2
     d_beta_via_rate = d_rate * (
-        -beta * sum_2 / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0)) + 1.0 / (beta * sum_2 + 1.0)
+        -beta * sum_2_valid / whole_power(beta * sum_2_valid + 1.0, 2) + 1.0 / (beta * sum_2_valid + 1.0)
     )
     store_vector(d_beta_ptr + i_h, d_beta_via_rate, token, left, HV, BT)
     # adjoint of system
@@ -453,9 +476,11 @@ def chunk_gradients(
     # adjoint of attention
     d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
     # adjoint of rate
-    d_sum_2_via_rate = -d_rate * beta * beta / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0))
+    d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
+    # adjoint of sum_2_valid
+    d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_rate, 0.0)
     # adjoint of squares
-    d_k_via_squares = 2.0 * d_sum_2_via_rate[:, None] * k.to(tl.float32)
+    d_k_via_squares = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
     # adjoint of k_s
     d_k_s = tl.dot(
         tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_squares, input_precision=PRECISION
@@ -693,9 +718,7 @@ def token_scan_reverse(
             d_u_factor_via_u = d_u_via_S_next_2 * (-prediction + v)
             d_u_factor_via_u_2 = tl.sum(d_u_factor_via_u)
             # adjoint of u_factor
-            d_sum_2_via_u_factor = (
-                -d_u_factor_via_u_2 * beta * beta / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0))
-            )
+            d_sum_2_via_u_factor = -d_u_factor_via_u_2 * beta * beta / whole_power(beta * sum_2 + 1.0, 2)
             # adjoint of sum_2
             d_squares_via_sum_2 = tl.broadcast_to(d_sum_2_via_u_factor, [BK])
             # adjoint of squares
@@ -708,7 +731,7 @@ def token_scan_reverse(
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v_via_u, V, BV, i_v * BV)
             # adjoint of u_factor
             d_beta_via_u_factor = d_u_factor_via_u_2 * (
-                -beta * sum_2 / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0)) + 1.0 / (beta * sum_2 + 1.0)
+                -beta * sum_2 / whole_power(beta * sum_2 + 1.0, 2) + 1.0 / (beta * sum_2 + 1.0)
             )
             tl.store(
                 d_beta_ptr + i_h + (partial + token) * HV, d_beta_via_u_factor.to(d_beta_ptr.dtype.element_ty)

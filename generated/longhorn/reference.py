@@ -25,6 +25,23 @@ def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 
 
+def smaller(x, y):
+    return torch.where(x <= y, x, y)
+
+
+def larger(x, y):
+    return torch.where(x <= y, y, x)
+
+
+def clip(x, d):
+    return larger(smaller(x, d), -d)
+
+
+def huber(x, d):
+    inside = clip(x, d)
+    return inside * (x - 0.5 * inside)
+
+
 # loss       norm2(p - v) / 2, weight beta
 # retention  norm2(S - S_prev) / 2
 # error      dL/dp = beta*(p - v)
@@ -39,7 +56,8 @@ def chunk_step(q, k, v, beta, scale, S):
     # loss, line 22: norm2(p - v) / 2
     squares = k * k
     sum_2 = squares.sum(-1)
-    rate = beta / (beta * sum_2 + 1.0)
+    sum_2_valid = sum_2
+    rate = beta / (beta * sum_2_valid + 1.0)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -71,7 +89,8 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     # loss, line 22: norm2(p - v) / 2
     squares = k * k
     sum_2 = squares.sum(-1)
-    rate = beta / (beta * sum_2 + 1.0)
+    sum_2_valid = sum_2
+    rate = beta / (beta * sum_2_valid + 1.0)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -115,11 +134,15 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     # adjoint of rate
     d_rate = d_rate_via_rhs_2 + d_rate_via_system_2
     d_beta_via_rate = d_rate * (
-        -beta * sum_2 / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0)) + 1.0 / (beta * sum_2 + 1.0)
+        -beta * sum_2_valid / ((beta * sum_2_valid + 1.0) ** 2) + 1.0 / (beta * sum_2_valid + 1.0)
     )
-    d_sum_2_via_rate = -d_rate * beta * beta / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0))
+    d_sum_2_valid_via_rate = -d_rate * beta * beta / ((beta * sum_2_valid + 1.0) ** 2)
+    # adjoint of sum_2_valid
+    d_sum_2_via_sum_2_valid = d_sum_2_valid_via_rate
     # adjoint of sum_2
-    d_squares_via_sum_2 = (d_sum_2_via_rate[..., :, None]).expand(*v.shape[:2], tokens[-1], k.shape[-1])
+    d_squares_via_sum_2 = (d_sum_2_via_sum_2_valid[..., :, None]).expand(
+        *v.shape[:2], tokens[-1], k.shape[-1]
+    )
     # adjoint of squares
     d_k_via_squares = 2.0 * d_squares_via_sum_2 * k
     # adjoint of k_s
@@ -193,9 +216,9 @@ def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     d_v_via_u = d_u_via_S_next_2 * u_factor[..., None]
     # adjoint of u_factor
     d_beta_via_u_factor = d_u_factor_via_u_2 * (
-        -beta * sum_2 / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0)) + 1.0 / (beta * sum_2 + 1.0)
+        -beta * sum_2 / ((beta * sum_2 + 1.0) ** 2) + 1.0 / (beta * sum_2 + 1.0)
     )
-    d_sum_2_via_u_factor = -d_u_factor_via_u_2 * beta * beta / ((beta * sum_2 + 1.0) * (beta * sum_2 + 1.0))
+    d_sum_2_via_u_factor = -d_u_factor_via_u_2 * beta * beta / ((beta * sum_2 + 1.0) ** 2)
     # adjoint of prediction
     d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
         *v.shape[:2], k.shape[-1], v.shape[-1]

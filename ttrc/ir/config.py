@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHUNK = 64  # tokens a chunk
+WIDEST = 256  # head dimension
 
 
 @dataclass(frozen=True)

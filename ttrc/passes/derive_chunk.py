@@ -41,7 +41,9 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     k_s = build.relabel(k, "tokens that write")
     for reduction in recurrence.reductions:
         body = make("squares", reduction.body, origin="loss")
-        tiles[reduction.symbol.name] = build.reduce(reduction.symbol.name, body, ("t",), "loss")
+        total = build.reduce(reduction.symbol.name, body, ("t",), "loss")
+        # Past the end of a sequence k is 0, and a rule may divide by its norm: there the sum reads as 1.
+        tiles[reduction.symbol.name] = build.mask(f"{total.name}_valid", total, Relation.VALID, 1.0, "loss")
     decays = _Decays(build, recurrence, tiles)
 
     match recurrence.error:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ttrc.errors import ArgumentError
+from ttrc.ir.config import WIDEST
 from ttrc.language.spec import Domain, Input, Parameter, Spec
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-WIDEST = 256
 CHUNK_SIZES = (16, 32, 64, 128)
 _WITHIN = {
     Domain.POSITIVE: (lambda x: x > 0, "values > 0"),

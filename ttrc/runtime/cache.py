@@ -26,7 +26,13 @@ def package_of(spec: Spec) -> Path:
         return shipped
     target = cache_dir() / f"{spec.name}-{_key(spec)}"
     if not target.is_dir():
-        _publish(generate(spec), target)
+        files = generate(spec)
+        try:
+            _publish(files, target)
+        except OSError as error:
+            raise TtrcError(
+                f"the cache at {cache_dir()} cannot be written: {error.strerror}; set TTRC_CACHE to another folder"
+            ) from error
     return target
 
 

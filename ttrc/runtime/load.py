@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import hashlib
 import importlib.util
+import os
 import sys
 import threading
 from difflib import get_close_matches
@@ -41,7 +42,7 @@ def load(spec: Union[str, Path, Spec]) -> Operator:
 def find_spec(spec: Union[str, Path]) -> Path:
     """A path as it is; a bare name among the shipped specs."""
     path = Path(spec)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or os.path.exists(path):  # which says no to what can be no path
         return path
     shipped = shipped_specs()
     if str(spec) in shipped:

@@ -9,7 +9,6 @@ from ttrc.symbolic.algebra import (
     Symbol,
     affine,
     at_least,
-    coarse,
     convert,
     derivative,
     exp,
@@ -24,6 +23,7 @@ from ttrc.symbolic.algebra import (
     tidy,
 )
 from ttrc.symbolic.code import Dialect, render
+from ttrc.symbolic.functions import coarse
 from ttrc.symbolic.readable import equation, mathml, spelled_out
 
 __all__ = [

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import comb, prod
 
 import sympy
 
 from ttrc.language.spec import Domain
 from ttrc.language.syntax import Binary, Call, Name, Negate, Number
 from ttrc.language.syntax import Expr as Tree
+from ttrc.symbolic.functions import choose, huber, larger, log_cosh, magnitude, sigmoid, smaller, softplus, step_sign
 
 Expr = sympy.Expr
 Symbol = sympy.Symbol
 
-SIMPLIFIED_UP_TO = 25  # operations
+# How much is simplified, in operations and in terms once multiplied out; how much is multiplied out at all, in terms.
+SHORT, SHORT_OUT, LONG_OUT = 25, 100, 1000
 ZERO, ONE = sympy.Integer(0), sympy.Integer(1)
 
 _ASSUMPTIONS = {
@@ -31,100 +34,6 @@ _ASSUMPTIONS = {
     Domain.DECAY: {"positive": True},
     Domain.LOG_DECAY: {"nonpositive": True},
 }
-
-
-class sigmoid(sympy.Function):
-    """1 / (1 + exp(-x)), kept whole: its derivative in terms of itself never overflows."""
-
-    def fdiff(self, argindex=1):
-        return self * (1 - self)
-
-    def _eval_is_positive(self):
-        return True
-
-
-class softplus(sympy.Function):
-    """log(1 + exp(x)), kept whole for the same reason."""
-
-    def fdiff(self, argindex=1):
-        return sigmoid(self.args[0])
-
-    def _eval_is_positive(self):
-        return True
-
-
-class log_cosh(sympy.Function):
-    def fdiff(self, argindex=1):
-        return sympy.tanh(self.args[0])
-
-    def _eval_is_nonnegative(self):
-        return True
-
-
-class step_sign(sympy.Function):
-    """sign(x) with derivative 0 everywhere: the one-sided convention that autograd uses at the kink."""
-
-    def fdiff(self, argindex=1):
-        return ZERO
-
-
-class coarse(sympy.Function):
-    """x rounded down to a multiple of 1/64: sums of such numbers are exact. Constant almost everywhere."""
-
-    def fdiff(self, argindex=1):
-        return ZERO
-
-
-class magnitude(sympy.Function):
-    """|x|, derivative sign(x)."""
-
-    def fdiff(self, argindex=1):
-        return step_sign(self.args[0])
-
-    def _eval_is_nonnegative(self):
-        return True
-
-
-class choose(sympy.Function):
-    """choose(a, b, x, y) is x where a <= b and y elsewhere; a and b move nothing, as autograd has it.
-
-    Branches are functions of their own, not SymPy's Piecewise: that rewrites nested conditions, for minutes.
-    """
-
-    def fdiff(self, argindex=1):
-        a, b, _, _ = self.args
-        return {3: choose(a, b, ONE, ZERO), 4: choose(a, b, ZERO, ONE)}.get(argindex, ZERO)
-
-
-class smaller(sympy.Function):
-    def fdiff(self, argindex=1):
-        a, b = self.args
-        return choose(a, b, ONE, ZERO) if argindex == 1 else choose(a, b, ZERO, ONE)
-
-
-class larger(sympy.Function):
-    def fdiff(self, argindex=1):
-        a, b = self.args
-        return choose(a, b, ZERO, ONE) if argindex == 1 else choose(a, b, ONE, ZERO)
-
-
-class clip(sympy.Function):
-    """clip(x, d): x held within -d and d."""
-
-    def fdiff(self, argindex=1):
-        x, d = self.args
-        inside = choose(magnitude(x), d, ONE, ZERO)
-        return inside if argindex == 1 else step_sign(x) * (1 - inside)
-
-
-class huber(sympy.Function):
-    """x^2 / 2 where |x| <= d, d (|x| - d / 2) beyond."""
-
-    def fdiff(self, argindex=1):
-        x, d = self.args
-        if argindex == 1:
-            return clip(x, d)
-        return choose(magnitude(x), d, ZERO, magnitude(x) - d)
 
 
 def symbol(name: str, domain: Domain = Domain.REAL) -> Symbol:
@@ -187,7 +96,7 @@ class Scope:
                 slope = sympy.diff(reduction.body, inner.symbol) if inner.symbol in pending else ZERO
                 if slope != 0:
                     pending[inner.symbol] += adjoint * self.reduce(slope)
-        return sympy.expand(total) if total.count_ops() <= SIMPLIFIED_UP_TO else total
+        return sympy.expand(total) if _is_short(total) else total
 
     def depends(self, expr: Expr, on: Symbol) -> bool:
         """Whether expr involves a symbol, directly or through reductions."""
@@ -278,15 +187,48 @@ def affine(expr: Expr, variable: Symbol) -> tuple[Expr, Expr] | None:
     functions = expr.atoms(sympy.Function)
     if any(variable in f.free_symbols for f in functions) or not expr.is_polynomial(variable):
         return None
-    polynomial = sympy.Poly(expr, variable)
-    if polynomial.degree() > 1:
+    parts: dict[Expr, Symbol] = {}
+    outline = _outline(expr, variable, parts)
+    if sum(_terms(outline)) > LONG_OUT:
         return None
-    return tidy(polynomial.coeff_monomial(variable)), tidy(polynomial.coeff_monomial(1))
+    whole = {symbol: part for part, symbol in parts.items()}
+    coefficients = sympy.Poly(outline, variable).all_coeffs()
+    offset, slope, *higher = (tidy(c.xreplace(whole)) for c in (*reversed(coefficients), ZERO))
+    return None if any(c != 0 for c in higher) else (slope, offset)
+
+
+def _outline(expr: Expr, variable: Symbol, parts: dict[Expr, Symbol]) -> Expr:
+    """A polynomial, a symbol for what is free of the variable in each sum and product: multiplied out it is small."""
+    if not expr.has(variable):
+        return expr if expr.is_number else parts.setdefault(expr, sympy.Dummy())
+    if expr.is_Symbol:
+        return expr
+    if expr.is_Pow:
+        return _outline(expr.base, variable, parts) ** expr.exp
+    free, bound = expr.as_independent(variable)
+    return expr.func(*(_outline(part, variable, parts) for part in (free, *expr.func.make_args(bound))))
 
 
 def tidy(expr: Expr) -> Expr:
     """A simpler form of a short expression; a long one as it is, for simplifying can take minutes."""
-    return sympy.simplify(expr) if expr.count_ops() <= SIMPLIFIED_UP_TO else expr
+    return sympy.simplify(expr) if _is_short(expr) else expr
+
+
+def _is_short(expr: Expr) -> bool:
+    """Both measures are needed: a few operations make many terms, (a + b + c)**16, and many functions make few."""
+    return expr.count_ops() <= SHORT and sum(_terms(expr)) <= SHORT_OUT
+
+
+def _terms(expr: Expr) -> tuple[int, int]:
+    """At most how many terms numerator and denominator have, multiplied out over one denominator."""
+    parts = [_terms(part) for part in expr.args]
+    above, below = prod(n for n, _ in parts), prod(d for _, d in parts)
+    if expr.is_Add:
+        return sum(n * (below // d) for n, d in parts), below
+    if expr.is_Pow and expr.exp.is_Integer:
+        powers = tuple(comb(n + abs(int(expr.exp)) - 1, n - 1) for n in parts[0])
+        return powers if expr.exp > 0 else powers[::-1]
+    return (above, below) if expr.is_Mul else (above * below, 1)
 
 
 def log_of(decay: Expr) -> Expr:
@@ -295,7 +237,7 @@ def log_of(decay: Expr) -> Expr:
 
 
 def is_positive(expr: Expr) -> bool:
-    return expr.is_positive is True or (expr.count_ops() <= SIMPLIFIED_UP_TO and sympy.factor(expr).is_positive is True)
+    return expr.is_positive is True or (_is_short(expr) and sympy.factor(expr).is_positive is True)
 
 
 def at_least(expr: Expr, bound: int) -> Expr:

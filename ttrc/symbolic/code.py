@@ -24,25 +24,21 @@ def render(expr: Expr, dialect: Dialect, spelling: dict[str, str]) -> str:
 
 
 class _Code(StrPrinter):
-    """Products and small powers as plain arithmetic, functions through the dialect."""
+    """Products and small powers as plain arithmetic, functions through the dialect, what is constant as one number.
+
+    No part of an expression is printed twice, whatever a call does with it: nested, that would double the text again
+    and again.
+    """
 
     def __init__(self, dialect: Dialect, spelling: dict[str, str]):
         super().__init__()
         self.dialect, self.spelling = dialect, spelling
 
+    def _print(self, expr, **kwargs):
+        return repr(float(expr)) if expr.is_number else super()._print(expr, **kwargs)
+
     def _print_Symbol(self, expr):
         return self.spelling[expr.name]
-
-    def _print_Rational(self, expr):
-        return repr(float(expr))
-
-    def _print_Float(self, expr):
-        return repr(float(expr))
-
-    def _print_Integer(self, expr):
-        return repr(float(expr))
-
-    _print_Zero = _print_One = _print_NegativeOne = _print_Half = _print_Rational
 
     def _print_Mul(self, expr):
         sign, rest = expr.as_coeff_Mul()
@@ -63,11 +59,13 @@ class _Code(StrPrinter):
             return self._call("sqrt", (base,))
         if exponent == -1:
             return f"1.0 / {self.parenthesize(base, PRECEDENCE['Pow'])}"
-        if exponent.is_Integer and 2 <= exponent <= 4:
-            return " * ".join([self.parenthesize(base, PRECEDENCE["Mul"])] * int(exponent))
-        if exponent.is_negative and exponent.is_number:
+        if exponent.is_negative:
             return f"1.0 / ({self._print(base**-exponent)})"
-        return self._call("pow", (base, exponent))
+        if not exponent.is_Integer:
+            return self._call("pow", (base, exponent))
+        if base.is_Symbol and exponent <= 4:
+            return " * ".join([self._print(base)] * int(exponent))
+        return self.dialect.calls["whole_pow"].format(self._print(base), int(exponent))
 
     def _call(self, name, args):
         return self.dialect.calls[name].format(*(self._print(a) for a in args))

@@ -57,9 +57,9 @@ def compile_specs(
     """Rows in order of spec, form, kernel, width, target. `configs` replaces defaults by kernel name."""
     with tempfile.TemporaryDirectory() as folder:
         heads, jobs = [], []
-        for spec in specs:
+        for number, spec in enumerate(specs):
             module = analyse(spec)
-            path = Path(folder) / f"{spec.name}_kernels.py"
+            path = Path(folder) / f"{spec.name}_{number}.py"  # two specs may have one name
             path.write_text(emit(module)["kernels.py"], encoding="utf-8")
             for form in module.forms.values():
                 for kernel in (*form.plan.forward, *form.plan.backward):

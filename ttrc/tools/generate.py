@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -16,22 +18,35 @@ MARK = HEADER.split("{")[0]  # how every file of ttrc's own begins
 
 @dataclass(frozen=True)
 class Outcome:
-    """One generated package: where it is, which of its files differ from the compiler's, and how."""
+    """One generated package: where it goes, its files, which of those there differ from them, and how."""
 
     folder: Path
+    files: dict[str, str]
     stale: tuple[str, ...]
     diff: str
 
 
+def compare_all(specs: Sequence[Spec], out: Path) -> list[Outcome]:
+    """What `publish` would change, of all specs before any of them is written."""
+    twice = [name for name, times in Counter(spec.name for spec in specs).items() if times > 1]
+    if twice:
+        raise TtrcError(f"more than one spec is called {', '.join(twice)}; {out} has one folder for each name")
+    return [compare(spec, out) for spec in specs]
+
+
 def write(spec: Spec, out: Path) -> Outcome:
     """Writes out/NAME/, files that no longer belong there removed."""
-    outcome, files = compare(spec, out), generate(spec)
-    outcome.folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (outcome.folder / name).write_text(text, encoding="utf-8")
-    for name in set(outcome.stale) - set(files):
-        (outcome.folder / name).unlink()
+    outcome = compare(spec, out)
+    publish(outcome)
     return outcome
+
+
+def publish(outcome: Outcome) -> None:
+    outcome.folder.mkdir(parents=True, exist_ok=True)
+    for name, text in outcome.files.items():
+        (outcome.folder / name).write_text(text, encoding="utf-8")
+    for name in set(outcome.stale) - set(outcome.files):
+        (outcome.folder / name).unlink()
 
 
 def compare(spec: Spec, out: Path) -> Outcome:
@@ -56,4 +71,4 @@ def compare(spec: Spec, out: Path) -> Outcome:
             f"{n} (compiled)",
         )
     ]
-    return Outcome(folder, tuple(names), "".join(diffs))
+    return Outcome(folder, files, tuple(names), "".join(diffs))

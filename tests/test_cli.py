@@ -182,6 +182,20 @@ def test_two_specs_of_one_name_do_not_overwrite_each_other(ttrc, tmp_path):
     assert code == 2 and "base" in err and not (tmp_path / "out").exists()
 
 
+def test_two_specs_of_one_name_are_compiled_each(monkeypatch):
+    from ttrc.language.load import parse_spec
+    from ttrc.tools import compile as tool
+
+    def texts(jobs, on_done):
+        return [tool.CompileFailure(job.kernel, job.target, Path(job.module_path).read_text()) for job in jobs]
+
+    monkeypatch.setattr(tool, "compile_many", texts)
+    specs = [parse_spec(swap(LOSS, f'"norm2(p - v) / {scale}"')) for scale in (2, 4)]
+    rows = tool.compile_specs(specs, targets=("sm_90",), widths=(64,))
+    assert [len({r.result.reason for r in half}) for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])] == [1, 1]
+    assert rows[0].result.reason != rows[-1].result.reason
+
+
 def test_check(ttrc, monkeypatch):
     code, out, _ = ttrc("check", "linear_attention", "--dtype", "float64", "--json")
     rows = json.loads(out)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ttrc import compiler
+from ttrc import compiler, emit
+from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.ir.tile import Relation, Solve
 from ttrc.language.load import load_spec
-from ttrc.passes import derive_chunk, derive_recurrence, differentiate_tile
+from ttrc.passes import derive_chunk, derive_recurrence, differentiate_tile, simplify_tile
 from ttrc.passes.builder import Builder
 from ttrc.runtime.load import import_package
 from ttrc.runtime.operator import Operator
@@ -22,6 +23,7 @@ ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproj
 CHUNKED = Case(B=1, T=35, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
 STRONG = dataclasses.replace(CHUNKED, extreme="strong")
 PACKED = Case(T=23, packed=(17, 1, 5), H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
+WIDE = Case(B=1, T=19, H=1, HV=1, d_k=5, d_v=40, chunk_size=16)  # more value channels than a panel holds
 TOKENS = Case(B=1, T=5, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
 SETTINGS = {
     "chunk": ("chunk", "torch", torch.float64, CHUNKED),
@@ -34,12 +36,14 @@ SOUND = functools.lru_cache(lambda path: compiler.generate(load_spec(path)))
 
 
 @pytest.fixture
-def build(tmp_path):
+def build(tmp_path, monkeypatch):
     """A rule's operator from freshly compiled files, some of their text replaced."""
 
     def make(name="gated_deltanet", broken_passes=False, **edits):
         path = ROOT / "specs" / f"{name}.toml"
         spec = load_spec(path)
+        if broken_passes:
+            monkeypatch.setattr(emit, "format_code", str)  # nobody reads it
         files = compiler.generate(spec) if broken_passes else dict(SOUND(path))
         for file, changes in edits.items():
             for old, new in changes:
@@ -70,7 +74,7 @@ def test_nothing_broken_nothing_found(build, setting):
     op = build()
     assert not failures(op, setting)
     if "chunk" in setting:
-        assert not failures(op, setting, STRONG) and not failures(op, setting, PACKED)
+        assert not any(failures(op, setting, case) for case in (STRONG, PACKED, WIDE))
 
 
 # Broken passes
@@ -189,6 +193,32 @@ def test_a_lost_contribution_to_a_cotangent(build, monkeypatch, lost):
         assert not found & {"o", "final_state"}
 
 
+def test_kernels_without_their_masks(build, monkeypatch):
+    """A pass drops masks of what is 0 already; here it takes everything for 0."""
+    monkeypatch.setattr(simplify_tile, "STRICTNESS", dict.fromkeys(simplify_tile.STRICTNESS, 0))
+    op = build(broken_passes=True)
+    assert not failures(op, "chunk")
+    assert {"o", "d_q", "d_k", "d_v"} <= named(failures(op, "chunk kernels"))
+
+
+def test_kernels_that_share_products_with_a_factor_too_many(build, monkeypatch):
+    def is_just(products, pair):
+        return len(products) == 1 and sorted(t.name for t in products[0].wide) == [t.name for t in pair]
+
+    monkeypatch.setattr(simplify_tile, "_is_just", is_just)
+    op = build(broken_passes=True)
+    assert not failures(op, "chunk")
+    assert {"d_g", "d_beta"} <= named(failures(op, "chunk kernels"))
+
+
+def test_kernels_that_read_the_gate_of_another_head(build, monkeypatch):
+    real = ChunkMemory._where
+    monkeypatch.setattr(ChunkMemory, "_where", lambda self, buffer: "i_k" if buffer.name == "g" else real(self, buffer))
+    op = build(broken_passes=True)
+    for setting in ("chunk kernels", "recurrent kernels"):
+        assert {"o", "final_state"} <= named(failures(op, setting))
+
+
 # Broken text
 
 
@@ -253,9 +283,10 @@ def test_kernels_whose_state_never_enters(build):
         assert {"o", "d_q"} <= named(failures(op, setting))
 
 
-def test_a_gate_outside_of_its_kernel(build):
-    op = build(kernels=[("g = load_vector(g_ptr + i_h", "g = load_vector(g_ptr")])
-    assert failures(op, "chunk kernels")
+def test_kernels_that_forget_all_panels_but_one(build):
+    op = build(kernels=[("tl.range(0, blocks", "tl.range(0, 1")])
+    assert not failures(op, "chunk kernels")
+    assert {"d_q", "d_k", "d_v"} <= named(failures(op, "chunk kernels", WIDE))
 
 
 # Bounds
@@ -268,8 +299,15 @@ def test_single_precision_does_not_pass_for_double(build):
 
 
 def test_half_precision_does_not_pass_for_single(build):
-    changes = [("o = read * scale", "o = (read * scale).to(tl.float16).to(tl.float32)")]
-    assert "o" in named(failures(build(kernels=changes), "chunk kernels"))
+    op = build()
+    real = op.package.op.OPS["chunk"]
+
+    def rounded(*given):
+        o, *others = real(*given)
+        return o.half().float(), *others
+
+    op.package.op.OPS["chunk"] = rounded
+    assert "o" in named(failures(op, "chunk kernels"))
 
 
 @pytest.mark.parametrize("value", ["float('nan')", "float('inf')", "0.0"])
