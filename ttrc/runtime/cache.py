@@ -26,13 +26,7 @@ def package_of(spec: Spec) -> Path:
         return shipped
     target = cache_dir() / f"{spec.name}-{_key(spec)}"
     if not target.is_dir():
-        files = generate(spec)
-        try:
-            _publish(files, target)
-        except OSError as error:
-            raise TtrcError(
-                f"the cache at {cache_dir()} cannot be written: {error.strerror}; set TTRC_CACHE to another folder"
-            ) from error
+        _publish(generate(spec), target)
     return target
 
 
@@ -47,13 +41,17 @@ def _publish(files: dict[str, str], target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        for name, text in files.items():
+            (staging / name).write_text(text, encoding="utf-8")
+        _move(staging, target)
     except OSError as error:
         raise TtrcError(
             f"{target.parent}: compiled specs are kept here, and it cannot be written ({error.strerror})\n"
             "  hint: set TTRC_CACHE to a folder that can"
         ) from error
-    for name, text in files.items():
-        (staging / name).write_text(text, encoding="utf-8")
+
+
+def _move(staging: Path, target: Path) -> None:
     try:
         os.rename(staging, target)
     except OSError:  # another process was first, with the same text
