@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHUNK = 64  # tokens a chunk
-WIDEST = 256  # head dimension
+WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
+WIDEST = WIDTHS[-1]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_scan_reverse": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_gradients": {64: Config(32, 4, 1), 128: Config(16, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_output": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_transition": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
+    "join_segments": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
+    "join_segments_reverse": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
 }

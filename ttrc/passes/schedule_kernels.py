@@ -4,24 +4,33 @@ A kernel is named by what it stores; its body is the slice of the program that t
 already holds. So a value that two kernels want is either stored by the first (listed in its stores) or worked out
 again by the second: the cut is a choice made here, and every other consequence follows from the slice.
 
-forward:   prepare (parallel over chunks: the triangular inverses, where the rule has any)
-           scan    (state on chip: outputs, and the chunk-start states where a backward pass will follow)
-backward:  scan in reverse (the state's cotangent on chip: stored at each chunk's end)
-           gradients (parallel over chunks: all that contracts over the value axis, which the scans split)
+fused      forward:  prepare (parallel over chunks: the triangular inverses, where the rule has any)
+                     scan    (state on chip: outputs, and the chunk-start states where a backward pass will follow)
+           backward: scan in reverse (the state's cotangent on chip: stored at each chunk's end)
+                     gradients (parallel over chunks: all that contracts over the value axis, which the scans split)
+split      the forward scan leaves the read-outs, which nothing waits for, to a kernel that is parallel over chunks:
+           fewer products on the serial path, more bytes
+segments   pieces of a sequence side by side: each is scanned from an empty state, and once more from the state that
+           composing those before it gives; for rules that are affine in the state
 """
 
 from __future__ import annotations
 
-from ttrc.ir.plan import Buffer, Kernel, Plan, Segment, Skeleton, Space
+from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Tile, operands
 from ttrc.language.spec import Parameter
+from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.passes.split_panels import split_panels, sums_values
 
 KEY_HEADS = ("q", "k", "d_q", "d_k")
+THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
+BACK = ("d_final_state", "d_initial")
+JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
+JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 
 
 def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -30,16 +39,55 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     (state,) = (c for c in forward.carries)
     (cotangent,) = (c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
+    known = (*inputs, *pairs)
     states = Buffer("states", state.state, Space.CHUNK)
     d_states = Buffer("d_states", cotangent.state, Space.CHUNK)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
-    first = tuple([_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else [])
-    scan = _kernel("chunk_scan", Skeleton.SCAN, forward, (*outputs, states), (*inputs, *pairs), (state,))
-    back = _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, (d_states,), (*inputs, *pairs), (cotangent,))
-    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, (*inputs, *pairs, states, d_states))
-    return Plan("chunk", (*first, scan), (back, grads), saved=(*pairs, states), scratch=(d_states,))
+    def scan(*stores: Buffer) -> Kernel:
+        return _kernel("chunk_scan", Skeleton.SCAN, forward, stores, known, (state,))
+
+    def scan_back(*stores: Buffer) -> Kernel:
+        return _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, stores, known, (cotangent,))
+
+    prepare = [_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+    ahead, back = scan(*outputs, states), scan_back(d_states)
+    output = _kernel("chunk_output", Skeleton.PARALLEL, forward, outputs, (*known, states))
+    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, (*known, states, d_states))
+    kernels = [*prepare, ahead, back, grads, output]
+
+    first, last = tuple(Launch(k) for k in prepare), Launch(grads)
+    fused = Schedule("fused", (*first, Launch(ahead, *THROUGH)), (Launch(back, *BACK), last))
+    split = Schedule("split", (*first, Launch(scan(states), *THROUGH), Launch(output)), fused.backward)
+    schedules = [fused, split]
+
+    moved = linearize_tile(forward, state)
+    if moved is not None:
+        # Without a decay and without a solve a state crosses as it is.
+        cross = (
+            [_kernel("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)] if moved.statements else []
+        )
+        unit = "ones" if is_elementwise(moved) else "identity"
+        transition = tuple(Launch(k, unit, "transition", segments=True) for k in cross)
+        schedules.append(
+            Schedule(
+                "segments",
+                (*first, *transition, *_by_segment(scan(), JOIN, ahead, THROUGH)),
+                (*transition, *_by_segment(scan_back(), JOIN_REVERSE, back, BACK), last),
+            )
+        )
+        kernels += [*cross, JOIN, JOIN_REVERSE]
+    return Plan("chunk", tuple(kernels), tuple(schedules), saved=(*pairs, states), scratch=(d_states,))
+
+
+def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str]) -> tuple[Launch, ...]:
+    """Segments from empty states, the states they start from in truth, and segments again from those."""
+    return (
+        Launch(alone, None, "sums", segments=True),
+        Launch(join, *ends),
+        Launch(again, "starts", None, segments=True),
+    )
 
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
@@ -65,7 +113,8 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
     ahead = _kernel("token_scan", Skeleton.TOKENS, forward, outputs, inputs, (state,))
     back = _kernel("token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, (state, cotangent))
-    return Plan("recurrent", (ahead,), (back,), saved=(states,), scratch=())
+    only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
+    return Plan("recurrent", (ahead, back), (only,), saved=(states,), scratch=())
 
 
 def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:

@@ -62,7 +62,7 @@ def compile_specs(
             path = Path(folder) / f"{spec.name}_{number}.py"  # two specs may have one name
             path.write_text(emit(module)["kernels.py"], encoding="utf-8")
             for form in module.forms.values():
-                for kernel in (*form.plan.forward, *form.plan.backward):
+                for kernel in form.plan.kernels:
                     for width in widths:
                         chosen = (configs or {}).get(kernel.name)
                         s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=chosen)

@@ -70,6 +70,13 @@ def _form_data(form: Form, spec: Spec) -> dict:
         ],
         "saved": [b.name for b in form.plan.saved],
         "scratch": [b.name for b in form.plan.scratch],
+        "schedules": {
+            s.name: {
+                direction: [launch.kernel.name for launch in getattr(s, direction)]
+                for direction in ("forward", "backward")
+            }
+            for s in form.plan.schedules
+        },
     }
 
 
@@ -172,7 +179,21 @@ def _budget(module: Module) -> Group:
             str(spent.launches),
             account.serial(spent),
         )
-    return Group(kernels, Text(), passes, Text(account.BUDGET_NOTE, style="dim"))
+    parts = [kernels, Text(), passes, Text(account.BUDGET_NOTE, style="dim")]
+    if ways := account.ways(module):
+        parts += [Text(), _ways(ways), Text(account.WAYS_NOTE, style="dim")]
+    return Group(*parts)
+
+
+def _ways(ways: tuple[account.Way, ...]) -> Table:
+    table = _table("schedule", "pass", "bytes", "serial steps", "launches", right=("bytes", "serial steps"))
+    for way in ways:
+        for direction, spent in way.budgets.items():
+            names = Text(" ".join(way.launches[direction]))
+            table.add_row(
+                Text(way.schedule, style="bold"), direction, _count(spent.bytes), account.serial(spent), names
+            )
+    return table
 
 
 def _count(amount: float) -> str:
