@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from ttrc.errors import CheckFailed, TtrcError, plain
 from ttrc.ir.config import WIDEST
+from ttrc.tools.console import WholeConsole
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compile 30-line specs of sequence-mixing layers to verified Triton kernels.",
 )
-out, err = Console(), Console(stderr=True)
+out, err = WholeConsole(), WholeConsole(stderr=True)
 
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Paths of spec files, or names of shipped specs.")]
 OneSpec = Annotated[str, typer.Argument(metavar="SPEC", help="A spec file, or the name of a shipped spec.")]
@@ -41,40 +40,11 @@ class Dtype(str, Enum):
 @app.command("list")
 def list_specs(as_json: Json = False) -> None:
     """Shipped specs: their class, their forms, whether they are exact."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from ttrc.compiler import analyse
     from ttrc.runtime.load import shipped_specs
-    from ttrc.tools.classify import headline
+    from ttrc.tools import catalogue as tool
 
-    rows = []
-    for path in shipped_specs().values():
-        module = analyse(_spec(str(path)))
-        rows.append(
-            {
-                "name": module.spec.name,
-                "class": headline(module),
-                "forms": list(module.forms),
-                "exact": True,
-                "reference": module.spec.reference,
-            }
-        )
-    if as_json:
-        return _print_json(rows)
-    table = Table(
-        "name",
-        "class",
-        "forms",
-        "reference",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption="exact: the chunk form gives the recurrence for every chunk size",
-    )
-    for row in rows:
-        kind = row["class"].removeprefix("linear memory, ")
-        table.add_row(row["name"], kind, ", ".join(row["forms"]), escape(row["reference"].split()[0]))
-    out.print(table)
+    rows = tool.catalogue([_spec(str(path)) for path in shipped_specs().values()])
+    _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
 
 
 @app.command()
