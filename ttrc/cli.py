@@ -135,22 +135,35 @@ def compile_(
         Optional[list[int]], typer.Option(min=1, max=WIDEST, help="Head dimensions; 64, 128 and 256 by default.")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of q, k and v.")] = Dtype.BF16,
+    shape: Annotated[
+        Optional[str],
+        typer.Option(metavar="B,T,HV,d", help="Predict times at this shape too: batch, tokens, heads, head dimension."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compile every kernel for GPUs that are not here: registers, spills, shared memory, matrix instructions."""
     from ttrc.tools import compile as tool
+    from ttrc.tools import predict
 
+    targets, widths = tuple(target or tool.TARGETS), tuple(width or tool.WIDTHS)
+    if shape is not None:
+        predict.refuse(target or (), width or (), dtype.value)
+        at = predict.parse_shape(shape)
+        targets, widths = tuple(target or predict.TARGETS), (at.d_k,)
     parsed = [_spec(s) for s in specs]
     with _progress() as progress:
         bar = progress.add_task("compiling", total=None)
         rows = tool.compile_specs(
-            parsed,
-            targets=tuple(target or tool.TARGETS),
-            widths=tuple(width or tool.WIDTHS),
-            dtype=dtype.value,
-            on_done=lambda: progress.advance(bar),
+            parsed, targets=targets, widths=widths, dtype=dtype.value, on_done=lambda: progress.advance(bar)
         )
-    _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
+    if shape is None:
+        _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
+    else:
+        told = predict.predict(rows, at, dtype.value)
+        if as_json:
+            _print_json({"kernels": tool.as_data(rows), "predicted": predict.as_data(told, at)})
+        else:
+            out.print(tool.as_table(rows), predict.as_table(told, at))
     problems = [f"{r.spec} {r.kernel} d={r.width} {r.target}: {r.problem}" for r in rows if r.problem]
     if problems:
         raise CheckFailed("\n".join(problems))
