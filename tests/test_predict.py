@@ -1,15 +1,17 @@
 """What a plan must take on a GPU that is not here: arithmetic by hand, refusals, and the benchmark's own walls."""
 
+import importlib
 import json
 import math
 
 import pytest
+import torch
 
 from ttrc.compiler import analyse
 from ttrc.errors import TtrcError
 from ttrc.ir.config import default_config
 from ttrc.runtime.load import load
-from ttrc.runtime.workload import Workload
+from ttrc.runtime.workload import Workload, draw_inputs, programs
 from ttrc.tools import predict as tool
 from ttrc.tools.compile import Row
 from ttrc.tools.offline import CompileFailure
@@ -71,6 +73,28 @@ def test_programs_fill_the_chip_in_waves():
     assert (prepare.programs, prepare.steps, prepare.walls.serial) == (4 * 512, 0, 0.0)
 
 
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+def test_the_grids_are_those_that_are_launched(monkeypatch, form):
+    op, shape, seen = load("gated_deltanet"), Workload(2, 70, 3, 16, 40), {}
+    kernels = importlib.import_module(f"{op.package.__name__}.kernels")
+
+    class Watched:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(kernels, name)
+
+        def __getitem__(self, grid):
+            seen[self.name] = math.prod(grid)
+            return self.kernel[grid]
+
+    plan = MODULE.forms[form].plan
+    planned = (*plan.forward, *plan.backward)
+    for k in planned:
+        monkeypatch.setattr(kernels, k.name, Watched(k.name))
+    x = draw_inputs(op.spec, shape, torch.float32, "cpu")
+    op(**x, form=form, backend="triton")[0].sum().backward()
+    assert seen == {k.name: programs(k, default_config(k.name, 16, 40), shape) for k in planned}
+
+
 def test_an_occupancy_that_halves_shows():
     worse = CLEAN.__class__(**vars(CLEAN) | {"shared_bytes": 150 * 1024})
     before, after = (
@@ -81,10 +105,19 @@ def test_an_occupancy_that_halves_shows():
 
 
 def test_a_step_takes_what_its_products_take_where_that_is_more(monkeypatch):
-    monkeypatch.setitem(PARTS, "H100 SXM", Part("sm_90", 132, 3.35e12, 1e12, 50 * 10**6))
+    monkeypatch.setitem(PARTS, "H100 SXM", Part("sm_90", 132, 1.83e9, 3.35e12, 1e12, 50 * 10**6))
     scan = kernel(on("H100 SXM", "forward", FEW), "chunk_scan")
     assert scan.step_us > 2e6 * STEP_SECONDS
     assert scan.walls.serial > scan.walls.matrix  # a few multiprocessors do what the whole chip could
+
+
+def test_a_step_takes_what_its_instructions_take_where_that_is_more():
+    long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 6000})
+    for shape, at_once in ((FEW, 1), (MANY, 3)):
+        found = on("H100 SXM", "forward", shape, results={"chunk_scan": long, "chunk_prepare": long})
+        warps = default_config("chunk_scan", 128, 128).warps
+        assert kernel(found, "chunk_scan").step_us == pytest.approx(at_once * 6000 * warps / 4 / 1830)
+        assert kernel(found, "chunk_prepare").walls == kernel(on("H100 SXM", "forward", shape), "chunk_prepare").walls
 
 
 def test_traffic_that_the_cache_holds_is_marked():

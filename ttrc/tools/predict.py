@@ -2,7 +2,8 @@
 
 Three sources: the plan's budget (traffic, FLOPs, serial steps), the compiled binaries (how many programs of a kernel
 a multiprocessor holds) and resources.PARTS (what the GPU has). Nothing is timed. Memory and matrix bound the time from
-below; serial is an estimate, from what a step takes in hand-tuned kernels. Launches are left out.
+below. Serial is an estimate: a step takes what it takes in hand-tuned kernels or, where that is more, what its products
+or its instructions take on one multiprocessor. Launches are left out.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from rich.table import Table
 from ttrc.errors import TtrcError, plain
 from ttrc.ir.config import WIDEST
 from ttrc.ir.module import Module
+from ttrc.ir.plan import Skeleton
 from ttrc.runtime.workload import Workload, programs
 from ttrc.tools.compile import Row
-from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, occupancy, parts
+from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, chip, occupancy, parts
 from ttrc.tools.timing import Roof
 from ttrc.tools.walls import (
     PASSES,
@@ -41,11 +43,12 @@ COUNT = r"\s*([1-9][0-9]{0,8})\s*"
 SHAPE = re.compile(",".join([COUNT] * 4), re.ASCII)
 EXPECTED = "expected B,T,HV,d: sequences, tokens, heads and head dimension, as in 1,8192,96,128"
 
-CAPTION = f"""Nothing was timed: budgets, binaries and data sheets, of which an H100 was seen to reach \
-{REACHED_BANDWIDTH:.0%} (bandwidth) and {REACHED_MATMUL:.0%} (bf16 products).
-waves: programs over what the chip holds at a time. serial: steps x us/step x waves, rounded up; a step is taken at
-{1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or longer where its products are. ms: each kernel at the wall that
-binds it, without launches. least: the least possible traffic. L2: all that the kernel touches fits in that cache."""
+CAPTION = f"""Nothing was timed. Rates are data sheets', of which an H100 reaches {REACHED_BANDWIDTH:.0%} (bandwidth) \
+and {REACHED_MATMUL:.0%} (bf16 products).
+waves: programs over what the chip holds at a time. serial: steps x us/step x waves, rounded up; a step is taken
+at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or at what its products or instructions take where that is more.
+ms: each kernel at the wall that binds it, launches left out. least: the least possible traffic.
+L2: all that the kernel touches fits in that cache."""
 
 
 @dataclass(frozen=True)
@@ -148,18 +151,29 @@ def _of_pass(module: Module, which: str, name: str, part: Part, compiled: dict[s
 def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shape: Workload) -> Kernel:
     grid, steps = programs(share.kernel, row.config, shape), share.steps(shape)
     slots = blocks * part.multiprocessors
-    step = _step_seconds(share, steps, grid, blocks, part, shape) if steps else 0.0
-    walls = kernel_walls(share, shape, roof, step, -(-grid // slots))
+    waves, step = -(-grid // slots), 0.0
+    if steps:
+        products = share.traffic.flops * shape.tokens / (grid * steps)
+        at_once = -(-grid // part.multiprocessors) / waves  # programs a wave where a multiprocessor has the most to do
+        step = max(_least_step(share), at_once * max(_product_seconds(products, part), _issue_seconds(row, part)))
+    walls = kernel_walls(share, shape, roof, step, waves)
     touched = walls.memory * 1e-3 * roof.bandwidth
     return Kernel(row.kernel, grid, blocks, grid / slots, steps, 1e6 * step, walls, touched <= part.l2_bytes)
 
 
-def _step_seconds(share: Share, steps: int, grid: int, blocks: int, part: Part, shape: Workload) -> float:
-    """What hand-tuned kernels take; or, where that is more, a step's products of all programs that share the
-    multiprocessor, at its share of the chip's rate."""
-    products = share.traffic.flops * shape.tokens / (grid * steps)
-    at_once = min(blocks, -(-grid // part.multiprocessors))
-    return max(STEP_SECONDS, products * at_once * part.multiprocessors / part.matmul)
+def _least_step(share: Share) -> float:
+    """Hand-tuned kernels have shown what a chunk takes; of a token nobody has said."""
+    return 0.0 if share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE) else STEP_SECONDS
+
+
+def _product_seconds(flops: float, part: Part) -> float:
+    """On one multiprocessor, at its share of what the chip reaches."""
+    return flops * part.multiprocessors / part.matmul
+
+
+def _issue_seconds(row: Row, part: Part) -> float:
+    """A program's text once, an instruction a cycle and scheduler: most of a kernel that walks is its loop."""
+    return row.result.instructions * row.config.warps / (chip(row.target).schedulers * part.clock)
 
 
 def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Workload) -> Table:
@@ -167,8 +181,9 @@ def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Work
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
-        title=f"predicted, not measured: least ms at {shape}",
+        title=f"predicted, not measured: ms at {shape}",
         caption=CAPTION,
+        caption_justify="left",
     )
     for column in ("part", "pass, kernel"):
         table.add_column(column)

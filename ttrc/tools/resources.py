@@ -65,13 +65,14 @@ def chip(target: str) -> Chip:
 
 @dataclass(frozen=True)
 class Part:
-    """One product with a chip of `target`: multiprocessors, bytes/s, dense bf16 FLOP/s and bytes of L2 cache.
+    """One product with a chip of `target`: multiprocessors, clock in Hz, bytes/s, dense bf16 FLOP/s, bytes of L2 cache.
 
     These are the vendor's figures; `bandwidth` and `matmul` are what kernels get of them.
     """
 
     target: str
     multiprocessors: int
+    clock: float
     sheet_bandwidth: float
     sheet_matmul: float
     l2_bytes: int
@@ -94,11 +95,12 @@ REACHED_MATMUL = 750 / 989
 
 # NVIDIA's data sheets (A100, H100, H200, DGX B200: an eighth), dense rates: half of what is given with sparsity;
 # multiprocessors and L2 from the architectures' white papers and, for the B200, as published by those who ran one.
+# The clock is the one at which the matrix units do what the data sheet says.
 PARTS = {
-    "A100 SXM 80GB": Part("sm_80", 108, 2.039e12, 312e12, 40 * 10**6),
-    "H100 SXM": Part("sm_90", 132, 3.35e12, 989e12, 50 * 10**6),
-    "H200 SXM": Part("sm_90", 132, 4.8e12, 989e12, 50 * 10**6),
-    "B200": Part("sm_100", 148, 8.0e12, 2250e12, 126 * 10**6),
+    "A100 SXM 80GB": Part("sm_80", 108, 1.41e9, 2.039e12, 312e12, 40 * 10**6),
+    "H100 SXM": Part("sm_90", 132, 1.83e9, 3.35e12, 989e12, 50 * 10**6),
+    "H200 SXM": Part("sm_90", 132, 1.83e9, 4.8e12, 989e12, 50 * 10**6),
+    "B200": Part("sm_100", 148, 1.86e9, 8.0e12, 2250e12, 126 * 10**6),
 }
 
 
