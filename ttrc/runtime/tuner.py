@@ -22,7 +22,7 @@ from ttrc.ir.config import Config, block
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
-from ttrc.runtime.workload import Workload, draw_inputs
+from ttrc.runtime.workload import Workload, draw_inputs, programs
 
 MOST = 24  # candidates a kernel
 VALUE_BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3)
@@ -180,13 +180,11 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
 
 def _cost(kernel: Kernel, config: Config, known: Footprint, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
-    panels = -(-shape.d_v // config.value_block)
-    split = kernel.skeleton is not Skeleton.PARALLEL  # these have a program a value block, the others a loop over them
-    heads = shape.batch * shape.heads
-    programs = heads * panels if split else heads * -(-shape.length // 64)
-    work = known.instructions * (1 if split else panels)
-    waves = -(-programs // (multiprocessors * max(known.blocks, 1)))
-    return max(programs * work * config.warps / (4 * multiprocessors), waves * work) * (1 + known.spills)
+    looped = kernel.skeleton is Skeleton.PARALLEL  # over the value blocks, which the others split over programs
+    work = known.instructions * (-(-shape.d_v // config.value_block) if looped else 1)
+    grid = programs(kernel, config, shape)
+    waves = -(-grid // (multiprocessors * max(known.blocks, 1)))
+    return max(grid * work * config.warps / (4 * multiprocessors), waves * work) * (1 + known.spills)
 
 
 def _distance(config: Config, default: Config) -> float:

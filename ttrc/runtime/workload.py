@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ttrc.ir.config import CHUNK, Config
+from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.language.spec import Spec
 from ttrc.sampling import random_inputs
 
@@ -31,6 +33,13 @@ class Workload:
     def __str__(self) -> str:
         width = str(self.d_k) if self.d_k == self.d_v else f"{self.d_k}/{self.d_v}"
         return f"{self.batch} x {self.length} x {self.heads} x {width}"
+
+
+def programs(kernel: Kernel, config: Config, shape: Workload) -> int:
+    """The grid of a launch: parallel kernels have a program a chunk and head, the others one a head and value block."""
+    heads = shape.batch * shape.heads
+    parallel = kernel.skeleton is Skeleton.PARALLEL
+    return heads * (-(-shape.length // CHUNK) if parallel else -(-shape.d_v // config.value_block))
 
 
 def draw_inputs(

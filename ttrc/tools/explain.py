@@ -16,6 +16,7 @@ from ttrc.language.spec import Spec
 from ttrc.tools import account, classify
 from ttrc.tools.notation import as_text
 
+PROSE = ("", "runs", "loads", "stores")  # columns that wrap where the terminal is narrow
 RUN_TOGETHER = {"chunk": "a chunk of tokens", "recurrent": "one token"}
 
 
@@ -103,7 +104,8 @@ def _show(console: Console, title: str, body) -> None:
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        overflow = "fold" if column in PROSE else "ellipsis"
+        table.add_column(column, justify="right" if column in right else "left", overflow=overflow)
     return table
 
 
