@@ -13,13 +13,13 @@ WORDS = ("p", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (
     "scale initial_state final_state output_final_state cu_seqlens form schedule state "
-    "T B C D H HV N K V BT BK BV dq dk dv do dp ds dstate"
+    "T B C D H HV N K V BT BK BV EVERY dq dk dv do dp ds dstate"
 ).split()
 
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
     "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
-    "chunk_forward_triton chunk_op chunk_size config cut dataclass ends final grads identity initial join keep_causal "
+    "chunk_forward_triton chunk_op chunk_size config cut dataclass default_chunk ends final grads identity initial join keep_causal "
     "keep_strict kernels last launch lay_out larger layout like op os pack_states per_key_head pieces plain "
     "recurrent_backward_op recurrent_forward_triton recurrent_op reference save segments smaller start starts "
     "state_dtype state_shape states sums tensors tokens trail transition unit unpack_states uses_triton"
@@ -27,7 +27,7 @@ _GENERATED = (
 
 # Bare words of the kernels' templates.
 _KERNELS = (
-    "at chunk_owner chunk_starts chunks clip dtype first first_chunk here i i_c i_chunk i_h i_k i_n i_v j left length "
+    "at at_bound chunk_owner chunk_starts chunks clip dtype first first_chunk here i i_c i_chunk i_h i_k i_n i_s i_v j left length "
     "load_lower load_row load_rows load_vector log_cosh own partial power program r sign softplus steps store_lower "
     "store_row store_rows store_vector t tanh token unit_lower_inverse whole_power"
 ).split()

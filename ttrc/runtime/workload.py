@@ -35,11 +35,11 @@ class Workload:
         return f"{self.batch} x {self.length} x {self.heads} x {width}"
 
 
-def programs(kernel: Kernel, config: Config, shape: Workload) -> int:
+def programs(kernel: Kernel, config: Config, shape: Workload, chunk: int = CHUNK) -> int:
     """The grid of a launch: parallel kernels have a program a chunk and head, the others one a head and value block."""
     heads = shape.batch * shape.heads
     parallel = kernel.skeleton is Skeleton.PARALLEL
-    return heads * (-(-shape.length // CHUNK) if parallel else -(-shape.d_v // config.value_block))
+    return heads * (-(-shape.length // chunk) if parallel else -(-shape.d_v // config.value_block))
 
 
 def draw_inputs(

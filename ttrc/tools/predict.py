@@ -149,7 +149,7 @@ def _of_pass(module: Module, which: str, name: str, part: Part, compiled: dict[s
 
 
 def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shape: Workload) -> Kernel:
-    grid, steps = programs(share.kernel, row.config, shape), share.steps(shape)
+    grid, steps = programs(share.kernel, row.config, shape, share.chunk), share.steps(shape)
     slots = blocks * part.multiprocessors
     waves, step = -(-grid // slots), 0.0
     if steps:

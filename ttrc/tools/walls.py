@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ttrc.ir.config import CHUNK
+from ttrc.ir.config import default_chunk
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Kernel, Skeleton, Traffic
 from ttrc.passes.budget import budget, least_bytes
@@ -19,6 +19,7 @@ from ttrc.tools.timing import Roof
 
 # A chunk of 64 tokens takes hand-tuned scans 1.8 to 3.2 us on an H100 at d = 128: about the least that a step costs.
 STEP_SECONDS = 2e-6
+WALKING = (Skeleton.SCAN, Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)  # a sequence, step by step
 PASSES = {"forward": ("forward",), "both": ("forward", "backward")}
 
 
@@ -53,6 +54,7 @@ class Share:
     kernel: Kernel
     traffic: Traffic
     steps_per_token: float
+    chunk: int  # tokens
 
     def steps(self, shape: Workload) -> int:
         return math.ceil(shape.length * self.steps_per_token)
@@ -66,11 +68,12 @@ def form_of(module: Module) -> Form:
 def shares(module: Module, which: str, shape: Workload, dtype_bytes: int) -> list[Share]:
     """Of the kernels of one pass, "forward" or "backward". Those that walk the sequence share its steps evenly."""
     form = form_of(module)
-    cost = budget(module, chunk=CHUNK, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype_bytes)[form.name][which]
+    cost = budget(module, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype_bytes)[form.name][which]
     kernels, traffic = getattr(form.plan, which), dict(cost.kernels)
-    walking = sum(k.skeleton is not Skeleton.PARALLEL for k in kernels)
+    chunk = default_chunk(form.plan.chunk, shape.d_k, shape.d_v, dtype_bytes)
+    walking = sum(k.skeleton in WALKING for k in kernels)
     return [
-        Share(k, traffic[k.name], 0.0 if k.skeleton is Skeleton.PARALLEL else cost.serial_steps_per_token / walking)
+        Share(k, traffic[k.name], cost.serial_steps_per_token / walking if k.skeleton in WALKING else 0.0, chunk)
         for k in kernels
     ]
 
