@@ -83,10 +83,9 @@ class Run:
 
 Call = Callable[[], None]
 Timer = Callable[[Key, Config, Call], float]  # ms of one call
-Verifier = Callable[
-    [str, str], Callable[[], Optional[str]]
-]  # of a form and schedule: why the operator is wrong, or None
-Judge = Callable[[str], Callable[[], Optional[str]]]  # the same of a schedule, the form being known
+Verdict = Callable[[], Optional[str]]  # why the operator is wrong, or None
+Verifier = Callable[[str, str], Verdict]  # of a form and schedule
+Judge = Callable[[str], Verdict]  # of a schedule, the form being known
 Footprints = Callable[[str, Config], Optional[Footprint]]  # of a kernel: None where nothing is known
 
 
@@ -206,9 +205,7 @@ class _Search:
         self.trials: list[Trial] = []
         self.best: dict[Key, Config] = {}
         self.default_ms: dict[Key, float] = {}
-        self.verdicts: dict[
-            tuple[str, int, tuple[str, ...], Config], str | None
-        ] = {}  # a config's verdict holds for both regimes
+        self.verdicts: dict[tuple, str | None] = {}  # a config's verdict holds for every regime with its schedules
 
     def kernel(self, kernel: Kernel, run: Run, shape: Workload, judge: Judge) -> None:
         table = self.op.package.op.CONFIGS[kernel.name]
