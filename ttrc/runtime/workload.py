@@ -54,9 +54,10 @@ def programs(
 def segment_count(programs: int, chunks: int, processors: int) -> int:
     """Into how many segments of whole chunks, none of them empty, a schedule that cuts sequences cuts each.
 
-    As many as fill the chip when `programs` walk `chunks` each; two at least. Generated operators do the same.
+    As many as fill the chip, two programs a multiprocessor, when `programs` walk `chunks` each; two at least.
+    Generated operators do the same.
     """
-    wanted = max(2, min(-(-processors // programs), chunks // SEGMENT_CHUNKS))
+    wanted = max(2, min(2 * processors // programs, chunks // SEGMENT_CHUNKS))
     return -(-chunks // -(-chunks // min(wanted, chunks)))
 
 
