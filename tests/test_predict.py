@@ -11,7 +11,7 @@ from ttrc.compiler import analyse
 from ttrc.errors import TtrcError
 from ttrc.ir.config import default_config
 from ttrc.runtime.load import load
-from ttrc.runtime.workload import Workload, draw_inputs, programs
+from ttrc.runtime.workload import Workload, draw_inputs, programs, segment_count
 from ttrc.tools import predict as tool
 from ttrc.tools.compile import Row
 from ttrc.tools.offline import CompileFailure
@@ -28,14 +28,19 @@ CLEAN = Resources(128, 0, 0, 0, 64 * 1024, {}, 1000)  # three programs of four w
 def rows(results=None, target="sm_90", width=128):
     made = []
     for form in MODULE.forms.values():
-        for kernel in (*form.plan.forward, *form.plan.backward):
+        for kernel in form.plan.kernels:
             config, result = default_config(kernel.name, width, width), (results or {}).get(kernel.name, CLEAN)
             made.append(Row(MODULE, form.name, kernel.name, width, target, config, result))
     return made
 
 
 def on(part, which, shape, **given):
-    (found,) = [p for p in predict(rows(**given), shape, "bf16") if (p.part, p.which) == (part, which)]
+    return in_schedule("fused", part, which, shape, **given)
+
+
+def in_schedule(schedule, part, which, shape, **given):
+    made = predict(rows(**given), shape, "bf16")
+    (found,) = [p for p in made if (p.part, p.which, p.schedule) == (part, which, schedule)]
     return found
 
 
@@ -95,6 +100,20 @@ def test_the_grids_are_those_that_are_launched(monkeypatch, form):
     assert seen == {k.name: programs(k, default_config(k.name, 16, 40), shape) for k in planned}
 
 
+def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():
+    few = {s: in_schedule(s, "H100 SXM", "forward", FEW) for s in ("fused", "split", "segments")}
+    many = {s: in_schedule(s, "H100 SXM", "forward", MANY) for s in ("fused", "split", "segments")}
+    assert few["segments"].walls.serial < few["fused"].walls.serial / 2 and few["segments"].ms < few["fused"].ms
+    assert many["segments"].walls.memory > many["fused"].walls.memory
+    assert many["split"].walls.memory > many["fused"].walls.memory
+    blocks = -(-128 // default_config("chunk_scan", 128, 128).value_block)
+    pieces = segment_count(4 * blocks, 512, 132)
+    join = kernel(few["segments"], "join_segments")
+    assert join.steps == pieces and join.programs == 4 * blocks
+    scans = [k for k in few["segments"].kernels if k.name == "chunk_scan"]
+    assert {(k.steps, k.programs) for k in scans} == {(math.ceil(512 / pieces), 4 * blocks * pieces)}
+
+
 def test_an_occupancy_that_halves_shows():
     worse = CLEAN.__class__(**vars(CLEAN) | {"shared_bytes": 150 * 1024})
     before, after = (
@@ -127,8 +146,9 @@ def test_traffic_that_the_cache_holds_is_marked():
 
 
 def test_every_part_of_a_target_has_both_passes():
-    found = [(p.part, p.which) for p in predict(rows(), FEW, "bf16")]
-    assert found == [(part, which) for part in ("H100 SXM", "H200 SXM") for which in ("forward", "backward")]
+    found = [(p.part, p.schedule, p.which) for p in predict(rows(), FEW, "bf16")]
+    schedules, passes = ("fused", "split", "segments"), ("forward", "backward")
+    assert found == [(part, s, which) for part in ("H100 SXM", "H200 SXM") for s in schedules for which in passes]
     assert {part.target for part in PARTS.values()} == set(tool.TARGETS)
     wide = on("H200 SXM", "forward", MANY).walls, on("H100 SXM", "forward", MANY).walls
     assert wide[0].memory < wide[1].memory and wide[0].matrix == wide[1].matrix
@@ -138,10 +158,10 @@ def test_a_kernel_that_cannot_run_leaves_its_pass_without_figures():
     failed = CompileFailure("chunk_scan", "sm_90", "no")
     huge = Resources(128, 0, 0, 0, 300 * 1024, {}, 1000)
     found = predict(rows({"chunk_scan": failed, "chunk_gradients": huge}), FEW, "bf16")
-    assert [type(p) for p in found] == [NoPrediction] * 4
+    assert [type(p) for p in found] == [NoPrediction] * 12
     assert found[0].reason == "chunk_scan does not compile"
     assert found[1].reason == "chunk_gradients does not fit on a multiprocessor"
-    assert tool.as_table(found, FEW).row_count == 4
+    assert tool.as_table(found, FEW).row_count == 12
 
 
 def test_the_data_say_that_nothing_was_measured():

@@ -10,6 +10,7 @@ from ttrc.errors import ArgumentError
 from ttrc.ir.plan import Skeleton
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.lower_solve import lower_solve
+from ttrc.runtime.workload import segment_count
 from ttrc.sampling import random_inputs
 
 H100 = 132  # multiprocessors
@@ -51,6 +52,7 @@ def test_segments_are_whole_chunks_and_never_empty():
     for chunks in range(1, 200):
         for programs in (1, 3, 40, 500):
             segments = op.segment_count(programs, chunks, H100)
+            assert segments == segment_count(programs, chunks, H100)
             each = -(-chunks // segments)
             assert 1 <= segments <= chunks and (segments - 1) * each < chunks <= segments * each
 

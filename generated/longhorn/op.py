@@ -276,8 +276,8 @@ def cheapest(
 
 
 def segment_count(programs: int, chunks: int, processors: int) -> int:
-    """As many segments as fill the chip, of whole chunks and never empty; two at least, where there are two chunks."""
-    wanted = max(2, min(-(-processors // programs), chunks // SEGMENT_CHUNKS))
+    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks; none of them is empty."""
+    wanted = max(2, min(2 * processors // programs, chunks // SEGMENT_CHUNKS))
     return -(-chunks // -(-chunks // min(wanted, chunks)))
 
 

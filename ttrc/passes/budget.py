@@ -46,6 +46,14 @@ def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_by
     return {"forward": read + gates + written, "backward": 2 * (read + gates) + written}
 
 
+def launch_budget(
+    plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4
+) -> tuple[Traffic, float]:
+    """One kernel's traffic per token and head, and its serial steps per token of what it walks in one go."""
+    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, gate_bytes)
+    return cost.traffic(kernel), cost.steps(kernel)
+
+
 def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, int, bool], ...]:
     """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a chunk, whether over segments."""
     cost = _Cost(plan, None, width, width, 2, 4)
@@ -71,10 +79,10 @@ class _Cost:
 
     def of(self, launches: tuple[Launch, ...], segments: int) -> Budget:
         rows = tuple((launch.kernel.name, self.traffic(launch.kernel)) for launch in launches)
-        serial = sum(self._steps(x.kernel) / (segments if x.segments else 1) for x in launches)
+        serial = sum(self.steps(x.kernel) / (segments if x.segments else 1) for x in launches)
         return Budget(rows, len(launches), serial)
 
-    def _steps(self, kernel: Kernel) -> float:
+    def steps(self, kernel: Kernel) -> float:
         """Serial steps a token; those of a join come by segment, and are few."""
         match kernel.skeleton:
             case Skeleton.SCAN:

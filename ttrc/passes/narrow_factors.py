@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ttrc.ir.tile import Contract, Inverse, Statement, Tile, operands, sums_values
 from ttrc.passes.simplify_tile import as_products
 
+
 @dataclass(frozen=True)
 class Narrow:
     """`factors` are rounded as soon as they are made; `turned` ones are turned over as well: products want them so."""

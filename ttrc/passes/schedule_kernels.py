@@ -71,9 +71,9 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     moved = linearize_tile(forward, state)
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
-        cross = (
-            [_kernel("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)] if moved.statements else []
-        )
+        cross = [_kernel("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)]
+        if not moved.statements:
+            cross = []
         unit = "ones" if is_elementwise(moved) else "identity"
         transition = tuple(Launch(k, unit, "transition", segments=True) for k in cross)
         schedules.append(

@@ -188,7 +188,9 @@ def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels, narro
             until = place[target]
             place[target] = max(place[t] for t in wide)
             if narrow.factors.issuperset(wide):  # it need not be there before its factors are over
-                last = max((place[s.target] for s in once if s.target != target and set(wide) & set(operands(s.op))), default=0)
+                last = max(
+                    (place[s.target] for s in once if s.target != target and set(wide) & set(operands(s.op))), default=0
+                )
                 place[target] = max(place[target], min(last, until))
     _postpone(once, panels, groups, place, narrow.factors)
     return {s.target: place[s.target] for s in once}

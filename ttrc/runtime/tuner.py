@@ -84,10 +84,9 @@ class Run:
 
 Call = Callable[[], None]
 Timer = Callable[[Key, Config, Call], float]  # ms of one call
-Verifier = Callable[
-    [str, str], Callable[[], Optional[str]]
-]  # of a form and schedule: why the operator is wrong, or None
-Judge = Callable[[str], Callable[[], Optional[str]]]  # the same of a schedule, the form being known
+Verdict = Callable[[], Optional[str]]  # why the operator is wrong, or None
+Verifier = Callable[[str, str], Verdict]  # of a form and schedule
+Judge = Callable[[str], Verdict]  # of a schedule, the form being known
 Footprints = Callable[[str, Config], Optional[Footprint]]  # of a kernel: None where nothing is known
 
 
@@ -175,7 +174,9 @@ def candidates(
         elif known is None:
             cost[config] = _distance(config, default)
         else:
-            cost[config] = _cost(kernel, config, known, programs(kernel, config, shape, chunk), shape, multiprocessors)
+            cost[config] = _cost(
+                kernel, config, known, programs(kernel, config, shape, chunk=chunk), shape, multiprocessors
+            )
     ranked = sorted(cost, key=lambda c: (c != default, cost[c]))
     return ranked[:most], pruned + [(c, f"predicted slower than {most} others") for c in ranked[most:]]
 
@@ -186,9 +187,7 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
     return f"spills ({known.spills} instructions), which others do not" if known.spills and some_are_clean else None
 
 
-def _cost(
-    kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int
-) -> float:
+def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     looped = kernel.skeleton is Skeleton.PARALLEL  # over the value blocks, which the others split over programs
     work = known.instructions * (-(-shape.d_v // config.value_block) if looped else 1)
@@ -215,9 +214,7 @@ class _Search:
         self.trials: list[Trial] = []
         self.best: dict[Key, Config] = {}
         self.default_ms: dict[Key, float] = {}
-        self.verdicts: dict[
-            tuple[str, int, tuple[str, ...], Config], str | None
-        ] = {}  # a config's verdict holds for both regimes
+        self.verdicts: dict[tuple, str | None] = {}  # a config's verdict holds for every regime with its schedules
 
     def kernel(self, kernel: Kernel, run: Run, shape: Workload, judge: Judge) -> None:
         table = self.op.package.op.CONFIGS[kernel.name]
@@ -227,9 +224,7 @@ class _Search:
             return
         plain = Config(*table[width])
         default = Config(min(plain.value_block, block(shape.d_v)), plain.warps, plain.stages)
-        chosen, pruned = candidates(
-            kernel, default, shape, self.footprints, self.multiprocessors, self.most, run.chunk
-        )
+        chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most, run.chunk)
         timed: dict[Config, float] = {}
         for config in chosen:
             reason, ms = self._try(key, config, run, shape, judge)

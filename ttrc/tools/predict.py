@@ -17,10 +17,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST
+from ttrc.ir.config import WIDEST, default_chunk
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
-from ttrc.runtime.workload import Workload, programs
+from ttrc.runtime.workload import Workload, programs, segment_count
 from ttrc.tools.compile import Row
 from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, chip, occupancy, parts
 from ttrc.tools.timing import Roof
@@ -72,11 +72,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One pass ("forward" or "backward") on one part; `ms` is the sum of what binds each of its kernels."""
+    """One pass ("forward" or "backward") on one part; `ms` is the sum of what binds each of its launches."""
 
     spec: str
     form: str
     which: str
+    schedule: str
     part: str
     kernels: tuple[Kernel, ...]
     walls: PlanWalls
@@ -93,6 +94,7 @@ class NoPrediction:
     spec: str
     form: str
     which: str
+    schedule: str
     part: str
     reason: str
 
@@ -128,15 +130,28 @@ def predict(rows: Sequence[Row], shape: Workload, dtype: str) -> list[Union[Pred
         for target in dict.fromkeys(row.target for row in mine):
             compiled = {row.kernel: row for row in mine if row.target == target}
             for name, part in parts(target).items():
-                made += [_of_pass(module, which, name, part, compiled, shape, dtype) for which in PASSES["both"]]
+                made += [
+                    _of_pass(module, which, schedule.name, name, part, compiled, shape, dtype)
+                    for schedule in form_of(module).plan.schedules
+                    for which in PASSES["both"]
+                ]
     return made
 
 
-def _of_pass(module: Module, which: str, name: str, part: Part, compiled: dict[str, Row], shape: Workload, dtype: str):
-    head = (module.spec.name, form_of(module).name, which, name)
+def _of_pass(
+    module: Module,
+    which: str,
+    schedule: str,
+    name: str,
+    part: Part,
+    compiled: dict[str, Row],
+    shape: Workload,
+    dtype: str,
+):
+    head = (module.spec.name, form_of(module).name, which, schedule, name)
     roof, size = Roof(part.bandwidth, part.matmul), DTYPE_BYTES[dtype]
     kernels = []
-    for share in shares(module, which, shape, size):
+    for share in shares(module, which, shape, size, schedule, _segments(module, compiled, shape, size, part)):
         row = compiled[share.kernel.name]
         if not isinstance(row.result, Resources):
             return NoPrediction(*head, f"{row.kernel} does not compile")
@@ -148,8 +163,20 @@ def _of_pass(module: Module, which: str, name: str, part: Part, compiled: dict[s
     return Prediction(*head, tuple(kernels), total)
 
 
+def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: int, part: Part) -> int:
+    """As an operator would cut these sequences there."""
+    if "chunk_scan" not in compiled:
+        return 1
+    blocks = -(-shape.d_v // compiled["chunk_scan"].config.value_block)
+    chunk = default_chunk(form_of(module).plan.chunk, shape.d_k, shape.d_v, size)
+    return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // chunk), part.multiprocessors)
+
+
 def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shape: Workload) -> Kernel:
-    grid, steps = programs(share.kernel, row.config, shape, share.chunk), share.steps(shape)
+    columns = {"ones": 1, "identity": shape.d_k}.get(share.launch.enter)
+    side_by_side = share.segments if share.launch.segments else 1
+    grid = programs(share.kernel, row.config, shape, chunk=share.chunk, segments=side_by_side, columns=columns)
+    steps = share.steps(shape)
     slots = blocks * part.multiprocessors
     waves, step = -(-grid // slots), 0.0
     if steps:
@@ -185,14 +212,14 @@ def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Work
         caption=CAPTION,
         caption_justify="left",
     )
-    for column in ("part", "pass, kernel"):
+    for column in ("part", "schedule and pass, kernel"):
         table.add_column(column)
     for column in ("programs", "blocks", "waves", "steps", "us/step", "memory", "matrix", "serial", "ms", "least"):
         table.add_column(column, justify="right")
     table.add_column("binds")
     several = len({p.spec for p in predictions}) > 1
     for p in predictions:
-        name = f"{p.spec} {p.which}" if several else p.which
+        name = " ".join([*([p.spec] if several else []), p.schedule, p.which])
         match p:
             case NoPrediction(part=part, reason=reason):
                 table.add_row(part, name, *[""] * 10, reason, style="red")

@@ -7,19 +7,20 @@ predicts from them, with the roofs of a chip that is not here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Optional
 
 from ttrc.ir.config import default_chunk
 from ttrc.ir.module import Form, Module
-from ttrc.ir.plan import Kernel, Skeleton, Traffic
-from ttrc.passes.budget import budget, least_bytes
+from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
+from ttrc.passes.budget import launch_budget, least_bytes
 from ttrc.runtime.workload import Workload
 from ttrc.tools.timing import Roof
 
 # A chunk of 64 tokens takes hand-tuned scans 1.8 to 3.2 us on an H100 at d = 128: about the least that a step costs.
 STEP_SECONDS = 2e-6
-WALKING = (Skeleton.SCAN, Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)  # a sequence, step by step
 PASSES = {"forward": ("forward",), "both": ("forward", "backward")}
 
 
@@ -49,14 +50,24 @@ class PlanWalls(Walls):
 
 @dataclass(frozen=True)
 class Share:
-    """A kernel's part of its pass's budget: traffic per token and head, steps one after another per token."""
+    """A launch's part of its pass's budget: traffic per token and head, steps one after another per token.
 
-    kernel: Kernel
+    `segments` is how many pieces of each sequence the launch runs side by side, or joins one after another.
+    """
+
+    launch: Launch
     traffic: Traffic
     steps_per_token: float
+    segments: int
     chunk: int  # tokens
 
+    @property
+    def kernel(self) -> Kernel:
+        return self.launch.kernel
+
     def steps(self, shape: Workload) -> int:
+        if self.kernel.skeleton is Skeleton.JOIN:
+            return self.segments
         return math.ceil(shape.length * self.steps_per_token)
 
 
@@ -65,16 +76,18 @@ def form_of(module: Module) -> Form:
     return module.forms["chunk" if "chunk" in module.forms else "recurrent"]
 
 
-def shares(module: Module, which: str, shape: Workload, dtype_bytes: int) -> list[Share]:
-    """Of the kernels of one pass, "forward" or "backward". Those that walk the sequence share its steps evenly."""
-    form = form_of(module)
-    cost = budget(module, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype_bytes)[form.name][which]
-    kernels, traffic = getattr(form.plan, which), dict(cost.kernels)
-    chunk = default_chunk(form.plan.chunk, shape.d_k, shape.d_v, dtype_bytes)
-    walking = sum(k.skeleton in WALKING for k in kernels)
+def shares(
+    module: Module, which: str, shape: Workload, dtype_bytes: int, schedule: Optional[str] = None, segments: int = 1
+) -> list[Share]:
+    """Of the launches of one pass, "forward" or "backward", of a schedule, the first if none is named."""
+    plan = form_of(module).plan
+    (chosen,) = [s for s in plan.schedules if s.name == schedule] or plan.schedules[:1]
+    sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
+    chunk = default_chunk(plan.chunk, **sizes)
     return [
-        Share(k, traffic[k.name], cost.serial_steps_per_token / walking if k.skeleton in WALKING else 0.0, chunk)
-        for k in kernels
+        Share(launch, traffic, steps / segments if launch.segments else steps, segments, chunk)
+        for launch in getattr(chosen, which)
+        for traffic, steps in [launch_budget(plan, launch.kernel, **sizes)]
     ]
 
 
@@ -106,10 +119,22 @@ def least_ms(module: Module, passes: Sequence[str], shape: Workload, roof: Roof,
     return 1e3 * shape.tokens * sum(least[name] for name in passes) / roof.bandwidth
 
 
-def walls(module: Module, shape: Workload, which: str, roof: Roof, dtype_bytes: int) -> PlanWalls:
-    """Of the form that long sequences run in, every program at work at once; which: "forward" or "both"."""
+def walls(
+    module: Module,
+    shape: Workload,
+    which: str,
+    roof: Roof,
+    dtype_bytes: int,
+    chosen: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+) -> PlanWalls:
+    """Of the form that long sequences run in, every program at work at once; which: "forward" or "both".
+
+    chosen: by pass, the schedule and its number of segments; the form's first where nothing is said.
+    """
     passes = PASSES[which]
     of_kernels = [
-        kernel_walls(share, shape, roof) for name in passes for share in shares(module, name, shape, dtype_bytes)
+        kernel_walls(share, shape, roof)
+        for name in passes
+        for share in shares(module, name, shape, dtype_bytes, *chosen.get(name, ()))
     ]
     return together(of_kernels, least_ms(module, passes, shape, roof, dtype_bytes))
