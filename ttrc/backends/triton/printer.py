@@ -55,7 +55,8 @@ class TritonPrinter:
     """Prints statements in order.
 
     `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
-    elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to the variable that holds it, where that has another name.
+    elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
+    the variable that holds it, where that has another name.
     """
 
     raw: set[str]
