@@ -246,3 +246,78 @@ def test_specs_of_any_allowed_name_work(name, tmp_path, monkeypatch):
     import torch
 
     torch.testing.assert_close(op(**x)[0], ttrc.load("gated_deltanet")(**x)[0])
+
+
+# A chip with less shared memory than the defaults take ------------------------------------------------------------
+
+
+class SmallChip:
+    """A kernel that only runs with `most` value channels a program and no pipeline, as on a chip with little memory."""
+
+    def __init__(self, kernel, most):
+        self.kernel, self.most, self.tried = kernel, most, []
+
+    def __getitem__(self, grid):
+        def run(*args, BV, num_stages, **kwargs):
+            from triton import OutOfResources
+
+            self.tried.append((BV, num_stages))
+            if self.most < BV or num_stages > 1:
+                raise OutOfResources(200_000, 101_376, "shared memory")
+            return self.kernel[grid](*args, BV=BV, num_stages=num_stages, **kwargs)
+
+        return run
+
+
+@pytest.fixture
+def small_chip(monkeypatch):
+    import importlib
+
+    import ttrc
+
+    op = ttrc.load("gated_deltanet")
+    kernels = importlib.import_module(f"{op.package.__name__}.kernels")
+    monkeypatch.setattr(op.package.op, "SMALLER", {})
+
+    def make(most):
+        chip = SmallChip(kernels.chunk_scan, most)
+        monkeypatch.setattr(kernels, "chunk_scan", chip)
+        return op, chip
+
+    return make
+
+
+def draw(width):
+    import torch
+
+    q, k, v = (torch.randn(1, 20, 1, width) for _ in range(3))
+    return {"q": q, "k": k, "v": v, "g": -torch.rand(1, 20, 1), "beta": torch.rand(1, 20, 1)}
+
+
+def test_a_smaller_configuration_takes_over_where_memory_is_short(small_chip):
+    import torch
+
+    op, chip = small_chip(16)
+    x, options = draw(40), dict(form="chunk", backend="triton", chunk_size=16)
+    wanted = op(**x, form="chunk", backend="torch")[0]
+    assert torch.allclose(op(**x, **options)[0], wanted, atol=1e-5)
+    assert chip.tried == [(32, 2), (16, 1)]
+    op(**x, **options)
+    assert chip.tried[2:] == [(16, 1)], "known from then on"
+
+
+def test_a_chip_that_is_too_small_is_told_what_helps(small_chip):
+    op, _ = small_chip(8)
+    with pytest.raises(RuntimeError, match="chunk_scan: this GPU has too little shared memory .* a smaller chunk_size"):
+        op(**draw(40), form="chunk", backend="triton", chunk_size=16)
+
+
+def test_a_tuned_configuration_is_never_changed_silently(small_chip, monkeypatch):
+    from triton import OutOfResources
+
+    op, _ = small_chip(16)
+    x = draw(40)
+    key = op.package.op.slot("chunk_scan", x["q"], x["v"], 1)
+    monkeypatch.setitem(op.package.op.TUNED, key, (32, 4, 2))
+    with pytest.raises(OutOfResources):
+        op(**x, form="chunk", backend="triton", chunk_size=16)

@@ -22,7 +22,7 @@ def chosen(heads, length, direction="forward", width=128, itemsize=2):
     names = tuple(op.COSTS["chunk"])
     blocks = -(-width // op.CONFIGS["chunk_scan"][width][0])
     tokens, chunks = heads * length, -(-length // 64)
-    return op.cheapest("chunk", direction, names, width, itemsize, heads * blocks, chunks, tokens, H100)
+    return op.cheapest("chunk", direction, names, width, itemsize, heads * blocks, chunks, 1, tokens, H100)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

@@ -86,14 +86,35 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
+# In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
+SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
-def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
+
+def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
     """Never a function of the length: new lengths run what is there."""
     widest = max(block(q.shape[3]), block(v.shape[3]))
-    width = min(w for w in CONFIGS[kernel] if w >= widest)
     regime = "many" if sequences * v.shape[2] >= 128 else "few"
-    rows = TUNED.get((kernel, width, str(q.dtype), regime), CONFIGS[kernel][width])
+    return kernel, min(w for w in CONFIGS[kernel] if w >= widest), str(q.dtype), regime
+
+
+def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
+    key = slot(kernel, q, v, sequences)
+    rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     return min(rows[0], block(v.shape[3])), *rows[1:]
+
+
+def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
+    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take."""
+    key, (value_block, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
+    if key in TUNED:
+        raise error
+    smaller = (max(16, value_block // 2), warps, 1)
+    if smaller == (value_block, warps, stages):
+        raise RuntimeError(
+            f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
+            f"{q.dtype} ({error}); a smaller chunk_size takes less"
+        ) from error
+    SMALLER[key] = smaller
 
 
 def launch(
@@ -113,17 +134,15 @@ def launch(
 
     columns: how many the carried state has where they are not the values'.
     """
+    from triton import OutOfResources
+
     from . import kernels
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
-    value_block, warps, stages = config(kernel, q, v, layout.sequences)
-    value_block = min(value_block, block(V))
-    blocks = -(-V // value_block)
     parallel = kernel in (
         "chunk_gradients",
         "chunk_output",
     )
-    grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * blocks,)
     tables = (layout.cu_seqlens, layout.chunk_starts)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
@@ -140,60 +159,68 @@ def launch(
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
         flags["EVERY"] = chunk // step
-    getattr(kernels, kernel)[grid](
-        *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
-        PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
-    )  # fmt: skip
+    while True:
+        value_block, warps, stages = config(kernel, q, v, layout.sequences)
+        value_block = min(value_block, block(V))
+        grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
+        try:
+            getattr(kernels, kernel)[grid](
+                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
+                PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
+            )  # fmt: skip
+            return
+        except OutOfResources as error:  # raised before anything runs
+            shrink(kernel, q, v, layout.sequences, error)
 
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
-# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a chunk (0: chunks do not wait
-# for each other), and whether segments of a sequence run side by side.
+# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
+# and whether segments of a sequence run side by side.
 COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((576, 40960, 8, False),),
-                128: ((1280, 147456, 8, False),),
+                64: ((576, 40960, 4, False),),
+                128: ((1280, 147456, 4, False),),
                 256: ((4096, 819200, 4, False),),
             },
             "backward": {
-                64: ((320, 8192, 2, False), (1028, 114688, 0, False)),
-                128: ((768, 32768, 2, False), (2308, 294912, 0, False)),
+                64: ((320, 8192, 1, False), (1028, 114688, 0, False)),
+                128: ((768, 32768, 1, False), (2308, 294912, 0, False)),
                 256: ((3072, 131072, 1, False), (7684, 688128, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((320, 8192, 2, False), (576, 40960, 0, False)),
-                128: ((768, 32768, 2, False), (1280, 98304, 0, False)),
+                64: ((320, 8192, 1, False), (576, 40960, 0, False)),
+                128: ((768, 32768, 1, False), (1280, 98304, 0, False)),
                 256: ((3072, 131072, 1, False), (4096, 196608, 0, False)),
             },
             "backward": {
-                64: ((320, 8192, 2, False), (1028, 114688, 0, False)),
-                128: ((768, 32768, 2, False), (2308, 294912, 0, False)),
+                64: ((320, 8192, 1, False), (1028, 114688, 0, False)),
+                128: ((768, 32768, 1, False), (2308, 294912, 0, False)),
                 256: ((3072, 131072, 1, False), (7684, 688128, 0, False)),
             },
         },
         "segments": {
             "forward": {
-                64: ((0, 0, 0, True), (256, 8192, 2, True), (0, 0, 0, False), (576, 40960, 8, True)),
-                128: ((0, 0, 0, True), (512, 32768, 2, True), (0, 0, 0, False), (1280, 147456, 8, True)),
+                64: ((0, 0, 0, True), (256, 8192, 1, True), (0, 0, 0, False), (576, 40960, 4, True)),
+                128: ((0, 0, 0, True), (512, 32768, 1, True), (0, 0, 0, False), (1280, 147456, 4, True)),
                 256: ((0, 0, 0, True), (1024, 131072, 1, True), (0, 0, 0, False), (4096, 819200, 4, True)),
             },
             "backward": {
                 64: (
                     (0, 0, 0, True),
-                    (256, 8192, 2, True),
+                    (256, 8192, 1, True),
                     (0, 0, 0, False),
-                    (320, 8192, 2, True),
+                    (320, 8192, 1, True),
                     (1028, 114688, 0, False),
                 ),
                 128: (
                     (0, 0, 0, True),
-                    (512, 32768, 2, True),
+                    (512, 32768, 1, True),
                     (0, 0, 0, False),
-                    (768, 32768, 2, True),
+                    (768, 32768, 1, True),
                     (2308, 294912, 0, False),
                 ),
                 256: (
@@ -223,7 +250,9 @@ ROOF = Roof()
 SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
 
 
-def choose(form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout) -> tuple[str, int]:
+def choose(
+    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int
+) -> tuple[str, int]:
     """The schedule of a pass, and how many segments one that cuts sequences cuts each into."""
     known = tuple(
         n for n in COSTS[form] if n != "segments" or layout.cu_seqlens is None
@@ -234,23 +263,20 @@ def choose(form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layou
     width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks = layout.all_chunks // layout.sequences
+    chunks, every = layout.all_chunks // layout.sequences, chunk // min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
-    return cheapest(
-        form, direction, names, width, v.element_size(), heads * blocks, chunks, tokens, processors(v.device)
-    )
+    size, chip = v.element_size(), processors(v.device)
+    return cheapest(form, direction, names, width, size, heads * blocks, chunks, every, tokens, chip)
 
 
 @lru_cache(maxsize=4096)
 def cheapest(
-    form, direction, names, width, itemsize, programs, chunks, tokens, processors
+    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors
 ) -> tuple[str, int]:
-    """By the cost model: `programs` walk `chunks` each, of `tokens` in all, on so many multiprocessors."""
+    """By the cost model: `programs` walk `chunks` of `every` steps each, of `tokens` in all; on so many multiprocessors."""
     segments = segment_count(programs, chunks, processors)
-    seconds = {
-        n: predict(COSTS[form][n][direction][width], itemsize, programs, chunks, tokens, processors)
-        for n in names
-    }
+    rows, grid = {n: COSTS[form][n][direction][width] for n in names}, (programs, segments, processors)
+    seconds = {n: predict(rows[n], itemsize, chunks * every, tokens, *grid) for n in names}
     return min(names, key=seconds.__getitem__), segments
 
 
@@ -260,13 +286,15 @@ def segment_count(programs: int, chunks: int, processors: int) -> int:
     return -(-chunks // -(-chunks // min(wanted, chunks)))
 
 
-def predict(costs, itemsize: int, programs: int, chunks: int, tokens: int, processors: int) -> float:
+def predict(
+    costs, itemsize: int, steps: int, tokens: int, programs: int, segments: int, processors: int
+) -> float:
     """Seconds of a pass: each launch takes what the narrowest of memory, matrix units and its serial chain lets it."""
     total = 0.0
     for moved, flops, products, cut in costs:
-        segments = segment_count(programs, chunks, processors) if cut else 1
-        waves = -(-programs * segments // (2 * processors))  # two programs a multiprocessor
-        serial = chunks / segments * products * ROOF.product * waves
+        pieces = segments if cut else 1
+        waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
+        serial = steps / pieces * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )
@@ -335,7 +363,7 @@ def uses_triton(backend: str, x: Tensor) -> bool:
 
 def chunk_forward_triton(q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save, schedule):
     layout = lay_out(v, cu_seqlens, chunk)
-    schedule, segments = choose("chunk", "forward", schedule, q, v, layout)
+    schedule, segments = choose("chunk", "forward", schedule, q, v, layout, chunk)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
     states = (
@@ -426,7 +454,7 @@ def chunk_backward_triton(
     q, k, v, slope, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
 ):
     layout = lay_out(v, cu_seqlens, chunk)
-    schedule, segments = choose("chunk", "backward", schedule, q, v, layout)
+    schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])

@@ -55,14 +55,13 @@ def launch_budget(
 
 
 def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, int, bool], ...]:
-    """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a chunk, whether over segments."""
+    """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a step, whether over segments."""
     cost = _Cost(plan, None, width, width, 2, 4)
     rows = []
     for launch in launches:
         spent = cost.traffic(launch.kernel)
         scans = launch.kernel.skeleton is Skeleton.SCAN
         products = sum(isinstance(s.op, Contract) for s in launch.kernel.statements) if scans else 0
-        products *= cost.chunk // cost.step
         moved = round(spent.read_bytes + spent.written_bytes)
         rows.append((moved, round(spent.flops), products, launch.segments))
     return tuple(rows)

@@ -209,7 +209,7 @@ def _schedules(op: Operator, x: Mapping[str, Tensor]) -> dict[str, tuple[str, in
         return {}
     chunk = op.package.op.default_chunk("chunk", x["q"], x["v"])
     layout, choose = op.package.op.lay_out(x["v"], None, chunk), op.package.op.choose
-    return {which: choose("chunk", which, "auto", x["q"], x["v"], layout) for which in ("forward", "backward")}
+    return {which: choose("chunk", which, "auto", x["q"], x["v"], layout, chunk) for which in ("forward", "backward")}
 
 
 def _ours(op: Operator, x: Mapping[str, Tensor], backend: str = "triton") -> Tensor:
