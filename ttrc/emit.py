@@ -20,7 +20,7 @@ from ttrc.backends.triton import launch
 from ttrc.ir.config import CHUNK, DEFAULTS
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
-from ttrc.ir.recurrence import Affine
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import Spec
 from ttrc.paths import templates_dir
 
@@ -109,16 +109,20 @@ def derivation(module: Module) -> str:
     ]
     match r.error:
         case Affine(slope, offset):
-            read = "a S_prev" if r.reads_decayed else "S_prev"
-            lines.append(
-                f"           e = ({symbolic.equation(slope)}) p + ({symbolic.equation(offset)}), p = ({read})' k"
-            )
-        case error:
-            lines.append(f"           e = {symbolic.equation(error.offset)}")
+            e = f"({symbolic.equation(slope)}) p + ({symbolic.equation(offset)})"
+            lines.append(f"           e = {e}, p = ({_read(r)})' k")
+        case Hebbian(offset):
+            lines.append(f"           e = {symbolic.equation(offset)}")
+        case Nonlinear(written, _):
+            lines.append(f"           e = {symbolic.equation(written)}, p = ({_read(r)})' k")
     for reduction in r.reductions:
         body = symbolic.equation(reduction.body)
         lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")
     return "\n".join(f"# {line}" for line in lines)
+
+
+def _read(r: Recurrence) -> str:
+    return "a S_prev" if r.reads_decayed else "S_prev"
 
 
 def _reference(module: Module) -> str:
@@ -126,7 +130,7 @@ def _reference(module: Module) -> str:
     gates = [g.name for g in (*spec.inputs, *spec.parameters)]
     names = ["q", "k", "v", *gates]
     forward = {f: print_forward(m.forward, tags(spec)) for f, m in module.forms.items()}
-    backward = {f: print_backward(m.backward, tags(spec)) for f, m in module.forms.items()}
+    backward = {f: print_backward(m.backward, m.forward.inputs, tags(spec)) for f, m in module.forms.items()}
     return _render(
         "torch/reference.py.jinja",
         header=_header(spec),

@@ -126,6 +126,12 @@ def power(x, y):
 
 
 @triton.jit
+def positive_power(x, Y: tl.constexpr):
+    """x ** Y where x > 0, 0 elsewhere."""
+    return tl.where(x > 0, tl.exp2(Y * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
+
+
+@triton.jit
 def whole_power(x, N: tl.constexpr):
     y = x
     for _ in tl.static_range(1, N):

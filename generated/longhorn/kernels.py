@@ -127,6 +127,12 @@ def power(x, y):
 
 
 @triton.jit
+def positive_power(x, Y: tl.constexpr):
+    """x ** Y where x > 0, 0 elsewhere."""
+    return tl.where(x > 0, tl.exp2(Y * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
+
+
+@triton.jit
 def whole_power(x, N: tl.constexpr):
     y = x
     for _ in tl.static_range(1, N):
@@ -584,8 +590,8 @@ def token_scan(
         products = S * k[:, None]
         prediction = tl.sum(products, 0)
         # loss, line 22: norm2(p - v) / 2
-        squares = k * k
-        sum_2 = tl.sum(squares)
+        summands = k * k
+        sum_2 = tl.sum(summands)
         u_factor = beta / (beta * sum_2 + 1.0)
         u = -prediction * u_factor + u_factor * v
         # update, line 27
@@ -665,8 +671,8 @@ def token_scan_reverse(
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
             # loss, line 22: norm2(p - v) / 2
-            squares = k * k
-            sum_2 = tl.sum(squares)
+            summands = k * k
+            sum_2 = tl.sum(summands)
             u_factor = beta / (beta * sum_2 + 1.0)
             u = -prediction * u_factor + u_factor * v
             # update, line 27
@@ -686,8 +692,8 @@ def token_scan_reverse(
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
             # loss, line 22: norm2(p - v) / 2
-            squares = k * k
-            sum_2 = tl.sum(squares)
+            summands = k * k
+            sum_2 = tl.sum(summands)
             u_factor = beta / (beta * sum_2 + 1.0)
             u = -prediction * u_factor + u_factor * v
             # update, line 27
@@ -720,11 +726,11 @@ def token_scan_reverse(
             # adjoint of u_factor
             d_sum_2_via_u_factor = -d_u_factor_via_u_2 * beta * beta / whole_power(beta * sum_2 + 1.0, 2)
             # adjoint of sum_2
-            d_squares_via_sum_2 = tl.broadcast_to(d_sum_2_via_u_factor, [BK])
-            # adjoint of squares
-            d_k_via_squares = 2.0 * d_squares_via_sum_2 * k
+            d_summands_via_sum_2 = tl.broadcast_to(d_sum_2_via_u_factor, [BK])
+            # adjoint of summands
+            d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
             # gradient
-            d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_squares
+            d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
             store_row(d_k_ptr + i_h * K + (partial + token) * HV * K, d_k, K, BK, 0)
             # adjoint of u
             d_v_via_u = d_u_via_S_next_2 * u_factor

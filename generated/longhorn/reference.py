@@ -33,6 +33,11 @@ def larger(x, y):
     return torch.where(x <= y, y, x)
 
 
+def positive_power(x, y):
+    """x ** y where x > 0, 0 elsewhere."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
+
+
 def clip(x, d):
     return larger(smaller(x, d), -d)
 
@@ -164,8 +169,8 @@ def recurrent_step(q, k, v, beta, scale, S):
     """One token from state S [B, HV, d_k, d_v]: o, and the state after it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
-    squares = k * k
-    sum_2 = squares.sum(-1)
+    summands = k * k
+    sum_2 = summands.sum(-1)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -185,8 +190,8 @@ def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
-    squares = k * k
-    sum_2 = squares.sum(-1)
+    summands = k * k
+    sum_2 = summands.sum(-1)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -228,11 +233,11 @@ def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     d_k_via_products = S * d_products_via_prediction
     d_k_via_products_2 = d_k_via_products.sum(-1)
     # adjoint of sum_2
-    d_squares_via_sum_2 = (d_sum_2_via_u_factor[..., None]).expand(*v.shape[:2], k.shape[-1])
-    # adjoint of squares
-    d_k_via_squares = 2.0 * d_squares_via_sum_2 * k
+    d_summands_via_sum_2 = (d_sum_2_via_u_factor[..., None]).expand(*v.shape[:2], k.shape[-1])
+    # adjoint of summands
+    d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
     # gradient
-    d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_squares
+    d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
     d_S = d_S_next_2 + d_S_via_products
     return d_q_via_read_2, d_k, d_v_via_u, d_beta_via_u_factor, d_S
 

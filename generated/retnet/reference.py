@@ -33,6 +33,11 @@ def larger(x, y):
     return torch.where(x <= y, y, x)
 
 
+def positive_power(x, y):
+    """x ** y where x > 0, 0 elsewhere."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
+
+
 def clip(x, d):
     return larger(smaller(x, d), -d)
 

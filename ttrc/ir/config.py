@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 CHUNK = 64  # tokens a chunk
 WIDEST = 256  # head dimension
+WHOLE = "_whole"  # ends the name of a kernel whose programs take every value channel
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_scan_reverse": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_gradients": {64: Config(32, 4, 1), 128: Config(16, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "chunk_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "token_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
 }

@@ -59,6 +59,8 @@ class Relation(Enum):
     CAUSAL = "t >= s"
     STRICT = "t > s"
     VALID = "t < length"  # tokens of a ragged last chunk that exist
+    KEYS = "k < d_k"  # channels that exist; kernels pad them to a power of two
+    VALUES = "v < d_v"
 
 
 @dataclass(frozen=True)
@@ -154,3 +156,12 @@ def operands(op: Op) -> tuple[Tile, ...]:
 def ordered(axes) -> Axes:
     """The axes in canonical order."""
     return tuple(a for a in AXIS_ORDER if a in axes)
+
+
+def sums_values(statement: Statement) -> bool:
+    """Whether it sums over the value axis, which most kernels split."""
+    return (
+        isinstance(statement.op, (Contract, Reduce))
+        and "v" not in statement.target.axes
+        and any("v" in t.axes for t in operands(statement.op))
+    )

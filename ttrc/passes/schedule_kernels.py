@@ -12,14 +12,15 @@ backward:  scan in reverse (the state's cotangent on chip: stored at each chunk'
 
 from __future__ import annotations
 
+from ttrc.ir.config import WHOLE
 from ttrc.ir.plan import Buffer, Kernel, Plan, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
-from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Tile, operands
+from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Tile, operands, sums_values
 from ttrc.language.spec import Parameter
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
-from ttrc.passes.split_panels import split_panels, sums_values
+from ttrc.passes.split_panels import split_panels
 
 KEY_HEADS = ("q", "k", "d_q", "d_k")
 
@@ -94,17 +95,25 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=()) -> Ker
             for p in split_panels(body, results)
         )
     else:
-        _assert_splits(name, body, skeleton)
+        name += WHOLE if _takes_all_values(body, skeleton) else ""
         body = order_statements(body, tuple(targets))
         segments = (_segment(False, body, (), memory, stores, targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 
 
-def _assert_splits(name: str, body: tuple[Statement, ...], skeleton: Skeleton) -> None:
-    """Scans split the value axis over programs; only a gradient's partial sums may contract over it there."""
+def _takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton) -> bool:
+    """Whether a scan's programs need every value channel, and cannot split that axis among them.
+
+    A sum over it needs them all. Gradients token by token are written as partial sums, one a program: there it
+    matters only where a channel goes on from a sum.
+    """
+    sums = {s.target for s in body if sums_values(s)}
+    if skeleton is not Skeleton.TOKENS_REVERSE:
+        return bool(sums)
     for statement in body:
-        if skeleton is not Skeleton.TOKENS_REVERSE and sums_values(statement):
-            raise AssertionError(f"{name} splits the value axis, over which {statement.target.name} contracts")
+        if sums & set(operands(statement.op)):
+            sums.add(statement.target)
+    return any("v" in t.axes for t in sums)
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:

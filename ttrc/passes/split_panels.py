@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ttrc.ir.tile import Contract, Elementwise, Reduce, Statement, Tile, operands
+from ttrc.ir.tile import Elementwise, Statement, Tile, operands, sums_values
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import slice_program
@@ -25,14 +25,6 @@ class Piece:
     statements: tuple[Statement, ...]
     sums: tuple[Tile, ...]
     results: tuple[Tile, ...]
-
-
-def sums_values(statement: Statement) -> bool:
-    return (
-        isinstance(statement.op, (Contract, Reduce))
-        and "v" not in statement.target.axes
-        and any("v" in t.axes for t in operands(statement.op))
-    )
 
 
 def split_panels(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> tuple[Piece, ...]:

@@ -41,6 +41,9 @@ class _Plain(StrPrinter):
     def _print_Function(self, expr):
         return f"{_spec_name(expr)}({self.stringify(expr.args, ', ')})"
 
+    def _print_positive_power(self, expr):
+        return self._print(sympy.Pow(*expr.args, evaluate=False))
+
     def _print_choose(self, expr):
         left, right, yes, no = (self._print(a) for a in expr.args)
         return f"where({left} <= {right}, {yes}, {no})"
@@ -88,6 +91,9 @@ class _MathML(MathMLPresentationPrinter):
 
     def _print_Function(self, expr):
         return self._call(_spec_name(expr), *expr.args)
+
+    def _print_positive_power(self, expr):
+        return self._print(sympy.Pow(*expr.args, evaluate=False))
 
     def _print_choose(self, expr):
         left, right, yes, no = expr.args

@@ -28,6 +28,7 @@ DIALECT = symbolic.Dialect(
         "tanh": "torch.tanh({0})",
         "sigmoid": "torch.sigmoid({0})",
         "softplus": "F.softplus({0})",
+        "positive_power": "positive_power({0}, {1})",
         "pow": "({0}) ** ({1})",
         "whole_pow": "({0}) ** {1}",
         "magnitude": "torch.abs({0})",
@@ -90,7 +91,7 @@ class TorchPrinter:
 
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
-        if op.relation is Relation.VALID:  # tiles of this backend are never padded
+        if op.relation not in _KEEP:  # tiles of this backend are never padded
             return self.name(op.arg) if op.arg.axes else f"torch.full(tokens, {self.name(op.arg)}, **like)"
         fill = "" if op.fill == 0 else f', float("{op.fill}")'
         return f"{_KEEP[op.relation]}({self.name(op.arg)}{fill})"

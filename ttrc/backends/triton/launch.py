@@ -33,7 +33,7 @@ def allocate_backward(plan: Plan) -> str:
     lines = [f"{b.name} = {_new(b, plan.form)}" for b in plan.scratch]
     partial = plan.form == "recurrent"
     if partial:
-        lines.append('blocks = -(-v.shape[-1] // config("token_scan_reverse", q, v, layout.sequences)[0])')
+        lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
     for buffer in plan.backward[-1].stores:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
     lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
