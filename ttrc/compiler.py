@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ttrc.emit import emit
 from ttrc.ir.module import Form, Module
-from ttrc.ir.recurrence import Nonlinear, Recurrence
+from ttrc.ir.recurrence import Recurrence
 from ttrc.language.spec import Spec
 from ttrc.passes.derive_chunk import derive_chunk
 from ttrc.passes.derive_recurrence import derive_recurrence
@@ -34,7 +34,7 @@ def generate(spec: Spec) -> dict[str, str]:
 
 def _chunk(recurrence: Recurrence) -> Form | None:
     """Chunks need the log of the decay; a decay that may reach zero runs token by token."""
-    if isinstance(recurrence.error, Nonlinear) or (recurrence.log_decay is None and recurrence.decay != 1):
+    if recurrence.log_decay is None and recurrence.decay != 1:
         return None
     forward = derive_chunk(recurrence)
     backward = differentiate_tile(forward)

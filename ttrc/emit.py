@@ -151,6 +151,7 @@ def _kernels(module: Module) -> str:
     bodies = []
     for form in module.forms.values():
         for kernel in (*form.plan.forward, *form.plan.backward):
+            bodies += triton_kernel.functions(kernel)
             template = f"triton/{kernel.skeleton.value}.py.jinja"
             bodies.append(_render(template, **triton_kernel.holes(kernel, form.plan, domains, tags(spec))))
     return _render(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Skeleton, Space, Traffic
-from ttrc.ir.tile import Contract, Inverse, Statement
+from ttrc.ir.tile import Contract, Inverse, Statement, Substitute
 
 
 def budget(
@@ -79,6 +79,8 @@ class _Cost:
                     size *= blocks[a]
                 repeated = kernel.skeleton is Skeleton.SCAN and "v" not in (axis, *statement.target.axes)
                 return size * (panels if repeated else 1) / self.chunk
+            case Substitute():  # 16 sweeps in each block of 16 rows, and the block taken off all rows
+                return 2.0 * blocks["v"] * (self.chunk // 16) * (16 * 16 * 16 + 16 * self.chunk) / self.chunk
             case Inverse():  # two products of C x C a doubling, from blocks of 16
                 return 4.0 * self.chunk**2 * ((self.chunk // 16).bit_length() - 1)
         return 0.0

@@ -15,7 +15,7 @@ from __future__ import annotations
 from ttrc.ir.config import WHOLE
 from ttrc.ir.plan import Buffer, Kernel, Plan, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
-from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Tile, operands, sums_values
+from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Substitute, Tile, operands, sums_values
 from ttrc.language.spec import Parameter
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.simplify_tile import simplify_tile
@@ -31,27 +31,38 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     (state,) = (c for c in forward.carries)
     (cotangent,) = (c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
+    solved, fed_back = _substituted(forward), _substituted(backward, known=forward)
     states = Buffer("states", state.state, Space.CHUNK)
     d_states = Buffer("d_states", cotangent.state, Space.CHUNK)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
     first = tuple([_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else [])
-    scan = _kernel("chunk_scan", Skeleton.SCAN, forward, (*outputs, states), (*inputs, *pairs), (state,))
-    back = _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, (d_states,), (*inputs, *pairs), (cotangent,))
-    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, (*inputs, *pairs, states, d_states))
-    return Plan("chunk", (*first, scan), (back, grads), saved=(*pairs, states), scratch=(d_states,))
+    scan = _kernel("chunk_scan", Skeleton.SCAN, forward, (*outputs, states, *solved), (*inputs, *pairs), (state,))
+    known = (*inputs, *pairs, *solved)
+    back = _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, (d_states, *fed_back), known, (cotangent,))
+    known += (states, d_states, *fed_back)
+    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, known)
+    return Plan("chunk", (*first, scan), (back, grads), (*pairs, states, *solved), (d_states, *fed_back))
+
+
+def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
+    """What a program, beyond a known one, solves row by row: serial work in a scan, so that it is done once."""
+    old = () if known is None else known.statements
+    solved = [s.target for s in program.statements if isinstance(s.op, Substitute) and s not in old]
+    return tuple(Buffer(t.name, t, Space.TOKEN) for t in solved)
 
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
-    """The C x C tiles that the scan multiplies values with, where making one of them takes a solve.
+    """The C x C tiles that the scan multiplies values with, where it takes a solve to make or to use one of them.
 
     A rule that solves has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is
     short of registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
     """
-    if not any(isinstance(s.op, Inverse) for s in forward.statements):
+    if not any(isinstance(s.op, (Inverse, Substitute)) for s in forward.statements):
         return ()
     factors = [s.op.a for s in forward.statements if isinstance(s.op, Contract) and "v" in s.target.axes]
+    factors += [s.op.matrix for s in forward.statements if isinstance(s.op, Substitute)]
     pairs = dict.fromkeys(t for t in factors if t.axes == ("t", "s"))
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)
 

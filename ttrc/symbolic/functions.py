@@ -117,7 +117,7 @@ class larger(_Whole):
 
 
 class positive_power(_Whole):
-    """x ** y of a number y where x > 0, 0 elsewhere: finite at 0 with all its derivatives, as those of norms must be."""
+    """x ** y of a number y where x > 0, 0 elsewhere: finite at 0 with all its derivatives, as a norm has to be."""
 
     @staticmethod
     def of_numbers(x, y):

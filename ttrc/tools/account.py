@@ -27,6 +27,7 @@ from ttrc.ir.tile import (
     Relabel,
     Solve,
     Statement,
+    Substitute,
 )
 from ttrc.language.spec import Gradient, Located, Proximal, Spec
 from ttrc.passes.budget import budget, least_bytes
@@ -210,6 +211,7 @@ _OPERATIONS = {
     CumulativeSum: "running sum",
     Solve: "triangular solve",
     Inverse: "triangular inverse",
+    Substitute: "nonlinear substitution",
 }
 
 

@@ -26,13 +26,13 @@ def _body(program: Program, results: tuple[Tile | str, ...], tags: dict[str, str
     printer = TorchPrinter({})
     lines, origin = [], None
     for statement in slice_program(program.statements, [r for r in results if isinstance(r, Tile)]):
-        text = printer.line(statement)
-        if text is None:
+        made = printer.lines(statement)
+        if not made:
             continue
         if statement.origin != origin:
             origin = statement.origin
             lines.append(f"# {tags.get(origin, origin)}")
-        lines.append(text)
+        lines += made
     returned = (printer.name(r) if isinstance(r, Tile) else f"torch.zeros_like({r})" for r in results)
     lines.append("return " + ", ".join(returned))
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from ttrc.ir.tile import (
     Relation,
     Solve,
     Statement,
+    Substitute,
     Tile,
 )
 
@@ -51,11 +52,28 @@ class TorchPrinter:
 
     aliases: dict[str, str]
 
-    def line(self, statement: Statement) -> str | None:
-        if isinstance(statement.op, Relabel):
-            self.aliases[statement.target.name] = self.name(statement.op.arg)
-            return None
-        return f"{self.name(statement.target)} = {self.text(statement.op, statement.target)}"
+    def lines(self, statement: Statement) -> list[str]:
+        match statement.op:
+            case Relabel(arg):
+                self.aliases[statement.target.name] = self.name(arg)
+                return []
+            case Substitute():
+                return self._substitute(statement.target, statement.op)
+        return [f"{self.name(statement.target)} = {self.text(statement.op, statement.target)}"]
+
+    def _substitute(self, target: Tile, op: Substitute) -> list[str]:
+        """A function of one row, and the loop over rows."""
+        unknown, rows = self.name(op.unknown), [self.name(t) for t in op.rows if "t" in t.axes]
+        matrix = self.name(op.matrix) + (".mT" if op.transposed else "")
+        written = self.name(op.written)
+        return [
+            f"def {written}_of({', '.join([unknown, *rows])}):",
+            f"    tokens = {unknown}.shape[:-1]",
+            *(f"    {line}" for s in op.body for line in self.lines(s)),
+            f"    return {written}",
+            f"{self.name(target)} = substitute("
+            f"{matrix}, {self.name(op.base)}, {written}_of, ({', '.join([*rows, ''])}), reverse={op.transposed})",
+        ]
 
     def name(self, tile: Tile) -> str:
         return self.aliases.get(tile.name, tile.name)

@@ -6,7 +6,7 @@ from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
 from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.config import WHOLE
 from ttrc.ir.plan import Kernel, Plan, Segment, Skeleton
-from ttrc.ir.tile import Contract, Relabel, Tile, operands
+from ttrc.ir.tile import Contract, Relabel, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -62,6 +62,12 @@ def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str
     raise AssertionError(kernel.skeleton)
 
 
+def functions(kernel: Kernel) -> list[str]:
+    """The functions that a kernel calls, one for each substitution."""
+    printer = TritonPrinter(set(), kernel.name)
+    return ["\n".join(printer.function(s.op)) for s in kernel.statements if isinstance(s.op, Substitute)]
+
+
 def pointers(kernel: Kernel):
     """Every buffer argument; q, k or v stands first."""
     buffers = (*kernel.loads, *kernel.stores)
@@ -84,7 +90,7 @@ class _Writer:
         memory = TokenMemory if tokens else ChunkMemory
         self.kernel, self.tags, self.memory = kernel, tags, memory(domains, "i_v")
         raw = set() if tokens else {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
-        self.printer, self.loaded = TritonPrinter(raw), set()
+        self.printer, self.loaded = TritonPrinter(raw, kernel.name), set()
         # Saved for a backward pass alone: written only where one will follow.
         later = {b for k in plan.forward for b in k.loads}
         self.on_request = set(plan.saved) - later if kernel in plan.forward else set()

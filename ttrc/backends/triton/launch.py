@@ -26,6 +26,8 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
         wide = "state_dtype(v)" if plan.form == "recurrent" else "v.dtype if triton else reference.working_dtype(v)"
         shape = "all_chunks(v, cu_seqlens, chunk), *state_shape(q, v, cu_seqlens)[1:]"
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if save else v.new_empty(0)"
+    if "v" in buffer.tile.axes:
+        return f"{buffer.name} = v.new_empty(v.shape) if save and triton else v.new_empty(0)"
     return f"{buffer.name} = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)"
 
 
@@ -94,7 +96,7 @@ def _new(buffer: Buffer, form: str) -> str:
     if buffer.space is Space.CHUNK:
         dtype = ", dtype=torch.float32" if form == "recurrent" else ""
         return f"v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3]{dtype})"
-    return "v.new_empty(*v.shape[:3], chunk)"
+    return "v.new_empty(v.shape)" if "v" in buffer.tile.axes else "v.new_empty(*v.shape[:3], chunk)"
 
 
 def _new_gradient(buffer: Buffer, partial: bool) -> str:
