@@ -21,6 +21,17 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
+def substitute(matrix, base, write, rows, reverse):
+    """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
+    x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2
+    order = range(base.shape[axis])
+    for t in reversed(order) if reverse else order:
+        row = base.narrow(axis, t, 1) - matrix.narrow(axis, t, 1) @ written
+        x.narrow(axis, t, 1).copy_(row)
+        written.narrow(axis, t, 1).copy_(write(row, *(r.narrow(axis, t, 1) for r in rows)))
+    return x
+
+
 def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 

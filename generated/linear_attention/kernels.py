@@ -89,6 +89,27 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
+
+
+@triton.jit
+def block_columns(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Columns 16 n to 16 n + 15 of x [ROWS, COLS]."""
+    own = tl.arange(0, COLS // 16) == n
+    return tl.sum(tl.where(own[None, :, None], tl.reshape(x, [ROWS, COLS // 16, 16]), 0.0), 1)
+
+
+@triton.jit
+def block_numbers(x, n, ROWS: tl.constexpr):
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None], tl.reshape(x, [ROWS // 16, 16]), 0.0), 0)
+
+
+@triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 

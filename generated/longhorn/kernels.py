@@ -90,6 +90,27 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
+
+
+@triton.jit
+def block_columns(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Columns 16 n to 16 n + 15 of x [ROWS, COLS]."""
+    own = tl.arange(0, COLS // 16) == n
+    return tl.sum(tl.where(own[None, :, None], tl.reshape(x, [ROWS, COLS // 16, 16]), 0.0), 1)
+
+
+@triton.jit
+def block_numbers(x, n, ROWS: tl.constexpr):
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None], tl.reshape(x, [ROWS // 16, 16]), 0.0), 0)
+
+
+@triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 
@@ -192,8 +213,8 @@ def chunk_prepare(
     # causality
     earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
     # loss, line 22: norm2(p - v) / 2
-    squares = k.to(tl.float32) * k.to(tl.float32)
-    sum_2 = tl.sum(squares, 1)
+    summands = k.to(tl.float32) * k.to(tl.float32)
+    sum_2 = tl.sum(summands, 1)
     sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
     rate = beta / (beta * sum_2_valid + 1.0)
     system = earlier * rate[:, None]
@@ -269,8 +290,8 @@ def chunk_scan(
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss, line 22: norm2(p - v) / 2
-        squares = k.to(tl.float32) * k.to(tl.float32)
-        sum_2 = tl.sum(squares, 1)
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
         rate = beta / (beta * sum_2_valid + 1.0)
         rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
@@ -353,8 +374,8 @@ def chunk_scan_reverse(
         d_u = tl.dot(k, d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
         # loss, line 22: norm2(p - v) / 2
-        squares = k.to(tl.float32) * k.to(tl.float32)
-        sum_2 = tl.sum(squares, 1)
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
         rate = beta / (beta * sum_2_valid + 1.0)
         # adjoint of rhs
@@ -425,8 +446,8 @@ def chunk_gradients(
     attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     # loss, line 22: norm2(p - v) / 2
-    squares = k.to(tl.float32) * k.to(tl.float32)
-    sum_2 = tl.sum(squares, 1)
+    summands = k.to(tl.float32) * k.to(tl.float32)
+    sum_2 = tl.sum(summands, 1)
     sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
     rate = beta / (beta * sum_2_valid + 1.0)
     d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
@@ -485,11 +506,11 @@ def chunk_gradients(
     d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
     # adjoint of sum_2_valid
     d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_rate, 0.0)
-    # adjoint of squares
-    d_k_via_squares = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
+    # adjoint of summands
+    d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
     # adjoint of k_s
     d_k_s = tl.dot(
-        tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_squares, input_precision=PRECISION
+        tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_summands, input_precision=PRECISION
     )
     d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
     # gradient

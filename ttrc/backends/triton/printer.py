@@ -90,7 +90,8 @@ class TritonPrinter:
             "for i_b in range(0, BT // 16):",
             f"    n = {number}",
             f"    columns = {columns}",
-            f"    block = {self.function_name(op)}({', '.join(rows)}, n * 16 + tl.arange(0, 16), left, i_v, V, BV, PRECISION)",
+            f"    block = {self.function_name(op)}({', '.join(rows)}, "
+            "n * 16 + tl.arange(0, 16), left, i_v, V, BV, PRECISION)",
             f"    {x} = tl.dot(columns, -block, {x}, input_precision=PRECISION)",
         ]
 
