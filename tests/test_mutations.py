@@ -277,6 +277,14 @@ def test_kernels_that_miss_the_last_token(build):
     assert failures(op, "chunk kernels")
 
 
+def test_kernels_that_keep_too_few_blocks_of_a_causal_tile(build):
+    """Blocks on the diagonal, and (with more than one block) those below it."""
+    for kept in ("r // 16 > c // 16", "r // 16 == c // 16"):
+        op = build(kernels=[("r // 16 >= c // 16", kept)])
+        wide = dataclasses.replace(CHUNKED, chunk_size=32)
+        assert failures(op, "chunk kernels", wide), kept
+
+
 def test_kernels_whose_state_never_enters(build):
     op = build(kernels=[("    if ENTER:\n        S += ", "    if not ENTER:\n        S += ")])
     for setting in ("chunk kernels", "recurrent kernels"):

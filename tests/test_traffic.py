@@ -76,7 +76,7 @@ def test_the_recurrent_form_splits_its_partial_sums_by_value_block():
 
 @pytest.mark.parametrize(
     "name, most",
-    [("linear_attention", 5376), ("mamba2", 5396), ("deltanet", 7188), ("gated_deltanet", 7208)],
+    [("linear_attention", 5376), ("mamba2", 5396), ("deltanet", 6804), ("gated_deltanet", 6824)],
 )
 def test_the_figures_that_were_reached_stay_reached(name, most):
     """Bytes per token and head, forward and backward, d = 128, bfloat16: lower these as the plans improve."""

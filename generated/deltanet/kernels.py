@@ -37,6 +37,26 @@ def store_rows(
 
 
 @triton.jit
+def lower_blocks(left, C: tl.constexpr):
+    """Where a causal tile [C, C] is kept: its 16 x 16 blocks above the diagonal are zeros, and never move."""
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return (r < left) & (r // 16 >= c // 16)
+
+
+@triton.jit
+def load_lower(base, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=lower_blocks(left, C), other=0.0)
+
+
+@triton.jit
+def store_lower(base, x, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    where = base + first * stride + r * stride + c
+    tl.store(where, x.to(base.dtype.element_ty), mask=lower_blocks(left, C))
+
+
+@triton.jit
 def load_vector(base, first, left, stride, LENGTH: tl.constexpr, other):
     """LENGTH numbers a stride apart, in float32; `other` past `left`, a value inside the gate's domain."""
     i = tl.arange(0, LENGTH)
@@ -215,12 +235,12 @@ def chunk_prepare(
     system = beta[:, None] * earlier
     # update, line 26
     inverse = unit_lower_inverse(system, BT, PRECISION)
-    store_rows(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT, BT, BT, 0)
+    store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # causality
     attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-    store_rows(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT, BT, BT, 0)
+    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -278,8 +298,8 @@ def chunk_scan(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-        inverse = load_rows(inverse_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
-        attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
@@ -354,8 +374,8 @@ def chunk_scan_reverse(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        inverse = load_rows(inverse_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
-        attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
@@ -428,8 +448,8 @@ def chunk_gradients(
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    inverse = load_rows(inverse_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
-    attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
+    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     d_system_via_u = tl.zeros([BT, BT], tl.float32)
     d_attention = tl.zeros([BT, BT], tl.float32)

@@ -37,6 +37,26 @@ def store_rows(
 
 
 @triton.jit
+def lower_blocks(left, C: tl.constexpr):
+    """Where a causal tile [C, C] is kept: its 16 x 16 blocks above the diagonal are zeros, and never move."""
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return (r < left) & (r // 16 >= c // 16)
+
+
+@triton.jit
+def load_lower(base, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=lower_blocks(left, C), other=0.0)
+
+
+@triton.jit
+def store_lower(base, x, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    where = base + first * stride + r * stride + c
+    tl.store(where, x.to(base.dtype.element_ty), mask=lower_blocks(left, C))
+
+
+@triton.jit
 def load_vector(base, first, left, stride, LENGTH: tl.constexpr, other):
     """LENGTH numbers a stride apart, in float32; `other` past `left`, a value inside the gate's domain."""
     i = tl.arange(0, LENGTH)

@@ -19,7 +19,7 @@ _OPERATOR = (
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
     "all_chunks annotations backend block blocks chunk chunk_backward_op chunk_backward_triton chunk_forward_triton "
-    "chunk_op chunk_size config dataclass final grads initial keep_causal keep_strict kernels last launch lay_out "
+    "chunk_op chunk_size config dataclass ends final grads initial keep_causal keep_strict kernels last launch lay_out "
     "larger layout like op os pack_states per_key_head plain recurrent_backward_op recurrent_forward_triton "
     "recurrent_op reference save smaller start starts state_dtype state_shape states tensors tokens trail "
     "unpack_states uses_triton"
@@ -28,8 +28,8 @@ _GENERATED = (
 # Bare words of the kernels' templates.
 _KERNELS = (
     "at chunk_owner chunk_starts chunks clip dtype first first_chunk here i i_c i_chunk i_h i_k i_n i_v j left length "
-    "load_row load_rows load_vector log_cosh own partial power program r sign softplus steps store_row store_rows "
-    "store_vector t tanh token unit_lower_inverse whole_power"
+    "load_lower load_row load_rows load_vector log_cosh own partial power program r sign softplus steps store_lower "
+    "store_row store_rows store_vector t tanh token unit_lower_inverse whole_power"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

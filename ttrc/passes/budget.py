@@ -34,7 +34,8 @@ def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_by
 class _Cost:
     def __init__(self, chunk: int, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int):
         self.chunk, self.dtype_bytes, self.gate_bytes = chunk, dtype_bytes, gate_bytes
-        self.width = {"t": 1, "s": chunk, "k": d_k, "v": d_v}
+        # A row of a causal C x C tile: on average half of its blocks of 16, and half of the one on the diagonal.
+        self.width = {"s": (chunk + 16) // 2, "k": d_k, "v": d_v}
         self.d_k, self.d_v = d_k, d_v
 
     def of(self, kernels: tuple[Kernel, ...]) -> Budget:

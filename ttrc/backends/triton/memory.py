@@ -37,6 +37,8 @@ class ChunkMemory:
             case _, ("t",):
                 other = INTERIOR[self.domains.get(buffer.name, Domain.REAL)]
                 return f"load_vector({base}, token, left, {row}, BT, {other})"
+            case _, ("t", "s"):
+                return f"load_lower({base}, token, left, {row}, BT)"
             case _, ("t", axis):
                 return f"load_rows({base}, token, left, {row}, {WIDTH[axis]}, BT, {BLOCK[axis]}, {self._column(axis)})"
         raise AssertionError(buffer)
@@ -48,6 +50,8 @@ class ChunkMemory:
                 return f"store_rows({base}, {name}, 0, K, V, V, BK, BV, {self.value_block} * BV)"
             case _, ("t",):
                 return f"store_vector({base}, {name}, token, left, {row}, BT)"
+            case _, ("t", "s"):
+                return f"store_lower({base}, {name}, token, left, {row}, BT)"
             case _, ("t", axis):
                 block, column = BLOCK[axis], self._column(axis)
                 return f"store_rows({base}, {name}, token, left, {row}, {WIDTH[axis]}, BT, {block}, {column})"
