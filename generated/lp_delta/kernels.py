@@ -37,6 +37,26 @@ def store_rows(
 
 
 @triton.jit
+def lower_blocks(left, C: tl.constexpr):
+    """Where a causal tile [C, C] is kept: its 16 x 16 blocks above the diagonal are zeros, and never move."""
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return (r < left) & (r // 16 >= c // 16)
+
+
+@triton.jit
+def load_lower(base, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=lower_blocks(left, C), other=0.0)
+
+
+@triton.jit
+def store_lower(base, x, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    where = base + first * stride + r * stride + c
+    tl.store(where, x.to(base.dtype.element_ty), mask=lower_blocks(left, C))
+
+
+@triton.jit
 def load_vector(base, first, left, stride, LENGTH: tl.constexpr, other):
     """LENGTH numbers a stride apart, in float32; `other` past `left`, a value inside the gate's domain."""
     i = tl.arange(0, LENGTH)
@@ -209,12 +229,12 @@ def chunk_prepare(
     overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
     # causality
     earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
-    store_rows(earlier_ptr + i_h * BT, earlier, token, left, HV * BT, BT, BT, BT, 0)
+    store_lower(earlier_ptr + i_h * BT, earlier, token, left, HV * BT, BT)
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # causality
     attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-    store_rows(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT, BT, BT, 0)
+    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
 @triton.jit
@@ -288,8 +308,8 @@ def chunk_scan(
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
-        attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
-        earlier = load_rows(earlier_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        earlier = load_lower(earlier_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # loss, line 25: sum(abs(p - v)**3) / 3
@@ -424,8 +444,8 @@ def chunk_scan_reverse(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
-        earlier = load_rows(earlier_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        earlier = load_lower(earlier_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o

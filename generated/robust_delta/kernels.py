@@ -38,6 +38,26 @@ def store_rows(
 
 
 @triton.jit
+def lower_blocks(left, C: tl.constexpr):
+    """Where a causal tile [C, C] is kept: its 16 x 16 blocks above the diagonal are zeros, and never move."""
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return (r < left) & (r // 16 >= c // 16)
+
+
+@triton.jit
+def load_lower(base, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=lower_blocks(left, C), other=0.0)
+
+
+@triton.jit
+def store_lower(base, x, first, left, stride, C: tl.constexpr):
+    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    where = base + first * stride + r * stride + c
+    tl.store(where, x.to(base.dtype.element_ty), mask=lower_blocks(left, C))
+
+
+@triton.jit
 def load_vector(base, first, left, stride, LENGTH: tl.constexpr, other):
     """LENGTH numbers a stride apart, in float32; `other` past `left`, a value inside the gate's domain."""
     i = tl.arange(0, LENGTH)
@@ -228,12 +248,12 @@ def chunk_prepare(
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     since = tl.exp(gap_masked)
     system = earlier * since
-    store_rows(system_ptr + i_h * BT, system, token, left, HV * BT, BT, BT, BT, 0)
+    store_lower(system_ptr + i_h * BT, system, token, left, HV * BT, BT)
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     attention = overlap_q * since
-    store_rows(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT, BT, BT, 0)
+    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
 @triton.jit
@@ -317,8 +337,8 @@ def chunk_scan_whole(
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
-        attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
-        system = load_rows(system_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
@@ -494,8 +514,8 @@ def chunk_scan_reverse_whole(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        attention = load_rows(attention_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
-        system = load_rows(system_ptr + i_h * BT, token, left, HV * BT, BT, BT, BT, 0)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
