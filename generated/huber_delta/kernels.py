@@ -50,6 +50,27 @@ def load_lower(base, first, left, stride, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_rows(base, first, left, stride, n, C: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of a causal tile, [16, C]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // 16 <= n), other=0.0)
+
+
+@triton.jit
+def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
+    """Columns 16 n to 16 n + 15 of a causal tile, [C, 16]."""
+    r, c = tl.arange(0, C)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // 16 >= n), other=0.0)
+
+
+@triton.jit
+def load_lower_diagonal(base, first, left, stride, n, C: tl.constexpr):
+    """The block on the diagonal where those rows and columns meet, [16, 16]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=r < left, other=0.0)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -113,13 +134,6 @@ def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
     own = tl.arange(0, ROWS // 16) == n
     return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
-
-
-@triton.jit
-def block_columns(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Columns 16 n to 16 n + 15 of x [ROWS, COLS]."""
-    own = tl.arange(0, COLS // 16) == n
-    return tl.sum(tl.where(own[None, :, None], tl.reshape(x, [ROWS, COLS // 16, 16]), 0.0), 1)
 
 
 @triton.jit
@@ -267,12 +281,13 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_error(
-    diagonal, begin, beta, delta, v, t, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
+    diagonal, begin, beta, delta, v, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """error of 16 rows: one more of them is exact after every sweep."""
+    """error of 16 rows, prediction = begin - diagonal @ error."""
     BT: tl.constexpr = 16
+    t = tl.arange(0, BT)
     error = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, 16):
+    for _ in range(0, BT):  # each sweep makes one more row exact
         prediction = begin - tl.dot(diagonal, error, input_precision=PRECISION)
         error = beta[:, None] * clip(prediction - v, delta[:, None])
     return error
@@ -339,7 +354,6 @@ def chunk_scan(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
@@ -358,23 +372,28 @@ def chunk_scan(
         seen = carried * seen_factor[:, None]
         # update, line 29
         prediction = seen
-        for i_b in range(0, BT // 16):
+        for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
-            columns = block_columns(system.to(tl.float32), n, BT, BT)
             block = chunk_scan_error(
-                block_rows(columns, n, BT, 16),
+                load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
                 block_rows(prediction, n, BT, BV),
-                block_numbers(beta, n, BT),
-                block_numbers(delta, n, BT),
-                block_rows(v.to(tl.float32), n, BT, BV),
-                n * 16 + tl.arange(0, 16),
-                left,
+                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
+                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
+                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                    tl.float32
+                ),
+                left - n * 16,
                 i_v,
                 V,
                 BV,
                 PRECISION,
             )
-            prediction = tl.dot(columns, -block, prediction, input_precision=PRECISION)
+            prediction = tl.dot(
+                load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
+                -block,
+                prediction,
+                input_precision=PRECISION,
+            )
         if SAVE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 24: sum(huber(p - v, delta))
@@ -411,17 +430,17 @@ def chunk_scan_reverse_d_prediction_via_error(
     delta,
     prediction,
     v,
-    t,
     left,
     i_v,
     V: tl.constexpr,
     BV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """d_prediction_via_error of 16 rows: one more of them is exact after every sweep."""
+    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - diagonal @ d_prediction_via_error."""
     BT: tl.constexpr = 16
+    t = tl.arange(0, BT)
     d_prediction_via_error = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, 16):
+    for _ in range(0, BT):  # each sweep makes one more row exact
         d_error_fed_back = begin - tl.dot(diagonal, d_prediction_via_error, input_precision=PRECISION)
         d_prediction_via_error = (
             beta[:, None] * d_error_fed_back * tl.where(tl.abs(prediction - v) <= delta[:, None], 1.0, 0.0)
@@ -492,7 +511,6 @@ def chunk_scan_reverse(
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
@@ -521,24 +539,33 @@ def chunk_scan_reverse(
         d_error_via_u = -d_u_s
         # adjoint of error
         d_error_fed_back = d_error_via_u
-        for i_b in range(0, BT // 16):
+        for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
-            columns = tl.trans(block_rows(system.to(tl.float32), n, BT, BT))
             block = chunk_scan_reverse_d_prediction_via_error(
-                block_rows(columns, n, BT, 16),
+                tl.trans(load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
+                    tl.float32
+                ),
                 block_rows(d_error_fed_back, n, BT, BV),
-                block_numbers(beta, n, BT),
-                block_numbers(delta, n, BT),
-                block_rows(prediction.to(tl.float32), n, BT, BV),
-                block_rows(v.to(tl.float32), n, BT, BV),
-                n * 16 + tl.arange(0, 16),
-                left,
+                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
+                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
+                load_rows(
+                    prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
+                ).to(tl.float32),
+                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                    tl.float32
+                ),
+                left - n * 16,
                 i_v,
                 V,
                 BV,
                 PRECISION,
             )
-            d_error_fed_back = tl.dot(columns, -block, d_error_fed_back, input_precision=PRECISION)
+            d_error_fed_back = tl.dot(
+                tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),
+                -block,
+                d_error_fed_back,
+                input_precision=PRECISION,
+            )
         store_rows(d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             beta[:, None]

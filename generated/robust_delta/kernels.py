@@ -14,7 +14,7 @@ import triton.language as tl
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = beta*(delta*p - delta*v + sqrt(sum_1)*(p - v))/sqrt(sum_1)
 # state      S = a S_prev - k e', a = exp(g)
-#            e = beta*(delta*p - delta*v + (p - v)*sqrt(sum_1))*1/sqrt(sum_1), p = (a S_prev)' k
+#            e = beta*(p - v)*(delta/sqrt(sum_1) + 1), p = (a S_prev)' k
 #            sum_1 = sum over v of (p - v)**2
 
 
@@ -48,6 +48,27 @@ def lower_blocks(left, C: tl.constexpr):
 def load_lower(base, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     return tl.load(base + first * stride + r * stride + c, mask=lower_blocks(left, C), other=0.0)
+
+
+@triton.jit
+def load_lower_rows(base, first, left, stride, n, C: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of a causal tile, [16, C]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // 16 <= n), other=0.0)
+
+
+@triton.jit
+def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
+    """Columns 16 n to 16 n + 15 of a causal tile, [C, 16]."""
+    r, c = tl.arange(0, C)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // 16 >= n), other=0.0)
+
+
+@triton.jit
+def load_lower_diagonal(base, first, left, stride, n, C: tl.constexpr):
+    """The block on the diagonal where those rows and columns meet, [16, 16]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=r < left, other=0.0)
 
 
 @triton.jit
@@ -114,13 +135,6 @@ def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
     own = tl.arange(0, ROWS // 16) == n
     return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
-
-
-@triton.jit
-def block_columns(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Columns 16 n to 16 n + 15 of x [ROWS, COLS]."""
-    own = tl.arange(0, COLS // 16) == n
-    return tl.sum(tl.where(own[None, :, None], tl.reshape(x, [ROWS, COLS // 16, 16]), 0.0), 1)
 
 
 @triton.jit
@@ -258,22 +272,19 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_whole_error(
-    diagonal, begin, v, beta, delta, t, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
+    diagonal, begin, v, beta, delta, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """error of 16 rows: one more of them is exact after every sweep."""
+    """error of 16 rows, prediction = begin - diagonal @ error."""
     BT: tl.constexpr = 16
+    t = tl.arange(0, BT)
     error = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, 16):
+    for _ in range(0, BT):  # each sweep makes one more row exact
         prediction = begin - tl.dot(diagonal, error, input_precision=PRECISION)
         summands = whole_power(prediction - v, 2)
         sum_1 = tl.sum(summands, 1)
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
-        error_factor = beta * positive_power(sum_1_valid, -0.5)
-        error = error_factor[:, None] * (
-            delta[:, None] * prediction
-            - delta[:, None] * v
-            + (prediction - v) * positive_power(sum_1_valid[:, None], 0.5)
-        )
+        error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+        error = error_factor[:, None] * (prediction - v)
     return error
 
 
@@ -338,7 +349,6 @@ def chunk_scan_whole(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
@@ -355,35 +365,36 @@ def chunk_scan_whole(
         seen = carried * seen_factor[:, None]
         # update, line 28
         prediction = seen
-        for i_b in range(0, BT // 16):
+        for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
-            columns = block_columns(system.to(tl.float32), n, BT, BT)
             block = chunk_scan_whole_error(
-                block_rows(columns, n, BT, 16),
+                load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
                 block_rows(prediction, n, BT, BV),
-                block_rows(v.to(tl.float32), n, BT, BV),
-                block_numbers(beta, n, BT),
-                block_numbers(delta, n, BT),
-                n * 16 + tl.arange(0, 16),
-                left,
+                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                    tl.float32
+                ),
+                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
+                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
+                left - n * 16,
                 i_v,
                 V,
                 BV,
                 PRECISION,
             )
-            prediction = tl.dot(columns, -block, prediction, input_precision=PRECISION)
+            prediction = tl.dot(
+                load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
+                -block,
+                prediction,
+                input_precision=PRECISION,
+            )
         if SAVE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
         summands = whole_power(prediction - v.to(tl.float32), 2)
         sum_1 = tl.sum(summands, 1)
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
-        error_factor = beta * positive_power(sum_1_valid, -0.5)
-        error = error_factor[:, None] * (
-            delta[:, None] * prediction
-            - delta[:, None] * v.to(tl.float32)
-            + (prediction - v.to(tl.float32)) * positive_power(sum_1_valid[:, None], 0.5)
-        )
+        error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+        error = error_factor[:, None] * (prediction - v.to(tl.float32))
         u = -error
         # read-out
         inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
@@ -411,41 +422,31 @@ def chunk_scan_whole(
 def chunk_scan_reverse_whole_d_prediction(
     diagonal,
     begin,
-    delta,
     prediction,
-    sum_1_valid,
     v,
-    d_prediction_via_error_factor,
-    d_sum_1_valid_via_error_factor,
+    error_factor,
     beta,
-    t,
+    delta,
+    sum_1_valid,
     left,
     i_v,
     V: tl.constexpr,
     BV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """d_prediction of 16 rows: one more of them is exact after every sweep."""
+    """d_prediction of 16 rows, d_error_fed_back = begin - diagonal @ d_prediction."""
     BT: tl.constexpr = 16
+    t = tl.arange(0, BT)
     d_prediction = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, 16):
+    for _ in range(0, BT):  # each sweep makes one more row exact
         d_error_fed_back = begin - tl.dot(diagonal, d_prediction, input_precision=PRECISION)
-        d_error_factor_via_error = d_error_fed_back * (
-            delta[:, None] * prediction
-            - delta[:, None] * v
-            + (prediction - v) * positive_power(sum_1_valid[:, None], 0.5)
-        )
+        d_error_factor_via_error = d_error_fed_back * (prediction - v)
         d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error, 1)
-        d_prediction_via_error = d_error_fed_back * d_prediction_via_error_factor[:, None]
-        d_sum_1_valid_via_error = (
-            0.5 * d_error_fed_back * d_sum_1_valid_via_error_factor[:, None] * (prediction - v)
+        d_prediction_via_error = d_error_fed_back * error_factor[:, None]
+        d_sum_1_valid_via_error_factor = (
+            (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
         )
-        d_sum_1_valid_via_error_2 = tl.sum(d_sum_1_valid_via_error, 1)
-        d_sum_1_valid_via_error_factor_2 = (
-            (-0.5) * beta * d_error_factor_via_error_2 * positive_power(sum_1_valid, -1.5)
-        )
-        d_sum_1_valid = d_sum_1_valid_via_error_2 + d_sum_1_valid_via_error_factor_2
-        d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid, 0.0)
+        d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
         d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
         d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
         d_prediction = d_prediction_via_error + d_prediction_via_summands
@@ -515,7 +516,6 @@ def chunk_scan_reverse_whole(
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
@@ -546,54 +546,48 @@ def chunk_scan_reverse_whole(
         summands = whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2)
         sum_1 = tl.sum(summands, 1)
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
-        error_factor = beta * positive_power(sum_1_valid, -0.5)
+        error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
         # adjoint of error
-        d_prediction_via_error_factor = error_factor * (delta + positive_power(sum_1_valid, 0.5))
-        d_sum_1_valid_via_error_factor = error_factor * positive_power(sum_1_valid, -0.5)
         d_error_fed_back = d_error_via_u
-        for i_b in range(0, BT // 16):
+        for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
-            columns = tl.trans(block_rows(system.to(tl.float32), n, BT, BT))
             block = chunk_scan_reverse_whole_d_prediction(
-                block_rows(columns, n, BT, 16),
+                tl.trans(load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
+                    tl.float32
+                ),
                 block_rows(d_error_fed_back, n, BT, BV),
-                block_numbers(delta, n, BT),
-                block_rows(prediction.to(tl.float32), n, BT, BV),
-                block_numbers(sum_1_valid, n, BT),
-                block_rows(v.to(tl.float32), n, BT, BV),
-                block_numbers(d_prediction_via_error_factor, n, BT),
-                block_numbers(d_sum_1_valid_via_error_factor, n, BT),
-                block_numbers(beta, n, BT),
-                n * 16 + tl.arange(0, 16),
-                left,
+                load_rows(
+                    prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
+                ).to(tl.float32),
+                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                    tl.float32
+                ),
+                block_numbers(error_factor, n, BT).to(tl.float32),
+                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
+                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
+                block_numbers(sum_1_valid, n, BT).to(tl.float32),
+                left - n * 16,
                 i_v,
                 V,
                 BV,
                 PRECISION,
             )
-            d_error_fed_back = tl.dot(columns, -block, d_error_fed_back, input_precision=PRECISION)
+            d_error_fed_back = tl.dot(
+                tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),
+                -block,
+                d_error_fed_back,
+                input_precision=PRECISION,
+            )
         store_rows(d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_prediction_via_error = d_error_fed_back * d_prediction_via_error_factor[:, None]
-        d_sum_1_valid_via_error = (
-            0.5
-            * d_error_fed_back
-            * d_sum_1_valid_via_error_factor[:, None]
-            * (prediction.to(tl.float32) - v.to(tl.float32))
-        )
-        d_sum_1_valid_via_error_2 = tl.sum(d_sum_1_valid_via_error, 1)
-        d_error_factor_via_error = d_error_fed_back * (
-            delta[:, None] * prediction.to(tl.float32)
-            - delta[:, None] * v.to(tl.float32)
-            + (prediction.to(tl.float32) - v.to(tl.float32)) * positive_power(sum_1_valid[:, None], 0.5)
-        )
+        d_prediction_via_error = d_error_fed_back * error_factor[:, None]
+        d_error_factor_via_error = d_error_fed_back * (prediction.to(tl.float32) - v.to(tl.float32))
         d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error, 1)
         # adjoint of error_factor
-        d_sum_1_valid_via_error_factor_2 = (
-            (-0.5) * beta * d_error_factor_via_error_2 * positive_power(sum_1_valid, -1.5)
+        d_sum_1_valid_via_error_factor = (
+            (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
         )
         # adjoint of sum_1_valid
-        d_sum_1_valid = d_sum_1_valid_via_error_2 + d_sum_1_valid_via_error_factor_2
-        d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid, 0.0)
+        d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
         # adjoint of sum_1
         d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
         # adjoint of summands
@@ -627,18 +621,18 @@ def chunk_gradients(
     q_ptr,
     k_ptr,
     prediction_ptr,
+    d_error_fed_back_ptr,
     beta_ptr,
     delta_ptr,
     d_o_ptr,
-    d_error_fed_back_ptr,
     g_ptr,
     states_ptr,
     d_states_ptr,
     d_beta_ptr,
-    d_v_ptr,
     d_delta_ptr,
     d_q_ptr,
     d_k_ptr,
+    d_v_ptr,
     d_g_ptr,
     scale,
     cu_seqlens,
@@ -679,52 +673,64 @@ def chunk_gradients(
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
-    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
     sum_1 = tl.zeros([BT], tl.float32)
+    d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
         summands = whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2)
         sum_1 += tl.sum(summands, 1)
+        # adjoint of error
+        d_error_factor_via_error = d_error_fed_back.to(tl.float32) * (
+            prediction.to(tl.float32) - v.to(tl.float32)
+        )
+        d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
     # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
     sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
-    error_factor = beta * positive_power(sum_1_valid, -0.5)
-    # adjoint of error
-    d_prediction_via_error_factor = error_factor * (delta + positive_power(sum_1_valid, 0.5))
-    d_sum_1_valid_via_error_factor = error_factor * positive_power(sum_1_valid, -0.5)
-    d_v_via_error_factor = error_factor * (-delta - positive_power(sum_1_valid, 0.5))
-    d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
-    d_sum_1_valid_via_error_2 = tl.zeros([BT], tl.float32)
+    error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+    # adjoint of error_factor
+    d_beta_via_error_factor = d_error_factor_via_error_2 * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+    store_vector(d_beta_ptr + i_h, d_beta_via_error_factor, token, left, HV, BT)
+    d_delta_via_error_factor = beta * d_error_factor_via_error_2 * positive_power(sum_1_valid, -0.5)
+    store_vector(d_delta_ptr + i_h, d_delta_via_error_factor, token, left, HV, BT)
+    d_sum_1_valid_via_error_factor = (
+        (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
+    )
+    # adjoint of sum_1_valid
+    d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
+    d_system_via_prediction = tl.zeros([BT, BT], tl.float32)
     d_attention = tl.zeros([BT, BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_error_factor_via_error = d_error_fed_back.to(tl.float32) * (
-            delta[:, None] * prediction.to(tl.float32)
-            - delta[:, None] * v.to(tl.float32)
-            + (prediction.to(tl.float32) - v.to(tl.float32)) * positive_power(sum_1_valid[:, None], 0.5)
+        # adjoint of error
+        d_prediction_via_error = d_error_fed_back.to(tl.float32) * error_factor[:, None]
+        # adjoint of sum_1
+        d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
+        # adjoint of summands
+        d_prediction_via_summands = d_summands_via_sum_1 * (
+            2.0 * prediction.to(tl.float32) + (-2.0) * v.to(tl.float32)
         )
-        d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
-        d_sum_1_valid_via_error = (
-            0.5
-            * d_error_fed_back.to(tl.float32)
-            * d_sum_1_valid_via_error_factor[:, None]
-            * (prediction.to(tl.float32) - v.to(tl.float32))
+        d_prediction = d_prediction_via_error + d_prediction_via_summands
+        # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
+        error = error_factor[:, None] * (prediction.to(tl.float32) - v.to(tl.float32))
+        # adjoint of prediction
+        d_system_via_prediction = tl.dot(
+            d_prediction.to(dtype),
+            tl.trans(error).to(dtype),
+            d_system_via_prediction,
+            input_precision=PRECISION,
         )
-        d_sum_1_valid_via_error_2 += tl.sum(d_sum_1_valid_via_error, 1)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
-        error = error_factor[:, None] * (
-            delta[:, None] * prediction.to(tl.float32)
-            - delta[:, None] * v.to(tl.float32)
-            + (prediction.to(tl.float32) - v.to(tl.float32)) * positive_power(sum_1_valid[:, None], 0.5)
-        )
         u = -error
         # adjoint of attention
         d_attention = tl.dot(
@@ -737,59 +743,6 @@ def chunk_gradients(
     fine = -coarse + log_decay_valid
     coarse_sum = tl.cumsum(coarse, 0)
     fine_sum = tl.cumsum(fine, 0)
-    # adjoint of error_factor
-    d_beta_via_error_factor = d_error_factor_via_error_2 * positive_power(sum_1_valid, -0.5)
-    store_vector(d_beta_ptr + i_h, d_beta_via_error_factor, token, left, HV, BT)
-    d_sum_1_valid_via_error_factor_2 = (
-        (-0.5) * beta * d_error_factor_via_error_2 * positive_power(sum_1_valid, -1.5)
-    )
-    # adjoint of sum_1_valid
-    d_sum_1_valid = d_sum_1_valid_via_error_2 + d_sum_1_valid_via_error_factor_2
-    d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid, 0.0)
-    d_delta_via_error_2 = tl.zeros([BT], tl.float32)
-    d_system_via_prediction = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        # adjoint of error
-        d_delta_via_error = (
-            d_error_fed_back.to(tl.float32)
-            * error_factor[:, None]
-            * (prediction.to(tl.float32) - v.to(tl.float32))
-        )
-        d_delta_via_error_2 += tl.sum(d_delta_via_error, 1)
-        d_prediction_via_error = d_error_fed_back.to(tl.float32) * d_prediction_via_error_factor[:, None]
-        # adjoint of sum_1
-        d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
-        # adjoint of summands
-        d_prediction_via_summands = d_summands_via_sum_1 * (
-            2.0 * prediction.to(tl.float32) + (-2.0) * v.to(tl.float32)
-        )
-        d_prediction = d_prediction_via_error + d_prediction_via_summands
-        # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
-        error = error_factor[:, None] * (
-            delta[:, None] * prediction.to(tl.float32)
-            - delta[:, None] * v.to(tl.float32)
-            + (prediction.to(tl.float32) - v.to(tl.float32)) * positive_power(sum_1_valid[:, None], 0.5)
-        )
-        # adjoint of prediction
-        d_system_via_prediction = tl.dot(
-            d_prediction.to(dtype),
-            tl.trans(error).to(dtype),
-            d_system_via_prediction,
-            input_precision=PRECISION,
-        )
-        # adjoint of error
-        d_v_via_error = d_error_fed_back.to(tl.float32) * d_v_via_error_factor[:, None]
-        # adjoint of summands
-        d_v_via_summands = d_summands_via_sum_1 * (
-            (-2.0) * prediction.to(tl.float32) + 2.0 * v.to(tl.float32)
-        )
-        # gradient
-        d_v = d_v_via_error + d_v_via_summands
-        store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
-    store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
     # prediction
     seen_factor = tl.exp(coarse_sum + fine_sum)
     # adjoint of prediction
@@ -868,11 +821,7 @@ def chunk_gradients(
         # adjoint of written
         d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
         # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
-        error = error_factor[:, None] * (
-            delta[:, None] * prediction.to(tl.float32)
-            - delta[:, None] * v.to(tl.float32)
-            + (prediction.to(tl.float32) - v.to(tl.float32)) * positive_power(sum_1_valid[:, None], 0.5)
-        )
+        error = error_factor[:, None] * (prediction.to(tl.float32) - v.to(tl.float32))
         u = -error
         # adjoint of written
         d_written_factor_via_written = d_written * u
@@ -880,7 +829,7 @@ def chunk_gradients(
         # prediction
         carried = tl.dot(k, S, input_precision=PRECISION)
         # adjoint of error
-        d_prediction_via_error = d_error_fed_back.to(tl.float32) * d_prediction_via_error_factor[:, None]
+        d_prediction_via_error = d_error_fed_back.to(tl.float32) * error_factor[:, None]
         # adjoint of sum_1
         d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
         # adjoint of summands
@@ -897,6 +846,15 @@ def chunk_gradients(
         # gradient
         d_k_2 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
         d_k_2 = tl.dot(d_carried_via_seen.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
+        # adjoint of error
+        d_v_via_error = -d_error_fed_back.to(tl.float32) * error_factor[:, None]
+        # adjoint of summands
+        d_v_via_summands = d_summands_via_sum_1 * (
+            (-2.0) * prediction.to(tl.float32) + 2.0 * v.to(tl.float32)
+        )
+        # gradient
+        d_v = d_v_via_error + d_v_via_summands
+        store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
     store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     kept_factor = tl.exp(coarse_chunk + fine_chunk)
@@ -991,10 +949,8 @@ def token_scan_whole(
         # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
         summands = whole_power(prediction - v, 2)
         sum_1 = tl.sum(summands)
-        error_factor = beta * positive_power(sum_1, -0.5)
-        error = error_factor * (
-            delta * prediction - delta * v + (prediction - v) * positive_power(sum_1, 0.5)
-        )
+        error_factor = beta * (delta * positive_power(sum_1, -0.5) + 1.0)
+        error = error_factor * (prediction - v)
         u = -error
         # update, line 28
         S_next = k[:, None] * u[None, :] + retained
@@ -1084,10 +1040,8 @@ def token_scan_reverse_whole(
             # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
             summands = whole_power(prediction - v, 2)
             sum_1 = tl.sum(summands)
-            error_factor = beta * positive_power(sum_1, -0.5)
-            error = error_factor * (
-                delta * prediction - delta * v + (prediction - v) * positive_power(sum_1, 0.5)
-            )
+            error_factor = beta * (delta * positive_power(sum_1, -0.5) + 1.0)
+            error = error_factor * (prediction - v)
             u = -error
             # update, line 28
             S_next = k[:, None] * u[None, :] + retained
@@ -1113,10 +1067,8 @@ def token_scan_reverse_whole(
             # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
             summands = whole_power(prediction - v, 2)
             sum_1 = tl.sum(summands)
-            error_factor = beta * positive_power(sum_1, -0.5)
-            error = error_factor * (
-                delta * prediction - delta * v + (prediction - v) * positive_power(sum_1, 0.5)
-            )
+            error_factor = beta * (delta * positive_power(sum_1, -0.5) + 1.0)
+            error = error_factor * (prediction - v)
             u = -error
             # update, line 28
             S_next = k[:, None] * u[None, :] + retained
@@ -1138,22 +1090,15 @@ def token_scan_reverse_whole(
             # adjoint of u
             d_error_via_u = -d_u_via_S_next_2
             # adjoint of error
-            d_prediction_via_error_factor = error_factor * (delta + positive_power(sum_1, 0.5))
-            d_prediction_via_error = d_error_via_u * d_prediction_via_error_factor
-            d_sum_1_via_error_factor = error_factor * positive_power(sum_1, -0.5)
-            d_sum_1_via_error = 0.5 * d_error_via_u * d_sum_1_via_error_factor * (prediction - v)
-            d_sum_1_via_error_2 = tl.sum(d_sum_1_via_error)
-            d_error_factor_via_error = d_error_via_u * (
-                delta * prediction - delta * v + (prediction - v) * positive_power(sum_1, 0.5)
-            )
+            d_prediction_via_error = d_error_via_u * error_factor
+            d_error_factor_via_error = d_error_via_u * (prediction - v)
             d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error)
             # adjoint of error_factor
-            d_sum_1_via_error_factor_2 = (
-                (-0.5) * beta * d_error_factor_via_error_2 * positive_power(sum_1, -1.5)
+            d_sum_1_via_error_factor = (
+                (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1, -1.5)
             )
             # adjoint of sum_1
-            d_sum_1 = d_sum_1_via_error_2 + d_sum_1_via_error_factor_2
-            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1, [BV])
+            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_error_factor, [BV])
             # adjoint of summands
             d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
             # adjoint of prediction
@@ -1166,8 +1111,7 @@ def token_scan_reverse_whole(
             d_k = d_k_via_S_next_2 + d_k_via_products_2
             store_row(d_k_ptr + i_h * K + (partial + token) * HV * K, d_k, K, BK, 0)
             # adjoint of error
-            d_v_via_error_factor = error_factor * (-delta - positive_power(sum_1, 0.5))
-            d_v_via_error = d_error_via_u * d_v_via_error_factor
+            d_v_via_error = -d_error_via_u * error_factor
             # adjoint of summands
             d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * prediction + 2.0 * v)
             # gradient
@@ -1183,17 +1127,15 @@ def token_scan_reverse_whole(
             d_g_via_decay = d_decay_via_retained_2 * decay
             tl.store(d_g_ptr + i_h + (partial + token) * HV, d_g_via_decay.to(d_g_ptr.dtype.element_ty))
             # adjoint of error_factor
-            d_beta_via_error_factor = d_error_factor_via_error_2 * positive_power(sum_1, -0.5)
+            d_beta_via_error_factor = d_error_factor_via_error_2 * (delta * positive_power(sum_1, -0.5) + 1.0)
             tl.store(
                 d_beta_ptr + i_h + (partial + token) * HV,
                 d_beta_via_error_factor.to(d_beta_ptr.dtype.element_ty),
             )
-            # adjoint of error
-            d_delta_via_error = d_error_via_u * error_factor * (prediction - v)
-            d_delta_via_error_2 = tl.sum(d_delta_via_error)
+            d_delta_via_error_factor = beta * d_error_factor_via_error_2 * positive_power(sum_1, -0.5)
             tl.store(
                 d_delta_ptr + i_h + (partial + token) * HV,
-                d_delta_via_error_2.to(d_delta_ptr.dtype.element_ty),
+                d_delta_via_error_factor.to(d_delta_ptr.dtype.element_ty),
             )
             # adjoint of retained
             d_S_via_retained = d_retained * decay

@@ -227,10 +227,10 @@ def chunk_backward_triton(
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_error_fed_back = v.new_empty(v.shape)
     d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_v = torch.empty_like(v)
     d_delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
+    d_v = torch.empty_like(v)
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch(
@@ -271,18 +271,18 @@ def chunk_backward_triton(
             q,
             k,
             prediction,
+            d_error_fed_back,
             beta,
             delta,
             d_o,
-            d_error_fed_back,
             g,
             states,
             d_states,
             d_beta,
-            d_v,
             d_delta,
             d_q,
             d_k,
+            d_v,
             d_g,
         ),
         scale,

@@ -62,7 +62,7 @@ def huber(x, d):
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = beta*(delta*p - delta*v + sqrt(sum_1)*(p - v))/sqrt(sum_1)
 # state      S = a S_prev - k e', a = exp(g)
-#            e = beta*(delta*p - delta*v + (p - v)*sqrt(sum_1))*1/sqrt(sum_1), p = (a S_prev)' k
+#            e = beta*(p - v)*(delta/sqrt(sum_1) + 1), p = (a S_prev)' k
 #            sum_1 = sum over v of (p - v)**2
 
 
@@ -106,12 +106,8 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
         summands = (prediction - v) ** 2
         sum_1 = summands.sum(-1)
         sum_1_valid = sum_1
-        error_factor = beta * positive_power(sum_1_valid, -0.5)
-        error = error_factor[..., :, None] * (
-            delta[..., :, None] * prediction
-            - delta[..., :, None] * v
-            + (prediction - v) * positive_power(sum_1_valid[..., :, None], 0.5)
-        )
+        error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+        error = error_factor[..., :, None] * (prediction - v)
         return error
 
     prediction = substitute(
@@ -129,12 +125,8 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
     summands = (prediction - v) ** 2
     sum_1 = summands.sum(-1)
     sum_1_valid = sum_1
-    error_factor = beta * positive_power(sum_1_valid, -0.5)
-    error = error_factor[..., :, None] * (
-        delta[..., :, None] * prediction
-        - delta[..., :, None] * v
-        + (prediction - v) * positive_power(sum_1_valid[..., :, None], 0.5)
-    )
+    error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+    error = error_factor[..., :, None] * (prediction - v)
     u = -error
     # read-out
     overlap_q = q @ k.mT
@@ -195,12 +187,8 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         summands = (prediction - v) ** 2
         sum_1 = summands.sum(-1)
         sum_1_valid = sum_1
-        error_factor = beta * positive_power(sum_1_valid, -0.5)
-        error = error_factor[..., :, None] * (
-            delta[..., :, None] * prediction
-            - delta[..., :, None] * v
-            + (prediction - v) * positive_power(sum_1_valid[..., :, None], 0.5)
-        )
+        error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+        error = error_factor[..., :, None] * (prediction - v)
         return error
 
     prediction = substitute(
@@ -218,12 +206,8 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     summands = (prediction - v) ** 2
     sum_1 = summands.sum(-1)
     sum_1_valid = sum_1
-    error_factor = beta * positive_power(sum_1_valid, -0.5)
-    error = error_factor[..., :, None] * (
-        delta[..., :, None] * prediction
-        - delta[..., :, None] * v
-        + (prediction - v) * positive_power(sum_1_valid[..., :, None], 0.5)
-    )
+    error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+    error = error_factor[..., :, None] * (prediction - v)
     u = -error
     # read-out
     overlap_q = q @ k.mT
@@ -263,38 +247,17 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of u
     d_u = d_u_s + d_u_via_written
     d_error_via_u = -d_u
-    # adjoint of error
-    d_prediction_via_error_factor = error_factor * (delta + positive_power(sum_1_valid, 0.5))
-    d_sum_1_valid_via_error_factor = error_factor * positive_power(sum_1_valid, -0.5)
-    d_v_via_error_factor = error_factor * (-delta - positive_power(sum_1_valid, 0.5))
 
-    def d_prediction_of(
-        d_error_fed_back,
-        delta,
-        prediction,
-        sum_1_valid,
-        v,
-        d_prediction_via_error_factor,
-        d_sum_1_valid_via_error_factor,
-        beta,
-    ):
+    # adjoint of error
+    def d_prediction_of(d_error_fed_back, prediction, v, error_factor, beta, delta, sum_1_valid):
         tokens = d_error_fed_back.shape[:-1]
-        d_error_factor_via_error = d_error_fed_back * (
-            delta[..., :, None] * prediction
-            - delta[..., :, None] * v
-            + (prediction - v) * positive_power(sum_1_valid[..., :, None], 0.5)
-        )
+        d_error_factor_via_error = d_error_fed_back * (prediction - v)
         d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
-        d_prediction_via_error = d_error_fed_back * d_prediction_via_error_factor[..., :, None]
-        d_sum_1_valid_via_error = (
-            0.5 * d_error_fed_back * d_sum_1_valid_via_error_factor[..., :, None] * (prediction - v)
+        d_prediction_via_error = d_error_fed_back * error_factor[..., :, None]
+        d_sum_1_valid_via_error_factor = (
+            (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
         )
-        d_sum_1_valid_via_error_2 = d_sum_1_valid_via_error.sum(-1)
-        d_sum_1_valid_via_error_factor_2 = (
-            (-0.5) * beta * d_error_factor_via_error_2 * positive_power(sum_1_valid, -1.5)
-        )
-        d_sum_1_valid = d_sum_1_valid_via_error_2 + d_sum_1_valid_via_error_factor_2
-        d_sum_1_via_sum_1_valid = d_sum_1_valid
+        d_sum_1_via_sum_1_valid = d_sum_1_valid_via_error_factor
         d_summands_via_sum_1 = (d_sum_1_via_sum_1_valid[..., :, None]).expand(
             *v.shape[:2], tokens[-1], v.shape[-1]
         )
@@ -307,38 +270,27 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         d_error_via_u,
         d_prediction_of,
         (
-            delta,
             prediction,
-            sum_1_valid,
             v,
-            d_prediction_via_error_factor,
-            d_sum_1_valid_via_error_factor,
+            error_factor,
             beta,
+            delta,
+            sum_1_valid,
         ),
         reverse=True,
     )
-    d_delta_via_error = d_error_fed_back * error_factor[..., :, None] * (prediction - v)
-    d_delta_via_error_2 = d_delta_via_error.sum(-1)
-    d_error_factor_via_error = d_error_fed_back * (
-        delta[..., :, None] * prediction
-        - delta[..., :, None] * v
-        + (prediction - v) * positive_power(sum_1_valid[..., :, None], 0.5)
-    )
+    d_error_factor_via_error = d_error_fed_back * (prediction - v)
     d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
-    d_prediction_via_error = d_error_fed_back * d_prediction_via_error_factor[..., :, None]
-    d_sum_1_valid_via_error = (
-        0.5 * d_error_fed_back * d_sum_1_valid_via_error_factor[..., :, None] * (prediction - v)
-    )
-    d_sum_1_valid_via_error_2 = d_sum_1_valid_via_error.sum(-1)
-    d_v_via_error = d_error_fed_back * d_v_via_error_factor[..., :, None]
+    d_prediction_via_error = d_error_fed_back * error_factor[..., :, None]
+    d_v_via_error = -d_error_fed_back * error_factor[..., :, None]
     # adjoint of error_factor
-    d_beta_via_error_factor = d_error_factor_via_error_2 * positive_power(sum_1_valid, -0.5)
-    d_sum_1_valid_via_error_factor_2 = (
-        (-0.5) * beta * d_error_factor_via_error_2 * positive_power(sum_1_valid, -1.5)
+    d_beta_via_error_factor = d_error_factor_via_error_2 * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+    d_delta_via_error_factor = beta * d_error_factor_via_error_2 * positive_power(sum_1_valid, -0.5)
+    d_sum_1_valid_via_error_factor = (
+        (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
     )
     # adjoint of sum_1_valid
-    d_sum_1_valid = d_sum_1_valid_via_error_2 + d_sum_1_valid_via_error_factor_2
-    d_sum_1_via_sum_1_valid = d_sum_1_valid
+    d_sum_1_via_sum_1_valid = d_sum_1_valid_via_error_factor
     # adjoint of sum_1
     d_summands_via_sum_1 = (d_sum_1_via_sum_1_valid[..., :, None]).expand(
         *v.shape[:2], tokens[-1], v.shape[-1]
@@ -406,7 +358,15 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_v = d_v_via_error + d_v_via_summands
     d_S = d_S_via_kept + q.mT @ d_inherited_via_carried_out
     d_S_2 = d_S + k.mT @ d_carried_via_seen
-    return d_q_2, d_k_3, d_v, d_g_via_log_decay_bounded, d_beta_via_error_factor, d_delta_via_error_2, d_S_2
+    return (
+        d_q_2,
+        d_k_3,
+        d_v,
+        d_g_via_log_decay_bounded,
+        d_beta_via_error_factor,
+        d_delta_via_error_factor,
+        d_S_2,
+    )
 
 
 def recurrent_step(q, k, v, g, beta, delta, scale, S):
@@ -421,12 +381,8 @@ def recurrent_step(q, k, v, g, beta, delta, scale, S):
     # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
     summands = (prediction - v) ** 2
     sum_1 = summands.sum(-1)
-    error_factor = beta * positive_power(sum_1, -0.5)
-    error = error_factor[..., None] * (
-        delta[..., None] * prediction
-        - delta[..., None] * v
-        + (prediction - v) * positive_power(sum_1[..., None], 0.5)
-    )
+    error_factor = beta * (delta * positive_power(sum_1, -0.5) + 1.0)
+    error = error_factor[..., None] * (prediction - v)
     u = -error
     # update, line 28
     S_next = k[..., :, None] * u[..., None, :] + retained
@@ -449,12 +405,8 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
     summands = (prediction - v) ** 2
     sum_1 = summands.sum(-1)
-    error_factor = beta * positive_power(sum_1, -0.5)
-    error = error_factor[..., None] * (
-        delta[..., None] * prediction
-        - delta[..., None] * v
-        + (prediction - v) * positive_power(sum_1[..., None], 0.5)
-    )
+    error_factor = beta * (delta * positive_power(sum_1, -0.5) + 1.0)
+    error = error_factor[..., None] * (prediction - v)
     u = -error
     # update, line 28
     S_next = k[..., :, None] * u[..., None, :] + retained
@@ -475,27 +427,18 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of u
     d_error_via_u = -d_u_via_S_next_2
     # adjoint of error
-    d_delta_via_error = d_error_via_u * error_factor[..., None] * (prediction - v)
-    d_delta_via_error_2 = d_delta_via_error.sum(-1)
-    d_error_factor_via_error = d_error_via_u * (
-        delta[..., None] * prediction
-        - delta[..., None] * v
-        + (prediction - v) * positive_power(sum_1[..., None], 0.5)
-    )
+    d_error_factor_via_error = d_error_via_u * (prediction - v)
     d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
-    d_prediction_via_error_factor = error_factor * (delta + positive_power(sum_1, 0.5))
-    d_prediction_via_error = d_error_via_u * d_prediction_via_error_factor[..., None]
-    d_sum_1_via_error_factor = error_factor * positive_power(sum_1, -0.5)
-    d_sum_1_via_error = 0.5 * d_error_via_u * d_sum_1_via_error_factor[..., None] * (prediction - v)
-    d_sum_1_via_error_2 = d_sum_1_via_error.sum(-1)
-    d_v_via_error_factor = error_factor * (-delta - positive_power(sum_1, 0.5))
-    d_v_via_error = d_error_via_u * d_v_via_error_factor[..., None]
+    d_prediction_via_error = d_error_via_u * error_factor[..., None]
+    d_v_via_error = -d_error_via_u * error_factor[..., None]
     # adjoint of error_factor
-    d_beta_via_error_factor = d_error_factor_via_error_2 * positive_power(sum_1, -0.5)
-    d_sum_1_via_error_factor_2 = (-0.5) * beta * d_error_factor_via_error_2 * positive_power(sum_1, -1.5)
+    d_beta_via_error_factor = d_error_factor_via_error_2 * (delta * positive_power(sum_1, -0.5) + 1.0)
+    d_delta_via_error_factor = beta * d_error_factor_via_error_2 * positive_power(sum_1, -0.5)
+    d_sum_1_via_error_factor = (
+        (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1, -1.5)
+    )
     # adjoint of sum_1
-    d_sum_1 = d_sum_1_via_error_2 + d_sum_1_via_error_factor_2
-    d_summands_via_sum_1 = (d_sum_1[..., None]).expand(*v.shape[:2], v.shape[-1])
+    d_summands_via_sum_1 = (d_sum_1_via_error_factor[..., None]).expand(*v.shape[:2], v.shape[-1])
     # adjoint of summands
     d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
     d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * prediction + 2.0 * v)
@@ -522,7 +465,7 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         d_v,
         d_g_via_decay,
         d_beta_via_error_factor,
-        d_delta_via_error_2,
+        d_delta_via_error_factor,
         d_S_via_retained,
     )
 

@@ -61,7 +61,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     return Recurrence(
         gates=gates,
         reductions=tuple(used),
-        gradient=gradient,
+        gradient=_tidy(gradient),
         curvature=curvature,
         decay=decay,
         log_decay=log_decay,
@@ -93,7 +93,7 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr]:
     """(m, a) with d retention / dS = m (S - a S_prev): the curvature and the decay."""
     where = spec.retention.expr
     s, previous = scope.symbols["S"], scope.symbols["S_prev"]
-    slope = scope.gradient(symbolic.convert(where.tree, scope), s)
+    slope = symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), s))
     if any(scope.depends(r.symbol, on) for r in scope.reductions if slope.has(r.symbol) for on in (s, previous)):
         raise _at(
             spec,
@@ -135,8 +135,8 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
     if spec.loss.weight is not None:
         weight = symbolic.convert(spec.loss.weight.tree, scope)
     loss = symbolic.convert(spec.loss.expr.tree, scope)
-    gradient = symbolic.tidy(weight * scope.gradient(loss, scope.symbols["p"]))
-    if gradient == 0:
+    gradient = weight * scope.gradient(loss, scope.symbols["p"])
+    if _tidy(gradient) == 0:
         raise _at(
             spec,
             spec.loss.expr,
@@ -146,10 +146,14 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
     return gradient
 
 
+def _tidy(gradient: Expr) -> Expr:
+    return symbolic.tidy(symbolic.expanded(gradient))
+
+
 def _affine(scope: Scope, gradient: Expr) -> tuple[Expr, Expr] | None:
     """(slope, offset) of a gradient that is affine in p, its slope the same for all value channels."""
     p, v = scope.symbols["p"], scope.symbols["v"]
-    solved = symbolic.affine(gradient, p)
+    solved = symbolic.affine(_tidy(gradient), p)
     if solved is None or solved[0].has(v) or any(scope.depends(part, p) for part in solved):
         return None
     return solved
@@ -166,7 +170,7 @@ def _explicit_step(scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
     p = scope.symbols["p"]
     for number, reduction in enumerate(scope.reductions):
         scope.reductions[number] = replace(reduction, body=symbolic.finite_at_zero(reduction.body, scope, p))
-    written = symbolic.finite_at_zero(symbolic.tidy(gradient / curvature), scope, p)
+    written = symbolic.finite_at_zero(symbolic.factored(gradient / curvature), scope, p)
     sums = tuple(r for r in _sums_in(scope, (written,)) if scope.depends(r.symbol, p))
     return Nonlinear(written, sums)
 
@@ -188,7 +192,7 @@ def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) ->
     """The error at the implicit point, p' + |k|^2 / m * e(p') = p, as a function of the retained prediction p."""
     solved = _affine(scope, gradient)
     if solved is None or any("v" in r.axes for r in _sums_in(scope, solved)):
-        error = symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))
+        error = symbolic.equation(symbolic.spelled_out(_tidy(gradient), tuple(scope.reductions)))
         kind = "is nonlinear in p" if solved is None else "holds a sum over the value channels"
         raise _at(
             spec,

@@ -107,7 +107,7 @@ class Scope:
                 slope = sympy.diff(reduction.body, inner.symbol) if inner.symbol in pending else ZERO
                 if slope != 0:
                     pending[inner.symbol] += adjoint * self.reduce(slope)
-        return sympy.expand(total) if _is_short(total) else total
+        return total
 
     def depends(self, expr: Expr, on: Symbol) -> bool:
         """Whether expr involves a symbol, directly or through reductions."""
@@ -223,6 +223,16 @@ def _outline(expr: Expr, variable: Symbol, parts: dict[Expr, Symbol]) -> Expr:
         return _outline(expr.base, variable, parts) ** expr.exp
     free, bound = expr.as_independent(variable)
     return expr.func(*(_outline(part, variable, parts) for part in (free, *expr.func.make_args(bound))))
+
+
+def expanded(expr: Expr) -> Expr:
+    """A short expression multiplied out."""
+    return sympy.expand(expr) if _is_short(expr) else expr
+
+
+def factored(expr: Expr) -> Expr:
+    """expr as it is, what the terms of each sum have in common in front of it."""
+    return sympy.factor_terms(expr)
 
 
 def tidy(expr: Expr) -> Expr:

@@ -7,6 +7,7 @@ from sympy.printing.mathml import MathMLPresentationPrinter
 from sympy.printing.str import StrPrinter
 
 from ttrc.symbolic.algebra import Expr, Reduction
+from ttrc.symbolic.functions import positive_power
 
 
 class total(sympy.Function):
@@ -22,13 +23,17 @@ def spelled_out(expr: Expr, reductions: tuple[Reduction, ...]) -> Expr:
 
 def equation(expr: Expr) -> str:
     """One line of plain mathematics."""
-    return _Plain().doprint(expr)
+    return _Plain().doprint(_with_plain_powers(expr))
 
 
 def mathml(expr: Expr) -> str:
     """Presentation MathML of one expression; well-formed XML on its own, entities as numbers."""
-    text = _MathML().doprint(expr)
+    text = _MathML().doprint(_with_plain_powers(expr))
     return text.replace("&InvisibleTimes;", "&#8290;").replace("<mo>-</mo>", "<mo>&#8722;</mo>")
+
+
+def _with_plain_powers(expr: Expr) -> Expr:
+    return expr.replace(positive_power, sympy.Pow)
 
 
 class _Plain(StrPrinter):
@@ -40,9 +45,6 @@ class _Plain(StrPrinter):
 
     def _print_Function(self, expr):
         return f"{_spec_name(expr)}({self.stringify(expr.args, ', ')})"
-
-    def _print_positive_power(self, expr):
-        return self._print(sympy.Pow(*expr.args, evaluate=False))
 
     def _print_choose(self, expr):
         left, right, yes, no = (self._print(a) for a in expr.args)
@@ -91,9 +93,6 @@ class _MathML(MathMLPresentationPrinter):
 
     def _print_Function(self, expr):
         return self._call(_spec_name(expr), *expr.args)
-
-    def _print_positive_power(self, expr):
-        return self._print(sympy.Pow(*expr.args, evaluate=False))
 
     def _print_choose(self, expr):
         left, right, yes, no = expr.args

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ttrc.backends.triton import substitution
 from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
 from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.config import WHOLE
@@ -64,8 +65,7 @@ def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str
 
 def functions(kernel: Kernel) -> list[str]:
     """The functions that a kernel calls, one for each substitution."""
-    printer = TritonPrinter(set(), kernel.name)
-    return ["\n".join(printer.function(s.op)) for s in kernel.statements if isinstance(s.op, Substitute)]
+    return [substitution.function(kernel.name, s.op) for s in kernel.statements if isinstance(s.op, Substitute)]
 
 
 def pointers(kernel: Kernel):
@@ -84,20 +84,27 @@ def _forward_part(kernel: Kernel, following: Tile) -> Segment:
     return Segment(False, loads, statements, (), ())
 
 
+def _only_in_blocks(segment: Segment, tile: Tile) -> bool:
+    """Whether all that a tile is for is to be loaded block by block in a substitution."""
+    users = [s.op for s in segment.statements if tile in operands(s.op)]
+    return bool(users) and all(isinstance(op, Substitute) and tile != op.base for op in users)
+
+
 class _Writer:
     def __init__(self, kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str, str]):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         memory = TokenMemory if tokens else ChunkMemory
-        self.kernel, self.tags, self.memory = kernel, tags, memory(domains, "i_v")
+        self.kernel, self.tags, self.memory, self.domains = kernel, tags, memory(domains, "i_v"), domains
+        self.stored = {b.tile: b for b in kernel.loads}
         raw = set() if tokens else {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
-        self.printer, self.loaded = TritonPrinter(raw, kernel.name), set()
+        self.printer, self.loaded = TritonPrinter(raw), set()
         # Saved for a backward pass alone: written only where one will follow.
         later = {b for k in plan.forward for b in k.loads}
         self.on_request = set(plan.saved) - later if kernel in plan.forward else set()
         self.origin = None
 
     def straight(self, segment: Segment) -> str:
-        lines = self._loads(segment.loads)
+        lines = self._loads(b for b in segment.loads if not _only_in_blocks(segment, b.tile))
         made = {s.target for s in segment.statements}
         lines += self._stores(b for b in segment.stores if b.tile not in made)
         for statement in segment.statements:
@@ -135,6 +142,10 @@ class _Writer:
         return [*opened, f"for i_v in tl.range(0, blocks{hoisted}):", *(f"    {line}" for line in body), *after]
 
     def _statement(self, statement) -> list[str]:
+        if isinstance(statement.op, Substitute):
+            target, op = statement.target, statement.op
+            lines = substitution.solve(self.kernel.name, target, op, self.printer, self.stored, self.domains)
+            return self._tagged(statement, lines)
         return self._tagged(statement, self.printer.lines(statement))
 
     def _tagged(self, statement, lines: list[str]) -> list[str]:

@@ -18,7 +18,6 @@ from ttrc.ir.tile import (
     Relabel,
     Relation,
     Statement,
-    Substitute,
     Tile,
     operands,
 )
@@ -61,7 +60,6 @@ class TritonPrinter:
     """
 
     raw: set[str]
-    kernel: str
     alias: dict[str, str] = field(default_factory=dict)
 
     def name(self, tile: Tile) -> str:
@@ -69,61 +67,10 @@ class TritonPrinter:
 
     def lines(self, statement: Statement) -> list[str]:
         target = statement.target
-        match statement.op:
-            case Relabel(arg):
-                self._share(target, arg)
-                return []
-            case Substitute():
-                return self._substitute(target, statement.op)
+        if isinstance(statement.op, Relabel):
+            self._share(target, statement.op.arg)
+            return []
         return [f"{self.name(target)} = {self.text(statement.op, target)}"]
-
-    def _substitute(self, target: Tile, op: Substitute) -> list[str]:
-        """Blocks of 16 rows, each solved and then taken off the rows that are still to come."""
-        x, matrix = self.name(target), self._float(op.matrix)
-        if op.transposed:
-            number, columns = "BT // 16 - 1 - i_b", f"tl.trans(block_rows({matrix}, n, BT, BT))"
-        else:
-            number, columns = "i_b", f"block_columns({matrix}, n, BT, BT)"
-        rows = ["block_rows(columns, n, BT, 16)", f"block_rows({x}, n, BT, BV)", *map(self._block, op.rows)]
-        return [
-            f"{x} = {self._float(op.base)}",
-            "for i_b in range(0, BT // 16):",
-            f"    n = {number}",
-            f"    columns = {columns}",
-            f"    block = {self.function_name(op)}({', '.join(rows)}, "
-            "n * 16 + tl.arange(0, 16), left, i_v, V, BV, PRECISION)",
-            f"    {x} = tl.dot(columns, -block, {x}, input_precision=PRECISION)",
-        ]
-
-    def _block(self, tile: Tile) -> str:
-        text = self._float(tile)
-        match tile.axes:
-            case ("t",):
-                return f"block_numbers({text}, n, BT)"
-            case ("t", "v"):
-                return f"block_rows({text}, n, BT, BV)"
-        return text
-
-    def function_name(self, op: Substitute) -> str:
-        return f"{self.kernel}_{op.written.name}"
-
-    def function(self, op: Substitute) -> list[str]:
-        """What a substitution writes in 16 rows: 16 sweeps make them exact one after another, all at the latest."""
-        inner = TritonPrinter(set(), self.kernel)
-        arguments = ", ".join([f"{t.name}" for t in op.rows])
-        body = [line for s in op.body for line in inner.lines(s)]
-        return [
-            "@triton.jit",
-            f"def {self.function_name(op)}(diagonal, begin, {arguments}, t, left, i_v, V: tl.constexpr, "
-            "BV: tl.constexpr, PRECISION: tl.constexpr):",
-            f'    """{op.written.name} of 16 rows: one more of them is exact after every sweep."""',
-            "    BT: tl.constexpr = 16",
-            f"    {op.written.name} = tl.zeros([BT, BV], tl.float32)",
-            "    for _ in range(0, 16):",
-            f"        {op.unknown.name} = begin - tl.dot(diagonal, {op.written.name}, input_precision=PRECISION)",
-            *(f"        {line}" for line in body),
-            f"    return {op.written.name}",
-        ]
 
     def open_sum(self, statement: Statement, chained: bool) -> list[str]:
         """The accumulator of a result that sums over panels, before the loop; `chained` ones join their addend's."""
