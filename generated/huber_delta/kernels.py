@@ -280,7 +280,7 @@ def chunk_prepare(
 
 
 @triton.jit
-def chunk_scan_error(
+def chunk_scan_nonlinear_error(
     diagonal, begin, beta, delta, v, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
 ):
     """error of 16 rows, prediction = begin - diagonal @ error."""
@@ -294,7 +294,7 @@ def chunk_scan_error(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan(
+def chunk_scan_nonlinear(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -374,7 +374,7 @@ def chunk_scan(
         prediction = seen
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
-            block = chunk_scan_error(
+            block = chunk_scan_nonlinear_error(
                 load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
                 block_rows(prediction, n, BT, BV),
                 load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
@@ -423,7 +423,7 @@ def chunk_scan(
 
 
 @triton.jit
-def chunk_scan_reverse_d_prediction_via_error(
+def chunk_scan_reverse_nonlinear_d_prediction_via_error(
     diagonal,
     begin,
     beta,
@@ -449,7 +449,7 @@ def chunk_scan_reverse_d_prediction_via_error(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_reverse(
+def chunk_scan_reverse_nonlinear(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -541,7 +541,7 @@ def chunk_scan_reverse(
         d_error_fed_back = d_error_via_u
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
-            block = chunk_scan_reverse_d_prediction_via_error(
+            block = chunk_scan_reverse_nonlinear_d_prediction_via_error(
                 tl.trans(load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
                     tl.float32
                 ),
@@ -598,7 +598,7 @@ def chunk_scan_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients(
+def chunk_gradients_nonlinear(
     v_ptr,
     q_ptr,
     k_ptr,

@@ -31,19 +31,19 @@ CONFIGS = {
         128: (64, 4, 1),
         256: (64, 8, 1),
     },
-    "chunk_scan": {
-        64: (32, 4, 2),
-        128: (32, 4, 2),
-        256: (16, 8, 1),
-    },
-    "chunk_scan_reverse": {
-        64: (32, 4, 2),
-        128: (32, 4, 2),
-        256: (16, 8, 1),
-    },
-    "chunk_gradients": {
+    "chunk_scan_nonlinear": {
         64: (32, 4, 1),
-        128: (16, 4, 1),
+        128: (32, 8, 1),
+        256: (32, 8, 1),
+    },
+    "chunk_scan_reverse_nonlinear": {
+        64: (32, 4, 1),
+        128: (32, 8, 1),
+        256: (32, 8, 1),
+    },
+    "chunk_gradients_nonlinear": {
+        64: (16, 4, 1),
+        128: (16, 8, 1),
         256: (32, 8, 1),
     },
     "token_scan": {
@@ -119,7 +119,7 @@ def launch(
     blocks = -(-V // value_block)
     parallel = kernel in (
         "chunk_prepare",
-        "chunk_gradients",
+        "chunk_gradients_nonlinear",
     )
     grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * blocks,)
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -129,9 +129,9 @@ def launch(
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare",
-        "chunk_scan",
-        "chunk_scan_reverse",
-        "chunk_gradients",
+        "chunk_scan_nonlinear",
+        "chunk_scan_reverse_nonlinear",
+        "chunk_gradients_nonlinear",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     getattr(kernels, kernel)[grid](
@@ -177,7 +177,7 @@ def chunk_forward_triton(q, k, v, g, beta, delta, scale, initial_state, cu_seqle
         scale,
     )
     launch(
-        "chunk_scan",
+        "chunk_scan_nonlinear",
         q,
         v,
         layout,
@@ -234,7 +234,7 @@ def chunk_backward_triton(
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch(
-        "chunk_scan_reverse",
+        "chunk_scan_reverse_nonlinear",
         q,
         v,
         layout,
@@ -261,7 +261,7 @@ def chunk_backward_triton(
         SAVE=False,
     )
     launch(
-        "chunk_gradients",
+        "chunk_gradients_nonlinear",
         q,
         v,
         layout,

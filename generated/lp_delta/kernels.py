@@ -252,7 +252,7 @@ def chunk_prepare(
 
 
 @triton.jit
-def chunk_scan_error(
+def chunk_scan_nonlinear_error(
     diagonal, begin, error_factor, v, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
 ):
     """error of 16 rows, prediction = begin - diagonal @ error."""
@@ -266,7 +266,7 @@ def chunk_scan_error(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan(
+def chunk_scan_nonlinear(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -334,7 +334,7 @@ def chunk_scan(
         prediction = carried
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
-            block = chunk_scan_error(
+            block = chunk_scan_nonlinear_error(
                 load_lower_diagonal(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
                 block_rows(prediction, n, BT, BV),
                 block_numbers(error_factor, n, BT).to(tl.float32),
@@ -375,7 +375,7 @@ def chunk_scan(
 
 
 @triton.jit
-def chunk_scan_reverse_d_prediction_via_error(
+def chunk_scan_reverse_nonlinear_d_prediction_via_error(
     diagonal,
     begin,
     error_factor,
@@ -404,7 +404,7 @@ def chunk_scan_reverse_d_prediction_via_error(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_reverse(
+def chunk_scan_reverse_nonlinear(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -479,7 +479,7 @@ def chunk_scan_reverse(
         d_error_fed_back = d_error_via_u
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
-            block = chunk_scan_reverse_d_prediction_via_error(
+            block = chunk_scan_reverse_nonlinear_d_prediction_via_error(
                 tl.trans(load_lower_diagonal(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
                     tl.float32
                 ),
@@ -520,7 +520,7 @@ def chunk_scan_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients(
+def chunk_gradients_nonlinear(
     v_ptr,
     q_ptr,
     k_ptr,

@@ -616,7 +616,7 @@ def chunk_scan_reverse_whole(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients(
+def chunk_gradients_nonlinear(
     v_ptr,
     q_ptr,
     k_ptr,

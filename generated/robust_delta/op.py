@@ -34,16 +34,16 @@ CONFIGS = {
     "chunk_scan_whole": {
         64: (256, 4, 1),
         128: (256, 8, 1),
-        256: (256, 16, 1),
+        256: (256, 8, 1),
     },
     "chunk_scan_reverse_whole": {
-        64: (256, 4, 1),
+        64: (256, 8, 1),
         128: (256, 8, 1),
-        256: (256, 16, 1),
+        256: (256, 8, 1),
     },
-    "chunk_gradients": {
-        64: (32, 4, 1),
-        128: (16, 4, 1),
+    "chunk_gradients_nonlinear": {
+        64: (16, 4, 1),
+        128: (16, 8, 1),
         256: (32, 8, 1),
     },
     "token_scan_whole": {
@@ -53,7 +53,7 @@ CONFIGS = {
     },
     "token_scan_reverse_whole": {
         64: (256, 4, 1),
-        128: (256, 8, 1),
+        128: (256, 16, 1),
         256: (256, 16, 1),
     },
 }
@@ -119,7 +119,7 @@ def launch(
     blocks = -(-V // value_block)
     parallel = kernel in (
         "chunk_prepare",
-        "chunk_gradients",
+        "chunk_gradients_nonlinear",
     )
     grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * blocks,)
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -131,7 +131,7 @@ def launch(
         "chunk_prepare",
         "chunk_scan_whole",
         "chunk_scan_reverse_whole",
-        "chunk_gradients",
+        "chunk_gradients_nonlinear",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     getattr(kernels, kernel)[grid](
@@ -261,7 +261,7 @@ def chunk_backward_triton(
         SAVE=False,
     )
     launch(
-        "chunk_gradients",
+        "chunk_gradients_nonlinear",
         q,
         v,
         layout,

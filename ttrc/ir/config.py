@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 CHUNK = 64  # tokens a chunk
 WIDEST = 256  # head dimension
-WHOLE = "_whole"  # ends the name of a kernel whose programs take every value channel
+# Kernels of a kind that has configurations of its own end in one of these.
+NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
+WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,21 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_scan_reverse": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_gradients": {64: Config(32, 4, 1), 128: Config(16, 4, 1), 256: Config(32, 8, 1)},
-    "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
-    "chunk_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
-    "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
-    "token_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "chunk_scan_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_scan_reverse_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(16, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
+    "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
+    "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "token_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 16, 1), 256: Config(WIDEST, 16, 1)},
 }
+
+
+def plain_name(kernel: str) -> str:
+    """A kernel's name without what kind it is of."""
+    return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR)
 
 
 def block(width: int) -> int:

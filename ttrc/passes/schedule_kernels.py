@@ -12,7 +12,7 @@ backward:  scan in reverse (the state's cotangent on chip: stored at each chunk'
 
 from __future__ import annotations
 
-from ttrc.ir.config import WHOLE
+from ttrc.ir.config import NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Plan, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Substitute, Tile, operands, sums_values
@@ -37,12 +37,15 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
+    kind = NONLINEAR if solved else ""
     first = tuple([_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else [])
-    scan = _kernel("chunk_scan", Skeleton.SCAN, forward, (*outputs, states, *solved), (*inputs, *pairs), (state,))
+    scan = _kernel(
+        f"chunk_scan{kind}", Skeleton.SCAN, forward, (*outputs, states, *solved), (*inputs, *pairs), (state,)
+    )
     known = (*inputs, *pairs, *solved)
-    back = _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, (d_states, *fed_back), known, (cotangent,))
+    back = _kernel(f"chunk_scan_reverse{kind}", Skeleton.SCAN, backward, (d_states, *fed_back), known, (cotangent,))
     known += (states, d_states, *fed_back)
-    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, known)
+    grads = _kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, gradients, known)
     return Plan("chunk", (*first, scan), (back, grads), (*pairs, states, *solved), (d_states, *fed_back))
 
 
@@ -106,7 +109,7 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=()) -> Ker
             for p in split_panels(body, results)
         )
     else:
-        name += WHOLE if _takes_all_values(body, skeleton) else ""
+        name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton) else name
         body = order_statements(body, tuple(targets))
         segments = (_segment(False, body, (), memory, stores, targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ttrc.backends.triton import substitution
 from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
 from ttrc.backends.triton.printer import TritonPrinter
-from ttrc.ir.config import WHOLE
+from ttrc.ir.config import plain_name
 from ttrc.ir.plan import Kernel, Plan, Segment, Skeleton
 from ttrc.ir.tile import Contract, Relabel, Substitute, Tile, operands
 from ttrc.language.spec import Domain
@@ -24,7 +24,7 @@ DOC = {
 def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
     common = {
         "name": kernel.name,
-        "doc": DOC[kernel.name.removesuffix(WHOLE)],
+        "doc": DOC[plain_name(kernel.name)],
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
     writer = _Writer(kernel, plan, domains, tags)
