@@ -36,6 +36,11 @@ def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 
 
+def choose(a, b, x, y):
+    """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
+    return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
+
+
 def smaller(x, y):
     return torch.where(x <= y, x, y)
 
@@ -69,7 +74,7 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
     """One chunk from state S [B, HV, d_k, d_v]: o, and the state after it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = torch.where(g <= -800.0, -800.0, g)
+    log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -153,7 +158,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = torch.where(g <= -800.0, -800.0, g)
+    log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -271,7 +276,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         d_prediction_via_error = (
             beta[..., :, None]
             * d_error_fed_back
-            * torch.where(torch.abs(prediction - v) <= delta[..., :, None], 1.0, 0.0)
+            * choose(torch.abs(prediction - v), delta[..., :, None], 1.0, 0.0)
         )
         return d_prediction_via_error
 
@@ -292,19 +297,19 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_delta_via_error = (
         beta[..., :, None]
         * d_error_fed_back
-        * (1.0 - torch.where(torch.abs(prediction - v) <= delta[..., :, None], 1.0, 0.0))
+        * (1.0 - choose(torch.abs(prediction - v), delta[..., :, None], 1.0, 0.0))
         * torch.sign(prediction - v)
     )
     d_delta_via_error_2 = d_delta_via_error.sum(-1)
     d_prediction_via_error = (
         beta[..., :, None]
         * d_error_fed_back
-        * torch.where(torch.abs(prediction - v) <= delta[..., :, None], 1.0, 0.0)
+        * choose(torch.abs(prediction - v), delta[..., :, None], 1.0, 0.0)
     )
     d_v_via_error = (
         -beta[..., :, None]
         * d_error_fed_back
-        * torch.where(torch.abs(prediction - v) <= delta[..., :, None], 1.0, 0.0)
+        * choose(torch.abs(prediction - v), delta[..., :, None], 1.0, 0.0)
     )
     # adjoint of prediction
     d_system_via_prediction = d_prediction_via_error @ error.mT
@@ -356,7 +361,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
-    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * torch.where(g <= -800.0, 0.0, 1.0)
+    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(g, -800.0, 0.0, 1.0)
     # adjoint of k_s
     d_k_s = d_overlap_q_via_attention.mT @ q
     d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
@@ -436,17 +441,15 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_delta_via_error = (
         beta[..., None]
         * d_error_via_u
-        * (1.0 - torch.where(torch.abs(prediction - v) <= delta[..., None], 1.0, 0.0))
+        * (1.0 - choose(torch.abs(prediction - v), delta[..., None], 1.0, 0.0))
         * torch.sign(prediction - v)
     )
     d_delta_via_error_2 = d_delta_via_error.sum(-1)
     d_prediction_via_error = (
-        beta[..., None] * d_error_via_u * torch.where(torch.abs(prediction - v) <= delta[..., None], 1.0, 0.0)
+        beta[..., None] * d_error_via_u * choose(torch.abs(prediction - v), delta[..., None], 1.0, 0.0)
     )
     d_v_via_error = (
-        -beta[..., None]
-        * d_error_via_u
-        * torch.where(torch.abs(prediction - v) <= delta[..., None], 1.0, 0.0)
+        -beta[..., None] * d_error_via_u * choose(torch.abs(prediction - v), delta[..., None], 1.0, 0.0)
     )
     # adjoint of prediction
     d_products_via_prediction = (d_prediction_via_error[..., None, :]).expand(

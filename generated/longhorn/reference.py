@@ -36,6 +36,11 @@ def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 
 
+def choose(a, b, x, y):
+    """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
+    return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
+
+
 def smaller(x, y):
     return torch.where(x <= y, x, y)
 

@@ -36,6 +36,11 @@ def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 
 
+def choose(a, b, x, y):
+    """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
+    return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
+
+
 def smaller(x, y):
     return torch.where(x <= y, x, y)
 
@@ -70,7 +75,7 @@ def chunk_step(q, k, v, dt, A, scale, S):
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
-    log_decay_bounded = torch.where(log_decay <= -800.0, -800.0, log_decay)
+    log_decay_bounded = choose(log_decay, -800.0, -800.0, log_decay)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -115,7 +120,7 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
-    log_decay_bounded = torch.where(log_decay <= -800.0, -800.0, log_decay)
+    log_decay_bounded = choose(log_decay, -800.0, -800.0, log_decay)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -207,8 +212,8 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
-    d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * torch.where(
-        log_decay <= -800.0, 0.0, 1.0
+    d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(
+        log_decay, -800.0, 0.0, 1.0
     )
     # adjoint of log_decay
     d_A_via_log_decay = d_log_decay_via_log_decay_bounded * dt

@@ -12,7 +12,7 @@ import triton.language as tl
 
 # loss       norm2(p - v) / 2 + delta * norm(p - v), weight beta
 # retention  norm2(S - exp(g) * S_prev) / 2
-# error      dL/dp = beta*(delta*p - delta*v + sqrt(sum_1)*(p - v))/sqrt(sum_1)
+# error      dL/dp = beta*(p - v)*(delta/sqrt(sum_1) + 1)
 # state      S = a S_prev - k e', a = exp(g)
 #            e = beta*(p - v)*(delta/sqrt(sum_1) + 1), p = (a S_prev)' k
 #            sum_1 = sum over v of (p - v)**2

@@ -36,6 +36,11 @@ def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 
 
+def choose(a, b, x, y):
+    """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
+    return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
+
+
 def smaller(x, y):
     return torch.where(x <= y, x, y)
 
@@ -60,7 +65,7 @@ def huber(x, d):
 
 # loss       norm2(p - v) / 2 + delta * norm(p - v), weight beta
 # retention  norm2(S - exp(g) * S_prev) / 2
-# error      dL/dp = beta*(delta*p - delta*v + sqrt(sum_1)*(p - v))/sqrt(sum_1)
+# error      dL/dp = beta*(p - v)*(delta/sqrt(sum_1) + 1)
 # state      S = a S_prev - k e', a = exp(g)
 #            e = beta*(p - v)*(delta/sqrt(sum_1) + 1), p = (a S_prev)' k
 #            sum_1 = sum over v of (p - v)**2
@@ -70,7 +75,7 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
     """One chunk from state S [B, HV, d_k, d_v]: o, and the state after it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = torch.where(g <= -800.0, -800.0, g)
+    log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -151,7 +156,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = torch.where(g <= -800.0, -800.0, g)
+    log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -345,7 +350,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
-    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * torch.where(g <= -800.0, 0.0, 1.0)
+    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(g, -800.0, 0.0, 1.0)
     # adjoint of k_s
     d_k_s = d_overlap_q_via_attention.mT @ q
     d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k

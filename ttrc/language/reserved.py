@@ -19,8 +19,8 @@ _OPERATOR = (
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
     "all_chunks annotations backend block blocks chunk chunk_backward_op chunk_backward_triton chunk_forward_triton "
-    "chunk_op chunk_size config dataclass ends final grads initial keep_causal keep_strict kernels last launch lay_out "
-    "larger layout like op os pack_states per_key_head plain recurrent_backward_op recurrent_forward_triton "
+    "chunk_op choose chunk_size config dataclass ends final grads initial keep_causal keep_strict kernels last launch "
+    "lay_out larger layout like op os pack_states per_key_head plain recurrent_backward_op recurrent_forward_triton "
     "recurrent_op reference save smaller start starts state_dtype state_shape states tensors tokens trail "
     "unpack_states uses_triton"
 ).split()

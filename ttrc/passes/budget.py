@@ -2,7 +2,7 @@
 
 Bytes are distinct ones: what a kernel touches twice counts once, the cache serves the rest. States handed in at a
 sequence's start and out at its end are a cost per sequence, not per token, and left out. FLOPs are those of the
-matrix products that are issued, padding and repetition by value block included.
+matrix products that are issued, padding, repetition by value block and sweeps of substitutions included.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import At, Gradient, LinearMemory, Located, Proximal, Spec
 from ttrc.symbolic import Expr, Scope
 
+LARGEST = 200  # operations of a nonlinear error
+
 
 def derive_recurrence(spec: Spec) -> Recurrence:
     if not isinstance(spec.memory, LinearMemory):
@@ -48,7 +50,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         case Gradient(momentum=Located()):
             raise _refuse(spec, "update.momentum", "momentum has no derivation yet")
         case Gradient(at=at):
-            error = _explicit_step(scope, gradient, curvature)
+            error = _explicit_step(spec, scope, gradient, curvature)
             reads_decayed = at is At.RETAINED
         case _:
             raise _refuse(spec, "update.rule", 'this rule has no derivation yet; "gradient" and "proximal" have one')
@@ -61,7 +63,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     return Recurrence(
         gates=gates,
         reductions=tuple(used),
-        gradient=_tidy(gradient),
+        gradient=symbolic.factored(gradient) if isinstance(error, Nonlinear) else _tidy(gradient),
         curvature=curvature,
         decay=decay,
         log_decay=log_decay,
@@ -150,27 +152,35 @@ def _tidy(gradient: Expr) -> Expr:
     return symbolic.tidy(symbolic.expanded(gradient))
 
 
-def _affine(scope: Scope, gradient: Expr) -> tuple[Expr, Expr] | None:
-    """(slope, offset) of a gradient that is affine in p, its slope the same for all value channels."""
+def _affine(scope: Scope, gradient: Expr) -> tuple[Expr, Expr] | str:
+    """(slope, offset) of a gradient that is affine in p, its slope one for all value channels; or why it is not."""
     p, v = scope.symbols["p"], scope.symbols["v"]
     solved = symbolic.affine(_tidy(gradient), p)
-    if solved is None or solved[0].has(v) or any(scope.depends(part, p) for part in solved):
-        return None
+    if solved is None or any(scope.depends(part, p) for part in solved):
+        return "is nonlinear in p"
+    if solved[0].has(v):
+        return "is affine in p with a slope that is not the same for every value channel"
+    if solved[0] != 0 and any("v" in r.axes for r in _sums_in(scope, solved)):
+        return "holds a sum over the value channels"
     return solved
 
 
-def _explicit_step(scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
-    solved = _affine(scope, gradient)
-    if solved is not None:
-        slope, offset = (symbolic.tidy(part / curvature) for part in solved)
-        if slope == 0:
-            return Hebbian(offset)
-        if not any("v" in r.axes for r in _sums_in(scope, (slope, offset))):
-            return Affine(slope, offset)
+def _explicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
+    match _affine(scope, gradient):
+        case (slope, offset):
+            slope, offset = symbolic.tidy(slope / curvature), symbolic.tidy(offset / curvature)
+            return Hebbian(offset) if slope == 0 else Affine(slope, offset)
     p = scope.symbols["p"]
     for number, reduction in enumerate(scope.reductions):
         scope.reductions[number] = replace(reduction, body=symbolic.finite_at_zero(reduction.body, scope, p))
     written = symbolic.finite_at_zero(symbolic.factored(gradient / curvature), scope, p)
+    if symbolic.size(written) > LARGEST:
+        raise _at(
+            spec,
+            spec.loss.expr,
+            f"the error dL/dp has {symbolic.size(written)} operations, and its derivatives many times as many",
+            expected=f"at most {LARGEST} operations",
+        )
     sums = tuple(r for r in _sums_in(scope, (written,)) if scope.depends(r.symbol, p))
     return Nonlinear(written, sums)
 
@@ -191,14 +201,13 @@ def _check_sums(spec: Spec, used: list[symbolic.Reduction]) -> None:
 def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
     """The error at the implicit point, p' + |k|^2 / m * e(p') = p, as a function of the retained prediction p."""
     solved = _affine(scope, gradient)
-    if solved is None or any("v" in r.axes for r in _sums_in(scope, solved)):
+    if isinstance(solved, str):
         error = symbolic.equation(symbolic.spelled_out(_tidy(gradient), tuple(scope.reductions)))
-        kind = "is nonlinear in p" if solved is None else "holds a sum over the value channels"
         raise _at(
             spec,
             spec.loss.expr,
-            f"the error dL/dp = {error} {kind}, and a proximal step has to be solved for it; "
-            "no kernel class covers that yet",
+            f"the error dL/dp = {error} {solved}; an implicit step has to solve for p, "
+            "and no kernel class covers that yet",
             expected='an error that is affine in p, or rule = "gradient"',
         )
     slope, offset = solved

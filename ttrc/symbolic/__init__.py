@@ -23,6 +23,7 @@ from ttrc.symbolic.algebra import (
     names,
     number,
     renamed,
+    size,
     symbol,
     tidy,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "number",
     "renamed",
     "render",
+    "size",
     "spelled_out",
     "symbol",
     "tidy",

@@ -235,6 +235,11 @@ def factored(expr: Expr) -> Expr:
     return sympy.factor_terms(expr)
 
 
+def size(expr: Expr) -> int:
+    """How many operations expr holds."""
+    return int(expr.count_ops())
+
+
 def tidy(expr: Expr) -> Expr:
     """A simpler form of a short expression; a long one as it is, for simplifying can take minutes."""
     return sympy.simplify(expr) if _is_short(expr) else expr

@@ -35,7 +35,7 @@ DIALECT = symbolic.Dialect(
         "magnitude": "torch.abs({0})",
         "step_sign": "torch.sign({0})",
         "log_cosh": "log_cosh({0})",
-        "choose": "torch.where({0} <= {1}, {2}, {3})",
+        "choose": "choose({0}, {1}, {2}, {3})",
         "smaller": "smaller({0}, {1})",
         "larger": "larger({0}, {1})",
         "clip": "clip({0}, {1})",
