@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 import ttrc
 from ttrc.errors import ArgumentError
+from ttrc.language.spec import Domain
 from ttrc.runtime.poison import poisoned
 from ttrc.sampling import random_inputs
 
@@ -180,7 +181,8 @@ def test_gradcheck(name, form):
     op = ttrc.load(name)
     x = inputs(name, torch.float64, T=18 if form == "chunk" else 4, dk=2, dv=3, H=1, HV=2)
     for parameter in op.spec.parameters:  # away from the edge of the domain, which finite differences step over
-        x[parameter.name] = torch.tensor([-0.3, -1.1], dtype=torch.float64)
+        sign = -1 if parameter.domain in (Domain.NEGATIVE, Domain.LOG_DECAY) else 1
+        x[parameter.name] = sign * torch.tensor([0.3, 1.1], dtype=torch.float64)
     names = list(x)
 
     def call(*tensors):

@@ -60,12 +60,12 @@ def compare(name, form, length, width, chunk):
             assert seen.dot_flops == traffic.flops * length, kernel
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "linear_attention", "mamba2"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "linear_attention", "mamba2", "huber_delta", "robust_delta"])
 def test_the_chunk_forms_budget_is_exact(name):
     compare(name, "chunk", length=256, width=64, chunk=64)
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2", "robust_delta"])
 def test_the_recurrent_forms_budget_is_exact(name):
     compare(name, "recurrent", length=32, width=16, chunk=16)
 
