@@ -62,7 +62,7 @@ JOINED = {
     "angle": "-dot(p, v) / sqrt((1 + norm2(p)) * (1 + norm2(v)))",
     "relative": "norm2(p - v) / (1 + norm2(v))",
     "two_sums": "norm2(p - v) / 2 + dot(p, v) * sum(p) / 9",
-    "sum_in_a_sum": "log_cosh(norm(p - v * (1 + norm(p)) / (1 + norm(v)))) * norm2(k)",
+    "sum_in_a_sum": "log_cosh(norm(p - v / (1 + norm2(p)))) * norm2(k)",
     "no_prediction": "-dot(p, v) / (1 + norm(v))",
 }
 LOSSES = SEPARABLE | JOINED

@@ -166,14 +166,15 @@ def _affine(scope: Scope, gradient: Expr) -> tuple[Expr, Expr] | str:
 
 
 def _explicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
+    p, channels = scope.symbols["p"], (scope.symbols["p"], scope.symbols["v"])
+    for number, reduction in enumerate(scope.reductions):
+        scope.reductions[number] = replace(reduction, body=symbolic.finite_at_zero(reduction.body, scope, channels))
     match _affine(scope, gradient):
         case (slope, offset):
-            slope, offset = symbolic.tidy(slope / curvature), symbolic.tidy(offset / curvature)
+            slope, offset = (symbolic.tidy(part / curvature) for part in (slope, offset))
+            offset = symbolic.finite_at_zero(offset, scope, channels)
             return Hebbian(offset) if slope == 0 else Affine(slope, offset)
-    p = scope.symbols["p"]
-    for number, reduction in enumerate(scope.reductions):
-        scope.reductions[number] = replace(reduction, body=symbolic.finite_at_zero(reduction.body, scope, p))
-    written = symbolic.finite_at_zero(symbolic.factored(gradient / curvature), scope, p)
+    written = symbolic.finite_at_zero(symbolic.factored(gradient / curvature), scope, channels)
     if symbolic.size(written) > LARGEST:
         raise _at(
             spec,

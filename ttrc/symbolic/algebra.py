@@ -271,14 +271,14 @@ def is_positive(expr: Expr) -> bool:
     return expr.is_positive is True or (_is_short(expr) and sympy.factor(expr).is_positive is True)
 
 
-def finite_at_zero(expr: Expr, scope: Scope, wrt: Symbol) -> Expr:
+def finite_at_zero(expr: Expr, scope: Scope, wrt: tuple[Symbol, ...]) -> Expr:
     """expr with powers of what may be 0, by way of `wrt`, that have no derivative there replaced by finite ones."""
 
     def may_not_be(part: Expr) -> bool:
         base, exponent = part.as_base_exp()
         if not part.is_Pow or not exponent.is_Rational or (exponent.is_Integer and exponent > 0):
             return False
-        return base.is_nonnegative is True and base.is_positive is not True and scope.depends(base, wrt)
+        return base.is_nonnegative is True and base.is_positive is not True and any(scope.depends(base, x) for x in wrt)
 
     return expr.replace(may_not_be, lambda part: positive_power(*part.as_base_exp()))
 
