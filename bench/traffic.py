@@ -69,10 +69,10 @@ def measure(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -
     return Traffic(_rows(forward, tokens), _rows(backward, tokens))
 
 
-def of_ttrc(name: str, length: int = LENGTH, width: int = WIDTH) -> Traffic:
+def of_ttrc(name: str, length: int = LENGTH, width: int = WIDTH, schedule: str = "fused") -> Traffic:
     op = load(name)
     x = inputs(op.spec, length, width)
-    return measure(lambda x: _called(op, x), x)
+    return measure(lambda x: _called(op, x, schedule), x)
 
 
 def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> Traffic:
@@ -80,9 +80,9 @@ def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> 
         return measure(peer.call, inputs(load(name).spec, length, width))
 
 
-def _called(op, x: dict[str, Tensor]) -> Tensor:
+def _called(op, x: dict[str, Tensor], schedule: str) -> Tensor:
     gates = {n: t for n, t in x.items() if n not in ("q", "k", "v")}
-    return op(x["q"], x["k"], x["v"], **gates, form="chunk", backend="triton")[0]
+    return op(x["q"], x["k"], x["v"], **gates, form="chunk", backend="triton", schedule=schedule)[0]
 
 
 def _rows(tally: Tally, tokens: int) -> tuple[tuple[str, int, float], ...]:

@@ -1,5 +1,6 @@
 """The benchmark's machinery, at toy sizes in the interpreter: sides in turns, failures told, walls worked out."""
 
+import io
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs
 from ttrc.tools import bench_report, timing
 from ttrc.tools.bench import OURS, REGISTRY, bench
+from ttrc.tools.console import WholeConsole
 from ttrc.tools.peers import Absent, Peer, load_peers
 from ttrc.tools.timing import Roof
 from ttrc.tools.walls import walls
@@ -100,6 +102,16 @@ def test_it_is_written_as_json_plots_and_a_table(run, tmp_path):
     table = bench_report.as_table(run)
     assert table.row_count == len(run.rows) and "mean nothing" in table.caption
     assert bench_report.geometric_means(run)["linear_attention", "right", "forward"] > 0
+
+
+def test_a_piped_table_has_every_column(run):
+    file = io.StringIO()
+    WholeConsole(file=file, width=80).print(bench_report.as_table(run))
+    text = file.getvalue()
+    for column in bench_report.as_table(run).columns:
+        assert f" {column.header} " in text
+        assert column.overflow == "fold" or all(cell in text for cell in column.cells)
+    assert "…" not in text
 
 
 def test_the_field_s_shapes_are_there():

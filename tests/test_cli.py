@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,10 @@ USAGE = [
     ("compile", "deltanet", "--target", "sm_90", "--width", "-64"),
     ("compile", "deltanet", "--target", "sm_90", "--width", "1000"),
     ("compile", "deltanet", "--target", "sm_90", "--width", "64", "--dtype", "int4"),
+    ("compile", "deltanet", "--shape", "1,2"),
+    ("compile", "deltanet", "--shape", "1,8192,96,128", "--width", "64"),
+    ("compile", "deltanet", "--shape", "1,8192,96,128", "--target", "gfx942"),
+    ("compile", "deltanet", "--shape", "1,8192,96,128", "--dtype", "fp32"),
     ("demo", "deltanet", "--steps", "0"),
     ("explain", "gated_deltanett"),
     ("check", "no_such_rule"),
@@ -217,16 +222,51 @@ def test_a_failed_check_is_exit_1(ttrc, monkeypatch):
     assert code == 1 and "miss their bound" in err and "1e-30" in out
 
 
-def test_compile_prints_what_the_binaries_say(tmp_path):
-    """In a process of its own: the compiler of real GPUs cannot be had while Triton interprets."""
-    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"COLUMNS": "200"}
-    command = [sys.executable, "-c", "from ttrc.cli import main; main()", "compile", "linear_attention"]
-    options = ["--target", "sm_90", "--width", "64"]
-    done = subprocess.run([*command, *options, "--json"], cwd=ROOT, capture_output=True, text=True, env=environment)
+@pytest.mark.parametrize("shape", ["1,8", "0,8192,96,128", "x"])
+def test_a_malformed_shape_is_one_line(ttrc, shape):
+    code, out, err = ttrc("compile", "deltanet", "--shape", shape)
+    assert code == 2 and not out and len(err.strip().splitlines()) == 1
+    assert f"--shape: got {shape!r}, expected B,T,HV,d" in err
+
+
+def compiled(*options):
+    """Piped, so 80 columns; in a process of its own: no compiler of real GPUs can be had while Triton interprets."""
+    environment = {n: v for n, v in os.environ.items() if n not in ("TRITON_INTERPRET", "COLUMNS")}
+    command = [sys.executable, "-c", "from ttrc.cli import main; main()", "compile", "linear_attention", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout)
+    return done.stdout
+
+
+def test_compile_prints_what_the_binaries_say():
+    options = ("--target", "sm_90", "--width", "64")
+    rows = json.loads(compiled(*options, "--json"))
     assert {row["kernel"] for row in rows} >= {"chunk_scan", "chunk_scan_reverse", "token_scan", "token_scan_reverse"}
     assert all(row["target"] == "sm_90" and row["width"] == 64 for row in rows)
+    lines = [line.split() for line in compiled(*options).splitlines()]
+    header = "kernel d target V warps stages regs spills shared blocks matrix".split()
+    assert header in lines
+    for row in rows:
+        config = [str(row["config"][name]) for name in ("value_block", "warps", "stages")]
+        figures = [str(row[name]) for name in ("registers", "spills", "shared_bytes", "blocks")]
+        (line,) = [line for line in lines if line[:1] == [row["kernel"]]]
+        assert line[: len(header) - 1] == [row["kernel"], "64", "sm_90", *config, *figures]
+        assert all(str(n) in line for n in row["matrix_instructions"].values() if n)
+
+
+def test_compile_predicts_at_a_shape():
+    options = ("--target", "sm_90", "--shape", "1,32768,4,64")
+    told = json.loads(compiled(*options, "--json"))
+    assert {row["width"] for row in told["kernels"]} == {64}
+    passes = told["predicted"]["passes"]
+    assert {p["which"] for p in passes} == {"forward", "backward"} and told["predicted"]["measured"] is False
+    text = compiled(*options)
+    assert "predicted, not measured" in text
+    for p in passes:
+        assert p["binding"] == "serial" and f"{p['ms']:.3f}" in text and p["part"] in text
+        for k in p["kernels"]:
+            pattern = rf"{k['name']} +{k['programs']:,} +{k['blocks']} +{k['waves']:.2f} .*{k['binding']}"
+            assert re.search(pattern, text)
 
 
 # Files

@@ -349,6 +349,32 @@ def test_kernels_that_keep_too_few_blocks_of_a_causal_tile(build):
         assert failures(op, "chunk kernels", wide), kept
 
 
+JOINED = dataclasses.replace(CHUNKED, schedule="segments")
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("S_next = tl.dot(M, rows, S_next", "S_next = tl.dot(M * 0.0, rows, S_next"),
+        ("(j + c) * K + r", "r * K + j + c"),  # the reverse join's transposition
+        ("i_n * segments + segments - 1 - i", "i_n * segments + i"),
+    ],
+)
+def test_segments_that_are_joined_wrongly(build, old, new):
+    op = build(kernels=[(old, new)])
+    assert failures(op, "chunk kernels", JOINED) and not failures(op, "chunk kernels", CHUNKED)
+
+
+def test_segments_that_are_cut_wrongly(build):
+    op = build(op=[("first * layout.chunks + step)", "first * layout.chunks + step * 0)")])
+    assert failures(op, "chunk kernels", JOINED)
+
+
+def test_diagonal_transitions_that_are_forgotten(build):
+    op = build("retnet", kernels=[("BK, 0.0)[:, None] * S", "BK, 0.0)[:, None] * 0.0")])
+    assert failures(op, "chunk kernels", JOINED) and not failures(op, "chunk kernels", CHUNKED)
+
+
 def test_kernels_whose_state_never_enters(build):
     op = build(kernels=[("    if ENTER:\n        S += ", "    if not ENTER:\n        S += ")])
     for setting in ("chunk kernels", "recurrent kernels"):

@@ -42,7 +42,7 @@ def total(o, final):
     return o.square().sum() + final.square().sum()
 
 
-def arguments(name, form, backend, *, packed=False, save=True, grad=True, H=1, start=True):
+def arguments(name, form, backend, *, packed=False, save=True, grad=True, H=1, start=True, schedule="auto"):
     """What the public function passes to the custom op, by name."""
     x = inputs(name, T=LENGTH[form, backend], H=H)
     state = x.pop("initial_state").repeat(2 if packed else 1, 1, 1, 1)
@@ -50,7 +50,7 @@ def arguments(name, form, backend, *, packed=False, save=True, grad=True, H=1, s
     leaves = {n: t.detach().clone().requires_grad_(grad) for n, t in x.items()}
     ends = torch.tensor([0, 1, x["q"].shape[1]], dtype=torch.int32) if packed else None
     options = {"scale": 0.5, "cu_seqlens": ends, "chunk": 16, "final": True, "save": save, "backend": backend}
-    return {"initial_state": None} | leaves | options
+    return {"initial_state": None, "schedule": schedule} | leaves | options
 
 
 def signature(op):
@@ -79,6 +79,14 @@ def test_ops_that_save_nothing_pass_opcheck(form, backend):
     op = ttrc.load("gated_deltanet").package.op.OPS[form]
     for packed in (False, True):
         check(op, arguments("gated_deltanet", form, backend, packed=packed, save=False, grad=False))
+
+
+@pytest.mark.parametrize("save", [True, False])
+@pytest.mark.parametrize("schedule", ["split", "segments"])
+@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet"])
+def test_forward_ops_pass_opcheck_in_every_schedule(name, schedule, save):
+    op = ttrc.load(name).package.op.OPS["chunk"]
+    check(op, arguments(name, "chunk", "triton", save=save, grad=save, schedule=schedule))
 
 
 @every_form

@@ -50,7 +50,7 @@ def run(op, verifier, *configs):
         dtype=torch.float32,
         device="cpu",
         timer=fake_timer,
-        verifier=lambda form: verifier,
+        verifier=lambda form, schedule: verifier,
         footprints=only(*configs),
     )
 
@@ -134,14 +134,14 @@ def test_known_keys_stay_and_a_suspect_is_rejected_unseen(op, verifier):
     """A configuration that took the process down with it is not tried a second time."""
     started = []
     key = Key("chunk_scan", 64, "float32", "few")
-    others = {Key(name, 64, "float32", "few") for name in ("chunk_scan_reverse", "chunk_gradients")}
+    others = {Key(name, 64, "float32", "few") for name in ("chunk_scan_reverse", "chunk_gradients", "chunk_output")}
     report = tune(
         op,
         {"chunk": [SHAPE]},
         dtype=torch.float32,
         device="cpu",
         timer=fake_timer,
-        verifier=lambda form: verifier,
+        verifier=lambda form, schedule: verifier,
         footprints=only(BAD, GOOD),
         known=others,
         suspects=[(key, BAD)],
@@ -194,7 +194,7 @@ def test_where_all_spill_the_least_harm_is_tried(op):
     assert all("predicted slower" in reason for _, reason in pruned)
 
 
-def test_both_regimes_share_a_verdict_but_not_a_time(op, verifier, monkeypatch):
+def test_each_regime_verifies_in_the_schedules_it_runs(op, verifier, monkeypatch):
     monkeypatch.setattr(tuner, "MANY", 4)  # 128 heads would take the interpreter a minute
     calls = []
 
@@ -209,12 +209,31 @@ def test_both_regimes_share_a_verdict_but_not_a_time(op, verifier, monkeypatch):
         dtype=torch.float32,
         device="cpu",
         timer=fake_timer,
-        verifier=lambda form: judge,
+        verifier=lambda form, schedule: judge,
         footprints=only(GOOD),
     )
-    kernels = {key.kernel for key in report.best}
-    assert {(key.kernel, key.regime) for key in report.best} == {(k, r) for k in kernels for r in ("few", "many")}
-    assert len(calls) == 2 * len(kernels)  # the default and GOOD, once a kernel
+    tuned_for = {r: {key.kernel for key in report.best if key.regime == r} for r in ("few", "many")}
+    assert tuned_for["many"] == {"chunk_scan", "chunk_scan_reverse", "chunk_gradients"}  # of the first schedule
+    assert tuned_for["few"] == tuned_for["many"] | {"chunk_output"}
+    # The default and GOOD: in each schedule that launches the kernel, then once more in the first alone.
+    assert len(calls) == 2 * (3 + 3 + 3 + 1) + 2 * 3
+
+
+def test_a_config_that_only_one_schedule_gets_wrong_is_rejected(op):
+    def verifier(form, schedule):
+        return lambda: "wrong: o" if schedule == "segments" else None
+
+    report = tune(
+        op,
+        {"chunk": [SHAPE]},
+        dtype=torch.float32,
+        device="cpu",
+        timer=fake_timer,
+        verifier=verifier,
+        footprints=only(GOOD),
+    )
+    assert {key.kernel for key in report.best} == {"chunk_output"}
+    assert {t.reason for t in report.rejected} == {"wrong: o"}
 
 
 # Poison ---------------------------------------------------------------------------------------------------------

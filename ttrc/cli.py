@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from ttrc.errors import CheckFailed, TtrcError, plain
 from ttrc.ir.config import WIDEST
+from ttrc.tools.console import WholeConsole
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compile 30-line specs of sequence-mixing layers to verified Triton kernels.",
 )
-out, err = Console(), Console(stderr=True)
+out, err = WholeConsole(), WholeConsole(stderr=True)
 
 Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Paths of spec files, or names of shipped specs.")]
 OneSpec = Annotated[str, typer.Argument(metavar="SPEC", help="A spec file, or the name of a shipped spec.")]
@@ -41,40 +40,11 @@ class Dtype(str, Enum):
 @app.command("list")
 def list_specs(as_json: Json = False) -> None:
     """Shipped specs: their class, their forms, whether they are exact."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from ttrc.compiler import analyse
     from ttrc.runtime.load import shipped_specs
-    from ttrc.tools.classify import headline
+    from ttrc.tools import catalogue as tool
 
-    rows = []
-    for path in shipped_specs().values():
-        module = analyse(_spec(str(path)))
-        rows.append(
-            {
-                "name": module.spec.name,
-                "class": headline(module),
-                "forms": list(module.forms),
-                "exact": True,
-                "reference": module.spec.reference,
-            }
-        )
-    if as_json:
-        return _print_json(rows)
-    table = Table(
-        "name",
-        "class",
-        "forms",
-        "reference",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption="exact: the chunk form gives the recurrence for every chunk size",
-    )
-    for row in rows:
-        kind = row["class"].removeprefix("linear memory, ")
-        table.add_row(row["name"], kind, ", ".join(row["forms"]), escape(row["reference"].split()[0]))
-    out.print(table)
+    rows = tool.catalogue([_spec(str(path)) for path in shipped_specs().values()])
+    _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
 
 
 @app.command()
@@ -165,22 +135,35 @@ def compile_(
         Optional[list[int]], typer.Option(min=1, max=WIDEST, help="Head dimensions; 64, 128 and 256 by default.")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of q, k and v.")] = Dtype.BF16,
+    shape: Annotated[
+        Optional[str],
+        typer.Option(metavar="B,T,HV,d", help="Predict times at this shape too: batch, tokens, heads, head dimension."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compile every kernel for GPUs that are not here: registers, spills, shared memory, matrix instructions."""
     from ttrc.tools import compile as tool
+    from ttrc.tools import predict
 
+    targets, widths = tuple(target or tool.TARGETS), tuple(width or tool.WIDTHS)
+    if shape is not None:
+        predict.refuse(target or (), width or (), dtype.value)
+        at = predict.parse_shape(shape)
+        targets, widths = tuple(target or predict.TARGETS), (at.d_k,)
     parsed = [_spec(s) for s in specs]
     with _progress() as progress:
         bar = progress.add_task("compiling", total=None)
         rows = tool.compile_specs(
-            parsed,
-            targets=tuple(target or tool.TARGETS),
-            widths=tuple(width or tool.WIDTHS),
-            dtype=dtype.value,
-            on_done=lambda: progress.advance(bar),
+            parsed, targets=targets, widths=widths, dtype=dtype.value, on_done=lambda: progress.advance(bar)
         )
-    _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
+    if shape is None:
+        _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
+    else:
+        told = predict.predict(rows, at, dtype.value)
+        if as_json:
+            _print_json({"kernels": tool.as_data(rows), "predicted": predict.as_data(told, at)})
+        else:
+            out.print(tool.as_table(rows), predict.as_table(told, at))
     problems = [f"{r.spec} {r.kernel} d={r.width} {r.target}: {r.problem}" for r in rows if r.problem]
     if problems:
         raise CheckFailed("\n".join(problems))

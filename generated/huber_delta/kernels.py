@@ -323,6 +323,7 @@ def chunk_scan_nonlinear(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -347,13 +348,14 @@ def chunk_scan_nonlinear(
     for i in range(0, steps):
         i_c = i
         i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        if READ:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
@@ -399,13 +401,14 @@ def chunk_scan_nonlinear(
         # loss, line 24: sum(huber(p - v, delta))
         error = beta[:, None] * clip(prediction - v.to(tl.float32), delta[:, None])
         u = -error
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-        carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
-        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+        if READ:
+            # read-out
+            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
+            carried_out = carried_out_factor[:, None] * inherited
+            read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
+            o = read * scale
+            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         coarse_after = coarse_chunk - coarse_sum
@@ -479,6 +482,7 @@ def chunk_scan_reverse_nonlinear(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -512,7 +516,8 @@ def chunk_scan_reverse_nonlinear(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+        if SAVE:
+            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of written
@@ -566,7 +571,10 @@ def chunk_scan_reverse_nonlinear(
                 d_error_fed_back,
                 input_precision=PRECISION,
             )
-        store_rows(d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV)
+        if SAVE:
+            store_rows(
+                d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
+            )
         d_prediction_via_error = (
             beta[:, None]
             * d_error_fed_back
@@ -790,8 +798,8 @@ def chunk_gradients_nonlinear(
     d_k_2 = d_k
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # adjoint of kept
@@ -877,6 +885,83 @@ def chunk_gradients_nonlinear(
     # adjoint of log_decay_bounded
     d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
     store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_output_nonlinear(
+    q_ptr,
+    v_ptr,
+    g_ptr,
+    beta_ptr,
+    delta_ptr,
+    attention_ptr,
+    states_ptr,
+    prediction_ptr,
+    o_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Read-outs, chunk by chunk, from the states that chunks start with."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine = -coarse + log_decay_valid
+    fine_sum = tl.cumsum(fine, 0)
+    # read-out
+    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    for i_v in tl.range(0, blocks, disable_licm=True):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        # loss, line 24: sum(huber(p - v, delta))
+        error = beta[:, None] * clip(prediction.to(tl.float32) - v.to(tl.float32), delta[:, None])
+        u = -error
+        # read-out
+        inherited = tl.dot(q, S, input_precision=PRECISION)
+        carried_out = carried_out_factor[:, None] * inherited
+        read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
+        o = read * scale
+        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

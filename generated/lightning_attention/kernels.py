@@ -219,6 +219,7 @@ def chunk_scan(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -243,37 +244,41 @@ def chunk_scan(
     for i in range(0, steps):
         i_c = i
         i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         slope = tl.full([BT], tl.load(slope_ptr + i_h).to(tl.float32), tl.float32)
+        if READ:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
-        # read-out
-        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if READ:
+            # read-out
+            overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
         log_decay_bounded = tl.where(slope <= -800.0, -800.0, slope)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_sum = tl.cumsum(coarse, 0)
-        coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+        if READ:
+            coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
-        fine_gap = fine_sum[:, None] - fine_sum[None, :]
-        gap = coarse_gap + fine_gap
-        # causality
-        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-        # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
-        since = tl.exp(gap_masked)
-        attention = overlap_q * since
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-        carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention.to(dtype), v, carried_out, input_precision=PRECISION)
-        o = read * scale
-        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+        if READ:
+            fine_gap = fine_sum[:, None] - fine_sum[None, :]
+            gap = coarse_gap + fine_gap
+            # causality
+            gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+            gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+            # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
+            since = tl.exp(gap_masked)
+            attention = overlap_q * since
+            # read-out
+            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
+            carried_out = carried_out_factor[:, None] * inherited
+            read = tl.dot(attention.to(dtype), v, carried_out, input_precision=PRECISION)
+            o = read * scale
+            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         coarse_after = coarse_chunk - coarse_sum
@@ -313,6 +318,7 @@ def chunk_scan_reverse(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -340,7 +346,8 @@ def chunk_scan_reverse(
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         slope = tl.full([BT], tl.load(slope_ptr + i_h).to(tl.float32), tl.float32)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+        if SAVE:
+            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
         log_decay_bounded = tl.where(slope <= -800.0, -800.0, slope)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -544,6 +551,239 @@ def chunk_gradients(
         slope <= -800.0, 0.0, 1.0
     )
     store_vector(d_slope_ptr + i_h, d_slope_via_log_decay_bounded, token, left, HV, BT)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_output(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    slope_ptr,
+    states_ptr,
+    o_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Read-outs, chunk by chunk, from the states that chunks start with."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    slope = tl.full([BT], tl.load(slope_ptr + i_h).to(tl.float32), tl.float32)
+    # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
+    log_decay_bounded = tl.where(slope <= -800.0, -800.0, slope)
+    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine = -coarse + log_decay_valid
+    fine_sum = tl.cumsum(fine, 0)
+    # read-out
+    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
+    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+    fine_gap = fine_sum[:, None] - fine_sum[None, :]
+    gap = coarse_gap + fine_gap
+    # causality
+    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+    # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
+    since = tl.exp(gap_masked)
+    attention = overlap_q * since
+    for i_v in tl.range(0, blocks):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        # read-out
+        inherited = tl.dot(q, S, input_precision=PRECISION)
+        carried_out = carried_out_factor[:, None] * inherited
+        read = tl.dot(attention.to(dtype), v, carried_out, input_precision=PRECISION)
+        o = read * scale
+        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def chunk_transition(
+    slope_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What a state alone becomes from a segment's start to its end."""
+    dtype: tl.constexpr = slope_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    steps = (length + BT - 1) // BT
+    for i in range(0, steps):
+        i_c = i
+        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+        slope = tl.full([BT], tl.load(slope_ptr + i_h).to(tl.float32), tl.float32)
+        # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
+        log_decay_bounded = tl.where(slope <= -800.0, -800.0, slope)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse)
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine)
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept = S * kept_factor
+        S = kept
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        if DIAGONAL:
+            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
+        else:
+            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+            for j in range(0, K, PANEL):
+                inside = (r < K) & (j + c < K)
+                where = transition_ptr + at * K * K + r * K + j + c
+                M = tl.load(where, mask=inside, other=0.0)
+                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        S = S_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        if DIAGONAL:
+            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
+        else:
+            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+            for j in range(0, K, PANEL):
+                inside = (r < K) & (j + c < K)
+                where = transition_ptr + at * K * K + (j + c) * K + r
+                M = tl.load(where, mask=inside, other=0.0)
+                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        S = S_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

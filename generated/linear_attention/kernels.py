@@ -218,6 +218,7 @@ def chunk_scan(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -242,20 +243,22 @@ def chunk_scan(
     for i in range(0, steps):
         i_c = i
         i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        if READ:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
-        # read-out
-        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # causality
-        attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-        # read-out
-        inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-        read = tl.dot(attention.to(dtype), v, inherited, input_precision=PRECISION)
-        o = read * scale
-        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+        if READ:
+            # read-out
+            overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            # causality
+            attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+            # read-out
+            inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
+            read = tl.dot(attention.to(dtype), v, inherited, input_precision=PRECISION)
+            o = read * scale
+            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # update, line 22
         S_next = tl.dot(tl.trans(k), v, S, input_precision=PRECISION)
         S = S_next
@@ -285,6 +288,7 @@ def chunk_scan_reverse(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -311,7 +315,8 @@ def chunk_scan_reverse(
         i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+        if SAVE:
+            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # gradient
@@ -411,6 +416,160 @@ def chunk_gradients(
         # gradient
         d_k = tl.dot(v, tl.trans(d_S_next), d_k, input_precision=PRECISION)
     store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_output(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    states_ptr,
+    o_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Read-outs, chunk by chunk, from the states that chunks start with."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    # read-out
+    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # causality
+    attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+    for i_v in tl.range(0, blocks):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        # read-out
+        inherited = tl.dot(q, S, input_precision=PRECISION)
+        read = tl.dot(attention.to(dtype), v, inherited, input_precision=PRECISION)
+        o = read * scale
+        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        if DIAGONAL:
+            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
+        else:
+            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+            for j in range(0, K, PANEL):
+                inside = (r < K) & (j + c < K)
+                where = transition_ptr + at * K * K + r * K + j + c
+                M = tl.load(where, mask=inside, other=0.0)
+                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        S = S_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        if DIAGONAL:
+            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
+        else:
+            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+            for j in range(0, K, PANEL):
+                inside = (r < K) & (j + c < K)
+                where = transition_ptr + at * K * K + (j + c) * K + r
+                M = tl.load(where, mask=inside, other=0.0)
+                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        S = S_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -294,6 +294,7 @@ def chunk_scan_nonlinear(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -318,12 +319,13 @@ def chunk_scan_nonlinear(
     for i in range(0, steps):
         i_c = i
         i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        if READ:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # loss, line 27: sum(abs(p - v)**3) / 3
@@ -362,11 +364,12 @@ def chunk_scan_nonlinear(
             * sign(prediction - v.to(tl.float32))
         )
         u = -error
-        # read-out
-        inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-        read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
-        o = read * scale
-        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+        if READ:
+            # read-out
+            inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
+            read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
+            o = read * scale
+            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # update, line 32
         S_next = tl.dot(tl.trans(k), u.to(dtype), S, input_precision=PRECISION)
         S = S_next
@@ -433,6 +436,7 @@ def chunk_scan_reverse_nonlinear(
     PACKED: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
+    READ: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -465,7 +469,8 @@ def chunk_scan_reverse_nonlinear(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+        if SAVE:
+            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of u_s
@@ -503,7 +508,10 @@ def chunk_scan_reverse_nonlinear(
                 d_error_fed_back,
                 input_precision=PRECISION,
             )
-        store_rows(d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV)
+        if SAVE:
+            store_rows(
+                d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
+            )
         d_prediction_via_error = (
             2.0
             * d_error_fed_back
@@ -638,8 +646,8 @@ def chunk_gradients_nonlinear(
     d_k_2 = d_k
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # adjoint of error
@@ -681,6 +689,76 @@ def chunk_gradients_nonlinear(
     store_vector(d_beta_ptr + i_h, d_beta_via_error_factor, token, left, HV, BT)
     d_rate_via_error_factor = beta * d_error_factor_via_error_2
     store_vector(d_rate_ptr + i_h, d_rate_via_error_factor, token, left, HV, BT)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_output_nonlinear(
+    q_ptr,
+    v_ptr,
+    beta_ptr,
+    rate_ptr,
+    attention_ptr,
+    states_ptr,
+    prediction_ptr,
+    o_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Read-outs, chunk by chunk, from the states that chunks start with."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
+    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+    # loss, line 27: sum(abs(p - v)**3) / 3
+    error_factor = beta * rate
+    for i_v in tl.range(0, blocks, disable_licm=True):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        error = (
+            error_factor[:, None]
+            * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+            * sign(prediction.to(tl.float32) - v.to(tl.float32))
+        )
+        u = -error
+        # read-out
+        inherited = tl.dot(q, S, input_precision=PRECISION)
+        read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
+        o = read * scale
+        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -25,31 +26,15 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_scan": {
-        64: (32, 4, 2),
-        128: (32, 4, 2),
-        256: (16, 8, 1),
-    },
-    "chunk_scan_reverse": {
-        64: (32, 4, 2),
-        128: (32, 4, 2),
-        256: (16, 8, 1),
-    },
-    "chunk_gradients": {
-        64: (32, 4, 1),
-        128: (16, 4, 1),
-        256: (32, 8, 1),
-    },
-    "token_scan": {
-        64: (32, 4, 2),
-        128: (16, 4, 2),
-        256: (16, 8, 2),
-    },
-    "token_scan_reverse": {
-        64: (32, 4, 2),
-        128: (16, 4, 2),
-        256: (16, 8, 2),
-    },
+    "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "chunk_gradients": {64: (32, 4, 1), 128: (16, 4, 1), 256: (32, 8, 1)},
+    "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
+    "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
 }
 
 
@@ -103,15 +88,32 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
 
 
 def launch(
-    kernel: str, q: Tensor, v: Tensor, layout: Layout, chunk: int, tensors, scale, *, extra=(), **flags
+    kernel: str,
+    q: Tensor,
+    v: Tensor,
+    layout: Layout,
+    chunk: int,
+    tensors,
+    scale,
+    *,
+    extra=(),
+    columns=None,
+    **flags,
 ) -> None:
-    """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too."""
+    """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
+
+    columns: how many the carried state has where they are not the values'.
+    """
     from . import kernels
 
-    K, (HV, V) = q.shape[-1], v.shape[2:]
+    K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     value_block, warps, stages = config(kernel, q, v, layout.sequences)
+    value_block = min(value_block, block(V))
     blocks = -(-V // value_block)
-    parallel = kernel in ("chunk_gradients",)
+    parallel = kernel in (
+        "chunk_gradients",
+        "chunk_output",
+    )
     grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * blocks,)
     tables = (layout.cu_seqlens, layout.chunk_starts)
     if parallel:
@@ -122,11 +124,187 @@ def launch(
         "chunk_scan",
         "chunk_scan_reverse",
         "chunk_gradients",
+        "chunk_output",
+        "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     getattr(kernels, kernel)[grid](
         *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=chunk, BK=block(K), BV=value_block,
         PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
+    )  # fmt: skip
+
+
+# What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
+# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a chunk (0: chunks do not wait
+# for each other), and whether segments of a sequence run side by side.
+COSTS = {
+    "chunk": {
+        "fused": {
+            "forward": {
+                64: ((644, 40960, 4, False),),
+                128: ((1540, 147456, 4, False),),
+                256: ((4100, 819200, 4, False),),
+            },
+            "backward": {
+                64: ((388, 8192, 1, False), (1164, 73728, 0, False)),
+                128: ((1028, 32768, 1, False), (2828, 212992, 0, False)),
+                256: ((3076, 131072, 1, False), (7692, 688128, 0, False)),
+            },
+        },
+        "split": {
+            "forward": {
+                64: ((388, 8192, 1, False), (644, 24576, 0, False)),
+                128: ((1028, 32768, 1, False), (1540, 65536, 0, False)),
+                256: ((3076, 131072, 1, False), (4100, 196608, 0, False)),
+            },
+            "backward": {
+                64: ((388, 8192, 1, False), (1164, 73728, 0, False)),
+                128: ((1028, 32768, 1, False), (2828, 212992, 0, False)),
+                256: ((3076, 131072, 1, False), (7692, 688128, 0, False)),
+            },
+        },
+        "segments": {
+            "forward": {
+                64: ((4, 0, 0, True), (260, 8192, 1, True), (0, 0, 0, False), (644, 40960, 4, True)),
+                128: ((4, 0, 0, True), (516, 32768, 1, True), (0, 0, 0, False), (1540, 147456, 4, True)),
+                256: ((4, 0, 0, True), (1028, 131072, 1, True), (0, 0, 0, False), (4100, 819200, 4, True)),
+            },
+            "backward": {
+                64: (
+                    (4, 0, 0, True),
+                    (260, 8192, 1, True),
+                    (0, 0, 0, False),
+                    (388, 8192, 1, True),
+                    (1164, 73728, 0, False),
+                ),
+                128: (
+                    (4, 0, 0, True),
+                    (516, 32768, 1, True),
+                    (0, 0, 0, False),
+                    (1028, 32768, 1, True),
+                    (2828, 212992, 0, False),
+                ),
+                256: (
+                    (4, 0, 0, True),
+                    (1028, 131072, 1, True),
+                    (0, 0, 0, False),
+                    (3076, 131072, 1, True),
+                    (7692, 688128, 0, False),
+                ),
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a chip reaches: bytes and FLOPs a second, seconds of a launch and of one product in a chain of them."""
+
+    bandwidth: float = 3.0e12
+    matmul: float = 6.0e14
+    launch: float = 4e-6
+    product: float = 4e-7
+
+
+ROOF = Roof()
+SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
+
+
+def choose(form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout) -> tuple[str, int]:
+    """The schedule of a pass, and how many segments one that cuts sequences cuts each into."""
+    known = tuple(
+        n for n in COSTS[form] if n != "segments" or layout.cu_seqlens is None
+    )  # packed ones are not cut
+    names = known if schedule == "auto" else (schedule,)
+    if not set(names) <= set(known):
+        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}")
+    width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
+    heads = layout.sequences * v.shape[2]
+    chunks = layout.all_chunks // layout.sequences
+    tokens = v.shape[0] * v.shape[1] * v.shape[2]
+    return cheapest(
+        form, direction, names, width, v.element_size(), heads * blocks, chunks, tokens, processors(v.device)
+    )
+
+
+@lru_cache(maxsize=4096)
+def cheapest(
+    form, direction, names, width, itemsize, programs, chunks, tokens, processors
+) -> tuple[str, int]:
+    """By the cost model: `programs` walk `chunks` each, of `tokens` in all, on so many multiprocessors."""
+    segments = segment_count(programs, chunks, processors)
+    seconds = {
+        n: predict(COSTS[form][n][direction][width], itemsize, programs, chunks, tokens, processors)
+        for n in names
+    }
+    return min(names, key=seconds.__getitem__), segments
+
+
+def segment_count(programs: int, chunks: int, processors: int) -> int:
+    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks; none of them is empty."""
+    wanted = max(2, min(2 * processors // programs, chunks // SEGMENT_CHUNKS))
+    return -(-chunks // -(-chunks // min(wanted, chunks)))
+
+
+def predict(costs, itemsize: int, programs: int, chunks: int, tokens: int, processors: int) -> float:
+    """Seconds of a pass: each launch takes what the narrowest of memory, matrix units and its serial chain lets it."""
+    total = 0.0
+    for moved, flops, products, cut in costs:
+        segments = segment_count(programs, chunks, processors) if cut else 1
+        waves = -(-programs * segments // (2 * processors))  # two programs a multiprocessor
+        serial = chunks / segments * products * ROOF.product * waves
+        total += ROOF.launch + max(
+            tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
+        )
+    return total
+
+
+@lru_cache(maxsize=None)
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
+    """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
+    first = torch.arange(layout.sequences, device=device)[:, None]
+    step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
+    starts = torch.nn.functional.pad(
+        (first * layout.chunks + step).flatten(), (0, 1), value=layout.all_chunks
+    )
+    ends = (first * layout.length + step * chunk).flatten()
+    ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
+    pieces = layout.sequences * segments
+    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
+
+
+def ones(like: Tensor) -> Tensor:
+    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
+    return like.new_ones(*like.shape[:-1], 1)
+
+
+def identity(like: Tensor) -> Tensor:
+    """States [.., K, V] -> unit matrices [.., K, K]."""
+    size = like.shape[-2]
+    return (
+        torch.eye(size, dtype=like.dtype, device=like.device)
+        .expand(*like.shape[:-2], size, size)
+        .contiguous()
+    )
+
+
+def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
+    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
+    from . import kernels
+
+    K, (HV, V) = q.shape[-1], v.shape[2:]
+    sequences = sums.shape[0] // segments
+    value_block, warps, stages = config(kernel, q, v, sequences)
+    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
+        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -143,38 +321,100 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
-def chunk_forward_triton(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save):
+def chunk_forward_triton(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, schedule):
     layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "forward", schedule, q, v, layout)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
-    states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3]) if save else v.new_empty(0)
-    launch(
-        "chunk_scan",
-        q,
-        v,
-        layout,
-        chunk,
-        (
-            q,
-            k,
-            v,
-            dt,
-            A,
-            o,
-            states,
-            initial_state,
-            final_state,
-        ),
-        scale,
-        ENTER=initial_state is not None,
-        LEAVE=final,
-        SAVE=save,
+    states = (
+        v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+        if save or schedule == "split"
+        else v.new_empty(0)
     )
-    return o, final_state, states
+    if schedule == "fused":
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            layout,
+            chunk,
+            [q, k, v, dt, A, o, states, initial_state, final_state],
+            scale,
+            ENTER=initial_state is not None,
+            LEAVE=final,
+            READ=True,
+            SAVE=save,
+        )
+    elif schedule == "split":
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            layout,
+            chunk,
+            [q, k, v, dt, A, o, states, initial_state, final_state],
+            scale,
+            ENTER=initial_state is not None,
+            LEAVE=final,
+            READ=False,
+            SAVE=True,
+        )
+        launch("chunk_output", q, v, layout, chunk, [q, k, v, dt, A, states, o], scale)
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = ones(sums)
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [dt, A, unit, transition],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, dt, A, o, states, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, dt, A, o, states, starts, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=True,
+            SAVE=save,
+        )
+    return o, final_state, states if save else v.new_empty(0)
 
 
-def chunk_backward_triton(q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial):
+def chunk_backward_triton(
+    q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
+):
     layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "backward", schedule, q, v, layout)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
@@ -182,47 +422,74 @@ def chunk_backward_triton(q, k, v, dt, A, scale, states, d_o, d_final_state, cu_
     d_dt = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_A = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
-    launch(
-        "chunk_scan_reverse",
-        q,
-        v,
-        layout,
-        chunk,
-        (
+    if schedule in ("fused", "split"):
+        launch(
+            "chunk_scan_reverse",
             q,
-            dt,
-            A,
-            d_o,
-            d_states,
-            d_final_state,
-            d_initial,
-        ),
-        scale,
-        ENTER=d_final_state is not None,
-        LEAVE=initial,
-        SAVE=False,
-    )
+            v,
+            layout,
+            chunk,
+            [q, dt, A, d_o, d_states, d_final_state, d_initial],
+            scale,
+            ENTER=d_final_state is not None,
+            LEAVE=initial,
+            READ=False,
+            SAVE=True,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = ones(sums)
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [dt, A, unit, transition],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_scan_reverse",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, dt, A, d_o, d_states, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
+        launch(
+            "chunk_scan_reverse",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, dt, A, d_o, d_states, starts, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
     launch(
         "chunk_gradients",
         q,
         v,
         layout,
         chunk,
-        (
-            v,
-            q,
-            k,
-            dt,
-            d_o,
-            A,
-            states,
-            d_states,
-            d_q,
-            d_k,
-            d_v,
-            d_dt,
-            d_A,
-        ),
+        [v, q, k, dt, d_o, A, states, d_states, d_q, d_k, d_v, d_dt, d_A],
         scale,
     )
     return (
@@ -249,10 +516,13 @@ def chunk_op(
     final: bool,
     save: bool,
     backend: str,
+    schedule: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
-        return chunk_forward_triton(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save)
+        return chunk_forward_triton(
+            q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, schedule
+        )
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
@@ -280,7 +550,7 @@ def chunk_op(
 
 
 @chunk_op.register_fake
-def _(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, backend):
+def _(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
@@ -310,11 +580,12 @@ def chunk_backward_op(
     chunk: int,
     initial: bool,
     backend: str,
+    schedule: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
         return chunk_backward_triton(
-            q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial
+            q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
         )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
@@ -339,17 +610,17 @@ def chunk_backward_op(
 
 
 @chunk_backward_op.register_fake
-def _(q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend):
+def _(q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, dt, A)]
     return *plain, d_initial
 
 
 def _chunk_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -368,9 +639,10 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
         ctx.chunk,
         ctx.started is not None,
         ctx.backend,
+        ctx.schedule,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None
 
 
 chunk_op.register_autograd(_chunk_differentiate, setup_context=_chunk_keep)
@@ -391,17 +663,7 @@ def recurrent_forward_triton(q, k, v, dt, A, scale, initial_state, cu_seqlens, c
         v,
         layout,
         chunk,
-        (
-            q,
-            k,
-            v,
-            dt,
-            A,
-            o,
-            states,
-            initial_state,
-            final_state,
-        ),
+        [q, k, v, dt, A, o, states, initial_state, final_state],
         scale,
         ENTER=initial_state is not None,
         LEAVE=final,
@@ -432,23 +694,7 @@ def recurrent_backward_triton(q, k, v, dt, A, scale, states, d_o, d_final_state,
         v,
         layout,
         chunk,
-        (
-            q,
-            k,
-            v,
-            dt,
-            A,
-            d_o,
-            d_q,
-            d_k,
-            d_v,
-            d_dt,
-            d_A,
-            states,
-            trail,
-            d_final_state,
-            d_initial,
-        ),
+        [q, k, v, dt, A, d_o, d_q, d_k, d_v, d_dt, d_A, states, trail, d_final_state, d_initial],
         scale,
         extra=(v.shape[0] * v.shape[1],),
         ENTER=d_final_state is not None,
@@ -478,6 +724,7 @@ def recurrent_op(
     final: bool,
     save: bool,
     backend: str,
+    schedule: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -509,7 +756,7 @@ def recurrent_op(
 
 
 @recurrent_op.register_fake
-def _(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, backend):
+def _(q, k, v, dt, A, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
@@ -537,6 +784,7 @@ def recurrent_backward_op(
     chunk: int,
     initial: bool,
     backend: str,
+    schedule: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -566,17 +814,17 @@ def recurrent_backward_op(
 
 
 @recurrent_backward_op.register_fake
-def _(q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend):
+def _(q, k, v, dt, A, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, dt, A)]
     return *plain, d_initial
 
 
 def _recurrent_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -595,9 +843,10 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
         ctx.chunk,
         ctx.started is not None,
         ctx.backend,
+        ctx.schedule,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None
 
 
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
@@ -648,12 +897,14 @@ def mamba2(
     form: str = "auto",
     chunk_size: int = CHUNK,
     backend: str = "auto",
+    schedule: str = "auto",
 ) -> tuple[Tensor, Optional[Tensor]]:
     """mamba2 (arXiv:2405.21060 Transformers are SSMs).
 
     q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; dt [B, T, HV]; A [HV];
     states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": recurrent up to 16 tokens, chunk beyond.
+    schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
     """
     if form == "auto":
         form = "recurrent" if q.shape[1] <= 16 else "chunk"
@@ -667,6 +918,6 @@ def mamba2(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend
+        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend, schedule
     )
     return o, final_state if output_final_state else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHUNK = 64  # tokens a chunk
-WIDEST = 256  # head dimension
+WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
+WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
@@ -29,8 +30,13 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_scan_reverse": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_gradients": {64: Config(32, 4, 1), 128: Config(16, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_output": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_transition": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
+    "join_segments": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
+    "join_segments_reverse": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
     "chunk_scan_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_reverse_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_output_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(16, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Optional
 
 from ttrc.ir.tile import Carry, Statement, Tile
 
@@ -13,9 +14,13 @@ class Space(Enum):
 
     KEY_TOKEN = "B, T, H"  # q, k and their cotangents: one row a token and key head
     TOKEN = "B, T, HV"  # everything else that comes per token
+    SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
     HEAD = "HV"  # parameters: one number a head, constant in time
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
     SEQUENCE = "N, HV"  # one [K, V] tile a sequence, float32
+
+
+BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels alone, where one will follow
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Skeleton(Enum):
     SCAN = "scan"  # one program a sequence, head and value block, chunks in order, states on chip
     TOKENS = "tokens"  # as SCAN, token by token
     TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints
+    JOIN = "join"  # one program as in SCAN, over segments: their states composed
 
 
 @dataclass(frozen=True)
@@ -72,17 +78,47 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One kernel over sequences, or over segments of them; what the states it carries enter from and leave to.
+
+    `kernel` stores what is asked of it here, which may be less than the kernel of its name is able to.
+    """
+
+    kernel: Kernel
+    enter: Optional[str] = None
+    leave: Optional[str] = None
+    segments: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One way to run a form: what is launched in each pass, in order."""
+
+    name: str
+    forward: tuple[Launch, ...]
+    backward: tuple[Launch, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The kernels of one form, forward and backward, in launch order.
+    """One form's kernels, and the schedules that run them, of which the first is for a chip that is full anyway.
 
     `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass.
     """
 
     form: str
-    forward: tuple[Kernel, ...]
-    backward: tuple[Kernel, ...]
+    kernels: tuple[Kernel, ...]
+    schedules: tuple[Schedule, ...]
     saved: tuple[Buffer, ...]
     scratch: tuple[Buffer, ...]
+
+    @property
+    def forward(self) -> tuple[Kernel, ...]:
+        return tuple(launch.kernel for launch in self.schedules[0].forward)
+
+    @property
+    def backward(self) -> tuple[Kernel, ...]:
+        return tuple(launch.kernel for launch in self.schedules[0].backward)
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ WORDS = ("p", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
 
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (
-    "scale initial_state final_state output_final_state cu_seqlens form state "
+    "scale initial_state final_state output_final_state cu_seqlens form schedule state "
     "T B C D H HV N K V BT BK BV dq dk dv do dp ds dstate"
 ).split()
 
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
-    "all_chunks annotations backend block blocks chunk chunk_backward_op chunk_backward_triton chunk_forward_triton "
-    "chunk_op choose chunk_size config dataclass ends final grads initial keep_causal keep_strict kernels last launch "
-    "lay_out larger layout like op os pack_states per_key_head plain recurrent_backward_op recurrent_forward_triton "
-    "recurrent_op reference save smaller start starts state_dtype state_shape states tensors tokens trail "
-    "unpack_states uses_triton"
+    "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
+    "chunk_forward_triton chunk_op chunk_size config cut dataclass ends enter final grads identity initial join "
+    "keep_causal keep_strict kernels last launch lay_out leave larger layout like op os pack_states per_key_head "
+    "pieces plain recurrent_backward_op recurrent_forward_triton recurrent_op reference save segments smaller start "
+    "starts state_dtype state_shape states sums tensors tokens trail transition unit unpack_states uses_triton"
 ).split()
 
 # Bare words of the kernels' templates.

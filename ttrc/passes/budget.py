@@ -1,27 +1,42 @@
 """Plan -> what it costs: bytes and FLOPs per token and value head, launches, serial steps. No clock in it.
 
 Bytes are distinct ones: what a kernel touches twice counts once, the cache serves the rest. States handed in at a
-sequence's start and out at its end are a cost per sequence, not per token, and left out. FLOPs are those of the
-matrix products that are issued, padding, repetition by value block and sweeps of substitutions included.
+sequence's start and out at its end are a cost per sequence (or segment of one), not per token, and left out. FLOPs
+are those of the matrix products that are issued: padding, repetition by value block, sweeps of substitutions included.
 """
 
 from __future__ import annotations
 
+from typing import Optional
+
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Budget, Buffer, Kernel, Skeleton, Space, Traffic
+from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Skeleton, Space, Traffic
 from ttrc.ir.tile import Contract, Inverse, Statement, Substitute
 
 
 def budget(
-    module: Module, *, chunk: int, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4
+    module: Module,
+    *,
+    chunk: int,
+    d_k: int,
+    d_v: int,
+    dtype_bytes: int,
+    gate_bytes: int = 4,
+    schedule: Optional[str] = None,
+    segments: int = 1,
 ) -> dict[str, dict[str, Budget]]:
-    """{form: {"forward" | "backward": Budget}} at batch 1 with as many key heads as value heads."""
+    """{form: {"forward" | "backward": Budget}} at batch 1 with as many key heads as value heads.
+
+    Of each form's first schedule, or of the forms that have one of the name `schedule`; `segments` is how many a
+    sequence is cut into where it is.
+    """
     cost = _Cost(chunk, d_k, d_v, dtype_bytes, gate_bytes)
-    return {
-        name: {"forward": cost.of(form.plan.forward), "backward": cost.of(form.plan.backward)}
-        for name, form in module.forms.items()
-    }
+    costs = {}
+    for name, form in module.forms.items():
+        for chosen in [s for s in form.plan.schedules if s.name == schedule] if schedule else form.plan.schedules[:1]:
+            costs[name] = {p: cost.of(getattr(chosen, p), segments) for p in ("forward", "backward")}
+    return costs
 
 
 def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4) -> dict[str, float]:
@@ -31,6 +46,37 @@ def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_by
     return {"forward": read + gates + written, "backward": 2 * (read + gates) + written}
 
 
+def launch_budget(
+    kernel: Kernel, *, chunk: int, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4
+) -> tuple[Traffic, float]:
+    """One kernel's traffic per token and head, and its serial steps per token of what it walks in one go."""
+    cost = _Cost(chunk, d_k, d_v, dtype_bytes, gate_bytes)
+    return cost.traffic(kernel), cost.steps(kernel)
+
+
+def launch_costs(launches: tuple[Launch, ...], *, chunk: int, width: int) -> tuple[tuple[int, int, int, bool], ...]:
+    """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a chunk, whether over segments."""
+    cost = _Cost(chunk, width, width, 2, 4)
+    rows = []
+    for launch in launches:
+        spent = cost.traffic(launch.kernel)
+        scans = launch.kernel.skeleton is Skeleton.SCAN
+        products = sum(_products(s, chunk) for s in launch.kernel.statements) if scans else 0
+        moved = round(spent.read_bytes + spent.written_bytes)
+        rows.append((moved, round(spent.flops), products, launch.segments))
+    return tuple(rows)
+
+
+def _products(statement: Statement, chunk: int) -> int:
+    """How many matrix products, one after the other, a statement takes."""
+    match statement.op:
+        case Contract():
+            return 1
+        case Substitute():  # sweeps, and the block taken off all rows
+            return chunk // 16 * (16 + 1)
+    return 0
+
+
 class _Cost:
     def __init__(self, chunk: int, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int):
         self.chunk, self.dtype_bytes, self.gate_bytes = chunk, dtype_bytes, gate_bytes
@@ -38,13 +84,21 @@ class _Cost:
         self.width = {"s": (chunk + 16) // 2, "k": d_k, "v": d_v}
         self.d_k, self.d_v = d_k, d_v
 
-    def of(self, kernels: tuple[Kernel, ...]) -> Budget:
-        rows = tuple((k.name, self._traffic(k)) for k in kernels)
-        scans = [k for k in kernels if k.skeleton is not Skeleton.PARALLEL]
-        serial = sum(1.0 if _by_token(k) else 1.0 / self.chunk for k in scans)
-        return Budget(rows, len(kernels), serial)
+    def of(self, launches: tuple[Launch, ...], segments: int) -> Budget:
+        rows = tuple((launch.kernel.name, self.traffic(launch.kernel)) for launch in launches)
+        serial = sum(self.steps(x.kernel) / (segments if x.segments else 1) for x in launches)
+        return Budget(rows, len(launches), serial)
 
-    def _traffic(self, kernel: Kernel) -> Traffic:
+    def steps(self, kernel: Kernel) -> float:
+        """Serial steps a token; those of a join come by segment, and are few."""
+        match kernel.skeleton:
+            case Skeleton.SCAN:
+                return 1.0 / self.chunk
+            case Skeleton.TOKENS | Skeleton.TOKENS_REVERSE:
+                return 1.0
+        return 0.0
+
+    def traffic(self, kernel: Kernel) -> Traffic:
         read = sum(self._bytes(b, kernel) for b in kernel.loads)
         written = sum(self._bytes(b, kernel) for b in kernel.stores)
         states = 4 * self.d_k * self.d_v / self.chunk

@@ -4,25 +4,34 @@ A kernel is named by what it stores; its body is the slice of the program that t
 already holds. So a value that two kernels want is either stored by the first (listed in its stores) or worked out
 again by the second: the cut is a choice made here, and every other consequence follows from the slice.
 
-forward:   prepare (parallel over chunks: the triangular inverses, where the rule has any)
-           scan    (state on chip: outputs, and the chunk-start states where a backward pass will follow)
-backward:  scan in reverse (the state's cotangent on chip: stored at each chunk's end)
-           gradients (parallel over chunks: all that contracts over the value axis, which the scans split)
+fused      forward:  prepare (parallel over chunks: the triangular inverses, where the rule has any)
+                     scan    (state on chip: outputs, and the chunk-start states where a backward pass will follow)
+           backward: scan in reverse (the state's cotangent on chip: stored at each chunk's end)
+                     gradients (parallel over chunks: all that contracts over the value axis, which the scans split)
+split      the forward scan leaves the read-outs, which nothing waits for, to a kernel that is parallel over chunks:
+           fewer products on the serial path, more bytes
+segments   pieces of a sequence side by side: each is scanned from an empty state, and once more from the state that
+           composing those before it gives; for rules that are affine in the state
 """
 
 from __future__ import annotations
 
 from ttrc.ir.config import NONLINEAR, WHOLE, plain_name
-from ttrc.ir.plan import Buffer, Kernel, Plan, Segment, Skeleton, Space
+from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Substitute, Tile, operands, sums_values
 from ttrc.language.spec import Parameter
+from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.passes.split_panels import split_panels
 
 KEY_HEADS = ("q", "k", "d_q", "d_k")
+THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
+BACK = ("d_final_state", "d_initial")
+JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
+JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 
 
 def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -32,28 +41,66 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     (cotangent,) = (c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
     solved, fed_back = _substituted(forward), _substituted(backward, known=forward)
+    known = (*inputs, *pairs)
     states = Buffer("states", state.state, Space.CHUNK)
     d_states = Buffer("d_states", cotangent.state, Space.CHUNK)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
     kind = NONLINEAR if solved else ""
-    first = tuple([_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else [])
-    scan = _kernel(
-        f"chunk_scan{kind}", Skeleton.SCAN, forward, (*outputs, states, *solved), (*inputs, *pairs), (state,)
-    )
-    known = (*inputs, *pairs, *solved)
-    back = _kernel(f"chunk_scan_reverse{kind}", Skeleton.SCAN, backward, (d_states, *fed_back), known, (cotangent,))
-    known += (states, d_states, *fed_back)
-    grads = _kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, gradients, known)
-    return Plan("chunk", (*first, scan), (back, grads), (*pairs, states, *solved), (d_states, *fed_back))
+
+    def scan(*stores: Buffer) -> Kernel:
+        return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, (state,))
+
+    def scan_back(*stores: Buffer) -> Kernel:
+        memory = (*known, *solved)
+        return _kernel(f"chunk_scan_reverse{kind}", Skeleton.SCAN, backward, stores, memory, (cotangent,))
+
+    prepare = [_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+    kept, kept_back = (states, *solved), (d_states, *fed_back)
+    ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
+    output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
+    grads = _kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, gradients, (*known, *kept, *kept_back))
+    kernels = [*prepare, ahead, back, grads, output]
+
+    first, last = tuple(Launch(k) for k in prepare), Launch(grads)
+    fused = Schedule("fused", (*first, Launch(ahead, *THROUGH)), (Launch(back, *BACK), last))
+    split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output)), fused.backward)
+    schedules = [fused, split]
+
+    moved = linearize_tile(forward, state)
+    if moved is not None:
+        # Without a decay and without a solve a state crosses as it is.
+        cross = [_kernel("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)]
+        if not moved.statements:
+            cross = []
+        unit = "ones" if is_elementwise(moved) else "identity"
+        transition = tuple(Launch(k, unit, "transition", segments=True) for k in cross)
+        schedules.append(
+            Schedule(
+                "segments",
+                (*first, *transition, *_by_segment(scan(), JOIN, ahead, THROUGH)),
+                (*transition, *_by_segment(scan_back(), JOIN_REVERSE, back, BACK), last),
+            )
+        )
+        kernels += [*cross, JOIN, JOIN_REVERSE]
+    return Plan("chunk", tuple(kernels), tuple(schedules), saved=(*pairs, *kept), scratch=kept_back)
 
 
 def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
     """What a program, beyond a known one, solves row by row: serial work in a scan, so that it is done once."""
     old = () if known is None else known.statements
     solved = [s.target for s in program.statements if isinstance(s.op, Substitute) and s not in old]
-    return tuple(Buffer(t.name, t, Space.TOKEN) for t in solved)
+    return tuple(Buffer(t.name, t, Space.SOLVED) for t in solved)
+
+
+def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str]) -> tuple[Launch, ...]:
+    """Segments from empty states, the states they start from in truth, and segments again from those."""
+    return (
+        Launch(alone, None, "sums", segments=True),
+        Launch(join, *ends),
+        Launch(again, "starts", None, segments=True),
+    )
 
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
@@ -80,7 +127,8 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
     ahead = _kernel("token_scan", Skeleton.TOKENS, forward, outputs, inputs, (state,))
     back = _kernel("token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, (state, cotangent))
-    return Plan("recurrent", (ahead,), (back,), saved=(states,), scratch=())
+    only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
+    return Plan("recurrent", (ahead, back), (only,), saved=(states,), scratch=())
 
 
 def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:

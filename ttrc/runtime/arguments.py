@@ -93,6 +93,15 @@ def check_options(form, forms, chunk_size, backend, scale, q) -> None:
             raise _wrong("backend", f"'triton' on {q.device}", expected)
 
 
+def check_schedule(schedule, schedules, form: str, packed: bool) -> None:
+    known = ("auto", *(schedules if form in ("auto", "chunk") else ()))
+    if packed and schedule == "segments" and schedule in known:
+        expected = "another: packed sequences (cu_seqlens) run side by side as they are, and are not cut"
+        raise _wrong("schedule", "'segments' with cu_seqlens", expected)
+    if schedule not in known:
+        raise _wrong("schedule", repr(schedule), f"{'one of ' if known[1:] else ''}{', '.join(known)}")
+
+
 def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> None:
     declared = {g.name: g for g in (*spec.inputs, *spec.parameters)}
     for name, gate in declared.items():

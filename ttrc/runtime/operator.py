@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ttrc.language.spec import Parameter, Spec
-from ttrc.runtime.arguments import check_arguments, check_options
+from ttrc.runtime.arguments import check_arguments, check_options, check_schedule
 from ttrc.sampling import default_value
 
 
@@ -27,6 +27,10 @@ class Operator:
     def forms(self) -> tuple[str, ...]:
         return tuple(self.package.op.OPS)
 
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        return tuple(getattr(self.package.op, "COSTS", {}).get("chunk", ()))
+
     def __call__(
         self,
         q: Tensor,
@@ -40,6 +44,7 @@ class Operator:
         form: str = "auto",
         chunk_size: Optional[int] = None,
         backend: str = "auto",
+        schedule: str = "auto",
         **gates: Tensor,
     ) -> tuple[Tensor, Optional[Tensor]]:
         """(o, final state or None).
@@ -49,11 +54,14 @@ class Operator:
         multiplies the read-out, d_k ** -0.5 by default. cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
         result beyond rounding. backend: "triton", "torch", or "auto" (Triton on a GPU or in its interpreter).
+        schedule: how the chunk form's kernels share the work, one of `schedules`, or "auto": what a cost model takes
+        to be fastest for the shapes and the chip. Packed sequences are never cut into segments.
         Raises ArgumentError, a ValueError that names the argument.
         """
         gates = self._with_defaults(gates, v)
         check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens)
         check_options(form, self.forms, chunk_size, backend, scale, q)
+        check_schedule(schedule, self.schedules, form, cu_seqlens is not None)
         return self._call(
             q,
             k,
@@ -66,6 +74,7 @@ class Operator:
             form=form,
             chunk_size=chunk_size or self.package.op.CHUNK,
             backend=backend,
+            schedule=schedule,
         )
 
     def _with_defaults(self, gates: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:

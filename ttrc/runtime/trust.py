@@ -73,6 +73,7 @@ class Verifier:
                 form=self.form,
                 chunk_size=setting.case.chunk_size,
                 backend="triton",
+                schedule=setting.case.schedule,
             )
 
         with poisoned(self.device):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from types import ModuleType
 from typing import Optional
 
@@ -18,10 +19,10 @@ import torch
 
 from ttrc.compiler import analyse
 from ttrc.ir.config import Config, block
-from ttrc.ir.plan import Kernel, Skeleton
+from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
-from ttrc.runtime.workload import Workload, draw_inputs
+from ttrc.runtime.workload import Workload, draw_inputs, programs
 
 MOST = 24  # candidates a kernel
 VALUE_BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3)
@@ -72,9 +73,19 @@ class Footprint:
     blocks: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """How the operator is called so that it launches the kernel at hand: timed in the first, right in all of them."""
+
+    form: str
+    schedules: tuple[str, ...]
+
+
 Call = Callable[[], None]
 Timer = Callable[[Key, Config, Call], float]  # ms of one call
-Verifier = Callable[[str], Callable[[], Optional[str]]]  # of a form: the reason why the operator is wrong, or None
+Verdict = Callable[[], Optional[str]]  # why the operator is wrong, or None
+Verifier = Callable[[str, str], Verdict]  # of a form and schedule
+Judge = Callable[[str], Verdict]  # of a schedule, the form being known
 Footprints = Callable[[str, Config], Optional[Footprint]]  # of a kernel: None where nothing is known
 
 
@@ -103,11 +114,23 @@ def tune(
     search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, on_start, on_trial)
     forms = analyse(op.spec).forms
     for form, shapes in workloads.items():
-        judge = verifier(form)
+        plan = forms[form].plan
+        judge = cache(lambda schedule, form=form: verifier(form, schedule))
         for shape in shapes:
-            for kernel in (*forms[form].plan.forward, *forms[form].plan.backward):
-                search.kernel(kernel, form, shape, judge)
+            for kernel, schedules in tunable(plan, _regime(shape)):
+                search.kernel(kernel, Run(form, schedules), shape, judge)
     return Report(op.spec.name, tuple(search.trials), search.default_ms)
+
+
+def tunable(plan: Plan, regime: str) -> list[tuple[Kernel, tuple[str, ...]]]:
+    """Each kernel with the schedules that launch it. A chip that is full anyway runs the first schedule alone."""
+    only = len(plan.schedules) == 1
+    found: dict[str, list[str]] = {}
+    for schedule in plan.schedules[:1] if regime == "many" else plan.schedules:
+        for name in dict.fromkeys(x.kernel.name for x in (*schedule.forward, *schedule.backward)):
+            found.setdefault(name, []).append("auto" if only else schedule.name)
+    # A join is a few products a segment: nothing to win.
+    return [(k, tuple(found[k.name])) for k in plan.kernels if k.name in found and k.skeleton is not Skeleton.JOIN]
 
 
 @contextmanager
@@ -156,13 +179,11 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
 
 def _cost(kernel: Kernel, config: Config, known: Footprint, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
-    panels = -(-shape.d_v // config.value_block)
-    split = kernel.skeleton is not Skeleton.PARALLEL  # these have a program a value block, the others a loop over them
-    heads = shape.batch * shape.heads
-    programs = heads * panels if split else heads * -(-shape.length // 64)
-    work = known.instructions * (1 if split else panels)
-    waves = -(-programs // (multiprocessors * max(known.blocks, 1)))
-    return max(programs * work * config.warps / (4 * multiprocessors), waves * work) * (1 + known.spills)
+    looped = kernel.skeleton is Skeleton.PARALLEL  # over the value blocks, which the others split over programs
+    work = known.instructions * (-(-shape.d_v // config.value_block) if looped else 1)
+    grid = programs(kernel, config, shape)
+    waves = -(-grid // (multiprocessors * max(known.blocks, 1)))
+    return max(grid * work * config.warps / (4 * multiprocessors), waves * work) * (1 + known.spills)
 
 
 def _distance(config: Config, default: Config) -> float:
@@ -184,9 +205,9 @@ class _Search:
         self.trials: list[Trial] = []
         self.best: dict[Key, Config] = {}
         self.default_ms: dict[Key, float] = {}
-        self.verdicts: dict[tuple[str, int, Config], str | None] = {}  # a config's verdict holds for both regimes
+        self.verdicts: dict[tuple, str | None] = {}  # a config's verdict holds for every regime with its schedules
 
-    def kernel(self, kernel: Kernel, form: str, shape: Workload, judge: Callable[[], str | None]) -> None:
+    def kernel(self, kernel: Kernel, run: Run, shape: Workload, judge: Judge) -> None:
         table = self.op.package.op.CONFIGS[kernel.name]
         width = min(w for w in table if w >= max(block(shape.d_k), block(shape.d_v)))
         key = Key(kernel.name, width, str(self.dtype).removeprefix("torch."), _regime(shape))
@@ -197,7 +218,7 @@ class _Search:
         chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most)
         timed: dict[Config, float] = {}
         for config in chosen:
-            reason, ms = self._try(key, config, form, shape, judge)
+            reason, ms = self._try(key, config, run, shape, judge)
             if reason is None:
                 timed[config] = ms
             else:
@@ -212,7 +233,7 @@ class _Search:
         if winner is not None:
             self.best[key] = winner
 
-    def _try(self, key: Key, config: Config, form: str, shape: Workload, judge) -> tuple[str | None, float]:
+    def _try(self, key: Key, config: Config, run: Run, shape: Workload, judge) -> tuple[str | None, float]:
         """(why not, ms): verified first, and only what holds is timed."""
         if (key, config) in self.suspects:
             return "a run ended while this was tried", 0.0
@@ -220,13 +241,14 @@ class _Search:
         both = {Key(key.kernel, key.width, key.dtype, regime): config for regime in ("many", "few")}
         with using(self.op.package, self.best | both):
             try:
-                place = (key.kernel, key.width, config)
+                place = (key.kernel, key.width, run.schedules, config)
                 if place not in self.verdicts:
-                    self.verdicts[place] = judge()
+                    reasons = (judge(schedule)() for schedule in run.schedules)
+                    self.verdicts[place] = next((r for r in reasons if r is not None), None)
                 if self.verdicts[place] is not None:
                     return self.verdicts[place], 0.0
                 return None, self.timer(
-                    key, config, _launch_alone(self.op, key.kernel, form, shape, self.dtype, self.device)
+                    key, config, _launch_alone(self.op, key.kernel, run, shape, self.dtype, self.device)
                 )
             except Exception as error:  # a compiler's or a driver's: the candidate's fault, not the tuner's
                 if "illegal memory access" in str(error):
@@ -242,7 +264,7 @@ def _regime(shape: Workload) -> str:
     return "many" if shape.batch * shape.heads >= MANY else "few"
 
 
-def _launch_alone(op: Operator, kernel: str, form: str, shape: Workload, dtype: torch.dtype, device: str) -> Call:
+def _launch_alone(op: Operator, kernel: str, how: Run, shape: Workload, dtype: torch.dtype, device: str) -> Call:
     """A call that launches one kernel of a whole forward and backward pass again, on the tensors it had there."""
     launches: list[Call] = []
     module = op.package.op
@@ -256,7 +278,7 @@ def _launch_alone(op: Operator, kernel: str, form: str, shape: Workload, dtype: 
     x = draw_inputs(op.spec, shape, dtype, device)
     module.launch = noted
     try:
-        o, _ = op(**x, form=form, backend="triton")
+        o, _ = op(**x, form=how.form, backend="triton", schedule=how.schedules[0])
         torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
     finally:
         module.launch = launch

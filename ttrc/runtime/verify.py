@@ -40,6 +40,7 @@ class Case:
     packed: tuple[int, ...] = ()
     extreme: str | None = None
     chunk_size: int | None = None
+    schedule: str = "auto"
     seed: int = 0
 
     def __str__(self) -> str:
@@ -47,7 +48,7 @@ class Case:
         for name in ("packed", "extreme", "chunk_size"):
             if getattr(self, name):
                 text += f" {name}={getattr(self, name)}"
-        return text
+        return text if self.schedule == "auto" else f"{text} {self.schedule}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dt
             form=form,
             chunk_size=case.chunk_size,
             backend=backend,
+            schedule=case.schedule,
         )
 
     given = {n: x.to(device, _dtype_of(n, dtype)) for n, x in drawn.items()}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import Tensor
 
+from ttrc.ir.config import CHUNK, Config
+from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.language.spec import Spec
 from ttrc.sampling import random_inputs
 
+SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
 PERIOD = 512  # tokens drawn on the CPU and repeated on the device: what a kernel costs does not depend on values
 
 
@@ -31,6 +35,30 @@ class Workload:
     def __str__(self) -> str:
         width = str(self.d_k) if self.d_k == self.d_v else f"{self.d_k}/{self.d_v}"
         return f"{self.batch} x {self.length} x {self.heads} x {width}"
+
+
+def programs(
+    kernel: Kernel, config: Config, shape: Workload, *, segments: int = 1, columns: Optional[int] = None
+) -> int:
+    """The grid of a launch: parallel kernels have a program a chunk and head, the others one a head and value block.
+
+    segments: into how many pieces, which run side by side, each sequence is cut. columns: of the carried state, d_v
+    where nothing else is said.
+    """
+    heads = shape.batch * shape.heads
+    if kernel.skeleton is Skeleton.PARALLEL:
+        return heads * -(-shape.length // CHUNK)
+    return heads * segments * -(-(columns or shape.d_v) // config.value_block)
+
+
+def segment_count(programs: int, chunks: int, processors: int) -> int:
+    """Into how many segments of whole chunks, none of them empty, a schedule that cuts sequences cuts each.
+
+    As many as fill the chip, two programs a multiprocessor, when `programs` walk `chunks` each; two at least.
+    Generated operators do the same.
+    """
+    wanted = max(2, min(2 * processors // programs, chunks // SEGMENT_CHUNKS))
+    return -(-chunks // -(-chunks // min(wanted, chunks)))
 
 
 def draw_inputs(

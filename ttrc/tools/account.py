@@ -14,7 +14,7 @@ from ttrc import symbolic
 from ttrc.emit import comment, tags
 from ttrc.ir.config import CHUNK
 from ttrc.ir.module import Form, Module
-from ttrc.ir.plan import Budget, Buffer, Kernel, Plan, Skeleton
+from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import (
     Contract,
@@ -35,7 +35,12 @@ from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import Expr, symbol
 from ttrc.tools.notation import Line, as_assignment, factor, line
 
-WIDTH, BYTES = 128, 2
+WIDTH, BYTES, SEGMENTS = 128, 2, 16
+_BUDGETED = {"d_k": WIDTH, "d_v": WIDTH, "dtype_bytes": BYTES}
+WAYS_NOTE = (
+    "fused: batch times heads fill the chip. split: read-outs off the serial path. segments: few heads and long "
+    f"sequences, here cut in {SEGMENTS}. An operator takes what its cost model finds fastest for the shapes."
+)
 SIZES = f"d = {WIDTH}, bfloat16, chunks of {CHUNK}"
 
 BUDGET_NOTE = (
@@ -228,6 +233,8 @@ def runs(kernel: Kernel) -> str:
             return f"token by token, on chip: {_carried(kernel)}"
         case Skeleton.TOKENS_REVERSE:
             return "token by token backwards, states remade"
+        case Skeleton.JOIN:
+            return "segments in order"
     raise AssertionError(kernel.skeleton)
 
 
@@ -248,7 +255,7 @@ def shaped(buffer: Buffer) -> str:
 def serial(spent: Budget) -> str:
     """Serial steps a token, as a fraction where one step takes many tokens."""
     share = spent.serial_steps_per_token
-    return f"1/{1 / share:g}" if 0 < share < 1 else f"{share:g}"
+    return f"1/{1 / share:.3g}" if 0 < share < 1 else f"{share:g}"
 
 
 def passes(plan: Plan) -> tuple[tuple[str, tuple[Kernel, ...]], ...]:
@@ -256,10 +263,35 @@ def passes(plan: Plan) -> tuple[tuple[str, tuple[Kernel, ...]], ...]:
 
 
 def costs(module: Module) -> tuple[Cost, ...]:
-    sizes = {"d_k": WIDTH, "d_v": WIDTH, "dtype_bytes": BYTES}
-    least = least_bytes(module, **sizes)
+    """Of each form's first schedule."""
+    least = least_bytes(module, **_BUDGETED)
     return tuple(
         Cost(form, direction, spent, least[direction])
-        for form, both in budget(module, chunk=CHUNK, **sizes).items()
+        for form, both in budget(module, chunk=CHUNK, **_BUDGETED).items()
         for direction, spent in both.items()
     )
+
+
+@dataclass(frozen=True)
+class Way:
+    """One schedule of a form: its launches in order, and what each pass costs."""
+
+    form: str
+    schedule: str
+    launches: dict[str, tuple[str, ...]]
+    budgets: dict[str, Budget]
+
+
+def ways(module: Module) -> tuple[Way, ...]:
+    """The schedules of the forms that have several."""
+    return tuple(
+        Way(name, s.name, {d: _names(getattr(s, d)) for d in ("forward", "backward")}, spent[name])
+        for name, form in module.forms.items()
+        for s in form.plan.schedules
+        if len(form.plan.schedules) > 1
+        for spent in [budget(module, chunk=CHUNK, **_BUDGETED, schedule=s.name, segments=SEGMENTS)]
+    )
+
+
+def _names(launches: tuple[Launch, ...]) -> tuple[str, ...]:
+    return tuple(launch.kernel.name for launch in launches)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ttrc.compiler import analyse
+from ttrc.ir.config import CHUNK
 from ttrc.language.spec import Spec
 from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
@@ -195,10 +196,21 @@ def _at_shape(op, module, sides, same, shape, passes, dtype, device, roof, budge
                 failed[side.name] = f"does not run: {type(error).__name__}: {str(error)[:160]}"
                 _free(device)
         samples = interleaved(steps, device, budget_ms)
-        costs = walls(module, shape, which, roof, dtype.itemsize)
+        chosen = _schedules(op, first)
+        costs = walls(module, shape, which, roof, dtype.itemsize, chosen)
+        ways = [chosen[name][0] for name in PASSES[which] if name in chosen]
         for side in sides:
-            rows.append(_row(op.spec, shape, which, side, samples, peaks, failed, costs, small, large))
+            rows.append(_row(op.spec, shape, which, side, samples, peaks, failed, costs, ways, small, large))
     return rows
+
+
+def _schedules(op: Operator, x: Mapping[str, Tensor]) -> dict[str, tuple[str, int]]:
+    """By pass: the schedule that the operator takes for these inputs, and into how many segments it cuts them."""
+    if not op.schedules:
+        return {}
+    layout = op.package.op.lay_out(x["v"], None, CHUNK)
+    choose = op.package.op.choose
+    return {which: choose("chunk", which, "auto", x["q"], x["v"], layout) for which in ("forward", "backward")}
 
 
 def _ours(op: Operator, x: Mapping[str, Tensor], backend: str = "triton") -> Tensor:
@@ -222,9 +234,9 @@ def _step(side: _Side, which: str, sets: Sequence[dict[str, Tensor]], d_o: Tenso
     return forward if which == "forward" else both
 
 
-def _row(spec: Spec, shape, which, side: _Side, samples, peaks, failed, costs, small, large) -> Row:
+def _row(spec: Spec, shape, which, side: _Side, samples, peaks, failed, costs, ways, small, large) -> Row:
     sample, ours = samples.get(side.name), samples.get(OURS)
-    notes = []
+    notes = [" + ".join(ways)] if ways and side.peer is None else []
     if side.peer is not None and not side.peer.same:
         notes.append("another function")
     if side.peer is not None and side.peer.refusal and which == "both":

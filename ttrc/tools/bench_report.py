@@ -33,7 +33,7 @@ def as_table(run: Bench) -> Table:
         table.add_column(column)
     for column in ("ms", "x", "% wall", "% least", "GiB", "error"):
         table.add_column(column, justify="right")
-    table.add_column("notes", max_width=60)
+    table.add_column("notes", max_width=60, overflow="fold")
     for row in run.rows:
         table.add_row(*_cells(row), style=None if row.sample else "red")
     return table

@@ -27,11 +27,15 @@ MATHEMATICS = (
     Case(extreme="strong"),
     Case(extreme="weak"),
 )
+SCHEDULES = ("fused", "split", "segments")  # "auto" takes the first of them at shapes as small as these
 KERNELS = {
     "chunk": (
         Case(),
         Case(B=1, T=40, packed=(17, 1, 22), extreme="strong"),
         Case(B=1, T=33, H=1, HV=1, d_k=40, d_v=17),
+        *(Case(T=50, d_k=8, d_v=20, chunk_size=16, schedule=name) for name in SCHEDULES),
+        Case(B=1, T=40, packed=(17, 1, 22), chunk_size=16, schedule="split"),
+        Case(B=1, T=50, HV=1, d_k=8, d_v=8, chunk_size=16, schedule="segments", extreme="strong"),
     ),
     "recurrent": (Case(B=1, T=18), Case(B=1, T=9, packed=(5, 1, 3), extreme="strong")),
 }
@@ -41,6 +45,9 @@ ON_GPU = (
     Case(B=1, T=400, packed=(130, 1, 269), H=1, HV=2, d_k=64, d_v=128, extreme="strong"),
     Case(B=1, T=130, H=1, HV=1, d_k=256, d_v=256),
     Case(B=1, T=70, H=1, HV=2, d_k=40, d_v=24),
+)
+SCHEDULES_ON_GPU = tuple(
+    Case(B=2, T=1100, H=1, HV=2, d_k=width, d_v=width, schedule=name) for name in SCHEDULES for width in (64, 128)
 )
 
 
@@ -67,7 +74,8 @@ def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, t
         rungs += [(form, "torch", torch.float64, case) for case in MATHEMATICS]
     low = (torch.float32, torch.float16) if device == "cpu" else (torch.float32, torch.float16, torch.bfloat16)
     for form in op.forms:
-        cases = KERNELS[form] if device == "cpu" else ON_GPU
+        cases = KERNELS[form] if device == "cpu" else ON_GPU + (SCHEDULES_ON_GPU if form == "chunk" else ())
+        cases = [c for c in cases if c.schedule in ("auto", *op.schedules)]
         rungs += [(form, "triton", d, case) for d in low for case in cases]
     if dtype is not None:
         if dtype not in DTYPES:

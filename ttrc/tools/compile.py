@@ -14,6 +14,7 @@ from ttrc.backends.triton.signature import signature
 from ttrc.compiler import analyse
 from ttrc.emit import emit
 from ttrc.ir.config import Config
+from ttrc.ir.module import Module
 from ttrc.language.spec import Spec
 from ttrc.tools.offline import CompileFailure, Job, compile_many
 from ttrc.tools.resources import Resources, occupancy
@@ -26,13 +27,17 @@ WIDTHS = (64, 128, 256)
 class Row:
     """One kernel at one head dimension for one target."""
 
-    spec: str
+    module: Module
     form: str
     kernel: str
     width: int
     target: str
     config: Config
     result: Resources | CompileFailure
+
+    @property
+    def spec(self) -> str:
+        return self.module.spec.name
 
     @property
     def problem(self) -> str | None:
@@ -62,12 +67,12 @@ def compile_specs(
             path = Path(folder) / f"{spec.name}_{number}.py"  # two specs may have one name
             path.write_text(emit(module)["kernels.py"], encoding="utf-8")
             for form in module.forms.values():
-                for kernel in (*form.plan.forward, *form.plan.backward):
+                for kernel in form.plan.kernels:
                     for width in widths:
                         chosen = (configs or {}).get(kernel.name)
                         s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=chosen)
                         for target in targets:
-                            heads.append((spec.name, form.name, kernel.name, width, target, s.config))
+                            heads.append((module, form.name, kernel.name, width, target, s.config))
                             jobs.append(
                                 Job(
                                     str(path),
@@ -88,7 +93,7 @@ def as_table(rows: Sequence[Row]) -> Table:
     """A line a kernel; V: value channels a program takes at once, blocks: programs a multiprocessor holds."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="compiled without a GPU")
     for column in ("kernel", "d", "target", "V", "warps", "stages", "regs", "spills", "shared", "blocks", "matrix"):
-        table.add_column(column, justify="left" if column in ("kernel", "target", "matrix") else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("kernel", "target", "matrix") else "right")
     several = len({row.spec for row in rows}) > 1
     for row in rows:
         name = f"{row.spec} {row.kernel}" if several else row.kernel
@@ -129,6 +134,7 @@ def as_data(rows: Sequence[Row]) -> list[dict]:
                 "stack_bytes": row.result.stack_bytes,
                 "spills": row.result.spills,
                 "shared_bytes": row.result.shared_bytes,
+                "blocks": occupancy(row.result, row.config.warps, row.target),
                 "matrix_instructions": dict(row.result.matrix_instructions),
             }
         data.append(entry)

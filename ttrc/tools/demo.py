@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, normalize, rms_norm, silu
 from ttrc.language.spec import Domain, Input, Parameter, Spec
 from ttrc.runtime.load import load as load_operator
 from ttrc.sampling import INTO_DOMAIN, default_value
+from ttrc.tools.console import WholeConsole
 
 IGNORE = -100  # cross_entropy's label for "no answer is asked here"
 
@@ -169,7 +170,7 @@ def associative_recall(
 
     Each model starts from the same numbers and sees the same sequences; load(name) gives its operator.
     """
-    console = console or Console()
+    console = console or WholeConsole()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -16,6 +16,7 @@ from ttrc.language.spec import Spec
 from ttrc.tools import account, classify
 from ttrc.tools.notation import as_text
 
+PROSE = ("", "runs", "loads", "stores")  # columns that wrap where the terminal is narrow
 RUN_TOGETHER = {"chunk": "a chunk of tokens", "recurrent": "one token"}
 
 
@@ -70,6 +71,13 @@ def _form_data(form: Form, spec: Spec) -> dict:
         ],
         "saved": [b.name for b in form.plan.saved],
         "scratch": [b.name for b in form.plan.scratch],
+        "schedules": {
+            s.name: {
+                direction: [launch.kernel.name for launch in getattr(s, direction)]
+                for direction in ("forward", "backward")
+            }
+            for s in form.plan.schedules
+        },
     }
 
 
@@ -96,7 +104,8 @@ def _show(console: Console, title: str, body) -> None:
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=any(columns))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        overflow = "fold" if column in PROSE else "ellipsis"
+        table.add_column(column, justify="right" if column in right else "left", overflow=overflow)
     return table
 
 
@@ -172,7 +181,21 @@ def _budget(module: Module) -> Group:
             str(spent.launches),
             account.serial(spent),
         )
-    return Group(kernels, Text(), passes, Text(account.BUDGET_NOTE, style="dim"))
+    parts = [kernels, Text(), passes, Text(account.BUDGET_NOTE, style="dim")]
+    if ways := account.ways(module):
+        parts += [Text(), _ways(ways), Text(account.WAYS_NOTE, style="dim")]
+    return Group(*parts)
+
+
+def _ways(ways: tuple[account.Way, ...]) -> Table:
+    table = _table("schedule", "pass", "bytes", "serial steps", "launches", right=("bytes", "serial steps"))
+    for way in ways:
+        for direction, spent in way.budgets.items():
+            names = Text(" ".join(way.launches[direction]))
+            table.add_row(
+                Text(way.schedule, style="bold"), direction, _count(spent.bytes), account.serial(spent), names
+            )
+    return table
 
 
 def _count(amount: float) -> str:

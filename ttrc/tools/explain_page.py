@@ -40,6 +40,12 @@ def explain_page(spec: Spec) -> str:
         costs=[(c, account.serial(c.budget)) for c in costs],
         sizes=account.SIZES,
         note=account.BUDGET_NOTE,
+        ways=[
+            (way.schedule, direction, spent, account.serial(spent), way.launches[direction])
+            for way in account.ways(module)
+            for direction, spent in way.budgets.items()
+        ],
+        ways_note=account.WAYS_NOTE,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a compiled kernel needs, what a chip has, and how many blocks of the one fit on the other."""
+"""What a compiled kernel needs, what a chip has, how many blocks of the one fit on the other; and what parts reach."""
 
 from __future__ import annotations
 
@@ -61,6 +61,57 @@ def chip(target: str) -> Chip:
     if target not in CHIPS:
         raise TtrcError(f"unknown target {target!r}: expected one of {', '.join(CHIPS)}")
     return CHIPS[target]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One product with a chip of `target`: multiprocessors, clock in Hz, bytes/s, dense bf16 FLOP/s, bytes of L2 cache.
+
+    These are the vendor's figures; `bandwidth` and `matmul` are what kernels get of them.
+    """
+
+    target: str
+    multiprocessors: int
+    clock: float
+    sheet_bandwidth: float
+    sheet_matmul: float
+    l2_bytes: int
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s: the share of the data sheet's that an H100 reaches."""
+        return REACHED_BANDWIDTH * self.sheet_bandwidth
+
+    @property
+    def matmul(self) -> float:
+        """FLOP/s: the share of the data sheet's that an H100 reaches."""
+        return REACHED_MATMUL * self.sheet_matmul
+
+
+# On an H100 SXM copies reach about 3.0 of 3.35 TB/s and large products 700 to 800 of 989 TFLOP/s. Nobody has measured
+# the other parts for this table: they are taken to reach the same shares.
+REACHED_BANDWIDTH = 3.0 / 3.35
+REACHED_MATMUL = 750 / 989
+
+# NVIDIA's data sheets (A100, H100, H200, DGX B200: an eighth), dense rates: half of what is given with sparsity;
+# multiprocessors and L2 from the architectures' white papers and, for the B200, as published by those who ran one.
+# The clock is the one at which the matrix units do what the data sheet says.
+PARTS = {
+    "A100 SXM 80GB": Part("sm_80", 108, 1.41e9, 2.039e12, 312e12, 40 * 10**6),
+    "H100 SXM": Part("sm_90", 132, 1.83e9, 3.35e12, 989e12, 50 * 10**6),
+    "H200 SXM": Part("sm_90", 132, 1.83e9, 4.8e12, 989e12, 50 * 10**6),
+    "B200": Part("sm_100", 148, 1.86e9, 8.0e12, 2250e12, 126 * 10**6),
+}
+
+
+def parts(target: str) -> dict[str, Part]:
+    """The parts with that chip, by name; a chip without one is refused."""
+    chip(target)
+    found = {name: part for name, part in PARTS.items() if part.target == target}
+    if not found:
+        known = ", ".join(dict.fromkeys(part.target for part in PARTS.values()))
+        raise TtrcError(f"no bandwidth or rate is known here for {target}: expected one of {known}")
+    return found
 
 
 def occupancy(resources: Resources, num_warps: int, target: str) -> int:

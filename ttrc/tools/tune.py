@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -113,7 +113,7 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         dtype=DTYPES[dtype],
         device=device,
         timer=timer(device),
-        verifier=lambda form: Verifier(op, form, DTYPES[dtype], device, cases),
+        verifier=lambda form, schedule: Verifier(op, form, DTYPES[dtype], device, _scheduled(cases, schedule)),
         footprints=(lambda kernel, config: None) if toy else footprints(op, tuple(shapes), width, dtype, device),
         multiprocessors=132 if toy else torch.cuda.get_device_properties(device).multi_processor_count,
         most=min(most, 2) if toy else most,
@@ -126,6 +126,10 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         tuned.write_suspects(tuned.suspects_file(chip), crashed)
     tuned.apply_tuned(op.package, op.spec, device)
     return report
+
+
+def _scheduled(cases: list[Case], schedule: str) -> list[Case]:
+    return [replace(c, schedule=schedule) for c in cases if not (c.packed and schedule == "segments")]
 
 
 def _default(op: Operator, trial: Trial) -> Config:
@@ -154,7 +158,7 @@ def footprints(op: Operator, forms: Sequence[str], width: int, dtype: str, devic
     heads, jobs = [], []
     known = analyse(op.spec).forms
     for form in (known[name] for name in forms):
-        for kernel in (*form.plan.forward, *form.plan.backward):
+        for kernel in form.plan.kernels:
             for config in space(width):
                 s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=config)
                 heads.append((kernel.name, config))

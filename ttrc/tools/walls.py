@@ -1,27 +1,36 @@
-"""Which wall a plan runs into: memory traffic, matrix units, or the serial chain over chunks."""
+"""Which wall a plan runs into: memory traffic, matrix units, or the serial chain over chunks.
+
+`ttrc bench` holds the walls against measured times, with roofs measured on the chip at hand; `ttrc compile --shape`
+predicts from them, with the roofs of a chip that is not here.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Optional
 
 from ttrc.ir.config import CHUNK
-from ttrc.ir.module import Module
-from ttrc.passes.budget import budget, least_bytes
+from ttrc.ir.module import Form, Module
+from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
+from ttrc.passes.budget import launch_budget, least_bytes
 from ttrc.runtime.workload import Workload
 from ttrc.tools.timing import Roof
 
-STEP_SECONDS = 2e-6  # a chunk of a hand-tuned scan takes 1.8 to 3.2 us: the least that a serial step costs
+# A chunk of 64 tokens takes hand-tuned scans 1.8 to 3.2 us on an H100 at d = 128: about the least that a step costs.
+STEP_SECONDS = 2e-6
 PASSES = {"forward": ("forward",), "both": ("forward", "backward")}
 
 
 @dataclass(frozen=True)
 class Walls:
-    """Milliseconds that each wall alone would cost the plan, and that the least possible traffic would."""
+    """Milliseconds that each wall alone would cost."""
 
     memory: float
     matrix: float
     serial: float
-    least: float
 
     @property
     def binding(self) -> str:
@@ -32,16 +41,98 @@ class Walls:
         return getattr(self, self.binding)
 
 
-def walls(module: Module, shape: Workload, which: str, roof: Roof, dtype_bytes: int) -> Walls:
-    """Of the chunk form, from its budget and the roofs that were measured; which: "forward" or "both"."""
-    sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
-    costs = budget(module, chunk=CHUNK, **sizes)
-    passes = costs["chunk" if "chunk" in costs else "recurrent"]
-    least = least_bytes(module, **sizes)
-    chosen = [passes[name] for name in PASSES[which]]
+@dataclass(frozen=True)
+class PlanWalls(Walls):
+    """Of kernels that run one after another; and milliseconds that the least possible traffic would cost."""
+
+    least: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """A launch's part of its pass's budget: traffic per token and head, steps one after another per token.
+
+    `segments` is how many pieces of each sequence the launch runs side by side, or joins one after another.
+    """
+
+    launch: Launch
+    traffic: Traffic
+    steps_per_token: float
+    segments: int
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.launch.kernel
+
+    def steps(self, shape: Workload) -> int:
+        if self.kernel.skeleton is Skeleton.JOIN:
+            return self.segments
+        return math.ceil(shape.length * self.steps_per_token)
+
+
+def form_of(module: Module) -> Form:
+    """The form that long sequences run in."""
+    return module.forms["chunk" if "chunk" in module.forms else "recurrent"]
+
+
+def shares(
+    module: Module, which: str, shape: Workload, dtype_bytes: int, schedule: Optional[str] = None, segments: int = 1
+) -> list[Share]:
+    """Of the launches of one pass, "forward" or "backward", of a schedule, the first if none is named."""
+    plan = form_of(module).plan
+    (chosen,) = [s for s in plan.schedules if s.name == schedule] or plan.schedules[:1]
+    sizes = {"chunk": CHUNK, "d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
+    return [
+        Share(launch, traffic, steps / segments if launch.segments else steps, segments)
+        for launch in getattr(chosen, which)
+        for traffic, steps in [launch_budget(launch.kernel, **sizes)]
+    ]
+
+
+def kernel_walls(
+    share: Share, shape: Workload, roof: Roof, step_seconds: float = STEP_SECONDS, waves: int = 1
+) -> Walls:
+    """One kernel's; `waves` is how many times over the chip has to be filled until every program has run."""
+    moved = share.traffic.read_bytes + share.traffic.written_bytes
     return Walls(
-        memory=1e3 * shape.tokens * sum(c.bytes for c in chosen) / roof.bandwidth,
-        matrix=1e3 * shape.tokens * sum(c.flops for c in chosen) / roof.matmul,
-        serial=1e3 * shape.length * sum(c.serial_steps_per_token for c in chosen) * STEP_SECONDS,
-        least=1e3 * shape.tokens * sum(least[name] for name in PASSES[which]) / roof.bandwidth,
+        memory=1e3 * shape.tokens * moved / roof.bandwidth,
+        matrix=1e3 * shape.tokens * share.traffic.flops / roof.matmul,
+        serial=1e3 * share.steps(shape) * step_seconds * waves,
     )
+
+
+def together(kernels: Sequence[Walls], least: float) -> PlanWalls:
+    """Of kernels that run one after another."""
+    return PlanWalls(
+        memory=sum(k.memory for k in kernels),
+        matrix=sum(k.matrix for k in kernels),
+        serial=sum(k.serial for k in kernels),
+        least=least,
+    )
+
+
+def least_ms(module: Module, passes: Sequence[str], shape: Workload, roof: Roof, dtype_bytes: int) -> float:
+    """Milliseconds that reading each input once and writing each output once would cost."""
+    least = least_bytes(module, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype_bytes)
+    return 1e3 * shape.tokens * sum(least[name] for name in passes) / roof.bandwidth
+
+
+def walls(
+    module: Module,
+    shape: Workload,
+    which: str,
+    roof: Roof,
+    dtype_bytes: int,
+    chosen: Mapping[str, tuple[str, int]] = MappingProxyType({}),
+) -> PlanWalls:
+    """Of the form that long sequences run in, every program at work at once; which: "forward" or "both".
+
+    chosen: by pass, the schedule and its number of segments; the form's first where nothing is said.
+    """
+    passes = PASSES[which]
+    of_kernels = [
+        kernel_walls(share, shape, roof)
+        for name in passes
+        for share in shares(module, name, shape, dtype_bytes, *chosen.get(name, ()))
+    ]
+    return together(of_kernels, least_ms(module, passes, shape, roof, dtype_bytes))

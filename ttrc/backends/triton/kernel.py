@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from ttrc.backends.triton import substitution
 from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
 from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.config import plain_name
-from ttrc.ir.plan import Kernel, Plan, Segment, Skeleton
-from ttrc.ir.tile import Contract, Relabel, Substitute, Tile, operands
+from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton
+from ttrc.ir.tile import Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -16,18 +18,24 @@ DOC = {
     "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
     "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
     "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
+    "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
+    "chunk_transition": "What a state alone becomes from a segment's start to its end.",
+    "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
+    "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }
 
 
-def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
+def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
+    if kernel.skeleton is Skeleton.JOIN:
+        return {"name": kernel.name, "doc": DOC[kernel.name], "reverse": kernel.reverse}
     common = {
         "name": kernel.name,
         "doc": DOC[plain_name(kernel.name)],
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
-    writer = _Writer(kernel, plan, domains, tags)
+    writer = _Writer(kernel, domains, tags)
     match kernel.skeleton:
         case Skeleton.PARALLEL:
             return common | {"body": writer.panels(), "lead": pointers(kernel)[0].name}
@@ -50,7 +58,7 @@ def holes(kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str
             state, cotangent = kernel.carries
             again = writer.straight(_forward_part(kernel, state.next))
             following = writer.printer.name(state.next)
-            backward = _Writer(kernel, plan, domains, tags)
+            backward = _Writer(kernel, domains, tags)
             body = backward.straight(kernel.segments[0])
             return common | {
                 "again": again,
@@ -91,26 +99,40 @@ def _only_in_blocks(segment: Segment, tile: Tile) -> bool:
 
 
 class _Writer:
-    def __init__(self, kernel: Kernel, plan: Plan, domains: dict[str, Domain], tags: dict[str, str]):
+    def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         memory = TokenMemory if tokens else ChunkMemory
         self.kernel, self.tags, self.memory, self.domains = kernel, tags, memory(domains, "i_v"), domains
         self.stored = {b.tile: b for b in kernel.loads}
         raw = set() if tokens else {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
         self.printer, self.loaded = TritonPrinter(raw), set()
-        # Saved for a backward pass alone: written only where one will follow.
-        later = {b for k in plan.forward for b in k.loads}
-        self.on_request = set(plan.saved) - later if kernel in plan.forward else set()
+        self.on_request = _on_request(kernel)
         self.origin = None
 
     def straight(self, segment: Segment) -> str:
-        lines = self._loads(b for b in segment.loads if not _only_in_blocks(segment, b.tile))
+        needed, also = self._apart(segment)
+        loads = [b for b in segment.loads if not _only_in_blocks(segment, b.tile)]
+        lines = self._loads(b for b in loads if b.tile in needed)
+        lines += _guarded("READ", self._loads(b for b in loads if b.tile not in needed))
         made = {s.target for s in segment.statements}
         lines += self._stores(b for b in segment.stores if b.tile not in made)
-        for statement in segment.statements:
-            lines += self._statement(statement)
-            lines += self._stores(b for b in segment.stores if b.tile == statement.target)
+        for reads, run in groupby(segment.statements, key=lambda s: s.target in also):
+            printed = [line for s in run for line in (*self._statement(s), *self._stored(segment, s))]
+            lines += _guarded("READ", printed) if reads else printed
         return "\n".join(lines)
+
+    def _stored(self, segment: Segment, statement: Statement) -> list[str]:
+        return self._stores(b for b in segment.stores if b.tile == statement.target)
+
+    def _apart(self, segment: Segment) -> tuple[set[Tile], set[Tile]]:
+        """What the scan itself needs, loads among it, and what only its read-outs do."""
+        made = {s.target for s in segment.statements}
+        if self.kernel.skeleton is not Skeleton.SCAN:
+            return {b.tile for b in segment.loads} | made, set()
+        goals = [c.next for c in self.kernel.carries] + [b.tile for b in self.on_request]
+        own = slice_program(segment.statements, goals, frozenset(c.state for c in self.kernel.carries))
+        needed = {t for s in own for t in (s.target, *operands(s.op))}
+        return needed, made - needed
 
     def panels(self) -> str:
         # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
@@ -163,6 +185,15 @@ class _Writer:
     def _stores(self, buffers) -> list[str]:
         lines = []
         for buffer in buffers:
-            store = self.memory.store(buffer, self.printer.name(buffer.tile))
-            lines += ["if SAVE:", f"    {store}"] if buffer in self.on_request else [store]
+            store = [self.memory.store(buffer, self.printer.name(buffer.tile))]
+            lines += _guarded("SAVE", store) if buffer in self.on_request else store
         return lines
+
+
+def _on_request(kernel: Kernel) -> set[Buffer]:
+    """A scan's states at the chunks' bounds, and what it solves, are for other kernels: written where one follows."""
+    return {b for b in kernel.stores if b.space in BETWEEN} if kernel.skeleton is Skeleton.SCAN else set()
+
+
+def _guarded(flag: str, lines: list[str]) -> list[str]:
+    return [f"if {flag}:", *(f"    {line}" for line in lines)] if lines else []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from ttrc.backends.triton.kernel import pointers
-from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
+from ttrc.ir.plan import BETWEEN, Buffer, Launch, Plan, Skeleton, Space
 
 MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 
@@ -11,13 +13,21 @@ MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 def allocate_forward(plan: Plan) -> str:
     shape = "*(state_shape(q, v, cu_seqlens) if final else (0,))"
     lines = ["o = torch.empty_like(v)", f"final_state = v.new_empty({shape}, dtype=torch.float32)"]
-    read = {b for k in plan.forward for b in k.loads}
     for buffer in plan.saved:
         text = _new(buffer, plan.form)
-        lines.append(
-            f"{buffer.name} = {text}" if buffer in read else f"{buffer.name} = {text} if save else v.new_empty(0)"
-        )
+        readers = {s.name for s in plan.schedules for x in s.forward if buffer in x.kernel.loads}
+        if readers == {s.name for s in plan.schedules}:
+            lines.append(f"{buffer.name} = {text}")
+        else:
+            asked = " or ".join(["save", *(f'schedule == "{name}"' for name in sorted(readers))])
+            lines.append(f"{buffer.name} = {text} if {asked} else v.new_empty(0)")
     return "\n".join(lines)
+
+
+def returned(plan: Plan, buffer: Buffer) -> str:
+    """What the op returns of a saved buffer: nothing of one that was needed inside the forward pass alone."""
+    always = all(any(buffer in x.kernel.loads for x in s.forward) for s in plan.schedules)
+    return buffer.name if always or len(plan.schedules) == 1 else f"{buffer.name} if save else v.new_empty(0)"
 
 
 def saved_fake(plan: Plan, buffer: Buffer) -> str:
@@ -47,8 +57,40 @@ def allocate_backward(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def launches(plan: Plan, kernels: tuple[Kernel, ...]) -> str:
-    return "\n".join(_launch(plan, k) for k in kernels)
+def launches(plan: Plan, direction: str) -> str:
+    """A pass's launches: those that all schedules have in common first and last, what sets them apart between."""
+    ways = {s.name: getattr(s, direction) for s in plan.schedules}
+    if len(set(ways.values())) == 1:
+        only = next(iter(ways.values()))
+        return "\n".join(_launch(plan, x, direction) for x in only)
+    ahead, after = _shared(list(ways.values())), _shared([way[::-1] for way in ways.values()])[::-1]
+    lines = [_launch(plan, x, direction) for x in ahead]
+    names = {way: [f'"{name}"' for name, other in ways.items() if other == way] for way in ways.values()}
+    for way, asked in names.items():
+        own = [_launch(plan, x, direction) for x in way[len(ahead) : len(way) - len(after)]]
+        own = [*(_cut(way) if any(x.segments for x in way) else ()), *own]
+        test = f"in ({', '.join(asked)})" if len(asked) > 1 else f"== {asked[0]}"
+        word = "elif" if len(lines) > len(ahead) else "if"
+        lines += [f"{word} schedule {test}:", *(f"    {line}" for line in own)]
+    return "\n".join([*lines, *(_launch(plan, x, direction) for x in after)])
+
+
+def _shared(ways: list[tuple[Launch, ...]]) -> tuple[Launch, ...]:
+    """What all of them begin with."""
+    return tuple(group[0] for group in takewhile(lambda group: len(set(group)) == 1, zip(*ways)))
+
+
+def _cut(way: tuple[Launch, ...]) -> list[str]:
+    """The segments, and the float32 states that cross between their launches."""
+    (unit,) = {x.enter for x in way if x.leave == "transition"} or {"ones"}
+    transition = "torch.empty_like(unit)" if any(x.leave == "transition" for x in way) else "unit"
+    return [
+        "pieces = cut(layout, segments, chunk, v.device)",
+        "sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)",
+        "starts = torch.empty_like(sums)",
+        f"unit = {unit}(sums)",
+        f"transition = {transition}",
+    ]
 
 
 def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> str:
@@ -74,22 +116,45 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
     return ", ".join([*parts, "d_initial"])
 
 
-def _launch(plan: Plan, kernel: Kernel) -> str:
-    tensors = [b.name for b in pointers(kernel)]
+# What turns a kernel's carried state on: a name for each end, and the condition where it is not always there.
+GIVEN = {"initial_state": "initial_state is not None", "d_final_state": "d_final_state is not None"}
+WANTED = {"final_state": "final", "d_initial": "initial"}
+UNITS = ("ones", "identity")
+
+
+def _launch(plan: Plan, launch: Launch, direction: str) -> str:
+    kernel = launch.kernel
+    enter = "unit" if launch.enter in UNITS else launch.enter
+    if kernel.skeleton is Skeleton.JOIN:
+        return f'join("{kernel.name}", q, v, sums, transition, starts, {enter}, {launch.leave}, segments)'
+    tensors = [b.name for b in pointers(next(k for k in plan.kernels if k.name == kernel.name))]
     extra, flags = "", ""
     match kernel.skeleton:
-        case Skeleton.SCAN | Skeleton.TOKENS if not kernel.reverse:
-            states = ["states"] if kernel.skeleton is Skeleton.TOKENS else []
-            tensors += [*states, "initial_state", "final_state"]
-            flags = ", ENTER=initial_state is not None, LEAVE=final, SAVE=save"
-        case Skeleton.SCAN:
-            tensors += ["d_final_state", "d_initial"]
-            flags = ", ENTER=d_final_state is not None, LEAVE=initial, SAVE=False"
+        case Skeleton.TOKENS:
+            tensors.append("states")
+            flags = ", SAVE=save"
         case Skeleton.TOKENS_REVERSE:
-            tensors += ["states", "trail", "d_final_state", "d_initial"]
-            flags, extra = ", ENTER=d_final_state is not None, LEAVE=initial", ", extra=(v.shape[0] * v.shape[1],)"
-    given = ", ".join(tensors)
-    return f'launch("{kernel.name}", q, v, layout, chunk, ({given},), scale{extra}{flags})'
+            tensors += ["states", "trail"]
+            extra = ", extra=(v.shape[0] * v.shape[1],)"
+        case Skeleton.SCAN:
+            reads = any(b.space not in BETWEEN for b in kernel.stores)
+            flags = f", READ={reads}, SAVE={_kept(plan, launch, direction)}"
+    if kernel.skeleton is not Skeleton.PARALLEL:
+        tensors += [str(enter), str(launch.leave)]
+        given = GIVEN.get(launch.enter, launch.enter is not None)
+        flags = f", ENTER={given}, LEAVE={WANTED.get(launch.leave, launch.leave is not None)}" + flags
+    if launch.leave == "transition":
+        flags += ", columns=unit.shape[-1]"
+    layout = "pieces" if launch.segments else "layout"
+    return f'launch("{kernel.name}", q, v, {layout}, chunk, [{", ".join(tensors)}], scale{extra}{flags})'
+
+
+def _kept(plan: Plan, launch: Launch, direction: str) -> str:
+    """Whether a scan stores its states: for another kernel of the pass always, for the backward pass where asked."""
+    kept = [b for b in launch.kernel.stores if b.space in BETWEEN]
+    passes = [getattr(s, direction) for s in plan.schedules if launch in getattr(s, direction)]
+    read = any(b in x.kernel.loads for way in passes for x in way for b in kept)
+    return str(bool(kept)) if read or not kept else "save"
 
 
 def _new(buffer: Buffer, form: str) -> str:

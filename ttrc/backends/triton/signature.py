@@ -22,6 +22,8 @@ class Signature:
 def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, config: Config | None = None) -> Signature:
     """The fullest variant: with an initial state, states saved, sequences not packed. dtype: "bf16", "fp16", "fp32"."""
     config = config or default_config(kernel.name, d_k, d_v)
+    if kernel.skeleton is Skeleton.JOIN:
+        return _of_join(config, d_k, d_v)
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
@@ -34,7 +36,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
-            constants |= {"ENTER": True, "LEAVE": True, "SAVE": not kernel.reverse, **precision}
+            constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True, **precision}
         case Skeleton.TOKENS:
             types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             constants |= {"ENTER": True, "LEAVE": True, "SAVE": True}
@@ -43,6 +45,13 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types["tokens"] = "i32"
             constants |= {"ENTER": True, "LEAVE": True}
     return Signature(types, constants, (), config)
+
+
+def _of_join(config: Config, d_k: int, d_v: int) -> Signature:
+    names = ("sums_ptr", "transition_ptr", "starts_ptr", "enter_ptr", "leave_ptr")
+    constants = {"HV": 16, "K": d_k, "V": d_v, "BK": block(d_k), "BV": config.value_block}
+    constants |= {"DIAGONAL": False, "ENTER": True, "LEAVE": True}
+    return Signature({**dict.fromkeys(names, "*fp32"), "segments": "i32"}, constants, (), config)
 
 
 def _pointer(buffer: Buffer, kernel: Kernel, dtype: str) -> str:

@@ -1,0 +1,196 @@
+"""What a plan must take on a GPU that is not here: arithmetic by hand, refusals, and the benchmark's own walls."""
+
+import importlib
+import json
+import math
+
+import pytest
+import torch
+
+from ttrc.compiler import analyse
+from ttrc.errors import TtrcError
+from ttrc.ir.config import default_config
+from ttrc.runtime.load import load
+from ttrc.runtime.workload import Workload, draw_inputs, programs, segment_count
+from ttrc.tools import predict as tool
+from ttrc.tools.compile import Row
+from ttrc.tools.offline import CompileFailure
+from ttrc.tools.predict import NoPrediction, parse_shape, predict
+from ttrc.tools.resources import PARTS, Part, Resources, parts
+from ttrc.tools.timing import Roof
+from ttrc.tools.walls import STEP_SECONDS, walls
+
+MODULE = analyse(load("gated_deltanet").spec)
+FEW, MANY = Workload(1, 32768, 4, 128, 128), Workload(8, 2048, 96, 128, 128)
+CLEAN = Resources(128, 0, 0, 0, 64 * 1024, {}, 1000)  # three programs of four warps a multiprocessor of sm_90
+
+
+def rows(results=None, target="sm_90", width=128):
+    made = []
+    for form in MODULE.forms.values():
+        for kernel in form.plan.kernels:
+            config, result = default_config(kernel.name, width, width), (results or {}).get(kernel.name, CLEAN)
+            made.append(Row(MODULE, form.name, kernel.name, width, target, config, result))
+    return made
+
+
+def on(part, which, shape, **given):
+    return in_schedule("fused", part, which, shape, **given)
+
+
+def in_schedule(schedule, part, which, shape, **given):
+    made = predict(rows(**given), shape, "bf16")
+    (found,) = [p for p in made if (p.part, p.which, p.schedule) == (part, which, schedule)]
+    return found
+
+
+def kernel(prediction, name):
+    (found,) = [k for k in prediction.kernels if k.name == name]
+    return found
+
+
+def test_the_walls_are_those_of_the_benchmark():
+    part = PARTS["H100 SXM"]
+    ahead, back = (on("H100 SXM", which, FEW) for which in ("forward", "backward"))
+    bench = walls(MODULE, FEW, "both", Roof(part.bandwidth, part.matmul), 2)
+    for wall in ("memory", "matrix", "serial", "least"):  # FEW fits on the chip at once, as bench assumes
+        assert getattr(ahead.walls, wall) + getattr(back.walls, wall) == pytest.approx(getattr(bench, wall)), wall
+    assert part.bandwidth == pytest.approx(3.0e12) and part.matmul == pytest.approx(750e12)
+
+
+def test_few_heads_wait_for_the_chain_and_many_for_memory():
+    few, many = on("H100 SXM", "forward", FEW), on("H100 SXM", "forward", MANY)
+    assert few.walls.binding == kernel(few, "chunk_scan").walls.binding == "serial"
+    assert kernel(many, "chunk_prepare").walls.binding == "memory"
+    assert few.ms == pytest.approx(sum(k.walls.ms for k in few.kernels)) and few.ms >= few.walls.ms
+
+
+def test_programs_fill_the_chip_in_waves():
+    scan = kernel(on("H100 SXM", "forward", FEW), "chunk_scan")
+    panels = 128 // default_config("chunk_scan", 128, 128).value_block
+    assert (scan.programs, scan.blocks, scan.steps) == (4 * panels, 3, 512)
+    assert scan.waves == pytest.approx(4 * panels / (3 * 132)) and scan.waves < 1
+    assert scan.walls.serial == pytest.approx(1e3 * 512 * scan.step_us * 1e-6)
+    crowded = kernel(on("H100 SXM", "forward", MANY), "chunk_scan")
+    assert crowded.waves == pytest.approx(8 * 96 * panels / (3 * 132))
+    assert crowded.walls.serial == pytest.approx(1e-3 * 32 * crowded.step_us * math.ceil(crowded.waves))
+    prepare = kernel(on("H100 SXM", "forward", FEW), "chunk_prepare")
+    assert (prepare.programs, prepare.steps, prepare.walls.serial) == (4 * 512, 0, 0.0)
+
+
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+def test_the_grids_are_those_that_are_launched(monkeypatch, form):
+    op, shape, seen = load("gated_deltanet"), Workload(2, 70, 3, 16, 40), {}
+    kernels = importlib.import_module(f"{op.package.__name__}.kernels")
+
+    class Watched:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(kernels, name)
+
+        def __getitem__(self, grid):
+            seen[self.name] = math.prod(grid)
+            return self.kernel[grid]
+
+    plan = MODULE.forms[form].plan
+    planned = (*plan.forward, *plan.backward)
+    for k in planned:
+        monkeypatch.setattr(kernels, k.name, Watched(k.name))
+    x = draw_inputs(op.spec, shape, torch.float32, "cpu")
+    op(**x, form=form, backend="triton")[0].sum().backward()
+    assert seen == {k.name: programs(k, default_config(k.name, 16, 40), shape) for k in planned}
+
+
+def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():
+    few = {s: in_schedule(s, "H100 SXM", "forward", FEW) for s in ("fused", "split", "segments")}
+    many = {s: in_schedule(s, "H100 SXM", "forward", MANY) for s in ("fused", "split", "segments")}
+    assert few["segments"].walls.serial < few["fused"].walls.serial / 2 and few["segments"].ms < few["fused"].ms
+    assert many["segments"].walls.memory > many["fused"].walls.memory
+    assert many["split"].walls.memory > many["fused"].walls.memory
+    blocks = -(-128 // default_config("chunk_scan", 128, 128).value_block)
+    pieces = segment_count(4 * blocks, 512, 132)
+    join = kernel(few["segments"], "join_segments")
+    assert join.steps == pieces and join.programs == 4 * blocks
+    scans = [k for k in few["segments"].kernels if k.name == "chunk_scan"]
+    assert {(k.steps, k.programs) for k in scans} == {(math.ceil(512 / pieces), 4 * blocks * pieces)}
+
+
+def test_an_occupancy_that_halves_shows():
+    worse = CLEAN.__class__(**vars(CLEAN) | {"shared_bytes": 150 * 1024})
+    before, after = (
+        kernel(on("H100 SXM", "forward", MANY, results=given), "chunk_scan") for given in ({}, {"chunk_scan": worse})
+    )
+    assert after.blocks == 1 and after.waves == pytest.approx(3 * before.waves)
+    assert after.walls.serial > 2 * before.walls.serial
+
+
+def test_a_step_takes_what_its_products_take_where_that_is_more(monkeypatch):
+    monkeypatch.setitem(PARTS, "H100 SXM", Part("sm_90", 132, 1.83e9, 3.35e12, 1e12, 50 * 10**6))
+    scan = kernel(on("H100 SXM", "forward", FEW), "chunk_scan")
+    assert scan.step_us > 2e6 * STEP_SECONDS
+    assert scan.walls.serial > scan.walls.matrix  # a few multiprocessors do what the whole chip could
+
+
+def test_a_step_takes_what_its_instructions_take_where_that_is_more():
+    long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 6000})
+    for shape, at_once in ((FEW, 1), (MANY, 3)):
+        found = on("H100 SXM", "forward", shape, results={"chunk_scan": long, "chunk_prepare": long})
+        warps = default_config("chunk_scan", 128, 128).warps
+        assert kernel(found, "chunk_scan").step_us == pytest.approx(at_once * 6000 * warps / 4 / 1830)
+        assert kernel(found, "chunk_prepare").walls == kernel(on("H100 SXM", "forward", shape), "chunk_prepare").walls
+
+
+def test_traffic_that_the_cache_holds_is_marked():
+    small = Workload(1, 1024, 4, 128, 128)
+    assert all(k.in_l2 for k in on("H100 SXM", "forward", small).kernels)
+    assert not any(k.in_l2 for k in on("H100 SXM", "forward", MANY).kernels)
+
+
+def test_every_part_of_a_target_has_both_passes():
+    found = [(p.part, p.schedule, p.which) for p in predict(rows(), FEW, "bf16")]
+    schedules, passes = ("fused", "split", "segments"), ("forward", "backward")
+    assert found == [(part, s, which) for part in ("H100 SXM", "H200 SXM") for s in schedules for which in passes]
+    assert {part.target for part in PARTS.values()} == set(tool.TARGETS)
+    wide = on("H200 SXM", "forward", MANY).walls, on("H100 SXM", "forward", MANY).walls
+    assert wide[0].memory < wide[1].memory and wide[0].matrix == wide[1].matrix
+
+
+def test_a_kernel_that_cannot_run_leaves_its_pass_without_figures():
+    failed = CompileFailure("chunk_scan", "sm_90", "no")
+    huge = Resources(128, 0, 0, 0, 300 * 1024, {}, 1000)
+    found = predict(rows({"chunk_scan": failed, "chunk_gradients": huge}), FEW, "bf16")
+    assert [type(p) for p in found] == [NoPrediction] * 12
+    assert found[0].reason == "chunk_scan does not compile"
+    assert found[1].reason == "chunk_gradients does not fit on a multiprocessor"
+    assert tool.as_table(found, FEW).row_count == 12
+
+
+def test_the_data_say_that_nothing_was_measured():
+    data = json.loads(json.dumps(tool.as_data(predict(rows(), FEW, "bf16"), FEW), allow_nan=False))
+    assert data["measured"] is False and data["shape"]["length"] == 32768
+    entry = data["passes"][0]
+    assert entry["binding"] == "serial" and set(entry["walls"]) == {"memory", "matrix", "serial", "least"}
+    assert {"programs", "blocks", "waves", "steps", "step_us", "walls", "ms", "binding"} <= set(entry["kernels"][0])
+    assert "not measured" in tool.as_table(predict(rows(), FEW, "bf16"), FEW).title
+
+
+def test_shapes():
+    assert parse_shape("1,8192,96,128") == Workload(1, 8192, 96, 128, 128)
+    assert parse_shape(" 1, 8192, 96, 128 ") == Workload(1, 8192, 96, 128, 128)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "1", "1,2,3", "1,2,3,4,5", "0,1,1,1", "-1,1,1,1", "1x2x3x4", "a,b,c,d", "1,1,1,1.5", "1,1,1,٣", "9" * 50],
+)
+def test_a_malformed_shape_is_told_what_was_expected(text):
+    with pytest.raises(TtrcError, match=r"--shape: got .*, expected B,T,HV,d: .* as in 1,8192,96,128$"):
+        parse_shape(text)
+
+
+def test_what_has_no_figures_is_refused():
+    with pytest.raises(TtrcError, match="known here for gfx942: expected one of sm_80, sm_90, sm_100"):
+        parts("gfx942")
+    with pytest.raises(TtrcError, match="unknown target"):
+        parts("sm_1")
+    with pytest.raises(TtrcError, match="at most 256"):
+        parse_shape("1,1,1,257")

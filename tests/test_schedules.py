@@ -1,0 +1,135 @@
+"""One rule, several ways to share its work: the same numbers, and the one that suits the shapes."""
+
+import pytest
+import torch
+
+import ttrc
+from test_properties import PATHS, operator
+from ttrc.compiler import analyse
+from ttrc.errors import ArgumentError
+from ttrc.ir.plan import Skeleton
+from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
+from ttrc.passes.lower_solve import lower_solve
+from ttrc.runtime.workload import segment_count
+from ttrc.sampling import random_inputs
+
+H100 = 132  # multiprocessors
+op = ttrc.load("gated_deltanet").package.op
+
+
+def chosen(heads, length, direction="forward", width=128, itemsize=2):
+    """(schedule, segments) that the cost model takes for `heads` sequences at a head dimension, chunks of 64."""
+    names = tuple(op.COSTS["chunk"])
+    blocks = -(-width // op.CONFIGS["chunk_scan"][width][0])
+    tokens, chunks = heads * length, -(-length // 64)
+    return op.cheapest("chunk", direction, names, width, itemsize, heads * blocks, chunks, tokens, H100)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_full_chip_moves_the_fewest_bytes(direction):
+    for heads, length in ((128, 2048), (512, 4096), (1536, 8192)):
+        assert chosen(heads, length, direction)[0] == "fused"
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_few_heads_and_a_long_sequence_are_cut(direction):
+    for heads, length in ((1, 32768), (4, 131072), (8, 65536)):
+        name, segments = chosen(heads, length, direction)
+        assert name == "segments" and segments >= 2
+
+
+def test_short_sequences_are_never_cut():
+    assert all(chosen(heads, 128)[0] != "segments" for heads in (1, 4, 16, 64, 256))
+
+
+def test_a_longer_sequence_never_goes_back_to_a_whole_one():
+    for heads in (1, 2, 8, 16):
+        cut = [chosen(heads, 1 << n)[0] == "segments" for n in range(8, 18)]
+        assert cut == sorted(cut), heads
+
+
+def test_segments_are_whole_chunks_and_never_empty():
+    for chunks in range(1, 200):
+        for programs in (1, 3, 40, 500):
+            segments = op.segment_count(programs, chunks, H100)
+            assert segments == segment_count(programs, chunks, H100)
+            each = -(-chunks // segments)
+            assert 1 <= segments <= chunks and (segments - 1) * each < chunks <= segments * each
+
+
+@pytest.mark.parametrize("batch, length, chunk, segments", [(1, 150, 16, 5), (3, 129, 64, 2), (2, 64, 64, 1)])
+def test_where_segments_lie(batch, length, chunk, segments):
+    layout = op.lay_out(torch.empty(batch, length, 1, 4), None, chunk)
+    pieces = op.cut(layout, segments, chunk, torch.device("cpu"))
+    ends, starts = pieces.cu_seqlens.tolist(), pieces.chunk_starts.tolist()
+    assert pieces.sequences == batch * segments == len(ends) - 1 == len(starts) - 1
+    assert ends[0] == 0 and ends[-1] == batch * length and starts[-1] == layout.all_chunks
+    assert all(a < b for a, b in zip(ends, ends[1:]))
+    for end, start in zip(ends, starts):  # a segment's first token is its first chunk's
+        sequence, token = divmod(end, length)
+        assert token % chunk == 0 and start == sequence * layout.chunks + token // chunk
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_how_a_state_crosses_a_chunk(name):
+    """A rule whose error is affine in the prediction has a transition; a Hebbian one is a factor for each entry."""
+    module = analyse(operator(name).spec)
+    forward = lower_solve(module.forms["chunk"].forward)
+    moved = linearize_tile(forward, forward.carries[0])
+    solves = any(k.name == "chunk_prepare" for k in module.forms["chunk"].plan.kernels)
+    assert moved is not None and is_elementwise(moved) == (not solves)
+    assert not {"q", "v"} & {b.name for k in module.forms["chunk"].plan.kernels if k.name == "chunk_transition"
+                             for b in k.loads}  # fmt: skip
+    joins = [k for k in module.forms["chunk"].plan.kernels if k.skeleton is Skeleton.JOIN]
+    assert len(joins) == 2
+
+
+def inputs(name, **sizes):
+    drawn = random_inputs(operator(name).spec, **(dict(B=1, T=80, H=1, HV=1, dk=8, dv=8, seed=4) | sizes))
+    return {n: x.float() for n, x in drawn.items()}
+
+
+@pytest.mark.parametrize("schedule", ["fused", "split", "segments"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2"])
+def test_the_future_never_shows_in_any_schedule(name, schedule):
+    x, cut = inputs(name), 37
+    later = {n: t.clone() for n, t in x.items()}
+    for t in (later[n] for n in ("q", "k", "v")):
+        t[:, cut:] = torch.randn_like(t[:, cut:])
+    options = dict(form="chunk", backend="triton", chunk_size=16, schedule=schedule)
+    before, after = (operator(name)(**y, **options)[0] for y in (x, later))
+    assert torch.equal(before[:, :cut], after[:, :cut]) and not torch.equal(before[:, cut:], after[:, cut:])
+
+
+def test_a_pass_without_gradients_keeps_nothing_and_gives_the_same():
+    x = inputs("gated_deltanet")
+    for schedule in operator("gated_deltanet").schedules:
+        options = dict(form="chunk", backend="triton", chunk_size=16, schedule=schedule, output_final_state=True)
+        with torch.no_grad():
+            bare = operator("gated_deltanet")(**x, **options)
+        kept = operator("gated_deltanet")(**{n: t.requires_grad_() for n, t in x.items()}, **options)
+        assert all(torch.equal(a, b) for a, b in zip(bare, kept))
+        x = {n: t.detach() for n, t in x.items()}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (dict(schedule="quick"), "schedule: got 'quick', expected one of auto, fused, split, segments"),
+        (dict(schedule=3), "schedule: got 3, expected one of auto, fused, split, segments"),
+        (dict(schedule="split", form="recurrent"), "schedule: got 'split', expected auto"),
+        (dict(schedule="segments", cu_seqlens=torch.tensor([0, 30, 80])), "schedule: got 'segments' with cu_seqlens"),
+    ],
+)
+def test_what_cannot_be_is_said(options, said):
+    x = inputs("gated_deltanet")
+    del x["initial_state"]
+    with pytest.raises(ArgumentError) as caught:
+        operator("gated_deltanet")(**x, **options)
+    assert str(caught.value).startswith(said)
+
+
+def test_the_generated_function_says_so_too():
+    x = inputs("gated_deltanet")
+    with pytest.raises(ValueError, match="schedule: got 'quick', expected auto or one of fused, split, segments"):
+        operator("gated_deltanet").package.gated_deltanet(**x, form="chunk", backend="triton", schedule="quick")

@@ -1,0 +1,255 @@
+"""`ttrc compile --shape`: how long a plan's kernels must take on a GPU that is not here, and which wall says so.
+
+Three sources: the plan's budget (traffic, FLOPs, serial steps), the compiled binaries (how many programs of a kernel
+a multiprocessor holds) and resources.PARTS (what the GPU has). Nothing is timed. Memory and matrix bound the time from
+below. Serial is an estimate: a step takes what it takes in hand-tuned kernels or, where that is more, what its products
+or its instructions take on one multiprocessor. Launches are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Union
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ttrc.errors import TtrcError, plain
+from ttrc.ir.config import CHUNK, WIDEST, plain_name
+from ttrc.ir.module import Module
+from ttrc.ir.plan import Skeleton
+from ttrc.runtime.workload import Workload, programs, segment_count
+from ttrc.tools.compile import Row
+from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, chip, occupancy, parts
+from ttrc.tools.timing import Roof
+from ttrc.tools.walls import (
+    PASSES,
+    STEP_SECONDS,
+    PlanWalls,
+    Share,
+    Walls,
+    form_of,
+    kernel_walls,
+    least_ms,
+    shares,
+    together,
+)
+
+TARGETS = tuple(dict.fromkeys(part.target for part in PARTS.values()))
+DTYPE_BYTES = {"bf16": 2, "fp16": 2}
+COUNT = r"\s*([1-9][0-9]{0,8})\s*"
+SHAPE = re.compile(",".join([COUNT] * 4), re.ASCII)
+EXPECTED = "expected B,T,HV,d: sequences, tokens, heads and head dimension, as in 1,8192,96,128"
+
+CAPTION = f"""Nothing was timed. Rates are data sheets', of which an H100 reaches {REACHED_BANDWIDTH:.0%} (bandwidth) \
+and {REACHED_MATMUL:.0%} (bf16 products).
+waves: programs over what the chip holds at a time. serial: steps x us/step x waves, rounded up; a step is taken
+at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or at what its products or instructions take where that is more.
+ms: each kernel at the wall that binds it, launches left out. least: the least possible traffic.
+L2: all that the kernel touches fits in that cache."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel on one part.
+
+    `blocks` programs fit on a multiprocessor at a time, so the grid's fill the chip `waves` times over (below 1: some
+    of it has nothing to do). `steps` follow one another in a program; one takes `step_us` microseconds. `in_l2`: all
+    that the kernel touches fits in the L2 cache, where an earlier kernel may have left it.
+    """
+
+    name: str
+    programs: int
+    blocks: int
+    waves: float
+    steps: int
+    step_us: float
+    walls: Walls
+    in_l2: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One pass ("forward" or "backward") on one part; `ms` is the sum of what binds each of its launches."""
+
+    spec: str
+    form: str
+    which: str
+    schedule: str
+    part: str
+    kernels: tuple[Kernel, ...]
+    walls: PlanWalls
+
+    @property
+    def ms(self) -> float:
+        return sum(k.walls.ms for k in self.kernels)
+
+
+@dataclass(frozen=True)
+class NoPrediction:
+    """A pass with a kernel that does not run on that part."""
+
+    spec: str
+    form: str
+    which: str
+    schedule: str
+    part: str
+    reason: str
+
+
+def parse_shape(text: str) -> Workload:
+    """B,T,HV,d: batch, tokens, value heads (as many for keys), head dimension (of keys and of values)."""
+    found = SHAPE.fullmatch(text)
+    if found is None:
+        raise TtrcError(f"--shape: got {plain(text, 60)!r}, {EXPECTED}")
+    batch, length, heads, width = map(int, found.groups())
+    if width > WIDEST:
+        raise TtrcError(f"--shape: got head dimension {width}, expected at most {WIDEST}")
+    return Workload(batch, length, heads, width, width)
+
+
+def refuse(targets: Sequence[str], widths: Sequence[int], dtype: str) -> None:
+    """What cannot be predicted: said before anything is compiled."""
+    if widths:
+        raise TtrcError("--width: the head dimension stands in --shape; expected one of the two")
+    if dtype not in DTYPE_BYTES:
+        raise TtrcError(f"--shape: rates are known for {' and '.join(DTYPE_BYTES)} products; got --dtype {dtype}")
+    for target in targets:
+        parts(target)
+
+
+def predict(rows: Sequence[Row], shape: Workload, dtype: str) -> list[Union[Prediction, NoPrediction]]:
+    """From the rows of compile_specs at the shape's width: each spec's passes, part by part."""
+    modules = {id(row.module): row.module for row in rows}
+    made = []
+    for key, module in modules.items():
+        form = form_of(module).name
+        mine = [row for row in rows if id(row.module) == key and row.form == form]
+        for target in dict.fromkeys(row.target for row in mine):
+            compiled = {row.kernel: row for row in mine if row.target == target}
+            for name, part in parts(target).items():
+                made += [
+                    _of_pass(module, which, schedule.name, name, part, compiled, shape, dtype)
+                    for schedule in form_of(module).plan.schedules
+                    for which in PASSES["both"]
+                ]
+    return made
+
+
+def _of_pass(
+    module: Module,
+    which: str,
+    schedule: str,
+    name: str,
+    part: Part,
+    compiled: dict[str, Row],
+    shape: Workload,
+    dtype: str,
+):
+    head = (module.spec.name, form_of(module).name, which, schedule, name)
+    roof, size = Roof(part.bandwidth, part.matmul), DTYPE_BYTES[dtype]
+    kernels = []
+    for share in shares(module, which, shape, size, schedule, _segments(compiled, shape, part)):
+        row = compiled[share.kernel.name]
+        if not isinstance(row.result, Resources):
+            return NoPrediction(*head, f"{row.kernel} does not compile")
+        blocks = occupancy(row.result, row.config.warps, row.target)
+        if not blocks:
+            return NoPrediction(*head, f"{row.kernel} does not fit on a multiprocessor")
+        kernels.append(_of_kernel(share, row, blocks, part, roof, shape))
+    total = together([k.walls for k in kernels], least_ms(module, (which,), shape, roof, size))
+    return Prediction(*head, tuple(kernels), total)
+
+
+def _segments(compiled: dict[str, Row], shape: Workload, part: Part) -> int:
+    """As an operator would cut these sequences there."""
+    scans = [row for name, row in compiled.items() if plain_name(name) == "chunk_scan"]
+    if not scans:
+        return 1
+    blocks = -(-shape.d_v // scans[0].config.value_block)
+    return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // CHUNK), part.multiprocessors)
+
+
+def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shape: Workload) -> Kernel:
+    columns = {"ones": 1, "identity": shape.d_k}.get(share.launch.enter)
+    side_by_side = share.segments if share.launch.segments else 1
+    grid = programs(share.kernel, row.config, shape, segments=side_by_side, columns=columns)
+    steps = share.steps(shape)
+    slots = blocks * part.multiprocessors
+    waves, step = -(-grid // slots), 0.0
+    if steps:
+        products = share.traffic.flops * shape.tokens / (grid * steps)
+        at_once = -(-grid // part.multiprocessors) / waves  # programs a wave where a multiprocessor has the most to do
+        step = max(_least_step(share), at_once * max(_product_seconds(products, part), _issue_seconds(row, part)))
+    walls = kernel_walls(share, shape, roof, step, waves)
+    touched = walls.memory * 1e-3 * roof.bandwidth
+    return Kernel(row.kernel, grid, blocks, grid / slots, steps, 1e6 * step, walls, touched <= part.l2_bytes)
+
+
+def _least_step(share: Share) -> float:
+    """Hand-tuned kernels have shown what a chunk takes; of a token nobody has said."""
+    return 0.0 if share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE) else STEP_SECONDS
+
+
+def _product_seconds(flops: float, part: Part) -> float:
+    """On one multiprocessor, at its share of what the chip reaches."""
+    return flops * part.multiprocessors / part.matmul
+
+
+def _issue_seconds(row: Row, part: Part) -> float:
+    """A program's text once, an instruction a cycle and scheduler: most of a kernel that walks is its loop."""
+    return row.result.instructions * row.config.warps / (chip(row.target).schedulers * part.clock)
+
+
+def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Workload) -> Table:
+    """A line a kernel and one a pass; times in milliseconds."""
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"predicted, not measured: ms at {shape}",
+        caption=CAPTION,
+        caption_justify="left",
+    )
+    for column in ("part", "schedule and pass, kernel"):
+        table.add_column(column)
+    for column in ("programs", "blocks", "waves", "steps", "us/step", "memory", "matrix", "serial", "ms", "least"):
+        table.add_column(column, justify="right")
+    table.add_column("binds")
+    several = len({p.spec for p in predictions}) > 1
+    for p in predictions:
+        name = " ".join([*([p.spec] if several else []), p.schedule, p.which])
+        match p:
+            case NoPrediction(part=part, reason=reason):
+                table.add_row(part, name, *[""] * 10, reason, style="red")
+            case Prediction(part=part, kernels=kernels, walls=w):
+                table.add_row(part, name, *[""] * 5, *_times(w), _ms(p.ms), _ms(w.least), w.binding, style="bold")
+                for k in kernels:
+                    chain = (str(k.steps), f"{k.step_us:.1f}") if k.steps else ("", "")
+                    binds = k.walls.binding + (", L2" if k.in_l2 else "")
+                    head = (part, f"  {k.name}", f"{k.programs:,}", str(k.blocks), f"{k.waves:.2f}", *chain)
+                    table.add_row(*head, *_times(k.walls), _ms(k.walls.ms), "", binds)
+    return table
+
+
+def as_data(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Workload) -> dict:
+    """Times in milliseconds; what binds and their sum beside them."""
+    return {"measured": False, "shape": asdict(shape), "passes": [_entry(p) for p in predictions]}
+
+
+def _entry(p: Union[Prediction, NoPrediction]) -> dict:
+    entry = asdict(p)
+    if isinstance(p, Prediction):
+        entry |= {"ms": p.ms, "binding": p.walls.binding}
+        for told, kernel in zip(entry["kernels"], p.kernels, strict=True):
+            told |= {"ms": kernel.walls.ms, "binding": kernel.walls.binding}
+    return entry
+
+
+def _times(w: Walls) -> tuple[str, str, str]:
+    return _ms(w.memory), _ms(w.matrix), _ms(w.serial)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value else "-"
