@@ -120,6 +120,13 @@ def test_all_blocks_of_a_chunk_and_all_panels_of_values(loss):
     assert not verify(operator(loss), case, form="chunk", backend="triton", dtype=torch.float32).failures
 
 
+@pytest.mark.parametrize("loss", ["huber", "shift", "absolute", "no_prediction"])
+def test_every_schedule_is_exact(loss):
+    for schedule in operator(loss).schedules:
+        case = Case(B=1, T=40, H=1, HV=1, d_k=8, d_v=40, chunk_size=16, schedule=schedule)
+        assert not verify(operator(loss), case, form="chunk", backend="triton", dtype=torch.float32).failures
+
+
 # What splits the value axis is found in the program
 
 

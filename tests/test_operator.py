@@ -66,7 +66,7 @@ def check(op, given):
 
 @every_form
 @every_backend
-@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "mamba2"])
+@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "mamba2", "robust_delta"])
 def test_forward_ops_pass_opcheck(name, form, backend):
     op = ttrc.load(name).package.op.OPS[form]
     setting = {"packed": True, "H": 2, "start": False} if name == "gated_deltanet" else {}
@@ -82,8 +82,8 @@ def test_ops_that_save_nothing_pass_opcheck(form, backend):
 
 
 @pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize("schedule", ["split", "segments"])
-@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet"])
+@pytest.mark.parametrize("name, schedule", [(n, s) for n in ("linear_attention", "gated_deltanet")
+                                            for s in ("split", "segments")] + [("huber_delta", "split")])  # fmt: skip
 def test_forward_ops_pass_opcheck_in_every_schedule(name, schedule, save):
     op = ttrc.load(name).package.op.OPS["chunk"]
     check(op, arguments(name, "chunk", "triton", save=save, grad=save, schedule=schedule))
@@ -91,7 +91,7 @@ def test_forward_ops_pass_opcheck_in_every_schedule(name, schedule, save):
 
 @every_form
 @every_backend
-@pytest.mark.parametrize("name", ["retnet", "gated_deltanet"])
+@pytest.mark.parametrize("name", ["retnet", "gated_deltanet", "huber_delta"])
 def test_backward_ops_pass_opcheck(name, form, backend):
     package = ttrc.load(name).package.op
     forward, backward = package.OPS[form], getattr(package, f"{form}_backward_op")
