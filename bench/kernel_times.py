@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK
 from ttrc.passes.budget import budget
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs
@@ -28,7 +27,7 @@ def kernel_times(spec: str, shape: Workload, device: str) -> list[KernelTime]:
     """Every launch of a forward and backward pass in the chunk form, each repeated by itself."""
     op = load(spec)
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
-    costs = budget(analyse(op.spec), chunk=CHUNK, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype.itemsize)["chunk"]
+    costs = budget(analyse(op.spec), d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype.itemsize)["chunk"]
     traffic = {name: t for p in costs.values() for name, t in p.kernels}
     launches = _launches(op, draw_inputs(op.spec, shape, dtype, device))
     rows = []

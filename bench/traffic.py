@@ -2,6 +2,7 @@
 
     python -m bench.traffic [SPEC ...] [--install] [--out FILE]
 
+Writes bench/TRAFFIC.md and, where every shipped spec is counted, the table of the README from the same figures.
 Distinct bytes per token and head, each kernel's added up, batch 1, one head: no clock and no GPU in it. Byte counts
 are exact there although bfloat16 values are not. Work that torch does around the kernels counts on neither side.
 """
@@ -33,8 +34,11 @@ from ttrc.tools.counter import Tally, count  # noqa: E402
 from ttrc.tools.peers import Peer, load_peers, present  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+MARKS = ("<!-- made by bench.traffic -->\n", "<!-- until here -->\n")
 LENGTH, WIDTH = 512, 128
-FLA = ("fla-core==0.6.0", "einops")
+PEER_VERSION = "0.6.0"
+FLA = (f"fla-core=={PEER_VERSION}", "einops")
 PASSES = ("forward", "backward")
 
 
@@ -178,6 +182,30 @@ def _details(r: Row) -> list[str]:
     return [*lines, ""]
 
 
+def in_readme(text: str, rows: list[Row]) -> str:
+    """The README with these figures between its marks."""
+    before, rest = text.split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    return before + MARKS[0] + "\n".join(_short(rows)) + "\n" + MARKS[1] + after
+
+
+def _short(rows: list[Row]) -> list[str]:
+    lines = [
+        f"| spec | least possible | ttrc (launches fwd + bwd) | flash-linear-attention {PEER_VERSION} | ratio |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        ours, theirs = r.traffic["ttrc"], r.traffic.get("fla")
+        cells = [r.spec, f"{sum(r.least.values()):,.0f}", _total(ours)]
+        cells += [_total(theirs), f"{theirs.bytes() / ours.bytes():.2f}"] if theirs else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _total(traffic: Traffic) -> str:
+    return f"{traffic.bytes():,.0f} ({' + '.join(str(traffic.launches(name)) for name in PASSES)})"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.traffic", description=__doc__.splitlines()[0])
     parser.add_argument("specs", nargs="*", help="shipped specs; all of them where none is named")
@@ -191,6 +219,9 @@ def main(argv: list[str] | None = None) -> None:
             print(*_summary(rows[-1:])[2:], flush=True)
         given.out.write_text(page(rows), encoding="utf-8")
     print(f"wrote {given.out}")
+    if not given.specs and given.out == HERE / "TRAFFIC.md":
+        README.write_text(in_readme(README.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        print(f"wrote {README}")
 
 
 if __name__ == "__main__":

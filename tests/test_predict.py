@@ -9,7 +9,7 @@ import torch
 
 from ttrc.compiler import analyse
 from ttrc.errors import TtrcError
-from ttrc.ir.config import default_config
+from ttrc.ir.config import CHUNK, default_config
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs, programs, segment_count
 from ttrc.tools import predict as tool
@@ -29,7 +29,10 @@ def rows(results=None, target="sm_90", width=128):
     made = []
     for form in MODULE.forms.values():
         for kernel in form.plan.kernels:
-            config, result = default_config(kernel.name, width, width), (results or {}).get(kernel.name, CLEAN)
+            config, result = (
+                default_config(kernel.name, form.plan.chunk, width, width),
+                (results or {}).get(kernel.name, CLEAN),
+            )
             made.append(Row(MODULE, form.name, kernel.name, width, target, config, result))
     return made
 
@@ -67,7 +70,7 @@ def test_few_heads_wait_for_the_chain_and_many_for_memory():
 
 def test_programs_fill_the_chip_in_waves():
     scan = kernel(on("H100 SXM", "forward", FEW), "chunk_scan")
-    panels = 128 // default_config("chunk_scan", 128, 128).value_block
+    panels = 128 // default_config("chunk_scan", CHUNK, 128, 128).value_block
     assert (scan.programs, scan.blocks, scan.steps) == (4 * panels, 3, 512)
     assert scan.waves == pytest.approx(4 * panels / (3 * 132)) and scan.waves < 1
     assert scan.walls.serial == pytest.approx(1e3 * 512 * scan.step_us * 1e-6)
@@ -97,7 +100,7 @@ def test_the_grids_are_those_that_are_launched(monkeypatch, form):
         monkeypatch.setattr(kernels, k.name, Watched(k.name))
     x = draw_inputs(op.spec, shape, torch.float32, "cpu")
     op(**x, form=form, backend="triton")[0].sum().backward()
-    assert seen == {k.name: programs(k, default_config(k.name, 16, 40), shape) for k in planned}
+    assert seen == {k.name: programs(k, default_config(k.name, CHUNK, 16, 40), shape) for k in planned}
 
 
 def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():
@@ -106,7 +109,7 @@ def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():
     assert few["segments"].walls.serial < few["fused"].walls.serial / 2 and few["segments"].ms < few["fused"].ms
     assert many["segments"].walls.memory > many["fused"].walls.memory
     assert many["split"].walls.memory > many["fused"].walls.memory
-    blocks = -(-128 // default_config("chunk_scan", 128, 128).value_block)
+    blocks = -(-128 // default_config("chunk_scan", CHUNK, 128, 128).value_block)
     pieces = segment_count(4 * blocks, 512, 132)
     join = kernel(few["segments"], "join_segments")
     assert join.steps == pieces and join.programs == 4 * blocks
@@ -134,7 +137,7 @@ def test_a_step_takes_what_its_instructions_take_where_that_is_more():
     long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 6000})
     for shape, at_once in ((FEW, 1), (MANY, 3)):
         found = on("H100 SXM", "forward", shape, results={"chunk_scan": long, "chunk_prepare": long})
-        warps = default_config("chunk_scan", 128, 128).warps
+        warps = default_config("chunk_scan", CHUNK, 128, 128).warps
         assert kernel(found, "chunk_scan").step_us == pytest.approx(at_once * 6000 * warps / 4 / 1830)
         assert kernel(found, "chunk_prepare").walls == kernel(on("H100 SXM", "forward", shape), "chunk_prepare").walls
 

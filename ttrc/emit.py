@@ -17,9 +17,9 @@ from ttrc import symbolic
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
-from ttrc.ir.config import CHUNK, DEFAULTS, WIDTHS
+from ttrc.ir.config import WIDTHS, Config, default_chunk, default_configs
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Skeleton
+from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import Spec
 from ttrc.passes.budget import launch_costs
@@ -171,6 +171,7 @@ def _op(module: Module) -> str:
     parameters = tuple(g.name for g in spec.parameters)
     plans = {f: m.plan for f, m in module.forms.items()}
     kernels = [k for p in plans.values() for k in p.kernels]
+    longest = {k.name: p.chunk for p in plans.values() for k in p.kernels}
     return _render(
         "op.py.jinja",
         header=_header(spec),
@@ -179,7 +180,8 @@ def _op(module: Module) -> str:
         gates=gates,
         parameters=parameters,
         forms=list(plans),
-        chunk=CHUNK,
+        chunks={f: _chunks(p) for f, p in plans.items()},
+        steps={k.name: p.step for p in plans.values() for k in p.kernels if k.skeleton is Skeleton.SCAN},
         gate_doc=_gate_doc(spec),
         saved={f: [b.name for b in p.saved] for f, p in plans.items()},
         returned={f: [launch.returned(p, b) for b in p.saved] for f, p in plans.items()},
@@ -193,7 +195,7 @@ def _op(module: Module) -> str:
             for f, p in plans.items()
         },
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
-        configs={k.name: {w: (c.value_block, c.warps, c.stages) for w, c in DEFAULTS[k.name].items()} for k in kernels},
+        configs={n: {w: _row(c) for w, c in default_configs(n, most).items()} for n, most in longest.items()},
         costs=_costs(module),
         scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
         parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
@@ -203,12 +205,21 @@ def _op(module: Module) -> str:
     )
 
 
+def _row(config: Config) -> tuple[int, int, int]:
+    return config.value_block, config.warps, config.stages
+
+
+def _chunks(plan: Plan) -> dict[int, tuple[int, int]]:
+    """{widest head dimension: tokens a chunk, with inputs of two bytes and of more}."""
+    return {w: tuple(default_chunk(plan.chunk, w, w, size) for size in (2, 4)) for w in WIDTHS}
+
+
 def _costs(module: Module) -> dict:
     """{form: {schedule: {pass: {width: rows}}}} where a form has several schedules."""
     return {
         form: {
             s.name: {
-                direction: {w: launch_costs(getattr(s, direction), chunk=CHUNK, width=w) for w in WIDTHS}
+                direction: {w: launch_costs(plan.plan, getattr(s, direction), width=w) for w in WIDTHS}
                 for direction in ("forward", "backward")
             }
             for s in plan.plan.schedules

@@ -296,6 +296,7 @@ def chunk_scan(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -323,9 +324,11 @@ def chunk_scan(
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -335,7 +338,8 @@ def chunk_scan(
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
-            store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
@@ -396,6 +400,7 @@ def chunk_scan_reverse(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -423,9 +428,11 @@ def chunk_scan_reverse(
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = steps - 1 - i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -434,7 +441,10 @@ def chunk_scan_reverse(
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
-            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV
+                )
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of written
@@ -837,6 +847,7 @@ def chunk_transition(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -864,9 +875,11 @@ def chunk_transition(
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import reference
 
-CHUNK = 64
 GATES = (
     "g",
     "beta",
@@ -37,6 +36,14 @@ CONFIGS = {
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
 }
+
+# Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
+CHUNKS = {
+    "chunk": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
+    "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
+}
+# The most tokens that a scan takes at once: a longer chunk is several of its steps.
+STEPS = {"chunk_scan": 128, "chunk_scan_reverse": 128, "chunk_transition": 128}
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ def all_chunks(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> int:
 def block(width: int) -> int:
     """The power of two that holds a head dimension; matrix products need 16 at least."""
     return max(16, 1 << (width - 1).bit_length())
+
+
+def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
+    rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
+    return rows[min((w for w in rows if w >= widest), default=max(rows))][q.element_size() > 2]
 
 
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
@@ -131,8 +143,11 @@ def launch(
         "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
+    step = min(chunk, STEPS.get(kernel, chunk))
+    if kernel in STEPS:
+        flags["EVERY"] = chunk // step
     getattr(kernels, kernel)[grid](
-        *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=chunk, BK=block(K), BV=value_block,
+        *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
         PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
     )  # fmt: skip
 
@@ -967,7 +982,7 @@ def gated_deltanet(
     output_final_state: bool = False,
     cu_seqlens: Optional[Tensor] = None,
     form: str = "auto",
-    chunk_size: int = CHUNK,
+    chunk_size: Optional[int] = None,
     backend: str = "auto",
     schedule: str = "auto",
 ) -> tuple[Tensor, Optional[Tensor]]:
@@ -983,6 +998,7 @@ def gated_deltanet(
     if form == "reference":
         form, backend = "recurrent", "torch"
     tensors = [x.contiguous() for x in (q, k, v, g, beta)]
+    chunk = chunk_size or default_chunk(form, q, v)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start = None if initial_state is None else initial_state.contiguous()
     ends = None if cu_seqlens is None else cu_seqlens.contiguous()
@@ -990,6 +1006,6 @@ def gated_deltanet(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend, schedule
+        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule
     )
     return o, final_state if output_final_state else None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from . import reference
 
-CHUNK = 64
 GATES = ("slope",)
 PARAMETERS = ("slope",)
 
@@ -25,14 +24,22 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 CONFIGS = {
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients": {64: (32, 4, 1), 128: (16, 4, 1), 256: (32, 8, 1)},
-    "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_gradients": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_output": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
 }
+
+# Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
+CHUNKS = {
+    "chunk": {64: (128, 64), 128: (128, 64), 256: (64, 64)},
+    "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
+}
+# The most tokens that a scan takes at once: a longer chunk is several of its steps.
+STEPS = {"chunk_scan": 64, "chunk_scan_reverse": 64, "chunk_transition": 64}
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ def all_chunks(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> int:
 def block(width: int) -> int:
     """The power of two that holds a head dimension; matrix products need 16 at least."""
     return max(16, 1 << (width - 1).bit_length())
+
+
+def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
+    rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
+    return rows[min((w for w in rows if w >= widest), default=max(rows))][q.element_size() > 2]
 
 
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
@@ -125,8 +137,11 @@ def launch(
         "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
+    step = min(chunk, STEPS.get(kernel, chunk))
+    if kernel in STEPS:
+        flags["EVERY"] = chunk // step
     getattr(kernels, kernel)[grid](
-        *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=chunk, BK=block(K), BV=value_block,
+        *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
         PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
     )  # fmt: skip
 
@@ -138,48 +153,48 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((640, 40960, 4, False),),
-                128: ((1536, 147456, 4, False),),
+                64: ((576, 40960, 8, False),),
+                128: ((1280, 147456, 8, False),),
                 256: ((4096, 819200, 4, False),),
             },
             "backward": {
-                64: ((384, 8192, 1, False), (1156, 73728, 0, False)),
-                128: ((1024, 32768, 1, False), (2820, 212992, 0, False)),
+                64: ((320, 8192, 2, False), (1028, 114688, 0, False)),
+                128: ((768, 32768, 2, False), (2308, 294912, 0, False)),
                 256: ((3072, 131072, 1, False), (7684, 688128, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((384, 8192, 1, False), (640, 24576, 0, False)),
-                128: ((1024, 32768, 1, False), (1536, 65536, 0, False)),
+                64: ((320, 8192, 2, False), (576, 40960, 0, False)),
+                128: ((768, 32768, 2, False), (1280, 98304, 0, False)),
                 256: ((3072, 131072, 1, False), (4096, 196608, 0, False)),
             },
             "backward": {
-                64: ((384, 8192, 1, False), (1156, 73728, 0, False)),
-                128: ((1024, 32768, 1, False), (2820, 212992, 0, False)),
+                64: ((320, 8192, 2, False), (1028, 114688, 0, False)),
+                128: ((768, 32768, 2, False), (2308, 294912, 0, False)),
                 256: ((3072, 131072, 1, False), (7684, 688128, 0, False)),
             },
         },
         "segments": {
             "forward": {
-                64: ((0, 0, 0, True), (256, 8192, 1, True), (0, 0, 0, False), (640, 40960, 4, True)),
-                128: ((0, 0, 0, True), (512, 32768, 1, True), (0, 0, 0, False), (1536, 147456, 4, True)),
+                64: ((0, 0, 0, True), (256, 8192, 2, True), (0, 0, 0, False), (576, 40960, 8, True)),
+                128: ((0, 0, 0, True), (512, 32768, 2, True), (0, 0, 0, False), (1280, 147456, 8, True)),
                 256: ((0, 0, 0, True), (1024, 131072, 1, True), (0, 0, 0, False), (4096, 819200, 4, True)),
             },
             "backward": {
                 64: (
                     (0, 0, 0, True),
-                    (256, 8192, 1, True),
+                    (256, 8192, 2, True),
                     (0, 0, 0, False),
-                    (384, 8192, 1, True),
-                    (1156, 73728, 0, False),
+                    (320, 8192, 2, True),
+                    (1028, 114688, 0, False),
                 ),
                 128: (
                     (0, 0, 0, True),
-                    (512, 32768, 1, True),
+                    (512, 32768, 2, True),
                     (0, 0, 0, False),
-                    (1024, 32768, 1, True),
-                    (2820, 212992, 0, False),
+                    (768, 32768, 2, True),
+                    (2308, 294912, 0, False),
                 ),
                 256: (
                     (0, 0, 0, True),
@@ -485,7 +500,7 @@ def chunk_backward_triton(
         v,
         layout,
         chunk,
-        [v, q, k, d_o, slope, states, d_states, d_q, d_k, d_v, d_slope],
+        [q, k, v, slope, d_o, states, d_states, d_q, d_k, d_v, d_slope],
         scale,
     )
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_slope.sum((0, 1)).to(slope.dtype), d_initial
@@ -825,7 +840,7 @@ def lightning_attention(
     output_final_state: bool = False,
     cu_seqlens: Optional[Tensor] = None,
     form: str = "auto",
-    chunk_size: int = CHUNK,
+    chunk_size: Optional[int] = None,
     backend: str = "auto",
     schedule: str = "auto",
 ) -> tuple[Tensor, Optional[Tensor]]:
@@ -841,6 +856,7 @@ def lightning_attention(
     if form == "reference":
         form, backend = "recurrent", "torch"
     tensors = [x.contiguous() for x in (q, k, v, slope)]
+    chunk = chunk_size or default_chunk(form, q, v)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     start = None if initial_state is None else initial_state.contiguous()
     ends = None if cu_seqlens is None else cu_seqlens.contiguous()
@@ -848,6 +864,6 @@ def lightning_attention(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, ends, chunk_size, output_final_state, save, backend, schedule
+        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule
     )
     return o, final_state if output_final_state else None

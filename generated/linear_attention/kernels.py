@@ -213,6 +213,7 @@ def chunk_scan(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -240,15 +241,18 @@ def chunk_scan(
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
-            store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         if READ:
             # read-out
             overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -283,6 +287,7 @@ def chunk_scan_reverse(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -310,13 +315,18 @@ def chunk_scan_reverse(
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = steps - 1 - i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
-            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV
+                )
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # gradient
@@ -379,7 +389,7 @@ def chunk_gradients(
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # causality
-    attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+    attention = tl.trans(tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)).to(dtype)
     d_attention = tl.zeros([BT, BT], tl.float32)
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -388,7 +398,7 @@ def chunk_gradients(
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of v_s
-        d_v_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
+        d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
         # gradient
         d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
         store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)

@@ -215,6 +215,7 @@ def chunk_scan(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -242,9 +243,11 @@ def chunk_scan(
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
@@ -252,7 +255,8 @@ def chunk_scan(
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
-            store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         if READ:
             # read-out
             overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -320,6 +324,7 @@ def chunk_scan_reverse(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -347,15 +352,20 @@ def chunk_scan_reverse(
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = steps - 1 - i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
         A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
-            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV
+                )
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         log_decay = A * dt
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
@@ -387,12 +397,12 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
-    v_ptr,
     q_ptr,
     k_ptr,
+    v_ptr,
     dt_ptr,
-    d_o_ptr,
     A_ptr,
+    d_o_ptr,
     states_ptr,
     d_states_ptr,
     d_q_ptr,
@@ -418,7 +428,7 @@ def chunk_gradients(
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
-    dtype: tl.constexpr = v_ptr.dtype.element_ty
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -437,10 +447,28 @@ def chunk_gradients(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
     A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
+    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
+    log_decay = A * dt
+    log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
+    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    fine = -coarse + log_decay_valid
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine_sum = tl.cumsum(fine, 0)
+    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+    fine_gap = fine_sum[:, None] - fine_sum[None, :]
+    gap = coarse_gap + fine_gap
+    # causality
+    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
+    since = (tl.exp(gap_masked)).to(dtype)
+    # read-out
+    overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(dtype)
     d_attention = tl.zeros([BT, BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -453,29 +481,12 @@ def chunk_gradients(
         d_attention = tl.dot(
             d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
         )
-    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    log_decay = A * dt
-    log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    fine = -coarse + log_decay_valid
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine_sum = tl.cumsum(fine, 0)
     # read-out
     carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
-    fine_gap = fine_sum[:, None] - fine_sum[None, :]
-    gap = coarse_gap + fine_gap
-    # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    since = tl.exp(gap_masked)
-    attention = overlap_q * since
+    # adjoint of attention
+    d_overlap_q_via_attention = d_attention * since.to(tl.float32)
     # adjoint of since
-    d_gap_masked_via_since = attention * d_attention
+    d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q.to(tl.float32)
     # adjoint of gap_apart
     d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
     # adjoint of fine_gap
@@ -484,8 +495,8 @@ def chunk_gradients(
     d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
     # adjoint of fine_sum
     d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * since
+    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
+    attention = tl.trans(overlap_q.to(tl.float32) * since.to(tl.float32)).to(dtype)
     # gradient
     d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_kept_factor_via_kept_2 = 0.0
@@ -542,9 +553,7 @@ def chunk_gradients(
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention).to(dtype), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
+        d_u_s = tl.dot(attention, d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION)
         # adjoint of u
         d_dt_via_u = d_u_s * v.to(tl.float32)
         d_dt_via_u_2 += tl.sum(d_dt_via_u, 1)
@@ -684,6 +693,7 @@ def chunk_transition(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -711,9 +721,11 @@ def chunk_transition(
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
         dt = load_vector(dt_ptr + i_h, token, left, HV, BT, 1.0)
         A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2

@@ -214,6 +214,7 @@ def chunk_scan(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -241,16 +242,19 @@ def chunk_scan(
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
-            store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         if READ:
             # read-out
             overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -313,6 +317,7 @@ def chunk_scan_reverse(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -340,14 +345,19 @@ def chunk_scan_reverse(
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = steps - 1 - i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
-            store_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+            if at_bound:
+                store_rows(
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV
+                )
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -378,11 +388,11 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
-    v_ptr,
     q_ptr,
     k_ptr,
-    d_o_ptr,
+    v_ptr,
     log_gamma_ptr,
+    d_o_ptr,
     states_ptr,
     d_states_ptr,
     d_q_ptr,
@@ -407,7 +417,7 @@ def chunk_gradients(
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
-    dtype: tl.constexpr = v_ptr.dtype.element_ty
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -429,6 +439,23 @@ def chunk_gradients(
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
+    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+    log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
+    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    fine = -coarse + log_decay_valid
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine_sum = tl.cumsum(fine, 0)
+    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+    fine_gap = fine_sum[:, None] - fine_sum[None, :]
+    gap = coarse_gap + fine_gap
+    # causality
+    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+    since = (tl.exp(gap_masked)).to(dtype)
+    # read-out
+    overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(dtype)
     d_attention = tl.zeros([BT, BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -437,28 +464,12 @@ def chunk_gradients(
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of attention
         d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    fine = -coarse + log_decay_valid
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine_sum = tl.cumsum(fine, 0)
     # read-out
     carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
-    fine_gap = fine_sum[:, None] - fine_sum[None, :]
-    gap = coarse_gap + fine_gap
-    # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    since = tl.exp(gap_masked)
-    attention = overlap_q * since
+    # adjoint of attention
+    d_overlap_q_via_attention = d_attention * since.to(tl.float32)
     # adjoint of since
-    d_gap_masked_via_since = attention * d_attention
+    d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q.to(tl.float32)
     # adjoint of gap_apart
     d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
     # adjoint of fine_gap
@@ -467,8 +478,8 @@ def chunk_gradients(
     d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
     # adjoint of fine_sum
     d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * since
+    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+    attention = tl.trans(overlap_q.to(tl.float32) * since.to(tl.float32)).to(dtype)
     # gradient
     d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
     d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
@@ -515,7 +526,7 @@ def chunk_gradients(
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of v_s
-        d_v_s = tl.dot(tl.trans(attention).to(dtype), d_read_via_o.to(dtype), input_precision=PRECISION)
+        d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
         # adjoint of written
         d_v_via_written = d_written * written_factor[:, None]
         # gradient
@@ -647,6 +658,7 @@ def chunk_transition(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    EVERY: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -674,9 +686,11 @@ def chunk_transition(
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for i in range(0, steps):
-        i_c = i
-        i_chunk, token, left = first_chunk + i_c, first + i_c * BT, length - i_c * BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
         log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHUNK = 64  # tokens a chunk
+CHUNK = 64  # tokens a chunk, and a step of a scan
+LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
@@ -47,6 +48,13 @@ DEFAULTS: dict[str, dict[int, Config]] = {
 }
 
 
+# In their place where chunks are long: tiles of 128 x 128 need the registers of 8 warps.
+LONG: dict[str, dict[int, Config]] = {
+    "chunk_gradients": {64: Config(32, 8, 1), 128: Config(32, 8, 1)},
+    "chunk_output": {64: Config(32, 8, 1), 128: Config(32, 8, 1)},
+}
+
+
 def plain_name(kernel: str) -> str:
     """A kernel's name without what kind it is of."""
     return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR)
@@ -57,7 +65,18 @@ def block(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
-def default_config(kernel: str, d_k: int, d_v: int) -> Config:
-    rows = DEFAULTS[kernel]
+def default_chunk(longest: int, d_k: int, d_v: int, dtype_bytes: int) -> int:
+    """Tokens a chunk, of a plan whose chunks are `longest` where the chip has room for tiles of that length."""
+    room = max(block(d_k), block(d_v)) <= 128 and dtype_bytes <= 2
+    return longest if room else min(longest, CHUNK)
+
+
+def default_configs(kernel: str, longest: int) -> dict[int, Config]:
+    """By the widest head dimension, for a plan whose chunks are `longest`."""
+    return DEFAULTS[kernel] | (LONG.get(kernel, {}) if longest > CHUNK else {})
+
+
+def default_config(kernel: str, longest: int, d_k: int, d_v: int) -> Config:
+    rows = default_configs(kernel, longest)
     chosen = rows[min(w for w in rows if w >= max(block(d_k), block(d_v)))]
     return Config(min(chosen.value_block, block(d_v)), chosen.warps, chosen.stages)

@@ -58,11 +58,15 @@ class Segment:
 
 @dataclass(frozen=True)
 class Kernel:
+    """`narrow` tiles are held in the inputs' dtype once they are made, `turned` ones transposed as well."""
+
     name: str
     skeleton: Skeleton
     reverse: bool
     segments: tuple[Segment, ...]
     carries: tuple[Carry, ...]
+    narrow: frozenset[Tile] = frozenset()
+    turned: frozenset[Tile] = frozenset()
 
     @property
     def loads(self) -> tuple[Buffer, ...]:
@@ -103,7 +107,9 @@ class Schedule:
 class Plan:
     """One form's kernels, and the schedules that run them, of which the first is for a chip that is full anyway.
 
-    `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass.
+    `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass. States are kept
+    every `chunk` tokens, or less where the chip has no room for tiles of that length (config.default_chunk); a scan
+    takes at most `step` tokens at a time, several of its steps a chunk then.
     """
 
     form: str
@@ -111,6 +117,8 @@ class Plan:
     schedules: tuple[Schedule, ...]
     saved: tuple[Buffer, ...]
     scratch: tuple[Buffer, ...]
+    chunk: int
+    step: int
 
     @property
     def forward(self) -> tuple[Kernel, ...]:

@@ -179,15 +179,12 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (matrix, base, *op.rows)
 
 
+def sums_values(statement: Statement) -> bool:
+    """Whether it sums over value channels, which kernels split or walk in panels."""
+    summed = isinstance(statement.op, (Contract, Reduce)) and "v" not in statement.target.axes
+    return summed and any("v" in t.axes for t in operands(statement.op))
+
+
 def ordered(axes) -> Axes:
     """The axes in canonical order."""
     return tuple(a for a in AXIS_ORDER if a in axes)
-
-
-def sums_values(statement: Statement) -> bool:
-    """Whether it sums over the value axis, which most kernels split."""
-    return (
-        isinstance(statement.op, (Contract, Reduce))
-        and "v" not in statement.target.axes
-        and any("v" in t.axes for t in operands(statement.op))
-    )

@@ -9,31 +9,31 @@ from __future__ import annotations
 
 from typing import Optional
 
-from ttrc.ir.config import block, default_config
+from ttrc.ir.config import block, default_chunk, default_config
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Skeleton, Space, Traffic
+from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import Contract, Inverse, Statement, Substitute
 
 
 def budget(
     module: Module,
     *,
-    chunk: int,
     d_k: int,
     d_v: int,
     dtype_bytes: int,
     gate_bytes: int = 4,
+    chunk: Optional[int] = None,
     schedule: Optional[str] = None,
     segments: int = 1,
 ) -> dict[str, dict[str, Budget]]:
     """{form: {"forward" | "backward": Budget}} at batch 1 with as many key heads as value heads.
 
-    Of each form's first schedule, or of the forms that have one of the name `schedule`; `segments` is how many a
-    sequence is cut into where it is.
+    Of each form's first schedule, or of the forms that have one of the name `schedule`, in its own chunks or those of
+    `chunk` tokens; `segments` is how many a sequence is cut into where it is.
     """
-    cost = _Cost(chunk, d_k, d_v, dtype_bytes, gate_bytes)
     costs = {}
     for name, form in module.forms.items():
+        cost = _Cost(form.plan, chunk, d_k, d_v, dtype_bytes, gate_bytes)
         for chosen in [s for s in form.plan.schedules if s.name == schedule] if schedule else form.plan.schedules[:1]:
             costs[name] = {p: cost.of(getattr(chosen, p), segments) for p in ("forward", "backward")}
     return costs
@@ -47,41 +47,44 @@ def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_by
 
 
 def launch_budget(
-    kernel: Kernel, *, chunk: int, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4
+    plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4
 ) -> tuple[Traffic, float]:
     """One kernel's traffic per token and head, and its serial steps per token of what it walks in one go."""
-    cost = _Cost(chunk, d_k, d_v, dtype_bytes, gate_bytes)
+    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, gate_bytes)
     return cost.traffic(kernel), cost.steps(kernel)
 
 
-def launch_costs(launches: tuple[Launch, ...], *, chunk: int, width: int) -> tuple[tuple[int, int, int, bool], ...]:
+def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, int, bool], ...]:
     """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a chunk, whether over segments."""
-    cost = _Cost(chunk, width, width, 2, 4)
+    cost = _Cost(plan, None, width, width, 2, 4)
     rows = []
     for launch in launches:
         spent = cost.traffic(launch.kernel)
         scans = launch.kernel.skeleton is Skeleton.SCAN
-        products = sum(_products(s, chunk) for s in launch.kernel.statements) if scans else 0
+        products = sum(_products(s, cost.step) for s in launch.kernel.statements) if scans else 0
+        products *= cost.chunk // cost.step
         moved = round(spent.read_bytes + spent.written_bytes)
         rows.append((moved, round(spent.flops), products, launch.segments))
     return tuple(rows)
 
 
-def _products(statement: Statement, chunk: int) -> int:
+def _products(statement: Statement, tokens: int) -> int:
     """How many matrix products, one after the other, a statement takes."""
     match statement.op:
         case Contract():
             return 1
         case Substitute():  # sweeps, and the block taken off all rows
-            return chunk // 16 * (16 + 1)
+            return tokens // 16 * (16 + 1)
     return 0
 
 
 class _Cost:
-    def __init__(self, chunk: int, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int):
-        self.chunk, self.dtype_bytes, self.gate_bytes = chunk, dtype_bytes, gate_bytes
+    def __init__(self, plan: Plan, chunk: Optional[int], d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int):
+        self.chunk = chunk or default_chunk(plan.chunk, d_k, d_v, dtype_bytes)
+        self.step, self.longest = min(self.chunk, plan.step), plan.chunk
+        self.dtype_bytes, self.gate_bytes = dtype_bytes, gate_bytes
         # A row of a causal C x C tile: on average half of its blocks of 16, and half of the one on the diagonal.
-        self.width = {"s": (chunk + 16) // 2, "k": d_k, "v": d_v}
+        self.width = {"s": (self.chunk + 16) // 2, "k": d_k, "v": d_v}
         self.d_k, self.d_v = d_k, d_v
 
     def of(self, launches: tuple[Launch, ...], segments: int) -> Budget:
@@ -93,7 +96,7 @@ class _Cost:
         """Serial steps a token; those of a join come by segment, and are few."""
         match kernel.skeleton:
             case Skeleton.SCAN:
-                return 1.0 / self.chunk
+                return 1.0 / self.step
             case Skeleton.TOKENS | Skeleton.TOKENS_REVERSE:
                 return 1.0
         return 0.0
@@ -124,7 +127,8 @@ class _Cost:
         return (4 if partial else self.dtype_bytes) * features[0] * copies
 
     def _flops(self, statement: Statement, kernel: Kernel) -> float:
-        blocks = {"t": self.chunk, "s": self.chunk, "k": block(self.d_k)}
+        tokens = self.step if kernel.skeleton is Skeleton.SCAN else self.chunk
+        blocks = {"t": tokens, "s": tokens, "k": block(self.d_k)}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
         match statement.op:
@@ -133,15 +137,15 @@ class _Cost:
                 for a in statement.target.axes:
                     size *= blocks[a]
                 repeated = kernel.skeleton is Skeleton.SCAN and "v" not in (axis, *statement.target.axes)
-                return size * (panels if repeated else 1) / self.chunk
+                return size * (panels if repeated else 1) / tokens
             case Substitute():  # 16 sweeps in each block of 16 rows, and the block taken off all rows
-                return 2.0 * blocks["v"] * (self.chunk // 16) * (16 * 16 * 16 + 16 * self.chunk) / self.chunk
+                return 2.0 * blocks["v"] * (tokens // 16) * (16 * 16 * 16 + 16 * tokens) / tokens
             case Inverse():  # two products of C x C a doubling, from blocks of 16
-                return 4.0 * self.chunk**2 * ((self.chunk // 16).bit_length() - 1)
+                return 4.0 * tokens**2 * ((tokens // 16).bit_length() - 1)
         return 0.0
 
     def _value_block(self, kernel: Kernel) -> int:
-        return default_config(kernel.name, self.d_k, self.d_v).value_block
+        return default_config(kernel.name, self.longest, self.d_k, self.d_v).value_block
 
 
 def _by_token(kernel: Kernel) -> bool:

@@ -16,12 +16,13 @@ segments   pieces of a sequence side by side: each is scanned from an empty stat
 
 from __future__ import annotations
 
-from ttrc.ir.config import NONLINEAR, WHOLE, plain_name
+from ttrc.ir.config import CHUNK, LONG_CHUNK, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Substitute, Tile, operands, sums_values
 from ttrc.language.spec import Parameter
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
+from ttrc.passes.narrow_factors import AS_MADE, narrow_factors
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
@@ -42,6 +43,9 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     pairs = _pairs_to_keep(forward)
     solved, fed_back = _substituted(forward), _substituted(backward, known=forward)
     known = (*inputs, *pairs)
+    # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
+    # in front of a scan are those of its steps.
+    chunk, step = (CHUNK, LONG_CHUNK) if pairs else (LONG_CHUNK, CHUNK)
     states = Buffer("states", state.state, Space.CHUNK)
     d_states = Buffer("d_states", cotangent.state, Space.CHUNK)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
@@ -60,7 +64,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     kept, kept_back = (states, *solved), (d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
-    grads = _kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, gradients, (*known, *kept, *kept_back))
+    read = (*known, *kept, *kept_back)
+    grads = _kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, gradients, read, long=chunk > CHUNK)
     kernels = [*prepare, ahead, back, grads, output]
 
     first, last = tuple(Launch(k) for k in prepare), Launch(grads)
@@ -84,7 +89,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
             )
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
-    return Plan("chunk", tuple(kernels), tuple(schedules), saved=(*pairs, *kept), scratch=kept_back)
+    return Plan("chunk", tuple(kernels), tuple(schedules), (*pairs, *kept), kept_back, chunk, step)
 
 
 def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
@@ -128,7 +133,7 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     ahead = _kernel("token_scan", Skeleton.TOKENS, forward, outputs, inputs, (state,))
     back = _kernel("token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, (state, cotangent))
     only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
-    return Plan("recurrent", (ahead, back), (only,), saved=(states,), scratch=())
+    return Plan("recurrent", (ahead, back), (only,), (states,), (), CHUNK, LONG_CHUNK)
 
 
 def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
@@ -144,22 +149,23 @@ def _output(name: str, tile: Tile) -> Buffer:
     return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
 
 
-def _kernel(name, skeleton, program: Program, stores, memory, carries=()) -> Kernel:
-    """The kernel that makes `stores`, given what `memory` and the carried states hold."""
+def _kernel(name, skeleton, program: Program, stores, memory, carries=(), long: bool = False) -> Kernel:
+    """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are."""
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
     body = simplify_tile(slice_program(program.statements, targets, at_hand), tuple(targets))
     if skeleton is Skeleton.PARALLEL:
         results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
+        narrow = narrow_factors(body, results) if long else AS_MADE
         segments = tuple(
             _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
-            for p in split_panels(body, results)
+            for p in split_panels(body, results, narrow)
         )
-    else:
-        name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton) else name
-        body = order_statements(body, tuple(targets))
-        segments = (_segment(False, body, (), memory, stores, targets),)
+        return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned)
+    name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton) else name
+    body = order_statements(body, tuple(targets))
+    segments = (_segment(False, body, (), memory, stores, targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 
 

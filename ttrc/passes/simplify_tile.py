@@ -22,7 +22,7 @@ STRICTNESS = {Relation.CAUSAL: 1, Relation.STRICT: 2}
 
 
 @dataclass
-class _Product:
+class Product:
     """rest * the product of `wide`, tiles that have all the axes of the statement this is a term of."""
 
     rest: Expr
@@ -35,18 +35,19 @@ class _Product:
 def simplify_tile(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -> tuple[Statement, ...]:
     """A kernel's code, of which `results` are wanted."""
     statements = _multiply_out(_start_chains(_drop_masks(statements, results), results), results)
-    sums = {s.target: products for s in statements if (products := _products(s)) is not None}
+    sums = {s.target: products for s in statements if (products := as_products(s)) is not None}
     known = {sym(t): t for s in statements for t in (s.target, *operands(s.op))}
     build = Builder(tuple(known.values()))
     origin = {s.target: s.origin for s in statements}
     new: list[Tile] = []
-    while (pair := _most_common(sums)) is not None:
+    place = {t: i for i, t in enumerate(known.values())}
+    while (pair := _most_common(sums, place)) is not None:
         shared = next((t for t, own in sums.items() if _is_just(own, pair)), None)
         if shared is None:
             first = next(t for t, own in sums.items() if any(p.holds(pair) for p in own))
             shared = build.tile(f"{first.name}_shared", first.axes)
-            known[sym(shared)], origin[shared] = shared, origin[first]
-            sums[shared] = [_Product(ONE, list(pair))]
+            known[sym(shared)], origin[shared], place[shared] = shared, origin[first], len(place)
+            sums[shared] = [Product(ONE, list(pair))]
             new.append(shared)
         for product in (p for target, own in sums.items() if target != shared for p in own):
             if product.holds(pair):
@@ -73,7 +74,7 @@ def _drop_masks(statements: tuple[Statement, ...], results: tuple[Tile, ...]) ->
                 unmasked[target] = unmasked.get(arg, arg)
                 op = replace(op, arg=unmasked[target])
             case Elementwise():
-                products = _products(replace(statement, op=op)) or []
+                products = as_products(replace(statement, op=op)) or []
                 zero[target] = min((max((zero.get(t, 0) for t in p.wide), default=0) for p in products), default=0)
         kept.append(replace(statement, op=op))
     return slice_program(tuple(kept), results)
@@ -124,8 +125,8 @@ def _multiply_out(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
     user = {t: s for s in statements for t in operands(s.op)}
     uses = Counter(t for s in statements for t in operands(s.op))
     once = {t for t in made if uses[t] == 1 and t not in results and isinstance(made[t].op, Elementwise)}
-    sums = {t for t in once if _products(made[t]) and _multiplies(user[t], t)}
-    terms = {t for t in once if user[t].target in sums and t.axes == user[t].target.axes and _products(made[t])}
+    sums = {t for t in once if as_products(made[t]) and _multiplies(user[t], t)}
+    terms = {t for t in once if user[t].target in sums and t.axes == user[t].target.axes and as_products(made[t])}
     ops: dict[Tile, Op] = {}
     for target, statement in made.items():
         op = statement.op
@@ -138,18 +139,18 @@ def _multiply_out(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
 
 def _multiplies(statement: Statement, tile: Tile) -> bool:
     """Whether it is a product of `tile` and another tile as wide."""
-    products = _products(statement)
+    products = as_products(statement)
     return products is not None and len(products) == 1 and tile in products[0].wide and len(products[0].wide) > 1
 
 
-def _products(statement: Statement) -> list[_Product] | None:
+def as_products(statement: Statement) -> list[Product] | None:
     """The statement as a sum of products of wide tiles, if it is one."""
     if not isinstance(statement.op, Elementwise) or len(statement.target.axes) < 2:
         return None
     wide = {sym(a): a for a in statement.op.args if a.axes == statement.target.axes}
     products = []
     for term in statement.op.expr.as_ordered_terms():
-        product = _Product(ONE, [])
+        product = Product(ONE, [])
         for factor in term.as_ordered_factors():
             if factor in wide:
                 product.wide.append(wide[factor])
@@ -161,19 +162,20 @@ def _products(statement: Statement) -> list[_Product] | None:
     return products
 
 
-def _most_common(sums: dict[Tile, list[_Product]]) -> Pair | None:
-    """The pair of tiles that most products have in common, if two have one."""
+def _most_common(sums: dict[Tile, list[Product]], place: dict[Tile, int]) -> Pair | None:
+    """The pair of tiles that most products have in common, if two have one; of several the one that is known last:
+    what it makes takes the place of a tile that nobody else may want, the others are at hand for longer anyway."""
     count = Counter(
         pair
         for own in sums.values()
         for product in own
         for pair in combinations(sorted(product.wide, key=lambda t: t.name), 2)
     )
-    pair, times = max(count.items(), key=lambda item: item[1], default=(None, 0))
+    pair, times = max(count.items(), key=lambda item: (item[1], max(place[x] for x in item[0])), default=(None, 0))
     return pair if times > 1 else None
 
 
-def _is_just(products: list[_Product], pair: Pair) -> bool:
+def _is_just(products: list[Product], pair: Pair) -> bool:
     return (
         len(products) == 1
         and products[0].rest == ONE
@@ -181,7 +183,7 @@ def _is_just(products: list[_Product], pair: Pair) -> bool:
     )
 
 
-def _statement(target: Tile, sums: dict[Tile, list[_Product]], origin: dict[Tile, str], known: dict) -> Statement:
+def _statement(target: Tile, sums: dict[Tile, list[Product]], origin: dict[Tile, str], known: dict) -> Statement:
     total = ZERO
     for product in sums[target]:
         term = product.rest

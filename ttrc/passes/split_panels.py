@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ttrc.ir.tile import Elementwise, Statement, Tile, operands, sums_values
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.narrow_factors import Narrow
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import slice_program
 
@@ -27,30 +28,30 @@ class Piece:
     results: tuple[Tile, ...]
 
 
-def split_panels(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> tuple[Piece, ...]:
+def split_panels(body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow) -> tuple[Piece, ...]:
     groups = _groups(body, wanted)
     body = _add_early(body, groups)
     made = frozenset(s.target for s in body)
-    narrow = frozenset(t for t in made if "v" not in t.axes)
-    panels = [slice_program(body, group, narrow - set(group)) for group in groups]
-    place = _places(body, groups, panels)
+    once = frozenset(t for t in made if "v" not in t.axes)
+    panels = [slice_program(body, group, once - set(group)) for group in groups]
+    place = _places(body, groups, panels, narrow)
     pieces = []
     for number in range(len(groups) + 1):
-        once = tuple(s for s in body if place.get(s.target) == number)
-        pieces.append((False, once, (), [t for t in wanted if place.get(t, 0 if t not in made else None) == number]))
+        code = tuple(s for s in body if place.get(s.target) == number)
+        pieces.append((False, code, (), [t for t in wanted if place.get(t, 0 if t not in made else None) == number]))
         if number < len(groups):
-            sums = tuple(t for t in groups[number] if t in narrow)
+            sums = tuple(t for t in groups[number] if t in once)
             pieces.append((True, panels[number], sums, [t for t in wanted if t in groups[number]]))
-    return tuple(_piece(*p, later=pieces[i + 1 :]) for i, p in enumerate(pieces) if p[1] or p[3])
+    return tuple(_piece(*p, pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
 
 
-def _piece(panelled: bool, statements, sums, results, later) -> Piece:
-    """Small results first: a sum of a tile that others need too is made while that tile is at hand. Of the wide
-    ones the first is that which takes most work, while there is room for it."""
+def _piece(panelled: bool, statements, sums, results, later, narrow: Narrow) -> Piece:
+    """Small results first: a sum of a tile that others need too is made while that tile is at hand. Then what is turned
+    over, for it leaves the registers. Of the wide ones the first is that which takes most work, while there is room."""
     leaving = {t for _, code, _, _ in later for s in code for t in operands(s.op)} if not panelled else set(sums)
     goals = [s.target for s in statements if s.target in leaving or s.target in results]
     work = {t: len(slice_program(statements, [t])) for t in goals if len(t.axes) > 1}
-    goals.sort(key=lambda t: (len(t.axes), -work.get(t, 0)))
+    goals.sort(key=lambda t: (len(t.axes) if t not in narrow.turned else 1.5, -work.get(t, 0)))
     return Piece(panelled, order_statements(statements, tuple(goals)), sums, tuple(results))
 
 
@@ -157,11 +158,12 @@ def _add_early(body: tuple[Statement, ...], groups: list[list[Tile]]) -> tuple[S
     return tuple(build.statements)
 
 
-def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels) -> dict[Tile, int]:
+def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels, narrow: Narrow) -> dict[Tile, int]:
     """In front of which loop each piece of code once a chunk stands.
 
     What comes from a loop's sums follows at once, for it takes their place; what comes from the inputs alone waits
-    for its first user, or if it is made of wide tiles for the last of them. Then _postpone moves what is larger than
+    for its first user, or if it is made of wide tiles for the last of them, unless it is kept narrow: then it is made
+    while there are no sums in the registers yet. Then _postpone moves what is larger than
     what it is made of.
     """
     known_after = _known_after(body, groups)
@@ -177,18 +179,26 @@ def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels) -> di
                 no_later_than(tile, number)
     for statement in reversed(once):
         no_later_than(statement.target, known_after[statement.target] or len(groups))
+        if statement.target in narrow.factors:
+            place[statement.target] = 0
         for tile in operands(statement.op):
             no_later_than(tile, place[statement.target])
     made = {s.target for s in once}
     for statement in once:
-        wide = [place[t] for t in operands(statement.op) if t in made and len(t.axes) > 1]
-        if wide and not known_after[statement.target]:
-            place[statement.target] = max(wide)
-    _postpone(once, panels, groups, place)
+        target, wide = statement.target, [t for t in operands(statement.op) if t in made and len(t.axes) > 1]
+        if wide and not known_after[target]:
+            until = place[target]
+            place[target] = max(place[t] for t in wide)
+            if narrow.factors.issuperset(wide):  # it need not be there before its factors are over
+                last = max(
+                    (place[s.target] for s in once if s.target != target and set(wide) & set(operands(s.op))), default=0
+                )
+                place[target] = max(place[target], min(last, until))
+    _postpone(once, panels, groups, place, narrow.factors)
     return {s.target: place[s.target] for s in once}
 
 
-def _postpone(once: list[Statement], panels, groups: list[list[Tile]], place: dict[Tile, int]) -> None:
+def _postpone(once: list[Statement], panels, groups: list[list[Tile]], place: dict[Tile, int], settled) -> None:
     """A wide tile that waits for a later loop is better made there, if it is larger than what it is made of."""
     users: dict[Tile, list[tuple[Tile, int]]] = {}
     for statement in once:
@@ -206,7 +216,7 @@ def _postpone(once: list[Statement], panels, groups: list[list[Tile]], place: di
     for statement in reversed(once):
         target = statement.target
         later = first_use(target)
-        if len(target.axes) < 2 or later <= place[target]:
+        if len(target.axes) < 2 or later <= place[target] or target in settled:
             continue
         moved = {target}
         for other in reversed(once):

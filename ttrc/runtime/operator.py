@@ -72,7 +72,7 @@ class Operator:
             output_final_state=output_final_state,
             cu_seqlens=cu_seqlens,
             form=form,
-            chunk_size=chunk_size or self.package.op.CHUNK,
+            chunk_size=chunk_size,
             backend=backend,
             schedule=schedule,
         )

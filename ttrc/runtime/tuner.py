@@ -18,7 +18,7 @@ from typing import Optional
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import Config, block
+from ttrc.ir.config import CHUNK, Config, block, default_chunk
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
@@ -79,6 +79,7 @@ class Run:
 
     form: str
     schedules: tuple[str, ...]
+    chunk: int  # tokens
 
 
 Call = Callable[[], None]
@@ -117,8 +118,9 @@ def tune(
         plan = forms[form].plan
         judge = cache(lambda schedule, form=form: verifier(form, schedule))
         for shape in shapes:
+            chunk = default_chunk(plan.chunk, shape.d_k, shape.d_v, dtype.itemsize)
             for kernel, schedules in tunable(plan, _regime(shape)):
-                search.kernel(kernel, Run(form, schedules), shape, judge)
+                search.kernel(kernel, Run(form, schedules, chunk), shape, judge)
     return Report(op.spec.name, tuple(search.trials), search.default_ms)
 
 
@@ -152,7 +154,13 @@ def space(d_v: int) -> list[Config]:
 
 
 def candidates(
-    kernel: Kernel, default: Config, shape: Workload, footprints: Footprints, multiprocessors: int, most: int
+    kernel: Kernel,
+    default: Config,
+    shape: Workload,
+    footprints: Footprints,
+    multiprocessors: int,
+    most: int,
+    chunk: int = CHUNK,
 ) -> tuple[list[Config], list[tuple[Config, str]]]:
     """(those to try, the default first and then by predicted time; those left out, with the reason)."""
     everything = {c: footprints(kernel.name, c) for c in dict.fromkeys((default, *space(shape.d_v)))}
@@ -166,7 +174,9 @@ def candidates(
         elif known is None:
             cost[config] = _distance(config, default)
         else:
-            cost[config] = _cost(kernel, config, known, shape, multiprocessors)
+            cost[config] = _cost(
+                kernel, config, known, programs(kernel, config, shape, chunk=chunk), shape, multiprocessors
+            )
     ranked = sorted(cost, key=lambda c: (c != default, cost[c]))
     return ranked[:most], pruned + [(c, f"predicted slower than {most} others") for c in ranked[most:]]
 
@@ -177,11 +187,10 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
     return f"spills ({known.spills} instructions), which others do not" if known.spills and some_are_clean else None
 
 
-def _cost(kernel: Kernel, config: Config, known: Footprint, shape: Workload, multiprocessors: int) -> float:
+def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     looped = kernel.skeleton is Skeleton.PARALLEL  # over the value blocks, which the others split over programs
     work = known.instructions * (-(-shape.d_v // config.value_block) if looped else 1)
-    grid = programs(kernel, config, shape)
     waves = -(-grid // (multiprocessors * max(known.blocks, 1)))
     return max(grid * work * config.warps / (4 * multiprocessors), waves * work) * (1 + known.spills)
 
@@ -215,7 +224,7 @@ class _Search:
             return
         plain = Config(*table[width])
         default = Config(min(plain.value_block, block(shape.d_v)), plain.warps, plain.stages)
-        chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most)
+        chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most, run.chunk)
         timed: dict[Config, float] = {}
         for config in chosen:
             reason, ms = self._try(key, config, run, shape, judge)

@@ -38,7 +38,13 @@ class Workload:
 
 
 def programs(
-    kernel: Kernel, config: Config, shape: Workload, *, segments: int = 1, columns: Optional[int] = None
+    kernel: Kernel,
+    config: Config,
+    shape: Workload,
+    *,
+    chunk: int = CHUNK,
+    segments: int = 1,
+    columns: Optional[int] = None,
 ) -> int:
     """The grid of a launch: parallel kernels have a program a chunk and head, the others one a head and value block.
 
@@ -47,7 +53,7 @@ def programs(
     """
     heads = shape.batch * shape.heads
     if kernel.skeleton is Skeleton.PARALLEL:
-        return heads * -(-shape.length // CHUNK)
+        return heads * -(-shape.length // chunk)
     return heads * segments * -(-(columns or shape.d_v) // config.value_block)
 
 

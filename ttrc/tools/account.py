@@ -12,7 +12,7 @@ from itertools import groupby
 
 from ttrc import symbolic
 from ttrc.emit import comment, tags
-from ttrc.ir.config import CHUNK
+from ttrc.ir.config import default_chunk
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
@@ -41,7 +41,6 @@ WAYS_NOTE = (
     "fused: batch times heads fill the chip. split: read-outs off the serial path. segments: few heads and long "
     f"sequences, here cut in {SEGMENTS}. An operator takes what its cost model finds fastest for the shapes."
 )
-SIZES = f"d = {WIDTH}, bfloat16, chunks of {CHUNK}"
 
 BUDGET_NOTE = (
     "least: every input read once, every output written once. FLOPs: matrix products as issued. "
@@ -262,12 +261,18 @@ def passes(plan: Plan) -> tuple[tuple[str, tuple[Kernel, ...]], ...]:
     return ("forward", plan.forward), ("backward", plan.backward)
 
 
+def sizes(module: Module) -> str:
+    """What the budget is for; the chunks are those of the form that long sequences run in."""
+    plan = next(iter(module.forms.values())).plan
+    return f"d = {WIDTH}, bfloat16, chunks of {default_chunk(plan.chunk, WIDTH, WIDTH, BYTES)}"
+
+
 def costs(module: Module) -> tuple[Cost, ...]:
     """Of each form's first schedule."""
     least = least_bytes(module, **_BUDGETED)
     return tuple(
         Cost(form, direction, spent, least[direction])
-        for form, both in budget(module, chunk=CHUNK, **_BUDGETED).items()
+        for form, both in budget(module, **_BUDGETED).items()
         for direction, spent in both.items()
     )
 
@@ -289,7 +294,7 @@ def ways(module: Module) -> tuple[Way, ...]:
         for name, form in module.forms.items()
         for s in form.plan.schedules
         if len(form.plan.schedules) > 1
-        for spent in [budget(module, chunk=CHUNK, **_BUDGETED, schedule=s.name, segments=SEGMENTS)]
+        for spent in [budget(module, **_BUDGETED, schedule=s.name, segments=SEGMENTS)]
     )
 
 

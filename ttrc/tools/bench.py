@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK
 from ttrc.language.spec import Spec
 from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
@@ -208,8 +207,8 @@ def _schedules(op: Operator, x: Mapping[str, Tensor]) -> dict[str, tuple[str, in
     """By pass: the schedule that the operator takes for these inputs, and into how many segments it cuts them."""
     if not op.schedules:
         return {}
-    layout = op.package.op.lay_out(x["v"], None, CHUNK)
-    choose = op.package.op.choose
+    chunk = op.package.op.default_chunk("chunk", x["q"], x["v"])
+    layout, choose = op.package.op.lay_out(x["v"], None, chunk), op.package.op.choose
     return {which: choose("chunk", which, "auto", x["q"], x["v"], layout) for which in ("forward", "backward")}
 
 

@@ -31,7 +31,7 @@ def explain(spec: Spec, console: Console) -> None:
         _show(console, f"Program of {RUN_TOGETHER[name]} ({name} form)", _program(account.forward(form), spec))
         _show(console, f"Its adjoint, by reverse-mode differentiation ({name} form)", _adjoint(form, spec))
     _show(console, "Kernel plan", _plan(module))
-    _show(console, f"Budget at {account.SIZES}, per token and head", _budget(module))
+    _show(console, f"Budget at {account.sizes(module)}, per token and head", _budget(module))
 
 
 def as_data(spec: Spec) -> dict:
@@ -47,7 +47,7 @@ def as_data(spec: Spec) -> dict:
         ],
         "findings": [vars(f) for f in classify.findings(module)],
         "forms": {name: _form_data(form, spec) for name, form in module.forms.items()},
-        "budget": {"sizes": account.SIZES, "passes": [_cost_data(c) for c in account.costs(module)]},
+        "budget": {"sizes": account.sizes(module), "passes": [_cost_data(c) for c in account.costs(module)]},
     }
 
 

@@ -38,7 +38,7 @@ def explain_page(spec: Spec) -> str:
         findings=classify.findings(module),
         forms=[_form(form, spec, costs) for form in module.forms.values()],
         costs=[(c, account.serial(c.budget)) for c in costs],
-        sizes=account.SIZES,
+        sizes=account.sizes(module),
         note=account.BUDGET_NOTE,
         ways=[
             (way.schedule, direction, spent, account.serial(spent), way.launches[direction])

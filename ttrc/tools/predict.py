@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import CHUNK, WIDEST, plain_name
+from ttrc.ir.config import WIDEST, default_chunk, plain_name
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
 from ttrc.runtime.workload import Workload, programs, segment_count
@@ -151,7 +151,7 @@ def _of_pass(
     head = (module.spec.name, form_of(module).name, which, schedule, name)
     roof, size = Roof(part.bandwidth, part.matmul), DTYPE_BYTES[dtype]
     kernels = []
-    for share in shares(module, which, shape, size, schedule, _segments(compiled, shape, part)):
+    for share in shares(module, which, shape, size, schedule, _segments(module, compiled, shape, size, part)):
         row = compiled[share.kernel.name]
         if not isinstance(row.result, Resources):
             return NoPrediction(*head, f"{row.kernel} does not compile")
@@ -163,19 +163,20 @@ def _of_pass(
     return Prediction(*head, tuple(kernels), total)
 
 
-def _segments(compiled: dict[str, Row], shape: Workload, part: Part) -> int:
+def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: int, part: Part) -> int:
     """As an operator would cut these sequences there."""
     scans = [row for name, row in compiled.items() if plain_name(name) == "chunk_scan"]
     if not scans:
         return 1
     blocks = -(-shape.d_v // scans[0].config.value_block)
-    return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // CHUNK), part.multiprocessors)
+    chunk = default_chunk(form_of(module).plan.chunk, shape.d_k, shape.d_v, size)
+    return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // chunk), part.multiprocessors)
 
 
 def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shape: Workload) -> Kernel:
     columns = {"ones": 1, "identity": shape.d_k}.get(share.launch.enter)
     side_by_side = share.segments if share.launch.segments else 1
-    grid = programs(share.kernel, row.config, shape, segments=side_by_side, columns=columns)
+    grid = programs(share.kernel, row.config, shape, chunk=share.chunk, segments=side_by_side, columns=columns)
     steps = share.steps(shape)
     slots = blocks * part.multiprocessors
     waves, step = -(-grid // slots), 0.0

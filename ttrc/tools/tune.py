@@ -103,8 +103,8 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         [Case(B=1, T=20, H=1, HV=1, d_k=width, d_v=width, chunk_size=16)]
         if toy
         else [
-            Case(B=2, T=100, H=heads, HV=heads, d_k=width, d_v=width),
-            Case(T=100, H=heads, HV=heads, d_k=width, d_v=width, packed=(70, 1, 29)),
+            Case(B=2, T=200, H=heads, HV=heads, d_k=width, d_v=width),
+            Case(T=200, H=heads, HV=heads, d_k=width, d_v=width, packed=(150, 1, 49)),
         ]
     )
     report = search(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Optional
 
-from ttrc.ir.config import CHUNK
+from ttrc.ir.config import default_chunk
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
 from ttrc.passes.budget import launch_budget, least_bytes
@@ -59,6 +59,7 @@ class Share:
     traffic: Traffic
     steps_per_token: float
     segments: int
+    chunk: int  # tokens
 
     @property
     def kernel(self) -> Kernel:
@@ -81,11 +82,12 @@ def shares(
     """Of the launches of one pass, "forward" or "backward", of a schedule, the first if none is named."""
     plan = form_of(module).plan
     (chosen,) = [s for s in plan.schedules if s.name == schedule] or plan.schedules[:1]
-    sizes = {"chunk": CHUNK, "d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
+    sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
+    chunk = default_chunk(plan.chunk, **sizes)
     return [
-        Share(launch, traffic, steps / segments if launch.segments else steps, segments)
+        Share(launch, traffic, steps / segments if launch.segments else steps, segments, chunk)
         for launch in getattr(chosen, which)
-        for traffic, steps in [launch_budget(launch.kernel, **sizes)]
+        for traffic, steps in [launch_budget(plan, launch.kernel, **sizes)]
     ]
 
 

@@ -8,7 +8,7 @@ from ttrc.backends.triton import substitution
 from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
 from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.config import plain_name
-from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton
+from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
@@ -41,11 +41,13 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
             return common | {"body": writer.panels(), "lead": pointers(kernel)[0].name}
         case Skeleton.SCAN:
             (carry,) = kernel.carries
-            chunk = "steps - 1 - i" if kernel.reverse else "i"
+            # A chunk's last step is the sequence's last where that ends inside it.
+            at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
             body = writer.straight(kernel.segments[0])
             return common | {
                 "body": body,
-                "chunk": chunk,
+                "step": "steps - 1 - i" if kernel.reverse else "i",
+                "at_bound": at_bound,
                 "state": carry.state.name,
                 "lead": pointers(kernel)[0].name,
                 "following": writer.printer.name(carry.next),
@@ -105,7 +107,7 @@ class _Writer:
         self.kernel, self.tags, self.memory, self.domains = kernel, tags, memory(domains, "i_v"), domains
         self.stored = {b.tile: b for b in kernel.loads}
         raw = set() if tokens else {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
-        self.printer, self.loaded = TritonPrinter(raw), set()
+        self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned), set()
         self.on_request = _on_request(kernel)
         self.origin = None
 
@@ -186,7 +188,9 @@ class _Writer:
         lines = []
         for buffer in buffers:
             store = [self.memory.store(buffer, self.printer.name(buffer.tile))]
-            lines += _guarded("SAVE", store) if buffer in self.on_request else store
+            if buffer in self.on_request:
+                store = _guarded("SAVE", _guarded("at_bound", store) if buffer.space is Space.CHUNK else store)
+            lines += store
         return lines
 
 

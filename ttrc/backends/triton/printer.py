@@ -56,10 +56,13 @@ class TritonPrinter:
     """Prints statements in order.
 
     `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
-    elementwise code in float32. `alias` maps a tile to the variable that holds it, where that has another name.
+    elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
+    the variable that holds it, where that has another name.
     """
 
     raw: set[str]
+    narrow: frozenset[Tile] = frozenset()
+    turned: frozenset[Tile] = frozenset()
     alias: dict[str, str] = field(default_factory=dict)
 
     def name(self, tile: Tile) -> str:
@@ -70,7 +73,11 @@ class TritonPrinter:
         if isinstance(statement.op, Relabel):
             self._share(target, statement.op.arg)
             return []
-        return [f"{self.name(target)} = {self.text(statement.op, target)}"]
+        text = self.text(statement.op, target)
+        if target in self.narrow | self.turned:
+            self.raw.add(target.name)
+            text = f"{f'tl.trans({text})' if target in self.turned else f'({text})'}.to(dtype)"
+        return [f"{self.name(target)} = {text}"]
 
     def open_sum(self, statement: Statement, chained: bool) -> list[str]:
         """The accumulator of a result that sums over panels, before the loop; `chained` ones join their addend's."""
@@ -151,7 +158,7 @@ class TritonPrinter:
 
     def _operand(self, tile: Tile, transposed: bool) -> str:
         # Transposed before the cast: transposing a narrowed accumulator is miscompiled on Hopper (Triton < 3.7.1).
-        text = f"tl.trans({self.name(tile)})" if transposed else self.name(tile)
+        text = f"tl.trans({self.name(tile)})" if transposed and tile not in self.turned else self.name(tile)
         return text if tile.name in self.raw else f"{text}.to(dtype)"
 
     def _float(self, tile: Tile) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.kernel import pointers
-from ttrc.ir.config import CHUNK, Config, block, default_config
+from ttrc.ir.config import Config, block, default_chunk, default_config
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
+
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,14 @@ class Signature:
 
 def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, config: Config | None = None) -> Signature:
     """The fullest variant: with an initial state, states saved, sequences not packed. dtype: "bf16", "fp16", "fp32"."""
-    config = config or default_config(kernel.name, d_k, d_v)
+    config = config or default_config(kernel.name, plan.chunk, d_k, d_v)
     if kernel.skeleton is Skeleton.JOIN:
         return _of_join(config, d_k, d_v)
+    chunk = default_chunk(plan.chunk, d_k, d_v, BYTES[dtype])
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
-    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": CHUNK, "BK": block(d_k), "BV": config.value_block}
+    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": block(d_k), "BV": config.value_block}
     constants["PACKED"] = False
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
     match kernel.skeleton:
@@ -36,7 +39,9 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
-            constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True, **precision}
+            step = min(chunk, plan.step)
+            constants |= {"BT": step, "EVERY": chunk // step, **precision}
+            constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True}
         case Skeleton.TOKENS:
             types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             constants |= {"ENTER": True, "LEAVE": True, "SAVE": True}
