@@ -163,8 +163,8 @@ def _summary(rows: list[Row]) -> list[str]:
     ]
     for r in rows:
         ours, theirs, least = r.traffic["ttrc"], r.traffic.get("fla"), sum(r.least.values())
-        cells = [r.spec, f"{least:,.0f}", *_cells(ours), *(_cells(theirs) if theirs else ["", "", ""])]
-        cells += [f"{theirs.bytes() / ours.bytes():.2f}" if theirs else "", f"{ours.bytes() / least:.2f}"]
+        cells = [r.spec, f"{least:,.0f}", *_cells(ours), *(_cells(theirs) if theirs else ["-"] * 3)]
+        cells += [f"{theirs.bytes() / ours.bytes():.2f}" if theirs else "-", f"{ours.bytes() / least:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -197,7 +197,7 @@ def _short(rows: list[Row]) -> list[str]:
     for r in rows:
         ours, theirs = r.traffic["ttrc"], r.traffic.get("fla")
         cells = [r.spec, f"{sum(r.least.values()):,.0f}", _total(ours)]
-        cells += [_total(theirs), f"{theirs.bytes() / ours.bytes():.2f}"] if theirs else ["", ""]
+        cells += [_total(theirs), f"{theirs.bytes() / ours.bytes():.2f}"] if theirs else ["-", "-"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from hostile_specs import BASE, LOSS, ROWS, swap
+from hostile_specs import BASE, LOSS, RETENTION, ROWS, swap
 from ttrc import cli
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
@@ -333,7 +333,7 @@ def test_every_command_refuses_the_same_way(ttrc, tmp_path, command):
 
 def test_one_bad_spec_among_good_ones_stops_all(ttrc, tmp_path):
     path = tmp_path / "bad.toml"
-    path.write_text(swap(LOSS, '"norm2(p - v)**2"'))
+    path.write_text(swap(RETENTION, '"norm2(S - exp(g) * S_prev)**2"'))
     code, out, err = ttrc("generate", "linear_attention", path, "--out", tmp_path / "made")
-    assert code == 2 and "nonlinear in p" in err
+    assert code == 2 and "couples the elements of S" in err
     assert not (tmp_path / "made").exists()

@@ -170,6 +170,70 @@ def test_a_sign_swapped_in_the_adjoint_of_a_solve(build, monkeypatch):
         assert "d_k" in found and not found & {"o", "final_state"}
 
 
+NONLINEAR = ("huber_delta", "robust_delta")
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_no_substitution_broken_nothing_found(build, name):
+    assert not any(failures(build(name), setting) for setting in SETTINGS)
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_substitution_whose_matrix_has_a_diagonal(build, monkeypatch, name):
+    """In plain PyTorch rows go in order, and never read their own entry: there the adjoint shows it."""
+    real = Builder.mask
+
+    def mask(self, name, arg, relation, fill, origin):
+        later = Relation.CAUSAL if relation is Relation.STRICT and "gap" not in name else relation
+        return real(self, name, arg, later, fill, origin)
+
+    monkeypatch.setattr(Builder, "mask", mask)
+    op = build(name, broken_passes=True)
+    assert {"d_k"} <= named(failures(op, "chunk")) and "o" in named(failures(op, "chunk kernels"))
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_substitution_whose_adjoint_forgets_the_rows_that_follow(build, monkeypatch, name):
+    monkeypatch.setattr(differentiate_tile, "_fed_back", lambda tape, op, adjoint: adjoint)
+    op = build(name, broken_passes=True)
+    for setting in ("chunk", "chunk kernels"):
+        found = named(failures(op, setting))
+        assert {"d_k", "d_v", "d_beta"} <= found and not found & {"o", "final_state"}
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_substitution_whose_adjoint_drops_the_jacobian(build, monkeypatch, name):
+    """Twice one, for a body has to do something."""
+    real = Builder.substitute
+
+    def substitute(self, name, matrix, base, write, transposed, origin):
+        def twice(z):
+            return self.elementwise("twice", 2 * differentiate_tile.sym(z), {z.name: z}, origin)
+
+        return real(self, name, matrix, base, twice if transposed else write, transposed, origin)
+
+    monkeypatch.setattr(Builder, "substitute", substitute)
+    op = build(name, broken_passes=True)
+    for setting in ("chunk", "chunk kernels"):
+        found = named(failures(op, setting))
+        assert {"d_k", "d_v", "d_beta"} <= found and not found & {"o", "final_state"}
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_substitution_of_too_few_sweeps(build, name):
+    op = build(name, kernels=[("for _ in range(0, BT):", "for _ in range(0, 2):")])
+    assert not failures(op, "chunk")
+    assert {"o", "d_v"} <= named(failures(op, "chunk kernels"))
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_a_substitution_that_stops_at_the_first_block(build, name):
+    op = build(name, kernels=[("tl.range(0, BT // 16, disable_licm", "tl.range(0, 1, disable_licm")])
+    assert not failures(op, "chunk kernels", TOKENS)
+    wide = dataclasses.replace(CHUNKED, chunk_size=32)
+    assert {"o", "d_v"} <= named(failures(op, "chunk kernels", wide))
+
+
 @pytest.mark.parametrize("lost", ["q", "k", "v", "g", "beta", "S"])
 def test_a_lost_contribution_to_a_cotangent(build, monkeypatch, lost):
     """The last of the contributions to one input's cotangent, where it has more than one, else half of it."""

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 import ttrc
 from ttrc.errors import ArgumentError
+from ttrc.language.spec import Domain
 from ttrc.runtime.poison import poisoned
 from ttrc.sampling import random_inputs
 
@@ -65,7 +66,7 @@ def check(op, given):
 
 @every_form
 @every_backend
-@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "mamba2"])
+@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "mamba2", "robust_delta"])
 def test_forward_ops_pass_opcheck(name, form, backend):
     op = ttrc.load(name).package.op.OPS[form]
     setting = {"packed": True, "H": 2, "start": False} if name == "gated_deltanet" else {}
@@ -81,8 +82,8 @@ def test_ops_that_save_nothing_pass_opcheck(form, backend):
 
 
 @pytest.mark.parametrize("save", [True, False])
-@pytest.mark.parametrize("schedule", ["split", "segments"])
-@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet"])
+@pytest.mark.parametrize("name, schedule", [(n, s) for n in ("linear_attention", "gated_deltanet")
+                                            for s in ("split", "segments")] + [("huber_delta", "split")])  # fmt: skip
 def test_forward_ops_pass_opcheck_in_every_schedule(name, schedule, save):
     op = ttrc.load(name).package.op.OPS["chunk"]
     check(op, arguments(name, "chunk", "triton", save=save, grad=save, schedule=schedule))
@@ -90,7 +91,7 @@ def test_forward_ops_pass_opcheck_in_every_schedule(name, schedule, save):
 
 @every_form
 @every_backend
-@pytest.mark.parametrize("name", ["retnet", "gated_deltanet"])
+@pytest.mark.parametrize("name", ["retnet", "gated_deltanet", "huber_delta"])
 def test_backward_ops_pass_opcheck(name, form, backend):
     package = ttrc.load(name).package.op
     forward, backward = package.OPS[form], getattr(package, f"{form}_backward_op")
@@ -188,7 +189,8 @@ def test_gradcheck(name, form):
     op = ttrc.load(name)
     x = inputs(name, torch.float64, T=18 if form == "chunk" else 4, dk=2, dv=3, H=1, HV=2)
     for parameter in op.spec.parameters:  # away from the edge of the domain, which finite differences step over
-        x[parameter.name] = torch.tensor([-0.3, -1.1], dtype=torch.float64)
+        sign = -1 if parameter.domain in (Domain.NEGATIVE, Domain.LOG_DECAY) else 1
+        x[parameter.name] = sign * torch.tensor([0.3, 1.1], dtype=torch.float64)
     names = list(x)
 
     def call(*tensors):

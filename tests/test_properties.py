@@ -158,7 +158,8 @@ def of_oracle(name, x):
     generator = torch.Generator().manual_seed(11)
     weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in (o, final)]
     ((o * weights[0]).sum() + (final * weights[1]).sum()).backward()
-    return {"o": o.detach(), "final_state": final.detach(), **{f"d_{n}": t.grad for n, t in leaves.items()}}
+    grads = {f"d_{n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+    return {"o": o.detach(), "final_state": final.detach(), **grads}
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -234,8 +235,8 @@ def test_the_future_never_shows(name, form, backend, dtype, T, cut):
     o[:, :cut].square().sum().backward()
     for n in per_token:
         assert torch.count_nonzero(leaves[n].grad[:, cut:]) == 0, n
-        if n != "q":
-            assert torch.count_nonzero(leaves[n].grad[:, : cut - 1]) > 0, n
+        if n != "q" and torch.count_nonzero(leaves[n].grad[:, : cut - 1]) == 0:  # a loss may be flat, nothing else
+            assert torch.count_nonzero(of_oracle(name, x)[f"d_{n}"][:, : cut - 1]) == 0, n
 
 
 def piecewise(name, x, ends, **options):

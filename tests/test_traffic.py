@@ -92,6 +92,12 @@ def test_the_chunk_forms_budget_is_exact(name, schedule):
     compare(name, "chunk", length=256, width=64, chunk=64, schedule=schedule)
 
 
+@pytest.mark.parametrize("schedule", ["fused", "split"])
+@pytest.mark.parametrize("name", ["huber_delta", "robust_delta"])
+def test_the_chunk_forms_budget_of_a_substitution_is_exact(name, schedule):
+    compare(name, "chunk", length=256, width=64, chunk=64, schedule=schedule)
+
+
 @pytest.mark.parametrize("name", ["linear_attention", "mamba2"])
 def test_the_budget_of_long_chunks_is_exact(name):
     """States every 128 tokens, scans in steps of 64."""
@@ -99,7 +105,7 @@ def test_the_budget_of_long_chunks_is_exact(name):
         compare(name, "chunk", length=512, width=64, chunk=128, schedule=schedule)
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2", "robust_delta"])
 def test_the_recurrent_forms_budget_is_exact(name):
     compare(name, "recurrent", length=32, width=16, chunk=16)
 

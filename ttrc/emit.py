@@ -20,7 +20,7 @@ from ttrc.backends.triton import launch
 from ttrc.ir.config import WIDTHS, Config, default_chunk, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
-from ttrc.ir.recurrence import Affine
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import Spec
 from ttrc.passes.budget import launch_costs
 from ttrc.paths import templates_dir
@@ -110,16 +110,20 @@ def derivation(module: Module) -> str:
     ]
     match r.error:
         case Affine(slope, offset):
-            read = "a S_prev" if r.reads_decayed else "S_prev"
-            lines.append(
-                f"           e = ({symbolic.equation(slope)}) p + ({symbolic.equation(offset)}), p = ({read})' k"
-            )
-        case error:
-            lines.append(f"           e = {symbolic.equation(error.offset)}")
+            e = f"({symbolic.equation(slope)}) p + ({symbolic.equation(offset)})"
+            lines.append(f"           e = {e}, p = ({_read(r)})' k")
+        case Hebbian(offset):
+            lines.append(f"           e = {symbolic.equation(offset)}")
+        case Nonlinear(written, _):
+            lines.append(f"           e = {symbolic.equation(written)}, p = ({_read(r)})' k")
     for reduction in r.reductions:
         body = symbolic.equation(reduction.body)
         lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")
     return "\n".join(f"# {line}" for line in lines)
+
+
+def _read(r: Recurrence) -> str:
+    return "a S_prev" if r.reads_decayed else "S_prev"
 
 
 def _reference(module: Module) -> str:
@@ -127,7 +131,7 @@ def _reference(module: Module) -> str:
     gates = [g.name for g in (*spec.inputs, *spec.parameters)]
     names = ["q", "k", "v", *gates]
     forward = {f: print_forward(m.forward, tags(spec)) for f, m in module.forms.items()}
-    backward = {f: print_backward(m.backward, tags(spec)) for f, m in module.forms.items()}
+    backward = {f: print_backward(m.backward, m.forward.inputs, tags(spec)) for f, m in module.forms.items()}
     return _render(
         "torch/reference.py.jinja",
         header=_header(spec),
@@ -148,6 +152,7 @@ def _kernels(module: Module) -> str:
     bodies = []
     for form in module.forms.values():
         for kernel in form.plan.kernels:
+            bodies += triton_kernel.functions(kernel)
             template = f"triton/{kernel.skeleton.value}.py.jinja"
             bodies.append(_render(template, **triton_kernel.holes(kernel, domains, tags(spec))))
     return _render(
@@ -192,6 +197,7 @@ def _op(module: Module) -> str:
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
         configs={n: {w: _row(c) for w, c in default_configs(n, most).items()} for n, most in longest.items()},
         costs=_costs(module),
+        scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
         parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],
         auto_rule='"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',

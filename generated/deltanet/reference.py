@@ -21,8 +21,24 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
+def substitute(matrix, base, write, rows, reverse):
+    """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
+    x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2
+    order = range(base.shape[axis])
+    for t in reversed(order) if reverse else order:
+        row = base.narrow(axis, t, 1) - matrix.narrow(axis, t, 1) @ written
+        x.narrow(axis, t, 1).copy_(row)
+        written.narrow(axis, t, 1).copy_(write(row, *(r.narrow(axis, t, 1) for r in rows)))
+    return x
+
+
 def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
+
+
+def choose(a, b, x, y):
+    """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
+    return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
 
 
 def smaller(x, y):
@@ -31,6 +47,11 @@ def smaller(x, y):
 
 def larger(x, y):
     return torch.where(x <= y, y, x)
+
+
+def positive_power(x, y):
+    """x ** y where x > 0, 0 elsewhere."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
 
 
 def clip(x, d):

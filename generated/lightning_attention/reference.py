@@ -21,8 +21,24 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
+def substitute(matrix, base, write, rows, reverse):
+    """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
+    x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2
+    order = range(base.shape[axis])
+    for t in reversed(order) if reverse else order:
+        row = base.narrow(axis, t, 1) - matrix.narrow(axis, t, 1) @ written
+        x.narrow(axis, t, 1).copy_(row)
+        written.narrow(axis, t, 1).copy_(write(row, *(r.narrow(axis, t, 1) for r in rows)))
+    return x
+
+
 def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
+
+
+def choose(a, b, x, y):
+    """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
+    return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
 
 
 def smaller(x, y):
@@ -31,6 +47,11 @@ def smaller(x, y):
 
 def larger(x, y):
     return torch.where(x <= y, y, x)
+
+
+def positive_power(x, y):
+    """x ** y where x > 0, 0 elsewhere."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
 
 
 def clip(x, d):
@@ -53,7 +74,7 @@ def chunk_step(q, k, v, slope, scale, S):
     """One chunk from state S [B, HV, d_k, d_v]: o, and the state after it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
-    log_decay_bounded = torch.where(slope <= -800.0, -800.0, slope)
+    log_decay_bounded = choose(slope, -800.0, -800.0, slope)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -95,7 +116,7 @@ def chunk_step_backward(q, k, v, slope, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(slope) * S_prev) / 2
-    log_decay_bounded = torch.where(slope <= -800.0, -800.0, slope)
+    log_decay_bounded = choose(slope, -800.0, -800.0, slope)
     log_decay_valid = log_decay_bounded
     coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
     fine = -coarse + log_decay_valid
@@ -180,9 +201,7 @@ def chunk_step_backward(q, k, v, slope, scale, S, d_o, d_S_next):
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
-    d_slope_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * torch.where(
-        slope <= -800.0, 0.0, 1.0
-    )
+    d_slope_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(slope, -800.0, 0.0, 1.0)
     # adjoint of k_s
     d_k_s = d_overlap_q_via_attention.mT @ q
     # gradient

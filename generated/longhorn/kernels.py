@@ -51,6 +51,27 @@ def load_lower(base, first, left, stride, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_rows(base, first, left, stride, n, C: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of a causal tile, [16, C]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // 16 <= n), other=0.0)
+
+
+@triton.jit
+def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
+    """Columns 16 n to 16 n + 15 of a causal tile, [C, 16]."""
+    r, c = tl.arange(0, C)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // 16 >= n), other=0.0)
+
+
+@triton.jit
+def load_lower_diagonal(base, first, left, stride, n, C: tl.constexpr):
+    """The block on the diagonal where those rows and columns meet, [16, 16]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=r < left, other=0.0)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -110,6 +131,20 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
+
+
+@triton.jit
+def block_numbers(x, n, ROWS: tl.constexpr):
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None], tl.reshape(x, [ROWS // 16, 16]), 0.0), 0)
+
+
+@triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 
@@ -144,6 +179,12 @@ def huber(x, d):
 def power(x, y):
     """x ** y for x >= 0."""
     return tl.exp2(y * tl.log2(x))
+
+
+@triton.jit
+def positive_power(x, Y: tl.constexpr):
+    """x ** Y where x > 0, 0 elsewhere."""
+    return tl.where(x > 0, tl.exp2(Y * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
 
 
 @triton.jit
@@ -206,8 +247,8 @@ def chunk_prepare(
     # causality
     earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
     # loss, line 22: norm2(p - v) / 2
-    squares = k.to(tl.float32) * k.to(tl.float32)
-    sum_2 = tl.sum(squares, 1)
+    summands = k.to(tl.float32) * k.to(tl.float32)
+    sum_2 = tl.sum(summands, 1)
     sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
     rate = beta / (beta * sum_2_valid + 1.0)
     system = earlier * rate[:, None]
@@ -289,8 +330,8 @@ def chunk_scan(
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss, line 22: norm2(p - v) / 2
-        squares = k.to(tl.float32) * k.to(tl.float32)
-        sum_2 = tl.sum(squares, 1)
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
         rate = beta / (beta * sum_2_valid + 1.0)
         rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
@@ -382,8 +423,8 @@ def chunk_scan_reverse(
         d_u = tl.dot(k, d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
         # loss, line 22: norm2(p - v) / 2
-        squares = k.to(tl.float32) * k.to(tl.float32)
-        sum_2 = tl.sum(squares, 1)
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
         rate = beta / (beta * sum_2_valid + 1.0)
         # adjoint of rhs
@@ -454,8 +495,8 @@ def chunk_gradients(
     attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     # loss, line 22: norm2(p - v) / 2
-    squares = k.to(tl.float32) * k.to(tl.float32)
-    sum_2 = tl.sum(squares, 1)
+    summands = k.to(tl.float32) * k.to(tl.float32)
+    sum_2 = tl.sum(summands, 1)
     sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
     rate = beta / (beta * sum_2_valid + 1.0)
     d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
@@ -514,11 +555,11 @@ def chunk_gradients(
     d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
     # adjoint of sum_2_valid
     d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_rate, 0.0)
-    # adjoint of squares
-    d_k_via_squares = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
+    # adjoint of summands
+    d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
     # adjoint of k_s
     d_k_s = tl.dot(
-        tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_squares, input_precision=PRECISION
+        tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_summands, input_precision=PRECISION
     )
     d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
     # gradient
@@ -616,8 +657,8 @@ def chunk_output(
     inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
     attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     # loss, line 22: norm2(p - v) / 2
-    squares = k.to(tl.float32) * k.to(tl.float32)
-    sum_2 = tl.sum(squares, 1)
+    summands = k.to(tl.float32) * k.to(tl.float32)
+    sum_2 = tl.sum(summands, 1)
     sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
     rate = beta / (beta * sum_2_valid + 1.0)
     for i_v in tl.range(0, blocks, disable_licm=True):
@@ -692,8 +733,8 @@ def chunk_transition(
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss, line 22: norm2(p - v) / 2
-        squares = k.to(tl.float32) * k.to(tl.float32)
-        sum_2 = tl.sum(squares, 1)
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
         rate = beta / (beta * sum_2_valid + 1.0)
         rhs_moved = -prediction * rate[:, None]
@@ -855,8 +896,8 @@ def token_scan(
         products = S * k[:, None]
         prediction = tl.sum(products, 0)
         # loss, line 22: norm2(p - v) / 2
-        squares = k * k
-        sum_2 = tl.sum(squares)
+        summands = k * k
+        sum_2 = tl.sum(summands)
         u_factor = beta / (beta * sum_2 + 1.0)
         u = -prediction * u_factor + u_factor * v
         # update, line 27
@@ -936,8 +977,8 @@ def token_scan_reverse(
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
             # loss, line 22: norm2(p - v) / 2
-            squares = k * k
-            sum_2 = tl.sum(squares)
+            summands = k * k
+            sum_2 = tl.sum(summands)
             u_factor = beta / (beta * sum_2 + 1.0)
             u = -prediction * u_factor + u_factor * v
             # update, line 27
@@ -957,8 +998,8 @@ def token_scan_reverse(
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
             # loss, line 22: norm2(p - v) / 2
-            squares = k * k
-            sum_2 = tl.sum(squares)
+            summands = k * k
+            sum_2 = tl.sum(summands)
             u_factor = beta / (beta * sum_2 + 1.0)
             u = -prediction * u_factor + u_factor * v
             # update, line 27
@@ -991,11 +1032,11 @@ def token_scan_reverse(
             # adjoint of u_factor
             d_sum_2_via_u_factor = -d_u_factor_via_u_2 * beta * beta / whole_power(beta * sum_2 + 1.0, 2)
             # adjoint of sum_2
-            d_squares_via_sum_2 = tl.broadcast_to(d_sum_2_via_u_factor, [BK])
-            # adjoint of squares
-            d_k_via_squares = 2.0 * d_squares_via_sum_2 * k
+            d_summands_via_sum_2 = tl.broadcast_to(d_sum_2_via_u_factor, [BK])
+            # adjoint of summands
+            d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
             # gradient
-            d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_squares
+            d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
             store_row(d_k_ptr + i_h * K + (partial + token) * HV * K, d_k, K, BK, 0)
             # adjoint of u
             d_v_via_u = d_u_via_S_next_2 * u_factor

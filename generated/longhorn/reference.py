@@ -21,8 +21,24 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
+def substitute(matrix, base, write, rows, reverse):
+    """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
+    x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2
+    order = range(base.shape[axis])
+    for t in reversed(order) if reverse else order:
+        row = base.narrow(axis, t, 1) - matrix.narrow(axis, t, 1) @ written
+        x.narrow(axis, t, 1).copy_(row)
+        written.narrow(axis, t, 1).copy_(write(row, *(r.narrow(axis, t, 1) for r in rows)))
+    return x
+
+
 def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
+
+
+def choose(a, b, x, y):
+    """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
+    return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
 
 
 def smaller(x, y):
@@ -31,6 +47,11 @@ def smaller(x, y):
 
 def larger(x, y):
     return torch.where(x <= y, y, x)
+
+
+def positive_power(x, y):
+    """x ** y where x > 0, 0 elsewhere."""
+    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
 
 
 def clip(x, d):
@@ -54,8 +75,8 @@ def chunk_step(q, k, v, beta, scale, S):
     """One chunk from state S [B, HV, d_k, d_v]: o, and the state after it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
-    squares = k * k
-    sum_2 = squares.sum(-1)
+    summands = k * k
+    sum_2 = summands.sum(-1)
     sum_2_valid = sum_2
     rate = beta / (beta * sum_2_valid + 1.0)
     # prediction
@@ -87,8 +108,8 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
-    squares = k * k
-    sum_2 = squares.sum(-1)
+    summands = k * k
+    sum_2 = summands.sum(-1)
     sum_2_valid = sum_2
     rate = beta / (beta * sum_2_valid + 1.0)
     # prediction
@@ -140,18 +161,18 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     # adjoint of sum_2_valid
     d_sum_2_via_sum_2_valid = d_sum_2_valid_via_rate
     # adjoint of sum_2
-    d_squares_via_sum_2 = (d_sum_2_via_sum_2_valid[..., :, None]).expand(
+    d_summands_via_sum_2 = (d_sum_2_via_sum_2_valid[..., :, None]).expand(
         *v.shape[:2], tokens[-1], k.shape[-1]
     )
-    # adjoint of squares
-    d_k_via_squares = 2.0 * d_squares_via_sum_2 * k
+    # adjoint of summands
+    d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
     # adjoint of k_s
     d_k_s = d_overlap_q_via_attention.mT @ q
     d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # gradient
     d_q = d_overlap_q_via_attention @ k
     d_q_2 = d_q + d_read_via_o @ S.mT
-    d_k = d_k_s_2 + d_k_via_squares
+    d_k = d_k_s_2 + d_k_via_summands
     d_k_2 = d_k + d_overlap_via_earlier @ k
     d_k_3 = d_k_2 + u @ d_S_next.mT
     d_k_4 = d_k_3 + d_prediction_via_rhs @ S.mT
@@ -164,8 +185,8 @@ def recurrent_step(q, k, v, beta, scale, S):
     """One token from state S [B, HV, d_k, d_v]: o, and the state after it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
-    squares = k * k
-    sum_2 = squares.sum(-1)
+    summands = k * k
+    sum_2 = summands.sum(-1)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -185,8 +206,8 @@ def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
-    squares = k * k
-    sum_2 = squares.sum(-1)
+    summands = k * k
+    sum_2 = summands.sum(-1)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -228,11 +249,11 @@ def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     d_k_via_products = S * d_products_via_prediction
     d_k_via_products_2 = d_k_via_products.sum(-1)
     # adjoint of sum_2
-    d_squares_via_sum_2 = (d_sum_2_via_u_factor[..., None]).expand(*v.shape[:2], k.shape[-1])
-    # adjoint of squares
-    d_k_via_squares = 2.0 * d_squares_via_sum_2 * k
+    d_summands_via_sum_2 = (d_sum_2_via_u_factor[..., None]).expand(*v.shape[:2], k.shape[-1])
+    # adjoint of summands
+    d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
     # gradient
-    d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_squares
+    d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
     d_S = d_S_next_2 + d_S_via_products
     return d_q_via_read_2, d_k, d_v_via_u, d_beta_via_u_factor, d_S
 

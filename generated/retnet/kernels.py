@@ -50,6 +50,27 @@ def load_lower(base, first, left, stride, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_rows(base, first, left, stride, n, C: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of a causal tile, [16, C]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // 16 <= n), other=0.0)
+
+
+@triton.jit
+def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
+    """Columns 16 n to 16 n + 15 of a causal tile, [C, 16]."""
+    r, c = tl.arange(0, C)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // 16 >= n), other=0.0)
+
+
+@triton.jit
+def load_lower_diagonal(base, first, left, stride, n, C: tl.constexpr):
+    """The block on the diagonal where those rows and columns meet, [16, 16]."""
+    r, c = n * 16 + tl.arange(0, 16)[:, None], n * 16 + tl.arange(0, 16)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=r < left, other=0.0)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -109,6 +130,20 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
+
+
+@triton.jit
+def block_numbers(x, n, ROWS: tl.constexpr):
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    own = tl.arange(0, ROWS // 16) == n
+    return tl.sum(tl.where(own[:, None], tl.reshape(x, [ROWS // 16, 16]), 0.0), 0)
+
+
+@triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 
@@ -143,6 +178,12 @@ def huber(x, d):
 def power(x, y):
     """x ** y for x >= 0."""
     return tl.exp2(y * tl.log2(x))
+
+
+@triton.jit
+def positive_power(x, Y: tl.constexpr):
+    """x ** Y where x > 0, 0 elsewhere."""
+    return tl.where(x > 0, tl.exp2(Y * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
 
 
 @triton.jit

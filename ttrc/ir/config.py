@@ -12,6 +12,9 @@ CHUNK = 64  # tokens a chunk, and a step of a scan
 LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 WIDEST = WIDTHS[-1]
+# Kernels of a kind that has configurations of its own end in one of these.
+NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
+WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,16 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_transition": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "join_segments": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
     "join_segments_reverse": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
+    "chunk_scan_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_scan_reverse_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_output_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(16, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
+    "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
+    "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "token_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 16, 1), 256: Config(WIDEST, 16, 1)},
 }
 
 
@@ -42,6 +53,11 @@ LONG: dict[str, dict[int, Config]] = {
     "chunk_gradients": {64: Config(32, 8, 1), 128: Config(32, 8, 1)},
     "chunk_output": {64: Config(32, 8, 1), 128: Config(32, 8, 1)},
 }
+
+
+def plain_name(kernel: str) -> str:
+    """A kernel's name without what kind it is of."""
+    return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR)
 
 
 def block(width: int) -> int:

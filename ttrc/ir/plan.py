@@ -14,9 +14,13 @@ class Space(Enum):
 
     KEY_TOKEN = "B, T, H"  # q, k and their cotangents: one row a token and key head
     TOKEN = "B, T, HV"  # everything else that comes per token
+    SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
     HEAD = "HV"  # parameters: one number a head, constant in time
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
     SEQUENCE = "N, HV"  # one [K, V] tile a sequence, float32
+
+
+BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels alone, where one will follow
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,18 @@ class Affine:
     offset: Expr
 
 
-ErrorForm = Union[Hebbian, Affine]
+@dataclass(frozen=True)
+class Nonlinear:
+    """Any other error: written(p), an expression an element.
+
+    `sums` are the reductions that hold the prediction; one over v makes each channel's error depend on all of them.
+    """
+
+    written: Expr
+    sums: tuple[Reduction, ...]
+
+
+ErrorForm = Union[Hebbian, Affine, Nonlinear]
 
 
 @dataclass(frozen=True)
@@ -46,3 +57,11 @@ class Recurrence:
     log_decay: Expr | None
     reads_decayed: bool
     error: ErrorForm
+
+    @property
+    def known_sums(self) -> tuple[Reduction, ...]:
+        """The reductions that are free of the prediction."""
+        match self.error:
+            case Nonlinear(_, sums):
+                return tuple(r for r in self.reductions if r not in sums)
+        return self.reductions

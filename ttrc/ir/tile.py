@@ -59,6 +59,8 @@ class Relation(Enum):
     CAUSAL = "t >= s"
     STRICT = "t > s"
     VALID = "t < length"  # tokens of a ragged last chunk that exist
+    KEYS = "k < d_k"  # channels that exist; kernels pad them to a power of two
+    VALUES = "v < d_v"
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,31 @@ class Inverse:
     matrix: Tile
 
 
-Op = Union[Elementwise, Contract, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse]
+@dataclass(frozen=True)
+class Substitute:
+    """x with x = base - matrix w(x), row after row: matrix [t, s] is strictly lower, or taken transposed.
+
+    `body` works w out, its last target, from `unknown`, which stands for x; a row of w hangs on that row alone.
+    """
+
+    matrix: Tile
+    base: Tile
+    unknown: Tile
+    body: tuple[Statement, ...]
+    transposed: bool
+
+    @property
+    def written(self) -> Tile:
+        return self.body[-1].target
+
+    @property
+    def rows(self) -> tuple[Tile, ...]:
+        """What the body takes from outside."""
+        made = {self.unknown, *(s.target for s in self.body)}
+        return tuple(dict.fromkeys(t for s in self.body for t in operands(s.op) if t not in made))
+
+
+Op = Union[Elementwise, Contract, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse, Substitute]
 
 
 @dataclass(frozen=True)
@@ -149,6 +175,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (matrix, rhs)
         case Inverse(matrix):
             return (matrix,)
+        case Substitute(matrix, base):
+            return (matrix, base, *op.rows)
 
 
 def sums_values(statement: Statement) -> bool:

@@ -2,7 +2,7 @@
 
 Bytes are distinct ones: what a kernel touches twice counts once, the cache serves the rest. States handed in at a
 sequence's start and out at its end are a cost per sequence (or segment of one), not per token, and left out. FLOPs
-are those of the matrix products that are issued, padding and repetition by value block included.
+are those of the matrix products that are issued: padding, repetition by value block, sweeps of substitutions included.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Optional
 from ttrc.ir.config import block, default_chunk, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
-from ttrc.ir.tile import Contract, Inverse, Statement
+from ttrc.ir.tile import Contract, Inverse, Statement, Substitute
 
 
 def budget(
@@ -61,10 +61,20 @@ def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tup
     for launch in launches:
         spent = cost.traffic(launch.kernel)
         scans = launch.kernel.skeleton is Skeleton.SCAN
-        products = sum(isinstance(s.op, Contract) for s in launch.kernel.statements) if scans else 0
+        products = sum(_products(s, cost.step) for s in launch.kernel.statements) if scans else 0
         moved = round(spent.read_bytes + spent.written_bytes)
         rows.append((moved, round(spent.flops), products, launch.segments))
     return tuple(rows)
+
+
+def _products(statement: Statement, tokens: int) -> int:
+    """How many matrix products, one after the other, a statement takes."""
+    match statement.op:
+        case Contract():
+            return 1
+        case Substitute():  # sweeps, and the block taken off all rows
+            return tokens // 16 * (16 + 1)
+    return 0
 
 
 class _Cost:
@@ -127,6 +137,8 @@ class _Cost:
                     size *= blocks[a]
                 repeated = kernel.skeleton is Skeleton.SCAN and "v" not in (axis, *statement.target.axes)
                 return size * (panels if repeated else 1) / tokens
+            case Substitute():  # 16 sweeps in each block of 16 rows, and the block taken off all rows
+                return 2.0 * blocks["v"] * (tokens // 16) * (16 * 16 * 16 + 16 * tokens) / tokens
             case Inverse():  # two products of C x C a doubling, from blocks of 16
                 return 4.0 * tokens**2 * ((tokens // 16).bit_length() - 1)
         return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
@@ -17,9 +18,12 @@ from ttrc.ir.tile import (
     Relation,
     Solve,
     Statement,
+    Substitute,
     Tile,
+    operands,
     ordered,
 )
+from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import Expr
 
 _SWAP = {"t": "s", "s": "t"}
@@ -106,6 +110,28 @@ class Builder:
 
     def solve(self, name: str, matrix: Tile, rhs: Tile, transposed: bool, origin: str) -> Tile:
         return self.emit(name, rhs.axes, Solve(matrix, rhs, transposed), origin)
+
+    def substitute(
+        self, name: str, matrix: Tile, base: Tile, write: Callable[[Tile], Tile | None], transposed: bool, origin: str
+    ) -> Tile:
+        """x = base - matrix w(x), where write(x) states w; base where w turns out to be 0 (None).
+
+        What w is made of stays in the program too, behind x, and is there w of the solution.
+        """
+        x, start = self.tile(name, base.axes), len(self.statements)
+        written = write(x)
+        new, hanging = self.statements[start:], {x}
+        for statement in new:
+            if hanging & set(operands(statement.op)):
+                hanging.add(statement.target)
+        self.statements[start:] = [s for s in new if s.target not in hanging]
+        body = tuple(s for s in new if s.target in hanging)
+        if written is None:
+            self._known = {key: tile for key, tile in self._known.items() if tile not in hanging}
+            return base
+        op = Substitute(matrix, base, x, slice_program(body, [written]), transposed)
+        self.statements += [Statement(x, op, origin), *body]
+        return x
 
     def inverse(self, matrix: Tile, origin: str) -> Tile:
         return self.emit("inverse", matrix.axes, Inverse(matrix), origin)

@@ -3,14 +3,16 @@
 Inside a chunk that starts from S the state is S_t = e^{G_t} S + sum_{s<=t} e^{G_t - G_s} k_s u_s', with G the
 running sum of the log-decay and u_t = -e_t the written values. Read-outs and predictions of that sum are a
 product with S plus a masked C x C product; where e_t is affine in p_t, the u solve a unit lower-triangular
-system (the WY / UT transform), whose matrix is the same for every value channel.
+system (the WY / UT transform), whose matrix is the same for every value channel. Where it is not, the predictions
+solve p = decayed K S - (masked K K') e(p): row after row, exactly, for a row needs the errors of earlier ones alone.
 """
 
 from __future__ import annotations
 
-from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.symbolic import ONE, Expr, at_least, coarse, exp
 
 NEGATIVE_INFINITY = float("-inf")
@@ -39,11 +41,8 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
 
     k_s = build.relabel(k, "tokens that write")
-    for reduction in recurrence.reductions:
-        body = make("squares", reduction.body, origin="loss")
-        total = build.reduce(reduction.symbol.name, body, ("t",), "loss")
-        # Past the end of a sequence k is 0, and a rule may divide by its norm: there the sum reads as 1.
-        tiles[reduction.symbol.name] = build.mask(f"{total.name}_valid", total, Relation.VALID, 1.0, "loss")
+    for reduction in recurrence.known_sums:
+        tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
     decays = _Decays(build, recurrence, tiles)
 
     match recurrence.error:
@@ -57,6 +56,18 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             target = -offset - sym(rate) * decays.read_factor * sym(carried)
             rhs = make("rhs", target, rate, carried, *decays.tiles, origin="loss")
             u = build.solve("u", matrix, rhs, False, "update")
+        case Nonlinear() as error:
+            overlap = build.contract("overlap", k, k_s, "k", "prediction")
+            matrix = decays.mask("system", overlap, strict=True)
+            carried = build.contract("carried", k, state, "k", "prediction")
+            seen = make("seen", decays.read_factor * sym(carried), carried, *decays.tiles, origin="prediction")
+
+            def write(prediction: Tile) -> Tile:
+                return derive_error(build, tiles, error, prediction)
+
+            prediction = build.substitute("prediction", matrix, seen, write, False, "update")
+            written = write(prediction)
+            u = make("u", -sym(written), written, origin="loss")
 
     u_s = build.relabel(u, "tokens that write")
     scores = build.contract("overlap_q", q, k_s, "k", "read-out")

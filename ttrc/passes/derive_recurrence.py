@@ -8,11 +8,15 @@ Both are solved per element of S, where the gradient of the loss is k_i e_j with
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ttrc import symbolic
 from ttrc.errors import SpecError
-from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Recurrence
+from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import At, Gradient, LinearMemory, Located, Proximal, Spec
 from ttrc.symbolic import Expr, Scope
+
+LARGEST = 200  # operations of a nonlinear error
 
 
 def derive_recurrence(spec: Spec) -> Recurrence:
@@ -37,31 +41,29 @@ def derive_recurrence(spec: Spec) -> Recurrence:
 
     curvature, decay = _solve_retention(spec, scope)
     gradient = _loss_gradient(spec, scope)
-    slope, offset = _classify(spec, scope, gradient)
     match spec.update:
         case Proximal():
-            slope, offset = _implicit_step(spec, scope, slope, offset, curvature)
+            error = _implicit_step(spec, scope, gradient, curvature)
             reads_decayed = True
         case Gradient(at=At.SEGMENT_START):
             raise _refuse(spec, "update.at", 'gradients frozen at "segment_start" have no derivation yet')
         case Gradient(momentum=Located()):
             raise _refuse(spec, "update.momentum", "momentum has no derivation yet")
         case Gradient(at=at):
+            error = _explicit_step(spec, scope, gradient, curvature)
             reads_decayed = at is At.RETAINED
         case _:
             raise _refuse(spec, "update.rule", 'this rule has no derivation yet; "gradient" and "proximal" have one')
 
-    error: ErrorForm = Hebbian(symbolic.tidy(offset / curvature))
-    if slope != 0:
-        error = Affine(symbolic.tidy(slope / curvature), symbolic.tidy(offset / curvature))
-    used = [r for r in scope.reductions if any(e.has(r.symbol) for e in (slope, offset, curvature, decay))]
+    used = _sums_in(scope, (*_parts(error), curvature, decay))
+    _check_sums(spec, used)
     log_decay = None
     if decay != 1 and symbolic.is_positive(decay):
         log_decay = symbolic.log_of(decay)
     return Recurrence(
         gates=gates,
         reductions=tuple(used),
-        gradient=gradient,
+        gradient=symbolic.factored(gradient) if isinstance(error, Nonlinear) else _tidy(gradient),
         curvature=curvature,
         decay=decay,
         log_decay=log_decay,
@@ -70,11 +72,30 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     )
 
 
+def _parts(error: ErrorForm) -> tuple[Expr, ...]:
+    match error:
+        case Hebbian(offset):
+            return (offset,)
+        case Affine(slope, offset):
+            return slope, offset
+        case Nonlinear(written, _):
+            return (written,)
+
+
+def _sums_in(scope: Scope, parts: tuple[Expr, ...]) -> list[symbolic.Reduction]:
+    """The reductions that these expressions mention, and those that the reductions mention, in order."""
+    used: list[symbolic.Reduction] = []
+    for reduction in reversed(scope.reductions):
+        if any(e.has(reduction.symbol) for e in (*parts, *(r.body for r in used))):
+            used.insert(0, reduction)
+    return used
+
+
 def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr]:
     """(m, a) with d retention / dS = m (S - a S_prev): the curvature and the decay."""
     where = spec.retention.expr
     s, previous = scope.symbols["S"], scope.symbols["S_prev"]
-    slope = scope.gradient(symbolic.convert(where.tree, scope), s)
+    slope = symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), s))
     if any(scope.depends(r.symbol, on) for r in scope.reductions if slope.has(r.symbol) for on in (s, previous)):
         raise _at(
             spec,
@@ -116,8 +137,8 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
     if spec.loss.weight is not None:
         weight = symbolic.convert(spec.loss.weight.tree, scope)
     loss = symbolic.convert(spec.loss.expr.tree, scope)
-    gradient = symbolic.tidy(weight * scope.gradient(loss, scope.symbols["p"]))
-    if gradient == 0:
+    gradient = weight * scope.gradient(loss, scope.symbols["p"])
+    if _tidy(gradient) == 0:
         raise _at(
             spec,
             spec.loss.expr,
@@ -127,36 +148,70 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
     return gradient
 
 
-def _classify(spec: Spec, scope: Scope, gradient: Expr) -> tuple[Expr, Expr]:
-    """slope and offset of the error; refuses errors outside the affine class, saying why."""
+def _tidy(gradient: Expr) -> Expr:
+    return symbolic.tidy(symbolic.expanded(gradient))
+
+
+def _affine(scope: Scope, gradient: Expr) -> tuple[Expr, Expr] | str:
+    """(slope, offset) of a gradient that is affine in p, its slope one for all value channels; or why it is not."""
     p, v = scope.symbols["p"], scope.symbols["v"]
-    solved = symbolic.affine(gradient, p)
-    coupled = any(gradient.has(r.symbol) and scope.depends(r.symbol, p) for r in scope.reductions)
-    if solved is None or coupled or solved[0].has(v):
-        nonlinear = solved is None or coupled
-        reason = "nonlinear in p" if nonlinear else "affine in p, its slope not the same for every value channel"
-        error = symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))
-        raise _at(
-            spec,
-            spec.loss.expr,
-            f"the error dL/dp = {error} is {reason}; no kernel class covers it yet",
-            expected="an error that is free of p or affine in p",
-        )
-    sums = [r for r in scope.reductions if any(e.has(r.symbol) for e in solved) and "v" in r.axes]
-    if sums:
-        raise _at(
-            spec,
-            spec.loss.expr,
-            "the error dL/dp holds a sum over the value channels, "
-            f"{symbolic.equation(symbolic.spelled_out(sums[0].symbol, (sums[0],)))}, which kernels split; "
-            "no kernel class covers that yet",
-            expected="sums over k alone, such as norm2(k)",
-        )
+    solved = symbolic.affine(_tidy(gradient), p)
+    if solved is None or any(scope.depends(part, p) for part in solved):
+        return "is nonlinear in p"
+    if solved[0].has(v):
+        return "is affine in p with a slope that is not the same for every value channel"
+    if solved[0] != 0 and any("v" in r.axes for r in _sums_in(scope, solved)):
+        return "holds a sum over the value channels"
     return solved
 
 
-def _implicit_step(spec: Spec, scope: Scope, slope: Expr, offset: Expr, curvature: Expr) -> tuple[Expr, Expr]:
+def _explicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
+    p, channels = scope.symbols["p"], (scope.symbols["p"], scope.symbols["v"])
+    for number, reduction in enumerate(scope.reductions):
+        scope.reductions[number] = replace(reduction, body=symbolic.finite_at_zero(reduction.body, scope, channels))
+    match _affine(scope, gradient):
+        case (slope, offset):
+            slope, offset = (symbolic.tidy(part / curvature) for part in (slope, offset))
+            offset = symbolic.finite_at_zero(offset, scope, channels)
+            return Hebbian(offset) if slope == 0 else Affine(slope, offset)
+    written = symbolic.finite_at_zero(symbolic.factored(gradient / curvature), scope, channels)
+    if symbolic.size(written) > LARGEST:
+        raise _at(
+            spec,
+            spec.loss.expr,
+            f"the error dL/dp has {symbolic.size(written)} operations, and its derivatives many times as many",
+            expected=f"at most {LARGEST} operations",
+        )
+    sums = tuple(r for r in _sums_in(scope, (written,)) if scope.depends(r.symbol, p))
+    return Nonlinear(written, sums)
+
+
+def _check_sums(spec: Spec, used: list[symbolic.Reduction]) -> None:
+    for reduction in used:
+        if reduction.axes == ("k", "v"):
+            total = symbolic.equation(symbolic.spelled_out(reduction.symbol, tuple(used)))
+            raise _at(
+                spec,
+                spec.loss.expr,
+                f"the error dL/dp holds a sum over key and value channels at once, {total}; "
+                "no kernel class covers that yet",
+                expected="sums over k or over v",
+            )
+
+
+def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
     """The error at the implicit point, p' + |k|^2 / m * e(p') = p, as a function of the retained prediction p."""
+    solved = _affine(scope, gradient)
+    if isinstance(solved, str):
+        error = symbolic.equation(symbolic.spelled_out(_tidy(gradient), tuple(scope.reductions)))
+        raise _at(
+            spec,
+            spec.loss.expr,
+            f"the error dL/dp = {error} {solved}; an implicit step has to solve for p, "
+            "and no kernel class covers that yet",
+            expected='an error that is affine in p, or rule = "gradient"',
+        )
+    slope, offset = solved
     kappa = scope.reduce(scope.symbols["k"] ** 2) / curvature
     shrink = 1 + kappa * slope
     if not symbolic.is_positive(shrink):
@@ -167,7 +222,10 @@ def _implicit_step(spec: Spec, scope: Scope, slope: Expr, offset: Expr, curvatur
             f"(its second derivative in p is {symbolic.equation(slope)})",
             expected="a convex loss and a weight whose domain is nonnegative",
         )
-    return symbolic.tidy(slope / shrink), symbolic.tidy(offset / shrink)
+    shrink = shrink * curvature
+    if slope == 0:
+        return Hebbian(symbolic.tidy(offset / curvature))
+    return Affine(symbolic.tidy(slope / shrink), symbolic.tidy(offset / shrink))
 
 
 def _at(spec: Spec, where: Located, message: str, *, expected: str) -> SpecError:

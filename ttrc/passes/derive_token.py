@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Tile
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.symbolic import ONE, Expr
 
 
@@ -29,9 +30,8 @@ def derive_token(recurrence: Recurrence) -> Program:
         """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
         return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
 
-    for reduction in recurrence.reductions:
-        body = make("squares", reduction.body, origin="loss")
-        tiles[reduction.symbol.name] = build.reduce(reduction.symbol.name, body, (), "loss")
+    for reduction in recurrence.known_sums:
+        tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
     retained = state
     if recurrence.decay != ONE:
         decay = make("decay", recurrence.decay, origin="retention")
@@ -40,11 +40,16 @@ def derive_token(recurrence: Recurrence) -> Program:
     match recurrence.error:
         case Hebbian(offset):
             u = make("u", -offset, origin="loss")
-        case Affine(slope, offset):
+        case error:
             seen = retained if recurrence.reads_decayed else state
             products = make("products", sym(seen) * sym(k), seen, origin="prediction")
             prediction = build.reduce("prediction", products, ("v",), "prediction")
-            u = make("u", -slope * sym(prediction) - offset, prediction, origin="loss")
+            match error:
+                case Affine(slope, offset):
+                    u = make("u", -slope * sym(prediction) - offset, prediction, origin="loss")
+                case Nonlinear():
+                    written = derive_error(build, tiles, error, prediction)
+                    u = make("u", -sym(written), written, origin="loss")
 
     after = make("S_next", sym(retained) + sym(k) * sym(u), retained, u, origin="update")
     read = make("read", sym(q) * sym(after), after, origin="read-out")

@@ -24,6 +24,7 @@ from ttrc.ir.tile import (
     Relabel,
     Relation,
     Solve,
+    Substitute,
     Tile,
 )
 from ttrc.passes.builder import Builder, sym
@@ -40,9 +41,12 @@ def differentiate_tile(forward: Program) -> Program:
         tape.add(tile, cotangent)
     for carry, cotangent in zip(forward.carries, leaving):
         tape.add(carry.next, cotangent)
+    solves = {s.op.written: s.op for s in forward.statements if isinstance(s.op, Substitute)}
     for statement in reversed(forward.statements):
         tape.origin = f"adjoint of {statement.target.name}"
         adjoint = tape.total(statement.target)
+        if adjoint is not None and statement.target in solves:
+            adjoint = _fed_back(tape, solves[statement.target], adjoint)
         if adjoint is not None:
             _propagate(tape, statement.target, statement.op, adjoint)
 
@@ -98,6 +102,26 @@ class _Tape:
         return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)
 
 
+def _fed_back(tape: _Tape, op: Substitute, adjoint: Tile) -> Tile:
+    """The whole cotangent z of what a substitution writes: every row is read by the unknowns of later ones.
+
+    With J the Jacobian of what is written, row by row, z = adjoint - matrix' (J' z): a substitution, and linear.
+    """
+
+    def pulled_back(z: Tile) -> Tile | None:
+        inner = _Tape(tape.build)
+        inner.add(op.written, z)
+        for statement in reversed(op.body):
+            inner.origin = f"adjoint of {statement.target.name}"
+            part = inner.total(statement.target)
+            if part is not None:
+                _propagate(inner, statement.target, statement.op, part)
+        return inner.total(op.unknown)
+
+    name = f"d_{op.written.name}_fed_back"
+    return tape.build.substitute(name, op.matrix, adjoint, pulled_back, not op.transposed, tape.origin)
+
+
 def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
     build, origin = tape.build, tape.origin
 
@@ -132,6 +156,12 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             multiplier = build.solve(via(rhs), matrix, adjoint, not transposed, origin)
             tape.add(rhs, multiplier)
             row, column = (target, multiplier) if transposed else (multiplier, target)
+            outer = build.contract(via(matrix), row, build.relabel(column, origin), "v", origin)
+            negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
+            tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))
+        case Substitute(matrix, base, transposed=transposed):  # `adjoint` came by way of what is written
+            tape.add(base, adjoint)
+            row, column = (op.written, adjoint) if transposed else (adjoint, op.written)
             outer = build.contract(via(matrix), row, build.relabel(column, origin), "v", origin)
             negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
             tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))

@@ -16,10 +16,10 @@ segments   pieces of a sequence side by side: each is scanned from an empty stat
 
 from __future__ import annotations
 
-from ttrc.ir.config import CHUNK, LONG_CHUNK
+from ttrc.ir.config import CHUNK, LONG_CHUNK, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
-from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Tile, operands, sums_values
+from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Substitute, Tile, operands, sums_values
 from ttrc.language.spec import Parameter
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.narrow_factors import AS_MADE, narrow_factors
@@ -41,6 +41,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     (state,) = (c for c in forward.carries)
     (cotangent,) = (c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
+    solved, fed_back = _substituted(forward), _substituted(backward, known=forward)
     known = (*inputs, *pairs)
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
     # in front of a scan are those of its steps.
@@ -50,22 +51,26 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
+    kind = NONLINEAR if solved else ""
+
     def scan(*stores: Buffer) -> Kernel:
-        return _kernel("chunk_scan", Skeleton.SCAN, forward, stores, known, (state,))
+        return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, (state,))
 
     def scan_back(*stores: Buffer) -> Kernel:
-        return _kernel("chunk_scan_reverse", Skeleton.SCAN, backward, stores, known, (cotangent,))
+        memory = (*known, *solved)
+        return _kernel(f"chunk_scan_reverse{kind}", Skeleton.SCAN, backward, stores, memory, (cotangent,))
 
     prepare = [_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
-    ahead, back = scan(*outputs, states), scan_back(d_states)
-    output = _kernel("chunk_output", Skeleton.PARALLEL, forward, outputs, (*known, states))
-    read = (*known, states, d_states)
-    grads = _kernel("chunk_gradients", Skeleton.PARALLEL, backward, gradients, read, long=chunk > CHUNK)
+    kept, kept_back = (states, *solved), (d_states, *fed_back)
+    ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
+    output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
+    read = (*known, *kept, *kept_back)
+    grads = _kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, gradients, read, long=chunk > CHUNK)
     kernels = [*prepare, ahead, back, grads, output]
 
     first, last = tuple(Launch(k) for k in prepare), Launch(grads)
     fused = Schedule("fused", (*first, Launch(ahead, *THROUGH)), (Launch(back, *BACK), last))
-    split = Schedule("split", (*first, Launch(scan(states), *THROUGH), Launch(output)), fused.backward)
+    split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output)), fused.backward)
     schedules = [fused, split]
 
     moved = linearize_tile(forward, state)
@@ -84,7 +89,14 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
             )
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
-    return Plan("chunk", tuple(kernels), tuple(schedules), (*pairs, states), (d_states,), chunk, step)
+    return Plan("chunk", tuple(kernels), tuple(schedules), (*pairs, *kept), kept_back, chunk, step)
+
+
+def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
+    """What a program, beyond a known one, solves row by row: serial work in a scan, so that it is done once."""
+    old = () if known is None else known.statements
+    solved = [s.target for s in program.statements if isinstance(s.op, Substitute) and s not in old]
+    return tuple(Buffer(t.name, t, Space.SOLVED) for t in solved)
 
 
 def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str]) -> tuple[Launch, ...]:
@@ -97,14 +109,15 @@ def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str
 
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
-    """The C x C tiles that the scan multiplies values with, where making one of them takes a solve.
+    """The C x C tiles that the scan multiplies values with, where it takes a solve to make or to use one of them.
 
     A rule that solves has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is
     short of registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
     """
-    if not any(isinstance(s.op, Inverse) for s in forward.statements):
+    if not any(isinstance(s.op, (Inverse, Substitute)) for s in forward.statements):
         return ()
     factors = [s.op.a for s in forward.statements if isinstance(s.op, Contract) and "v" in s.target.axes]
+    factors += [s.op.matrix for s in forward.statements if isinstance(s.op, Substitute)]
     pairs = dict.fromkeys(t for t in factors if t.axes == ("t", "s"))
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)
 
@@ -150,17 +163,25 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=(), long: 
             for p in split_panels(body, results, narrow)
         )
         return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned)
-    _assert_splits(name, body, skeleton)
+    name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton) else name
     body = order_statements(body, tuple(targets))
     segments = (_segment(False, body, (), memory, stores, targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 
 
-def _assert_splits(name: str, body: tuple[Statement, ...], skeleton: Skeleton) -> None:
-    """Scans split the value axis over programs; only a gradient's partial sums may contract over it there."""
+def _takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton) -> bool:
+    """Whether a scan's programs need every value channel, and cannot split that axis among them.
+
+    A sum over it needs them all. Gradients token by token are written as partial sums, one a program: there it
+    matters only where a channel goes on from a sum.
+    """
+    sums = {s.target for s in body if sums_values(s)}
+    if skeleton is not Skeleton.TOKENS_REVERSE:
+        return bool(sums)
     for statement in body:
-        if skeleton is not Skeleton.TOKENS_REVERSE and sums_values(statement):
-            raise AssertionError(f"{name} splits the value axis, over which {statement.target.name} contracts")
+        if sums & set(operands(statement.op)):
+            sums.add(statement.target)
+    return any("v" in t.axes for t in sums)
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:

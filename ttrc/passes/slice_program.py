@@ -16,6 +16,7 @@ from ttrc.ir.tile import (
     Relabel,
     Solve,
     Statement,
+    Substitute,
     Tile,
     operands,
 )
@@ -54,5 +55,8 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return Solve(tiles[matrix], tiles[rhs], transposed)
         case Inverse(matrix):
             return Inverse(tiles[matrix])
+        case Substitute(matrix, base):
+            body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
+            return replace(op, matrix=tiles[matrix], base=tiles[base], body=body)
         case Reduce(arg) | Mask(arg) | CumulativeSum(arg) | Relabel(arg):
             return replace(op, arg=tiles[arg])

@@ -65,14 +65,16 @@ def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> list[list[
     add = {s.target: getattr(s.op, "add", None) for s in body}
     groups: list[list[Tile]] = []
     level: list[int] = []
-    for number in sorted({stage[t] for t in (*sums, *written)}):
+    numbers = sorted({stage[t] for t in (*sums, *written)})
+    for number in numbers:
         here = [t for t in sums if stage[t] == number]
         pairs = [t for t in here if t.axes == ("t", "s")]
         chains: list[list[Tile]] = []
         for target in (t for t in here if t.axes == ("t", "k")):
             chain = next((c for c in chains if add[target] == c[-1]), None)
             chains.append([target]) if chain is None else chain.append(target)
-        new = [g for g in (pairs, *chains) if g] or ([] if groups and not here else [[]])
+        joins = groups and not here and number < numbers[-1]
+        new = [g for g in (pairs, *chains) if g] or ([] if joins else [[]])
         groups += new
         level += [number] * len(new)
 
@@ -80,7 +82,7 @@ def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> list[list[
     for target in (*(t for t in sums if t not in wide), *written):
         first = next((i for i, n in enumerate(level) if n >= stage[target]), len(groups) - 1)
         last = next((i for i, g in enumerate(groups) if i >= first and target in _all_needs(body, g)), len(groups))
-        if any(target in _all_needs(body, [t]) for t in sums if t not in wide and t != target):
+        if any(target in _all_needs(body, [t]) for t in (*sums, *written) if t not in wide and t != target):
             last = level.index(stage[target]) + level.count(stage[target])
         own = _needs(body, [target])
 

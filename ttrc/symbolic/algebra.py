@@ -16,7 +16,18 @@ import sympy
 from ttrc.language.spec import Domain
 from ttrc.language.syntax import Binary, Call, Name, Negate, Number
 from ttrc.language.syntax import Expr as Tree
-from ttrc.symbolic.functions import choose, huber, larger, log_cosh, magnitude, sigmoid, smaller, softplus, step_sign
+from ttrc.symbolic.functions import (
+    choose,
+    huber,
+    larger,
+    log_cosh,
+    magnitude,
+    positive_power,
+    sigmoid,
+    smaller,
+    softplus,
+    step_sign,
+)
 
 Expr = sympy.Expr
 Symbol = sympy.Symbol
@@ -96,7 +107,7 @@ class Scope:
                 slope = sympy.diff(reduction.body, inner.symbol) if inner.symbol in pending else ZERO
                 if slope != 0:
                     pending[inner.symbol] += adjoint * self.reduce(slope)
-        return sympy.expand(total) if _is_short(total) else total
+        return total
 
     def depends(self, expr: Expr, on: Symbol) -> bool:
         """Whether expr involves a symbol, directly or through reductions."""
@@ -128,8 +139,13 @@ _BINARY = {
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
-    "**": lambda a, b: a**b,
+    "**": lambda a, b: _plain(a**b),
 }
+
+
+def _plain(power: Expr) -> Expr:
+    """SymPy makes sqrt(x**2) its own |x|: ours has a derivative at 0."""
+    return power.replace(sympy.Abs, magnitude)
 
 
 def _where(relation: str, left: Expr, right: Expr, yes: Expr, no: Expr) -> Expr:
@@ -150,7 +166,7 @@ _ELEMENTWISE = {
     "sign": step_sign,
     "exp": sympy.exp,
     "log": sympy.log,
-    "sqrt": sympy.sqrt,
+    "sqrt": lambda x: _plain(sympy.sqrt(x)),
     "tanh": sympy.tanh,
     "sigmoid": sigmoid,
     "softplus": softplus,
@@ -209,6 +225,21 @@ def _outline(expr: Expr, variable: Symbol, parts: dict[Expr, Symbol]) -> Expr:
     return expr.func(*(_outline(part, variable, parts) for part in (free, *expr.func.make_args(bound))))
 
 
+def expanded(expr: Expr) -> Expr:
+    """A short expression multiplied out."""
+    return sympy.expand(expr) if _is_short(expr) else expr
+
+
+def factored(expr: Expr) -> Expr:
+    """expr as it is, what the terms of each sum have in common in front of it."""
+    return sympy.factor_terms(expr)
+
+
+def size(expr: Expr) -> int:
+    """How many operations expr holds."""
+    return int(expr.count_ops())
+
+
 def tidy(expr: Expr) -> Expr:
     """A simpler form of a short expression; a long one as it is, for simplifying can take minutes."""
     return sympy.simplify(expr) if _is_short(expr) else expr
@@ -238,6 +269,23 @@ def log_of(decay: Expr) -> Expr:
 
 def is_positive(expr: Expr) -> bool:
     return expr.is_positive is True or (_is_short(expr) and sympy.factor(expr).is_positive is True)
+
+
+def finite_at_zero(expr: Expr, scope: Scope, wrt: tuple[Symbol, ...]) -> Expr:
+    """expr with powers of what may be 0, by way of `wrt`, that have no derivative there replaced by finite ones."""
+
+    def may_not_be(part: Expr) -> bool:
+        base, exponent = part.as_base_exp()
+        if not part.is_Pow or not exponent.is_Rational or (exponent.is_Integer and exponent > 0):
+            return False
+        return base.is_nonnegative is True and base.is_positive is not True and any(scope.depends(base, x) for x in wrt)
+
+    return expr.replace(may_not_be, lambda part: positive_power(*part.as_base_exp()))
+
+
+def is_zero_at(expr: Expr, names: tuple[str, ...]) -> bool:
+    """Whether expr is 0 where the symbols of these names all are."""
+    return expr.subs({s: ZERO for s in expr.free_symbols if s.name in names}) == 0
 
 
 def at_least(expr: Expr, bound: int) -> Expr:

@@ -116,6 +116,21 @@ class larger(_Whole):
         return choose(a, b, ZERO, ONE) if argindex == 1 else choose(a, b, ONE, ZERO)
 
 
+class positive_power(_Whole):
+    """x ** y of a number y where x > 0, 0 elsewhere: finite at 0 with all its derivatives, as a norm has to be."""
+
+    @staticmethod
+    def of_numbers(x, y):
+        return x**y if x > 0 else ZERO
+
+    def fdiff(self, argindex=1):
+        x, y = self.args
+        return y * positive_power(x, y - 1) if argindex == 1 else ZERO
+
+    def _eval_is_nonnegative(self):
+        return True
+
+
 class clip(_Whole):
     """clip(x, d): x held within -d and d."""
 

@@ -7,6 +7,7 @@ from sympy.printing.mathml import MathMLPresentationPrinter
 from sympy.printing.str import StrPrinter
 
 from ttrc.symbolic.algebra import Expr, Reduction
+from ttrc.symbolic.functions import positive_power
 
 
 class total(sympy.Function):
@@ -22,13 +23,17 @@ def spelled_out(expr: Expr, reductions: tuple[Reduction, ...]) -> Expr:
 
 def equation(expr: Expr) -> str:
     """One line of plain mathematics."""
-    return _Plain().doprint(expr)
+    return _Plain().doprint(_with_plain_powers(expr))
 
 
 def mathml(expr: Expr) -> str:
     """Presentation MathML of one expression; well-formed XML on its own, entities as numbers."""
-    text = _MathML().doprint(expr)
+    text = _MathML().doprint(_with_plain_powers(expr))
     return text.replace("&InvisibleTimes;", "&#8290;").replace("<mo>-</mo>", "<mo>&#8722;</mo>")
+
+
+def _with_plain_powers(expr: Expr) -> Expr:
+    return expr.replace(positive_power, sympy.Pow)
 
 
 class _Plain(StrPrinter):

@@ -15,7 +15,7 @@ from ttrc.emit import comment, tags
 from ttrc.ir.config import default_chunk
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
-from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import (
     Contract,
     CumulativeSum,
@@ -27,6 +27,7 @@ from ttrc.ir.tile import (
     Relabel,
     Solve,
     Statement,
+    Substitute,
 )
 from ttrc.language.spec import Gradient, Located, Proximal, Spec
 from ttrc.passes.budget import budget, least_bytes
@@ -154,7 +155,7 @@ def _recurrence(r: Recurrence) -> Step:
     before = "S_prev" if decay == 1 else f"{factor(decay)} S_prev"
     used = () if decay == 1 else (decay,)
     lines = [line(f"S_t = {before} - k e'", *used), line("e = {}", shown(r, written(r)))]
-    if isinstance(r.error, Affine):
+    if not isinstance(r.error, Hebbian):
         lines.append(line(f"p = ( {before} )' k", *used) if r.reads_decayed else line("p = S_prev' k"))
     lines.append(line("o = scale S_t' q"))
     return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
@@ -167,6 +168,8 @@ def written(r: Recurrence) -> Expr:
             return offset
         case Affine(slope, offset):
             return symbolic.tidy(slope * symbol("p") + offset)
+        case Nonlinear(expr, _):
+            return expr
     raise AssertionError(r.error)
 
 
@@ -214,6 +217,7 @@ _OPERATIONS = {
     CumulativeSum: "running sum",
     Solve: "triangular solve",
     Inverse: "triangular inverse",
+    Substitute: "nonlinear substitution",
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ttrc import symbolic
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.tools.account import shown, written
 
@@ -23,7 +23,7 @@ class Finding:
 def headline(module: Module) -> str:
     """The class in a few words."""
     r = module.recurrence
-    name = {Hebbian: "Hebbian", Affine: "affine"}[type(r.error)]
+    name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
     return f"linear memory, {name} error, {_decay_kind(r)} decay"
 
 
@@ -47,6 +47,15 @@ def _error_class(r: Recurrence) -> Finding:
                 "error",
                 "affine in p: one unit lower-triangular solve a chunk (the WY / UT transform)",
                 f"e = {e} has slope {rate} in p, the same for all value channels, which share the inverse",
+            )
+        case Nonlinear(_, sums):
+            joined = [s for s in sums if "v" in s.axes]
+            total = symbolic.equation(shown(r, joined[0].symbol)) if joined else ""
+            return Finding(
+                "error",
+                "nonlinear in p: forward substitution inside a chunk, row after row",
+                f"e = {e} is not affine in p with one slope for all value channels"
+                + (f"; {total} joins the channels, which stay together" if joined else "; each channel is on its own"),
             )
     raise AssertionError(r.error)
 
@@ -104,6 +113,12 @@ def _forms(module: Module) -> tuple[Finding, ...]:
             why = (
                 "it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
                 "what this one writes through a masked product"
+            )
+        case Nonlinear():
+            why = (
+                "the state enters a chunk through its predictions alone, and these solve p = b - A e(p), b from the "
+                "state at its start; A is strictly lower, so that each row needs the errors of earlier rows alone: "
+                "blocks of 16 rows, 16 sweeps make each of them exact, and products do the rest"
             )
         case _:
             why = (

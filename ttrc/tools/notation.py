@@ -17,6 +17,7 @@ from ttrc.ir.tile import (
     Relabel,
     Solve,
     Statement,
+    Substitute,
     Tile,
 )
 from ttrc.symbolic import Expr, symbol
@@ -121,4 +122,8 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"solution x of (I + {indexed(matrix)}{chr(39) if transposed else ''}) x = {indexed(rhs)}"
         case Inverse(matrix):
             return f"inverse of I + {indexed(matrix)}"
+        case Substitute(matrix, base):
+            entry = f"{matrix.name}[{'s,t' if op.transposed else 't,s'}] {op.written.name}[s,v]"
+            order = "s > t, from the last row on" if op.transposed else "s < t, from the first row on"
+            return f"{indexed(base)} - sum_s {entry} over {order}, {op.written.name} as below"
     raise AssertionError(op)

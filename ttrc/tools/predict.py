@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, default_chunk
+from ttrc.ir.config import WIDEST, default_chunk, plain_name
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
 from ttrc.runtime.workload import Workload, programs, segment_count
@@ -165,9 +165,10 @@ def _of_pass(
 
 def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: int, part: Part) -> int:
     """As an operator would cut these sequences there."""
-    if "chunk_scan" not in compiled:
+    scans = [row for name, row in compiled.items() if plain_name(name) == "chunk_scan"]
+    if not scans:
         return 1
-    blocks = -(-shape.d_v // compiled["chunk_scan"].config.value_block)
+    blocks = -(-shape.d_v // scans[0].config.value_block)
     chunk = default_chunk(form_of(module).plan.chunk, shape.d_k, shape.d_v, size)
     return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // chunk), part.multiprocessors)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttrc.backends.torch.printer import TorchPrinter
-from ttrc.ir.tile import Program, Tile
+from ttrc.ir.tile import SCALE, Program, Tile
 from ttrc.passes.slice_program import slice_program
 
 
@@ -13,21 +13,26 @@ def print_forward(program: Program, tags: dict[str, str]) -> str:
     return _body(program, (o, carry.next), tags)
 
 
-def print_backward(program: Program, tags: dict[str, str]) -> str:
+def print_backward(program: Program, inputs: tuple[Tile, ...], tags: dict[str, str]) -> str:
+    """Cotangents of `inputs`, the forward program's, then of the state; zeros for what no output depends on."""
     (reverse,) = (c for c in program.carries if c.reverse)
-    return _body(program, (*(tile for _, tile in program.outputs), reverse.next), tags)
+    made = dict(program.outputs)
+    results = tuple(made.get(f"d_{t.name}", t.name) for t in inputs if t.name != SCALE)
+    return _body(program, (*results, reverse.next), tags)
 
 
-def _body(program: Program, results: tuple[Tile, ...], tags: dict[str, str]) -> str:
+def _body(program: Program, results: tuple[Tile | str, ...], tags: dict[str, str]) -> str:
+    """`results` are tiles, or the names of tensors that zeros are returned for."""
     printer = TorchPrinter({})
     lines, origin = [], None
-    for statement in slice_program(program.statements, results):
-        text = printer.line(statement)
-        if text is None:
+    for statement in slice_program(program.statements, [r for r in results if isinstance(r, Tile)]):
+        made = printer.lines(statement)
+        if not made:
             continue
         if statement.origin != origin:
             origin = statement.origin
             lines.append(f"# {tags.get(origin, origin)}")
-        lines.append(text)
-    lines.append("return " + ", ".join(printer.name(t) for t in results))
+        lines += made
+    returned = (printer.name(r) if isinstance(r, Tile) else f"torch.zeros_like({r})" for r in results)
+    lines.append("return " + ", ".join(returned))
     return "\n".join(lines)

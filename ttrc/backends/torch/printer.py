@@ -17,6 +17,7 @@ from ttrc.ir.tile import (
     Relation,
     Solve,
     Statement,
+    Substitute,
     Tile,
 )
 
@@ -28,12 +29,13 @@ DIALECT = symbolic.Dialect(
         "tanh": "torch.tanh({0})",
         "sigmoid": "torch.sigmoid({0})",
         "softplus": "F.softplus({0})",
+        "positive_power": "positive_power({0}, {1})",
         "pow": "({0}) ** ({1})",
         "whole_pow": "({0}) ** {1}",
         "magnitude": "torch.abs({0})",
         "step_sign": "torch.sign({0})",
         "log_cosh": "log_cosh({0})",
-        "choose": "torch.where({0} <= {1}, {2}, {3})",
+        "choose": "choose({0}, {1}, {2}, {3})",
         "smaller": "smaller({0}, {1})",
         "larger": "larger({0}, {1})",
         "clip": "clip({0}, {1})",
@@ -50,11 +52,28 @@ class TorchPrinter:
 
     aliases: dict[str, str]
 
-    def line(self, statement: Statement) -> str | None:
-        if isinstance(statement.op, Relabel):
-            self.aliases[statement.target.name] = self.name(statement.op.arg)
-            return None
-        return f"{self.name(statement.target)} = {self.text(statement.op, statement.target)}"
+    def lines(self, statement: Statement) -> list[str]:
+        match statement.op:
+            case Relabel(arg):
+                self.aliases[statement.target.name] = self.name(arg)
+                return []
+            case Substitute():
+                return self._substitute(statement.target, statement.op)
+        return [f"{self.name(statement.target)} = {self.text(statement.op, statement.target)}"]
+
+    def _substitute(self, target: Tile, op: Substitute) -> list[str]:
+        """A function of one row, and the loop over rows."""
+        unknown, rows = self.name(op.unknown), [self.name(t) for t in op.rows if "t" in t.axes]
+        matrix = self.name(op.matrix) + (".mT" if op.transposed else "")
+        written = self.name(op.written)
+        return [
+            f"def {written}_of({', '.join([unknown, *rows])}):",
+            f"    tokens = {unknown}.shape[:-1]",
+            *(f"    {line}" for s in op.body for line in self.lines(s)),
+            f"    return {written}",
+            f"{self.name(target)} = substitute("
+            f"{matrix}, {self.name(op.base)}, {written}_of, ({', '.join([*rows, ''])}), reverse={op.transposed})",
+        ]
 
     def name(self, tile: Tile) -> str:
         return self.aliases.get(tile.name, tile.name)
@@ -90,7 +109,7 @@ class TorchPrinter:
 
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
-        if op.relation is Relation.VALID:  # tiles of this backend are never padded
+        if op.relation not in _KEEP:  # tiles of this backend are never padded
             return self.name(op.arg) if op.arg.axes else f"torch.full(tokens, {self.name(op.arg)}, **like)"
         fill = "" if op.fill == 0 else f', float("{op.fill}")'
         return f"{_KEEP[op.relation]}({self.name(op.arg)}{fill})"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import groupby
 
+from ttrc.backends.triton import substitution
 from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
 from ttrc.backends.triton.printer import TritonPrinter
-from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import Contract, Relabel, Statement, Tile, operands
+from ttrc.ir.config import plain_name
+from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
+from ttrc.ir.tile import Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -30,7 +32,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         return {"name": kernel.name, "doc": DOC[kernel.name], "reverse": kernel.reverse}
     common = {
         "name": kernel.name,
-        "doc": DOC[kernel.name],
+        "doc": DOC[plain_name(kernel.name)],
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
     writer = _Writer(kernel, domains, tags)
@@ -71,6 +73,11 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     raise AssertionError(kernel.skeleton)
 
 
+def functions(kernel: Kernel) -> list[str]:
+    """The functions that a kernel calls, one for each substitution."""
+    return [substitution.function(kernel.name, s.op) for s in kernel.statements if isinstance(s.op, Substitute)]
+
+
 def pointers(kernel: Kernel):
     """Every buffer argument; q, k or v stands first."""
     buffers = (*kernel.loads, *kernel.stores)
@@ -87,11 +94,18 @@ def _forward_part(kernel: Kernel, following: Tile) -> Segment:
     return Segment(False, loads, statements, (), ())
 
 
+def _only_in_blocks(segment: Segment, tile: Tile) -> bool:
+    """Whether all that a tile is for is to be loaded block by block in a substitution."""
+    users = [s.op for s in segment.statements if tile in operands(s.op)]
+    return bool(users) and all(isinstance(op, Substitute) and tile != op.base for op in users)
+
+
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         memory = TokenMemory if tokens else ChunkMemory
-        self.kernel, self.tags, self.memory = kernel, tags, memory(domains, "i_v")
+        self.kernel, self.tags, self.memory, self.domains = kernel, tags, memory(domains, "i_v"), domains
+        self.stored = {b.tile: b for b in kernel.loads}
         raw = set() if tokens else {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned), set()
         self.on_request = _on_request(kernel)
@@ -99,8 +113,9 @@ class _Writer:
 
     def straight(self, segment: Segment) -> str:
         needed, also = self._apart(segment)
-        lines = self._loads(b for b in segment.loads if b.tile in needed)
-        lines += _guarded("READ", self._loads(b for b in segment.loads if b.tile not in needed))
+        loads = [b for b in segment.loads if not _only_in_blocks(segment, b.tile)]
+        lines = self._loads(b for b in loads if b.tile in needed)
+        lines += _guarded("READ", self._loads(b for b in loads if b.tile not in needed))
         made = {s.target for s in segment.statements}
         lines += self._stores(b for b in segment.stores if b.tile not in made)
         for reads, run in groupby(segment.statements, key=lambda s: s.target in also):
@@ -151,6 +166,10 @@ class _Writer:
         return [*opened, f"for i_v in tl.range(0, blocks{hoisted}):", *(f"    {line}" for line in body), *after]
 
     def _statement(self, statement) -> list[str]:
+        if isinstance(statement.op, Substitute):
+            target, op = statement.target, statement.op
+            lines = substitution.solve(self.kernel.name, target, op, self.printer, self.stored, self.domains)
+            return self._tagged(statement, lines)
         return self._tagged(statement, self.printer.lines(statement))
 
     def _tagged(self, statement, lines: list[str]) -> list[str]:
@@ -169,13 +188,15 @@ class _Writer:
         lines = []
         for buffer in buffers:
             store = [self.memory.store(buffer, self.printer.name(buffer.tile))]
-            lines += _guarded("SAVE", _guarded("at_bound", store)) if buffer in self.on_request else store
+            if buffer in self.on_request:
+                store = _guarded("SAVE", _guarded("at_bound", store) if buffer.space is Space.CHUNK else store)
+            lines += store
         return lines
 
 
 def _on_request(kernel: Kernel) -> set[Buffer]:
-    """A scan's states at the chunks' bounds are for other kernels, and written where one will follow."""
-    return {b for b in kernel.stores if b.space is Space.CHUNK} if kernel.skeleton is Skeleton.SCAN else set()
+    """A scan's states at the chunks' bounds, and what it solves, are for other kernels: written where one follows."""
+    return {b for b in kernel.stores if b.space in BETWEEN} if kernel.skeleton is Skeleton.SCAN else set()
 
 
 def _guarded(flag: str, lines: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 
 from ttrc.backends.triton.kernel import pointers
-from ttrc.ir.plan import Buffer, Launch, Plan, Skeleton, Space
+from ttrc.ir.plan import BETWEEN, Buffer, Launch, Plan, Skeleton, Space
 
 MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 
@@ -36,6 +36,8 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
         wide = "state_dtype(v)" if plan.form == "recurrent" else "v.dtype if triton else reference.working_dtype(v)"
         shape = "all_chunks(v, cu_seqlens, chunk), *state_shape(q, v, cu_seqlens)[1:]"
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if save else v.new_empty(0)"
+    if "v" in buffer.tile.axes:
+        return f"{buffer.name} = v.new_empty(v.shape) if save and triton else v.new_empty(0)"
     return f"{buffer.name} = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)"
 
 
@@ -43,7 +45,7 @@ def allocate_backward(plan: Plan) -> str:
     lines = [f"{b.name} = {_new(b, plan.form)}" for b in plan.scratch]
     partial = plan.form == "recurrent"
     if partial:
-        lines.append('blocks = -(-v.shape[-1] // config("token_scan_reverse", q, v, layout.sequences)[0])')
+        lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
     for buffer in plan.backward[-1].stores:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
     lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
@@ -58,8 +60,8 @@ def allocate_backward(plan: Plan) -> str:
 def launches(plan: Plan, direction: str) -> str:
     """A pass's launches: those that all schedules have in common first and last, what sets them apart between."""
     ways = {s.name: getattr(s, direction) for s in plan.schedules}
-    if len(ways) == 1:
-        (only,) = ways.values()
+    if len(set(ways.values())) == 1:
+        only = next(iter(ways.values()))
         return "\n".join(_launch(plan, x, direction) for x in only)
     ahead, after = _shared(list(ways.values())), _shared([way[::-1] for way in ways.values()])[::-1]
     lines = [_launch(plan, x, direction) for x in ahead]
@@ -135,7 +137,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             tensors += ["states", "trail"]
             extra = ", extra=(v.shape[0] * v.shape[1],)"
         case Skeleton.SCAN:
-            reads = any(b.space is not Space.CHUNK for b in kernel.stores)
+            reads = any(b.space not in BETWEEN for b in kernel.stores)
             flags = f", READ={reads}, SAVE={_kept(plan, launch, direction)}"
     if kernel.skeleton is not Skeleton.PARALLEL:
         tensors += [str(enter), str(launch.leave)]
@@ -149,7 +151,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
 
 def _kept(plan: Plan, launch: Launch, direction: str) -> str:
     """Whether a scan stores its states: for another kernel of the pass always, for the backward pass where asked."""
-    kept = [b for b in launch.kernel.stores if b.space is Space.CHUNK]
+    kept = [b for b in launch.kernel.stores if b.space in BETWEEN]
     passes = [getattr(s, direction) for s in plan.schedules if launch in getattr(s, direction)]
     read = any(b in x.kernel.loads for way in passes for x in way for b in kept)
     return str(bool(kept)) if read or not kept else "save"
@@ -159,7 +161,7 @@ def _new(buffer: Buffer, form: str) -> str:
     if buffer.space is Space.CHUNK:
         dtype = ", dtype=torch.float32" if form == "recurrent" else ""
         return f"v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3]{dtype})"
-    return "v.new_empty(*v.shape[:3], chunk)"
+    return "v.new_empty(v.shape)" if "v" in buffer.tile.axes else "v.new_empty(*v.shape[:3], chunk)"
 
 
 def _new_gradient(buffer: Buffer, partial: bool) -> str:

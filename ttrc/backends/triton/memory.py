@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ttrc.ir.plan import Buffer, Space
 from ttrc.ir.tile import Tile
 from ttrc.language.spec import Domain
@@ -20,28 +22,48 @@ INTERIOR = {
 }
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Which tokens a tile holds: the first, how many there are from there on, and how many rows are taken."""
+
+    first: str
+    left: str
+    count: str
+
+
+CHUNK = Rows("token", "left", "BT")
+BLOCK_OF_CHUNK = Rows("token + n * 16", "left - n * 16", "16")  # block n of a chunk
+
+
 class ChunkMemory:
     """Rows of one chunk: `token` is its first token, `left` how many there are, `i_chunk` its number."""
 
-    def __init__(self, domains: dict[str, Domain], value_block: str):
+    def __init__(self, domains: dict[str, Domain], value_block: str, rows: Rows = CHUNK):
         """`value_block` says which block of value channels a [.., v] tile holds: i_v."""
-        self.domains, self.value_block = domains, value_block
+        self.domains, self.value_block, self.rows = domains, value_block, rows
 
     def load(self, buffer: Buffer) -> str:
         base, row = _base(buffer, self._where(buffer))
+        first, left, count = self.rows.first, self.rows.left, self.rows.count
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
                 return f"load_rows({base}, 0, K, V, V, BK, BV, {self.value_block} * BV)"
             case Space.HEAD, _:
-                return f"tl.full([BT], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
+                return f"tl.full([{count}], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
             case _, ("t",):
                 other = INTERIOR[self.domains.get(buffer.name, Domain.REAL)]
-                return f"load_vector({base}, token, left, {row}, BT, {other})"
+                return f"load_vector({base}, {first}, {left}, {row}, {count}, {other})"
             case _, ("t", "s"):
                 return f"load_lower({base}, token, left, {row}, BT)"
             case _, ("t", axis):
-                return f"load_rows({base}, token, left, {row}, {WIDTH[axis]}, BT, {BLOCK[axis]}, {self._column(axis)})"
+                width, block, column = WIDTH[axis], BLOCK[axis], self._column(axis)
+                return f"load_rows({base}, {first}, {left}, {row}, {width}, {count}, {block}, {column})"
         raise AssertionError(buffer)
+
+    def lower(self, buffer: Buffer, part: str) -> str:
+        """Of a causal tile "rows" or "columns" of block n, the other axis whole, or the "diagonal" block."""
+        base, row = _base(buffer, self._where(buffer))
+        return f"load_lower_{part}({base}, token, left, {row}, n, BT)"
 
     def store(self, buffer: Buffer, name: str) -> str:
         base, row = _base(buffer, self._where(buffer))

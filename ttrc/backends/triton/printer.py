@@ -30,6 +30,7 @@ DIALECT = symbolic.Dialect(
         "tanh": "tanh({0})",
         "sigmoid": "tl.sigmoid({0})",
         "softplus": "softplus({0})",
+        "positive_power": "positive_power({0}, {1})",
         "pow": "power({0}, {1})",
         "whole_pow": "whole_power({0}, {1})",
         "magnitude": "tl.abs({0})",
@@ -131,6 +132,8 @@ class TritonPrinter:
             Relation.CAUSAL: "t[:, None] >= t[None, :]",
             Relation.STRICT: "t[:, None] > t[None, :]",
             Relation.VALID: "t < left",
+            Relation.KEYS: f"{self._across(target)} < K",
+            Relation.VALUES: f"i_v * BV + {self._across(target)} < V",
         }[op.relation]
         return f"tl.where({keep}, {self._float(op.arg)}, {fill})"
 
@@ -141,6 +144,11 @@ class TritonPrinter:
     @text.register
     def _(self, op: Inverse, target: Tile) -> str:
         return f"unit_lower_inverse({self.name(op.matrix)}, BT, PRECISION)"
+
+    def _across(self, target: Tile) -> str:
+        """The number of each channel of a tile's last axis within its block."""
+        text = f"tl.arange(0, {BLOCK[target.axes[-1]]})"
+        return text if len(target.axes) == 1 else f"{text}[None, :]"
 
     def _dot(self, op: Contract, target: Tile, add: str | None) -> str:
         product = as_product(op, target)
