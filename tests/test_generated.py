@@ -306,6 +306,29 @@ def test_a_smaller_configuration_takes_over_where_memory_is_short(small_chip):
     assert chip.tried[2:] == [(16, 1)], "known from then on"
 
 
+def test_a_kernel_that_sums_over_values_never_takes_fewer_of_them(monkeypatch):
+    """Neither where memory is short nor where a table says so: its sums would be parts of sums."""
+    import importlib
+
+    import torch
+
+    import ttrc
+
+    op = ttrc.load("robust_delta")
+    kernels = importlib.import_module(f"{op.package.__name__}.kernels")
+    monkeypatch.setattr(op.package.op, "SMALLER", {})
+    x = draw(40) | {"delta": torch.rand(1, 20, 1)}
+    options = dict(form="chunk", backend="triton", chunk_size=16)
+    key = op.package.op.slot("chunk_scan_whole", x["q"], x["v"], 1)
+    with monkeypatch.context() as patch:
+        patch.setitem(op.package.op.TUNED, key, (16, 4, 1))
+        wanted = op(**x, form="chunk", backend="torch")[0]
+        assert torch.allclose(op(**x, **options)[0], wanted, atol=1e-5)
+    monkeypatch.setattr(kernels, "chunk_scan_whole", SmallChip(kernels.chunk_scan_whole, 32))
+    with pytest.raises(RuntimeError, match="too little shared memory"):
+        op(**x, **options)
+
+
 def test_a_chip_that_is_too_small_is_told_what_helps(small_chip):
     op, _ = small_chip(8)
     with pytest.raises(RuntimeError, match="chunk_scan: this GPU has too little shared memory .* a smaller chunk_size"):

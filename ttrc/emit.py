@@ -17,7 +17,7 @@ from ttrc import symbolic
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
-from ttrc.ir.config import WIDTHS, Config, default_chunk, default_configs
+from ttrc.ir.config import WHOLE, WIDTHS, Config, default_chunk, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
@@ -197,6 +197,7 @@ def _op(module: Module) -> str:
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
         configs={n: {w: _row(c) for w, c in default_configs(n, most).items()} for n, most in longest.items()},
         costs=_costs(module),
+        whole=[k.name for k in kernels if k.name.endswith(WHOLE)],
         scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
         parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],

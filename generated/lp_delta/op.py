@@ -26,8 +26,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
-    "chunk_scan_nonlinear": {64: (32, 4, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
-    "chunk_scan_reverse_nonlinear": {64: (32, 4, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_scan_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_scan_reverse_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_gradients_nonlinear": {64: (16, 4, 1), 128: (16, 8, 1), 256: (32, 8, 1)},
     "chunk_output_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
@@ -235,7 +235,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan_nonlinear"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan_nonlinear", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, every = layout.all_chunks // layout.sequences, chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, every = layout.all_chunks // layout.sequences, chunk // min(chunk, STEPS["chunk_scan_nonlinear"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(form, direction, names, width, size, heads * blocks, chunks, every, tokens, chip)

@@ -88,6 +88,14 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
+# They sum over value channels, so that a program takes all of them whatever a configuration says.
+WHOLE = (
+    "chunk_scan_whole",
+    "chunk_scan_reverse_whole",
+    "token_scan_whole",
+    "token_scan_reverse_whole",
+)
+
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
@@ -102,6 +110,8 @@ def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, s
 def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
     key = slot(kernel, q, v, sequences)
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
+    if kernel in WHOLE:
+        return block(v.shape[3]), *rows[1:]
     return min(rows[0], block(v.shape[3])), *rows[1:]
 
 
@@ -110,7 +120,7 @@ def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) 
     key, (value_block, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
     if key in TUNED:
         raise error
-    smaller = (max(16, value_block // 2), warps, 1)
+    smaller = (value_block if kernel in WHOLE else max(16, value_block // 2), warps, 1)
     if smaller == (value_block, warps, stages):
         raise RuntimeError(
             f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
@@ -236,7 +246,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan_whole"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan_whole", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, every = layout.all_chunks // layout.sequences, chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, every = layout.all_chunks // layout.sequences, chunk // min(chunk, STEPS["chunk_scan_whole"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(form, direction, names, width, size, heads * blocks, chunks, every, tokens, chip)

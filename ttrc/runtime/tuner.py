@@ -18,7 +18,7 @@ from typing import Optional
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, Config, block, default_chunk
+from ttrc.ir.config import CHUNK, WHOLE, Config, block, default_chunk
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
@@ -147,9 +147,12 @@ def using(package: ModuleType, configs: Mapping[Key, Config]) -> Iterator[None]:
         package.op.TUNED.update(before)
 
 
-def space(d_v: int) -> list[Config]:
-    """Every configuration there is to think of for a head dimension of values; one warp cannot hold a wide state."""
-    blocks = [v for v in VALUE_BLOCKS if v <= block(d_v)]
+def space(d_v: int, whole: bool = False) -> list[Config]:
+    """Every configuration there is to think of for a head dimension of values; one warp cannot hold a wide state.
+
+    whole: for a kernel whose programs take every value channel.
+    """
+    blocks = [block(d_v)] if whole else [v for v in VALUE_BLOCKS if v <= block(d_v)]
     return [Config(v, w, s) for v in blocks for w in WARPS if w > 1 or d_v <= 64 for s in STAGES]
 
 
@@ -163,7 +166,8 @@ def candidates(
     chunk: int = CHUNK,
 ) -> tuple[list[Config], list[tuple[Config, str]]]:
     """(those to try, the default first and then by predicted time; those left out, with the reason)."""
-    everything = {c: footprints(kernel.name, c) for c in dict.fromkeys((default, *space(shape.d_v)))}
+    tried = space(shape.d_v, kernel.name.endswith(WHOLE))
+    everything = {c: footprints(kernel.name, c) for c in dict.fromkeys((default, *tried))}
     some_are_clean = any(known is not None and known.blocks and not known.spills for known in everything.values())
     cost: dict[Config, float] = {}
     pruned = []
