@@ -291,6 +291,7 @@ def draw(width):
     import torch
 
     q, k, v = (torch.randn(1, 20, 1, width) for _ in range(3))
+    k = torch.nn.functional.normalize(k, dim=-1)  # or errors grow from token to token
     return {"q": q, "k": k, "v": v, "g": -torch.rand(1, 20, 1), "beta": torch.rand(1, 20, 1)}
 
 
