@@ -418,6 +418,8 @@ def chunk_gradients(
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
+    # Tiles of 128 x 128 that are wanted as factors are rounded as the inputs are, so that the registers last.
+    factors: tl.constexpr = dtype if BT > 64 else tl.float32
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -453,9 +455,9 @@ def chunk_gradients(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    since = (tl.exp(gap_masked)).to(dtype)
+    since = (tl.exp(gap_masked)).to(factors)
     # read-out
-    overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(dtype)
+    overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(factors)
     d_attention = tl.zeros([BT, BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)

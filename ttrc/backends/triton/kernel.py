@@ -38,7 +38,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     writer = _Writer(kernel, domains, tags)
     match kernel.skeleton:
         case Skeleton.PARALLEL:
-            return common | {"body": writer.panels(), "lead": pointers(kernel)[0].name}
+            return common | {"body": writer.panels(), "lead": pointers(kernel)[0].name, "narrow": bool(kernel.narrow)}
         case Skeleton.SCAN:
             (carry,) = kernel.carries
             # A chunk's last step is the sequence's last where that ends inside it.

@@ -76,7 +76,7 @@ class TritonPrinter:
         text = self.text(statement.op, target)
         if target in self.narrow | self.turned:
             self.raw.add(target.name)
-            text = f"{f'tl.trans({text})' if target in self.turned else f'({text})'}.to(dtype)"
+            text = f"tl.trans({text}).to(dtype)" if target in self.turned else f"({text}).to(factors)"
         return [f"{self.name(target)} = {text}"]
 
     def open_sum(self, statement: Statement, chained: bool) -> list[str]:
