@@ -80,7 +80,8 @@ def block(width: int) -> int:
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
     rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
-    return rows[min((w for w in rows if w >= widest), default=max(rows))][q.element_size() > 2]
+    width = min([w for w in rows if w >= widest] or [max(rows)])
+    return rows[width][q.element_size() > 2]
 
 
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
