@@ -159,9 +159,13 @@ def test_threads_at_once_all_get_the_operator(folder):
     assert len(list(folder.iterdir())) == 1
 
 
+EXPLICIT, IMPLICIT = 'rule = "gradient"\nat = "previous"', 'rule = "proximal"'
+
+
 def test_a_spec_that_does_not_compile_leaves_nothing(folder):
     with pytest.raises(ttrc.errors.SpecError):
-        ttrc.load(parse_spec(named("hopeless").replace("norm2(p - v)/2", "norm2(p - v)**2")))
+        implicit = named("hopeless").replace(EXPLICIT, IMPLICIT)
+        ttrc.load(parse_spec(implicit.replace("norm2(p - v)/2", "sum(huber(p - v, 1))")))
     assert not folder.exists() or not list(folder.iterdir())
 
 
