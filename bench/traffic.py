@@ -119,6 +119,7 @@ class Row:
     spec: str
     least: dict[str, float]
     traffic: dict[str, Traffic]  # by implementation, "ttrc" first
+    split: Traffic  # ttrc's other schedule for sequences in one piece
 
 
 def row(name: str) -> Row:
@@ -128,11 +129,12 @@ def row(name: str) -> Row:
     for peer in present(load_peers()(name)):
         if peer.same and peer.backward:
             counted[peer.name] = of_peer(name, peer)
-    return Row(name, least, counted)
+    return Row(name, least, counted, of_ttrc(name, schedule="split"))
 
 
 def page(rows: list[Row]) -> str:
-    return "\n".join([*_head(), *_summary(rows), "", "## By kernel", "", *(line for r in rows for line in _details(r))])
+    details = (line for r in rows for line in _details(r))
+    return "\n".join([*_head(), *_summary(rows), "", *_schedules(rows), "", "## By kernel", "", *details])
 
 
 def _head() -> list[str]:
@@ -166,6 +168,23 @@ def _summary(rows: list[Row]) -> list[str]:
         cells = [r.spec, f"{least:,.0f}", *_cells(ours), *(_cells(theirs) if theirs else ["-"] * 3)]
         cells += [f"{theirs.bytes() / ours.bytes():.2f}" if theirs else "-", f"{ours.bytes() / least:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _schedules(rows: list[Row]) -> list[str]:
+    lines = [
+        "## By schedule",
+        "",
+        "fused is for batch times heads that fill the chip, split for few of them: read-outs leave the serial path.",
+        "The schedule that cuts sequences adds, to the bytes a token that `ttrc explain` states, states by segment.",
+        "",
+        "| spec | fused | split | split / fla |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for r in rows:
+        theirs = r.traffic.get("fla")
+        share = f"{100 * r.split.bytes() / theirs.bytes():.0f}%" if theirs else "-"
+        lines.append(f"| {r.spec} | {_total(r.traffic['ttrc'])} | {_total(r.split)} | {share} |")
     return lines
 
 
