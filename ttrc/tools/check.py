@@ -35,7 +35,7 @@ KERNELS = {
         Case(B=1, T=33, H=1, HV=1, d_k=40, d_v=17),
         *(Case(T=50, d_k=8, d_v=20, chunk_size=16, schedule=name) for name in SCHEDULES),
         Case(B=1, T=40, packed=(17, 1, 22), chunk_size=16, schedule="split"),
-        Case(B=1, T=50, HV=1, d_k=8, d_v=8, chunk_size=16, schedule="segments", extreme="strong"),
+        Case(T=50, d_k=8, d_v=8, chunk_size=16, schedule="segments", extreme="strong"),
     ),
     "recurrent": (Case(B=1, T=18), Case(B=1, T=9, packed=(5, 1, 3), extreme="strong")),
 }
