@@ -320,8 +320,17 @@ def chunk_scan(
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
-            if at_bound:
-                store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+            store_rows(
+                states_ptr + (i_chunk * HV + i_h) * K * V,
+                S,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss, line 21: norm2(p - v) / 2
@@ -402,10 +411,17 @@ def chunk_scan_reverse(
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
-            if at_bound:
-                store_rows(
-                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV
-                )
+            store_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                d_S_next,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of u_s

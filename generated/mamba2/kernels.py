@@ -255,8 +255,17 @@ def chunk_scan(
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
-            if at_bound:
-                store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+            store_rows(
+                states_ptr + (i_chunk * HV + i_h) * K * V,
+                S,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
         if READ:
             # read-out
             overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -362,10 +371,17 @@ def chunk_scan_reverse(
         A = tl.full([BT], tl.load(A_ptr + i_h).to(tl.float32), tl.float32)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
-            if at_bound:
-                store_rows(
-                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV
-                )
+            store_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                d_S_next,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         log_decay = A * dt
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)

@@ -355,8 +355,17 @@ def chunk_scan_whole(
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
-            if at_bound:
-                store_rows(states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+            store_rows(
+                states_ptr + (i_chunk * HV + i_h) * K * V,
+                S,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
         # prediction
         carried = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
@@ -529,10 +538,17 @@ def chunk_scan_reverse_whole(
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
-            if at_bound:
-                store_rows(
-                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, K, V, V, BK, BV, i_v * BV
-                )
+            store_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                d_S_next,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of written

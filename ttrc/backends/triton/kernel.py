@@ -8,7 +8,7 @@ from ttrc.backends.triton import substitution
 from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
 from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.config import plain_name
-from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
+from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton
 from ttrc.ir.tile import Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
@@ -189,7 +189,7 @@ class _Writer:
         for buffer in buffers:
             store = [self.memory.store(buffer, self.printer.name(buffer.tile))]
             if buffer in self.on_request:
-                store = _guarded("SAVE", _guarded("at_bound", store) if buffer.space is Space.CHUNK else store)
+                store = _guarded("SAVE", store)
             lines += store
         return lines
 

@@ -69,7 +69,8 @@ class ChunkMemory:
         base, row = _base(buffer, self._where(buffer))
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
-                return f"store_rows({base}, {name}, 0, K, V, V, BK, BV, {self.value_block} * BV)"
+                # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.
+                return f"store_rows({base}, {name}, 0, tl.where(at_bound, K, 0), V, V, BK, BV, {self.value_block} * BV)"
             case _, ("t",):
                 return f"store_vector({base}, {name}, token, left, {row}, BT)"
             case _, ("t", "s"):
