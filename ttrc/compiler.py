@@ -10,6 +10,7 @@ Spec --derive_recurrence--> Recurrence
 from __future__ import annotations
 
 from ttrc.emit import emit
+from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Form, Module
 from ttrc.ir.recurrence import Recurrence
 from ttrc.language.spec import Spec
@@ -33,8 +34,8 @@ def generate(spec: Spec) -> dict[str, str]:
 
 
 def _chunk(recurrence: Recurrence) -> Form | None:
-    """Chunks need the log of the decay; a decay that may reach zero runs token by token."""
-    if recurrence.log_decay is None and recurrence.decay != 1:
+    """None where a rule runs token by token: where a decay may reach zero, or a segment is no size of a chunk."""
+    if not recurrence.chunks or recurrence.segment not in (None, *SEGMENTS):
         return None
     forward = derive_chunk(recurrence)
     backward = differentiate_tile(forward)

@@ -17,10 +17,11 @@ from ttrc import symbolic
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
-from ttrc.ir.config import WHOLE, WIDTHS, Config, default_chunk, default_configs
+from ttrc.ir.config import WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.tile import BEGINS, GIVEN, Tile
 from ttrc.language.spec import Spec
 from ttrc.passes.budget import launch_costs
 from ttrc.paths import templates_dir
@@ -141,9 +142,25 @@ def _reference(module: Module) -> str:
         step_args=", ".join(names),
         forward=forward,
         backward=backward,
+        given={f: ", ".join(t.name for t in m.forward.inputs if t.name in GIVEN) for f, m in module.forms.items()},
+        states={f: [c.state.name for c in m.forward.carries] for f, m in module.forms.items()},
+        cotangents={f: [c.state.name for c in m.backward.carries if c.reverse] for f, m in module.forms.items()},
+        handed=len(_handed(module)),
+        segments=_segments(module),
         tensor_names=_tuple(names),
         parameter_names=_tuple(g.name for g in spec.parameters),
     )
+
+
+def _handed(module: Module) -> tuple[Tile, ...]:
+    """The states that a caller hands in and gets out, the same for all forms."""
+    return tuple(c.state for c in module.forms["recurrent"].forward.carries if not c.private)
+
+
+def _segments(module: Module) -> dict[str, int]:
+    """Tokens a segment, of the forms that ask where one begins."""
+    asking = [f for f, m in module.forms.items() if any(t.name == BEGINS for t in m.forward.inputs)]
+    return {f: module.recurrence.segment for f in asking}
 
 
 def _kernels(module: Module) -> str:
@@ -171,6 +188,7 @@ def _op(module: Module) -> str:
     parameters = tuple(g.name for g in spec.parameters)
     plans = {f: m.plan for f, m in module.forms.items()}
     kernels = [k for p in plans.values() for k in p.kernels]
+    states = [t.name for t in _handed(module)]
     longest = {k.name: p.chunk for p in plans.values() for k in p.kernels}
     return _render(
         "op.py.jinja",
@@ -183,9 +201,14 @@ def _op(module: Module) -> str:
         chunks={f: _chunks(p) for f, p in plans.items()},
         steps={k.name: p.step for p in plans.values() for k in p.kernels if k.skeleton is Skeleton.SCAN},
         gate_doc=_gate_doc(spec),
-        saved={f: [b.name for b in p.saved] for f, p in plans.items()},
-        returned={f: [launch.returned(p, b) for b in p.saved] for f, p in plans.items()},
-        saved_fake={f: {b.name: launch.saved_fake(p, b) for b in p.saved} for f, p in plans.items()},
+        states=states,
+        state_type="Tensor" if len(states) == 1 else "State",
+        states_doc="" if len(states) == 1 else f"({', '.join(states)}), each ",
+        room=launch.room(_handed(module)),
+        fixed=next((p.chunk for p in plans.values() if p.chunk == p.segment and p.form == "chunk"), 0),
+        saved={f: [b.name for b in launch.blocks(p.saved)] for f, p in plans.items()},
+        returned={f: [launch.returned(p, b) for b in launch.blocks(p.saved)] for f, p in plans.items()},
+        saved_fake={f: {b.name: launch.saved_fake(p, b) for b in launch.blocks(p.saved)} for f, p in plans.items()},
         allocate={
             f: {"forward": launch.allocate_forward(p), "backward": launch.allocate_backward(p)}
             for f, p in plans.items()
@@ -212,7 +235,7 @@ def _row(config: Config) -> tuple[int, int, int]:
 
 def _chunks(plan: Plan) -> dict[int, tuple[int, int]]:
     """{widest head dimension: tokens a chunk, with inputs of two bytes and of more}."""
-    return {w: tuple(default_chunk(plan.chunk, w, w, size) for size in (2, 4)) for w in WIDTHS}
+    return {w: tuple(plan.tokens(w, w, size) for size in (2, 4)) for w in WIDTHS}
 
 
 def _costs(module: Module) -> dict:

@@ -635,7 +635,9 @@ def _(q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk, final, save, ba
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, chunk),
-            *state_shape(q, v, cu_seqlens)[1:],
+            v.shape[2],
+            q.shape[3],
+            v.shape[3],
             dtype=v.dtype if triton else reference.working_dtype(v),
         )
         if save
@@ -877,7 +879,7 @@ def _(q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk, final, save, ba
     triton = uses_triton(backend, q)
     states = (
         v.new_empty(
-            all_chunks(v, cu_seqlens, chunk), *state_shape(q, v, cu_seqlens)[1:], dtype=state_dtype(v)
+            all_chunks(v, cu_seqlens, chunk), v.shape[2], q.shape[3], v.shape[3], dtype=state_dtype(v)
         )
         if save
         else v.new_empty(0)
@@ -968,7 +970,7 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
 
 
-def state_shape(q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[int, int, int, int]:
+def state_shape(q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[int, ...]:
     sequences = v.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
     return sequences, v.shape[2], q.shape[3], v.shape[3]
 

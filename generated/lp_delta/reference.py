@@ -71,7 +71,7 @@ def huber(x, d):
 
 
 def chunk_step(q, k, v, beta, rate, scale, S):
-    """One chunk from state S [B, HV, d_k, d_v]: o, and the state after it."""
+    """One chunk from S [B, HV, d_k, d_v]: o, and what follows it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     overlap = k @ k.mT
@@ -225,7 +225,7 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
 
 
 def recurrent_step(q, k, v, beta, rate, scale, S):
-    """One token from state S [B, HV, d_k, d_v]: o, and the state after it."""
+    """One token from S [B, HV, d_k, d_v]: o, and what follows it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     products = S * k[..., :, None]
@@ -353,46 +353,64 @@ STEPS = {
     "chunk": (chunk_step, chunk_step_backward),
     "recurrent": (recurrent_step, recurrent_step_backward),
 }
+# How many states a form carries; of several those that a caller hands in stand first.
+CARRIED = {"chunk": 1, "recurrent": 1}
+HANDED = 1
+
+
+def join(states):
+    """Several states one behind the other, [..., d_k * d_v * how many]; one as it is."""
+    return states[0] if len(states) == 1 else torch.cat([x.flatten(-2) for x in states], -1)
+
+
+def split(x, count, d_k, d_v):
+    """The inverse of join."""
+    return (x,) if count == 1 else tuple(part.unflatten(-1, (d_k, d_v)) for part in x.chunk(count, -1))
 
 
 def forward(form, q, k, v, gates, scale, initial_state, cu_seqlens, chunk):
-    """o [B, T, HV, d_v], final state [N, HV, d_k, d_v], and the state that each block of tokens started from."""
-    step, _ = STEPS[form]
+    """o [B, T, HV, d_v], the joined final states, and what each block of tokens started from, joined."""
+    (step, _), sizes = STEPS[form], (q.shape[-1], v.shape[-1])
     tensors = prepare(q, k, v, gates)
     state = initial_state.to(tensors[0].dtype)
     o, final, starts = torch.empty_like(tensors[2]), torch.empty_like(state), []
     for rows, begin, end, owners in spans(cu_seqlens, *v.shape[:2]):
-        S = state[owners]
+        states = split(state[owners], HANDED, *sizes)
+        states = (*states, *(torch.zeros_like(states[0]) for _ in range(CARRIED[form] - HANDED)))
         for at in range(begin, end, chunk):
             to = min(at + chunk, end)
-            starts.append(S)
+            starts.append(join(states))
             for block in blocks(form, at, to):
-                o[rows, :, block], S = step(*(x[rows, :, block] for x in tensors), scale, S)
-        final[owners] = S
+                here = [x[rows, :, block] for x in tensors]
+                o[rows, :, block], *states = step(*here, *given(form, scale, block, begin, v.device), *states)
+        final[owners] = join(states[:HANDED])
     return heads_last(o, v.shape[2]).to(v.dtype).contiguous(), final, starts
 
 
 def backward(form, q, k, v, gates, scale, starts, d_o, d_final, cu_seqlens, chunk):
-    """Cotangents of q, k, v, each gate and the initial state; the states inside a block are recomputed."""
-    step, step_backward = STEPS[form]
+    """Cotangents of q, k, v, each gate and the joined initial states; states inside a block are recomputed."""
+    (step, step_backward), sizes = STEPS[form], (q.shape[-1], v.shape[-1])
     tensors = prepare(q, k, v, gates)
     d_o = heads_first(d_o.to(tensors[0].dtype), v.shape[2])
     d_state = d_final.to(tensors[0].dtype).clone()
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors]
     remaining = list(starts)
     for rows, begin, end, owners in reversed(spans(cu_seqlens, *v.shape[:2])):
-        D = d_state[owners]
+        D = split(d_state[owners], HANDED, *sizes)
+        D = (*D, *(torch.zeros_like(D[0]) for _ in range(CARRIED[form] - HANDED)))
         for at in reversed(range(begin, end, chunk)):
-            todo, S = blocks(form, at, min(at + chunk, end)), remaining.pop()
-            states = [S]
+            todo = blocks(form, at, min(at + chunk, end))
+            trail = [split(remaining.pop(), CARRIED[form], *sizes)]
             for block in todo[:-1]:
-                states.append(step(*(x[rows, :, block] for x in tensors), scale, states[-1])[1])
-            for block in reversed(todo):
                 here = [x[rows, :, block] for x in tensors]
-                *parts, D = step_backward(*here, scale, states.pop(), d_o[rows, :, block], D)
+                trail.append(step(*here, *given(form, scale, block, begin, v.device), *trail[-1])[1:])
+            for block in reversed(todo):
+                here = [*(x[rows, :, block] for x in tensors), *given(form, scale, block, begin, v.device)]
+                parts = step_backward(*here, *trail.pop(), d_o[rows, :, block], *D)
+                D = parts[len(tensors) :]
                 for grad, part in zip(grads, parts):
                     grad[rows, :, block] = part
-        d_state[owners] = D
+        d_state[owners] = join(D[:HANDED])
     out = []
     for name, x, grad in zip(TENSORS, (q, k, v, *gates), grads):
         if name in PARAMETERS:
@@ -405,3 +423,8 @@ def backward(form, q, k, v, gates, scale, starts, d_o, d_final, cu_seqlens, chun
 def blocks(form, at, to):
     """What one step takes: a chunk of tokens, or a single token (an index, so that its axis is gone)."""
     return [slice(at, to)] if form == "chunk" else list(range(at, to))
+
+
+def given(form, scale, block, begin, device):
+    """What a step takes beside tensors."""
+    return (scale,)

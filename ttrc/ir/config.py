@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 CHUNK = 64  # tokens a chunk, and a step of a scan
 LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
+SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients, which is a chunk then
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
+from ttrc.ir.config import default_chunk
 from ttrc.ir.tile import Carry, Statement, Tile
 
 
@@ -25,11 +26,15 @@ BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels al
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype."""
+    """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.
+
+    Several states lie one behind the other in one block of memory: `parts` are then all of them, in order.
+    """
 
     name: str
     tile: Tile
     space: Space
+    parts: tuple[Tile, ...] = ()
 
 
 class Skeleton(Enum):
@@ -80,6 +85,10 @@ class Kernel:
     def statements(self) -> tuple[Statement, ...]:
         return tuple(x for s in self.segments for x in s.statements)
 
+    def carried(self, reverse: bool) -> tuple[Carry, ...]:
+        """What a caller hands in and gets out: states, or their cotangents."""
+        return tuple(c for c in self.carries if c.reverse is reverse and not c.private)
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -108,8 +117,8 @@ class Plan:
     """One form's kernels, and the schedules that run them, of which the first is for a chip that is full anyway.
 
     `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass. States are kept
-    every `chunk` tokens, or less where the chip has no room for tiles of that length (config.default_chunk); a scan
-    takes at most `step` tokens at a time, several of its steps a chunk then.
+    every `chunk` tokens, or less where the chip has no room for tiles of that length, unless chunks are the
+    segments of the rule, of `segment` tokens; a scan takes at most `step` tokens at a time, several of its steps a chunk then.
     """
 
     form: str
@@ -119,6 +128,11 @@ class Plan:
     scratch: tuple[Buffer, ...]
     chunk: int
     step: int
+    segment: Optional[int] = None
+
+    def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
+        """Tokens a chunk, where none are asked for."""
+        return self.chunk if self.chunk == self.segment else default_chunk(self.chunk, d_k, d_v, dtype_bytes)
 
     @property
     def forward(self) -> tuple[Kernel, ...]:

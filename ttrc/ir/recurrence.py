@@ -42,11 +42,14 @@ ErrorForm = Union[Hebbian, Affine, Nonlinear]
 
 @dataclass(frozen=True)
 class Recurrence:
-    """S_t = decay * S_{t-1} - k_t e_t', p_t = S' k_t with S the retained state if `reads_decayed`, else S_{t-1}.
+    """S_t = decay * S_{t-1} + M_t, M_t = momentum * M_{t-1} - k_t e_t', without a momentum M_t = -k_t e_t'.
+
+    p_t = S' k_t with S the state at the start of the token's segment of `segment` tokens where there are segments;
+    else the retained state, decay * S_{t-1}, if `reads_decayed`; else S_{t-1}.
 
     Expressions are per element, over p, k, v and the gates; `reductions` define the sums that they mention.
     `log_decay` is None where the decay is 1; `decay` is not provably positive where `log_decay` is missing
-    although decay differs from 1, and then there is no chunk form.
+    although decay differs from 1, and then there is no chunk form. So for the momentum.
     """
 
     gates: tuple[Gate, ...]
@@ -57,6 +60,15 @@ class Recurrence:
     log_decay: Expr | None
     reads_decayed: bool
     error: ErrorForm
+    momentum: Expr | None = None
+    log_momentum: Expr | None = None
+    segment: int | None = None
+
+    @property
+    def chunks(self) -> bool:
+        """Whether there is a chunk form: it needs the logarithms of what it multiplies up."""
+        moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))
+        return all(log is not None or factor in (None, 1) for factor, log in moved)
 
     @property
     def known_sums(self) -> tuple[Reduction, ...]:

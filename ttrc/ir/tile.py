@@ -17,7 +17,9 @@ from ttrc.symbolic import Expr
 
 Axes = tuple[str, ...]
 AXIS_ORDER = ("t", "s", "k", "v")
-SCALE = "scale"  # the read-out's factor: an input of every program that is a plain number, without a gradient
+SCALE = "scale"  # the read-out's factor
+BEGINS = "begins"  # of a token program: 1 at the first token of a segment, 0 elsewhere
+GIVEN = (SCALE, BEGINS)  # inputs that are plain numbers, without a gradient
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,16 @@ class Contract:
     b: Tile
     axis: str
     add: Optional[Tile] = None
+
+
+@dataclass(frozen=True)
+class Compose:
+    """The product a b of two [t, s] tiles, whose inner axis is a token too; transposed ones are taken so."""
+
+    a: Tile
+    b: Tile
+    a_transposed: bool = False
+    b_transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +139,7 @@ class Substitute:
         return tuple(dict.fromkeys(t for s in self.body for t in operands(s.op) if t not in made))
 
 
-Op = Union[Elementwise, Contract, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse, Substitute]
+Op = Union[Elementwise, Contract, Compose, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse, Substitute]
 
 
 @dataclass(frozen=True)
@@ -144,13 +156,15 @@ class Carry:
     """A state handed from chunk to chunk: `state` on entering a chunk becomes `next` on leaving it.
 
     A reverse carry (a cotangent) enters at the chunk's end and leaves at its start. `label` is the public
-    name of what is carried: "state" for S, "d_state" for its cotangent.
+    name of what is carried: "S" for the memory, "d_S" for its cotangent. A private one is nothing to a caller:
+    what it enters a sequence with is never read.
     """
 
     label: str
     state: Tile
     next: Tile
     reverse: bool
+    private: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return args
         case Contract(a, b, _, add):
             return (a, b) if add is None else (a, b, add)
+        case Compose(a, b):
+            return (a, b)
         case Reduce(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | Relabel(arg):
             return (arg,)
         case Solve(matrix, rhs, _):

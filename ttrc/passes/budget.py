@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Optional
 
-from ttrc.ir.config import block, default_chunk, default_config
+from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
-from ttrc.ir.tile import Contract, Inverse, Statement, Substitute
+from ttrc.ir.tile import Compose, Contract, Inverse, Statement, Substitute
 
 
 def budget(
@@ -70,7 +70,7 @@ def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tup
 def _products(statement: Statement, tokens: int) -> int:
     """How many matrix products, one after the other, a statement takes."""
     match statement.op:
-        case Contract():
+        case Contract() | Compose():
             return 1
         case Substitute():  # sweeps, and the block taken off all rows
             return tokens // 16 * (16 + 1)
@@ -79,7 +79,7 @@ def _products(statement: Statement, tokens: int) -> int:
 
 class _Cost:
     def __init__(self, plan: Plan, chunk: Optional[int], d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int):
-        self.chunk = chunk or default_chunk(plan.chunk, d_k, d_v, dtype_bytes)
+        self.chunk = chunk or plan.tokens(d_k, d_v, dtype_bytes)
         self.step, self.longest = min(self.chunk, plan.step), plan.chunk
         self.dtype_bytes, self.gate_bytes = dtype_bytes, gate_bytes
         # A row of a causal C x C tile: on average half of its blocks of 16, and half of the one on the diagonal.
@@ -139,6 +139,8 @@ class _Cost:
                 return size * (panels if repeated else 1) / tokens
             case Substitute():  # 16 sweeps in each block of 16 rows, and the block taken off all rows
                 return 2.0 * blocks["v"] * (tokens // 16) * (16 * 16 * 16 + 16 * tokens) / tokens
+            case Compose():
+                return 2.0 * tokens**2
             case Inverse():  # two products of C x C a doubling, from blocks of 16
                 return 4.0 * tokens**2 * ((tokens // 16).bit_length() - 1)
         return 0.0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
+    Compose,
     Contract,
     CumulativeSum,
     Elementwise,
@@ -89,6 +90,12 @@ class Builder:
     def contract(self, name: str, a: Tile, b: Tile, axis: str, origin: str, add: Tile | None = None) -> Tile:
         axes = (set(a.axes) | set(b.axes)) - {axis}
         return self.emit(name, axes, Contract(a, b, axis, add), origin)
+
+    def constant(self, name: str, value: Expr, axes, origin: str) -> Tile:
+        return self.emit(name, axes, Elementwise(value, ()), origin)
+
+    def compose(self, name: str, a: Tile, b: Tile, origin: str, a_transposed=False, b_transposed=False) -> Tile:
+        return self.emit(name, ("t", "s"), Compose(a, b, a_transposed, b_transposed), origin)
 
     def reduce(self, name: str, arg: Tile, keep, origin: str) -> Tile:
         return arg if ordered(keep) == arg.axes else self.emit(name, keep, Reduce(arg), origin)

@@ -45,31 +45,41 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         case Proximal():
             error = _implicit_step(spec, scope, gradient, curvature)
             reads_decayed = True
-        case Gradient(at=At.SEGMENT_START):
-            raise _refuse(spec, "update.at", 'gradients frozen at "segment_start" have no derivation yet')
-        case Gradient(momentum=Located()):
-            raise _refuse(spec, "update.momentum", "momentum has no derivation yet")
         case Gradient(at=at):
             error = _explicit_step(spec, scope, gradient, curvature)
             reads_decayed = at is At.RETAINED
         case _:
             raise _refuse(spec, "update.rule", 'this rule has no derivation yet; "gradient" and "proximal" have one')
 
-    used = _sums_in(scope, (*_parts(error), curvature, decay))
+    momentum = _momentum(spec, scope)
+    used = _sums_in(scope, (*_parts(error), curvature, decay, *([] if momentum is None else [momentum])))
     _check_sums(spec, used)
-    log_decay = None
-    if decay != 1 and symbolic.is_positive(decay):
-        log_decay = symbolic.log_of(decay)
     return Recurrence(
         gates=gates,
         reductions=tuple(used),
         gradient=symbolic.factored(gradient) if isinstance(error, Nonlinear) else _tidy(gradient),
         curvature=curvature,
         decay=decay,
-        log_decay=log_decay,
+        log_decay=_log(decay),
         reads_decayed=reads_decayed and decay != 1,
         error=error,
+        momentum=momentum,
+        log_momentum=None if momentum is None else _log(momentum),
+        segment=None if isinstance(error, Hebbian) else getattr(spec.update, "segment", None),
     )
+
+
+def _momentum(spec: Spec, scope: Scope) -> Expr | None:
+    """How much of the last step is kept, where any is."""
+    where = spec.update.momentum if isinstance(spec.update, Gradient) else None
+    if where is None:
+        return None
+    momentum = symbolic.tidy(symbolic.convert(where.tree, scope))
+    return None if momentum == 0 else momentum
+
+
+def _log(decay: Expr) -> Expr | None:
+    return symbolic.log_of(decay) if decay != 1 and symbolic.is_positive(decay) else None
 
 
 def _parts(error: ErrorForm) -> tuple[Expr, ...]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
-    SCALE,
+    GIVEN,
     Carry,
+    Compose,
     Contract,
     CumulativeSum,
     Elementwise,
@@ -51,9 +52,9 @@ def differentiate_tile(forward: Program) -> Program:
             _propagate(tape, statement.target, statement.op, adjoint)
 
     tape.origin = "gradient"
-    outputs = [(f"d_{t.name}", tape.total(t)) for t in forward.inputs if t.name != SCALE]
+    outputs = [(f"d_{t.name}", tape.total(t)) for t in forward.inputs if t.name not in GIVEN]
     reverse = tuple(
-        Carry(f"d_{c.label}", cotangent, tape.total(c.state), reverse=True)
+        Carry(f"d_{c.label}", cotangent, tape.total(c.state), reverse=True, private=c.private)
         for c, cotangent in zip(forward.carries, leaving)
     )
     kept = tuple((name, tile) for name, tile in outputs if tile is not None)
@@ -143,6 +144,11 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             tape.add(b, _Product(a, adjoint, from_a))
             if add is not None:
                 tape.add(add, adjoint)
+        case Compose(a, b, False, False):
+            tape.add(a, build.compose(via(a), adjoint, b, origin, b_transposed=True))
+            tape.add(b, build.compose(via(b), a, adjoint, origin, a_transposed=True))
+        case Compose():
+            raise AssertionError("transposed products stand in adjoints alone")
         case Reduce(arg):
             tape.add(arg, build.elementwise(via(arg), sym(adjoint), {adjoint.name: adjoint}, origin, arg.axes))
         case Mask(arg, relation, _):

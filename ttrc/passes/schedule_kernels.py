@@ -19,7 +19,21 @@ from __future__ import annotations
 from ttrc.ir.config import CHUNK, LONG_CHUNK, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
-from ttrc.ir.tile import SCALE, Contract, Inverse, Program, Statement, Substitute, Tile, operands, sums_values
+from ttrc.ir.tile import (
+    GIVEN,
+    Carry,
+    Compose,
+    Contract,
+    Inverse,
+    Program,
+    Reduce,
+    Relabel,
+    Statement,
+    Substitute,
+    Tile,
+    operands,
+    sums_values,
+)
 from ttrc.language.spec import Parameter
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.narrow_factors import AS_MADE, narrow_factors
@@ -38,30 +52,31 @@ JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
     """`forward` and `backward` with solves lowered; the backward program repeats the forward statements."""
     inputs = _buffers(recurrence, backward)
-    (state,) = (c for c in forward.carries)
-    (cotangent,) = (c for c in backward.carries if c.reverse)
+    carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
     solved, fed_back = _substituted(forward), _substituted(backward, known=forward)
     known = (*inputs, *pairs)
+    seen = _seen_states(forward, backward, (*known, *solved))
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
     # in front of a scan are those of its steps.
     chunk, step = (CHUNK, LONG_CHUNK) if pairs else (LONG_CHUNK, CHUNK)
-    states = Buffer("states", state.state, Space.CHUNK)
-    d_states = Buffer("d_states", cotangent.state, Space.CHUNK)
+    if recurrence.segment:
+        chunk = step = recurrence.segment
+    states, d_states = _states("states", carried), _states("d_states", cotangents)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
     kind = NONLINEAR if solved else ""
 
     def scan(*stores: Buffer) -> Kernel:
-        return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, (state,))
+        return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
 
     def scan_back(*stores: Buffer) -> Kernel:
-        memory = (*known, *solved)
-        return _kernel(f"chunk_scan_reverse{kind}", Skeleton.SCAN, backward, stores, memory, (cotangent,))
+        memory = (*known, *solved, *seen)
+        return _kernel(f"chunk_scan_reverse{kind}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
     prepare = [_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
-    kept, kept_back = (states, *solved), (d_states, *fed_back)
+    kept, kept_back = (*states, *solved, *seen), (*d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     read = (*known, *kept, *kept_back)
@@ -73,7 +88,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output)), fused.backward)
     schedules = [fused, split]
 
-    moved = linearize_tile(forward, state)
+    moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
         cross = [_kernel("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)]
@@ -89,7 +104,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
             )
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
-    return Plan("chunk", tuple(kernels), tuple(schedules), (*pairs, *kept), kept_back, chunk, step)
+    return Plan("chunk", tuple(kernels), tuple(schedules), (*pairs, *kept), kept_back, chunk, step, recurrence.segment)
 
 
 def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
@@ -97,6 +112,21 @@ def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer
     old = () if known is None else known.statements
     solved = [s.target for s in program.statements if isinstance(s.op, Substitute) and s not in old]
     return tuple(Buffer(t.name, t, Space.SOLVED) for t in solved)
+
+
+def _seen_states(forward: Program, backward: Program, memory: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+    """What the reverse scan needs of the states of the forward one: kept by token, which is less than the states."""
+    states = {c.state for c in forward.carries}
+    cotangents = [c for c in backward.carries if c.reverse]
+    at_hand = frozenset({b.tile for b in memory} | {c.state for c in cotangents})
+    body = slice_program(backward.statements, [c.next for c in cotangents], at_hand)
+    seen = [s.target for s in body if states & set(operands(s.op))]
+    return tuple(Buffer(t.name, t, Space.SOLVED) for t in seen)
+
+
+def _states(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
+    parts = tuple(c.state for c in carries)
+    return tuple(Buffer(name, tile, Space.CHUNK, parts) for tile in parts)
 
 
 def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str]) -> tuple[Launch, ...]:
@@ -109,31 +139,35 @@ def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str
 
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
-    """The C x C tiles that the scan multiplies values with, where it takes a solve to make or to use one of them.
+    """The C x C tiles that the scan multiplies values with, and sums over such tiles, where it takes a solve to make or
+    to use one of them, or a product of masks.
 
-    A rule that solves has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is
-    short of registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
+    Such a rule has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is short of
+    registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
     """
-    if not any(isinstance(s.op, (Inverse, Substitute)) for s in forward.statements):
+    if not any(isinstance(s.op, (Inverse, Substitute, Compose)) for s in forward.statements):
         return ()
+    turned = {s.op.arg: s.target for s in forward.statements if isinstance(s.op, Relabel)}
+    sums = [s.target for s in forward.statements if isinstance(s.op, Reduce) and s.op.arg.axes == ("t", "s")]
+    sums = [t if "t" in t.axes else turned[t] for t in sums]
     factors = [s.op.a for s in forward.statements if isinstance(s.op, Contract) and "v" in s.target.axes]
     factors += [s.op.matrix for s in forward.statements if isinstance(s.op, Substitute)]
-    pairs = dict.fromkeys(t for t in factors if t.axes == ("t", "s"))
+    pairs = dict.fromkeys(t for t in (*factors, *sums) if t.axes in (("t", "s"), ("t",)))
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)
 
 
 def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
     """One kernel each way; the backward one recomputes the states of a block of tokens from its checkpoint."""
     inputs = _buffers(recurrence, backward)
-    (state,) = (c for c in forward.carries)
-    (cotangent,) = (c for c in backward.carries if c.reverse)
-    states = Buffer("states", state.state, Space.CHUNK)
+    carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
-    ahead = _kernel("token_scan", Skeleton.TOKENS, forward, outputs, inputs, (state,))
-    back = _kernel("token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, (state, cotangent))
+    ahead = _kernel("token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
+    back = _kernel("token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
     only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
-    return Plan("recurrent", (ahead, back), (only,), (states,), (), CHUNK, LONG_CHUNK)
+    return Plan(
+        "recurrent", (ahead, back), (only,), _states("states", carried), (), CHUNK, LONG_CHUNK, recurrence.segment
+    )
 
 
 def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
@@ -142,7 +176,7 @@ def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
     def space(name: str) -> Space:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
-    return tuple(Buffer(t.name, t, space(t.name)) for t in program.inputs if t.name != SCALE)
+    return tuple(Buffer(t.name, t, space(t.name)) for t in program.inputs if t.name not in GIVEN)
 
 
 def _output(name: str, tile: Tile) -> Buffer:

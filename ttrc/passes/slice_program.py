@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
+    Compose,
     Contract,
     CumulativeSum,
     Elementwise,
@@ -51,6 +52,8 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return Elementwise(expr, tuple(dict.fromkeys(tiles[t] for t in args)))
         case Contract(a, b, axis, add):
             return Contract(tiles[a], tiles[b], axis, None if add is None else tiles[add])
+        case Compose(a, b):
+            return replace(op, a=tiles[a], b=tiles[b])
         case Solve(matrix, rhs, transposed):
             return Solve(tiles[matrix], tiles[rhs], transposed)
         case Inverse(matrix):

@@ -18,7 +18,7 @@ from typing import Optional
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, WHOLE, Config, block, default_chunk
+from ttrc.ir.config import CHUNK, WHOLE, Config, block
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
@@ -118,7 +118,7 @@ def tune(
         plan = forms[form].plan
         judge = cache(lambda schedule, form=form: verifier(form, schedule))
         for shape in shapes:
-            chunk = default_chunk(plan.chunk, shape.d_k, shape.d_v, dtype.itemsize)
+            chunk = plan.tokens(shape.d_k, shape.d_v, dtype.itemsize)
             for kernel, schedules in tunable(plan, _regime(shape)):
                 search.kernel(kernel, Run(form, schedules, chunk), shape, judge)
     return Report(op.spec.name, tuple(search.trials), search.default_ms)

@@ -28,7 +28,7 @@ from ttrc.symbolic.algebra import (
     tidy,
 )
 from ttrc.symbolic.code import Dialect, render
-from ttrc.symbolic.functions import coarse
+from ttrc.symbolic.functions import choose, coarse
 from ttrc.symbolic.readable import equation, mathml, spelled_out
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "ZERO",
     "affine",
     "at_least",
+    "choose",
     "coarse",
     "convert",
     "derivative",

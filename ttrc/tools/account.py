@@ -12,11 +12,11 @@ from itertools import groupby
 
 from ttrc import symbolic
 from ttrc.emit import comment, tags
-from ttrc.ir.config import default_chunk
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import (
+    Compose,
     Contract,
     CumulativeSum,
     Elementwise,
@@ -211,6 +211,7 @@ def operations(statements: tuple[Statement, ...]) -> dict[str, int]:
 _OPERATIONS = {
     Elementwise: "elementwise",
     Contract: "matrix product",
+    Compose: "product of masks",
     Reduce: "sum",
     Mask: "mask",
     Relabel: "relabel",
@@ -264,7 +265,7 @@ def passes(plan: Plan) -> tuple[tuple[str, tuple[Kernel, ...]], ...]:
 def sizes(module: Module) -> str:
     """What the budget is for; the chunks are those of the form that long sequences run in."""
     plan = next(iter(module.forms.values())).plan
-    return f"d = {WIDTH}, bfloat16, chunks of {default_chunk(plan.chunk, WIDTH, WIDTH, BYTES)}"
+    return f"d = {WIDTH}, bfloat16, chunks of {plan.tokens(WIDTH, WIDTH, BYTES)}"
 
 
 def costs(module: Module) -> tuple[Cost, ...]:

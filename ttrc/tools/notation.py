@@ -7,6 +7,7 @@ from html import escape
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
+    Compose,
     Contract,
     CumulativeSum,
     Elementwise,
@@ -109,6 +110,8 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"sum_{axis} {indexed(a)} {indexed(b)}"
         case Contract(a, b, axis, add):
             return f"{indexed(add)} + sum_{axis} {indexed(a)} {indexed(b)}"
+        case Compose(a, b):
+            return f"sum_r {_entry(a, 't', 'r', op.a_transposed)} {_entry(b, 'r', 's', op.b_transposed)}"
         case Reduce(arg):
             gone = ",".join(a for a in arg.axes if a not in target.axes)
             return f"sum_{gone} {indexed(arg)}"
@@ -127,3 +130,7 @@ def _meaning(target: Tile, op: Op) -> str:
             order = "s > t, from the last row on" if op.transposed else "s < t, from the first row on"
             return f"{indexed(base)} - sum_s {entry} over {order}, {op.written.name} as below"
     raise AssertionError(op)
+
+
+def _entry(tile: Tile, row: str, column: str, transposed: bool) -> str:
+    return f"{tile.name}[{column},{row}]" if transposed else f"{tile.name}[{row},{column}]"

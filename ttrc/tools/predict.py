@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, default_chunk, plain_name
+from ttrc.ir.config import WIDEST, plain_name
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
 from ttrc.runtime.workload import Workload, programs, segment_count
@@ -169,7 +169,7 @@ def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: i
     if not scans:
         return 1
     blocks = -(-shape.d_v // scans[0].config.value_block)
-    chunk = default_chunk(form_of(module).plan.chunk, shape.d_k, shape.d_v, size)
+    chunk = form_of(module).plan.tokens(shape.d_k, shape.d_v, size)
     return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // chunk), part.multiprocessors)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Optional
 
-from ttrc.ir.config import default_chunk
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
 from ttrc.passes.budget import launch_budget, least_bytes
@@ -83,7 +82,7 @@ def shares(
     plan = form_of(module).plan
     (chosen,) = [s for s in plan.schedules if s.name == schedule] or plan.schedules[:1]
     sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
-    chunk = default_chunk(plan.chunk, **sizes)
+    chunk = plan.tokens(**sizes)
     return [
         Share(launch, traffic, steps / segments if launch.segments else steps, segments, chunk)
         for launch in getattr(chosen, which)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from ttrc.backends.torch.printer import TorchPrinter
-from ttrc.ir.tile import SCALE, Program, Tile
+from ttrc.ir.tile import GIVEN, Program, Tile
 from ttrc.passes.slice_program import slice_program
 
 
 def print_forward(program: Program, tags: dict[str, str]) -> str:
     ((_, o),) = program.outputs
-    (carry,) = program.carries
-    return _body(program, (o, carry.next), tags)
+    return _body(program, (o, *(c.next for c in program.carries)), tags)
 
 
 def print_backward(program: Program, inputs: tuple[Tile, ...], tags: dict[str, str]) -> str:
-    """Cotangents of `inputs`, the forward program's, then of the state; zeros for what no output depends on."""
-    (reverse,) = (c for c in program.carries if c.reverse)
+    """Cotangents of `inputs`, the forward program's, then of the states; zeros for what no output depends on."""
     made = dict(program.outputs)
-    results = tuple(made.get(f"d_{t.name}", t.name) for t in inputs if t.name != SCALE)
-    return _body(program, (*results, reverse.next), tags)
+    results = tuple(made.get(f"d_{t.name}", t.name) for t in inputs if t.name not in GIVEN)
+    return _body(program, (*results, *(c.next for c in program.carries if c.reverse)), tags)
 
 
 def _body(program: Program, results: tuple[Tile | str, ...], tags: dict[str, str]) -> str:

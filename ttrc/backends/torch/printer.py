@@ -8,6 +8,8 @@ from functools import singledispatchmethod
 from ttrc import symbolic
 from ttrc.backends.product import as_product
 from ttrc.ir.tile import (
+    GIVEN,
+    Compose,
     Contract,
     CumulativeSum,
     Elementwise,
@@ -84,6 +86,8 @@ class TorchPrinter:
 
     @text.register
     def _(self, op: Elementwise, target: Tile) -> str:
+        if target.axes and not op.args:
+            return f"torch.full(({self._shape(target)}), {symbolic.render(op.expr, DIALECT, {})}, **like)"
         spelling = {a.name: self._broadcast(a, target) for a in op.args}
         text = symbolic.render(op.expr, DIALECT, spelling)
         if target.axes in {a.axes for a in op.args} or not target.axes:
@@ -100,6 +104,11 @@ class TorchPrinter:
         right = self.name(product.right) + (".mT" if product.right_transposed else "")
         text = f"{left} @ {right}"
         return text if op.add is None else f"{self.name(op.add)} + {text}"
+
+    @text.register
+    def _(self, op: Compose, target: Tile) -> str:
+        a = self.name(op.a) + (".mT" if op.a_transposed else "")
+        return f"{a} @ {self.name(op.b)}" + (".mT" if op.b_transposed else "")
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
@@ -128,7 +137,7 @@ class TorchPrinter:
 
     def _broadcast(self, arg: Tile, target: Tile) -> str:
         name = self.name(arg)
-        if arg.name == "scale" or arg.axes == target.axes:
+        if arg.name in GIVEN or arg.axes == target.axes:
             return name
         index = ", ".join(":" if a in arg.axes else "None" for a in target.axes)
         return f"{name}[..., {index}]" if target.axes else name

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import groupby
 
 from ttrc.backends.triton import substitution
-from ttrc.backends.triton.memory import ChunkMemory, TokenMemory
+from ttrc.backends.triton.memory import ChunkMemory, TokenMemory, extent, offset
 from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.config import plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton
-from ttrc.ir.tile import Contract, Relabel, Statement, Substitute, Tile, operands
+from ttrc.ir.tile import BEGINS, Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -40,7 +41,6 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         case Skeleton.PARALLEL:
             return common | {"body": writer.panels(), "lead": pointers(kernel)[0].name, "narrow": bool(kernel.narrow)}
         case Skeleton.SCAN:
-            (carry,) = kernel.carries
             # A chunk's last step is the sequence's last where that ends inside it.
             at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
             body = writer.straight(kernel.segments[0])
@@ -48,27 +48,33 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 "body": body,
                 "step": "steps - 1 - i" if kernel.reverse else "i",
                 "at_bound": at_bound,
-                "state": carry.state.name,
                 "lead": pointers(kernel)[0].name,
-                "following": writer.printer.name(carry.next),
+                **_states(kernel, kernel.reverse, writer),
             }
         case Skeleton.TOKENS:
-            (carry,) = kernel.carries
             body = writer.straight(kernel.segments[0])
-            return common | {"body": body, "state": carry.state.name, "following": writer.printer.name(carry.next)}
+            return common | {
+                "body": body,
+                "begins": asks_begins(kernel),
+                "kept": _kept(kernel),
+                **_states(kernel, False, writer),
+            }
         case Skeleton.TOKENS_REVERSE:
-            state, cotangent = kernel.carries
-            again = writer.straight(_forward_part(kernel, state.next))
-            following = writer.printer.name(state.next)
+            again = writer.straight(_forward_part(kernel))
+            ahead = _states(kernel, False, writer)
             backward = _Writer(kernel, domains, tags)
             body = backward.straight(kernel.segments[0])
+            back = _states(kernel, True, backward)
             return common | {
                 "again": again,
                 "body": body,
-                "state": state.state.name,
-                "following": following,
-                "cotangent": cotangent.state.name,
-                "preceding": backward.printer.name(cotangent.next),
+                "begins": asks_begins(kernel),
+                "states": ahead["states"],
+                "advance": ahead["advance"],
+                "kept": _kept(kernel),
+                "cotangents": back["states"],
+                "retreat": back["advance"],
+                "size": back["size"],
             }
     raise AssertionError(kernel.skeleton)
 
@@ -79,16 +85,56 @@ def functions(kernel: Kernel) -> list[str]:
 
 
 def pointers(kernel: Kernel):
-    """Every buffer argument; q, k or v stands first."""
-    buffers = (*kernel.loads, *kernel.stores)
-    return tuple(sorted(dict.fromkeys(buffers), key=lambda b: b.name not in ("q", "k", "v")))
+    """Every buffer argument, one of those that share a block; q, k or v stands first."""
+    buffers: dict[str, Buffer] = {}
+    for buffer in (*kernel.loads, *kernel.stores):
+        buffers.setdefault(buffer.name, buffer)
+    return tuple(sorted(buffers.values(), key=lambda b: b.name not in ("q", "k", "v")))
 
 
-def _forward_part(kernel: Kernel, following: Tile) -> Segment:
-    """What carries the state over one token, out of a token's whole adjoint."""
+@dataclass(frozen=True)
+class State:
+    """A carried tile, where it lies among those that are handed in, and among all that are kept; "" at their start."""
+
+    name: str
+    handed: str | None
+    kept: str
+    block: str
+
+
+def _states(kernel: Kernel, reverse: bool, writer: _Writer) -> dict:
+    """The carried tiles, the line that moves them on, and the room that they take."""
+    carries = [c for c in kernel.carries if c.reverse is reverse]
+    every, handed = tuple(c.state for c in carries), tuple(c.state for c in kernel.carried(reverse))
+    states = [
+        State(
+            c.state.name,
+            None if c.private else offset(c.state, handed),
+            offset(c.state, every),
+            f" + {i} * BT * BK * BV" if i else "",
+        )
+        for i, c in enumerate(carries)
+    ]
+    names, following = ", ".join(s.name for s in states), ", ".join(writer.printer.name(c.next) for c in carries)
+    return {"states": states, "advance": f"{names} = {following}", "size": extent(*handed)}
+
+
+def _kept(kernel: Kernel) -> str:
+    """The room of all that is carried forward, private states among it."""
+    return extent(*(c.state for c in kernel.carries if not c.reverse))
+
+
+def asks_begins(kernel: Kernel) -> bool:
+    """Whether a body asks where segments begin."""
+    return any(t.name == BEGINS for s in kernel.statements for t in operands(s.op))
+
+
+def _forward_part(kernel: Kernel) -> Segment:
+    """What carries the states over one token, out of a token's whole adjoint."""
     (segment,) = kernel.segments
-    state = kernel.carries[0].state
-    statements = slice_program(segment.statements, [following], frozenset({state}))
+    carries = [c for c in kernel.carries if not c.reverse]
+    following, states = [c.next for c in carries], frozenset(c.state for c in carries)
+    statements = slice_program(segment.statements, following, states)
     used = {t for s in statements for t in operands(s.op)}
     loads = tuple(b for b in segment.loads if b.tile in used)
     return Segment(False, loads, statements, (), ())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import takewhile
 
-from ttrc.backends.triton.kernel import pointers
+from ttrc.backends.triton.kernel import asks_begins, pointers
 from ttrc.ir.plan import BETWEEN, Buffer, Launch, Plan, Skeleton, Space
+from ttrc.ir.tile import Tile
 
 MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 
@@ -13,9 +14,9 @@ MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 def allocate_forward(plan: Plan) -> str:
     shape = "*(state_shape(q, v, cu_seqlens) if final else (0,))"
     lines = ["o = torch.empty_like(v)", f"final_state = v.new_empty({shape}, dtype=torch.float32)"]
-    for buffer in plan.saved:
+    for buffer in blocks(plan.saved):
         text = _new(buffer, plan.form)
-        readers = {s.name for s in plan.schedules for x in s.forward if buffer in x.kernel.loads}
+        readers = {s.name for s in plan.schedules for x in s.forward if _loads(x, buffer)}
         if readers == {s.name for s in plan.schedules}:
             lines.append(f"{buffer.name} = {text}")
         else:
@@ -24,9 +25,18 @@ def allocate_forward(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def blocks(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+    """One buffer of those that share a block of memory."""
+    return tuple({b.name: b for b in buffers}.values())
+
+
+def _loads(launch: Launch, buffer: Buffer) -> bool:
+    return any(b.name == buffer.name for b in launch.kernel.loads)
+
+
 def returned(plan: Plan, buffer: Buffer) -> str:
     """What the op returns of a saved buffer: nothing of one that was needed inside the forward pass alone."""
-    always = all(any(buffer in x.kernel.loads for x in s.forward) for s in plan.schedules)
+    always = all(any(_loads(x, buffer) for x in s.forward) for s in plan.schedules)
     return buffer.name if always or len(plan.schedules) == 1 else f"{buffer.name} if save else v.new_empty(0)"
 
 
@@ -34,15 +44,21 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
     """What the op returns for a saved buffer, as the fake implementation sees it."""
     if buffer.space is Space.CHUNK:
         wide = "state_dtype(v)" if plan.form == "recurrent" else "v.dtype if triton else reference.working_dtype(v)"
-        shape = "all_chunks(v, cu_seqlens, chunk), *state_shape(q, v, cu_seqlens)[1:]"
+        shape = f"all_chunks(v, cu_seqlens, chunk), v.shape[2], {room(buffer.parts)}"
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if save else v.new_empty(0)"
     if "v" in buffer.tile.axes:
         return f"{buffer.name} = v.new_empty(v.shape) if save and triton else v.new_empty(0)"
-    return f"{buffer.name} = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)"
+    return f"{buffer.name} = {_new(buffer, plan.form)} if triton else v.new_empty(0)"
+
+
+def room(states: tuple[Tile, ...]) -> str:
+    """The last dimensions of one state, or of several one behind the other."""
+    size = "q.shape[3], v.shape[3]"
+    return size if len(states) == 1 else f"{len(states)} * {size.replace(', ', ' * ')}"
 
 
 def allocate_backward(plan: Plan) -> str:
-    lines = [f"{b.name} = {_new(b, plan.form)}" for b in plan.scratch]
+    lines = [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.scratch)]
     partial = plan.form == "recurrent"
     if partial:
         lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
@@ -50,8 +66,10 @@ def allocate_backward(plan: Plan) -> str:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
     lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
     if partial:
+        (saved,) = blocks(plan.saved)
+        count = f"{len(saved.parts)} * " if len(saved.parts) > 1 else ""
         lines.append(
-            "trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[-1]), "
+            f"trail = v.new_empty({count}layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[-1]), "
             "block(v.shape[-1]), dtype=torch.float32)"
         )
     return "\n".join(lines)
@@ -139,6 +157,8 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         case Skeleton.SCAN:
             reads = any(b.space not in BETWEEN for b in kernel.stores)
             flags = f", READ={reads}, SAVE={_kept(plan, launch, direction)}"
+    if asks_begins(kernel):
+        flags += f", SEGMENT={plan.segment}"
     if kernel.skeleton is not Skeleton.PARALLEL:
         tensors += [str(enter), str(launch.leave)]
         given = GIVEN.get(launch.enter, launch.enter is not None)
@@ -160,8 +180,13 @@ def _kept(plan: Plan, launch: Launch, direction: str) -> str:
 def _new(buffer: Buffer, form: str) -> str:
     if buffer.space is Space.CHUNK:
         dtype = ", dtype=torch.float32" if form == "recurrent" else ""
-        return f"v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3]{dtype})"
-    return "v.new_empty(v.shape)" if "v" in buffer.tile.axes else "v.new_empty(*v.shape[:3], chunk)"
+        return f"v.new_empty(layout.all_chunks, v.shape[2], {room(buffer.parts)}{dtype})"
+    match buffer.tile.axes:
+        case ("t",):
+            return "v.new_empty(*v.shape[:3], dtype=torch.float32)"
+        case ("t", "v"):
+            return "v.new_empty(v.shape)"
+    return "v.new_empty(*v.shape[:3], chunk)"
 
 
 def _new_gradient(buffer: Buffer, partial: bool) -> str:

@@ -115,6 +115,19 @@ class TokenMemory(ChunkMemory):
         raise AssertionError(buffer)
 
 
+def extent(*tiles: Tile) -> str:
+    """How many numbers states take, one behind the other."""
+    sizes = [" * ".join(WIDTH[a] for a in t.axes) for t in tiles]
+    same = len(sizes) > 1 and len(set(sizes)) == 1
+    return f"{len(sizes)} * {sizes[0]}" if same else sizes[0] if len(sizes) == 1 else f"({' + '.join(sizes)})"
+
+
+def offset(tile: Tile, parts: tuple[Tile, ...]) -> str:
+    """What is added to the place where states begin to come to this one of them."""
+    before = parts[: parts.index(tile)]
+    return f" + {extent(*before)}" if before else ""
+
+
 def _has_values(tile: Tile) -> bool:
     return "v" in tile.axes
 
@@ -122,7 +135,8 @@ def _has_values(tile: Tile) -> bool:
 def _base(buffer: Buffer, head: str) -> tuple[str, str]:
     """A pointer expression for the program's head, and the distance from one token to the next."""
     if buffer.space is Space.CHUNK:
-        return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * K * V", ""
+        own, size = offset(buffer.tile, buffer.parts), extent(*buffer.parts)
+        return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * {size}{own}", ""
     widths = [WIDTH[a] for a in buffer.tile.axes if a != "t"]
     heads = "H" if head == "i_k" else "HV"
     width = f" * {widths[0]}" if widths else ""

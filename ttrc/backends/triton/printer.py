@@ -8,7 +8,8 @@ from functools import singledispatchmethod
 from ttrc import symbolic
 from ttrc.backends.product import as_product
 from ttrc.ir.tile import (
-    SCALE,
+    GIVEN,
+    Compose,
     Contract,
     CumulativeSum,
     Elementwise,
@@ -110,6 +111,8 @@ class TritonPrinter:
     @text.register
     def _(self, op: Elementwise, target: Tile) -> str:
         text = symbolic.render(op.expr, DIALECT, {a.name: self._broadcast(a, target) for a in op.args})
+        if target.axes and not op.args:
+            return f"tl.full({shape(target)}, {text}, tl.float32)"
         covered = {axis for a in op.args for axis in a.axes}
         if covered == set(target.axes):
             return text
@@ -118,6 +121,11 @@ class TritonPrinter:
     @text.register
     def _(self, op: Contract, target: Tile) -> str:
         return self._dot(op, target, None if op.add is None else self.name(op.add))
+
+    @text.register
+    def _(self, op: Compose, target: Tile) -> str:
+        a, b = self._operand(op.a, op.a_transposed), self._operand(op.b, op.b_transposed)
+        return f"tl.dot({a}, {b}, input_precision=PRECISION)"
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
@@ -166,7 +174,7 @@ class TritonPrinter:
 
     def _broadcast(self, arg: Tile, target: Tile) -> str:
         text = self._float(arg)
-        if not arg.axes or arg.axes == target.axes or arg.name == SCALE:
+        if not arg.axes or arg.axes == target.axes or arg.name in GIVEN:
             return text
         return f"{text}[{', '.join(':' if a in arg.axes else 'None' for a in target.axes)}]"
 

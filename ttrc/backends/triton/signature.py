@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttrc.backends.triton.kernel import pointers
-from ttrc.ir.config import Config, block, default_chunk, default_config
+from ttrc.backends.triton.kernel import asks_begins, pointers
+from ttrc.ir.config import Config, block, default_config
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -26,13 +26,15 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     config = config or default_config(kernel.name, plan.chunk, d_k, d_v)
     if kernel.skeleton is Skeleton.JOIN:
         return _of_join(config, d_k, d_v)
-    chunk = default_chunk(plan.chunk, d_k, d_v, BYTES[dtype])
+    chunk = plan.tokens(d_k, d_v, BYTES[dtype])
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
     constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": block(d_k), "BV": config.value_block}
     constants["PACKED"] = False
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
+    if asks_begins(kernel):
+        constants["SEGMENT"] = plan.segment
     match kernel.skeleton:
         case Skeleton.PARALLEL:
             types["N"] = "i32"
