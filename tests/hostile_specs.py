@@ -58,6 +58,7 @@ def swap(*changes: str) -> str:
 
 LOSS, WEIGHT, RETENTION, AT = '"norm2(p - v) / 2"', '"beta"', '"norm2(S - exp(g) * S_prev) / 2"', 'at = "retained"'
 BETA = 'beta = { per = "head", domain = "unit" }'
+UPDATE_OF_BASE = 'rule = "gradient"\nat = "retained"'
 MLP = 'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = true'
 
 
@@ -72,6 +73,11 @@ def of_weight(id: str, expr: str, *says: str, points: Optional[str] = None) -> R
 
 def of_retention(id: str, expr: str, *says: str, points: Optional[str] = None, stage: str = "language") -> Row:
     return Row(id, swap(RETENTION, f"'{expr}'"), says, "retention.expr", 17, points, stage)
+
+
+def of_link(id: str, link: str, *says: str, key: str = "retention.link", points: Optional[str] = None) -> Row:
+    """A link on line 18."""
+    return Row(id, swap(RETENTION, f"{RETENTION}\nlink = {link}"), says, key, 18, points)
 
 
 def of_default(id: str, expr: str, *says: str, points: Optional[str] = None) -> Row:
@@ -306,6 +312,86 @@ UPDATE_ROWS = [
               key="memory.degree"),
 ]
 
+MEMORY = 'kind = "linear"'
+THRESHOLD = "retention.link.threshold"
+SOFT = '{{ kind = "soft_threshold", threshold = "{}" }}'
+LINKED = f'{RETENTION}\nlink = {{ kind = "exp" }}'
+HEAVY = 'rule = "gradient"\nat = "previous"\nmomentum = '
+
+WIDER_ROWS = [
+    of_link("link-kind", '{ kind = "lqnorm", q = 4, epsilon = 1e-6 }', '"lqnorm"', 'did you mean "lq_norm"?',
+            key="retention.link.kind"),
+    of_link("link-without-kind", "{ q = 4 }", '[retention] link lacks the key "kind"', key="retention.link.kind"),
+    of_link("link-text", '"exp"', '"exp" is of the wrong type', "a table"),
+    of_link("link-surplus", '{ kind = "exp", q = 4 }', '[retention] link of kind "exp" takes no key "q"',
+            key="retention.link.q"),
+    of_link("link-payload", "{ kind = \"exp\", \"__import__('os')\" = 1 }", "takes no key"
+            " \"__import__('os')\"", key="retention.link.__import__('os')"),
+    of_link("lq-small", '{ kind = "lq_norm", q = 0.5, epsilon = 1e-6 }', "0.5 is out of range", "a number from 1 to 16",
+            key="retention.link.q"),
+    of_link("lq-large", '{ kind = "lq_norm", q = 17, epsilon = 1e-6 }', "17 is out of range", key="retention.link.q"),
+    of_link("lq-negative", '{ kind = "lq_norm", q = -3, epsilon = 1e-6 }', "-3 is out of range",
+            key="retention.link.q"),
+    of_link("lq-nan", '{ kind = "lq_norm", q = nan, epsilon = 1e-6 }', "nan is no number", key="retention.link.q"),
+    of_link("lq-inf", '{ kind = "lq_norm", q = inf, epsilon = 1e-6 }', "inf is no number", key="retention.link.q"),
+    of_link("lq-true", '{ kind = "lq_norm", q = true, epsilon = 1e-6 }', "true is of the wrong type", "a number",
+            key="retention.link.q"),
+    of_link("lq-text", '{ kind = "lq_norm", q = "4", epsilon = 1e-6 }', '"4" is of the wrong type',
+            key="retention.link.q"),
+    of_link("lq-no-epsilon", '{ kind = "lq_norm", q = 4 }', 'lacks the key "epsilon"', key="retention.link.epsilon"),
+    of_link("lq-zero-epsilon", '{ kind = "lq_norm", q = 4, epsilon = 0 }', "0 is out of range",
+            key="retention.link.epsilon"),
+    of_link("softmax-axis", '{ kind = "softmax", axis = "keys", scale = 1 }', '"keys"', 'did you mean "key"?',
+            key="retention.link.axis"),
+    of_link("softmax-scale", '{ kind = "softmax", axis = "key", scale = 0 }', "0 is out of range",
+            key="retention.link.scale"),
+    of_link("softmax-no-axis", '{ kind = "softmax", scale = 1 }', 'lacks the key "axis"', key="retention.link.axis"),
+    of_link("threshold-number", '{ kind = "soft_threshold", threshold = 0.5 }', "0.5 is of the wrong type",
+            "a string, in quotes", key=THRESHOLD),
+    of_link("threshold-input", SOFT.format("2 * beta"), '"beta" is an input', "[parameters]", key=THRESHOLD,
+            points="beta"),
+    of_link("threshold-state", SOFT.format("norm2(S)"), '"S" has no meaning in retention.link.threshold',
+            key=THRESHOLD, points="S"),
+    of_link("threshold-unknown", SOFT.format("lam"), 'unknown name "lam"', key=THRESHOLD, points="lam"),
+    of_link("threshold-payload", SOFT.format("open(1)"), '"open" is not a function', key=THRESHOLD, points="open"),
+    Row("link-kernel", swap(MEMORY, 'kind = "kernel"\ndegree = 0', UPDATE_OF_BASE, 'rule = "closed_form"', RETENTION,
+        LINKED), ('a link makes no sense for [memory] kind = "kernel"', '"linear" or "mlp"'), "retention.link", 19),
+    Row("link-vector", swap(MEMORY, 'kind = "vector"', RETENTION, LINKED), ('for [memory] kind = "vector"',),
+        "retention.link", 18),
+    Row("link-proximal", swap(UPDATE_OF_BASE, 'rule = "proximal"', RETENTION, LINKED),
+        ('a link makes no sense for rule = "proximal"', 'rule = "gradient"'), "retention.link", 18),
+    Row("link-in-update", swap(AT, f'{AT}\nlink = {{ kind = "exp" }}'), ('takes no key "link"',), "update.link", 22),
+    of_update("momentum-number", HEAVY + "0.9", MEMORY, "0.9 is of the wrong type", "a string, in quotes",
+              key="update.momentum"),
+    Row("momentum-vector", swap(UPDATE_OF_BASE, HEAVY + '"a"', BETA, BETA + BETA.replace("beta", "\na")
+        .replace("head", "key_channel")), ("update.momentum comes to a key vector [k]", "one number"),
+        "update.momentum", 23, "a"),
+    of_update("momentum-of-prediction", HEAVY + '"norm2(p)"', MEMORY, '"p" has no meaning in update.momentum',
+              key="update.momentum"),
+    of_update("segment-negative", 'rule = "gradient"\nat = "segment_start"\nsegment = -16', MEMORY,
+              "-16 is out of range", key="update.segment"),
+    of_update("segment-large", 'rule = "gradient"\nat = "segment_start"\nsegment = 65537', MEMORY,
+              "65537 is out of range", key="update.segment"),
+    of_update("segment-fraction", 'rule = "gradient"\nat = "segment_start"\nsegment = 2.5', MEMORY,
+              "2.5 is of the wrong type", key="update.segment"),
+    of_update("mlp-residual-proximal", 'rule = "proximal"', MLP, 'rule = "proximal" makes no',
+              "along its gradient", key="update.rule"),
+    of_update("mlp-layers", UPDATE_OF_BASE, MLP.replace("layers = 2", "layers = 0"), "0 is out of range",
+              key="memory.layers"),
+    of_update("mlp-expansion", UPDATE_OF_BASE, MLP.replace("expansion = 4", "expansion = 1000"),
+              "1000 is out of range", key="memory.expansion"),
+    of_update("mlp-activation", UPDATE_OF_BASE, MLP.replace("gelu", "gelo"), 'did you mean "gelu"?',
+              key="memory.activation"),
+    of_update("mlp-norm", UPDATE_OF_BASE, MLP.replace("norm = true", 'norm = "layer"'), '"layer" is of the wrong type',
+              "true or false", key="memory.norm"),
+    Row("mlp-norm-weight", swap(MEMORY, MLP, 'beta = {', 'norm_weight = {', WEIGHT, '"norm_weight"'),
+        ('"norm_weight" is a parameter that comes with [memory] norm = true', "norm = false"), "inputs.norm_weight", 7),
+    Row("mlp-norm-bias", swap(MEMORY, MLP) + '\n[parameters]\nnorm_bias = { per = "value_channel", domain = "real" }\n',
+        ('"norm_bias" is a parameter that comes with',), "parameters.norm_bias", 29),
+    Row("mlp-gate-per-channel", swap(MEMORY, MLP, "g = { per = \"head\"", "g = { per = \"key_channel\""),
+        ('"g" is a key vector [k], and S is each weight matrix', 'per = "head"'), "retention.expr", 22, "g"),
+]
+
 # Well-formed, but without a minimum that S could be solved for: the compiler's finding.
 COMPILE_ROWS = [
     of_retention("concave", "-norm2(S - exp(g) * S_prev)", "not strictly convex", stage="compile"),
@@ -316,4 +402,4 @@ COMPILE_ROWS = [
 ]
 # fmt: on
 
-ROWS = [*TOML_ROWS, *SCHEMA_ROWS, *EXPRESSION_ROWS, *UPDATE_ROWS, *COMPILE_ROWS]
+ROWS = [*TOML_ROWS, *SCHEMA_ROWS, *EXPRESSION_ROWS, *UPDATE_ROWS, *WIDER_ROWS, *COMPILE_ROWS]

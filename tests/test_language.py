@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from hostile_specs import BASE, LOSS, ROWS, Row, swap
+from hostile_specs import BASE, LOSS, RETENTION, ROWS, Row, swap
 from ttrc.errors import SpecError, plain
 from ttrc.language import evaluate as numeric
 from ttrc.language.bounds import check_bounds
@@ -29,14 +29,21 @@ from ttrc.language.spec import (
     At,
     ClosedForm,
     Domain,
+    Exp,
     Gradient,
     KernelMemory,
     LinearMemory,
+    LqNorm,
     MLPMemory,
     Per,
     Proximal,
+    Sigmoid,
+    Slice,
+    Softmax,
+    SoftThreshold,
     VectorMemory,
 )
+from ttrc.language.state import Part, axis_widths, initial_names, needs_initial_state, state_domain, state_parts
 from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number, Span, names, walk
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +73,6 @@ def test_specs_of_the_repository_load(path):
     spec = load_spec(path)
     assert spec.name == path.stem
     assert spec.source.path == str(path) and spec.source.text == path.read_text()
-    assert isinstance(spec.memory, LinearMemory)
 
 
 @pytest.mark.parametrize("path", SHIPPED + UNSEEN, ids=by_stem)
@@ -74,7 +80,8 @@ def test_lines_and_spans_point_at_the_text(path):
     spec = load_spec(path)
     lines = spec.source.text.splitlines()
     located = [spec.loss.expr, spec.retention.expr, *filter(None, [spec.loss.weight])]
-    for expression in [*located, *(p.default for p in spec.parameters if p.default)]:
+    defaults = [p.default for p in spec.parameters if p.default and p.default.key.startswith("parameters.")]
+    for expression in [*located, *defaults]:
         assert lines[expression.line - 1].strip().startswith(expression.key.split(".")[-1])
         assert expression.text in lines[expression.line - 1]
         for node in walk(expression.tree):
@@ -87,7 +94,8 @@ def test_lines_and_spans_point_at_the_text(path):
                 case Call(function):
                     assert text.startswith(function + "(") and text.endswith(")")
     for gate in (*spec.inputs, *spec.parameters):
-        assert gate.name in lines[gate.line - 1]
+        brought = isinstance(spec.memory, MLPMemory) and gate.name in ("norm_weight", "norm_bias")
+        assert ("norm = true" if brought else gate.name) in lines[gate.line - 1]
 
 
 def test_the_seven_of_this_class_are_shipped():
@@ -157,6 +165,83 @@ def test_updates(update, expected):
 def test_momentum_is_an_expression_of_gates():
     spec = parse_spec(swap(UPDATE, UPDATE + '\nmomentum = "beta * 0.9"'))
     assert spec.update.momentum.key == "update.momentum" and names(spec.update.momentum.tree) == {"beta"}
+
+
+LINE = 18  # of the link
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ('{ kind = "lq_norm", q = 4, epsilon = 1e-6 }', LqNorm(Fraction(4), Fraction(1, 10**6), LINE)),
+        ('{ kind = "lq_norm", q = 1.1, epsilon = 0.5 }', LqNorm(Fraction(11, 10), Fraction(1, 2), LINE)),
+        ('{ kind = "softmax", axis = "all", scale = 2 }', Softmax(Slice.ALL, Fraction(2), LINE)),
+        ('{ scale = 0.1, axis = "key", kind = "softmax" }', Softmax(Slice.KEY, Fraction(1, 10), LINE)),
+        ('{ kind = "sigmoid" }', Sigmoid(LINE)),
+        ('{ kind = "exp" }', Exp(LINE)),
+    ],
+)
+def test_links(link, expected):
+    assert parse_spec(swap(RETENTION, f"{RETENTION}\nlink = {link}")).retention.link == expected
+
+
+def test_a_threshold_is_made_of_parameters():
+    link = 'link = { kind = "soft_threshold", threshold = "2 * lam" }'
+    parameters = '\n[parameters]\nlam = { per = "head", domain = "nonnegative" }\n'
+    spec = parse_spec(swap(RETENTION, f"{RETENTION}\n{link}") + parameters)
+    assert isinstance(spec.retention.link, SoftThreshold)
+    threshold = spec.retention.link.threshold
+    assert (threshold.text, threshold.key, threshold.line) == ("2 * lam", "retention.link.threshold", LINE)
+
+
+def deep(layers: int = 2, norm: bool = True) -> str:
+    return (
+        f'kind = "mlp"\nlayers = {layers}\nexpansion = 4\nactivation = "gelu"\n'
+        f"residual = true\nnorm = {str(norm).lower()}"
+    )
+
+
+def test_a_layer_norm_brings_its_parameters():
+    spec = parse_spec(swap(MEMORY, deep()))
+    assert [(p.name, p.per, p.domain, p.line) for p in spec.parameters] == [
+        ("norm_weight", Per.VALUE_CHANNEL, Domain.REAL, 15),
+        ("norm_bias", Per.VALUE_CHANNEL, Domain.REAL, 15),
+    ]
+    assert [evaluate_default(p.default.tree, 0, 1) for p in spec.parameters] == [1, 0]
+    assert parse_spec(swap(MEMORY, deep(norm=False))).parameters == ()
+    own = swap(MEMORY, deep(norm=False)).replace("beta", "norm_bias")
+    assert [gate.name for gate in parse_spec(own).inputs] == ["g", "norm_bias"]
+
+
+def test_parts_of_the_state():
+    matrix = ("k", "v")
+    heavy = UPDATE + '\nmomentum = "0.9"'
+    plain, moving = parse_spec(BASE), parse_spec(swap(UPDATE, heavy))
+    assert state_parts(plain) == (Part("S", matrix),) and initial_names(plain) == ("initial_state",)
+    assert state_parts(moving) == (Part("S", matrix), Part("M", matrix))
+    assert initial_names(moving) == ("initial_S", "initial_M")
+    assert state_parts(parse_spec(swap(MEMORY, deep(1)))) == (Part("W1", matrix),)
+    three = parse_spec(swap(MEMORY, deep(3), UPDATE, heavy))
+    axes = (("k", "h1"), ("h1", "h2"), ("h2", "v"))
+    assert state_parts(three) == tuple(Part(f"{x}{i}", a) for x in "WM" for i, a in enumerate(axes, start=1))
+    assert axis_widths(three.memory, 8, 5) == {"k": 8, "v": 5, "h1": 32, "h2": 32}
+    assert needs_initial_state(three) and not needs_initial_state(moving)
+    assert state_parts(parse_spec(swap(MEMORY, 'kind = "vector"'))) == (Part("S", ("v",)),)
+
+
+@pytest.mark.parametrize(
+    ("retention", "domain"),
+    [
+        ("norm2(S - exp(g) * S_prev) / 2", Domain.REAL),
+        ("dot(S, S - S_prev) + norm(S) * exp(g) / (g - beta)", Domain.REAL),
+        ("sum(S * log(S) - S - exp(g) * S * log(S_prev))", Domain.POSITIVE),
+        ("sum(exp(g) * S ** (3/2)) - sum(S * sqrt(S_prev))", Domain.POSITIVE),
+        ("exp(g) * sum(S * log(S / S_prev) + (1 - S) * log((1 - S) / (1 - S_prev)))", Domain.UNIT),
+    ],
+)
+def test_where_the_entries_of_a_state_lie(retention, domain):
+    spec = parse_spec(swap("norm2(S - exp(g) * S_prev) / 2", retention))
+    assert state_domain(spec) is domain and needs_initial_state(spec) == (domain is not Domain.REAL)
 
 
 @pytest.mark.parametrize(

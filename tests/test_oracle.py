@@ -12,6 +12,7 @@ from ttrc import oracle
 from ttrc.errors import CheckFailed
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.spec import Spec
+from ttrc.language.state import initial_names
 from ttrc.sampling import random_inputs
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -22,19 +23,35 @@ def shipped(name: str) -> Spec:
     return load_spec(SPECS / f"{name}.toml")
 
 
-def written(loss: str, retention: str, *, weight: str | None = None, update: str, **domains: str) -> Spec:
-    """A spec from its expressions; domains: input="domain" or input="per/domain"."""
-    inputs = "".join(
+def declared(domains: dict[str, str]) -> str:
+    return "".join(
         f'{name} = {{ per = "{per or "head"}", domain = "{domain}" }}\n'
         for name, (per, _, domain) in ((name, text.rpartition("/")) for name, text in domains.items())
     )
+
+
+def written(
+    loss: str,
+    retention: str,
+    *,
+    weight: str | None = None,
+    link: str | None = None,
+    update: str,
+    memory: str = 'kind = "linear"',
+    parameters: dict[str, str] | None = None,
+    **domains: str,
+) -> Spec:
+    """A spec from its expressions; domains, and parameters: name="domain" or name="per/domain"."""
     return parse_spec(
         'schema = 1\nname = "by_hand"\nreference = "a test"\n'
-        + (f"[inputs]\n{inputs}" if inputs else "")
-        + '[memory]\nkind = "linear"\n'
+        + (f"[inputs]\n{declared(domains)}" if domains else "")
+        + (f"[parameters]\n{declared(parameters)}" if parameters else "")
+        + f"[memory]\n{memory}\n"
         + f'[loss]\nexpr = "{loss}"\n'
         + (f'weight = "{weight}"\n' if weight else "")
-        + f'[retention]\nexpr = "{retention}"\n[update]\n{update}\n'
+        + f'[retention]\nexpr = "{retention}"\n'
+        + (f"link = {link}\n" if link else "")
+        + f"[update]\n{update}\n"
     )
 
 
@@ -49,9 +66,14 @@ def inputs_of(spec: Spec, *, B=2, T=9, H=1, HV=2, dk=4, dv=5, seed=0, extreme=No
     return {name: x.double() for name, x in drawn.items()}
 
 
-def run(spec: Spec, x: dict[str, Tensor], **options) -> tuple[Tensor, Tensor]:
-    gates = {name: y for name, y in x.items() if name not in ("q", "k", "v", "initial_state")}
-    return oracle.run(spec, x["q"], x["k"], x["v"], gates, initial_state=x.get("initial_state"), **options)
+def run(spec: Spec, x: dict[str, Tensor], **options) -> tuple[Tensor, ...]:
+    """o, and the parts of the final state one by one; x has those of the initial state by their names, or none."""
+    names = initial_names(spec)
+    gates = {name: y for name, y in x.items() if name not in ("q", "k", "v", *names)}
+    state = tuple(x[name] for name in names if name in x)
+    initial_state = None if not state else state if len(names) > 1 else state[0]
+    o, final = oracle.run(spec, x["q"], x["k"], x["v"], gates, initial_state=initial_state, **options)
+    return o, *(final if isinstance(final, tuple) else (final,))
 
 
 def by_hand(write, x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ttrc.language.evaluate import evaluate_default
-from ttrc.language.spec import Domain, Input, Parameter, Spec
+from ttrc.language.spec import Domain, Input, MLPMemory, Parameter, Spec
+from ttrc.language.state import Part, axis_widths, initial_names, state_domain, state_parts
 
 # A normal number to a value of the domain, as layers produce them.
 INTO_DOMAIN: dict[Domain, Callable[[Tensor], Tensor]] = {
@@ -44,10 +45,13 @@ def random_inputs(
     seed: int = 0,
     extreme: str | None = None,
 ) -> dict[str, Tensor]:
-    """{"q", "k", "v", "initial_state", one entry a gate}, drawn on the CPU so that a seed means the same anywhere.
+    """{"q", "k", "v", one entry a gate, one each of initial_names(spec)}.
 
-    q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1; v [B, T, HV, dv] normal; initial_state [B, HV, dk, dv] float32;
-    inputs [B, T, HV, *axes]; parameters [HV, *axes], their default where they have one.
+    Drawn on the CPU, so that a seed means the same anywhere.
+
+    q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1; v [B, T, HV, dv] normal; the initial state as
+    `random_state` draws it, in float32; inputs [B, T, HV, *axes]; parameters [HV, *axes], their default where they have
+    one, or a number near it where it may be any.
     extreme="strong": a third of each gate's entries at one end of its domain, a third at the other;
     extreme="weak": every decay and every unit gate 1 (log decay 0).
     """
@@ -68,18 +72,41 @@ def random_inputs(
             return torch.full_like(value, high)
         return value.masked_fill(third == 0, low).masked_fill(third == 1, high)
 
+    def parameter(declared: Parameter) -> Tensor:
+        if declared.default is None:
+            return gate(declared, HV)
+        default = default_value(declared, HV, sizes)
+        return default + 0.2 * normal(*default.shape) if declared.domain is Domain.REAL else default
+
     drawn = {
         "q": normal(B, T, H, dk),
         "k": normalize(normal(B, T, H, dk), dim=-1),
         "v": normal(B, T, HV, dv),
         **{declared.name: gate(declared, B, T, HV) for declared in spec.inputs},
-        **{
-            declared.name: gate(declared, HV) if declared.default is None else default_value(declared, HV, sizes)
-            for declared in spec.parameters
-        },
+        **{declared.name: parameter(declared) for declared in spec.parameters},
     }
     drawn = {name: x.to(dtype).to(device) for name, x in drawn.items()}
-    return drawn | {"initial_state": (normal(B, HV, dk, dv) * 0.5).float().to(device)}
+    state = random_state(spec, sequences=B, HV=HV, dk=dk, dv=dv, generator=generator)
+    return drawn | {name: x.float().to(device) for name, x in state.items()}
+
+
+def random_state(
+    spec: Spec, *, sequences: int, HV: int, dk: int, dv: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The parts of a state by the names of initial_names(spec), float64 [sequences, HV, *axes].
+
+    Entries of a matrix of a deep memory have the size that keeps activations' sizes, of others half a normal number's;
+    where the retention has logarithms of the state, all are inside of its domain.
+    """
+    widths = axis_widths(spec.memory, dk, dv)
+
+    def draw(part: Part) -> Tensor:
+        shape = tuple(widths[axis] for axis in part.axes)
+        size = shape[0] ** -0.5 if isinstance(spec.memory, MLPMemory) else 0.5
+        x = torch.randn(sequences, HV, *shape, generator=generator, dtype=torch.float64) * size
+        return x if part.name.startswith("M") else INTO_DOMAIN[state_domain(spec)](x)
+
+    return {name: draw(part) for name, part in zip(initial_names(spec), state_parts(spec))}
 
 
 def default_value(parameter: Parameter, heads: int, sizes: dict[str, int]) -> Tensor:

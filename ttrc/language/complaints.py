@@ -16,6 +16,7 @@ _TYPES = {
     "object": "a table",
     "string": "a string, in quotes",
     "integer": "a whole number",
+    "number": "a number",
     "boolean": "true or false",
 }
 
@@ -70,7 +71,8 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
             expected = f"{'at least' if error.validator == 'minLength' else 'at most'} {error.validator_value}"
         case "minimum" | "maximum":
             message = f"{_describe(value)} is out of range"
-            expected = f"a whole number from {schema['minimum']} to {schema['maximum']}: {expected}"
+            kind = _TYPES[schema["type"]]
+            expected = f"{kind} from {schema['minimum']} to {schema['maximum']}: {expected}"
         case _:  # const, pattern
             message = f"{_describe(value)} will not do"
     if "propertyNames" in error.absolute_schema_path:

@@ -6,6 +6,7 @@ refuses nesting that would cost the library quadratic time or a deep stack.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -85,7 +86,7 @@ def read_document(text: str) -> Document:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise _malformed(error, text) from None
-    _check_integers(data, lines)
+    _check_numbers(data, lines)
     return Document(data, lines)
 
 
@@ -112,8 +113,11 @@ def _malformed(error: Exception, text: str) -> SpecError:
     )
 
 
-def _check_integers(data: dict[str, Any], lines: dict[Keys, int]) -> None:
-    """TOML's integers have 64 bits; the library lets longer ones through, which can be slow to print."""
+def _check_numbers(data: dict[str, Any], lines: dict[Keys, int]) -> None:
+    """TOML's integers have 64 bits; the library lets longer ones through, which can be slow to print.
+
+    Its nan would pass every bound, and inf the lower ones.
+    """
     pending = [((), data)]
     while pending:
         keys, value = pending.pop()
@@ -125,6 +129,8 @@ def _check_integers(data: dict[str, Any], lines: dict[Keys, int]) -> None:
             raise SpecError(
                 "the integer is too large", line=Document(data, lines).line(*keys), key=".".join(keys) or None
             )
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise SpecError(f"{value} is no number", line=Document(data, lines).line(*keys), key=".".join(keys) or None)
 
 
 # Each alternative consumes what it starts, closed or not, so the scan is linear in any text.

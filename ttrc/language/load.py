@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Optional, Union
 
@@ -14,6 +15,7 @@ from ttrc.language.sections import (
     LOSS,
     MOMENTUM,
     RETENTION,
+    THRESHOLD,
     WEIGHT,
     Section,
     check_default,
@@ -24,24 +26,31 @@ from ttrc.language.spec import (
     At,
     ClosedForm,
     Domain,
+    Exp,
     Gradient,
     Input,
     KernelMemory,
     LinearMemory,
+    Link,
     Located,
     Loss,
+    LqNorm,
     Memory,
     MLPMemory,
     Parameter,
     Per,
     Proximal,
     Retention,
+    Sigmoid,
+    Slice,
+    Softmax,
+    SoftThreshold,
     Source,
     Spec,
     Update,
     VectorMemory,
 )
-from ttrc.language.syntax import names
+from ttrc.language.syntax import Name, Number, Span, names, walk
 
 
 def load_spec(path: Union[str, Path]) -> Spec:
@@ -62,24 +71,26 @@ def _build(text: str, path: str) -> Spec:
     data = document.data
     memory = _memory(data["memory"])
     _check_rule(document, memory)
+    _check_link(document, memory)
     inputs = tuple(
         Input(name, _per(gate), Domain(gate["domain"]), document.line("inputs", name))
         for name, gate in data.get("inputs", {}).items()
     )
-    parameters = tuple(_parameter(document, name, memory) for name in data.get("parameters", {}))
-    expressions = _Expressions(document, memory, _gate_axes(document, inputs, parameters))
+    declared = tuple(_parameter(document, name, memory) for name in data.get("parameters", {}))
+    brought = _norm_parameters(document, memory)
+    expressions = _Expressions(document, memory, _gate_axes(document, inputs, declared, brought))
     spec = Spec(
         name=data["name"],
         reference=data["reference"],
         inputs=inputs,
-        parameters=parameters,
+        parameters=(*declared, *brought),
         memory=memory,
         loss=Loss(expressions.read(LOSS, "loss", "expr"), expressions.read_if_given(WEIGHT, "loss", "weight")),
-        retention=Retention(expressions.read(RETENTION, "retention", "expr")),
+        retention=Retention(expressions.read(RETENTION, "retention", "expr"), _link(document, expressions, inputs)),
         update=_update(document, expressions),
         source=Source(path, text),
     )
-    _check_all_used(spec)
+    _check_all_used(spec, (*inputs, *declared))
     return spec
 
 
@@ -115,8 +126,34 @@ def _parameter(document: Document, name: str, memory: Memory) -> Parameter:
     return Parameter(name, _per(gate), domain, document.line("parameters", name), default)
 
 
-def _gate_axes(document: Document, inputs: tuple[Input, ...], parameters: tuple[Parameter, ...]) -> dict[str, Axes]:
-    """The axes of every gate by name; a name is declared once."""
+def _norm_parameters(document: Document, memory: Memory) -> tuple[Parameter, ...]:
+    """What a layer norm multiplies by and adds: parameters that no spec declares."""
+    if not isinstance(memory, MLPMemory) or not memory.norm:
+        return ()
+    line = document.line("memory", "norm")
+    return tuple(
+        Parameter(name, Per.VALUE_CHANNEL, Domain.REAL, line, Located(Number(digit, Span(0, 1)), digit, key, line))
+        for name, digit, key in (("norm_weight", "1", "memory.norm"), ("norm_bias", "0", "memory.norm"))
+    )
+
+
+def _gate_axes(
+    document: Document,
+    inputs: tuple[Input, ...],
+    parameters: tuple[Parameter, ...],
+    brought: tuple[Parameter, ...],
+) -> dict[str, Axes]:
+    """The axes of every gate by name; a name is declared once, and not where the memory brings it."""
+    taken = {parameter.name for parameter in brought}
+    for table, gates in (("inputs", inputs), ("parameters", parameters)):
+        for gate in gates:
+            if gate.name in taken:
+                raise SpecError(
+                    f'"{gate.name}" is a parameter that comes with [memory] norm = true',
+                    line=gate.line,
+                    key=f"{table}.{gate.name}",
+                    expected="another name, or norm = false",
+                )
     declared = {gate.name for gate in inputs}
     for parameter in parameters:
         if parameter.name in declared:
@@ -165,6 +202,67 @@ def _check_rule(document: Document, memory: Memory) -> None:
         )
 
 
+def _check_link(document: Document, memory: Memory) -> None:
+    """A link makes matrices of weights out of what a gradient step moves."""
+    if "link" not in document.data["retention"]:
+        return
+    place = {"line": document.line("retention", "link"), "key": "retention.link"}
+    if not isinstance(memory, (LinearMemory, MLPMemory)):
+        raise SpecError(
+            f'a link makes no sense for [memory] kind = "{document.data["memory"]["kind"]}"',
+            **place,
+            expected='kind = "linear" or "mlp", or no link',
+            hint="a link makes a memory's matrices of weights out of what the update moves",
+        )
+    rule = document.data["update"]["rule"]
+    if rule != "gradient":
+        raise SpecError(
+            f'a link makes no sense for rule = "{rule}"',
+            **place,
+            expected='rule = "gradient", or no link',
+            hint="with a link the gradient is taken by the weights, and moves what they are made of",
+        )
+
+
+def _link(document: Document, expressions: _Expressions, inputs: tuple[Input, ...]) -> Optional[Link]:
+    line = document.line("retention", "link")
+    match document.data["retention"].get("link"):
+        case None:
+            return None
+        case {"kind": "lq_norm", "q": q, "epsilon": epsilon}:
+            return LqNorm(_exact(q), _exact(epsilon), line)
+        case {"kind": "softmax", "axis": axis, "scale": scale}:
+            return Softmax(Slice[axis.upper()], _exact(scale), line)
+        case {"kind": "soft_threshold"}:
+            threshold = expressions.read(THRESHOLD, "retention", "link", "threshold")
+            _check_constant(threshold, inputs)
+            return SoftThreshold(threshold, line)
+        case {"kind": "sigmoid"}:
+            return Sigmoid(line)
+        case {"kind": "exp"}:
+            return Exp(line)
+
+
+def _exact(number: Union[int, float]) -> Fraction:
+    """The decimal that the file says, not the binary number next to it."""
+    return Fraction(str(number))
+
+
+def _check_constant(expression: Located, inputs: tuple[Input, ...]) -> None:
+    moving = {gate.name for gate in inputs}
+    for node in walk(expression.tree):
+        if isinstance(node, Name) and node.id in moving:
+            raise SpecError(
+                f'"{node.id}" is an input, which has a value for every token; a link is the same for all',
+                line=expression.line,
+                key=expression.key,
+                text=expression.text,
+                span=node.span,
+                expected="numbers and parameters",
+                hint="declare it in [parameters]",
+            )
+
+
 def _update(document: Document, expressions: _Expressions) -> Update:
     table, line = document.data["update"], document.line("update")
     match table["rule"]:
@@ -177,17 +275,19 @@ def _update(document: Document, expressions: _Expressions) -> Update:
             return ClosedForm(line)
 
 
-def _check_all_used(spec: Spec) -> None:
+def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -> None:
     """A gate that no expression uses would be an argument without an effect and without a gradient."""
     optional = [spec.loss.weight, spec.update.momentum if isinstance(spec.update, Gradient) else None]
+    if isinstance(spec.retention.link, SoftThreshold):
+        optional.append(spec.retention.link.threshold)
     located = [spec.loss.expr, spec.retention.expr, *filter(None, optional)]
     used = frozenset().union(*(names(expression.tree) for expression in located))
-    for table, gates in (("inputs", spec.inputs), ("parameters", spec.parameters)):
-        for gate in gates:
-            if gate.name not in used:
-                raise SpecError(
-                    f'"{gate.name}" is declared but no expression uses it',
-                    line=gate.line,
-                    key=f"{table}.{gate.name}",
-                    expected="every declared input and parameter in an expression: otherwise it has no gradient",
-                )
+    for gate in declared:
+        if gate.name not in used:
+            table = "inputs" if isinstance(gate, Input) else "parameters"
+            raise SpecError(
+                f'"{gate.name}" is declared but no expression uses it',
+                line=gate.line,
+                key=f"{table}.{gate.name}",
+                expected="every declared input and parameter in an expression: otherwise it has no gradient",
+            )

@@ -1,7 +1,7 @@
 """The JSON schema of a spec: the single source for editors (`ttrc schema`) and for the compiler's own checks.
 
 Only keys, types and words are its business; what expressions mean is checked by sections.py. A table whose keys
-depend on one of them (memory by `kind`, update by `rule` and `at`) is one closed object per case, see `_by`.
+depend on one of them (memory and link by `kind`, update by `rule` and `at`) is one closed object per case, see `_by`.
 Each object has a title and each key a description: complaints.py quotes them.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from ttrc.language.domains import INTERVALS
 from ttrc.language.reserved import RESERVED
-from ttrc.language.spec import At, Per
+from ttrc.language.spec import At, Per, Slice
 from ttrc.language.tokens import MAX_CHARACTERS
 
 Schema = dict[str, Any]
@@ -66,7 +66,11 @@ def json_schema() -> Schema:
             ),
             "retention": _table(
                 "[retention]",
-                {"expr": _expression("what holds the new state S near S_prev: a number made of these and gates")},
+                {
+                    "expr": _expression("what holds the new state S near S_prev: a number made of these and gates"),
+                    "link": _by("kind", "[retention] link", LINKS, "how the memory's weights are made of S"),
+                },
+                required=["expr"],
             ),
             "update": _by("rule", "[update]", UPDATES, "how the state moves"),
         },
@@ -120,6 +124,10 @@ def _expression(description: str) -> Schema:
 
 def _integer(low: int, high: int, description: str) -> Schema:
     return {"type": "integer", "minimum": low, "maximum": high, "description": description}
+
+
+def _number(low: float, high: float, description: str) -> Schema:
+    return {"type": "number", "minimum": low, "maximum": high, "description": description}
 
 
 def _boolean(description: str) -> Schema:
@@ -176,6 +184,37 @@ MEMORIES = {
         '[memory] with kind = "kernel"',
         {"kind": {}, "degree": _integer(0, 1, "degree of the local polynomial: 0 is softmax attention")},
     ),
+}
+
+SLICE_MEANING = {
+    Slice.KEY: "over the first index of each matrix",
+    Slice.VALUE: "over the second index",
+    Slice.ALL: "over all entries of a matrix",
+}
+
+LINKS = {
+    "lq_norm": _table(
+        '[retention] link of kind "lq_norm"',
+        {
+            "kind": {},
+            "q": _number(1, 16, "which norm"),
+            "epsilon": _number(1e-20, 1, "what keeps the norm away from 0"),
+        },
+    ),
+    "softmax": _table(
+        '[retention] link of kind "softmax"',
+        {
+            "kind": {},
+            "axis": _words(SLICE_MEANING, lambda axis: axis.name.lower()),
+            "scale": _number(1e-6, 1e6, "what the weights of a slice sum to"),
+        },
+    ),
+    "soft_threshold": _table(
+        '[retention] link of kind "soft_threshold"',
+        {"kind": {}, "threshold": _expression("what is taken off each entry: a number made of parameters")},
+    ),
+    "sigmoid": _table('[retention] link of kind "sigmoid"', {"kind": {}}),
+    "exp": _table('[retention] link of kind "exp"', {"kind": {}}),
 }
 
 _RULE: dict[str, Schema] = {"rule": {}, "at": {}}

@@ -35,10 +35,11 @@ WEIGHT = Section("loss.weight", ("v", "k"), True)
 RETENTION = Section(
     "retention.expr", ("S", "S_prev"), True, "S", "nothing could be solved for: S is the new state, S_prev the last"
 )
+THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
 DEFAULT = Section("default", ("head", "heads"), False)
 
-SECTIONS = (LOSS, WEIGHT, RETENTION, MOMENTUM, DEFAULT)
+SECTIONS = (LOSS, WEIGHT, RETENTION, THRESHOLD, MOMENTUM, DEFAULT)
 
 
 def word_axes(memory: Memory) -> dict[str, Axes]:
@@ -59,6 +60,8 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
     axes_of = word_axes(memory)
     scope: Scope = {word: axes_of[word] for word in section.words} | (dict(gates) if section.gates else {})
     _check_words(tree, section, scope)
+    if section is RETENTION and isinstance(memory, MLPMemory):
+        _check_fits_every_matrix(tree, gates)
     axes = infer(tree, scope)
     if section is not DEFAULT:
         check_bounds(tree)
@@ -93,6 +96,18 @@ def check_default(tree: Expr, domain: Domain) -> None:
                     span=tree.span,
                     expected=f"{domain.value}: {interval.meaning}",
                 )
+
+
+def _check_fits_every_matrix(tree: Expr, gates: Mapping[str, Axes]) -> None:
+    """The weight matrices of a deep memory have hidden channels, to which no gate belongs."""
+    for node in walk(tree):
+        if isinstance(node, Name) and gates.get(node.id):
+            raise SpecError(
+                f'"{node.id}" is {describe(gates[node.id])}, and S is each weight matrix of the memory in turn',
+                span=node.span,
+                expected='gates with per = "head"',
+                hint="the matrices differ in shape: one number a head fits them all",
+            )
 
 
 def _check_words(tree: Expr, section: Section, scope: Scope) -> None:

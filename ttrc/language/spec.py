@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 from typing import Optional, Union
 
 from ttrc.language.syntax import Expr
@@ -85,6 +86,13 @@ class VectorMemory:
 
 @dataclass(frozen=True)
 class MLPMemory:
+    """p = f(k), f(x) = [x +] [LayerNorm](act(... act(x W1) ...) WL), hidden layers of width h = expansion * d_k.
+
+    W1 is d_k x h, those between h x h, WL h x d_v; a single one is d_k x d_v. A residual needs d_k = d_v.
+    The norm is over value channels, eps 1e-6, with parameters norm_weight and norm_bias, one number a value channel:
+    they come with `norm` and are not declared.
+    """
+
     layers: int
     expansion: int
     activation: str
@@ -111,10 +119,62 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class LqNorm:
+    """W = A / (||A||_q^2 + epsilon)^((q - 2) / 2), the norm over all entries of a matrix (arXiv 2504.13173 Eq 24)."""
+
+    q: Fraction
+    epsilon: Fraction
+    line: int
+
+
+class Slice(Enum):
+    """Which entries of a matrix a softmax makes compete; the value is the tuple of axes it sums over."""
+
+    KEY = ("k",)
+    VALUE = ("v",)
+    ALL = ("k", "v")
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """W = scale * softmax(A) over the slice (Eq 21, 27)."""
+
+    axis: Slice
+    scale: Fraction
+    line: int
+
+
+@dataclass(frozen=True)
+class SoftThreshold:
+    """W = sign(A) max(|A| - threshold, 0), the threshold a number made of parameters (Eq 23)."""
+
+    threshold: Located
+    line: int
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """W = 1 / (1 + exp(-A)), elementwise."""
+
+    line: int
+
+
+@dataclass(frozen=True)
+class Exp:
+    """W = exp(A), elementwise."""
+
+    line: int
+
+
+Link = Union[LqNorm, Softmax, SoftThreshold, Sigmoid, Exp]
+
+
+@dataclass(frozen=True)
 class Retention:
-    """A scalar expression in S, S_prev and the gates."""
+    """A scalar expression in S, S_prev and the gates. With a link, S is a dual variable A, and the weights link(A)."""
 
     expr: Located
+    link: Optional[Link]
 
 
 class At(Enum):
@@ -127,7 +187,14 @@ class At(Enum):
 
 @dataclass(frozen=True)
 class Gradient:
-    """S = argmin <grad loss(S_at), S> + retention(S, S_prev)."""
+    """S = argmin <grad loss(S_at), S> + retention(S, S_prev).
+
+    With momentum, own is what this moves S by beyond argmin retention(S, S_prev), and the state is the pair (S, M):
+    M = momentum * M_prev + own; S = argmin retention(S, S_prev) + M.
+    A segment is that many tokens, counted from the start of each sequence; S_at is the state at its first.
+    With a link, gradients are by the weights W: at link(S_prev), link(argmin retention) or, for a segment, at the link
+    of the state at its start; inside of a segment W moves as S does, without the link.
+    """
 
     at: At
     segment: Optional[int]

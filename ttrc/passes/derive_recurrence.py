@@ -22,6 +22,14 @@ LARGEST = 200  # operations of a nonlinear error
 def derive_recurrence(spec: Spec) -> Recurrence:
     if not isinstance(spec.memory, LinearMemory):
         raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; memory kind "linear" has one')
+    if spec.retention.link is not None:
+        raise SpecError(
+            "weights linked to what the recurrence moves have no derivation yet",
+            path=spec.source.path,
+            line=spec.retention.link.line,
+            key="retention.link",
+            expected="[retention] without a link",
+        )
     gates = (*spec.inputs, *spec.parameters)
     for gate in gates:
         if gate.per.value:

@@ -1,0 +1,121 @@
+"""What a spec's memory carries from token to token: the parts of its state, their axes, and where entries may lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from ttrc.errors import SpecError
+from ttrc.language.evaluate import evaluate
+from ttrc.language.spec import Domain, Gradient, LinearMemory, Memory, MLPMemory, Spec, VectorMemory
+from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the state, [N, HV, *axes]; "k" and "v" are key and value channels, "h1", ... hidden ones."""
+
+    name: str
+    axes: tuple[str, ...]
+
+
+def state_parts(spec: Spec) -> tuple[Part, ...]:
+    """S, or W1, ..., WL of a deep memory; with momentum then as many last steps, M or M1, ..., ML."""
+    weights = _weights(spec.memory)
+    if not isinstance(spec.update, Gradient) or spec.update.momentum is None:
+        return weights
+    return (*weights, *(Part(f"M{part.name[1:]}", part.axes) for part in weights))
+
+
+def axis_widths(memory: Memory, d_k: int, d_v: int) -> dict[str, int]:
+    """The width of every axis that a part of this memory's state may have."""
+    hidden = memory.layers - 1 if isinstance(memory, MLPMemory) else 0
+    return {"k": d_k, "v": d_v} | {f"h{i + 1}": memory.expansion * d_k for i in range(hidden)}
+
+
+def initial_names(spec: Spec) -> tuple[str, ...]:
+    """What arguments are called that hold the state at the start: initial_state, or initial_S and so on."""
+    parts = state_parts(spec)
+    return ("initial_state",) if len(parts) == 1 else tuple(f"initial_{part.name}" for part in parts)
+
+
+def needs_initial_state(spec: Spec) -> bool:
+    """Zeros are no start where no gradient leaves them (the layers of a deep memory) or where no entry may be zero."""
+    return isinstance(spec.memory, MLPMemory) or state_domain(spec) is not Domain.REAL
+
+
+def _weights(memory: Memory) -> tuple[Part, ...]:
+    match memory:
+        case LinearMemory():
+            return (Part("S", ("k", "v")),)
+        case VectorMemory():
+            return (Part("S", ("v",)),)
+        case MLPMemory(layers):
+            axes = ("k", *(f"h{i}" for i in range(1, layers)), "v")
+            return tuple(Part(f"W{i}", pair) for i, pair in enumerate(zip(axes, axes[1:]), start=1))
+        case _:  # a kernel memory keeps tokens
+            return ()
+
+
+# Where an entry of S may lie
+
+
+def state_domain(spec: Spec) -> Domain:
+    """REAL, POSITIVE (a retention with log(S)) or UNIT, its ends excluded (with log(1 - S) too).
+
+    Found by trying: where the retention of a single entry has a value.
+    """
+    if _has_values(spec, (-0.5, 0.4)):
+        return Domain.REAL
+    return Domain.POSITIVE if _has_values(spec, (0.4, 1.5)) else Domain.UNIT
+
+
+# A value inside of each domain, of no special size.
+_INSIDE = {
+    Domain.REAL: 0.5,
+    Domain.POSITIVE: 0.5,
+    Domain.NONNEGATIVE: 0.5,
+    Domain.NEGATIVE: -0.5,
+    Domain.UNIT: 0.5,
+    Domain.DECAY: 0.5,
+    Domain.LOG_DECAY: -0.5,
+}
+
+
+def _has_values(spec: Spec, entries: tuple[float, ...]) -> bool:
+    """Whether each of these may follow each: S / S_prev may be positive where neither is."""
+    # No two gates are equal: a difference of them may stand below a line.
+    gates = {
+        gate.name: _INSIDE[gate.domain] / (1 + 0.01 * i) for i, gate in enumerate((*spec.inputs, *spec.parameters))
+    }
+    tree = _of_one_entry(spec.retention.expr.tree)
+    try:
+        for S, S_prev in product(entries, repeat=2):
+            evaluate(tree, gates | {"S": S, "S_prev": S_prev})
+    except SpecError:
+        return False
+    return True
+
+
+def _of_one_entry(tree: Expr) -> Expr:
+    """The expression for vectors and matrices of a single entry: no sum is left."""
+    match tree:
+        case Number() | Name():
+            return tree
+        case Negate(operand, span):
+            return Negate(_of_one_entry(operand), span)
+        case Binary(op, left, right, span):
+            return Binary(op, _of_one_entry(left), _of_one_entry(right), span)
+        case Call(function, args, span):
+            args = tuple(_of_one_entry(arg) for arg in args)
+    match function:
+        case "sum":
+            return args[0]
+        case "dot":
+            return Binary("*", *args, span)
+        case "norm2":
+            return Call("square", args, span)
+        case "norm":
+            return Call("abs", args, span)
+        case _:
+            return Call(function, args, span)

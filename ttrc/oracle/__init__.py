@@ -1,0 +1,119 @@
+"""The independent reference: what a spec says, token by token, in torch, derivatives by autograd alone.
+
+Nothing here is derived. The syntax tree is interpreted, the loss is differentiated by autograd and each
+"argmin" of the spec is searched for by Newton's method, so a mistake of the compiler cannot cancel here.
+"""
+
+from __future__ import annotations
+
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from ttrc.errors import ArgumentError
+from ttrc.language.spec import Gradient, LinearMemory, MLPMemory, Per, Spec
+from ttrc.language.state import axis_widths, initial_names, needs_initial_state, state_parts
+from ttrc.oracle.expressions import Scope, evaluate
+from ttrc.oracle.memory import Matrices, enter, predict, step
+
+__all__ = ["State", "evaluate", "run"]
+
+State = Union[Tensor, tuple[Tensor, ...]]  # one tensor where the state has one part, else a tuple in their order
+
+
+def run(
+    spec: Spec,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: dict[str, Tensor],
+    *,
+    scale: float | None = None,
+    initial_state: State | None = None,
+    cu_seqlens: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, State]:
+    """Reads the spec literally over all tokens; differentiable once with respect to every tensor.
+
+    q, k           [B, T, H, dk]
+    v              [B, T, HV, dv], HV a multiple of H; value head h reads key head h // (HV // H)
+    gates          by name: inputs [B, T, HV, *axes], parameters [HV, *axes];
+                   axes are (), (dk,), (dv,) or (dk, dv) as the spec's `per` says
+    scale          of the read-out, by default dk ** -0.5, and 1 for a deep memory
+    initial_state  [N, HV, dk, dv], or one [N, HV, *axes] for each of state_parts(spec), zero by default where zeros
+                   are a start; N = B, or the number of packed sequences
+    cu_seqlens     [N + 1] offsets of sequences packed along T, with B = 1
+    returns        o [B, T, HV, dv] and the final state, shaped as the initial one, both in `dtype`
+    """
+    if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
+        raise NotImplementedError(f"the oracle has no {type(spec.memory).__name__} yet")
+    if scale is None:
+        scale = 1.0 if isinstance(spec.memory, MLPMemory) else k.shape[-1] ** -0.5
+    repeats = v.shape[2] // k.shape[2]
+    tokens = {
+        "q": q.to(dtype).repeat_interleave(repeats, dim=2)[..., None] * scale,
+        "k": k.to(dtype).repeat_interleave(repeats, dim=2)[..., None],
+        "v": v.to(dtype)[..., None, :],
+        **{gate.name: _spread(gates[gate.name].to(dtype), gate.per) for gate in spec.inputs},
+    }
+    constants = {gate.name: _spread(gates[gate.name].to(dtype), gate.per)[None] for gate in spec.parameters}
+    offsets = None if cu_seqlens is None else cu_seqlens.tolist()
+    sequences = v.shape[0] if offsets is None else len(offsets) - 1
+    state = tuple(x.to(dtype) for x in _initial(spec, initial_state, sequences, k, v))
+    if offsets is None:
+        o, final = _sequence(spec, tokens, constants, state)
+    else:
+        pieces = [
+            _sequence(
+                spec,
+                {name: x[:, start:end] for name, x in tokens.items()},
+                constants,
+                tuple(x[n : n + 1] for x in state),
+            )
+            for n, (start, end) in enumerate(zip(offsets[:-1], offsets[1:]))
+        ]
+        o = torch.cat([o for o, _ in pieces], dim=1)
+        final = tuple(map(torch.cat, zip(*(final for _, final in pieces))))
+    return o, final[0] if len(final) == 1 else final
+
+
+def _spread(gate: Tensor, per: Per) -> Tensor:
+    """[..., *axes] -> [..., dk or 1, dv or 1]."""
+    match per:
+        case Per.HEAD:
+            return gate[..., None, None]
+        case Per.KEY_CHANNEL:
+            return gate[..., None]
+        case Per.VALUE_CHANNEL:
+            return gate[..., None, :]
+        case Per.ELEMENT:
+            return gate
+
+
+def _initial(spec: Spec, given: State | None, sequences: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """Every part of the state at the start, each [N, HV, *axes]."""
+    if given is not None:
+        return (given,) if isinstance(given, Tensor) else tuple(given)
+    if needs_initial_state(spec):
+        raise ArgumentError(f"{spec.name} cannot start at zeros: give {', '.join(initial_names(spec))}")
+    widths = axis_widths(spec.memory, k.shape[3], v.shape[3])
+    return tuple(
+        v.new_zeros(sequences, v.shape[2], *(widths[axis] for axis in part.axes)) for part in state_parts(spec)
+    )
+
+
+def _sequence(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> tuple[Tensor, Matrices]:
+    """tokens: [N, T, HV, ., .]; state: its parts. Returns o [N, T, HV, dv] and the last state."""
+    weights = spec.memory.layers if isinstance(spec.memory, MLPMemory) else 1
+    segment = spec.update.segment if isinstance(spec.update, Gradient) else None
+    memory = enter(spec, constants, state[:weights], state[weights:])
+    outputs = []
+    for t in range(tokens["v"].shape[1]):
+        scope = {name: x[:, t] for name, x in tokens.items()} | constants
+        if segment is not None and t % segment == 0:
+            memory = enter(spec, scope, memory.S, memory.M)
+        memory = step(spec, scope, memory)
+        outputs.append(predict(spec.memory, memory.W, scope["q"], scope)[..., 0, :])
+    o = torch.stack(outputs, dim=1) if outputs else tokens["v"][..., 0, :]
+    return o, (*memory.S, *memory.M)

@@ -1,0 +1,181 @@
+"""One token's step of a memory: what it predicts, and what its state becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.func import grad
+from torch.nn import functional
+
+from ttrc.errors import CheckFailed
+from ttrc.language.spec import (
+    At,
+    Exp,
+    Gradient,
+    LinearMemory,
+    Link,
+    LqNorm,
+    MLPMemory,
+    Proximal,
+    Sigmoid,
+    Slice,
+    Softmax,
+    SoftThreshold,
+    Spec,
+)
+from ttrc.language.spec import Memory as Architecture
+from ttrc.language.syntax import Call, Expr, walk
+from ttrc.oracle.expressions import Scope, evaluate, total
+from ttrc.oracle.minimise import argmin
+
+Matrices = tuple[Tensor, ...]  # one, or one a layer: each [N, HV, rows, columns]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """S is what the update moves, M its last steps (none without momentum), W the weights that predictions read.
+
+    W is S, or the link of S; inside of a segment with a link it moves on its own. start is W at the segment's start.
+    """
+
+    S: Matrices
+    M: Matrices
+    W: Matrices
+    start: Matrices
+
+
+def enter(spec: Spec, scope: Scope, S: Matrices, M: Matrices) -> Memory:
+    """The memory at the start of a sequence or segment. scope holds at least the parameters."""
+    W = _linked(spec.retention.link, S, scope)
+    return Memory(S, M, W, W)
+
+
+def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
+    """The memory after one token. scope: k, v and the gates of this token."""
+    link, kinked = spec.retention.link, _has_kinks(spec.retention.expr.tree)
+
+    def loss(W: Matrices, scope: Scope) -> Tensor:
+        value = evaluate(spec.loss.expr.tree, scope | {"p": predict(spec.memory, W, scope["k"], scope)})
+        return value if spec.loss.weight is None else evaluate(spec.loss.weight.tree, scope) * value
+
+    def retention(S: Tensor, scope: Scope) -> Tensor:
+        return evaluate(spec.retention.expr.tree, scope | {"S": S})
+
+    def retained(S_prev: Matrices) -> Matrices:
+        return tuple(argmin(retention, retention, scope | {"S_prev": S}, kinked=kinked) for S in S_prev)
+
+    match spec.update:
+        case Gradient(at=At.PREVIOUS):
+            W_at = memory.W
+        case Gradient(at=At.RETAINED):
+            W_at = _linked(link, retained(memory.S), scope)
+        case Gradient(at=At.SEGMENT_START):
+            W_at = memory.start
+        case Proximal() if kinked:
+            raise CheckFailed("the reference takes no proximal step of a retention with kinks")
+        case Proximal():
+            (S_prev,) = memory.S
+            S = argmin(lambda S, scope: loss((S,), scope) + retention(S, scope), retention, scope | {"S_prev": S_prev})
+            return replace(memory, S=(S,), W=(S,))
+        case update:
+            raise NotImplementedError(f"the oracle has no {update} yet")
+
+    def pulled(S: Tensor, scope: Scope) -> Tensor:
+        return total(scope[SLOPE] * S) + retention(S, scope)
+
+    slopes = grad(lambda W: loss(W, scope).sum())(W_at)
+    S = tuple(
+        argmin(pulled, retention, scope | {"S_prev": S_prev, SLOPE: slope}, kinked=kinked)
+        for S_prev, slope in zip(memory.S, slopes)
+    )
+    moves_alone = link is not None and spec.update.at is At.SEGMENT_START
+    if spec.update.momentum is None and not moves_alone:
+        return replace(memory, S=S, W=_linked(link, S, scope))
+    kept = retained(memory.S)
+    steps = _each(torch.sub, S, kept)
+    M = memory.M
+    if spec.update.momentum is not None:
+        share = evaluate(spec.update.momentum.tree, scope)
+        M = steps = tuple(share * last + own for last, own in zip(memory.M, steps))
+    S = _each(torch.add, kept, steps)
+    W = _each(torch.add, retained(memory.W), steps) if moves_alone else _linked(link, S, scope)
+    return replace(memory, S=S, M=M, W=W)
+
+
+SLOPE = "grad loss"  # no expression can name it: names have no blanks
+
+
+def _each(operation, a: Matrices, b: Matrices) -> Matrices:
+    return tuple(operation(x, y) for x, y in zip(a, b))
+
+
+def _has_kinks(tree: Expr) -> bool:
+    return any(isinstance(node, Call) and node.function in ("abs", "min", "max", "where") for node in walk(tree))
+
+
+# Predictions
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+}
+NORM_EPS = 1e-6
+
+
+def predict(memory: Architecture, W: Matrices, key: Tensor, scope: Scope) -> Tensor:
+    """f(key), [N, HV, dk, 1] -> [N, HV, 1, dv]. scope: norm_weight and norm_bias where the memory has a norm."""
+    match memory:
+        case LinearMemory():
+            return (W[0] * key).sum(-2, keepdim=True)
+        case MLPMemory():
+            x = row = key.mT
+            for number, weights in enumerate(W):
+                x = (x if number == 0 else ACTIVATIONS[memory.activation](x)) @ weights
+            if memory.norm:
+                centred = x - x.mean(-1, keepdim=True)
+                spread = (centred.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
+                x = scope["norm_weight"] * centred / spread + scope["norm_bias"]
+            return row + x if memory.residual else x
+    raise NotImplementedError(f"the oracle has no {type(memory).__name__} yet")
+
+
+# Links
+
+
+ROWS, COLUMNS = -2, -1
+SLICES = {Slice.KEY: (ROWS,), Slice.VALUE: (COLUMNS,), Slice.ALL: (ROWS, COLUMNS)}
+
+
+def _linked(link: Optional[Link], S: Matrices, scope: Scope) -> Matrices:
+    return tuple(_weights(link, A, scope) for A in S)
+
+
+def _weights(link: Optional[Link], A: Tensor, scope: Scope) -> Tensor:
+    """The weights that a link makes of A, both [N, HV, rows, columns]."""
+    match link:
+        case None:
+            return A
+        case LqNorm(q, epsilon):
+            return A / (_norm2_of_order(A, float(q)) + float(epsilon)) ** (float(q - 2) / 2)
+        case Softmax(axis, scale):
+            spread = A - torch.logsumexp(A, SLICES[axis], keepdim=True)
+            return float(scale) * spread.exp()
+        case SoftThreshold(threshold):
+            return A.sign() * torch.relu(A.abs() - evaluate(threshold.tree, scope))
+        case Sigmoid():
+            return A.sigmoid()
+        case Exp():
+            return A.exp()
+
+
+def _norm2_of_order(A: Tensor, q: float) -> Tensor:
+    """(sum |A|^q)^(2 / q); zero with a zero derivative where A is zero."""
+    powers = (A.abs() ** q).sum((ROWS, COLUMNS), keepdim=True)
+    empty = powers == 0
+    return (powers.masked_fill(empty, 1.0) ** (2 / q)).masked_fill(empty, 0.0)
