@@ -27,6 +27,7 @@ from torch import Tensor  # noqa: E402
 
 from bench.interpret import interpretable  # noqa: E402
 from ttrc.compiler import analyse  # noqa: E402
+from ttrc.language.state import initial_names  # noqa: E402
 from ttrc.passes.budget import least_bytes  # noqa: E402
 from ttrc.runtime.load import load, shipped_specs  # noqa: E402
 from ttrc.sampling import random_inputs  # noqa: E402
@@ -59,7 +60,7 @@ class Traffic:
 def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     """q, k, v in dtype and gates in float32, all of them differentiable; batch 1, one head."""
     drawn = random_inputs(spec, B=1, T=length, H=1, HV=1, dk=width, dv=width)
-    del drawn["initial_state"]
+    drawn = {n: x for n, x in drawn.items() if n not in initial_names(spec)}
     return {n: x.to(dtype if n in ("q", "k", "v") else torch.float32).requires_grad_() for n, x in drawn.items()}
 
 

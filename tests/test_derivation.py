@@ -305,8 +305,6 @@ REFUSED = {
     "nonlinear in the past": (
         swap(RETENTION, '"norm2(S - exp(g) * tanh(S_prev)) / 2"'), "retention.expr", 17, ("not quadratic",)
     ),
-    "momentum": (swap(AT, 'at = "retained"\nmomentum = "beta"'), "update.momentum", 19, ("momentum",)),
-    "segment": (swap(AT, 'at = "segment_start"\nsegment = 16'), "update.at", 19, ("segment_start",)),
     "closed form": (
         swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"'),
         "update.rule",

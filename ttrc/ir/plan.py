@@ -18,6 +18,7 @@ class Space(Enum):
     SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
     HEAD = "HV"  # parameters: one number a head, constant in time
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
+    NUMBER = "chunks, HV, one"  # a number a chunk, float32
     SEQUENCE = "N, HV"  # one [K, V] tile a sequence, float32
 
 
@@ -118,7 +119,8 @@ class Plan:
 
     `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass. States are kept
     every `chunk` tokens, or less where the chip has no room for tiles of that length, unless chunks are the
-    segments of the rule, of `segment` tokens; a scan takes at most `step` tokens at a time, several of its steps a chunk then.
+    segments of the rule, of `segment` tokens; a scan takes at most `step` tokens at a time, several of its steps a
+    chunk then.
     """
 
     form: str
@@ -133,6 +135,11 @@ class Plan:
     def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
         """Tokens a chunk, where none are asked for."""
         return self.chunk if self.chunk == self.segment else default_chunk(self.chunk, d_k, d_v, dtype_bytes)
+
+    @property
+    def gradients(self) -> tuple[Buffer, ...]:
+        """What the backward pass makes for the caller."""
+        return tuple(b for k in self.backward for b in k.stores if b not in self.scratch)
 
     @property
     def forward(self) -> tuple[Kernel, ...]:

@@ -169,12 +169,16 @@ class Carry:
 
 @dataclass(frozen=True)
 class Program:
-    """inputs and the carried states go in; outputs {public name: tile} and the next states come out."""
+    """inputs and the carried states go in; outputs {public name: tile} and the next states come out.
+
+    An adjoint says what the cotangents of the forward tiles are, where they have one.
+    """
 
     inputs: tuple[Tile, ...]
     statements: tuple[Statement, ...]
     carries: tuple[Carry, ...]
     outputs: tuple[tuple[str, Tile], ...]
+    cotangents: tuple[tuple[Tile, Tile], ...] = ()
 
 
 def operands(op: Op) -> tuple[Tile, ...]:
@@ -193,6 +197,11 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (matrix,)
         case Substitute(matrix, base):
             return (matrix, base, *op.rows)
+
+
+def row_axes(tile: Tile) -> Axes:
+    """The axes of what a tile holds of one token."""
+    return tile.axes[1:] if tile.axes[:1] in (("t",), ("s",)) else tile.axes
 
 
 def sums_values(statement: Statement) -> bool:

@@ -12,7 +12,7 @@ from typing import Optional
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
-from ttrc.ir.tile import Compose, Contract, Inverse, Statement, Substitute
+from ttrc.ir.tile import Compose, Contract, Inverse, Statement, Substitute, row_axes
 
 
 def budget(
@@ -116,9 +116,11 @@ class _Cost:
         match buffer.space:
             case Space.HEAD:
                 return 0.0
+            case Space.NUMBER:
+                return self.gate_bytes / self.chunk
             case Space.CHUNK:
                 return self.dtype_bytes * self.d_k * self.d_v / self.chunk
-        features = [self.width[a] for a in buffer.tile.axes if a != "t"]
+        features = [self.width[a] for a in row_axes(buffer.tile)]
         partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
         copies = -(-self.d_v // self._value_block(kernel)) if partial else 1
         if not features:

@@ -58,7 +58,9 @@ def differentiate_tile(forward: Program) -> Program:
         for c, cotangent in zip(forward.carries, leaving)
     )
     kept = tuple((name, tile) for name, tile in outputs if tile is not None)
-    return Program((*forward.inputs, *cotangents), tuple(build.statements), (*forward.carries, *reverse), kept)
+    return Program(
+        (*forward.inputs, *cotangents), tuple(build.statements), (*forward.carries, *reverse), kept, tape.known
+    )
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class _Tape:
             total = build.contract(name, product.a, product.b, product.axis, self.origin, add=total)
         self._totals[tile] = total
         return total
+
+    @property
+    def known(self) -> tuple[tuple[Tile, Tile], ...]:
+        return tuple(self._totals.items())
 
     def elementwise(self, name: str, expr, args: tuple[Tile, ...]) -> Tile:
         return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)

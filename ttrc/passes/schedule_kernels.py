@@ -80,11 +80,17 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     read = (*known, *kept, *kept_back)
-    grads = _kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, gradients, read, long=chunk > CHUNK)
-    kernels = [*prepare, ahead, back, grads, output]
+    apart = _moves_apart(forward, backward)
+    later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
+    apart = apart if later else ()
+    sooner = (*(b for b in gradients if b not in later), *apart)
+    grads = [_kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
+    if later:
+        grads.append(_kernel("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
+    kernels = [*prepare, ahead, back, *grads, output]
 
-    first, last = tuple(Launch(k) for k in prepare), Launch(grads)
-    fused = Schedule("fused", (*first, Launch(ahead, *THROUGH)), (Launch(back, *BACK), last))
+    first, last = tuple(Launch(k) for k in prepare), tuple(Launch(k) for k in grads)
+    fused = Schedule("fused", (*first, Launch(ahead, *THROUGH)), (Launch(back, *BACK), *last))
     split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output)), fused.backward)
     schedules = [fused, split]
 
@@ -100,11 +106,20 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
             Schedule(
                 "segments",
                 (*first, *transition, *_by_segment(scan(), JOIN, ahead, THROUGH)),
-                (*transition, *_by_segment(scan_back(), JOIN_REVERSE, back, BACK), last),
+                (*transition, *_by_segment(scan_back(), JOIN_REVERSE, back, BACK), *last),
             )
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
-    return Plan("chunk", tuple(kernels), tuple(schedules), (*pairs, *kept), kept_back, chunk, step, recurrence.segment)
+    return Plan(
+        "chunk",
+        tuple(kernels),
+        tuple(schedules),
+        (*pairs, *kept),
+        (*kept_back, *apart),
+        chunk,
+        step,
+        recurrence.segment,
+    )
 
 
 def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
@@ -122,6 +137,37 @@ def _seen_states(forward: Program, backward: Program, memory: tuple[Buffer, ...]
     body = slice_program(backward.statements, [c.next for c in cotangents], at_hand)
     seen = [s.target for s in body if states & set(operands(s.op))]
     return tuple(Buffer(t.name, t, Space.SOLVED) for t in seen)
+
+
+def _moves_apart(forward: Program, backward: Program) -> tuple[Buffer, ...]:
+    """Where masks are products of masks: the cotangents of all that is made of gates alone, at the edge to the rest.
+
+    They take registers for many C x C tiles to lead back to the gates, in a kernel of their own.
+    """
+    edge = _edge_of_moves(forward)
+    cotangents = dict(backward.cotangents)
+    apart = dict.fromkeys(cotangents[t] for t in edge if t in cotangents)
+    return tuple(Buffer(t.name, t, Space.TOKEN if t.axes else Space.NUMBER) for t in apart)
+
+
+def _edge_of_moves(forward: Program) -> tuple[Tile, ...]:
+    """Where masks are products of masks: what is made of gates alone and used with more than these."""
+    if not any(isinstance(s.op, Compose) for s in forward.statements):
+        return ()
+    inside = {t for t in forward.inputs if not set("kv") & set(t.axes)}
+    made: set[Tile] = set()
+    for statement in forward.statements:
+        if inside.issuperset(operands(statement.op)):
+            inside.add(statement.target)
+            made.add(statement.target)
+    outside = [s for s in forward.statements if s.target not in inside]
+    return tuple(dict.fromkeys(t for s in outside for t in operands(s.op) if t in made))
+
+
+def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:
+    """Whether a tile is made, of what memory holds and the gates, without channels."""
+    body = slice_program(program.statements, [tile], frozenset(b.tile for b in memory))
+    return not any(set("kv") & set(t.axes) for s in body for t in (s.target, *operands(s.op)))
 
 
 def _states(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
@@ -150,9 +196,10 @@ def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
     turned = {s.op.arg: s.target for s in forward.statements if isinstance(s.op, Relabel)}
     sums = [s.target for s in forward.statements if isinstance(s.op, Reduce) and s.op.arg.axes == ("t", "s")]
     sums = [t if "t" in t.axes else turned[t] for t in sums]
+    masks = [t for t in _edge_of_moves(forward) if t.axes == ("t", "s")]
     factors = [s.op.a for s in forward.statements if isinstance(s.op, Contract) and "v" in s.target.axes]
     factors += [s.op.matrix for s in forward.statements if isinstance(s.op, Substitute)]
-    pairs = dict.fromkeys(t for t in (*factors, *sums) if t.axes in (("t", "s"), ("t",)))
+    pairs = dict.fromkeys(t for t in (*factors, *sums, *masks) if t.axes in (("t", "s"), ("t",)))
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
 from ttrc.language.spec import Domain, Input, Parameter, Spec
+from ttrc.language.state import axis_widths, state_parts
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHUNK_SIZES = (16, 32, 64, 128)
@@ -60,7 +61,7 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
     check_gates(spec, gates, B, T, HV, q.device)
     sequences = B if cu_seqlens is None else _check_packing(cu_seqlens, B, T, q.device)
     if initial_state is not None:
-        _check_state(initial_state, (sequences, HV, d_k, d_v), q)
+        _check_states(spec, initial_state, sequences, HV, d_k, d_v, q)
 
 
 def check_names(spec: Spec, gates: dict) -> None:
@@ -74,13 +75,16 @@ def check_names(spec: Spec, gates: dict) -> None:
             raise _wrong(name, "an argument that the spec does not declare", expected)
 
 
-def check_options(form, forms, chunk_size, backend, scale, q) -> None:
+def check_options(form, forms, chunk_size, segment, backend, scale, q) -> None:
     """How to run, as opposed to what on."""
     known = ("auto", "reference", *forms)
     if form not in known:
         raise _wrong("form", repr(form), f"one of {', '.join(known)}")
     if not (chunk_size is None or (isinstance(chunk_size, int) and chunk_size in CHUNK_SIZES)):
         raise _wrong("chunk_size", repr(chunk_size), "16, 32, 64 or 128")
+    if segment is not None and chunk_size not in (None, segment):
+        expected = f"None or {segment}, the segment whose start the spec takes gradients at"
+        raise _wrong("chunk_size", repr(chunk_size), expected)
     if backend not in ("auto", "torch", "triton"):
         raise _wrong("backend", repr(backend), "auto, torch or triton")
     if not (scale is None or isinstance(scale, (int, float))):
@@ -150,8 +154,20 @@ def _check_packing(cu_seqlens, B: int, T: int, device) -> int:
     return cu_seqlens.numel() - 1
 
 
-def _check_state(state, wanted: tuple[int, int, int, int], q: Tensor) -> None:
-    name, single = "initial_state", torch.float64 if q.dtype == torch.float64 else torch.float32
+def _check_states(spec: Spec, given, sequences: int, HV: int, d_k: int, d_v: int, q: Tensor) -> None:
+    parts, widths = state_parts(spec), axis_widths(spec.memory, d_k, d_v)
+    if len(parts) > 1:
+        names = ", ".join(part.name for part in parts)
+        if not isinstance(given, tuple) or len(given) != len(parts):
+            many = f" of {len(given)}" if isinstance(given, (tuple, list)) else ""
+            raise _wrong("initial_state", f"a {type(given).__name__}{many}", f"a tuple of {len(parts)}: {names}")
+    for part, state in zip(parts, given if len(parts) > 1 else (given,)):
+        name = "initial_state" if len(parts) == 1 else f"initial_state.{part.name}"
+        _check_state(name, state, (sequences, HV, *(widths[axis] for axis in part.axes)), q)
+
+
+def _check_state(name: str, state, wanted: tuple[int, ...], q: Tensor) -> None:
+    single = torch.float64 if q.dtype == torch.float64 else torch.float32
     if not isinstance(state, Tensor):
         raise _wrong(name, f"a {type(state).__name__}", "a tensor")
     if tuple(state.shape) != wanted:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Optional
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
 
-from ttrc.language.spec import Parameter, Spec
+from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.runtime.arguments import check_arguments, check_options, check_schedule
 from ttrc.sampling import default_value
+
+State = Union[Tensor, tuple[Tensor, ...]]  # several tensors, by the names of language.state, where it has such parts
 
 
 class Operator:
@@ -31,6 +33,11 @@ class Operator:
     def schedules(self) -> tuple[str, ...]:
         return tuple(getattr(self.package.op, "COSTS", {}).get("chunk", ()))
 
+    @property
+    def _segment(self) -> Optional[int]:
+        """Tokens a chunk, where a chunk is a segment of the rule."""
+        return self.spec.update.segment if isinstance(self.spec.update, Gradient) else None
+
     def __call__(
         self,
         q: Tensor,
@@ -38,7 +45,7 @@ class Operator:
         v: Tensor,
         *,
         scale: Optional[float] = None,
-        initial_state: Optional[Tensor] = None,
+        initial_state: Optional[State] = None,
         output_final_state: bool = False,
         cu_seqlens: Optional[Tensor] = None,
         form: str = "auto",
@@ -46,21 +53,23 @@ class Operator:
         backend: str = "auto",
         schedule: str = "auto",
         **gates: Tensor,
-    ) -> tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Optional[State]]:
         """(o, final state or None).
 
-        q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; inputs of the spec [B, T, HV] by name,
-        its parameters [HV] (their default where the spec has one). States [N, HV, d_k, d_v], float32. scale
-        multiplies the read-out, d_k ** -0.5 by default. cu_seqlens [N + 1] packs N sequences into batch 1.
+        q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; inputs of the spec [B, T, HV] by name, its
+        parameters [HV] (their default where the spec has one). States [N, HV, d_k, d_v], float32; of a rule with
+        momentum a pair of them, S and the last step M. scale multiplies the read-out, d_k ** -0.5 by default.
+        cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
-        result beyond rounding. backend: "triton", "torch", or "auto" (Triton on a GPU or in its interpreter).
-        schedule: how the chunk form's kernels share the work, one of `schedules`, or "auto": what a cost model takes
-        to be fastest for the shapes and the chip. Packed sequences are never cut into segments.
+        result beyond rounding; where gradients are taken at the start of a segment, that is the chunk. backend:
+        "triton", "torch", or "auto" (Triton on a GPU or in its interpreter). schedule: how the chunk form's kernels
+        share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the shapes and the
+        chip. Packed sequences are never cut into segments.
         Raises ArgumentError, a ValueError that names the argument.
         """
         gates = self._with_defaults(gates, v)
         check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens)
-        check_options(form, self.forms, chunk_size, backend, scale, q)
+        check_options(form, self.forms, chunk_size, self._segment, backend, scale, q)
         check_schedule(schedule, self.schedules, form, cu_seqlens is not None)
         return self._call(
             q,

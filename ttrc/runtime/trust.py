@@ -8,10 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttrc import oracle
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.poison import poisoned
-from ttrc.runtime.verify import BOUNDS, Case, Result, compare, differentiate, draw
+from ttrc.runtime.verify import (
+    BOUNDS,
+    Case,
+    Outputs,
+    Result,
+    as_arguments,
+    compare,
+    consult,
+    differentiate,
+    draw,
+    fitting,
+)
 
 Inputs = dict[str, Tensor]
 
@@ -23,7 +33,7 @@ class Setting:
     case: Case
     given: Inputs
     cu_seqlens: Tensor | None
-    cotangents: tuple[Tensor, Tensor]
+    cotangents: tuple[Tensor, ...]
     reference: Inputs
 
 
@@ -44,7 +54,7 @@ class Verifier:
 
     def __init__(self, op: Operator, form: str, dtype: torch.dtype, device: str, cases: Sequence[Case]):
         self.op, self.form, self.dtype, self.device = op, form, dtype, device
-        self.settings = tuple(self._prepare(case) for case in cases)
+        self.settings = tuple(self._prepare(fitting(op.spec, case)) for case in cases)
 
     def __call__(self) -> str | None:
         for setting in self.settings:
@@ -65,9 +75,9 @@ class Verifier:
         return Verdict(result, None)
 
     def _run(self, setting: Setting) -> Inputs:
-        def call(x: Inputs, packing: Tensor | None) -> tuple[Tensor, Tensor]:
+        def call(x: Inputs, packing: Tensor | None) -> Outputs:
             return self.op(
-                **x,
+                **as_arguments(self.op.spec, x),
                 output_final_state=True,
                 cu_seqlens=packing,
                 form=self.form,
@@ -77,22 +87,12 @@ class Verifier:
             )
 
         with poisoned(self.device):
-            return differentiate(call, setting.given, setting.cu_seqlens, setting.cotangents, None, self.device)
+            return differentiate(
+                self.op.spec, call, setting.given, setting.cu_seqlens, setting.cotangents, None, self.device
+            )
 
     def _prepare(self, case: Case) -> Setting:
         drawn, cu_seqlens, cotangents = draw(self.op.spec, case)
         given = {n: x.to(self.device, self.dtype if n in ("q", "k", "v") else torch.float32) for n, x in drawn.items()}
 
-        def call(x: Inputs, packing: Tensor | None) -> tuple[Tensor, Tensor]:
-            gates = {n: t for n, t in x.items() if n not in ("q", "k", "v", "initial_state")}
-            return oracle.run(
-                self.op.spec, x["q"], x["k"], x["v"], gates, initial_state=x["initial_state"], cu_seqlens=packing
-            )
-
-        return Setting(
-            case,
-            given,
-            cu_seqlens,
-            cotangents,
-            differentiate(call, given, cu_seqlens, cotangents, torch.float64, "cpu"),
-        )
+        return Setting(case, given, cu_seqlens, cotangents, consult(self.op.spec, given, cu_seqlens, cotangents))

@@ -6,15 +6,17 @@ The oracle runs in float64 on the CPU and takes its gradients by autograd, throu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Union
 
 import torch
 from torch import Tensor
 
 from ttrc import oracle
-from ttrc.language.spec import Spec
+from ttrc.language.spec import Gradient, MLPMemory, Spec
+from ttrc.language.state import initial_names
 from ttrc.runtime.operator import Operator
-from ttrc.sampling import random_inputs
+from ttrc.sampling import random_inputs, random_state
 
 # (outputs, gradients), RMS(error) / RMS(reference). Half precision rounds each product's operands once; bfloat16
 # keeps three bits less than float16, so its bound is eight times that.
@@ -51,6 +53,15 @@ class Case:
         return text if self.schedule == "auto" else f"{text} {self.schedule}"
 
 
+def fitting(spec: Spec, case: Case) -> Case:
+    """The case as a rule can run it: one whose segments are chunks has no other chunks, a residual wants d_v = d_k."""
+    if isinstance(spec.update, Gradient) and spec.update.segment is not None:
+        case = replace(case, chunk_size=None)
+    if isinstance(spec.memory, MLPMemory) and spec.memory.residual:
+        case = replace(case, d_v=case.d_k)
+    return case
+
+
 @dataclass(frozen=True)
 class Result:
     """Relative RMS error of each output and gradient, and the bounds they have to keep."""
@@ -67,21 +78,17 @@ class Result:
         return tuple(f"{n} {e:.1e} > {bound:.0e}" for n, e, bound in checks if not e <= bound)
 
 
-Call = Callable[[dict[str, Tensor], Tensor | None], tuple[Tensor, Tensor]]
+Outputs = tuple[Tensor, Union[Tensor, tuple[Tensor, ...]]]
+Call = Callable[[dict[str, Tensor], Tensor | None], Outputs]
 
 
 def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dtype, device: str = "cpu") -> Result:
     """One form, backend and dtype of an operator at one case."""
     drawn, cu_seqlens, cotangents = draw(op.spec, case)
 
-    def call(x: dict[str, Tensor], packing: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, start, gates = _split(x)
+    def call(x: dict[str, Tensor], packing: Tensor | None) -> Outputs:
         return op(
-            q,
-            k,
-            v,
-            **gates,
-            initial_state=start,
+            **as_arguments(op.spec, x),
             output_final_state=True,
             cu_seqlens=packing,
             form=form,
@@ -91,12 +98,13 @@ def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dt
         )
 
     given = {n: x.to(device, _dtype_of(n, dtype)) for n, x in drawn.items()}
-    reference = differentiate(_oracle(op.spec), given, cu_seqlens, cotangents, torch.float64, "cpu")
-    return compare(differentiate(call, given, cu_seqlens, cotangents, None, device), reference, BOUNDS[backend, dtype])
+    reference = consult(op.spec, given, cu_seqlens, cotangents)
+    made = differentiate(op.spec, call, given, cu_seqlens, cotangents, None, device)
+    return compare(made, reference, BOUNDS[backend, dtype])
 
 
-def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tuple[Tensor, Tensor]]:
-    """Inputs in float64, the packing, and the cotangents of o and of the final state."""
+def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tuple[Tensor, ...]]:
+    """Inputs in float64, the packing, and the cotangents of o and of each part of the final state."""
     batch = 1 if case.packed else case.B
     x = random_inputs(
         spec,
@@ -116,21 +124,42 @@ def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tupl
     if case.packed:
         cu_seqlens = torch.tensor([0, *case.packed]).cumsum(0).to(torch.int32)
         sequences = len(case.packed)
-    shape = (sequences, case.HV, case.d_k, case.d_v)
-    x["initial_state"] = torch.randn(shape, generator=generator, dtype=torch.float64) * 0.5
-    d_o = torch.randn(x["v"].shape, generator=generator, dtype=torch.float64)
-    return x, cu_seqlens, (d_o, torch.randn(shape, generator=generator, dtype=torch.float64))
+    state = random_state(spec, sequences=sequences, HV=case.HV, dk=case.d_k, dv=case.d_v, generator=generator)
+    shapes = [x["v"].shape, *(part.shape for part in state.values())]
+    return x | state, cu_seqlens, tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
 
 
-def differentiate(call: Call, given: dict[str, Tensor], cu_seqlens, cotangents, dtype, device) -> dict[str, Tensor]:
+def as_arguments(spec: Spec, x: dict[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+    """Drawn tensors as an operator takes them: the parts of the state as one argument."""
+    names = initial_names(spec)
+    state = x[names[0]] if len(names) == 1 else tuple(x[n] for n in names)
+    return {n: t for n, t in x.items() if n not in names} | {"initial_state": state}
+
+
+def consult(spec: Spec, given: dict[str, Tensor], cu_seqlens, cotangents) -> dict[str, Tensor]:
+    """What the oracle makes of the same inputs, in float64 on the CPU."""
+
+    def call(x: dict[str, Tensor], packing: Tensor | None) -> Outputs:
+        given = as_arguments(spec, x)
+        q, k, v, start = (given.pop(n) for n in ("q", "k", "v", "initial_state"))
+        return oracle.run(spec, q, k, v, given, initial_state=start, cu_seqlens=packing)
+
+    return differentiate(spec, call, given, cu_seqlens, cotangents, torch.float64, "cpu")
+
+
+def differentiate(
+    spec: Spec, call: Call, given: dict[str, Tensor], cu_seqlens, cotangents, dtype, device
+) -> dict[str, Tensor]:
     """{"o", "final_state", "d_q", ...} of a call on `given`, cast to dtype and device where those are named."""
     x = {n: t.detach().to(device, dtype or t.dtype).requires_grad_() for n, t in given.items()}
     packing = None if cu_seqlens is None else cu_seqlens.to(device)
-    o, final_state = call(x, packing)
-    d_o, d_final = (c.to(device, y.dtype) for c, y in zip(cotangents, (o, final_state)))
-    grads = torch.autograd.grad((o, final_state), list(x.values()), (d_o, d_final), allow_unused=True)
+    o, final = call(x, packing)
+    names = ["o", *(n.replace("initial", "final", 1) for n in initial_names(spec))]
+    outputs = (o, final) if isinstance(final, Tensor) else (o, *final)
+    cotangents = [c.to(device, y.dtype) for c, y in zip(cotangents, outputs)]
+    grads = torch.autograd.grad(outputs, list(x.values()), cotangents, allow_unused=True)
     made = {f"d_{n}": torch.zeros_like(t) if g is None else g for (n, t), g in zip(x.items(), grads)}
-    return {"o": o.detach(), "final_state": final_state.detach(), **made}
+    return {n: y.detach() for n, y in zip(names, outputs)} | made
 
 
 def compare(made: dict[str, Tensor], reference: dict[str, Tensor], bounds: tuple[float, float]) -> Result:
@@ -146,19 +175,6 @@ def relative_rms(made: Tensor, reference: Tensor) -> float:
     if error == 0.0:
         return 0.0
     return error / size if size > 0.0 else float("inf")
-
-
-def _oracle(spec: Spec) -> Call:
-    def call(x: dict[str, Tensor], packing: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, start, gates = _split(x)
-        return oracle.run(spec, q, k, v, gates, initial_state=start, cu_seqlens=packing)
-
-    return call
-
-
-def _split(x: dict[str, Tensor]):
-    gates = {n: t for n, t in x.items() if n not in ("q", "k", "v", "initial_state")}
-    return x["q"], x["k"], x["v"], x["initial_state"], gates
 
 
 def _dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ttrc.ir.config import CHUNK, Config
 from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.language.spec import Spec
+from ttrc.language.state import initial_names
 from ttrc.sampling import random_inputs
 
 SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
@@ -74,7 +75,7 @@ def draw_inputs(
     drawn = random_inputs(
         spec, B=1, T=min(shape.length, PERIOD), H=shape.heads, HV=shape.heads, dk=shape.d_k, dv=shape.d_v, seed=seed
     )
-    del drawn["initial_state"]
+    drawn = {n: x for n, x in drawn.items() if n not in initial_names(spec)}
     fixed = {p.name for p in spec.parameters}
     made = {}
     for name, x in drawn.items():

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ttrc.errors import ArgumentError
 from ttrc.runtime.operator import Operator
-from ttrc.runtime.verify import BOUNDS, Case, Result, verify
+from ttrc.runtime.verify import BOUNDS, Case, Result, fitting, verify
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Ordinary, grouped heads and odd widths; packed with a sequence of one token; gates at the ends of their domains.
@@ -85,7 +85,7 @@ def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, t
             raise ArgumentError(
                 f"dtype: {dtype} is not checked on {device}; Triton's interpreter gets its products wrong"
             )
-    return rungs
+    return [(form, backend, number, fitting(op.spec, case)) for form, backend, number, case in rungs]
 
 
 def run(op: Operator, device: str = "cpu", dtype: str | None = None) -> Iterator[Check]:

@@ -19,6 +19,7 @@ DOC = {
     "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
     "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
     "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
+    "chunk_moves": "Cotangents of the gates that decide how states move, from those of the masks they make.",
     "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
     "chunk_transition": "What a state alone becomes from a segment's start to its end.",
     "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
@@ -39,7 +40,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     writer = _Writer(kernel, domains, tags)
     match kernel.skeleton:
         case Skeleton.PARALLEL:
-            return common | {"body": writer.panels(), "lead": pointers(kernel)[0].name, "narrow": bool(kernel.narrow)}
+            return common | {"body": writer.panels(), "lead": _lead(kernel), "narrow": bool(kernel.narrow)}
         case Skeleton.SCAN:
             # A chunk's last step is the sequence's last where that ends inside it.
             at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
@@ -48,7 +49,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 "body": body,
                 "step": "steps - 1 - i" if kernel.reverse else "i",
                 "at_bound": at_bound,
-                "lead": pointers(kernel)[0].name,
+                "lead": _lead(kernel),
                 **_states(kernel, kernel.reverse, writer),
             }
         case Skeleton.TOKENS:
@@ -127,6 +128,11 @@ def _kept(kernel: Kernel) -> str:
 def asks_begins(kernel: Kernel) -> bool:
     """Whether a body asks where segments begin."""
     return any(t.name == BEGINS for s in kernel.statements for t in operands(s.op))
+
+
+def _lead(kernel: Kernel) -> str:
+    """A buffer in the inputs' dtype."""
+    return next(b.name for b in pointers(kernel) if len(b.tile.axes) == 2)
 
 
 def _forward_part(kernel: Kernel) -> Segment:

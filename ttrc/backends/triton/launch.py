@@ -62,7 +62,7 @@ def allocate_backward(plan: Plan) -> str:
     partial = plan.form == "recurrent"
     if partial:
         lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
-    for buffer in plan.backward[-1].stores:
+    for buffer in plan.gradients:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
     lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
     if partial:
@@ -113,7 +113,7 @@ def _cut(way: tuple[Launch, ...]) -> list[str]:
 
 def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> str:
     """The backward function's return values; partial sums over value blocks end here."""
-    stored = {b.name: b for b in plan.backward[-1].stores}
+    stored = {b.name: b for b in plan.gradients}
     partial = plan.form == "recurrent"
     parts = []
     for name in ("q", "k", "v", *gates):
@@ -182,7 +182,9 @@ def _new(buffer: Buffer, form: str) -> str:
         dtype = ", dtype=torch.float32" if form == "recurrent" else ""
         return f"v.new_empty(layout.all_chunks, v.shape[2], {room(buffer.parts)}{dtype})"
     match buffer.tile.axes:
-        case ("t",):
+        case ():
+            return "v.new_empty(layout.all_chunks, v.shape[2], dtype=torch.float32)"
+        case ("t",) | ("s",):
             return "v.new_empty(*v.shape[:3], dtype=torch.float32)"
         case ("t", "v"):
             return "v.new_empty(v.shape)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.ir.plan import Buffer, Space
-from ttrc.ir.tile import Tile
+from ttrc.ir.tile import Tile, row_axes
 from ttrc.language.spec import Domain
 
 WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V"}
@@ -50,7 +50,9 @@ class ChunkMemory:
                 return f"load_rows({base}, 0, K, V, V, BK, BV, {self.value_block} * BV)"
             case Space.HEAD, _:
                 return f"tl.full([{count}], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
-            case _, ("t",):
+            case Space.NUMBER, _:
+                return f"tl.load({base})"
+            case _, ("t",) | ("s",):
                 other = INTERIOR[self.domains.get(buffer.name, Domain.REAL)]
                 return f"load_vector({base}, {first}, {left}, {row}, {count}, {other})"
             case _, ("t", "s"):
@@ -71,7 +73,9 @@ class ChunkMemory:
             case Space.CHUNK, _:
                 # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.
                 return f"store_rows({base}, {name}, 0, tl.where(at_bound, K, 0), V, V, BK, BV, {self.value_block} * BV)"
-            case _, ("t",):
+            case Space.NUMBER, _:
+                return f"tl.store({base}, {name})"
+            case _, ("t",) | ("s",):
                 return f"store_vector({base}, {name}, token, left, {row}, BT)"
             case _, ("t", "s"):
                 return f"store_lower({base}, {name}, token, left, {row}, BT)"
@@ -137,7 +141,9 @@ def _base(buffer: Buffer, head: str) -> tuple[str, str]:
     if buffer.space is Space.CHUNK:
         own, size = offset(buffer.tile, buffer.parts), extent(*buffer.parts)
         return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * {size}{own}", ""
-    widths = [WIDTH[a] for a in buffer.tile.axes if a != "t"]
+    if buffer.space is Space.NUMBER:
+        return f"{buffer.name}_ptr + i_chunk * HV + i_h", ""
+    widths = [WIDTH[a] for a in row_axes(buffer.tile)]
     heads = "H" if head == "i_k" else "HV"
     width = f" * {widths[0]}" if widths else ""
     return f"{buffer.name}_ptr + {head}{width}", f"{heads}{width}" if width else heads

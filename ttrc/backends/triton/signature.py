@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ttrc.backends.triton.kernel import asks_begins, pointers
 from ttrc.ir.config import Config, block, default_config
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
+from ttrc.ir.tile import row_axes
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -62,6 +63,6 @@ def _of_join(config: Config, d_k: int, d_v: int) -> Signature:
 
 
 def _pointer(buffer: Buffer, kernel: Kernel, dtype: str) -> str:
-    per_number = buffer.space is Space.HEAD or len([a for a in buffer.tile.axes if a != "t"]) == 0
+    per_number = buffer.space is Space.HEAD or len(row_axes(buffer.tile)) == 0
     partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
     return "*fp32" if per_number or partial else f"*{dtype}"
