@@ -402,6 +402,12 @@ def test_a_start_outside_of_the_domain_is_refused():
         run(spec, x)
 
 
+def test_a_kink_elsewhere_is_refused():
+    spec = written(SQUARED, "norm2(S) / 2 + sum(abs(S - S_prev))", update=PREVIOUS)
+    with pytest.raises(CheckFailed, match="kinks at 0"):
+        run(spec, inputs_of(spec))
+
+
 def implicit_huber(state, k, v, x):
     """p' + beta |k|^2 e(p') = p, by the side of the threshold on which p' - v lies."""
     (S,) = state
