@@ -48,6 +48,7 @@ def run(
     """
     if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
         raise NotImplementedError(f"the oracle has no {type(spec.memory).__name__} yet")
+    _check_residual(spec, k.shape[-1], v.shape[-1])
     if scale is None:
         scale = 1.0 if isinstance(spec.memory, MLPMemory) else k.shape[-1] ** -0.5
     repeats = v.shape[2] // k.shape[2]
@@ -89,6 +90,15 @@ def _spread(gate: Tensor, per: Per) -> Tensor:
             return gate[..., None, :]
         case Per.ELEMENT:
             return gate
+
+
+def _check_residual(spec: Spec, d_k: int, d_v: int) -> None:
+    """One of the two being 1 would broadcast."""
+    if isinstance(spec.memory, MLPMemory) and spec.memory.residual and d_k != d_v:
+        raise ArgumentError(
+            f"{spec.name} has a residual from keys to values: it takes as many of each, "
+            f"not {d_k} key channels and {d_v} value channels"
+        )
 
 
 def _initial(spec: Spec, given: State | None, sequences: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:

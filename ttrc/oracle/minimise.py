@@ -106,7 +106,7 @@ def _newton(slope: Slope, S: Tensor, curvature: Callable[[Tensor], Tensor]) -> t
         S, g, size, product = S - length * newton, g_there, size_there, product_there
     raise CheckFailed(
         "the reference found no minimum of the update's objective: "
-        "is it strictly convex in S, and S_prev inside of its domain?"
+        "is it strictly convex in S, smooth but for kinks at 0, and S_prev inside of its domain?"
     )
 
 
