@@ -15,6 +15,7 @@ WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
+MASKS = "_masks"  # works with products of masks
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 
 
@@ -41,6 +42,9 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan_reverse_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_output_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(16, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_prepare_masks": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
+    "chunk_scan_reverse_masks": {64: Config(32, 4, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 1)},
+    "chunk_gradients_masks": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
@@ -59,7 +63,7 @@ LONG: dict[str, dict[int, Config]] = {
 
 def plain_name(kernel: str) -> str:
     """A kernel's name without what kind it is of."""
-    return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR)
+    return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR).removesuffix(MASKS)
 
 
 def block(width: int) -> int:

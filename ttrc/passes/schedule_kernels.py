@@ -16,7 +16,7 @@ segments   pieces of a sequence side by side: each is scanned from an empty stat
 
 from __future__ import annotations
 
-from ttrc.ir.config import CHUNK, LONG_CHUNK, NONLINEAR, WHOLE, plain_name
+from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -66,6 +66,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
 
+    masks = MASKS if _edge_of_moves(forward) else ""
     kind = NONLINEAR if solved else ""
 
     def scan(*stores: Buffer) -> Kernel:
@@ -73,9 +74,9 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
 
     def scan_back(*stores: Buffer) -> Kernel:
         memory = (*known, *solved, *seen)
-        return _kernel(f"chunk_scan_reverse{kind}", Skeleton.SCAN, backward, stores, memory, cotangents)
+        return _kernel(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
-    prepare = [_kernel("chunk_prepare", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+    prepare = [_kernel(f"chunk_prepare{masks}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
     kept, kept_back = (*states, *solved, *seen), (*d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
@@ -84,7 +85,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
     sooner = (*(b for b in gradients if b not in later), *apart)
-    grads = [_kernel(f"chunk_gradients{kind}", Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
+    grads = [_kernel(f"chunk_gradients{kind or masks}", Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
         grads.append(_kernel("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
     kernels = [*prepare, ahead, back, *grads, output]
