@@ -131,8 +131,9 @@ def asks_begins(kernel: Kernel) -> bool:
 
 
 def _lead(kernel: Kernel) -> str:
-    """A buffer in the inputs' dtype."""
-    return next(b.name for b in pointers(kernel) if len(b.tile.axes) == 2)
+    """A buffer in the inputs' dtype, where there is any."""
+    every = pointers(kernel)
+    return next((b.name for b in every if len(b.tile.axes) == 2), every[0].name)
 
 
 def _forward_part(kernel: Kernel) -> Segment:
