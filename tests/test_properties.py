@@ -12,7 +12,21 @@ import torch
 
 import ttrc
 from ttrc import oracle
-from ttrc.runtime.verify import BOUNDS, Case, _oracle, compare, differentiate, draw, relative_rms, verify
+from ttrc.language.load import load_spec
+from ttrc.language.spec import Gradient
+from ttrc.language.state import initial_names
+from ttrc.runtime.verify import (
+    BOUNDS,
+    Case,
+    as_arguments,
+    compare,
+    consult,
+    differentiate,
+    draw,
+    fitting,
+    relative_rms,
+    verify,
+)
 from ttrc.sampling import random_inputs
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
@@ -21,7 +35,15 @@ FORMS = ("chunk", "recurrent")
 LOG_DECAYS = {"gated_deltanet": "g", "retnet": "log_gamma", "lightning_attention": "slope", "ridge_delta": "g",
               "undecayed_read": "g"}  # fmt: skip
 
+
+def segment(name):
+    """Tokens a segment, of a rule that has any: its chunks."""
+    update = load_spec(PATHS[name]).update
+    return update.segment if isinstance(update, Gradient) else None
+
+
 every_rule = pytest.mark.parametrize("name", PATHS)
+any_chunk = pytest.mark.parametrize("name", [name for name in PATHS if segment(name) is None])
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -47,14 +69,40 @@ def inputs(name, dtype=torch.float64, **sizes):
     return {n: x.to(dtype if n in ("q", "k", "v") else single) for n, x in drawn.items()}
 
 
-def run(name, x, **options):
-    """o, final state, and the gradient of a fixed weighing of both for every input."""
-    leaves = {n: t.detach().clone().requires_grad_() for n, t in x.items()}
-    o, final = operator(name)(**leaves, output_final_state=True, **options)
+def call(name, x, **options):
+    """o and the parts of the final state, by name; a chunk that is a segment has no other size."""
+    if segment(name) is not None:
+        options["chunk_size"] = None
+    o, final = operator(name)(**as_arguments(operator(name).spec, x), output_final_state=True, **options)
+    return outputs_of(name, o, final)
+
+
+def outputs_of(name, o, final):
+    ends = [n.replace("initial", "final", 1) for n in initial_names(operator(name).spec)]
+    return {"o": o} | dict(zip(ends, (final,) if isinstance(final, torch.Tensor) else final))
+
+
+def weighed(outputs):
+    """A number that every entry of the outputs moves, by as much as in every other run."""
     generator = torch.Generator().manual_seed(11)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in (o, final)]
-    ((o * weights[0]).sum() + (final * weights[1]).sum().to(o.dtype)).backward()
-    return {"o": o.detach(), "final_state": final.detach(), **{f"d_{n}": t.grad for n, t in leaves.items()}}
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs.values()]
+    return sum((y * w).sum().to(outputs["o"].dtype) for y, w in zip(outputs.values(), weights))
+
+
+def leaves_of(x):
+    return {n: t.detach().clone().requires_grad_() for n, t in x.items()}
+
+
+def with_gradients(outputs, leaves):
+    """The outputs, and the gradient of a fixed weighing of them for every leaf."""
+    weighed(outputs).backward()
+    grads = {f"d_{n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+    return {n: y.detach() for n, y in outputs.items()} | grads
+
+
+def run(name, x, **options):
+    leaves = leaves_of(x)
+    return with_gradients(call(name, leaves, **options), leaves)
 
 
 def assert_agree(a, b, bound):
@@ -91,43 +139,52 @@ KERNELS = {
 def test_the_mathematics_is_the_oracles(name, case):
     """As `verify` does it, with one run of the oracle for both forms."""
     op = operator(name)
+    case = fitting(op.spec, case)
     given, cu_seqlens, cotangents = draw(op.spec, case)
-    given["initial_state"] = given["initial_state"].double()
-    reference = differentiate(_oracle(op.spec), given, cu_seqlens, cotangents, torch.float64, "cpu")
-    for form in FORMS:
+    given = {n: t.double() for n, t in given.items()}
+    reference = consult(op.spec, given, cu_seqlens, cotangents)
+    for form in op.forms:
 
-        def call(x, packing, form=form):
+        def attempt(x, packing, form=form):
             options = dict(form=form, chunk_size=case.chunk_size, backend="torch")
-            return op(**x, cu_seqlens=packing, output_final_state=True, **options)
+            return op(**as_arguments(op.spec, x), cu_seqlens=packing, output_final_state=True, **options)
 
-        made = differentiate(call, given, cu_seqlens, cotangents, None, "cpu")
+        made = differentiate(op.spec, attempt, given, cu_seqlens, cotangents, None, "cpu")
         assert not compare(made, reference, BOUNDS["torch", torch.float64]).failures, form
 
 
 @every_rule
 @pytest.mark.parametrize("form, case", [(f, c) for f in FORMS for c in KERNELS[f]], ids=str)
 def test_the_kernels_are_the_oracles(name, form, case):
-    assert not verify(operator(name), case, form=form, backend="triton", dtype=torch.float32).failures
+    assert not verify(
+        operator(name), fitting(operator(name).spec, case), form=form, backend="triton", dtype=torch.float32
+    ).failures
 
 
 @every_rule
 @every_form
 def test_the_kernels_are_the_oracles_in_half_precision(name, form):
     case = Case(B=1, T=18 if form == "chunk" else 3, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)
-    assert not verify(operator(name), case, form=form, backend="triton", dtype=torch.float16).failures
+    assert not verify(
+        operator(name), fitting(operator(name).spec, case), form=form, backend="triton", dtype=torch.float16
+    ).failures
 
 
 @pytest.mark.parametrize("name, d_k, d_v", [("gated_deltanet", 256, 256), ("mamba2", 129, 200), ("longhorn", 16, 256)])
 @every_form
 def test_wide_heads(name, d_k, d_v, form):
     case = Case(B=1, T=3, H=1, HV=1, d_k=d_k, d_v=d_v, chunk_size=16)
-    assert not verify(operator(name), case, form=form, backend="torch", dtype=torch.float64).failures
+    assert not verify(
+        operator(name), fitting(operator(name).spec, case), form=form, backend="torch", dtype=torch.float64
+    ).failures
 
 
 @pytest.mark.parametrize("name, d_k, d_v", [("gated_deltanet", 256, 256), ("longhorn", 129, 40), ("retnet", 24, 200)])
 def test_wide_heads_in_the_kernels(name, d_k, d_v):
     case = Case(B=1, T=3, H=1, HV=1, d_k=d_k, d_v=d_v, chunk_size=16)
-    assert not verify(operator(name), case, form="chunk", backend="triton", dtype=torch.float32).failures
+    assert not verify(
+        operator(name), fitting(operator(name).spec, case), form="chunk", backend="triton", dtype=torch.float32
+    ).failures
 
 
 # Gates at and past what is sensible
@@ -151,15 +208,11 @@ def test_a_decay_that_forgets_everything(name, floor, backend, dtype, bound):
 
 def of_oracle(name, x):
     """As `run`, by the reference."""
-    leaves = {n: t.detach().double().requires_grad_() for n, t in x.items()}
-    gates = {n: t for n, t in leaves.items() if n not in ("q", "k", "v", "initial_state")}
-    o, final = oracle.run(operator(name).spec, leaves["q"], leaves["k"], leaves["v"], gates,
-                          initial_state=leaves["initial_state"])  # fmt: skip
-    generator = torch.Generator().manual_seed(11)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in (o, final)]
-    ((o * weights[0]).sum() + (final * weights[1]).sum()).backward()
-    grads = {f"d_{n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
-    return {"o": o.detach(), "final_state": final.detach(), **grads}
+    leaves = leaves_of({n: t.double() for n, t in x.items()})
+    gates = as_arguments(operator(name).spec, leaves)
+    q, k, v, state = (gates.pop(n) for n in ("q", "k", "v", "initial_state"))
+    o, final = oracle.run(operator(name).spec, q, k, v, gates, initial_state=state)
+    return with_gradients(outputs_of(name, o, final), leaves)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
@@ -180,7 +233,7 @@ def test_a_rate_that_overflows_the_decay():
 # One operator against itself
 
 
-@every_rule
+@any_chunk
 def test_the_chunk_size_never_shows(name):
     x = inputs(name, T=70)
     whole = run(name, x, form="chunk", chunk_size=128, backend="torch")
@@ -188,7 +241,7 @@ def test_the_chunk_size_never_shows(name):
         assert_agree(run(name, x, form="chunk", chunk_size=size, backend="torch"), whole, 1e-11)
 
 
-@every_rule
+@any_chunk
 def test_the_chunk_size_never_shows_in_the_kernels(name):
     x = inputs(name, torch.float32, T=20, HV=1)
     whole = run(name, x, form="chunk", chunk_size=64, backend="triton")
@@ -227,9 +280,8 @@ SETTINGS = [
 def test_the_future_never_shows(name, form, backend, dtype, T, cut):
     x, changed, per_token = past_and_future(name, dtype, cut, T)
     options = dict(form=form, chunk_size=16, backend=backend)
-    leaves = {n: t.clone().requires_grad_() for n, t in x.items()}
-    o, _ = operator(name)(**leaves, **options)
-    other, _ = operator(name)(**changed, **options)
+    leaves = leaves_of(x)
+    o, other = call(name, leaves, **options)["o"], call(name, changed, **options)["o"]
     assert torch.equal(o[:, :cut], other[:, :cut])
     assert not torch.equal(o[:, cut:], other[:, cut:])
     o[:, :cut].square().sum().backward()
@@ -241,49 +293,51 @@ def test_the_future_never_shows(name, form, backend, dtype, T, cut):
 
 def piecewise(name, x, ends, **options):
     """The sequence in pieces, each starting from the state that the last one left, gradients through the states."""
-    leaves = {n: t.detach().clone().requires_grad_() for n, t in x.items()}
+    leaves = leaves_of(x)
+    names = initial_names(operator(name).spec)
     per_token = {"q", "k", "v", *(g.name for g in operator(name).spec.inputs)}
-    outputs, state = [], leaves["initial_state"]
+    made, state = [], {n: leaves[n] for n in names}
     for a, b in zip(ends, ends[1:]):
-        piece = {n: t[:, a:b] if n in per_token else t for n, t in leaves.items()} | {"initial_state": state}
-        o, state = operator(name)(**piece, output_final_state=True, **options)
-        outputs.append(o)
-    o = torch.cat(outputs, 1)
-    generator = torch.Generator().manual_seed(11)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in (o, state)]
-    ((o * weights[0]).sum() + (state * weights[1]).sum()).backward()
-    return {"o": o.detach(), "final_state": state.detach(), **{f"d_{n}": t.grad for n, t in leaves.items()}}
+        piece = {n: t[:, a:b] if n in per_token else t for n, t in leaves.items()} | state
+        made.append(call(name, piece, **options))
+        state = {n: made[-1][n.replace("initial", "final", 1)] for n in names}
+    return with_gradients(made[-1] | {"o": torch.cat([y["o"] for y in made], 1)}, leaves)
+
+
+def cuts(name, *ends):
+    """The ends themselves, or those of as many segments: a state is handed over between segments alone."""
+    own = segment(name)
+    return ends if own is None else tuple(own * i for i in range(len(ends) - 1)) + (own * (len(ends) - 1) - own // 2,)
 
 
 @every_rule
 @every_form
 def test_a_split_sequence_is_the_whole(name, form):
-    x = inputs(name, T=40)
+    ends = cuts(name, 0, 1, 22, 40)
+    x = inputs(name, T=ends[-1])
     options = dict(form=form, chunk_size=16, backend="torch")
-    assert_agree(piecewise(name, x, (0, 1, 22, 40), **options), run(name, x, **options), 1e-11)
+    assert_agree(piecewise(name, x, ends, **options), run(name, x, **options), 1e-11)
 
 
 @every_rule
 def test_a_split_sequence_is_the_whole_in_the_kernels(name):
-    x = inputs(name, torch.float32, T=20, HV=1)
+    ends = cuts(name, 0, 17, 20)
+    x = inputs(name, torch.float32, T=ends[-1], HV=1)
     options = dict(form="chunk", chunk_size=16, backend="triton")
-    assert_agree(piecewise(name, x, (0, 17, 20), **options), run(name, x, **options), 2e-5)
+    assert_agree(piecewise(name, x, ends, **options), run(name, x, **options), 2e-5)
 
 
 def separately(name, x, ends, **options):
     """Packed sequences one by one."""
-    leaves = {n: t.detach().clone().requires_grad_() for n, t in x.items()}
+    leaves = leaves_of(x)
     per_token = {"q", "k", "v", *(g.name for g in operator(name).spec.inputs)}
     results = []
     for n_th, (a, b) in enumerate(zip(ends, ends[1:])):
         piece = {n: t[:, a:b] if n in per_token else t for n, t in leaves.items()}
-        piece["initial_state"] = leaves["initial_state"][n_th : n_th + 1]
-        results.append(operator(name)(**piece, output_final_state=True, **options))
-    o, final = torch.cat([r[0] for r in results], 1), torch.cat([r[1] for r in results])
-    generator = torch.Generator().manual_seed(11)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in (o, final)]
-    ((o * weights[0]).sum() + (final * weights[1]).sum()).backward()
-    return {"o": o.detach(), "final_state": final.detach(), **{f"d_{n}": t.grad for n, t in leaves.items()}}
+        piece |= {n: leaves[n][n_th : n_th + 1] for n in initial_names(operator(name).spec)}
+        results.append(call(name, piece, **options))
+    joined = {n: torch.cat([r[n] for r in results], 1 if n == "o" else 0) for n in results[0]}
+    return with_gradients(joined, leaves)
 
 
 def packings(*rows):
@@ -297,8 +351,8 @@ def packings(*rows):
 )
 def test_packed_sequences_are_separate_ones(name, form, backend, dtype, ends, bound, integer):
     x = inputs(name, dtype, T=ends[-1])
-    state = torch.randn(len(ends) - 1, *x["initial_state"].shape[1:], dtype=torch.float64)
-    x["initial_state"] = state.to(x["initial_state"].dtype)
+    states = inputs(name, dtype, B=len(ends) - 1, T=1)
+    x |= {n: states[n] for n in initial_names(operator(name).spec)}
     options = dict(form=form, chunk_size=16, backend=backend)
     packed = run(name, x, cu_seqlens=torch.tensor(ends, dtype=integer), **options)
     assert_agree(packed, separately(name, x, ends, **options), bound)
@@ -369,7 +423,7 @@ def test_an_expanded_input_gets_its_gradient(backend):
 def test_half_precision_without_kernels(name, dtype):
     x = inputs(name, dtype, T=20)
     made = run(name, x, form="chunk", chunk_size=16, backend="torch")
-    assert made["o"].dtype == dtype and made["final_state"].dtype == torch.float32
+    assert made["o"].dtype == dtype and all(t.dtype == torch.float32 for n, t in made.items() if n.startswith("final"))
     assert all(made[f"d_{n}"].dtype == t.dtype for n, t in x.items())
     exact = run(name, {n: t.double() for n, t in x.items()}, form="chunk", chunk_size=16, backend="torch")
     assert_agree(made, exact, 8e-3)

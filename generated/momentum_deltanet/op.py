@@ -348,8 +348,8 @@ def chunk_forward_triton(q, k, v, g, m, beta, scale, initial_state, cu_seqlens, 
     inherited_steps = v.new_empty(*v.shape[:3], dtype=torch.float32)
     written_steps_t = v.new_empty(*v.shape[:3], dtype=torch.float32)
     inherited_steps_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    mask_read = v.new_empty(*v.shape[:3], chunk) if save else v.new_empty(0)
-    mask_out = v.new_empty(*v.shape[:3], chunk) if save else v.new_empty(0)
+    mask_read = v.new_empty(*v.shape[:3], chunk)
+    mask_out = v.new_empty(*v.shape[:3], chunk)
     states = (
         v.new_empty(layout.all_chunks, v.shape[2], 2 * q.shape[3] * v.shape[3])
         if save or schedule == "split"
@@ -674,8 +674,8 @@ def _(q, k, v, g, m, beta, scale, initial_state, cu_seqlens, chunk, final, save,
     inherited_steps = v.new_empty(*v.shape[:3], dtype=torch.float32) if triton else v.new_empty(0)
     written_steps_t = v.new_empty(*v.shape[:3], dtype=torch.float32) if triton else v.new_empty(0)
     inherited_steps_2 = v.new_empty(*v.shape[:3], dtype=torch.float32) if triton else v.new_empty(0)
-    mask_read = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
-    mask_out = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
+    mask_read = v.new_empty(*v.shape[:3], chunk) if save and triton else v.new_empty(0)
+    mask_out = v.new_empty(*v.shape[:3], chunk) if save and triton else v.new_empty(0)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, chunk),

@@ -17,7 +17,8 @@ def allocate_forward(plan: Plan) -> str:
     for buffer in blocks(plan.saved):
         text = _new(buffer, plan.form)
         readers = {s.name for s in plan.schedules for x in s.forward if _loads(x, buffer)}
-        if readers == {s.name for s in plan.schedules}:
+        beside = any(b.name == buffer.name for k in plan.forward if k.skeleton is Skeleton.PARALLEL for b in k.stores)
+        if beside or readers == {s.name for s in plan.schedules}:
             lines.append(f"{buffer.name} = {text}")
         else:
             asked = " or ".join(["save", *(f'schedule == "{name}"' for name in sorted(readers))])
@@ -36,8 +37,16 @@ def _loads(launch: Launch, buffer: Buffer) -> bool:
 
 def returned(plan: Plan, buffer: Buffer) -> str:
     """What the op returns of a saved buffer: nothing of one that was needed inside the forward pass alone."""
-    always = all(any(_loads(x, buffer) for x in s.forward) for s in plan.schedules)
-    return buffer.name if always or len(plan.schedules) == 1 else f"{buffer.name} if save else v.new_empty(0)"
+    return (
+        buffer.name
+        if _is_read(plan, buffer) or len(plan.schedules) == 1
+        else f"{buffer.name} if save else v.new_empty(0)"
+    )
+
+
+def _is_read(plan: Plan, buffer: Buffer) -> bool:
+    """Whether every schedule's forward pass reads it itself."""
+    return all(any(_loads(x, buffer) for x in s.forward) for s in plan.schedules)
 
 
 def saved_fake(plan: Plan, buffer: Buffer) -> str:
@@ -48,7 +57,8 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if save else v.new_empty(0)"
     if "v" in buffer.tile.axes:
         return f"{buffer.name} = v.new_empty(v.shape) if save and triton else v.new_empty(0)"
-    return f"{buffer.name} = {_new(buffer, plan.form)} if triton else v.new_empty(0)"
+    wanted = "triton" if _is_read(plan, buffer) else "save and triton"
+    return f"{buffer.name} = {_new(buffer, plan.form)} if {wanted} else v.new_empty(0)"
 
 
 def room(states: tuple[Tile, ...]) -> str:
