@@ -12,6 +12,7 @@ import torch
 
 import ttrc
 from ttrc import oracle
+from ttrc.language.load import parse_spec
 from ttrc.runtime.verify import BOUNDS, Case, _oracle, compare, differentiate, draw, relative_rms, verify
 from ttrc.sampling import random_inputs
 
@@ -160,6 +161,24 @@ def of_oracle(name, x):
     ((o * weights[0]).sum() + (final * weights[1]).sum()).backward()
     grads = {f"d_{n}": torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
     return {"o": o.detach(), "final_state": final.detach(), **grads}
+
+
+@every_form
+def test_a_decay_that_enters_as_itself_is_right_as_a_share(form):
+    """Chunks work with log a, so their d_a is noise / a; a * d_a is right, and that is what a sigmoid passes on."""
+    text = PATHS["gated_deltanet"].read_text().replace("exp(g) * S_prev", "g * S_prev").replace("log_decay", "decay")
+    op = ttrc.load(parse_spec(text))
+    case = Case(B=1, T=40, H=1, HV=2, d_k=6, d_v=5, extreme="strong")
+    x, _, cotangents = draw(op.spec, case)
+    assert x["g"].min() < 1e-12 and x["g"].max() == 1
+
+    def call(x, _):
+        return op(**x, form=form, backend="torch", chunk_size=16, output_final_state=True)
+
+    made = differentiate(call, x, None, cotangents, torch.float64, "cpu")
+    right = differentiate(_oracle(op.spec), x, None, cotangents, torch.float64, "cpu")
+    share = [grads | {"d_g": x["g"] * grads["d_g"]} for grads in (made, right)]
+    assert not compare(*share, BOUNDS["torch", torch.float64]).failures
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
