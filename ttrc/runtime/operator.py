@@ -53,7 +53,8 @@ class Operator:
         its parameters [HV] (their default where the spec has one). States [N, HV, d_k, d_v], float32. scale
         multiplies the read-out, d_k ** -0.5 by default. cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
-        result beyond rounding. backend: "triton", "torch", or "auto" (Triton on a GPU or in its interpreter).
+        result beyond rounding. backend: "triton", "torch", or "auto" (Triton on a GPU or, bfloat16 aside, in its
+        interpreter).
         schedule: how the chunk form's kernels share the work, one of `schedules`, or "auto": what a cost model takes
         to be fastest for the shapes and the chip. Packed sequences are never cut into segments.
         Raises ArgumentError, a ValueError that names the argument.
