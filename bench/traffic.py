@@ -87,7 +87,8 @@ def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> 
 
 def _called(op, x: dict[str, Tensor], schedule: str) -> Tensor:
     gates = {n: t for n, t in x.items() if n not in ("q", "k", "v")}
-    return op(x["q"], x["k"], x["v"], **gates, form="chunk", backend="triton", schedule=schedule)[0]
+    call = getattr(op.package, op.spec.name)  # an operator refuses bfloat16 here, for the values that come of it
+    return call(x["q"], x["k"], x["v"], **gates, form="chunk", backend="triton", schedule=schedule)[0]
 
 
 def _rows(tally: Tally, tokens: int) -> tuple[tuple[str, int, float], ...]:

@@ -158,6 +158,16 @@ def test_kernels_have_no_float64(op, form):
         op(**x, backend="triton", form=form)
 
 
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+def test_the_interpreters_bfloat16_is_not_trusted(op, form):
+    """Its products are wrong by ten orders of magnitude: refused where asked for by name, plain PyTorch otherwise."""
+    x = random_inputs(op.spec, B=B, T=T, H=H, HV=HV, dk=K, dv=V)
+    x |= {n: x[n].bfloat16() for n in ("q", "k", "v")}
+    with pytest.raises(ArgumentError, match="^backend: got 'triton' with bfloat16 in its interpreter"):
+        op(**x, backend="triton", form=form)
+    assert torch.equal(op(**x, form=form)[0], op(**x, form=form, backend="torch")[0])
+
+
 def test_kernels_need_a_gpu_or_the_interpreter(op, x, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ArgumentError, match="^backend: got 'triton'"):

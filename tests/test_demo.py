@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ttrc import oracle
 from ttrc.language.load import load_spec
+from ttrc.tools import tour
 from ttrc.tools.demo import IGNORE, RecallModel, Task, Training, associative_recall, sample
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -92,3 +93,13 @@ def test_a_short_run_writes_its_curve_table_and_plot(tmp_path):
     assert all(len(curve) == 4 and all(0 <= share <= 1 for share in curve) for curve in curves.values())  # 0 2 4 5
     assert (tmp_path / "out" / "recall.png").read_bytes().startswith(b"\x89PNG")
     assert "gated_deltanet" in printed.getvalue() and "2 of them rebinding a key" in printed.getvalue()
+
+
+def test_the_tour_shows_all_of_the_spec_and_its_derivation_in_a_narrow_terminal(tmp_path, monkeypatch):
+    monkeypatch.setattr(tour.compile, "compile_specs", lambda *_, **__: [])
+    monkeypatch.setattr(tour, "associative_recall", lambda names, *_, **__: printed.write(f"trained {names}"))
+    printed, spec = io.StringIO(), load_spec(SPECS / "gated_deltanet.toml")
+    tour.tour(spec, None, 1, tmp_path / "out", Console(file=printed, width=80))
+    assert " ".join(spec.source.text.split()) in " ".join(printed.getvalue().split())
+    assert "S_t = exp(g) S_prev - k e'" in printed.getvalue()
+    assert (tmp_path / "out" / "gated_deltanet.html").is_file() and "trained ('gated_deltanet',)" in printed.getvalue()

@@ -56,7 +56,7 @@ def runs(name, case, sizes, **options):
         def call(x, packing):
             return op(**x, cu_seqlens=packing, output_final_state=True, form="chunk", chunk_size=size, **options)
 
-        return differentiate(call, given, packing, cotangents, torch.float32, "cpu")
+        return differentiate(op.spec, call, given, packing, cotangents, torch.float32, "cpu")
 
     return {size: by(size) for size in sizes}
 

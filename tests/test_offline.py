@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 import toy_kernels as toy
+from ttrc.backends.triton.signature import signature
+from ttrc.compiler import analyse
+from ttrc.emit import emit
 from ttrc.errors import TtrcError
 from ttrc.runtime.load import load
 from ttrc.tools.binary import amd_resources, nvidia_resources
@@ -139,3 +142,24 @@ def test_nothing_spills_where_it_must_not_and_products_take_matrix_instructions(
     assert not [(r.kernel, r.width, r.problem) for r in rows if r.problem]
     multiply = ("chunk_prepare", "chunk_scan", "chunk_scan_reverse", "chunk_gradients", "chunk_output")
     assert all(r.result.matrix_instructions.get("HGMMA") for r in rows if r.kernel in multiply)
+
+
+TIGHT = [("gated_deltanet", 256, "gfx942")] + [
+    (name, 128, "sm_90") for name in ("linear_attention", "retnet", "deltanet", "longhorn")
+]
+
+
+def test_the_kernels_nearest_to_the_limits_keep_them(tmp_path):
+    """Every gradient kernel takes all the registers of sm_90 at 128, and spills none; at 256 all fit on gfx942."""
+    jobs = []
+    for name, width, target in TIGHT:
+        module = analyse(load(name).spec)
+        (tmp_path / f"{name}.py").write_text(emit(module)["kernels.py"], encoding="utf-8")
+        plan = module.forms["chunk"].plan
+        kernel = next(k for k in plan.kernels if k.name == "chunk_gradients")
+        s = signature(kernel, plan, d_k=width, d_v=width, dtype="bf16")
+        launched = (s.types, s.constants, target, s.config.warps, s.config.stages, s.divisible)
+        jobs.append(Job(str(tmp_path / f"{name}.py"), kernel.name, *launched))
+    fits, *lean = compile_many(jobs)
+    assert occupancy(fits, jobs[0].num_warps, "gfx942") == 1, fits
+    assert not [(job.module_path, r) for job, r in zip(jobs[1:], lean) if r.spills]

@@ -12,7 +12,7 @@ import torch
 
 import ttrc
 from ttrc import oracle
-from ttrc.language.load import load_spec
+from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.spec import Gradient
 from ttrc.language.state import initial_names
 from ttrc.runtime.verify import (
@@ -213,6 +213,24 @@ def of_oracle(name, x):
     q, k, v, state = (gates.pop(n) for n in ("q", "k", "v", "initial_state"))
     o, final = oracle.run(operator(name).spec, q, k, v, gates, initial_state=state)
     return with_gradients(outputs_of(name, o, final), leaves)
+
+
+@every_form
+def test_a_decay_that_enters_as_itself_is_right_as_a_share(form):
+    """Chunks work with log a, so their d_a is noise / a; a * d_a is right, and that is what a sigmoid passes on."""
+    text = PATHS["gated_deltanet"].read_text().replace("exp(g) * S_prev", "g * S_prev").replace("log_decay", "decay")
+    op = ttrc.load(parse_spec(text))
+    case = Case(B=1, T=40, H=1, HV=2, d_k=6, d_v=5, extreme="strong")
+    x, _, cotangents = draw(op.spec, case)
+    assert x["g"].min() < 1e-12 and x["g"].max() == 1
+
+    def call(x, _):
+        return op(**x, form=form, backend="torch", chunk_size=16, output_final_state=True)
+
+    made = differentiate(op.spec, call, x, None, cotangents, torch.float64, "cpu")
+    right = consult(op.spec, x, None, cotangents)
+    share = [grads | {"d_g": x["g"] * grads["d_g"]} for grads in (made, right)]
+    assert not compare(*share, BOUNDS["torch", torch.float64]).failures
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

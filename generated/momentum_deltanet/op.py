@@ -334,7 +334,9 @@ def per_key_head(x: Tensor, like: Tensor) -> Tensor:
 
 def uses_triton(backend: str, x: Tensor) -> bool:
     if backend == "auto":
-        return x.dtype != torch.float64 and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+        # The interpreter gets products of bfloat16 wrong.
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1" and x.dtype != torch.bfloat16
+        return x.dtype != torch.float64 and (x.is_cuda or interpreted)
     return backend == "triton"
 
 

@@ -62,9 +62,9 @@ class Operator:
         cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
         result beyond rounding; where gradients are taken at the start of a segment, that is the chunk. backend:
-        "triton", "torch", or "auto" (Triton on a GPU or in its interpreter). schedule: how the chunk form's kernels
-        share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the shapes and the
-        chip. Packed sequences are never cut into segments.
+        "triton", "torch", or "auto" (Triton on a GPU or, bfloat16 aside, in its interpreter). schedule: how the chunk
+        form's kernels share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the
+        shapes and the chip. Packed sequences are never cut into segments.
         Raises ArgumentError, a ValueError that names the argument.
         """
         gates = self._with_defaults(gates, v)

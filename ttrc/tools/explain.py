@@ -25,7 +25,7 @@ def explain(spec: Spec, console: Console) -> None:
     console.print(Rule(Text(spec.name, style="bold")))
     console.print(Text(comment(spec.reference), style="dim"), justify="center")
     _show(console, "The spec", _choices(spec))
-    _show(console, "Derivation", _steps(module))
+    _show(console, "Derivation", derivation(module))
     _show(console, f"Class: {classify.headline(module)}", _findings(module))
     for name, form in module.forms.items():
         _show(console, f"Program of {RUN_TOGETHER[name]} ({name} form)", _program(account.forward(form), spec))
@@ -117,7 +117,8 @@ def _choices(spec: Spec) -> Table:
     return table
 
 
-def _steps(module: Module) -> Table:
+def derivation(module: Module) -> Table:
+    """From the loss and the retention to the recurrence."""
     table = _table("", "")
     for step in account.steps(module):
         lines = "\n".join(as_text(line) for line in step.lines)

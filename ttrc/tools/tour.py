@@ -17,6 +17,7 @@ from ttrc.runtime.verify import verify
 from ttrc.tools import check, compile
 from ttrc.tools.classify import headline
 from ttrc.tools.demo import associative_recall
+from ttrc.tools.explain import derivation
 from ttrc.tools.explain_page import explain_page
 
 
@@ -24,9 +25,11 @@ def tour(spec: Spec, against: Optional[Spec], steps: int, folder: Path, console:
     """Prints each stage; writes FOLDER/NAME.html and FOLDER/recall.png. Raises CheckFailed where a stage fails."""
     folder.mkdir(parents=True, exist_ok=True)
     console.rule("the spec")
-    console.print(Syntax(spec.source.text.strip(), "toml", background_color="default"))
+    console.print(Syntax(spec.source.text.strip(), "toml", background_color="default", word_wrap=True))
     console.rule("what it means")
-    console.print(f"{headline(analyse(spec))}; the whole derivation: `ttrc explain {spec.name}`", markup=False)
+    module = analyse(spec)
+    console.print(derivation(module))
+    console.print(f"{headline(module)}; every stage: `ttrc explain {spec.name}`", markup=False)
     page = folder / f"{spec.name}.html"
     page.write_text(explain_page(spec), encoding="utf-8")
     console.print(f"[dim]{page}[/dim]")
