@@ -79,9 +79,9 @@ def _parts(error: ErrorForm) -> tuple[Expr, ...]:
             return (offset,)
         case Affine(slope, offset):
             return slope, offset
-        case Nonlinear(written, _, None):
+        case Nonlinear(written, root=None):
             return (written,)
-        case Nonlinear(written, _, root):
+        case Nonlinear(written, root=root):
             return written, root.pull, root.base
 
 
