@@ -115,8 +115,11 @@ def derivation(module: Module) -> str:
             lines.append(f"           e = {e}, p = ({_read(r)})' k")
         case Hebbian(offset):
             lines.append(f"           e = {symbolic.equation(offset)}")
-        case Nonlinear(written, _):
+        case Nonlinear(written, _, root):
             lines.append(f"           e = {symbolic.equation(written)}, p = ({_read(r)})' k")
+            if root is not None:
+                equation = f"{root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
+                lines.append(f"           {equation}")
     for reduction in r.reductions:
         body = symbolic.equation(reduction.body)
         lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")

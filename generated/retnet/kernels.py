@@ -144,6 +144,26 @@ def block_numbers(x, n, ROWS: tl.constexpr):
 
 
 @triton.jit
+def root_step(x, low, high, step, base, pull, slope):
+    """A step towards x + pull(x) = base, from pull and its slope at x; pull never falls.
+
+    Newton's, but a bisection where that would leave what is known to hold the root, low to high, or is not half as
+    long as the last step. Returns x, low, high, the step's length, and whether to go on: not where two steps in turn
+    were so short that the error, which is the square of that, is none.
+    """
+    excess = x + pull - base
+    low = tl.where(excess > 0, tl.maximum(low, x - excess), x)
+    high = tl.where(excess > 0, x, tl.minimum(high, x - excess))
+    newton = x - excess / (1.0 + slope)
+    short = 1e-4 * (tl.abs(x) + tl.abs(base))
+    length = tl.abs(newton - x)
+    good = (newton >= low) & (newton <= high) & ((length <= short) | (2.0 * length <= step))
+    following = tl.where(good, newton, 0.5 * (low + high))
+    moves = tl.where((length <= short) & (step <= short), 0, 1)
+    return following, low, high, tl.abs(following - x), moves
+
+
+@triton.jit
 def tanh(x):
     return 2.0 * tl.sigmoid(2.0 * x) - 1.0
 

@@ -32,6 +32,33 @@ def substitute(matrix, base, write, rows, reverse):
     return x
 
 
+def find_root(pull, base):
+    """x with x + pull(x) = base, entry by entry; pull gives its own slope too, and never falls.
+
+    Newton's steps from x = base. Another point, too, says where the root lies: no further than how much the equation
+    is off there. A step beyond what is so known, or not half as long as the last one, is a bisection instead. It ends
+    when two steps in turn are as short as the square root of the precision, for the error is then the square of that.
+    """
+    x, low, high, step = base, -torch.inf, torch.inf, torch.full_like(base, torch.inf)
+    tolerance = torch.finfo(base.dtype).eps ** 0.5
+    for _ in range(1000):
+        pulled, slope = pull(x)
+        excess = x + pulled - base
+        above = excess > 0
+        low, high = torch.where(above, (x - excess).clamp(min=low), x), torch.where(
+            above, x, (x - excess).clamp(max=high)
+        )
+        newton = x - excess / (1.0 + slope)
+        short = (newton - x).abs() <= tolerance * (x.abs() + base.abs())
+        ended = bool((short & (step <= tolerance * (x.abs() + base.abs()))).all())
+        good = (newton >= low) & (newton <= high) & (short | (2.0 * (newton - x).abs() <= step))
+        following = torch.where(good, newton, 0.5 * (low + high))
+        x, step = following, (following - x).abs()
+        if ended:
+            break
+    return x
+
+
 def log_cosh(x):
     return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
 

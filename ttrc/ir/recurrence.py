@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
+from typing import Optional, Union
 
 from ttrc.language.spec import Input, Parameter
-from ttrc.symbolic import Expr, Reduction
+from ttrc.symbolic import Expr, Reduction, Symbol
 
 Gate = Union[Input, Parameter]
 
@@ -27,14 +27,25 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Implicit:
+    """`unknown` is the root of unknown + pull(unknown) = base, where pull never falls, so that there is just one."""
+
+    unknown: Symbol
+    pull: Expr
+    base: Expr
+
+
+@dataclass(frozen=True)
 class Nonlinear:
     """Any other error: written(p), an expression an element.
 
     `sums` are the reductions that hold the prediction; one over v makes each channel's error depend on all of them.
+    `root`, of an implicit step that has no closed form, is worked out after them, and `written` may mention it.
     """
 
     written: Expr
     sums: tuple[Reduction, ...]
+    root: Optional[Implicit] = None
 
 
 ErrorForm = Union[Hebbian, Affine, Nonlinear]

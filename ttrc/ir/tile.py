@@ -17,6 +17,7 @@ from ttrc.symbolic import Expr
 
 Axes = tuple[str, ...]
 AXIS_ORDER = ("t", "s", "k", "v")
+UNKNOWN = "the root"  # what the expression of a Root calls it; no tile has a blank in its name
 SCALE = "scale"  # the read-out's factor
 BEGINS = "begins"  # of a token program: 1 at the first token of a segment, 0 elsewhere
 GIVEN = (SCALE, BEGINS)  # inputs that are plain numbers, without a gradient
@@ -116,6 +117,18 @@ class Inverse:
 
 
 @dataclass(frozen=True)
+class Root:
+    """x with x + pull(x) = base, entry by entry; pull, over UNKNOWN and the names of args, never falls as x grows.
+
+    So the left side rises by at least what x does: there is one x, and any other point tells how far off it can be.
+    """
+
+    pull: Expr
+    base: Tile
+    args: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
 class Substitute:
     """x with x = base - matrix w(x), row after row: matrix [t, s] is strictly lower, or taken transposed.
 
@@ -139,7 +152,7 @@ class Substitute:
         return tuple(dict.fromkeys(t for s in self.body for t in operands(s.op) if t not in made))
 
 
-Op = Union[Elementwise, Contract, Compose, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse, Substitute]
+Op = Union[Elementwise, Contract, Compose, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse, Root, Substitute]
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (matrix, rhs)
         case Inverse(matrix):
             return (matrix,)
+        case Root(_, base, args):
+            return (base, *args)
         case Substitute(matrix, base):
             return (matrix, base, *op.rows)
 

@@ -19,7 +19,7 @@ _OPERATOR = (
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
     "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
-    "chunk_forward_triton chunk_op chunk_size config cut dataclass default_chunk ends enter final grads identity "
+    "chunk_forward_triton chunk_op chunk_size config cut dataclass default_chunk ends enter final find_root grads identity "
     "initial join keep_causal keep_strict kernels last launch lay_out leave larger layout like op os pack_states "
     "per_key_head pieces plain recurrent_backward_op recurrent_forward_triton recurrent_op reference save segments "
     "smaller start starts state_dtype state_shape states sums tensors tokens trail transition unit unpack_states "
@@ -31,7 +31,7 @@ _KERNELS = (
     "at at_bound begin block_numbers block_rows chunk_owner chunk_starts chunks clip diagonal dtype factors first "
     "first_chunk here i i_b i_c i_chunk i_h i_k i_n i_s i_v j left length load_lower load_lower_columns "
     "load_lower_diagonal load_lower_rows load_row load_rows load_vector log_cosh n own partial positive_power power "
-    "program r sign softplus steps store_lower store_row store_rows store_vector substitute t tanh token "
+    "program r root_step sign softplus steps store_lower store_row store_rows store_vector substitute t tanh token "
     "unit_lower_inverse whole_power written"
 ).split()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
+    UNKNOWN,
     Compose,
     Contract,
     CumulativeSum,
@@ -17,6 +18,7 @@ from ttrc.ir.tile import (
     Reduce,
     Relabel,
     Relation,
+    Root,
     Solve,
     Statement,
     Substitute,
@@ -139,6 +141,14 @@ class Builder:
         op = Substitute(matrix, base, x, slice_program(body, [written]), transposed)
         self.statements += [Statement(x, op, origin), *body]
         return x
+
+    def root(self, name: str, pull: Expr, unknown: str, base: Tile, args: dict[str, Tile], origin: str) -> Tile:
+        """x with x + pull(x) = base; `unknown` is what pull calls x, the rest of its symbols are called as in args."""
+        used = {n: t for n, t in args.items() if n in symbolic.names(pull)} | {unknown: Tile(UNKNOWN, base.axes)}
+        pull = symbolic.renamed(pull, {n: sym(t) for n, t in used.items()})
+        pull, operands = self._hoist(name, pull, set(used.values()), base.axes, origin)
+        args = tuple(sorted((t for t in operands if t.name != UNKNOWN), key=lambda t: t.name))
+        return self.emit(name, base.axes, Root(pull, base, args), origin)
 
     def inverse(self, matrix: Tile, origin: str) -> Tile:
         return self.emit("inverse", matrix.axes, Inverse(matrix), origin)

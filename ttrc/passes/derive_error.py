@@ -33,6 +33,10 @@ def derive_error(build: Builder, tiles: dict[str, Tile], error: Nonlinear, predi
     known = tiles | {"p": prediction}
     for reduction in error.sums:
         known[reduction.symbol.name] = derive_sum(build, known, reduction)
+    if error.root is not None:
+        base = build.elementwise("base", error.root.base, known, "update")
+        unknown = error.root.unknown.name
+        known[unknown] = build.root(unknown, error.root.pull, unknown, base, known, "update")
     written = build.elementwise("error", error.written, known, "loss", prediction.axes)
     if error.sums and not symbolic.is_zero_at(error.written, PADDED):  # or padded channels would enter later sums
         written = build.mask("error_inside", written, Relation.VALUES, 0.0, "loss")

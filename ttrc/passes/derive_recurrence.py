@@ -14,6 +14,7 @@ from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import At, Gradient, LinearMemory, Located, Proximal, Spec
+from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
 from ttrc.symbolic import Expr, Scope
 
 LARGEST = 200  # operations of a nonlinear error
@@ -96,8 +97,10 @@ def _parts(error: ErrorForm) -> tuple[Expr, ...]:
             return (offset,)
         case Affine(slope, offset):
             return slope, offset
-        case Nonlinear(written, _):
+        case Nonlinear(written, root=None):
             return (written,)
+        case Nonlinear(written, root=root):
+            return written, root.pull, root.base
 
 
 def _sums_in(scope: Scope, parts: tuple[Expr, ...]) -> list[symbolic.Reduction]:
@@ -221,14 +224,13 @@ def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) ->
     """The error at the implicit point, p' + |k|^2 / m * e(p') = p, as a function of the retained prediction p."""
     solved = _affine(scope, gradient)
     if isinstance(solved, str):
-        error = symbolic.equation(symbolic.spelled_out(_tidy(gradient), tuple(scope.reductions)))
-        raise _at(
-            spec,
-            spec.loss.expr,
-            f"the error dL/dp = {error} {solved}; an implicit step has to solve for p, "
-            "and no kernel class covers that yet",
-            expected='an error that is affine in p, or rule = "gradient"',
-        )
+        explicit = _explicit_step(spec, scope, gradient, curvature)
+        try:
+            return derive_implicit(scope, explicit, {g.name: g.domain for g in (*spec.inputs, *spec.parameters)})
+        except NoImplicitStep as found:
+            error = symbolic.equation(symbolic.spelled_out(symbolic.factored(gradient), tuple(scope.reductions)))
+            message = f"the error dL/dp = {error} {found.why}"
+            raise _at(spec, spec.loss.expr, message, expected=found.expected) from None
     slope, offset = solved
     kappa = scope.reduce(scope.symbols["k"] ** 2) / curvature
     shrink = 1 + kappa * slope

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ttrc import symbolic
 from ttrc.ir.tile import (
     GIVEN,
+    UNKNOWN,
     Carry,
     Compose,
     Contract,
@@ -24,6 +25,7 @@ from ttrc.ir.tile import (
     Reduce,
     Relabel,
     Relation,
+    Root,
     Solve,
     Substitute,
     Tile,
@@ -171,6 +173,18 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             outer = build.contract(via(matrix), row, build.relabel(column, origin), "v", origin)
             negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
             tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))
+        case Root(pull, base, args):  # the implicit function theorem: (1 + pull') dx = d base - d pull
+            slope, *slopes = (
+                symbolic.renamed(symbolic.derivative(pull, x), {UNKNOWN: sym(target)})
+                for x in (symbolic.symbol(UNKNOWN), *map(sym, args))
+            )
+            # On its own: of an adjoint that is fed back, the part that stays the same.
+            share = tape.elementwise(f"{target.name}_share", 1 / (1 + slope), (*args, target))
+            back = tape.elementwise(via(base), sym(adjoint) * sym(share), (adjoint, share))
+            tape.add(base, back)
+            for arg, moved in zip(args, slopes):
+                part = tape.elementwise(via(arg), -sym(back) * moved, (*args, target, back))
+                tape.add(arg, build.reduce(via(arg), part, arg.axes, origin))
         case Substitute(matrix, base, transposed=transposed):  # `adjoint` came by way of what is written
             tape.add(base, adjoint)
             row, column = (op.written, adjoint) if transposed else (adjoint, op.written)

@@ -15,6 +15,7 @@ from ttrc.ir.tile import (
     Op,
     Reduce,
     Relabel,
+    Root,
     Solve,
     Statement,
     Substitute,
@@ -58,6 +59,9 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return Solve(tiles[matrix], tiles[rhs], transposed)
         case Inverse(matrix):
             return Inverse(tiles[matrix])
+        case Root(pull, base, args):
+            pull = symbolic.renamed(pull, {t.name: symbolic.symbol(tiles[t].name) for t in args})
+            return Root(pull, tiles[base], tuple(dict.fromkeys(tiles[t] for t in args)))
         case Substitute(matrix, base):
             body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
             return replace(op, matrix=tiles[matrix], base=tiles[base], body=body)

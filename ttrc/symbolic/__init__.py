@@ -9,6 +9,8 @@ from ttrc.symbolic.algebra import (
     Symbol,
     affine,
     at_least,
+    clipped,
+    clipped_at,
     convert,
     derivative,
     exp,
@@ -22,13 +24,19 @@ from ttrc.symbolic.algebra import (
     log_of,
     names,
     number,
+    of_norm,
+    positive_part,
     renamed,
     size,
+    square_of,
+    square_root,
+    substituted,
     symbol,
     tidy,
 )
 from ttrc.symbolic.code import Dialect, render
 from ttrc.symbolic.functions import choose, coarse
+from ttrc.symbolic.numeric import value
 from ttrc.symbolic.readable import equation, mathml, spelled_out
 
 __all__ = [
@@ -42,6 +50,8 @@ __all__ = [
     "affine",
     "at_least",
     "choose",
+    "clipped",
+    "clipped_at",
     "coarse",
     "convert",
     "derivative",
@@ -58,10 +68,16 @@ __all__ = [
     "mathml",
     "names",
     "number",
+    "of_norm",
+    "positive_part",
     "renamed",
     "render",
     "size",
     "spelled_out",
+    "square_of",
+    "square_root",
+    "substituted",
     "symbol",
     "tidy",
+    "value",
 ]

@@ -14,7 +14,7 @@ from ttrc import symbolic
 from ttrc.emit import comment, tags
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
-from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.ir.tile import (
     Compose,
     Contract,
@@ -25,6 +25,7 @@ from ttrc.ir.tile import (
     Program,
     Reduce,
     Relabel,
+    Root,
     Solve,
     Statement,
     Substitute,
@@ -155,10 +156,17 @@ def _recurrence(r: Recurrence) -> Step:
     before = "S_prev" if decay == 1 else f"{factor(decay)} S_prev"
     used = () if decay == 1 else (decay,)
     lines = [line(f"S_t = {before} - k e'", *used), line("e = {}", shown(r, written(r)))]
+    if isinstance(r.error, Nonlinear) and r.error.root is not None:
+        lines.append(_equation(r, r.error.root))
     if not isinstance(r.error, Hebbian):
         lines.append(line(f"p = ( {before} )' k", *used) if r.reads_decayed else line("p = S_prev' k"))
     lines.append(line("o = scale S_t' q"))
     return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
+
+
+def _equation(r: Recurrence, root: Implicit) -> Line:
+    """What the unknown of an implicit step solves."""
+    return line("{} + {} = {}", root.unknown, shown(r, root.pull), shown(r, root.base))
 
 
 def written(r: Recurrence) -> Expr:
@@ -168,7 +176,7 @@ def written(r: Recurrence) -> Expr:
             return offset
         case Affine(slope, offset):
             return symbolic.tidy(slope * symbol("p") + offset)
-        case Nonlinear(expr, _):
+        case Nonlinear(expr):
             return expr
     raise AssertionError(r.error)
 
@@ -216,6 +224,7 @@ _OPERATIONS = {
     Mask: "mask",
     Relabel: "relabel",
     CumulativeSum: "running sum",
+    Root: "root",
     Solve: "triangular solve",
     Inverse: "triangular inverse",
     Substitute: "nonlinear substitution",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ttrc import symbolic
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.tools.account import shown, written
 
@@ -48,16 +48,24 @@ def _error_class(r: Recurrence) -> Finding:
                 "affine in p: one unit lower-triangular solve a chunk (the WY / UT transform)",
                 f"e = {e} has slope {rate} in p, the same for all value channels, which share the inverse",
             )
-        case Nonlinear(_, sums):
+        case Nonlinear(_, sums, root):
             joined = [s for s in sums if "v" in s.axes]
             total = symbolic.equation(shown(r, joined[0].symbol)) if joined else ""
             return Finding(
                 "error",
                 "nonlinear in p: forward substitution inside a chunk, row after row",
                 f"e = {e} is not affine in p with one slope for all value channels"
-                + (f"; {total} joins the channels, which stay together" if joined else "; each channel is on its own"),
+                + (f"; {total} joins the channels, which stay together" if joined else "; each channel is on its own")
+                + (f"; {_search(root)}" if root is not None else ""),
             )
     raise AssertionError(r.error)
+
+
+def _search(root: Implicit) -> str:
+    return (
+        f"the left side of the equation for {root.unknown} rises at least as fast as {root.unknown}: it has one root, "
+        "Newton's steps with a bracket around them find it, and the implicit function theorem is its adjoint"
+    )
 
 
 def _decay_kind(r: Recurrence) -> str:

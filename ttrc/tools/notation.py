@@ -7,6 +7,7 @@ from html import escape
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
+    UNKNOWN,
     Compose,
     Contract,
     CumulativeSum,
@@ -16,6 +17,7 @@ from ttrc.ir.tile import (
     Op,
     Reduce,
     Relabel,
+    Root,
     Solve,
     Statement,
     Substitute,
@@ -125,6 +127,9 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"solution x of (I + {indexed(matrix)}{chr(39) if transposed else ''}) x = {indexed(rhs)}"
         case Inverse(matrix):
             return f"inverse of I + {indexed(matrix)}"
+        case Root(pull, base, args):
+            names = {t.name: symbol(indexed(t)) for t in args} | {UNKNOWN: symbol("x")}
+            return f"root x of x + {symbolic.equation(symbolic.renamed(pull, names))} = {indexed(base)}"
         case Substitute(matrix, base):
             entry = f"{matrix.name}[{'s,t' if op.transposed else 't,s'}] {op.written.name}[s,v]"
             order = "s > t, from the last row on" if op.transposed else "s < t, from the first row on"

@@ -9,6 +9,7 @@ from ttrc import symbolic
 from ttrc.backends.product import as_product
 from ttrc.ir.tile import (
     GIVEN,
+    UNKNOWN,
     Compose,
     Contract,
     CumulativeSum,
@@ -17,6 +18,7 @@ from ttrc.ir.tile import (
     Reduce,
     Relabel,
     Relation,
+    Root,
     Solve,
     Statement,
     Substitute,
@@ -134,6 +136,14 @@ class TorchPrinter:
         return (
             f"torch.linalg.solve_triangular({matrix}, {self.name(op.rhs)}, upper={op.transposed}, unitriangular=True)"
         )
+
+    @text.register
+    def _(self, op: Root, target: Tile) -> str:
+        x = self.name(target)
+        spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: x}
+        slope = symbolic.derivative(op.pull, symbolic.symbol(UNKNOWN))
+        pull, slope = (symbolic.render(expr, DIALECT, spelling) for expr in (op.pull, slope))
+        return f"find_root(lambda {x}: ({pull}, {slope}), {self.name(op.base)})"
 
     def _broadcast(self, arg: Tile, target: Tile) -> str:
         name = self.name(arg)

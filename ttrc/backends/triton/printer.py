@@ -9,6 +9,7 @@ from ttrc import symbolic
 from ttrc.backends.product import as_product
 from ttrc.ir.tile import (
     GIVEN,
+    UNKNOWN,
     Compose,
     Contract,
     CumulativeSum,
@@ -18,6 +19,7 @@ from ttrc.ir.tile import (
     Reduce,
     Relabel,
     Relation,
+    Root,
     Statement,
     Tile,
     operands,
@@ -74,6 +76,8 @@ class TritonPrinter:
         if isinstance(statement.op, Relabel):
             self._share(target, statement.op.arg)
             return []
+        if isinstance(statement.op, Root):
+            return self._search(statement.op, target)
         text = self.text(statement.op, target)
         if target in self.narrow | self.turned:
             self.raw.add(target.name)
@@ -103,6 +107,23 @@ class TritonPrinter:
         self.alias[target.name] = self.name(source)
         if source.name in self.raw:
             self.raw.add(target.name)
+
+    def _search(self, op: Root, target: Tile) -> list[str]:
+        """The loop that finds a root. Names that begin with _ are nobody else's: no tile's does."""
+        x, base = target.name, self._float(op.base)
+        low, high, step, moving = (f"_{x}_{part}" for part in ("low", "high", "step", "moving"))
+        spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: x}
+        slope = symbolic.derivative(op.pull, symbolic.symbol(UNKNOWN))
+        pull, slope = (symbolic.render(expr, DIALECT, spelling) for expr in (op.pull, slope))
+        state = f"{x}, {low}, {high}, {step}"
+        return [
+            f"{x} = {base}",
+            f"{low}, {high}, {step} = {x} - float('inf'), {x} + float('inf'), {x} + float('inf')",
+            f"{moving} = 100",
+            f"while {moving} > 0:  # until none of them moves; ends sooner by far",
+            f"    {state}, {moving}_now = root_step({state}, {base}, {pull}, {slope})",
+            f"    {moving} = tl.where({f'tl.max({moving}_now)' if target.axes else f'{moving}_now'} > 0, {moving} - 1, 0)",
+        ]
 
     @singledispatchmethod
     def text(self, op, target: Tile) -> str:
