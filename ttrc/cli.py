@@ -106,7 +106,10 @@ def check(
     dtype: Annotated[Optional[str], typer.Option(help="Only this one: float64, float32, float16 or bfloat16.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify kernels against the oracle: outputs, final states and every gradient."""
+    """Verify kernels against the oracle: outputs, final states and every gradient.
+
+    On a GPU this also says what its Triton is known to miscompile there, and whether these kernels are hit.
+    """
     _interpret(device)
     from ttrc.runtime.load import load
     from ttrc.tools import check as tool
@@ -123,6 +126,9 @@ def check(
                 progress.update(bar, advance=1, description=f"{done.spec} {done.form} {done.backend}")
     _print_json(tool.as_data(checks)) if as_json else out.print(tool.as_table(checks))
     failed = [c for c in checks if not c.passed]
+    if device != "cpu":
+        for line in tool.known_faults(checks, device):
+            err.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(checks)} comparisons miss their bound")
 
