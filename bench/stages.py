@@ -172,8 +172,7 @@ def _shapes(name: str):
     from ttrc.tools import bench as tool
 
     kind, *wanted = name.split("-")
-    shapes = {"registry": tool.REGISTRY, "lengths": tool.LENGTHS, "heads": tool.HEADS}[kind]
-    return [s for s in shapes if not wanted or [str(s.heads), str(s.d_k)] == wanted]
+    return [s for s in tool.SHAPES[kind] if not wanted or [str(s.heads), str(s.d_k)] == wanted]
 
 
 def _profile(unit: Unit, device: str, folder: Path) -> dict:

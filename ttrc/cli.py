@@ -37,6 +37,12 @@ class Dtype(str, Enum):
     BF16, FP16, FP32 = "bf16", "fp16", "fp32"
 
 
+class Shapes(str, Enum):
+    """What a benchmark runs at."""
+
+    REGISTRY, LENGTHS, HEADS = "registry", "lengths", "heads"
+
+
 @app.command("list")
 def list_specs(as_json: Json = False) -> None:
     """Shipped specs: their class, their forms, whether they are exact."""
@@ -226,6 +232,9 @@ def bench(
         Optional[Path], typer.Option(help="A peers file; bench/peers.py of a checkout by default.")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of q, k and v.")] = Dtype.BF16,
+    shapes: Annotated[
+        Shapes, typer.Option(help="The field's registry of shapes, or along the length, or along batch times heads.")
+    ] = Shapes.REGISTRY,
     device: Annotated[Optional[str], typer.Option(help="cuda where there is one; cpu runs toy sizes.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Where JSON and plots go.")] = Path("out/bench"),
     as_json: Json = False,
@@ -233,15 +242,19 @@ def bench(
     """Forward and forward + backward beside other implementations, in one run, each checked against the oracle."""
     if device == "cpu":
         _interpret(device)
+    import torch
+
     from ttrc.tools import bench as tool
     from ttrc.tools import bench_report
 
     if device is not None:
         _device(device)
+    on_gpu = device != "cpu" and torch.cuda.is_available()
     with _progress() as progress:
         bar = progress.add_task("timing", total=None)
         done = tool.bench(
             [_path(s) for s in specs],
+            shapes=tool.SHAPES[shapes.value] if on_gpu else None,
             dtype=dtype.value,
             device=device,
             peers=peers,
