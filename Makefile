@@ -52,7 +52,7 @@ wheels:
 		--implementation cp --python-version $(GPU_PYTHON) $(GPU_PLATFORMS) --constraint requirements.lock $(GPU_PACKAGES)
 
 gpu:
-	PYTHONPATH=.:$(GPU_ROOM):$$PYTHONPATH $(PYTHON) bench/gpu.py $(ARGS)
+	$(PYTHON) bench/gpu.py $(ARGS)
 
 clean:
 	rm -rf .venv $(GPU_ROOM) out build dist

@@ -31,7 +31,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 if sys.path[0] == str(HERE):  # run as a script
     sys.path[0] = str(ROOT)
-sys.path.append(str(ROOT / ".wheels"))  # what this machine lacks, behind what it has
+# What this machine lacks, behind what it has: on PYTHONPATH it would stand before, though made for another Python.
+sys.path.append(str(ROOT / ".wheels"))
 
 from bench.stages import STAGES, Unit, every_spec, perform, units  # noqa: E402
 
@@ -108,9 +109,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def _prepare(dry: bool) -> None:
     """What children inherit: where modules lie, and on the CPU the interpreter."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH"), str(ROOT / ".wheels")])
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ["TRITON_CACHE_AUTOTUNING"] = "1"  # what a peer tuned for one unit serves the next
     if dry:

@@ -3,7 +3,7 @@
 fla         flash-linear-attention's chunk kernels (wheel fla-core)
 flashqla    Qwen's TileLang kernels, Hopper and newer
 flashinfer  FlashInfer's gated delta rule, forward only
-sdpa        torch's causal softmax attention: another function, for scale
+sdpa        torch's causal softmax attention, by cuDNN and by flash attention: another function, for scale
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from ttrc.tools.peers import Absent, Inputs, Peer
 
+SOFTMAX = {"sdpa cudnn": SDPBackend.CUDNN_ATTENTION, "sdpa flash": SDPBackend.FLASH_ATTENTION}
 REFUSAL = "fla refuses gated chunk_bwd_dqkwg on Hopper with Triton 3.4.0 up to 3.7.1 (its issue 640)"
 
 
@@ -28,7 +30,7 @@ def peers(spec: str) -> tuple[Peer | Absent, ...]:
     makers: list[Callable[[], Peer]] = [*_FLA.get(spec, ())]
     if spec == "gated_deltanet":
         makers += [_flashqla, _flashinfer]
-    return (*(_or_absent(make) for make in makers), Peer("sdpa", _softmax_attention, same=False))
+    return (*(_or_absent(make) for make in makers), *map(_softmax, SOFTMAX))
 
 
 def _or_absent(make: Callable[[], Peer]) -> Peer | Absent:
@@ -38,9 +40,16 @@ def _or_absent(make: Callable[[], Peer]) -> Peer | Absent:
         return Absent(make.__name__.lstrip("_"), f"{type(error).__name__}: {error}")
 
 
-def _softmax_attention(x: Inputs) -> Tensor:
-    q, k, v = (x[n].transpose(1, 2) for n in ("q", "k", "v"))
-    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != v.shape[1]).transpose(1, 2)
+def _softmax(name: str) -> Peer:
+    """One of torch's kernels for softmax attention, and no other in its place where it does not run."""
+
+    def call(x: Inputs) -> Tensor:
+        q, k, v = (x[n].transpose(1, 2) for n in ("q", "k", "v"))
+        with sdpa_kernel(SOFTMAX[name]):
+            o = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != v.shape[1])
+        return o.transpose(1, 2)
+
+    return Peer(name, call, same=False)
 
 
 # fla ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What there is to do on a GPU day, in pieces: each unit runs in a process of its own and answers with plain data.
 
-verify   every form, dtype and case of a spec on the device, poisoned, twice, against the oracle
+compiler what this Triton is known to get wrong on this chip, probed
+verify   every form, schedule, dtype and case of a spec on the device, poisoned, twice, against the oracle
 tune     one spec at one head dimension and dtype
 bench    one spec over one list of shapes, beside its peers
 profile  the time of each kernel at one shape, and the bandwidth it reached
@@ -9,11 +10,11 @@ profile  the time of each kernel at one shape, and the bandwidth it reached
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("verify", "tune", "bench", "profile")
+STAGES = ("compiler", "verify", "tune", "bench", "profile")
 FIRST = ("gated_deltanet", "mamba2", "linear_attention", "deltanet")  # what the targets are set on
 # One process a number of heads and a width: fla compiles and tunes for each, minutes at a time.
 SHAPES = (
@@ -46,6 +47,9 @@ def every_spec() -> list[str]:
 def units(stage: str, specs: list[str], dry: bool) -> Iterator[Unit]:
     """The pieces of a stage, what matters most first."""
     shipped = [s for s in specs if not s.endswith(".toml")]
+    if stage == "compiler":
+        yield Unit(stage, "triton", (), 120.0)
+        return
     if dry:
         yield from (Unit(stage, s, (), 60.0) for s in (specs if stage == "verify" else shipped[:1]))
         return
@@ -65,8 +69,22 @@ def units(stage: str, specs: list[str], dry: bool) -> Iterator[Unit]:
 
 def perform(unit: Unit, device: str, folder: Path) -> dict:
     """Do it. {"ok", "line": a few words for a table, "data": all of it}."""
-    doing = {"verify": _verify, "tune": _tune, "bench": _bench, "profile": _profile}
+    doing = {"compiler": _compiler, "verify": _verify, "tune": _tune, "bench": _bench, "profile": _profile}
     return doing[unit.stage](unit, device, folder)
+
+
+def _compiler(unit: Unit, device: str, folder: Path) -> dict:
+    """Without a chip every probe runs, in the interpreter."""
+    from ttrc.tools.miscompiles import FAULTS, Finding, find_here
+
+    if device == "cpu":
+        where, found = "Triton's interpreter", tuple(Finding(f, f.probe(device)) for f in FAULTS if f.probe)
+    else:
+        where, found = find_here(device)
+    data = [{"what": f.fault.what, "source": f.fault.source, "hit": f.hit} for f in found]
+    hit = [row["source"] for row in data if row["hit"]]
+    line = f"{where}: {len(data)} known faults, hit by {', '.join(hit) or 'none of those probed'}"
+    return {"ok": not hit, "line": line, "data": data}
 
 
 def _verify(unit: Unit, device: str, folder: Path) -> dict:
@@ -75,16 +93,18 @@ def _verify(unit: Unit, device: str, folder: Path) -> dict:
     from ttrc.runtime.load import load
     from ttrc.runtime.trust import Verifier
     from ttrc.runtime.verify import Case
-    from ttrc.tools.check import ON_GPU
+    from ttrc.tools.check import ON_GPU, SCHEDULES_ON_GPU
 
     op = load(_path(unit.spec))
-    plan = {torch.bfloat16: ON_GPU, torch.float32: ON_GPU[-1:], torch.float16: ON_GPU[-1:]}
+    plan = {torch.bfloat16: ON_GPU + SCHEDULES_ON_GPU, torch.float32: ON_GPU[-1:], torch.float16: ON_GPU[-1:]}
     if device == "cpu":  # the interpreter gets bfloat16 products wrong
-        plan = {torch.float32: [Case(B=1, T=20, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)]}
+        small = Case(B=1, T=20, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)
+        plan = {torch.float32: (small, replace(small, schedule="split"))}
     rows = []
     for form in op.forms:
+        known = ("auto", *op.schedules) if form == "chunk" else ("auto",)
         for dtype, cases in plan.items():
-            for case in cases:
+            for case in (c for c in cases if c.schedule in known):
                 rows.append(
                     {"form": form, "dtype": str(dtype).removeprefix("torch."), "case": str(case)}
                     | _verdict(Verifier, op, form, dtype, device, case)
@@ -152,8 +172,7 @@ def _shapes(name: str):
     from ttrc.tools import bench as tool
 
     kind, *wanted = name.split("-")
-    shapes = {"registry": tool.REGISTRY, "lengths": tool.LENGTHS, "heads": tool.HEADS}[kind]
-    return [s for s in shapes if not wanted or [str(s.heads), str(s.d_k)] == wanted]
+    return [s for s in tool.SHAPES[kind] if not wanted or [str(s.heads), str(s.d_k)] == wanted]
 
 
 def _profile(unit: Unit, device: str, folder: Path) -> dict:

@@ -12,7 +12,7 @@ from ttrc.errors import TtrcError
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs
 from ttrc.tools import bench_report, timing
-from ttrc.tools.bench import OURS, REGISTRY, bench
+from ttrc.tools.bench import OURS, SHAPES, bench
 from ttrc.tools.console import WholeConsole
 from ttrc.tools.peers import Absent, Peer, load_peers
 from ttrc.tools.timing import Roof
@@ -115,10 +115,11 @@ def test_a_piped_table_has_every_column(run):
 
 
 def test_the_field_s_shapes_are_there():
-    shapes = {(s.batch, s.length, s.heads, s.d_k) for s in REGISTRY}
-    assert {(1, 8192, 96, 128), (8, 2048, 32, 256), (8, 1024, 8, 64), (1, 32768, 16, 128)} <= shapes and len(
-        shapes
-    ) == 7
+    shapes = {(s.batch, s.length, s.heads, s.d_k) for s in SHAPES["registry"]}
+    assert {(1, 8192, 96, 128), (8, 2048, 32, 256), (8, 1024, 8, 64), (1, 32768, 16, 128)} <= shapes
+    assert len(shapes) == 7
+    assert [s.length for s in SHAPES["lengths"]] == [1024 << i for i in range(8)]
+    assert [s.batch * s.heads for s in SHAPES["heads"]] == [4, 16, 32, 64, 128, 256, 512]
 
 
 def test_which_wall_binds():
@@ -149,9 +150,20 @@ def test_long_inputs_repeat_a_drawn_part(monkeypatch):
 def test_the_checkouts_own_peers_are_found_and_name_who_is_missing(tmp_path):
     entries = load_peers()("gated_deltanet")
     assert all(isinstance(e, (Peer, Absent)) for e in entries)
-    assert {e.name for e in entries} == {"fla", "flashqla", "flashinfer", "sdpa"}
+    assert {e.name for e in entries} == {"fla", "flashqla", "flashinfer", "sdpa cudnn", "sdpa flash"}
     with pytest.raises(TtrcError, match="no peers file"):
         load_peers(tmp_path / "none.py")
+
+
+def test_softmax_attention_runs_by_the_kernel_that_is_named():
+    cudnn, flash = load_peers()("huber_delta")
+    x = draw_inputs(load("linear_attention").spec, Workload(1, 8, 2, 16, 16), torch.float32, "cpu")
+    scores = torch.einsum("bthd,bshd->bhts", x["q"], x["k"]) / 4
+    weights = scores.masked_fill(~torch.ones(8, 8).tril().bool(), -torch.inf).softmax(-1)
+    assert torch.allclose(flash.call(x), torch.einsum("bhts,bshd->bthd", weights, x["v"]), atol=1e-5)
+    with pytest.raises(RuntimeError):  # there is no cuDNN for a CPU
+        cudnn.call(x)
+    assert not flash.same and not cudnn.same
 
 
 def test_the_interpreter_is_as_before_afterwards():

@@ -1,6 +1,9 @@
 """The command for GPU days, small and without a GPU: every stage runs, failures stay alone, a day goes on."""
 
 import json
+import os
+import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -30,14 +33,19 @@ def test_every_stage_runs_and_a_spec_that_fails_stops_nothing(tmp_path, capsys):
     state = json.loads((day / "state.json").read_text())
     missing = state.pop("verify-no_such_spec")
     assert missing["status"] == "crashed" and "no_such_spec" in missing["line"]
-    assert {k: v["status"] for k, v in state.items()} == {f"{stage}-linear_attention": "ok" for stage in STAGES}
-    for stage in STAGES:
-        told = json.loads((day / stage / f"{stage}-linear_attention.json").read_text())
-        assert told["ok"] and told["data"]
+    keys = {stage: f"{stage}-{'triton' if stage == 'compiler' else 'linear_attention'}" for stage in STAGES}
+    assert {k: v["status"] for k, v in state.items()} == dict.fromkeys(keys.values(), "ok")
+    told = {stage: json.loads((day / stage / f"{key}.json").read_text()) for stage, key in keys.items()}
+    assert all(answer["ok"] and answer["data"] for answer in told.values())
+    assert {(r["form"], r["case"].endswith("split")) for r in told["verify"]["data"]} >= {
+        ("chunk", True),
+        ("chunk", False),
+        ("recurrent", False),
+    }
     assert (tmp_path / "results.tar.gz").stat().st_size > 0
     assert [p.stem for p in (day / "logs").iterdir()] == ["verify-no_such_spec"]
     printed = capsys.readouterr().out
-    assert "4 of 5 units are right (dry" in printed and len(printed) < 12_000
+    assert "5 of 6 units are right (dry" in printed and len(printed) < 12_000
 
     before = {k: v["tries"] for k, v in state.items()}
     gpu.main(arguments)  # only what failed is tried again, and that not for ever
@@ -59,6 +67,13 @@ def test_nothing_is_begun_when_no_time_is_left(tmp_path):
     day = gpu.Day.open(tmp_path / "day")
     gpu._run(Unit("verify", "linear_attention"), day, "cpu", time.monotonic() + 1)
     assert day.state == {}
+
+
+def test_what_a_machine_lacks_stands_behind_what_it_has():
+    """Made for another Python, `.wheels` in front would hide a working package."""
+    gpu._prepare(dry=True)
+    assert ".wheels" not in os.environ["PYTHONPATH"]
+    assert sys.path.index(str(gpu.ROOT / ".wheels")) > sys.path.index(sysconfig.get_path("purelib"))
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

@@ -10,9 +10,10 @@ from ttrc.backends.triton.signature import signature
 from ttrc.compiler import analyse
 from ttrc.emit import emit
 from ttrc.errors import TtrcError
+from ttrc.ir.config import Config, plain_name
 from ttrc.runtime.load import load
 from ttrc.tools.binary import amd_resources, nvidia_resources
-from ttrc.tools.compile import TARGETS, compile_specs
+from ttrc.tools.compile import TARGETS, Row, compile_specs
 from ttrc.tools.offline import CompileFailure, Job, compile_kernel, compile_many
 from ttrc.tools.resources import CHIPS, Resources, occupancy
 
@@ -136,12 +137,25 @@ def test_every_kernel_compiles_for_every_target():
     assert not [(r.kernel, r.target, r.result) for r in rows if not isinstance(r.result, Resources)]
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2"])
+def test_a_kernel_that_is_too_large_is_told():
+    module, config = analyse(load("linear_attention").spec), Config(64, 4, 1)
+
+    def problem(shared, spills=0, width=128, target="sm_90"):
+        made = Resources(200, 8 * spills, spills, 0, shared, {}, 1)
+        return Row(module, "chunk", "chunk_scan", width, target, config, made).problem
+
+    assert problem(227 * 1024) is None
+    assert problem(227 * 1024 + 16) == "does not fit on a multiprocessor (232,464 bytes of shared memory)"
+    assert problem(1024, spills=2) == "spills (16 bytes of stack)"
+    assert problem(1024, spills=2, width=256) is problem(1024, spills=2, target="sm_80") is None
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2", "huber_delta"])
 def test_nothing_spills_where_it_must_not_and_products_take_matrix_instructions(name):
     rows = compile_specs([load(name).spec], targets=("sm_90",), widths=(64, 128))
     assert not [(r.kernel, r.width, r.problem) for r in rows if r.problem]
     multiply = ("chunk_prepare", "chunk_scan", "chunk_scan_reverse", "chunk_gradients", "chunk_output")
-    assert all(r.result.matrix_instructions.get("HGMMA") for r in rows if r.kernel in multiply)
+    assert all(r.result.matrix_instructions.get("HGMMA") for r in rows if plain_name(r.kernel) in multiply)
 
 
 TIGHT = [("gated_deltanet", 256, "gfx942")] + [

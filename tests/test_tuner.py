@@ -194,6 +194,25 @@ def test_where_all_spill_the_least_harm_is_tried(op):
     assert all("predicted slower" in reason for _, reason in pruned)
 
 
+def test_a_few_spills_are_tried_where_they_save_much(op):
+    """As wider panels of gradients do: half as many loops for some dozens of spills outside them."""
+    from ttrc.compiler import analyse
+
+    kernel = analyse(op.spec).forms["chunk"].plan.backward[-1]
+    known = {Config(16, 4, 1): Footprint(0, 3500, 2), Config(32, 4, 1): Footprint(44, 4200, 2)}
+    known[Config(64, 4, 1)] = Footprint(400, 4900, 2)
+    chosen, pruned = tuner.candidates(
+        kernel,
+        Config(16, 4, 1),
+        Workload(16, 2048, 16, 128, 128),
+        lambda name, config: known.get(config, Footprint(0, 0, 0)),
+        132,
+        24,
+    )
+    assert chosen == [Config(16, 4, 1), Config(32, 4, 1)]
+    assert (Config(64, 4, 1), "spills (400 instructions), which others do not") in pruned
+
+
 def test_each_regime_verifies_in_the_schedules_it_runs(op, verifier, monkeypatch):
     monkeypatch.setattr(tuner, "MANY", 4)  # 128 heads would take the interpreter a minute
     calls = []

@@ -37,6 +37,12 @@ class Dtype(str, Enum):
     BF16, FP16, FP32 = "bf16", "fp16", "fp32"
 
 
+class Shapes(str, Enum):
+    """What a benchmark runs at."""
+
+    REGISTRY, LENGTHS, HEADS = "registry", "lengths", "heads"
+
+
 @app.command("list")
 def list_specs(as_json: Json = False) -> None:
     """Shipped specs: their class, their forms, whether they are exact."""
@@ -106,7 +112,10 @@ def check(
     dtype: Annotated[Optional[str], typer.Option(help="Only this one: float64, float32, float16 or bfloat16.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify kernels against the oracle: outputs, final states and every gradient."""
+    """Verify kernels against the oracle: outputs, final states and every gradient.
+
+    On a GPU this also says what its Triton is known to miscompile there, and whether these kernels are hit.
+    """
     _interpret(device)
     from ttrc.runtime.load import load
     from ttrc.tools import check as tool
@@ -123,6 +132,9 @@ def check(
                 progress.update(bar, advance=1, description=f"{done.spec} {done.form} {done.backend}")
     _print_json(tool.as_data(checks)) if as_json else out.print(tool.as_table(checks))
     failed = [c for c in checks if not c.passed]
+    if device != "cpu":
+        for line in tool.known_faults(checks, device):
+            err.print(line, markup=False, highlight=False, soft_wrap=True)
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(checks)} comparisons miss their bound")
 
@@ -220,6 +232,9 @@ def bench(
         Optional[Path], typer.Option(help="A peers file; bench/peers.py of a checkout by default.")
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of q, k and v.")] = Dtype.BF16,
+    shapes: Annotated[
+        Shapes, typer.Option(help="The field's registry of shapes, or along the length, or along batch times heads.")
+    ] = Shapes.REGISTRY,
     device: Annotated[Optional[str], typer.Option(help="cuda where there is one; cpu runs toy sizes.")] = None,
     folder: Annotated[Path, typer.Option("--out", help="Where JSON and plots go.")] = Path("out/bench"),
     as_json: Json = False,
@@ -227,15 +242,19 @@ def bench(
     """Forward and forward + backward beside other implementations, in one run, each checked against the oracle."""
     if device == "cpu":
         _interpret(device)
+    import torch
+
     from ttrc.tools import bench as tool
     from ttrc.tools import bench_report
 
     if device is not None:
         _device(device)
+    on_gpu = device != "cpu" and torch.cuda.is_available()
     with _progress() as progress:
         bar = progress.add_task("timing", total=None)
         done = tool.bench(
             [_path(s) for s in specs],
+            shapes=tool.SHAPES[shapes.value] if on_gpu else None,
             dtype=dtype.value,
             device=device,
             peers=peers,

@@ -431,6 +431,7 @@ def chunk_scan_nonlinear(
             )
         if SAVE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 24: sum(huber(p - v, delta))
         error = beta[:, None] * clip(prediction - v.to(tl.float32), delta[:, None])
         u = -error
@@ -621,6 +622,8 @@ def chunk_scan_reverse_nonlinear(
             store_rows(
                 d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
             )
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             beta[:, None]
             * d_error_fed_back

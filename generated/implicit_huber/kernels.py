@@ -437,6 +437,7 @@ def chunk_scan_nonlinear(
             )
         if SAVE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 24: sum(huber(p - v, delta))
         error = beta[:, None] * clip(
             (prediction - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0), delta[:, None]
@@ -643,6 +644,8 @@ def chunk_scan_reverse_nonlinear(
             store_rows(
                 d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
             )
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             d_error_fed_back
             * d_prediction_via_error_factor[:, None]

@@ -390,6 +390,7 @@ def chunk_scan_nonlinear(
             )
         if SAVE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 27: sum(abs(p - v)**3) / 3
         error = (
             error_factor[:, None]
@@ -558,6 +559,8 @@ def chunk_scan_reverse_nonlinear(
             store_rows(
                 d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
             )
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             2.0
             * d_error_fed_back

@@ -424,6 +424,7 @@ def chunk_scan_whole(
             )
         if SAVE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
         summands = whole_power(prediction - v.to(tl.float32), 2)
         sum_1 = tl.sum(summands, 1)
@@ -633,6 +634,8 @@ def chunk_scan_reverse_whole(
             store_rows(
                 d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
             )
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = d_error_fed_back * error_factor[:, None]
         d_error_factor_via_error = d_error_fed_back * (prediction.to(tl.float32) - v.to(tl.float32))
         d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error, 1)

@@ -26,6 +26,8 @@ from ttrc.runtime.workload import Workload, draw_inputs, programs
 
 MOST = 24  # candidates a kernel
 VALUE_BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3)
+LIGHT = 0.02  # spills, of all instructions, that may be worth what they buy: those outside loops cost next to nothing
+SPILL = 10  # instructions that one of them is worth
 MANY = 128  # heads times sequences from which the regime is "many", as the generated operators count
 
 
@@ -188,15 +190,16 @@ def candidates(
 def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
     if not known.blocks:
         return "does not compile, or does not fit on a multiprocessor"
-    return f"spills ({known.spills} instructions), which others do not" if known.spills and some_are_clean else None
+    heavy = known.spills > LIGHT * known.instructions
+    return f"spills ({known.spills} instructions), which others do not" if heavy and some_are_clean else None
 
 
 def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     looped = kernel.skeleton is Skeleton.PARALLEL  # over the value blocks, which the others split over programs
-    work = known.instructions * (-(-shape.d_v // config.value_block) if looped else 1)
+    work = (known.instructions + SPILL * known.spills) * (-(-shape.d_v // config.value_block) if looped else 1)
     waves = -(-grid // (multiprocessors * max(known.blocks, 1)))
-    return max(grid * work * config.warps / (4 * multiprocessors), waves * work) * (1 + known.spills)
+    return max(grid * work * config.warps / (4 * multiprocessors), waves * work)
 
 
 def _distance(config: Config, default: Config) -> float:

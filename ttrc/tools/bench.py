@@ -49,6 +49,7 @@ REGISTRY = _square(
 LENGTHS = _square(*((1, 1024 << i, 16, 128) for i in range(8)))
 # Heads as batch where that goes: a library that compiles for each number of heads would tune for each.
 HEADS = _square((1, 4096, 4, 128), *((1 << i, 4096, 16, 128) for i in range(6)))
+SHAPES = {"registry": REGISTRY, "lengths": LENGTHS, "heads": HEADS}
 TOY = _square((1, 64, 2, 16), (2, 32, 1, 16))
 SMALL = {"cuda": (256, 2), "cpu": (40, 1)}  # tokens and heads of the shape that the oracle runs
 

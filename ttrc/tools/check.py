@@ -2,10 +2,12 @@
 
 1. the mathematics: the tile programs as plain PyTorch in float64
 2. the kernels: Triton, in its interpreter on the CPU (float32, float16) or on a GPU (bfloat16 as well)
+3. on a GPU, what that Triton is known to get wrong on that chip (miscompiles.py), and whether this build is hit
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,9 +15,10 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ttrc.errors import ArgumentError
+from ttrc.errors import ArgumentError, TtrcError
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.verify import BOUNDS, Case, Result, fitting, verify
+from ttrc.tools.miscompiles import as_lines, find_here
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Ordinary, grouped heads and odd widths; packed with a sequence of one token; gates at the ends of their domains.
@@ -61,10 +64,15 @@ class Check:
     dtype: torch.dtype
     case: Case
     result: Result
+    error: str = ""  # why it did not run
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        return (self.error,) if self.error else self.result.failures
 
     @property
     def passed(self) -> bool:
-        return not self.result.failures
+        return not self.failures
 
 
 def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, torch.dtype, Case]]:
@@ -89,11 +97,22 @@ def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, t
 
 
 def run(op: Operator, device: str = "cpu", dtype: str | None = None) -> Iterator[Check]:
-    """Every comparison in turn."""
+    """Every comparison in turn; one that does not run stops no other."""
     for form, backend, number, case in plan(op, device, dtype):
         where = "cpu" if backend == "torch" else device
-        result = verify(op, case, form=form, backend=backend, dtype=number, device=where)
-        yield Check(op.spec.name, form, backend, number, case, result)
+        try:
+            result, error = verify(op, case, form=form, backend=backend, dtype=number, device=where), ""
+        except TtrcError:
+            raise
+        except Exception as failure:  # whatever a compiler or a driver says
+            result, error = Result({}, {}, BOUNDS[backend, number]), f"{type(failure).__name__}: {str(failure)[:200]}"
+        yield Check(op.spec.name, form, backend, number, case, result, error)
+
+
+def known_faults(checks: list[Check], device: str) -> list[str]:
+    """What this Triton is known to miscompile on this device, and whether these kernels are hit, in lines."""
+    compared = [c for c in checks if c.backend == "triton"]
+    return as_lines(*find_here(device), len(compared), sum(not c.passed for c in compared))
 
 
 def as_table(checks: list[Check]) -> Table:
@@ -112,10 +131,10 @@ def as_table(checks: list[Check]) -> Table:
         table.add_column(column, justify=justify)
     for key in dict.fromkeys((c.spec, c.form, c.backend, c.dtype) for c in checks):
         group = [c for c in checks if (c.spec, c.form, c.backend, c.dtype) == key]
-        outputs = max(e for c in group for e in c.result.outputs.values())
-        gradients = max(e for c in group for e in c.result.gradients.values())
+        outputs = max((e for c in group for e in c.result.outputs.values()), default=math.nan)
+        gradients = max((e for c in group for e in c.result.gradients.values()), default=math.nan)
         bounds = BOUNDS[key[2], key[3]]
-        failed = [f"{c.case}: {', '.join(c.result.failures)}" for c in group if not c.passed]
+        failed = [f"{c.case}: {', '.join(c.failures)}" for c in group if not c.passed]
         table.add_row(
             key[0],
             key[1],
@@ -141,7 +160,7 @@ def as_data(checks: list[Check]) -> list[dict]:
             "outputs": c.result.outputs,
             "gradients": c.result.gradients,
             "bounds": c.result.bounds,
-            "failures": list(c.result.failures),
+            "failures": list(c.failures),
         }
         for c in checks
     ]

@@ -41,12 +41,14 @@ class Row:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it, if anything: it does not compile, or spills at a width where it must not."""
+        """What is wrong, if anything: it does not compile, or spills or does not fit at a width where it must not."""
         match self.result:
             case CompileFailure(reason=reason):
                 return f"does not compile: {reason.splitlines()[-1] if reason else 'no reason given'}"
-            case Resources() as r if self.target == "sm_90" and self.width <= 128 and r.spills:
-                return f"spills ({r.stack_bytes} bytes of stack)"
+            case Resources() as r if self.target == "sm_90" and self.width <= 128:
+                if not occupancy(r, self.config.warps, self.target):
+                    return f"does not fit on a multiprocessor ({r.shared_bytes:,} bytes of shared memory)"
+                return f"spills ({r.stack_bytes} bytes of stack)" if r.spills else None
         return None
 
 

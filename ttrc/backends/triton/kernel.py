@@ -153,6 +153,15 @@ def _only_in_blocks(segment: Segment, tile: Tile) -> bool:
     return bool(users) and all(isinstance(op, Substitute) and tile != op.base for op in users)
 
 
+def _after(segment: Segment, statement: Statement) -> list[Buffer]:
+    """What is loaded again behind a substitution: its rows need the registers that wide tiles would rest in."""
+    if not isinstance(statement.op, Substitute):
+        return []
+    later = segment.statements[segment.statements.index(statement) + 1 :]
+    wanted = {t for s in later for t in operands(s.op)}
+    return [b for b in segment.loads if len(b.tile.axes) == 2 and "v" in b.tile.axes and b.tile in wanted]
+
+
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
@@ -172,7 +181,13 @@ class _Writer:
         made = {s.target for s in segment.statements}
         lines += self._stores(b for b in segment.stores if b.tile not in made)
         for reads, run in groupby(segment.statements, key=lambda s: s.target in also):
-            printed = [line for s in run for line in (*self._statement(s), *self._stored(segment, s))]
+            printed = []
+            for s in run:
+                printed += [
+                    *self._statement(s),
+                    *self._stored(segment, s),
+                    *self._loads(_after(segment, s), again=True),
+                ]
             lines += _guarded("READ", printed) if reads else printed
         return "\n".join(lines)
 

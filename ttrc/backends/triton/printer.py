@@ -116,13 +116,14 @@ class TritonPrinter:
         slope = symbolic.derivative(op.pull, symbolic.symbol(UNKNOWN))
         pull, slope = (symbolic.render(expr, DIALECT, spelling) for expr in (op.pull, slope))
         state = f"{x}, {low}, {high}, {step}"
+        any_of = f"tl.max({moving}_now)" if target.axes else f"{moving}_now"
         return [
             f"{x} = {base}",
             f"{low}, {high}, {step} = {x} - float('inf'), {x} + float('inf'), {x} + float('inf')",
             f"{moving} = 100",
             f"while {moving} > 0:  # until none of them moves; ends sooner by far",
             f"    {state}, {moving}_now = root_step({state}, {base}, {pull}, {slope})",
-            f"    {moving} = tl.where({f'tl.max({moving}_now)' if target.axes else f'{moving}_now'} > 0, {moving} - 1, 0)",
+            f"    {moving} = tl.where({any_of} > 0, {moving} - 1, 0)",
         ]
 
     @singledispatchmethod
