@@ -11,7 +11,6 @@ from ttrc.symbolic.algebra import (
     at_least,
     clipped,
     clipped_at,
-    convert,
     derivative,
     exp,
     expanded,
@@ -38,6 +37,7 @@ from ttrc.symbolic.code import Dialect, render
 from ttrc.symbolic.functions import choose, coarse
 from ttrc.symbolic.numeric import value
 from ttrc.symbolic.readable import equation, mathml, spelled_out
+from ttrc.symbolic.trees import convert
 
 __all__ = [
     "Dialect",
