@@ -1,0 +1,108 @@
+"""Rules that nobody wrote: losses, retentions, updates and shapes drawn from the language, each down the whole road."""
+
+import torch
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+
+import ttrc
+from ttrc.errors import SpecError
+from ttrc.language.load import parse_spec
+from ttrc.runtime.verify import Case, fitting, verify
+
+# Terms of a loss, all of them convex and smooth nearly everywhere; the first draws the state most gently.
+TERMS = (
+    "norm2(p - v) / 2",
+    "-dot(p, v)",
+    "sum(huber(p - v, delta))",
+    "sum(log_cosh(p - v))",
+    "sqrt(norm2(p - v) + 0.1)",
+    "sum(sqrt(square(p - v) + 0.01)) / 2",
+    "sum(softplus(p)) / 4",
+    "norm2(p) / 8",
+)
+WEIGHTS = ("beta", "beta * eta", "beta / (1 + norm2(k))", "beta * sigmoid(r)")
+RETENTIONS = (
+    "norm2(S - S_prev) / 2",
+    "norm2(S - exp(g) * S_prev) / 2",
+    "norm2(S - exp(g) * S_prev) / 2 + lam * norm2(S) / 2",
+    "(1 + eta) * norm2(S - a * S_prev) / 2",
+)
+UPDATES = (
+    'rule = "gradient"\nat = "previous"',
+    'rule = "gradient"\nat = "retained"',
+    'rule = "gradient"\nat = "segment_start"\nsegment = 16',
+    'rule = "proximal"',
+)
+MOMENTA = ("", 'momentum = "exp(m)"', 'momentum = "a"', 'momentum = "0.5"')
+GATES = {
+    "g": "log_decay",
+    "m": "log_decay",
+    "a": "decay",
+    "beta": "unit",
+    "eta": "unit",
+    "lam": "nonnegative",
+    "delta": "positive",
+    "r": "real",
+}
+
+
+@st.composite
+def specs(draw) -> str:
+    terms = draw(st.lists(st.sampled_from(TERMS), min_size=1, max_size=2, unique=True))
+    weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, UPDATES))
+    momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update else ""
+    body = (
+        f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n'
+        f'[retention]\nexpr = "{retention}"\n[update]\n{update}\n{momentum}\n'
+    )
+    words = set("".join(c if c.isalnum() or c == "_" else " " for c in body.replace('"', " ")).split())
+    fixed = draw(st.sets(st.sampled_from(sorted(GATES)), max_size=2))
+    tables = {"inputs": "", "parameters": ""}
+    for name, domain in GATES.items():
+        if name in words:
+            tables["parameters" if name in fixed else "inputs"] += f'{name} = {{ per = "head", domain = "{domain}" }}\n'
+    head = 'schema = 1\nname = "drawn"\nreference = ""\n'
+    declared = "".join(f"[{table}]\n{rows}" for table, rows in tables.items() if rows)
+    return head + declared + '[memory]\nkind = "linear"\n' + body
+
+
+@st.composite
+def cases(draw) -> Case:
+    heads = draw(st.integers(1, 2))
+    return Case(
+        B=draw(st.integers(1, 2)),
+        T=draw(st.integers(1, 21)),
+        H=heads,
+        HV=heads * draw(st.integers(1, 2)),
+        d_k=draw(st.integers(2, 9)),  # of one channel, a step of 1 leaves nothing: a gradient of 0 has no relative error
+        d_v=draw(st.integers(1, 9)),
+        chunk_size=16,
+        extreme=draw(st.sampled_from((None, None, "strong", "weak"))),
+        seed=draw(st.integers(0, 99)),
+    )
+
+
+# A failing rule is short as it is: to shrink it would take minutes of compiling.
+@settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(specs(), cases())
+def test_a_rule_drawn_from_the_grammar_takes_the_whole_road(text, case):
+    """Compiled, then held against the oracle: plain PyTorch in float64 in every form, and the kernels in float32."""
+    spec = parse_spec(text)
+    try:
+        op = ttrc.load(spec)
+    except SpecError as refused:  # a class that is not covered says so, with its place
+        assert refused.line and refused.expected
+        assume(False)
+    case = fitting(spec, case)
+    for form in op.forms:
+        checked = verify(op, case, form=form, backend="torch", dtype=torch.float64)
+        assert not checked.failures, (form, text)
+    checked = verify(op, case, form=op.forms[0], backend="triton", dtype=torch.float32)
+    assert not checked.failures, text
