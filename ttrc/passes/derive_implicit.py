@@ -89,9 +89,8 @@ def _radial(scope: Scope, explicit: Nonlinear) -> tuple[Expr, Expr, Expr, Symbol
     """(y, slope, c, s) with e = y * c(s), y = slope * p + anything a channel, s the symbol of the sum of y**2."""
     p, v = scope.symbols["p"], scope.symbols["v"]
     refusal = NoImplicitStep(
-        "joins the value channels in a way that an implicit step cannot be solved for: it works channel by channel, "
-        "or along p - v by a factor that hangs on norm(p - v)",
-        'a sum over channels, a function of norm(p - v), or rule = "gradient"',
+        "joins the value channels: the proximal step can be solved for one by one, or along p - v as a whole",
+        'a loss that is a sum over channels, or a function of norm(p - v); or rule = "gradient"',
     )
     if len(explicit.sums) != 1:
         raise refusal
