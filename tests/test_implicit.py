@@ -16,6 +16,7 @@ from ttrc.language.load import parse_spec
 from ttrc.runtime.load import load
 from ttrc.runtime.verify import Case, verify
 from ttrc.sampling import random_inputs
+from ttrc.tools.explain import as_data
 
 EXPLICIT, IMPLICIT = 'rule = "gradient"\nat = "{at}"', 'rule = "proximal"'
 CORNERED = ("absolute", "insensitive", "quantile", "norm", "shift")
@@ -87,6 +88,16 @@ def test_what_has_no_closed_form_is_searched_for(loss):
     roots = [s for form in module.forms.values() for s in form.forward.statements if isinstance(s.op, Root)]
     assert bool(root_of(module)) == (loss in SEARCHED) and bool(roots) == (loss in SEARCHED)
     assert all(s.target.axes in ((("t", "v"), ("v",)) if loss in SEPARABLE else (("t",), ())) for s in roots)
+
+
+def test_the_search_is_explained():
+    for loss, unknown, base in (("l3", "p_new", "p"), ("root", "norm_new", "sqrt(norm2(p - v))")):
+        told = as_data(spec_of(loss))
+        lines = [line for step in told["derivation"] for line in step["lines"]]
+        assert any(x.startswith(f"{unknown} + ") and x.endswith(f" = {base}") and "norm2(k)" in x for x in lines)
+        assert any("Newton's steps" in finding["because"] for finding in told["findings"])
+        assert any(a["meaning"].startswith("root x of x + ") for a in told["forms"]["chunk"]["forward"])
+        assert told["forms"]["chunk"]["adjoint_operations"].get("root") is None  # its adjoint is arithmetic
 
 
 # Refusals: a loss that is not convex, has a corner, or mixes the channels

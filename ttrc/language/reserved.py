@@ -12,7 +12,7 @@ WORDS = ("p", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
 
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (
-    "scale initial_state final_state output_final_state cu_seqlens form schedule state "
+    "self scale initial_state final_state output_final_state cu_seqlens form schedule state "
     "T B C D H HV N K V BT BK BV EVERY dq dk dv do dp ds dstate"
 ).split()
 

@@ -23,7 +23,7 @@ from ttrc.language.domains import INTERVALS
 from ttrc.language.spec import Domain
 from ttrc.symbolic import Expr, Scope, Symbol
 
-DRAWS = 32  # how many values of all else
+DRAWS, CLOSE = 32, 8  # how many values of all else, and for how many of them jumps are closed in on
 REACH = tuple(10 ** (i / 4) for i in range(-12, 9))  # how far from each of them predictions are looked at
 BESIDE = 1e-9  # next to 0
 JUMP = 1e-3  # of a step of the error: as much as this is there still between two neighbouring numbers
@@ -130,7 +130,7 @@ def _look(error: Expr, x: Symbol, domains: dict[str, Domain], from_zero: bool = 
                     "the proximal step needs a convex loss",
                     "a convex loss and a weight whose domain is nonnegative",
                 )
-        jump = _jump(of, line)
+        jump = _jump(of, line) if draw < CLOSE else None
         if from_zero and jump is None and abs(of(BESIDE)) > JUMP:
             jump = 0.0
         if jump is not None:

@@ -16,7 +16,6 @@ import sympy
 from ttrc.language.spec import Domain
 from ttrc.symbolic.functions import (
     choose,
-    larger,
     positive_power,
 )
 
