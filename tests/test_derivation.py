@@ -40,6 +40,24 @@ def nonlinear(decay, written, reads_decayed=False):
     return Nonlinear, decay, None, written, reads_decayed
 
 
+def implicit(decay, written, joined=False):
+    """e = written(x, r) at the residual r for which r + |k|^2 written(x, r) = p - v.
+
+    Each of these losses is smallest at r = 0: the way from p - v to 0 is halved, an entry each or for all as one.
+    """
+
+    def at_the_root(x):
+        start, low, high = residual(x), torch.zeros(3).double(), torch.ones(3).double()
+        for _ in range(80):
+            middle = (low + high) / 2
+            off = (middle * start + x["k"].square().sum() * written(x, middle * start) - start) * torch.sign(start)
+            above = (off.sum().expand(3) if joined else off) > 0
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return written(x, low * start)
+
+    return nonlinear(decay, at_the_root, True)
+
+
 def none(x):
     return 1.0
 
@@ -99,6 +117,24 @@ EXPECTED = {
     "logistic_delta": nonlinear(
         lambda x: exp(x["g"]), lambda x: -x["beta"] * x["v"] * torch.sigmoid(-x["p"] * x["v"]), True
     ),
+    "implicit_huber": implicit(
+        lambda x: exp(x["g"]),
+        lambda x, r: x["beta"] * torch.minimum(torch.maximum(r, -x["delta"]), x["delta"]),
+    ),
+    "implicit_l_p": implicit(lambda x: exp(x["g"]), lambda x, r: x["beta"] * r * torch.sqrt(r.square() + 0.01)),
+    "implicit_log_cosh": implicit(
+        lambda x: 1 / (1 + x["lam"]), lambda x, r: x["beta"] * x["delta"] * torch.tanh(r / x["delta"]) / (1 + x["lam"])
+    ),
+    "implicit_huber_norm": implicit(
+        lambda x: exp(x["g"]),
+        lambda x, r: x["beta"] * r * torch.clamp(x["delta"] / torch.linalg.vector_norm(r), max=1),
+        joined=True,
+    ),
+    "implicit_pseudo_huber_norm": implicit(
+        lambda x: exp(x["g"]),
+        lambda x, r: x["beta"] * x["delta"] * r / torch.sqrt(x["delta"].square() + r.square().sum()),
+        joined=True,
+    ),
 }
 
 
@@ -123,6 +159,14 @@ def evaluate(expr, recurrence, x):
     for reduction in recurrence.reductions:
         assert len(reduction.axes) == 1
         numbers[reduction.symbol.name] = value(reduction.body).sum()
+    root = recurrence.error.root if isinstance(recurrence.error, Nonlinear) else None
+    if root is not None:
+        base = value(root.base)
+        low, high = -100 + torch.zeros_like(base), 100 + torch.zeros_like(base)
+        for _ in range(80):
+            numbers[root.unknown.name] = middle = (low + high) / 2
+            above = middle + value(root.pull) > base
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
     return value(expr).expand(3)
 
 
@@ -320,20 +364,23 @@ REFUSED = {
         14,
         ("convex loss",),
     ),
-    "nonlinear proximal": (
-        swap(LOSS, '"sum(huber(p - v, 1))"', f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("nonlinear in p",)
-    ),
-    "proximal by channel": (
-        swap(LOSS, '"sum(square(p - v) * sigmoid(v))"', f'rule = "gradient"\n{AT}', PROXIMAL),
+    "nonlinear concave proximal": (
+        swap(LOSS, '"sum(-huber(p - v, 1))"', f'rule = "gradient"\n{AT}', PROXIMAL),
         "loss.expr",
         14,
-        ("slope", "every value channel"),
+        ("falls from", "convex loss"),
     ),
-    "proximal value sums": (
-        swap(WEIGHT, '"beta / (1 + norm2(v))"', f'rule = "gradient"\n{AT}', PROXIMAL),
+    "cornered proximal": (
+        swap(LOSS, '"sum(abs(p - v))"', f'rule = "gradient"\n{AT}', PROXIMAL),
         "loss.expr",
         14,
-        ("sum over the value channels",),
+        ("jumps at", "without corners"),
+    ),
+    "mixing proximal": (
+        swap(LOSS, '"log(sum(exp(p))) - dot(p, v)"', f'rule = "gradient"\n{AT}', PROXIMAL),
+        "loss.expr",
+        14,
+        ("joins the value channels",),
     ),
     "key channels": (swap(DECAY, DECAY.replace("head", "key_channel")), "g", 6, ("key_channel", "per head")),
     "elements": (swap(DECAY, DECAY.replace("head", "element")), "g", 6, ("element", "per head")),

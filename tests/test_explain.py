@@ -114,6 +114,15 @@ def page():
             ],
         ),
         (
+            "implicit_huber",
+            [
+                "linear memory, nonlinear error, data-dependent decay",
+                "one proximal (implicit) step a token",
+                "e = beta*clip((p - v)/(beta*norm2(k) + 1), delta)",
+                "p + (|k|^2 / m) dL/dp = (a S_prev)' k",
+            ],
+        ),
+        (
             "longhorn",
             [
                 "linear memory, affine error, no decay",

@@ -40,7 +40,8 @@ def build(tmp_path, monkeypatch):
     """A rule's operator from freshly compiled files, some of their text replaced."""
 
     def make(name="gated_deltanet", broken_passes=False, **edits):
-        path = ROOT / "specs" / f"{name}.toml"
+        path = next(path for path in (ROOT / "specs", ROOT / "tests/unseen") if (path / f"{name}.toml").exists())
+        path = path / f"{name}.toml"
         spec = load_spec(path)
         if broken_passes:
             monkeypatch.setattr(emit, "format_code", str)  # nobody reads it
@@ -439,3 +440,13 @@ def test_what_differs_between_two_runs_is_seen(build):
 
     op.package.op.OPS["chunk"] = noisy
     assert "not repeatable" in Verifier(op, "chunk", torch.float32, "cpu", [CHUNKED])()
+
+
+@pytest.mark.parametrize("name, root", [("implicit_l_p", "p_new"), ("implicit_pseudo_huber_norm", "norm_new")])
+def test_an_implicit_step_that_passes_its_whole_cotangent_on(build, name, root):
+    """Without the share 1 / (1 + pull') of the implicit function theorem."""
+    edit = [(f"{root}_share = ", f"{root}_share = 1.0 + 0.0 * ")]
+    sound, broken = build(name), build(name, reference=edit, kernels=edit)
+    for setting in SETTINGS:
+        assert not failures(sound, setting)
+        assert "d_initial_state" in named(failures(broken, setting))

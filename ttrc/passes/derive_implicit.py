@@ -23,7 +23,7 @@ from ttrc.language.domains import INTERVALS
 from ttrc.language.spec import Domain
 from ttrc.symbolic import Expr, Scope, Symbol
 
-DRAWS = 32  # how many values of all else
+DRAWS, CLOSE = 32, 8  # how many values of all else, and for how many of them jumps are closed in on
 REACH = tuple(10 ** (i / 4) for i in range(-12, 9))  # how far from each of them predictions are looked at
 BESIDE = 1e-9  # next to 0
 JUMP = 1e-3  # of a step of the error: as much as this is there still between two neighbouring numbers
@@ -89,9 +89,8 @@ def _radial(scope: Scope, explicit: Nonlinear) -> tuple[Expr, Expr, Expr, Symbol
     """(y, slope, c, s) with e = y * c(s), y = slope * p + anything a channel, s the symbol of the sum of y**2."""
     p, v = scope.symbols["p"], scope.symbols["v"]
     refusal = NoImplicitStep(
-        "joins the value channels in a way that an implicit step cannot be solved for: it works channel by channel, "
-        "or along p - v by a factor that hangs on norm(p - v)",
-        'a sum over channels, a function of norm(p - v), or rule = "gradient"',
+        "joins the value channels: the proximal step can be solved for one by one, or along p - v as a whole",
+        'a loss that is a sum over channels, or a function of norm(p - v); or rule = "gradient"',
     )
     if len(explicit.sums) != 1:
         raise refusal
@@ -131,7 +130,7 @@ def _look(error: Expr, x: Symbol, domains: dict[str, Domain], from_zero: bool = 
                     "the proximal step needs a convex loss",
                     "a convex loss and a weight whose domain is nonnegative",
                 )
-        jump = _jump(of, line)
+        jump = _jump(of, line) if draw < CLOSE else None
         if from_zero and jump is None and abs(of(BESIDE)) > JUMP:
             jump = 0.0
         if jump is not None:

@@ -9,8 +9,6 @@ from ttrc.symbolic.algebra import (
     Symbol,
     affine,
     at_least,
-    clipped,
-    clipped_at,
     derivative,
     exp,
     expanded,
@@ -23,17 +21,21 @@ from ttrc.symbolic.algebra import (
     log_of,
     names,
     number,
-    of_norm,
-    positive_part,
     renamed,
     size,
-    square_of,
-    square_root,
-    substituted,
     symbol,
     tidy,
 )
 from ttrc.symbolic.code import Dialect, render
+from ttrc.symbolic.equations import (
+    clipped,
+    clipped_at,
+    of_norm,
+    positive_part,
+    square_of,
+    square_root,
+    substituted,
+)
 from ttrc.symbolic.functions import choose, coarse
 from ttrc.symbolic.numeric import value
 from ttrc.symbolic.readable import equation, mathml, spelled_out

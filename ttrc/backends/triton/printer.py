@@ -116,14 +116,14 @@ class TritonPrinter:
         slope = symbolic.derivative(op.pull, symbolic.symbol(UNKNOWN))
         pull, slope = (symbolic.render(expr, DIALECT, spelling) for expr in (op.pull, slope))
         state = f"{x}, {low}, {high}, {step}"
-        any_of = f"tl.max({moving}_now)" if target.axes else f"{moving}_now"
+        longest = f"tl.max({step})" if target.axes else step
         return [
             f"{x} = {base}",
-            f"{low}, {high}, {step} = {x} - float('inf'), {x} + float('inf'), {x} + float('inf')",
-            f"{moving} = 100",
-            f"while {moving} > 0:  # until none of them moves; ends sooner by far",
-            f"    {state}, {moving}_now = root_step({state}, {base}, {pull}, {slope})",
-            f"    {moving} = tl.where({any_of} > 0, {moving} - 1, 0)",
+            f"{low}, {high}, {step} = {x}, {x}, {x} + float('inf')",
+            f"{moving} = 200",
+            f"while {moving} > 0:  # until all have come to rest",
+            f"    {state} = root_step({state}, {base}, {pull}, {slope})",
+            f"    {moving} = tl.where({longest} > 0, {moving} - 1, 0)",
         ]
 
     @singledispatchmethod
