@@ -18,22 +18,22 @@ from ttrc.tools.offline import CompileFailure
 from ttrc.tools.predict import NoPrediction, parse_shape, predict
 from ttrc.tools.resources import PARTS, Part, Resources, parts
 from ttrc.tools.timing import Roof
-from ttrc.tools.walls import STEP_SECONDS, walls
+from ttrc.tools.walls import PRODUCT_SECONDS, STEP_SECONDS, walls
 
 MODULE = analyse(load("gated_deltanet").spec)
 FEW, MANY = Workload(1, 32768, 4, 128, 128), Workload(8, 2048, 96, 128, 128)
 CLEAN = Resources(128, 0, 0, 0, 64 * 1024, {}, 1000)  # three programs of four warps a multiprocessor of sm_90
 
 
-def rows(results=None, target="sm_90", width=128):
+def rows(results=None, target="sm_90", width=128, module=MODULE):
     made = []
-    for form in MODULE.forms.values():
+    for form in module.forms.values():
         for kernel in form.plan.kernels:
             config, result = (
                 default_config(kernel.name, form.plan.chunk, width, width),
                 (results or {}).get(kernel.name, CLEAN),
             )
-            made.append(Row(MODULE, form.name, kernel.name, width, target, config, result))
+            made.append(Row(module, form.name, kernel.name, width, target, config, result))
     return made
 
 
@@ -140,6 +140,18 @@ def test_a_step_takes_what_its_instructions_take_where_that_is_more():
         warps = default_config("chunk_scan", CHUNK, 128, 128).warps
         assert kernel(found, "chunk_scan").step_us == pytest.approx(at_once * 6000 * warps / 4 / 1830)
         assert kernel(found, "chunk_prepare").walls == kernel(on("H100 SXM", "forward", shape), "chunk_prepare").walls
+
+
+def test_a_step_takes_what_the_products_in_its_chain_take_where_that_is_more():
+    """A substitution goes row by row: what binds a rule that has one is neither memory nor the matrix units."""
+    op = load("huber_delta")
+    rows_of = (16 + 1) * CHUNK // 16
+    for which, name in (("forward", "chunk_scan_nonlinear"), ("backward", "chunk_scan_reverse_nonlinear")):
+        found = kernel(on("H100 SXM", which, MANY, module=analyse(op.spec)), name)
+        assert rows_of * 0.4 < found.step_us < (rows_of + 8) * 0.4
+        assert found.walls.binding == "serial"
+    assert op.package.op.ROOF.product == PRODUCT_SECONDS  # the operator's own cost model
+    assert kernel(on("H100 SXM", "forward", FEW), "chunk_scan").step_us == pytest.approx(1e6 * STEP_SECONDS)
 
 
 def test_traffic_that_the_cache_holds_is_marked():

@@ -1,6 +1,8 @@
 """The tuner chooses by time among configurations that are right; every fault that is planted is caught and named."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from ttrc.errors import TtrcError
 from ttrc.ir.config import Config
+from ttrc.paths import generated_dir
 from ttrc.runtime import tuned, tuner
 from ttrc.runtime.load import load
 from ttrc.runtime.poison import poisoned
@@ -157,6 +160,36 @@ def test_suspects_read_back(tmp_path):
     tuned.write_suspects(tmp_path / "new" / "x.json", suspects)
     assert tuned.read_suspects(tmp_path / "new" / "x.json") == suspects
     assert tuned.read_suspects(tmp_path / "none.json") == []
+
+
+def test_new_lengths_and_batches_find_the_configuration_that_others_did(op):
+    assert set(Key.__dataclass_fields__) == {"kernel", "width", "dtype", "regime"}
+    with tuner.using(op.package, {Key("chunk_scan", 64, "float32", "few"): BAD}):
+        for batch, length in ((1, 1), (1, 1 << 17), (3, 5), (tuner.MANY // 2 - 1, 2048)):
+            q = torch.empty(1).expand(batch, length, 2, 16)
+            assert op.package.op.config("chunk_scan", q, q, batch) == tuned.row(BAD)
+
+
+STEP = """
+import json
+import sys
+import torch
+import ttrc
+
+op = ttrc.load("linear_attention")
+x = [torch.randn(1, 8, 1, 16, requires_grad=True) for _ in "qkv"]
+op(*x, form="chunk", backend="triton")[0].sum().backward()
+assert all(t.grad is not None for t in x)
+print(json.dumps([name for name in sys.modules if "tune" in name]))
+"""
+
+
+def test_a_training_step_has_no_tuner_in_its_process():
+    done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert "ttrc.runtime.tuner" not in found and "ttrc.runtime.tuned" in found, found
+    for path in generated_dir().rglob("*.py"):
+        assert "autotune" not in path.read_text(), path
 
 
 def test_pruned_ones_are_told_with_the_reason(op, verifier):

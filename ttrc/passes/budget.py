@@ -54,14 +54,18 @@ def launch_budget(
     return cost.traffic(kernel), cost.steps(kernel)
 
 
+def serial_products(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
+    """Matrix products that follow one another in a step of a kernel that scans; 0 of others."""
+    return _Cost(plan, None, d_k, d_v, dtype_bytes, 4).products(kernel)
+
+
 def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, int, bool], ...]:
     """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a step, whether over segments."""
     cost = _Cost(plan, None, width, width, 2, 4)
     rows = []
     for launch in launches:
         spent = cost.traffic(launch.kernel)
-        scans = launch.kernel.skeleton is Skeleton.SCAN
-        products = sum(_products(s, cost.step) for s in launch.kernel.statements) if scans else 0
+        products = cost.products(launch.kernel)
         moved = round(spent.read_bytes + spent.written_bytes)
         rows.append((moved, round(spent.flops), products, launch.segments))
     return tuple(rows)
@@ -99,6 +103,11 @@ class _Cost:
             case Skeleton.TOKENS | Skeleton.TOKENS_REVERSE:
                 return 1.0
         return 0.0
+
+    def products(self, kernel: Kernel) -> int:
+        """Matrix products that follow one another in a scan's step."""
+        scans = kernel.skeleton is Skeleton.SCAN
+        return sum(_products(s, self.step) for s in kernel.statements) if scans else 0
 
     def traffic(self, kernel: Kernel) -> Traffic:
         read = sum(self._bytes(b, kernel) for b in kernel.loads)

@@ -26,6 +26,7 @@ from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part,
 from ttrc.tools.timing import Roof
 from ttrc.tools.walls import (
     PASSES,
+    PRODUCT_SECONDS,
     STEP_SECONDS,
     PlanWalls,
     Share,
@@ -46,7 +47,8 @@ EXPECTED = "expected B,T,HV,d: sequences, tokens, heads and head dimension, as i
 CAPTION = f"""Nothing was timed. Rates are data sheets', of which an H100 reaches {REACHED_BANDWIDTH:.0%} (bandwidth) \
 and {REACHED_MATMUL:.0%} (bf16 products).
 waves: programs over what the chip holds at a time. serial: steps x us/step x waves, rounded up; a step is taken
-at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or at what its products or instructions take where that is more.
+at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or where that is more at what its products or instructions take,
+or at {1e6 * PRODUCT_SECONDS:g} us for each of the products that wait for one another.
 ms: each kernel at the wall that binds it, launches left out. least: the least possible traffic.
 L2: all that the kernel touches fits in that cache."""
 
@@ -191,7 +193,7 @@ def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shap
 
 def _least_step(share: Share) -> float:
     """Hand-tuned kernels have shown what a chunk takes; of a token nobody has said."""
-    return 0.0 if share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE) else STEP_SECONDS
+    return 0.0 if share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE) else share.step_seconds
 
 
 def _product_seconds(flops: float, part: Part) -> float:

@@ -14,12 +14,13 @@ from typing import Optional
 
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
-from ttrc.passes.budget import launch_budget, least_bytes
+from ttrc.passes.budget import launch_budget, least_bytes, serial_products
 from ttrc.runtime.workload import Workload
 from ttrc.tools.timing import Roof
 
 # A chunk of 64 tokens takes hand-tuned scans 1.8 to 3.2 us on an H100 at d = 128: about the least that a step costs.
 STEP_SECONDS = 2e-6
+PRODUCT_SECONDS = 4e-7  # of a chain of matrix products: such a step has five, one after the other
 PASSES = {"forward": ("forward",), "both": ("forward", "backward")}
 
 
@@ -49,7 +50,8 @@ class PlanWalls(Walls):
 
 @dataclass(frozen=True)
 class Share:
-    """A launch's part of its pass's budget: traffic per token and head, steps one after another per token.
+    """A launch's part of its pass's budget: traffic per token and head, steps one after another per token, and the
+    matrix products one after another in each.
 
     `segments` is how many pieces of each sequence the launch runs side by side, or joins one after another.
     """
@@ -57,12 +59,18 @@ class Share:
     launch: Launch
     traffic: Traffic
     steps_per_token: float
+    products: int
     segments: int
     chunk: int  # tokens
 
     @property
     def kernel(self) -> Kernel:
         return self.launch.kernel
+
+    @property
+    def step_seconds(self) -> float:
+        """About the least that a step takes."""
+        return max(STEP_SECONDS, PRODUCT_SECONDS * self.products)
 
     def steps(self, shape: Workload) -> int:
         if self.kernel.skeleton is Skeleton.JOIN:
@@ -84,17 +92,22 @@ def shares(
     sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
     chunk = plan.tokens(**sizes)
     return [
-        Share(launch, traffic, steps / segments if launch.segments else steps, segments, chunk)
+        Share(launch, traffic, steps / segments if launch.segments else steps, products, segments, chunk)
         for launch in getattr(chosen, which)
         for traffic, steps in [launch_budget(plan, launch.kernel, **sizes)]
+        for products in [serial_products(plan, launch.kernel, **sizes)]
     ]
 
 
 def kernel_walls(
-    share: Share, shape: Workload, roof: Roof, step_seconds: float = STEP_SECONDS, waves: int = 1
+    share: Share, shape: Workload, roof: Roof, step_seconds: Optional[float] = None, waves: int = 1
 ) -> Walls:
-    """One kernel's; `waves` is how many times over the chip has to be filled until every program has run."""
+    """One kernel's; a step takes `step_seconds`, or about the least that it can.
+
+    `waves` is how many times over the chip has to be filled until every program has run.
+    """
     moved = share.traffic.read_bytes + share.traffic.written_bytes
+    step_seconds = share.step_seconds if step_seconds is None else step_seconds
     return Walls(
         memory=1e3 * shape.tokens * moved / roof.bandwidth,
         matrix=1e3 * shape.tokens * share.traffic.flops / roof.matmul,
