@@ -74,7 +74,7 @@ def cases(draw) -> Case:
         T=draw(st.integers(1, 21)),
         H=heads,
         HV=heads * draw(st.integers(1, 2)),
-        d_k=draw(st.integers(2, 9)),  # of one channel, a step of 1 leaves nothing: a gradient of 0 has no relative error
+        d_k=draw(st.integers(2, 9)),  # of one channel, a step of 1 leaves nothing, and no error is relative to nothing
         d_v=draw(st.integers(1, 9)),
         chunk_size=16,
         extreme=draw(st.sampled_from((None, None, "strong", "weak"))),
