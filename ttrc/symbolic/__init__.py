@@ -36,12 +36,15 @@ from ttrc.symbolic.algebra import (
 )
 from ttrc.symbolic.code import Dialect, render
 from ttrc.symbolic.functions import choose, coarse
+from ttrc.symbolic.inverse import invert
+from ttrc.symbolic.links import Link
 from ttrc.symbolic.numeric import value
 from ttrc.symbolic.readable import equation, mathml, spelled_out
 
 __all__ = [
     "Dialect",
     "Expr",
+    "Link",
     "ONE",
     "Reduction",
     "Scope",
@@ -62,6 +65,7 @@ __all__ = [
     "finite_at_zero",
     "group_factors",
     "in_terms_of",
+    "invert",
     "is_positive",
     "is_zero_at",
     "log_of",
