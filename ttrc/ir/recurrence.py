@@ -61,7 +61,7 @@ class Recurrence:
     p_t = S' k_t with S the state at the start of the token's segment of `segment` tokens where there are segments;
     else the retained state, decay * S_{t-1}, if `reads_decayed`; else S_{t-1}.
 
-    With a `link` all of them stand at its weights instead, W = link(S): p_t = W' k_t and o_t = scale W_t' q_t. In segments
+    With a `link` its weights W = link(S) are read instead of S: p_t = W' k_t and o_t = scale W_t' q_t. In segments
     W = link(S) at the start of each, and inside of it W moves as S does.
 
     Expressions are per element, over p, k, v and the gates; `reductions` define the sums that they mention.

@@ -5,8 +5,8 @@ u_t = -e_t, with factors that derive_moves.py works out. Read-outs and predictio
 states plus a masked C x C product; where e_t is affine in p_t, the u solve a unit lower-triangular system (the WY / UT
 transform), whose matrix is the same for every value channel. Where it is not, the predictions solve
 p = what the states give - (masked K K') e(p): row after row, exactly, for a row needs the errors of earlier ones alone.
-Where gradients are frozen at a segment's start, which then is a chunk, predictions hang on the states alone. Where the
-weights are a link of the state, they stand in its place in what is read, once a chunk, and what is carried stays linear.
+Where gradients are frozen at a segment's start, which then is a chunk, predictions hang on the states alone. Where
+weights are a link of the state, they stand in its place in what is read, once a chunk; what is carried stays linear.
 """
 
 from __future__ import annotations
