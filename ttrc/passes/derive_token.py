@@ -80,7 +80,7 @@ def derive_token(recurrence: Recurrence) -> Program:
 
     step, of = sym(k) * sym(u), (u,)
     if recurrence.mirror is not None:
-        whole = moved("S_next", state, make("own", step, u, origin="update"))
+        whole = moved("S_next", state, make("push", step, u, origin="update"))
         step, of = sym(whole) - sym(retained), (whole, retained)
     if recurrence.momentum is not None:
         last, gate = build.tile("M", ("k", "v")), make("momentum", recurrence.momentum, origin="update")
