@@ -10,12 +10,14 @@ from __future__ import annotations
 import sympy
 
 from ttrc.language.spec import Domain
-from ttrc.symbolic.algebra import Expr, Symbol, affine, is_positive
+from ttrc.symbolic.algebra import Expr, Symbol, affine, is_positive, is_short
 from ttrc.symbolic.functions import larger, magnitude, positive_power, sigmoid, step_sign
 
 
 def invert(slope: Expr, S: Symbol, S_prev: Symbol, own: Symbol, domain: Domain) -> Expr | None:
     """S as an expression of S_prev, own and gates; None where none of these ways leads to one."""
+    if not is_short(slope):
+        return None
     terms = sympy.Add.make_args(sympy.expand(sympy.expand_log(slope, force=True)))
     moving = [t for t in terms if t.has(S)]
     jumps = [t / step_sign(S) for t in moving if not (t / step_sign(S)).has(S)]

@@ -93,8 +93,9 @@ class TritonPrinter:
             return []
         if add is not None:
             return [f"{target.name} = {self.name(add)}"]
-        start = 'float("-inf")' if isinstance(statement.op, Largest) else "0.0"
-        return [f"{target.name} = " + (f"tl.full({shape(target)}, {start}, tl.float32)" if target.axes else start)]
+        if isinstance(statement.op, Largest):
+            return [f'{target.name} = tl.full({shape(target)}, float("-inf"), tl.float32)']
+        return [f"{target.name} = " + (f"tl.zeros({shape(target)}, tl.float32)" if target.axes else "0.0")]
 
     def add_panel(self, statement: Statement) -> list[str]:
         """One panel's share of such a result."""
