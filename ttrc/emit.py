@@ -96,6 +96,8 @@ def tags(spec: Spec) -> dict[str, str]:
     parts = {"loss": spec.loss.expr, "retention": spec.retention.expr}
     lines = {origin: f"{origin}, line {part.line}: {comment(part.text)}" for origin, part in parts.items()}
     lines["update"] = f"update, line {spec.update.line}"
+    if spec.retention.link is not None:
+        lines["link"] = f"link, line {spec.retention.link.line}"
     return lines
 
 
@@ -107,27 +109,37 @@ def derivation(module: Module) -> str:
         + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
         f"retention  {comment(spec.retention.expr.text)}",
         f"error      dL/dp = {symbolic.equation(r.gradient)}",
-        f"state      S = a S_prev - k e', a = {symbolic.equation(r.decay)}",
+        f"state      S = a S_prev - k e', a = {symbolic.equation(r.decay)}"
+        if r.mirror is None
+        else f"state      S = {symbolic.equation(r.mirror)}, own = -k e'",
     ]
+    reductions = r.reductions
+    if r.link is not None:
+        less = f", S less its largest over {', '.join(r.link.shift)}" if r.link.shift else ""
+        lines.insert(-1, f"weights    W = {symbolic.equation(r.link.weights)}{less}")
+        reductions += r.link.sums
     match r.error:
         case Affine(slope, offset):
             e = f"({symbolic.equation(slope)}) p + ({symbolic.equation(offset)})"
-            lines.append(f"           e = {e}, p = ({_read(r)})' k")
+            lines.append(f"           e = {e}, p = {_read(r)}' k")
         case Hebbian(offset):
             lines.append(f"           e = {symbolic.equation(offset)}")
         case Nonlinear(written, _, root):
-            lines.append(f"           e = {symbolic.equation(written)}, p = ({_read(r)})' k")
+            lines.append(f"           e = {symbolic.equation(written)}, p = {_read(r)}' k")
             if root is not None:
                 equation = f"{root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
                 lines.append(f"           {equation}")
-    for reduction in r.reductions:
+    for reduction in reductions:
         body = symbolic.equation(reduction.body)
         lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")
     return "\n".join(f"# {line}" for line in lines)
 
 
 def _read(r: Recurrence) -> str:
-    return "a S_prev" if r.reads_decayed else "S_prev"
+    """The state that predictions are made of."""
+    at = "start" if r.segment is not None else "retained" if r.mirror is not None and r.reads_decayed else "prev"
+    state = "a S_prev" if r.reads_decayed and r.mirror is None else f"S_{at}"
+    return f"({state})" if r.link is None else f"W({state})"
 
 
 def _reference(module: Module) -> str:

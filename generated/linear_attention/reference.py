@@ -21,6 +21,11 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
+def keep_first(x, fill=0.0):
+    """x[t] where t = 0."""
+    return torch.where(torch.arange(x.shape[-1], device=x.device) == 0, x, fill)
+
+
 def substitute(matrix, base, write, rows, reverse):
     """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
     x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2

@@ -14,7 +14,7 @@ import triton.language as tl
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = theta*(p - v)
 # state      S = a S_prev - k e', a = exp(g)
-#            e = (theta) p + (-theta*v), p = (S_prev)' k
+#            e = (theta) p + (-theta*v), p = (S_start)' k
 
 
 @triton.jit

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional, Union
 
 from ttrc.language.spec import Input, Parameter
-from ttrc.symbolic import Expr, Reduction, Symbol
+from ttrc.symbolic import Expr, Link, Reduction, Symbol
 
 Gate = Union[Input, Parameter]
 
@@ -55,8 +55,14 @@ ErrorForm = Union[Hebbian, Affine, Nonlinear]
 class Recurrence:
     """S_t = decay * S_{t-1} + M_t, M_t = momentum * M_{t-1} - k_t e_t', without a momentum M_t = -k_t e_t'.
 
+    With a `mirror` there is no decay: S_t = mirror(S_{t-1}, own) element by element, own = -k_t e_t', and a momentum
+    is of what that adds to mirror(S_{t-1}, 0), which then is the retained state.
+
     p_t = S' k_t with S the state at the start of the token's segment of `segment` tokens where there are segments;
     else the retained state, decay * S_{t-1}, if `reads_decayed`; else S_{t-1}.
+
+    With a `link` its weights W = link(S) are read instead of S: p_t = W' k_t and o_t = scale W_t' q_t. In segments
+    W = link(S) at the start of each, and inside of it W moves as S does.
 
     Expressions are per element, over p, k, v and the gates; `reductions` define the sums that they mention.
     `log_decay` is None where the decay is 1; `decay` is not provably positive where `log_decay` is missing
@@ -74,10 +80,14 @@ class Recurrence:
     momentum: Expr | None = None
     log_momentum: Expr | None = None
     segment: int | None = None
+    link: Link | None = None
+    mirror: Expr | None = None  # over S_prev and own
 
     @property
     def chunks(self) -> bool:
-        """Whether there is a chunk form: it needs the logarithms of what it multiplies up."""
+        """Whether there is a chunk form: states that move linearly, and the logarithms of what multiplies up."""
+        if self.mirror is not None or (self.link is not None and self.segment is None):
+            return False
         moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))
         return all(log is not None or factor in (None, 1) for factor, log in moved)
 

@@ -66,19 +66,31 @@ class Reduce:
     arg: Tile
 
 
+@dataclass(frozen=True)
+class Largest:
+    """The largest entry over the axes of arg that the result lacks.
+
+    For shifts that cancel: what is made of arg less its largest entry must not change with the shift. So it has no
+    adjoint, for the cotangents that would come to it sum to 0.
+    """
+
+    arg: Tile
+
+
 class Relation(Enum):
     """Which entries a mask keeps."""
 
     CAUSAL = "t >= s"
     STRICT = "t > s"
     VALID = "t < length"  # tokens of a ragged last chunk that exist
+    FIRST = "t = 0"
     KEYS = "k < d_k"  # channels that exist; kernels pad them to a power of two
     VALUES = "v < d_v"
 
 
 @dataclass(frozen=True)
 class Mask:
-    """arg where the relation holds, `fill` (0 or -inf) elsewhere."""
+    """arg where the relation holds, `fill` elsewhere."""
 
     arg: Tile
     relation: Relation
@@ -152,7 +164,9 @@ class Substitute:
         return tuple(dict.fromkeys(t for s in self.body for t in operands(s.op) if t not in made))
 
 
-Op = Union[Elementwise, Contract, Compose, Reduce, Mask, CumulativeSum, Relabel, Solve, Inverse, Root, Substitute]
+Op = Union[
+    Elementwise, Contract, Compose, Reduce, Largest, Mask, CumulativeSum, Relabel, Solve, Inverse, Root, Substitute
+]
 
 
 @dataclass(frozen=True)
@@ -202,7 +216,7 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (a, b) if add is None else (a, b, add)
         case Compose(a, b):
             return (a, b)
-        case Reduce(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | Relabel(arg):
+        case Reduce(arg) | Largest(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | Relabel(arg):
             return (arg,)
         case Solve(matrix, rhs, _):
             return (matrix, rhs)
@@ -220,8 +234,8 @@ def row_axes(tile: Tile) -> Axes:
 
 
 def sums_values(statement: Statement) -> bool:
-    """Whether it sums over value channels, which kernels split or walk in panels."""
-    summed = isinstance(statement.op, (Contract, Reduce)) and "v" not in statement.target.axes
+    """Whether it sums over value channels (or takes the largest), which kernels split or walk in panels."""
+    summed = isinstance(statement.op, (Contract, Reduce, Largest)) and "v" not in statement.target.axes
     return summed and any("v" in t.axes for t in operands(statement.op))
 
 

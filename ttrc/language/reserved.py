@@ -20,10 +20,10 @@ _OPERATOR = (
 _GENERATED = (
     "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
     "chunk_forward_triton chunk_op chunk_size config cut dataclass default_chunk ends enter final find_root grads "
-    "identity initial join keep_causal keep_strict kernels last launch lay_out leave larger layout like op os "
-    "pack_states per_key_head pieces plain recurrent_backward_op recurrent_forward_triton recurrent_op reference save "
-    "segments smaller start starts state_dtype state_shape states sums tensors tokens trail transition unit "
-    "unpack_states uses_triton"
+    "identity initial join keep_causal keep_first keep_strict kernels larger last launch lay_out layout leave "
+    "like op os pack_states per_key_head pieces plain recurrent_backward_op recurrent_forward_triton recurrent_op "
+    "reference save segments smaller start starts state_dtype state_shape states sums tensors tokens trail "
+    "transition unit unpack_states uses_triton"
 ).split()
 
 # Bare words of the kernels' templates.

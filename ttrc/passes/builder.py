@@ -13,6 +13,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Elementwise,
     Inverse,
+    Largest,
     Mask,
     Op,
     Reduce,
@@ -101,6 +102,9 @@ class Builder:
 
     def reduce(self, name: str, arg: Tile, keep, origin: str) -> Tile:
         return arg if ordered(keep) == arg.axes else self.emit(name, keep, Reduce(arg), origin)
+
+    def largest(self, name: str, arg: Tile, keep, origin: str) -> Tile:
+        return self.emit(name, keep, Largest(arg), origin)
 
     def mask(self, name: str, arg: Tile, relation: Relation, fill: float, origin: str) -> Tile:
         axes = {"t"} | set(arg.axes) if relation is Relation.VALID else arg.axes

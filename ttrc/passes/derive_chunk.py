@@ -5,7 +5,8 @@ u_t = -e_t, with factors that derive_moves.py works out. Read-outs and predictio
 states plus a masked C x C product; where e_t is affine in p_t, the u solve a unit lower-triangular system (the WY / UT
 transform), whose matrix is the same for every value channel. Where it is not, the predictions solve
 p = what the states give - (masked K K') e(p): row after row, exactly, for a row needs the errors of earlier ones alone.
-Where gradients are frozen at a segment's start, which then is a chunk, predictions hang on the states alone.
+Where gradients are frozen at a segment's start, which then is a chunk, predictions hang on the states alone. Where
+weights are a link of the state, they stand in its place in what is read, once a chunk; what is carried stays linear.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
+from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_moves import Factor, Terms, derive_moves
 from ttrc.symbolic import ONE, ZERO, Expr
 
@@ -52,6 +54,11 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
     moves = derive_moves(build, recurrence, tiles, states)
+    weights = state
+    if recurrence.link is not None:
+        fixed = {name: once(build, tiles[name]) for name in sorted(recurrence.link.gates)}
+        weights = derive_link(build, fixed, recurrence.link, state)
+    out = tuple((weights if own == state else own, factor) for own, factor in moves.out)
 
     def masked(name: str, pairs: Tile, mask: Tile | None, *, strict: bool, row: Tile | None = None) -> Tile:
         """pairs times the mask, row by row; 0 above the diagonal, or on it too if strict."""
@@ -68,7 +75,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         return combined(name, of, lambda own: build.contract(name, by, own, "k", origin), origin)
 
     frozen = recurrence.segment is not None
-    read = ((state, Factor()),) if frozen else moves.read
+    read = ((weights, Factor()),) if frozen else moves.read
     match recurrence.error:
         case Hebbian(offset):
             u = make("u", -offset, origin="loss")
@@ -88,7 +95,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
                 return derive_error(build, tiles, error, prediction)
 
             if frozen:
-                prediction = build.contract("prediction", k, state, "k", "prediction")
+                prediction = build.contract("prediction", k, weights, "k", "prediction")
             else:
                 overlap = build.contract("overlap", k, k_s, "k", "prediction")
                 matrix = masked("system", overlap, moves.read_mask, strict=True)
@@ -101,7 +108,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     u_s = build.relabel(u, "tokens that write")
     scores = build.contract("overlap_q", q, k_s, "k", "read-out")
     attention = masked("attention", scores, moves.out_mask, strict=False)
-    expr, used = seen("inherited", moves.out, q, "read-out")
+    expr, used = seen("inherited", out, q, "read-out")
     carried_out = make("carried_out", expr, *used, origin="read-out")
     read_out = build.contract("read", attention, u_s, "s", "read-out", add=carried_out)
     o = make("o", sym(scale) * sym(read_out), read_out, origin="read-out")

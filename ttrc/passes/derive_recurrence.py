@@ -14,7 +14,9 @@ from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import At, Gradient, LinearMemory, Located, Proximal, Spec
+from ttrc.language.state import state_domain
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
+from ttrc.passes.read_link import read_link
 from ttrc.symbolic import Expr, Scope
 
 LARGEST = 200  # operations of a nonlinear error
@@ -23,14 +25,6 @@ LARGEST = 200  # operations of a nonlinear error
 def derive_recurrence(spec: Spec) -> Recurrence:
     if not isinstance(spec.memory, LinearMemory):
         raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; memory kind "linear" has one')
-    if spec.retention.link is not None:
-        raise SpecError(
-            "weights linked to what the recurrence moves have no derivation yet",
-            path=spec.source.path,
-            line=spec.retention.link.line,
-            key="retention.link",
-            expected="[retention] without a link",
-        )
     gates = (*spec.inputs, *spec.parameters)
     for gate in gates:
         if gate.per.value:
@@ -48,9 +42,13 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         axes[symbols[name]] = own
     scope = Scope(symbols, axes)
 
-    curvature, decay = _solve_retention(spec, scope)
+    link = read_link(spec.retention.link, scope)
+    curvature, decay, mirror = _solve_retention(spec, scope)
     gradient = _loss_gradient(spec, scope)
     match spec.update:
+        case Proximal() if link is not None or mirror is not None:
+            what = "weights that are a link of the state" if mirror is None else "a retention that is not quadratic"
+            raise _refuse(spec, "update.rule", f'implicit steps of {what} have no derivation; rule "gradient" has one')
         case Proximal():
             error = _implicit_step(spec, scope, gradient, curvature)
             reads_decayed = True
@@ -61,7 +59,8 @@ def derive_recurrence(spec: Spec) -> Recurrence:
             raise _refuse(spec, "update.rule", 'this rule has no derivation yet; "gradient" and "proximal" have one')
 
     momentum = _momentum(spec, scope)
-    used = _sums_in(scope, (*_parts(error), curvature, decay, *([] if momentum is None else [momentum])))
+    moved = [e for e in (momentum, mirror) if e is not None]
+    used = _sums_in(scope, (*_parts(error), curvature, decay, *moved))
     _check_sums(spec, used)
     return Recurrence(
         gates=gates,
@@ -70,11 +69,13 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         curvature=curvature,
         decay=decay,
         log_decay=_log(decay),
-        reads_decayed=reads_decayed and decay != 1,
+        reads_decayed=reads_decayed and (decay != 1 or mirror is not None),
         error=error,
         momentum=momentum,
         log_momentum=None if momentum is None else _log(momentum),
-        segment=None if isinstance(error, Hebbian) else getattr(spec.update, "segment", None),
+        segment=None if isinstance(error, Hebbian) and link is None else getattr(spec.update, "segment", None),
+        link=link,
+        mirror=mirror,
     )
 
 
@@ -112,8 +113,8 @@ def _sums_in(scope: Scope, parts: tuple[Expr, ...]) -> list[symbolic.Reduction]:
     return used
 
 
-def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr]:
-    """(m, a) with d retention / dS = m (S - a S_prev): the curvature and the decay."""
+def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]:
+    """(m, a, None) with d retention / dS = m (S - a S_prev), the curvature and the decay; (1, 1, mirror) otherwise."""
     where = spec.retention.expr
     s, previous = scope.symbols["S"], scope.symbols["S_prev"]
     slope = symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), s))
@@ -127,12 +128,17 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr]:
     solved = symbolic.affine(slope, s)
     carried = symbolic.affine(solved[1], previous) if solved else None
     if solved is None or carried is None:
-        raise _at(
-            spec,
-            where,
-            "the retention is not quadratic in S and S_prev; no kernel class covers it yet",
-            expected="a sum of squares such as norm2(S - exp(g) * S_prev) / 2",
-        )
+        mirror = symbolic.invert(slope, s, previous, symbolic.symbol("own"), state_domain(spec))
+        if mirror is None:
+            raise _at(
+                spec,
+                where,
+                "the retention is not quadratic in S and S_prev, and the minimum of the update, "
+                f"{symbolic.equation(slope)} = -k e', was not solved for S",
+                expected="a sum of squares such as norm2(S - exp(g) * S_prev) / 2, or a sum over entries whose "
+                "derivative is an increasing function of S less one of S_prev, such as sum(S * log(S / S_prev) - S)",
+            )
+        return symbolic.ONE, symbolic.ONE, mirror
     curvature = solved[0]
     if not symbolic.is_positive(curvature):
         raise _at(
@@ -150,7 +156,7 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr]:
             f"({symbolic.equation(symbolic.tidy(-carried[1] / curvature))}); no kernel class covers that yet",
             expected="terms in S and S_prev alone",
         )
-    return curvature, symbolic.tidy(-carried[0] / curvature)
+    return curvature, symbolic.tidy(-carried[0] / curvature), None
 
 
 def _loss_gradient(spec: Spec, scope: Scope) -> Expr:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
-from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Tile
+from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
-from ttrc.symbolic import ONE, Expr, choose
+from ttrc.passes.derive_link import derive_link
+from ttrc.symbolic import ONE, ZERO, Expr, choose, symbol
+
+INNER = 0.5  # inside of every domain that a state may have
 
 
 def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
@@ -16,13 +20,8 @@ def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
         Tile("v", ("v",)),
         *(Tile(g.name, ()) for g in recurrence.gates),
         Tile(SCALE, ()),
-        *((Tile(BEGINS, ()),) if _is_frozen(recurrence) else ()),
+        *((Tile(BEGINS, ()),) if recurrence.segment is not None else ()),
     )
-
-
-def _is_frozen(recurrence: Recurrence) -> bool:
-    """Whether a token needs the state that its segment started with."""
-    return recurrence.segment is not None and not isinstance(recurrence.error, Hebbian)
 
 
 def derive_token(recurrence: Recurrence) -> Program:
@@ -39,15 +38,31 @@ def derive_token(recurrence: Recurrence) -> Program:
 
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
-    retained = state
-    if recurrence.decay != ONE:
+
+    def link(of: Tile) -> Tile:
+        return derive_link(build, tiles, recurrence.link, of)
+
+    def moved(name: str, of: Tile, own: Tile | None = None) -> Tile:
+        """Any state after a token, what the token adds aside or by way of the mirror."""
+        if recurrence.mirror is not None:
+            return _mirrored(build, tiles, recurrence.mirror, of, own)
+        if recurrence.decay == ONE:
+            return of
         decay = make("decay", recurrence.decay, origin="retention")
-        retained = make("retained", sym(decay) * sym(state), decay, state, origin="retention")
-    seen = retained if recurrence.reads_decayed else state
-    if _is_frozen(recurrence):
-        anchor, begins = build.tile("anchor", ("k", "v")), tiles[BEGINS]
-        # 1 <= begins: the first token of a segment, which begins with the state as it is.
-        seen = make("start", choose(ONE, sym(begins), sym(state), sym(anchor)), begins, state, anchor, origin="update")
+        return make(name, sym(decay) * sym(of), decay, of, origin="retention")
+
+    retained = moved("retained", state)
+    seen = weights = link(retained if recurrence.reads_decayed else state)
+    if recurrence.segment is not None:
+        begins = tiles[BEGINS]
+
+        def since(label: str) -> tuple[Tile, Tile]:
+            """What the weights are where a segment begins, 1 <= begins, and what was carried elsewhere."""
+            carried = build.tile(label, ("k", "v"))
+            fresh = choose(ONE, sym(begins), sym(weights), sym(carried))
+            return carried, make("start", fresh, begins, weights, carried, origin="update")
+
+        anchor, seen = since("anchor")
         carries.append(Carry("anchor", anchor, seen, reverse=False, private=True))
 
     match recurrence.error:
@@ -63,15 +78,44 @@ def derive_token(recurrence: Recurrence) -> Program:
                     written = derive_error(build, tiles, error, prediction)
                     u = make("u", -sym(written), written, origin="loss")
 
-    if recurrence.momentum is None:
-        after = make("S_next", sym(retained) + sym(k) * sym(u), retained, u, origin="update")
-    else:
+    step, of = sym(k) * sym(u), (u,)
+    if recurrence.mirror is not None:
+        whole = moved("S_next", state, make("push", step, u, origin="update"))
+        step, of = sym(whole) - sym(retained), (whole, retained)
+    if recurrence.momentum is not None:
         last, gate = build.tile("M", ("k", "v")), make("momentum", recurrence.momentum, origin="update")
-        step = make("M_next", sym(gate) * sym(last) + sym(k) * sym(u), gate, last, u, origin="update")
-        after = make("S_next", sym(retained) + sym(step), retained, step, origin="update")
-        carries.insert(0, Carry("M", last, step, reverse=False))
+        own = make("M_next", sym(gate) * sym(last) + step, gate, last, *of, origin="update")
+        step, of = sym(own), (own,)
+        carries.insert(0, Carry("M", last, own, reverse=False))
+    after = make("S_next", sym(retained) + step, retained, *of, origin="update")
     carries.insert(0, Carry("S", state, after, reverse=False))
-    read = make("read", sym(q) * sym(after), after, origin="read-out")
+    if recurrence.link is None:
+        read = after
+    elif recurrence.segment is None:
+        read = link(after)
+    else:
+        carried, start = since("W")
+        kept = moved("W_kept", start)
+        read = make("W_next", sym(kept) + step, kept, *of, origin="update")
+        carries.append(Carry("W", carried, read, reverse=False, private=True))
+    read = make("read", sym(q) * sym(read), read, origin="read-out")
     total = build.reduce("total", read, ("v",), "read-out")
     o = make("o", sym(scale) * sym(total), total, origin="read-out")
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))
+
+
+def _mirrored(build: Builder, tiles: dict[str, Tile], mirror: Expr, state: Tile, own: Tile | None) -> Tile:
+    """mirror(state, own), own 0 where it is None; in the padding of channels, where a state is no number of the
+    mirror's domain, 0."""
+    padding, inside = (Relation.KEYS, Relation.VALUES), state
+    for relation in padding:
+        inside = build.mask("S_inside", inside, relation, INNER, "retention")
+    known = tiles | {"S_prev": inside}
+    if own is None:
+        mirror = symbolic.in_terms_of(mirror, symbol("own"), ZERO)
+    else:
+        known["own"] = own
+    moved = build.elementwise("S_mirrored", mirror, known, "retention", state.axes)
+    for relation in padding:
+        moved = build.mask("S_moved", moved, relation, 0.0, "retention")
+    return moved

@@ -20,6 +20,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Elementwise,
     Inverse,
+    Largest,
     Mask,
     Program,
     Reduce,
@@ -159,6 +160,8 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             raise AssertionError("transposed products stand in adjoints alone")
         case Reduce(arg):
             tape.add(arg, build.elementwise(via(arg), sym(adjoint), {adjoint.name: adjoint}, origin, arg.axes))
+        case Largest():
+            pass  # a shift that cancels: see there
         case Mask(arg, relation, _):
             masked = build.mask(via(arg), adjoint, relation, 0.0, origin)
             tape.add(arg, build.reduce(via(arg), masked, arg.axes, origin))

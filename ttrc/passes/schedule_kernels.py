@@ -55,8 +55,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
     solved, fed_back = _substituted(forward), _substituted(backward, known=forward)
-    known = (*inputs, *pairs)
-    seen = _seen_states(forward, backward, (*known, *solved))
+    known, weights = (*inputs, *pairs), _weights(forward)
+    seen = _seen_states(forward, backward, (*known, *solved), weights)
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
     # in front of a scan are those of its steps.
     chunk, step = (CHUNK, LONG_CHUNK) if pairs else (LONG_CHUNK, CHUNK)
@@ -73,11 +73,11 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
 
     def scan_back(*stores: Buffer) -> Kernel:
-        memory = (*known, *solved, *seen)
+        memory = (*known, *solved, *seen, *(states if weights else ()))
         return _kernel(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
     prepare = [_kernel(f"chunk_prepare{masks}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
-    kept, kept_back = (*states, *solved, *seen), (*d_states, *fed_back)
+    kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     read = (*known, *kept, *kept_back)
@@ -130,13 +130,24 @@ def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer
     return tuple(Buffer(t.name, t, Space.SOLVED) for t in solved)
 
 
-def _seen_states(forward: Program, backward: Program, memory: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
-    """What the reverse scan needs of the states of the forward one: kept by token, which is less than the states."""
-    states = {c.state for c in forward.carries}
+def _weights(forward: Program) -> tuple[Buffer, ...]:
+    """What products take in the place of a state, made of it once a chunk: other kernels load it as they do states."""
+    made = {s.target for s in forward.statements if not {"t", "s"} & set(s.target.axes)}
+    factors = [t for s in forward.statements if isinstance(s.op, Contract) for t in (s.op.a, s.op.b)]
+    tiles = tuple(dict.fromkeys(t for t in factors if t in made))
+    return tuple(Buffer("weights", t, Space.CHUNK, tiles) for t in tiles)
+
+
+def _seen_states(
+    forward: Program, backward: Program, memory: tuple[Buffer, ...], weights: tuple[Buffer, ...]
+) -> tuple[Buffer, ...]:
+    """What the reverse scan needs of the states of the forward one, and of the weights that are made of them: kept by
+    token, which is less than either."""
+    states = {c.state for c in forward.carries} | {b.tile for b in weights}
     cotangents = [c for c in backward.carries if c.reverse]
     at_hand = frozenset({b.tile for b in memory} | {c.state for c in cotangents})
     body = slice_program(backward.statements, [c.next for c in cotangents], at_hand)
-    seen = [s.target for s in body if states & set(operands(s.op))]
+    seen = [s.target for s in body if states & set(operands(s.op)) and {"t", "s"} & set(s.target.axes)]
     return tuple(Buffer(t.name, t, Space.SOLVED) for t in seen)
 
 

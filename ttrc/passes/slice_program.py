@@ -11,6 +11,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Elementwise,
     Inverse,
+    Largest,
     Mask,
     Op,
     Reduce,
@@ -65,5 +66,5 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
         case Substitute(matrix, base):
             body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
             return replace(op, matrix=tiles[matrix], base=tiles[base], body=body)
-        case Reduce(arg) | Mask(arg) | CumulativeSum(arg) | Relabel(arg):
+        case Reduce(arg) | Largest(arg) | Mask(arg) | CumulativeSum(arg) | Relabel(arg):
             return replace(op, arg=tiles[arg])

@@ -15,7 +15,7 @@ from torch import Tensor
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
 from ttrc.language.spec import Domain, Input, Parameter, Spec
-from ttrc.language.state import axis_widths, state_parts
+from ttrc.language.state import axis_widths, needs_initial_state, state_domain, state_parts
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHUNK_SIZES = (16, 32, 64, 128)
@@ -60,6 +60,9 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
         raise _wrong("v", f"{HV} heads", f"a multiple of the {H} heads of q and k")
     check_gates(spec, gates, B, T, HV, q.device)
     sequences = B if cu_seqlens is None else _check_packing(cu_seqlens, B, T, q.device)
+    if initial_state is None and needs_initial_state(spec):
+        names = ", ".join(part.name for part in state_parts(spec))
+        raise _wrong("initial_state", "None", f"{names}: this memory cannot start at zeros")
     if initial_state is not None:
         _check_states(spec, initial_state, sequences, HV, d_k, d_v, q)
 
@@ -120,18 +123,18 @@ def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> Non
             raise _wrong(name, f"dtype {x.dtype}", "a floating dtype, best float32")
         if x.device != device:
             raise _wrong(name, f"device {x.device}", f"the device of q, {device}")
-        _check_domain(name, x, gate)
+        _check_domain(name, x, gate.domain)
 
 
-def _check_domain(name: str, x: Tensor, gate: Input | Parameter) -> None:
+def _check_domain(name: str, x: Tensor, domain: Domain) -> None:
     """Looks at the values on the CPU only: on a GPU that would wait for the device at every call."""
-    if gate.domain not in _WITHIN or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if domain not in _WITHIN or x.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    holds, expected = _WITHIN[gate.domain]
+    holds, expected = _WITHIN[domain]
     inside = holds(x.detach())
     if not bool(inside.all()):
         worst = x.detach()[~inside].flatten()[0].item()
-        hint = "; pass its logarithm" if gate.domain is Domain.LOG_DECAY else ""
+        hint = "; pass its logarithm" if domain is Domain.LOG_DECAY else ""
         raise _wrong(name, f"the value {worst:.6g}", f"{expected}{hint}")
 
 
@@ -166,6 +169,8 @@ def _check_states(spec: Spec, given, sequences: int, HV: int, d_k: int, d_v: int
     for part, state in zip(parts, given if len(parts) > 1 else (given,)):
         name = "initial_state" if len(parts) == 1 else f"initial_state.{part.name}"
         _check_state(name, state, (sequences, HV, *(widths[axis] for axis in part.axes)), q)
+        if state.device.type == "cpu" and not torch.compiler.is_compiling() and not part.name.startswith("M"):
+            _check_domain(name, state, state_domain(spec))
 
 
 def _check_state(name: str, state, wanted: tuple[int, ...], q: Tensor) -> None:

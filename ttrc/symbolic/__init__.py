@@ -37,6 +37,8 @@ from ttrc.symbolic.equations import (
     substituted,
 )
 from ttrc.symbolic.functions import choose, coarse
+from ttrc.symbolic.inverse import invert
+from ttrc.symbolic.links import Link
 from ttrc.symbolic.numeric import value
 from ttrc.symbolic.readable import equation, mathml, spelled_out
 from ttrc.symbolic.trees import convert
@@ -44,6 +46,7 @@ from ttrc.symbolic.trees import convert
 __all__ = [
     "Dialect",
     "Expr",
+    "Link",
     "ONE",
     "Reduction",
     "Scope",
@@ -64,6 +67,7 @@ __all__ = [
     "finite_at_zero",
     "group_factors",
     "in_terms_of",
+    "invert",
     "is_positive",
     "is_zero_at",
     "log_of",

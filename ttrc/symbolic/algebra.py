@@ -142,7 +142,7 @@ def _outline(expr: Expr, variable: Symbol, parts: dict[Expr, Symbol]) -> Expr:
 
 def expanded(expr: Expr) -> Expr:
     """A short expression multiplied out."""
-    return sympy.expand(expr) if _is_short(expr) else expr
+    return sympy.expand(expr) if is_short(expr) else expr
 
 
 def factored(expr: Expr) -> Expr:
@@ -157,10 +157,10 @@ def size(expr: Expr) -> int:
 
 def tidy(expr: Expr) -> Expr:
     """A simpler form of a short expression; a long one as it is, for simplifying can take minutes."""
-    return sympy.simplify(expr) if _is_short(expr) else expr
+    return sympy.simplify(expr) if is_short(expr) else expr
 
 
-def _is_short(expr: Expr) -> bool:
+def is_short(expr: Expr) -> bool:
     """Both measures are needed: a few operations make many terms, (a + b + c)**16, and many functions make few."""
     return expr.count_ops() <= SHORT and sum(_terms(expr)) <= SHORT_OUT
 
@@ -183,7 +183,7 @@ def log_of(decay: Expr) -> Expr:
 
 
 def is_positive(expr: Expr) -> bool:
-    return expr.is_positive is True or (_is_short(expr) and sympy.factor(expr).is_positive is True)
+    return expr.is_positive is True or (is_short(expr) and sympy.factor(expr).is_positive is True)
 
 
 def finite_at_zero(expr: Expr, scope: Scope, wrt: tuple[Symbol, ...]) -> Expr:

@@ -21,6 +21,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Elementwise,
     Inverse,
+    Largest,
     Mask,
     Program,
     Reduce,
@@ -30,7 +31,18 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
 )
-from ttrc.language.spec import Gradient, Located, Proximal, Spec
+from ttrc.language.spec import (
+    Exp,
+    Gradient,
+    Link,
+    Located,
+    LqNorm,
+    Proximal,
+    Sigmoid,
+    Softmax,
+    SoftThreshold,
+    Spec,
+)
 from ttrc.passes.budget import budget, least_bytes
 from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import Expr, symbol
@@ -97,7 +109,10 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
     rows = [Choice("memory", "linear: p = S' k, S is d_k x d_v", None), _expression("loss", loss.expr)]
     if loss.weight is not None:
         rows.append(_expression("loss weight", loss.weight))
-    rows += [_expression("retention", retention), Choice("update", _rule(spec), spec.update.line)]
+    rows.append(_expression("retention", retention))
+    if spec.retention.link is not None:
+        rows.append(Choice("link", _link(spec.retention.link), spec.retention.link.line))
+    rows += [Choice("update", _rule(spec), spec.update.line)]
     for gate in spec.inputs:
         rows.append(Choice(f"input {gate.name}", f"{gate.domain.value}, a number a token and head", gate.line))
     for gate in spec.parameters:
@@ -107,6 +122,22 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
 
 def _expression(section: str, where: Located) -> Choice:
     return Choice(section, comment(where.text), where.line)
+
+
+def _link(link: Link) -> str:
+    match link:
+        case LqNorm(q, epsilon):
+            return f"W = S / ( |S|_{q}^2 + {float(epsilon):g} )^(({q} - 2) / 2), of the whole matrix"
+        case Softmax(axis, scale):
+            slices = {("k",): "along the key channels", ("v",): "along the value channels"}
+            return f"W = {scale} softmax(S), {slices.get(axis.value, 'of the whole matrix')}"
+        case SoftThreshold(threshold):
+            return f"W = sign(S) max(abs(S) - {comment(threshold.text)}, 0)"
+        case Sigmoid():
+            return "W = sigmoid(S)"
+        case Exp():
+            return "W = exp(S)"
+    raise AssertionError(link)
 
 
 def _rule(spec: Spec) -> str:
@@ -124,12 +155,35 @@ def steps(module: Module) -> tuple[Step, ...]:
     return (
         Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
         _retention(r),
+        *(() if r.link is None else (_weights(r),)),
         _stationarity(module.spec, r),
         _recurrence(r),
     )
 
 
+def _weights(r: Recurrence) -> Step:
+    link, of = r.link, {("k",): "each value channel", ("v",): "each key channel"}
+    note = "the weights that are read are a link of the state that is carried"
+    if link.sums:
+        note += f"; sums over {of.get(link.sums[0].axes, 'all entries')}"
+    if link.shift:
+        note += ", of S less its largest entry there, which changes no weight"
+    return Step("Link", (line("W = {}", symbolic.spelled_out(link.weights, link.sums)),), note)
+
+
 def _retention(r: Recurrence) -> Step:
+    if r.mirror is not None:
+        note = "the slope of the retention is F(S) - R(S_prev) in each entry, F increasing; solved for S"
+        return Step(
+            "Retention",
+            (
+                line(
+                    "dR/dS = own",
+                ),
+                line("S = {}", shown(r, r.mirror)),
+            ),
+            note,
+        )
     curvature, decay = shown(r, r.curvature), shown(r, r.decay)
     lines = [line("dR/dS = m ( S - a S_prev )"), line("m = {}", curvature), line("a = {}", decay)]
     if r.log_decay is not None:
@@ -146,7 +200,9 @@ def _stationarity(spec: Spec, r: Recurrence) -> Step:
             note = "the gradient stands at the new state itself; its prediction solves the second line"
             return Step("Update", lines, note)
         case _:
-            seen = "( a S_prev )'" if r.reads_decayed else "S_prev'"
+            if r.mirror is not None:
+                return Step("Update", (line("own = - k (dL/dp)' where " + f"p = {_seen(r)} k"),), "one step a token")
+            seen = _seen(r)
             note = "the minimum over S_t of the linearised loss plus the retention"
             return Step("Update", (line(f"{condition}p = {seen} k"),), note)
 
@@ -155,18 +211,41 @@ def _recurrence(r: Recurrence) -> Step:
     decay = shown(r, r.decay)
     before = "S_prev" if decay == 1 else f"{factor(decay)} S_prev"
     used = () if decay == 1 else (decay,)
-    lines = [line(f"S_t = {before} - k e'", *used), line("e = {}", shown(r, written(r)))]
+    if r.mirror is not None:
+        lines = [line("S_t = {}", shown(r, r.mirror)), line("own = - k e'")]
+    else:
+        lines = [line(f"S_t = {before} - k e'", *used)]
+    lines.append(line("e = {}", shown(r, written(r))))
     if isinstance(r.error, Nonlinear) and r.error.root is not None:
         lines.append(_equation(r, r.error.root))
     if not isinstance(r.error, Hebbian):
-        lines.append(line(f"p = ( {before} )' k", *used) if r.reads_decayed else line("p = S_prev' k"))
-    lines.append(line("o = scale S_t' q"))
+        plain = r.link is None and r.mirror is None and r.reads_decayed
+        lines.append(line(f"p = ( {before} )' k", *used) if plain else line(f"p = {_seen(r)} k"))
+    if r.link is not None and r.segment is not None:
+        lines.append(
+            line(
+                "W_t = W_prev + S_t - S_prev" if decay == 1 else f"W_t - {before.replace('S', 'W')} = S_t - {before}",
+                *used,
+                *used,
+            )
+        )
+    lines.append(line("o = scale S_t' q" if r.link is None else "o = scale W_t' q"))
     return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
 
 
 def _equation(r: Recurrence, root: Implicit) -> Line:
     """What the unknown of an implicit step solves."""
     return line("{} + {} = {}", root.unknown, shown(r, root.pull), shown(r, root.base))
+
+
+def _seen(r: Recurrence) -> str:
+    """The state, or the weights, that predictions are made of, transposed."""
+    name = "S" if r.link is None else "W"
+    if r.segment is not None:
+        return f"{name}_start'"
+    if not r.reads_decayed:
+        return f"{name}_prev'"
+    return "( a S_prev )'" if r.link is None and r.mirror is None else f"{name}_retained'"
 
 
 def written(r: Recurrence) -> Expr:
@@ -221,6 +300,7 @@ _OPERATIONS = {
     Contract: "matrix product",
     Compose: "product of masks",
     Reduce: "sum",
+    Largest: "largest entry",
     Mask: "mask",
     Relabel: "relabel",
     CumulativeSum: "running sum",

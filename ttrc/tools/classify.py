@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc import symbolic
+from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
@@ -24,16 +25,22 @@ def headline(module: Module) -> str:
     """The class in a few words."""
     r = module.recurrence
     name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
-    return f"linear memory, {name} error, {_decay_kind(r)} decay"
+    kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
+    return f"linear memory, {name} error, {kept}" + ("" if r.link is None else ", linked weights")
 
 
 def findings(module: Module) -> tuple[Finding, ...]:
     """The class, each aspect with what shows it."""
-    return (_error_class(module.recurrence), _decay_class(module.recurrence), _read_class(module), *_forms(module))
+    r = module.recurrence
+    linked = () if r.link is None else (_link_class(r),)
+    kept = _decay_class(r) if r.mirror is None else _mirror_class(r)
+    return (_error_class(r), kept, *linked, _read_class(module), *_forms(module))
 
 
 def _error_class(r: Recurrence) -> Finding:
     e = symbolic.equation(shown(r, written(r)))
+    at_start = ": predictions of a segment come from its start, no solve" if r.segment is not None else ""
+    solved = r.chunks and r.segment is None
     match r.error:
         case Hebbian():
             return Finding(
@@ -45,15 +52,17 @@ def _error_class(r: Recurrence) -> Finding:
             rate = symbolic.equation(shown(r, slope))
             return Finding(
                 "error",
-                "affine in p: one unit lower-triangular solve a chunk (the WY / UT transform)",
-                f"e = {e} has slope {rate} in p, the same for all value channels, which share the inverse",
+                "affine in p"
+                + (": one unit lower-triangular solve a chunk (the WY / UT transform)" if solved else at_start),
+                f"e = {e} has slope {rate} in p, the same for all value channels"
+                + (", which share the inverse" if solved else ""),
             )
         case Nonlinear(_, sums, root):
             joined = [s for s in sums if "v" in s.axes]
             total = symbolic.equation(shown(r, joined[0].symbol)) if joined else ""
             return Finding(
                 "error",
-                "nonlinear in p: forward substitution inside a chunk, row after row",
+                "nonlinear in p" + (": forward substitution inside a chunk, row after row" if solved else at_start),
                 f"e = {e} is not affine in p with one slope for all value channels"
                 + (f"; {total} joins the channels, which stay together" if joined else "; each channel is on its own")
                 + (f"; {_search(root)}" if root is not None else ""),
@@ -86,9 +95,33 @@ def _decay_class(r: Recurrence) -> Finding:
             return Finding("decay", "data-dependent, a scalar a token and head", f"a = {a} comes per token")
 
 
+def _mirror_class(r: Recurrence) -> Finding:
+    moved = symbolic.equation(shown(r, r.mirror))
+    return Finding(
+        "retention", "not quadratic: each entry moves by its own law", f"S_t = {moved} is not linear in S_prev"
+    )
+
+
+def _link_class(r: Recurrence) -> Finding:
+    weights = symbolic.equation(symbolic.spelled_out(r.link.weights, r.link.sums))
+    joined = any("v" in s.axes for s in r.link.sums)
+    at = "at the start of each segment" if r.segment is not None else "at each token"
+    return Finding(
+        "weights",
+        f"a link of the state, taken {at}",
+        f"W = {weights}" + ("; its sum joins the value channels, which stay together" if joined else ""),
+    )
+
+
 def _read_class(module: Module) -> Finding:
     r = module.recurrence
     match r.error, r.reads_decayed:
+        case ((Affine() | Nonlinear()), False) if r.segment is not None:
+            what = "state" if r.link is None else "weights"
+            return Finding("reads", f"the {what} at the start of its segment", _where_taken(module.spec))
+        case ((Affine() | Nonlinear()), retained) if r.mirror is not None or r.link is not None:
+            which, what = "retained" if retained else "previous", "state" if r.link is None else "weights"
+            return Finding("reads", f"the {which} {what}", _where_taken(module.spec))
         case Hebbian(), _:
             return Finding("reads", "nothing before it writes", "e is free of p, so no prediction is needed")
         case _, True:
@@ -111,11 +144,14 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     r = module.recurrence
     recurrent = Finding("recurrent form", "exact", "it is the recurrence")
     if "chunk" not in module.forms:
-        reason = (
+        reason = _why_by_token(r) or (
             f"a chunk needs sums of log a, and a = {symbolic.equation(shown(r, r.decay))} may reach zero: "
             "nothing in the domains of its inputs says that it is positive"
         )
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
+    if r.segment is not None and not isinstance(r.error, Hebbian):
+        why = "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve"
+        return (Finding("chunk form", f"exact in chunks of {r.segment}, the segments of the rule", why), recurrent)
     match r.error:
         case Hebbian():
             why = (
@@ -134,3 +170,13 @@ def _forms(module: Module) -> tuple[Finding, ...]:
                 "A is strictly lower, so the solution exists, is unique and is no approximation"
             )
     return (Finding("chunk form", "exact for every chunk size", why), recurrent)
+
+
+def _why_by_token(r: Recurrence) -> str | None:
+    if r.mirror is not None:
+        return "a chunk needs a state that moves linearly, and this one does not"
+    if r.link is not None and r.segment is None:
+        return "weights are a link of the state at every token, and so no sum of what tokens write"
+    if r.segment not in (None, *SEGMENTS):
+        return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
+    return None

@@ -13,6 +13,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Elementwise,
     Inverse,
+    Largest,
     Mask,
     Op,
     Reduce,
@@ -117,6 +118,9 @@ def _meaning(target: Tile, op: Op) -> str:
         case Reduce(arg):
             gone = ",".join(a for a in arg.axes if a not in target.axes)
             return f"sum_{gone} {indexed(arg)}"
+        case Largest(arg):
+            gone = ",".join(a for a in arg.axes if a not in target.axes)
+            return f"largest_{gone} {indexed(arg)}"
         case Mask(arg, relation, fill):
             return f"{indexed(arg)} where {relation.value}, else {fill:g}"
         case CumulativeSum(arg, reverse):

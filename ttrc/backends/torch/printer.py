@@ -14,6 +14,7 @@ from ttrc.ir.tile import (
     Contract,
     CumulativeSum,
     Elementwise,
+    Largest,
     Mask,
     Reduce,
     Relabel,
@@ -47,7 +48,7 @@ DIALECT = symbolic.Dialect(
         "coarse": "torch.floor(({0}) * 64.0) / 64.0",
     },
 )
-_KEEP = {Relation.CAUSAL: "keep_causal", Relation.STRICT: "keep_strict"}
+_KEEP = {Relation.CAUSAL: "keep_causal", Relation.STRICT: "keep_strict", Relation.FIRST: "keep_first"}
 
 
 @dataclass
@@ -114,9 +115,11 @@ class TorchPrinter:
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
-        axes = op.arg.axes
-        summed = tuple(axes.index(a) - len(axes) for a in axes if a not in target.axes)
-        return f"{self.name(op.arg)}.sum({summed[0] if len(summed) == 1 else summed})"
+        return f"{self.name(op.arg)}.sum({_gone(op.arg, target)})"
+
+    @text.register
+    def _(self, op: Largest, target: Tile) -> str:
+        return f"{self.name(op.arg)}.amax({_gone(op.arg, target)})"
 
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
@@ -155,3 +158,9 @@ class TorchPrinter:
     def _shape(self, target: Tile) -> str:
         sizes = {"t": "tokens[-1]", "s": "tokens[-1]", "k": "k.shape[-1]", "v": "v.shape[-1]"}
         return ", ".join(["*v.shape[:2]", *(sizes[a] for a in target.axes)])
+
+
+def _gone(arg: Tile, target: Tile) -> int | tuple[int, ...]:
+    """The axes of arg that the target lacks, counted from the last."""
+    gone = tuple(i - len(arg.axes) for i, a in enumerate(arg.axes) if a not in target.axes)
+    return gone[0] if len(gone) == 1 else gone

@@ -54,7 +54,8 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
     if buffer.space is Space.CHUNK:
         wide = "state_dtype(v)" if plan.form == "recurrent" else "v.dtype if triton else reference.working_dtype(v)"
         shape = f"all_chunks(v, cu_seqlens, chunk), v.shape[2], {room(buffer.parts)}"
-        return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if save else v.new_empty(0)"
+        asked = "save" if buffer.name == "states" else "save and triton"  # plain PyTorch makes weights again
+        return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if {asked} else v.new_empty(0)"
     if "v" in buffer.tile.axes:
         return f"{buffer.name} = v.new_empty(v.shape) if save and triton else v.new_empty(0)"
     wanted = "triton" if _is_read(plan, buffer) else "save and triton"

@@ -15,6 +15,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Elementwise,
     Inverse,
+    Largest,
     Mask,
     Reduce,
     Relabel,
@@ -92,6 +93,8 @@ class TritonPrinter:
             return []
         if add is not None:
             return [f"{target.name} = {self.name(add)}"]
+        if isinstance(statement.op, Largest):
+            return [f'{target.name} = tl.full({shape(target)}, float("-inf"), tl.float32)']
         return [f"{target.name} = " + (f"tl.zeros({shape(target)}, tl.float32)" if target.axes else "0.0")]
 
     def add_panel(self, statement: Statement) -> list[str]:
@@ -100,6 +103,8 @@ class TritonPrinter:
         match statement.op:
             case Contract():
                 return [f"{name} = {self._dot(statement.op, statement.target, name)}"]
+            case Largest():
+                return [f"{name} = tl.maximum({name}, {self.text(statement.op, statement.target)})"]
             case _:
                 return [f"{name} += {self.text(statement.op, statement.target)}"]
 
@@ -151,9 +156,11 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
-        summed = [i for i, a in enumerate(op.arg.axes) if a not in target.axes]
-        axis = f", {summed[0]}" if len(summed) < len(op.arg.axes) else ""
-        return f"tl.sum({self._float(op.arg)}{axis})"
+        return f"tl.sum({self._float(op.arg)}{_along(op.arg, target)})"
+
+    @text.register
+    def _(self, op: Largest, target: Tile) -> str:
+        return f"tl.max({self._float(op.arg)}{_along(op.arg, target)})"
 
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
@@ -162,8 +169,9 @@ class TritonPrinter:
             Relation.CAUSAL: "t[:, None] >= t[None, :]",
             Relation.STRICT: "t[:, None] > t[None, :]",
             Relation.VALID: "t < left",
-            Relation.KEYS: f"{self._across(target)} < K",
-            Relation.VALUES: f"i_v * BV + {self._across(target)} < V",
+            Relation.FIRST: "t == 0",
+            Relation.KEYS: f"{self._across(target, 'k')} < K",
+            Relation.VALUES: f"i_v * BV + {self._across(target, 'v')} < V",
         }[op.relation]
         return f"tl.where({keep}, {self._float(op.arg)}, {fill})"
 
@@ -175,10 +183,14 @@ class TritonPrinter:
     def _(self, op: Inverse, target: Tile) -> str:
         return f"unit_lower_inverse({self.name(op.matrix)}, BT, PRECISION)"
 
-    def _across(self, target: Tile) -> str:
-        """The number of each channel of a tile's last axis within its block."""
-        text = f"tl.arange(0, {BLOCK[target.axes[-1]]})"
-        return text if len(target.axes) == 1 else f"{text}[None, :]"
+    def _across(self, target: Tile, axis: str) -> str:
+        """The number of each channel along one of a tile's axes within its block."""
+        text = f"tl.arange(0, {BLOCK[axis]})"
+        return (
+            text
+            if target.axes == (axis,)
+            else f"{text}[{', '.join(':' if a == axis else 'None' for a in target.axes)}]"
+        )
 
     def _dot(self, op: Contract, target: Tile, add: str | None) -> str:
         product = as_product(op, target)
@@ -199,6 +211,12 @@ class TritonPrinter:
         if not arg.axes or arg.axes == target.axes or arg.name in GIVEN:
             return text
         return f"{text}[{', '.join(':' if a in arg.axes else 'None' for a in target.axes)}]"
+
+
+def _along(arg: Tile, target: Tile) -> str:
+    """The axis that the target lacks, as a last argument; nothing where it lacks all."""
+    gone = [i for i, a in enumerate(arg.axes) if a not in target.axes]
+    return f", {gone[0]}" if len(gone) < len(arg.axes) else ""
 
 
 def uses(statements, tile: Tile) -> bool:

@@ -1,0 +1,52 @@
+"""A link as tile statements: the weights of any matrix of a state, in a chunk and of a token alike."""
+
+from __future__ import annotations
+
+from ttrc import symbolic
+from ttrc.ir.tile import Relation, Tile
+from ttrc.passes.builder import Builder, sym
+from ttrc.symbolic import Link
+
+INSIDE = {"k": Relation.KEYS, "v": Relation.VALUES}
+ORIGIN = "link"
+
+
+def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state: Tile) -> Tile:
+    """The weights of a state, a tile of the same axes; `gates` has a number, (), for each parameter of the link.
+
+    Kernels pad channels. What stands in the padding of a state is 0 along its keys, but along its values whatever the
+    rule writes there: that is masked here, so that it enters no sum and makes nothing overflow. Weights in the padding
+    are finite, and meet zeros.
+    """
+    if link is None:
+        return state
+    own = dict(zip(("k", "v"), state.axes))
+    inside = build.mask("state_inside", state, INSIDE[own["v"]], 0.0, ORIGIN)
+    if link.shift:
+        axes = {own[a] for a in link.shift}
+        for axis in sorted(axes):
+            inside = build.mask("state_among", inside, INSIDE[axis], float("-inf"), ORIGIN)
+        peak = build.largest("peak", inside, set(state.axes) - axes, ORIGIN)
+        shifted = {t.name: t for t in (inside, peak)}
+        inside = build.elementwise("shifted", sym(inside) - sym(peak), shifted, ORIGIN)
+    known, weights = gates | {"S": inside}, link.weights
+    for total in link.sums:
+        axes = {own[a] for a in total.axes}
+        summands = build.elementwise("powers", total.body, known, ORIGIN)
+        body = summands
+        if not link.shift and not symbolic.is_zero_at(total.body, ("S",)):
+            for axis in sorted(axes):
+                body = build.mask("powers_inside", body, INSIDE[axis], 0.0, ORIGIN)
+        known[total.symbol.name] = build.reduce("sum_S", body, set(state.axes) - axes, ORIGIN)
+        known[summands.name] = summands
+        weights = symbolic.in_terms_of(weights, total.body, sym(summands))
+    return build.elementwise("W", weights, known, ORIGIN, state.axes)
+
+
+def once(build: Builder, tile: Tile) -> Tile:
+    """The number that a chunk holds for each of its tokens, where it is the same for all: a parameter, [t] to ()."""
+    if "t" not in tile.axes:
+        return tile
+    return build.reduce(
+        f"{tile.name}_once", build.mask(f"{tile.name}_first", tile, Relation.FIRST, 0.0, ORIGIN), (), ORIGIN
+    )
