@@ -147,22 +147,22 @@ def block_numbers(x, n, ROWS: tl.constexpr):
 
 @triton.jit
 def root_step(x, low, high, step, base, pull, slope):
-    """A step towards x + pull(x) = base, from pull and its slope at x; pull never falls.
+    """A step towards x + pull(x) = base, from pull and its slope at x; pull never falls. Returns x, low, high, step.
 
-    Newton's, but a bisection where that would leave what is known to hold the root, low to high, or is not half as
-    long as the last step. Returns x, low, high, the step's length, and whether to go on: not where two steps in turn
-    were so short that the error, which is the square of that, is none.
+    The root lies between base and base - pull(base), so that the first x is base. The step is Newton's, but a
+    bisection where that would leave what is known to hold the root, low to high, or is not half as long as the last
+    step. Once the equation is off by no more than rounding, the step is the last: its length is said to be 0.
     """
     excess = x + pull - base
-    low = tl.where(excess > 0, tl.maximum(low, x - excess), x)
-    high = tl.where(excess > 0, x, tl.minimum(high, x - excess))
-    newton = x - excess / (1.0 + slope)
-    short = 1e-4 * (tl.abs(x) + tl.abs(base))
-    length = tl.abs(newton - x)
-    good = (newton >= low) & (newton <= high) & ((length <= short) | (2.0 * length <= step))
-    following = tl.where(good, newton, 0.5 * (low + high))
-    moves = tl.where((length <= short) & (step <= short), 0, 1)
-    return following, low, high, tl.abs(following - x), moves
+    first, other = step == float("inf"), x - clip(excess, 1e30)
+    low = tl.where(excess > 0, tl.where(first, other, low), x)
+    high = tl.where(excess > 0, x, tl.where(first, other, high))
+    share = 1.0 / (1.0 + slope)
+    newton = x - excess * share
+    found = tl.abs(excess * share) < 2e-6 * (tl.abs(x) + tl.abs(base) * share)
+    good = found | ((newton >= low) & (newton <= high) & (2.0 * tl.abs(excess * share) <= step))
+    following = tl.where(step == 0, x, tl.where(good, newton, 0.5 * (low + high)))
+    return following, low, high, tl.where(found, 0.0, tl.abs(following - x))
 
 
 @triton.jit

@@ -40,26 +40,24 @@ def substitute(matrix, base, write, rows, reverse):
 def find_root(pull, base):
     """x with x + pull(x) = base, entry by entry; pull gives its own slope too, and never falls.
 
-    Newton's steps from x = base. Another point, too, says where the root lies: no further than how much the equation
-    is off there. A step beyond what is so known, or not half as long as the last one, is a bisection instead. It ends
-    when two steps in turn are as short as the square root of the precision, for the error is then the square of that.
+    The root lies between base and base - pull(base). Newton's steps from x = base; one that would leave what is known
+    to hold the root, or is not half as long as the last, is a bisection instead. An entry rests once the equation is
+    off by no more than rounding.
     """
-    x, low, high, step = base, -torch.inf, torch.inf, torch.full_like(base, torch.inf)
-    tolerance = torch.finfo(base.dtype).eps ** 0.5
+    x, step, rounding = base, torch.full_like(base, torch.inf), 16.0 * torch.finfo(base.dtype).eps
+    first = base - pull(base)[0].clamp(-1e30, 1e30)
+    low, high = torch.minimum(first, base), torch.maximum(first, base)
     for _ in range(1000):
         pulled, slope = pull(x)
         excess = x + pulled - base
-        above = excess > 0
-        low, high = torch.where(above, (x - excess).clamp(min=low), x), torch.where(
-            above, x, (x - excess).clamp(max=high)
-        )
-        newton = x - excess / (1.0 + slope)
-        short = (newton - x).abs() <= tolerance * (x.abs() + base.abs())
-        ended = bool((short & (step <= tolerance * (x.abs() + base.abs()))).all())
-        good = (newton >= low) & (newton <= high) & (short | (2.0 * (newton - x).abs() <= step))
-        following = torch.where(good, newton, 0.5 * (low + high))
-        x, step = following, (following - x).abs()
-        if ended:
+        low, high = torch.where(excess > 0, low, x), torch.where(excess > 0, x, high)
+        share = 1.0 / (1.0 + slope)
+        newton, length = x - excess * share, (excess * share).abs()
+        found = length < rounding * (x.abs() + base.abs() * share)
+        good = found | ((newton >= low) & (newton <= high) & (2.0 * length <= step))
+        following = torch.where(step == 0, x, torch.where(good, newton, 0.5 * (low + high)))
+        x, step = following, torch.where(found, 0.0, (following - x).abs())
+        if not step.any():
             break
     return x
 
