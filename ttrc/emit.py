@@ -109,9 +109,7 @@ def derivation(module: Module) -> str:
         + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
         f"retention  {comment(spec.retention.expr.text)}",
         f"error      dL/dp = {symbolic.equation(r.gradient)}",
-        f"state      S = a S_prev - k e', a = {symbolic.equation(r.decay)}"
-        if r.mirror is None
-        else f"state      S = {symbolic.equation(r.mirror)}, own = -k e'",
+        _moved(r),
     ]
     reductions = r.reductions
     if r.link is not None:
@@ -133,6 +131,16 @@ def derivation(module: Module) -> str:
         body = symbolic.equation(reduction.body)
         lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")
     return "\n".join(f"# {line}" for line in lines)
+
+
+def _moved(r: Recurrence) -> str:
+    """How the state moves, and the last step where that is kept."""
+    step = "- k e'" if r.momentum is None else "+ M"
+    state = f"S = a S_prev {step}, a = {symbolic.equation(r.decay)}"
+    if r.mirror is not None:
+        state = f"S = {symbolic.equation(r.mirror)}, own = {step.removeprefix('+ ')}"
+    kept = "" if r.momentum is None else f", M = b M_prev - k e', b = {symbolic.equation(r.momentum)}"
+    return f"state      {state}{kept}"
 
 
 def _read(r: Recurrence) -> str:

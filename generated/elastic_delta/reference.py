@@ -96,7 +96,7 @@ def huber(x, d):
 # loss       norm2(p - v) / 2, weight beta
 # retention  norm2(S - S_prev) / 2 + lam * norm2(S) / 2 + mu * sum(abs(S))
 # error      dL/dp = beta*(p - v)
-# state      S = max(-mu + abs(S_prev + own), 0)*sign(S_prev + own)/(lam + 1), own = -k e'
+# state      S = max(-mu + abs(S_prev + own), 0)*sign(S_prev + own)/(lam + 1), own = - k e'
 #            e = (beta) p + (-beta*v), p = (S_prev)' k
 
 

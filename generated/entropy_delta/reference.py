@@ -96,7 +96,7 @@ def huber(x, d):
 # loss       norm2(p - v) / 2, weight beta
 # retention  sum(S * log(S) - S - exp(g) * S * log(S_prev))
 # error      dL/dp = beta*(p - v)
-# state      S = exp(own + exp(g)*log(S_prev)), own = -k e'
+# state      S = exp(own + exp(g)*log(S_prev)), own = - k e'
 #            e = (beta) p + (-beta*v), p = (S_prev)' k
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 # loss       norm2(p - v) / 2, weight beta
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = beta*(p - v)
-# state      S = a S_prev - k e', a = exp(g)
+# state      S = a S_prev + M, a = exp(g), M = b M_prev - k e', b = exp(m)
 #            e = (beta) p + (-beta*v), p = (S_prev)' k
 
 
@@ -287,14 +287,13 @@ def chunk_prepare_masks(
     since_3 = tl.exp(gap_masked_3)
     # causality
     earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
     coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
     coarse_sum_2 = tl.cumsum(coarse_2, 0)
     fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
-    # update, line 29
     momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
     steps = earlier_steps_2 * momentum_until[None, :]
     inherited_steps = tl.sum(steps, 1)
@@ -324,16 +323,14 @@ def chunk_prepare_masks(
     # update, line 29
     decay_after = tl.exp(coarse_after + fine_after)
     decay_after_valid = tl.where(t < left, decay_after, 0.0)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
     fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
     gap = coarse_gap + fine_gap
     # causality
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since = tl.exp(gap_masked)
     # update, line 29
+    since = tl.exp(gap_masked)
     steps_after = decay_after_valid[:, None] * since
     written_steps = tl.sum(steps_after, 0)
     store_vector(written_steps_t_ptr + i_h, written_steps, token, left, HV, BT)
@@ -479,7 +476,7 @@ def chunk_scan(
         if READ:
             # read-out
             carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        # update, line 29
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
         coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
@@ -514,11 +511,11 @@ def chunk_scan(
         kept = M * carried_steps + S * kept_factor
         # update, line 29
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk_2 = tl.sum(coarse_2)
         coarse_after_2 = coarse_chunk_2 - coarse_sum_2
         fine_chunk_2 = tl.sum(fine_2)
         fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         written_factor = tl.exp(coarse_after_2 + fine_after_2)
         written_2 = u * written_factor[:, None]
         kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
@@ -645,7 +642,7 @@ def chunk_scan_reverse_masks(
         d_u_via_written = d_written * written_steps_t[:, None]
         # adjoint of written_2
         d_written_2 = tl.dot(k, d_M_next.to(dtype), input_precision=PRECISION)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        # update, line 29
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
         coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
@@ -656,6 +653,7 @@ def chunk_scan_reverse_masks(
         fine_chunk_2 = tl.sum(fine_2)
         fine_sum_2 = tl.cumsum(fine_2, 0)
         fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         written_factor = tl.exp(coarse_after_2 + fine_after_2)
         # adjoint of written_2
         d_u_via_written_2 = d_written_2 * written_factor[:, None]
@@ -805,6 +803,7 @@ def chunk_gradients_masks(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     fine_before = -fine + fine_sum
+    # update, line 29
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
     coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
@@ -815,6 +814,7 @@ def chunk_gradients_masks(
     coarse_after_2 = coarse_chunk_2 - coarse_sum_2
     fine_chunk_2 = tl.sum(fine_2)
     fine_after_2 = fine_chunk_2 - fine_sum_2
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     written_factor = tl.exp(coarse_after_2 + fine_after_2)
     d_system_via_u = tl.zeros([BT, BT], tl.float32)
     d_attention = tl.zeros([BT, BT], tl.float32)
@@ -876,14 +876,14 @@ def chunk_gradients_masks(
     d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
     d_mask_read_via_system = beta[:, None] * d_system_via_u_3 * earlier
     store_lower(d_mask_read_via_system_ptr + i_h * BT, d_mask_read_via_system, token, left, HV * BT, BT)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
     fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
     gap = coarse_gap + fine_gap
     # causality
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     since = tl.exp(gap_masked)
     # adjoint of mask_read
     d_earlier_steps_via_mask_read = tl.dot(
@@ -1148,21 +1148,23 @@ def chunk_moves(
         d_written_factor_via_written_2_2_ptr + i_h, token, left, HV, BT, 0.0
     )
     d_kept_factor_2_via_kept_2_2 = tl.load(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
     coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
     coarse_chunk_2 = tl.sum(coarse_2)
     fine_2 = -coarse_2 + log_momentum_valid
     fine_chunk_2 = tl.sum(fine_2)
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
     # adjoint of kept_factor_2
     d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2_via_kept_2_2 * kept_factor_2
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     coarse_sum_2 = tl.cumsum(coarse_2, 0)
     coarse_after_2 = coarse_chunk_2 - coarse_sum_2
     fine_sum_2 = tl.cumsum(fine_2, 0)
     fine_after_2 = fine_chunk_2 - fine_sum_2
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     written_factor = tl.exp(coarse_after_2 + fine_after_2)
     # adjoint of written_factor
     d_coarse_after_2_via_written_factor = d_written_factor_via_written_2_2 * written_factor
@@ -1237,14 +1239,14 @@ def chunk_moves(
     d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
     # adjoint of written_steps
     d_steps_after_via_written_steps = tl.broadcast_to(d_written_steps_t_via_written_2[None, :], [BT, BT])
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
     fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
     gap = coarse_gap + fine_gap
     # causality
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     since = tl.exp(gap_masked)
     # adjoint of steps_after
     d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
@@ -1437,7 +1439,7 @@ def chunk_output(
     fine_before = -fine + fine_sum
     # read-out
     carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
     coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0

@@ -96,7 +96,7 @@ def huber(x, d):
 # loss       norm2(p - v) / 2, weight beta
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = beta*(p - v)
-# state      S = a S_prev - k e', a = exp(g)
+# state      S = a S_prev + M, a = exp(g), M = b M_prev - k e', b = exp(m)
 #            e = (beta) p + (-beta*v), p = (S_prev)' k
 
 
@@ -116,6 +116,7 @@ def chunk_step(q, k, v, g, m, beta, scale, S, M):
     fine_chunk = fine.sum(-1)
     fine_before = -fine + fine_sum
     fine_after = fine_chunk[..., None] - fine_sum
+    # update, line 29
     log_momentum_bounded = choose(m, -800.0, -800.0, m)
     log_momentum_valid = log_momentum_bounded
     coarse_2 = torch.floor((log_momentum_valid) * 64.0) / 64.0
@@ -132,8 +133,9 @@ def chunk_step(q, k, v, g, m, beta, scale, S, M):
     # causality
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     since = torch.exp(gap_masked)
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_2 = coarse_before[..., :, None] - coarse_sum[..., None, :]
     fine_gap_2 = fine_before[..., :, None] - fine_sum[..., None, :]
     gap_2 = coarse_gap_2 + fine_gap_2
@@ -232,6 +234,7 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     fine_chunk = fine.sum(-1)
     fine_before = -fine + fine_sum
     fine_after = fine_chunk[..., None] - fine_sum
+    # update, line 29
     log_momentum_bounded = choose(m, -800.0, -800.0, m)
     log_momentum_valid = log_momentum_bounded
     coarse_2 = torch.floor((log_momentum_valid) * 64.0) / 64.0
@@ -248,8 +251,9 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     # causality
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     since = torch.exp(gap_masked)
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_2 = coarse_before[..., :, None] - coarse_sum[..., None, :]
     fine_gap_2 = fine_before[..., :, None] - fine_sum[..., None, :]
     gap_2 = coarse_gap_2 + fine_gap_2

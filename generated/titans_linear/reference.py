@@ -96,7 +96,7 @@ def huber(x, d):
 # loss       norm2(p - v) / 2, weight theta
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = theta*(p - v)
-# state      S = a S_prev - k e', a = exp(g)
+# state      S = a S_prev + M, a = exp(g), M = b M_prev - k e', b = exp(m)
 #            e = (theta) p + (-theta*v), p = (S_start)' k
 
 
@@ -114,6 +114,7 @@ def chunk_step(q, k, v, g, m, theta, scale, S, M):
     fine_sum = fine.cumsum(-1)
     fine_chunk = fine.sum(-1)
     fine_after = fine_chunk[..., None] - fine_sum
+    # update, line 29
     log_momentum_bounded = choose(m, -800.0, -800.0, m)
     log_momentum_valid = log_momentum_bounded
     coarse_2 = torch.floor((log_momentum_valid) * 64.0) / 64.0
@@ -130,8 +131,9 @@ def chunk_step(q, k, v, g, m, theta, scale, S, M):
     # causality
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     since = torch.exp(gap_masked)
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_3 = coarse_sum[..., :, None] - coarse_sum[..., None, :]
     fine_gap_3 = fine_sum[..., :, None] - fine_sum[..., None, :]
     gap_3 = coarse_gap_3 + fine_gap_3
@@ -202,6 +204,7 @@ def chunk_step_backward(q, k, v, g, m, theta, scale, S, M, d_o, d_S_next, d_M_ne
     fine_sum = fine.cumsum(-1)
     fine_chunk = fine.sum(-1)
     fine_after = fine_chunk[..., None] - fine_sum
+    # update, line 29
     log_momentum_bounded = choose(m, -800.0, -800.0, m)
     log_momentum_valid = log_momentum_bounded
     coarse_2 = torch.floor((log_momentum_valid) * 64.0) / 64.0
@@ -218,8 +221,9 @@ def chunk_step_backward(q, k, v, g, m, theta, scale, S, M, d_o, d_S_next, d_M_ne
     # causality
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    # update, line 29
     since = torch.exp(gap_masked)
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_3 = coarse_sum[..., :, None] - coarse_sum[..., None, :]
     fine_gap_3 = fine_sum[..., :, None] - fine_sum[..., None, :]
     gap_3 = coarse_gap_3 + fine_gap_3

@@ -53,7 +53,7 @@ class Moves:
 
 def derive_moves(build: Builder, recurrence: Recurrence, tiles: dict[str, Tile], states: tuple[Tile, ...]) -> Moves:
     """`states` are S and, of a rule with a momentum, M; `tiles` what the gates' names stand for."""
-    decay = _Decay(build, tiles, recurrence.log_decay, "decay")
+    decay = _Decay(build, tiles, recurrence.log_decay, "decay", "retention")
     before = decay.until if recurrence.reads_decayed else decay.before
     if recurrence.momentum is None:
         (S,) = states
@@ -70,7 +70,7 @@ def derive_moves(build: Builder, recurrence: Recurrence, tiles: dict[str, Tile],
 
 def _with_momentum(build: Builder, recurrence: Recurrence, tiles, states, decay: _Decay, before: Factor) -> Moves:
     S, M = states
-    own = _Decay(build, tiles, recurrence.log_momentum, "momentum")
+    own = _Decay(build, tiles, recurrence.log_momentum, "momentum", "update")
     origin = "update"
     kept = own.since(strict=False, reads_decayed=True)
     if kept is None:
@@ -137,6 +137,7 @@ class _Decay:
     inputs: dict[str, Tile]
     log: Expr | None
     name: str
+    origin: str
     until: Factor = field(default=Factor(), init=False)
     before: Factor = field(default=Factor(), init=False)
     after: Factor = field(default=Factor(), init=False)
@@ -147,15 +148,15 @@ class _Decay:
         if self.log is None:
             return
         build = self.build
-        raw = build.elementwise(f"log_{self.name}", self.log, self.inputs, "retention")
+        raw = build.elementwise(f"log_{self.name}", self.log, self.inputs, self.origin)
         bounded = self._make(f"log_{self.name}_bounded", at_least(sym(raw), FORGOTTEN), raw)
-        g = build.mask(f"log_{self.name}_valid", bounded, Relation.VALID, 0.0, "retention")
+        g = build.mask(f"log_{self.name}_valid", bounded, Relation.VALID, 0.0, self.origin)
         whole = self._make("coarse", coarse(sym(g)), g)
         rest = self._make("fine", sym(g) - sym(whole), g, whole)
         roles = []
         for part, own in (("coarse", whole), ("fine", rest)):
-            until = build.cumulative_sum(f"{part}_sum", own, "retention")
-            chunk = build.reduce(f"{part}_chunk", own, (), "retention")
+            until = build.cumulative_sum(f"{part}_sum", own, self.origin)
+            chunk = build.reduce(f"{part}_chunk", own, (), self.origin)
             before = self._make(f"{part}_before", sym(until) - sym(own), until, own)
             after = self._make(f"{part}_after", sym(chunk) - sym(until), chunk, until)
             roles.append((until, before, after, chunk))
@@ -183,4 +184,4 @@ class _Decay:
         return self._make("since", exp(sym(gap)), gap)
 
     def _make(self, name: str, expr: Expr, *args: Tile) -> Tile:
-        return self.build.elementwise(name, expr, {t.name: t for t in args}, "retention")
+        return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)

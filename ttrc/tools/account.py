@@ -32,6 +32,7 @@ from ttrc.ir.tile import (
     Substitute,
 )
 from ttrc.language.spec import (
+    At,
     Exp,
     Gradient,
     Link,
@@ -142,11 +143,18 @@ def _link(link: Link) -> str:
 
 def _rule(spec: Spec) -> str:
     match spec.update:
-        case Gradient(at=at):
-            return f"one gradient step a token, the gradient taken at the {at.value} state"
+        case Gradient(At.SEGMENT_START, segment, momentum):
+            where = f"at the state that its segment of {segment} tokens starts with"
+            return f"one gradient step a token, the gradient taken {where}{_kept_step(momentum)}"
+        case Gradient(at, _, momentum):
+            return f"one gradient step a token, the gradient taken at the {at.value} state{_kept_step(momentum)}"
         case Proximal():
             return "one proximal (implicit) step a token"
     raise AssertionError(spec.update)
+
+
+def _kept_step(momentum: Located | None) -> str:
+    return "" if momentum is None else f"; momentum {comment(momentum.text)}"
 
 
 def steps(module: Module) -> tuple[Step, ...]:
@@ -212,9 +220,11 @@ def _recurrence(r: Recurrence) -> Step:
     before = "S_prev" if decay == 1 else f"{factor(decay)} S_prev"
     used = () if decay == 1 else (decay,)
     if r.mirror is not None:
-        lines = [line("S_t = {}", shown(r, r.mirror)), line("own = - k e'")]
+        lines = [line("S_t = {}", shown(r, r.mirror)), line("own = - k e'" if r.momentum is None else "own = M_t")]
     else:
-        lines = [line(f"S_t = {before} - k e'", *used)]
+        lines = [line(f"S_t = {before} - k e'" if r.momentum is None else f"S_t = {before} + M_t", *used)]
+    if r.momentum is not None:
+        lines.append(line(f"M_t = {factor(shown(r, r.momentum))} M_prev - k e'", shown(r, r.momentum)))
     lines.append(line("e = {}", shown(r, written(r))))
     if isinstance(r.error, Nonlinear) and r.error.root is not None:
         lines.append(_equation(r, r.error.root))

@@ -26,7 +26,8 @@ def headline(module: Module) -> str:
     r = module.recurrence
     name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
-    return f"linear memory, {name} error, {kept}" + ("" if r.link is None else ", linked weights")
+    more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
+    return f"linear memory, {name} error, {kept}{more}"
 
 
 def findings(module: Module) -> tuple[Finding, ...]:
@@ -34,7 +35,8 @@ def findings(module: Module) -> tuple[Finding, ...]:
     r = module.recurrence
     linked = () if r.link is None else (_link_class(r),)
     kept = _decay_class(r) if r.mirror is None else _mirror_class(r)
-    return (_error_class(r), kept, *linked, _read_class(module), *_forms(module))
+    steps = () if r.momentum is None else (_momentum_class(r),)
+    return (_error_class(r), kept, *steps, *linked, _read_class(module), *_forms(module))
 
 
 def _error_class(r: Recurrence) -> Finding:
@@ -170,6 +172,14 @@ def _forms(module: Module) -> tuple[Finding, ...]:
                 "A is strictly lower, so the solution exists, is unique and is no approximation"
             )
     return (Finding("chunk form", "exact for every chunk size", why), recurrent)
+
+
+def _momentum_class(r: Recurrence) -> Finding:
+    b = symbolic.equation(shown(r, r.momentum))
+    because = f"M_t = b M_prev - k e' with b = {b}, then S moves by M_t: two recurrences in a row"
+    if not r.chunks:
+        return Finding("momentum", "a second state, the last step", because)
+    return Finding("momentum", "exact: the mask of a chunk is the product of two masks, a C x C product", because)
 
 
 def _why_by_token(r: Recurrence) -> str | None:
