@@ -23,7 +23,7 @@ TERMS = (
     "sum(softplus(p)) / 4",
     "norm2(p) / 8",
 )
-WEIGHTS = ("beta", "beta * eta", "beta / (1 + norm2(k))", "beta * sigmoid(r)")
+WEIGHTS = ("beta", "beta * eta", "beta / (1 + norm2(k))", "beta * sigmoid(raw)")
 RETENTIONS = (
     "norm2(S - S_prev) / 2",
     "norm2(S - exp(g) * S_prev) / 2",
@@ -45,7 +45,7 @@ GATES = {
     "eta": "unit",
     "lam": "nonnegative",
     "delta": "positive",
-    "r": "real",
+    "raw": "real",
 }
 
 
