@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Optional
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
@@ -27,9 +28,10 @@ from torch import Tensor  # noqa: E402
 
 from bench.interpret import interpretable  # noqa: E402
 from ttrc.compiler import analyse  # noqa: E402
-from ttrc.language.state import initial_names  # noqa: E402
+from ttrc.language.state import initial_names, needs_initial_state  # noqa: E402
 from ttrc.passes.budget import least_bytes  # noqa: E402
 from ttrc.runtime.load import load, shipped_specs  # noqa: E402
+from ttrc.runtime.verify import as_arguments  # noqa: E402
 from ttrc.sampling import random_inputs  # noqa: E402
 from ttrc.tools.counter import Tally, count  # noqa: E402
 from ttrc.tools.peers import Peer, load_peers, present  # noqa: E402
@@ -60,7 +62,8 @@ class Traffic:
 def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     """q, k, v in dtype and gates in float32, all of them differentiable; batch 1, one head."""
     drawn = random_inputs(spec, B=1, T=length, H=1, HV=1, dk=width, dv=width)
-    drawn = {n: x for n, x in drawn.items() if n not in initial_names(spec)}
+    if not needs_initial_state(spec):
+        drawn = {n: x for n, x in drawn.items() if n not in initial_names(spec)}
     return {n: x.to(dtype if n in ("q", "k", "v") else torch.float32).requires_grad_() for n, x in drawn.items()}
 
 
@@ -74,8 +77,14 @@ def measure(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -
     return Traffic(_rows(forward, tokens), _rows(backward, tokens))
 
 
+def in_chunks() -> list[str]:
+    """The shipped specs that have a chunk form."""
+    return [name for name in shipped_specs() if "chunk" in load(name).forms]
+
+
 def of_ttrc(name: str, length: int = LENGTH, width: int = WIDTH, schedule: str = "fused") -> Traffic:
     op = load(name)
+    schedule = schedule if op.schedules else "auto"
     x = inputs(op.spec, length, width)
     return measure(lambda x: _called(op, x, schedule), x)
 
@@ -86,9 +95,9 @@ def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> 
 
 
 def _called(op, x: dict[str, Tensor], schedule: str) -> Tensor:
-    gates = {n: t for n, t in x.items() if n not in ("q", "k", "v")}
+    given = as_arguments(op.spec, x) if needs_initial_state(op.spec) else x
     call = getattr(op.package, op.spec.name)  # an operator refuses bfloat16 here, for the values that come of it
-    return call(x["q"], x["k"], x["v"], **gates, form="chunk", backend="triton", schedule=schedule)[0]
+    return call(**given, form="chunk", backend="triton", schedule=schedule)[0]
 
 
 def _rows(tally: Tally, tokens: int) -> tuple[tuple[str, int, float], ...]:
@@ -121,7 +130,7 @@ class Row:
     spec: str
     least: dict[str, float]
     traffic: dict[str, Traffic]  # by implementation, "ttrc" first
-    split: Traffic  # ttrc's other schedule for sequences in one piece
+    split: Optional[Traffic]  # ttrc's other schedule for sequences in one piece, where it has one
 
 
 def row(name: str) -> Row:
@@ -131,7 +140,8 @@ def row(name: str) -> Row:
     for peer in present(load_peers()(name)):
         if peer.same and peer.backward:
             counted[peer.name] = of_peer(name, peer)
-    return Row(name, least, counted, of_ttrc(name, schedule="split"))
+    split = of_ttrc(name, schedule="split") if "split" in load(name).schedules else None
+    return Row(name, least, counted, split)
 
 
 def page(rows: list[Row]) -> str:
@@ -183,7 +193,7 @@ def _schedules(rows: list[Row]) -> list[str]:
         "| spec | fused | split | split / fla |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for r in rows:
+    for r in (r for r in rows if r.split is not None):
         theirs = r.traffic.get("fla")
         share = f"{100 * r.split.bytes() / theirs.bytes():.0f}%" if theirs else "-"
         lines.append(f"| {r.spec} | {_total(r.traffic['ttrc'])} | {_total(r.split)} | {share} |")
@@ -235,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     given = parser.parse_args(argv)
     rows = []
     with peers_at_hand(given.install):
-        for name in given.specs or shipped_specs():
+        for name in given.specs or in_chunks():
             rows.append(row(name))
             print(*_summary(rows[-1:])[2:], flush=True)
         given.out.write_text(page(rows), encoding="utf-8")

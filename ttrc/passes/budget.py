@@ -112,7 +112,8 @@ class _Cost:
     def traffic(self, kernel: Kernel) -> Traffic:
         read = sum(self._bytes(b, kernel) for b in kernel.loads)
         written = sum(self._bytes(b, kernel) for b in kernel.stores)
-        states = 4 * self.d_k * self.d_v / self.chunk
+        kept = sum(not c.reverse for c in kernel.carries)
+        states = 4 * self.d_k * self.d_v / self.chunk * kept
         match kernel.skeleton:
             case Skeleton.TOKENS:  # checkpoints
                 written += states
