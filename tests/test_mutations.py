@@ -12,12 +12,12 @@ from ttrc import compiler, emit
 from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.ir.tile import Relation, Solve
 from ttrc.language.load import load_spec
-from ttrc.passes import derive_chunk, derive_recurrence, differentiate_tile, simplify_tile
+from ttrc.passes import derive_moves, derive_recurrence, differentiate_tile, simplify_tile
 from ttrc.passes.builder import Builder
 from ttrc.runtime.load import import_package
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import Verifier
-from ttrc.runtime.verify import Case, verify
+from ttrc.runtime.verify import Case, fitting, verify
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 CHUNKED = Case(B=1, T=35, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
@@ -63,7 +63,7 @@ def build(tmp_path, monkeypatch):
 
 def failures(op, setting, case=None):
     form, backend, dtype, usual = SETTINGS[setting]
-    return verify(op, case or usual, form=form, backend=backend, dtype=dtype).failures
+    return verify(op, fitting(op.spec, case or usual), form=form, backend=backend, dtype=dtype).failures
 
 
 def named(found):
@@ -108,13 +108,13 @@ def test_a_token_late(build, monkeypatch):
 
 
 def test_a_carried_state_that_does_not_decay(build, monkeypatch):
-    real = derive_chunk._Decays.__init__
+    real = derive_moves._Decay.__post_init__
 
-    def init(self, *given):
-        real(self, *given)
-        self.total_factor = derive_chunk.ONE
+    def init(self):
+        real(self)
+        self.total = derive_moves.Factor()
 
-    monkeypatch.setattr(derive_chunk._Decays, "__init__", init)
+    monkeypatch.setattr(derive_moves._Decay, "__post_init__", init)
     op = build(broken_passes=True)
     for setting in ("chunk", "chunk kernels"):
         assert {"o", "final_state", "d_initial_state"} <= named(failures(op, setting))
@@ -122,7 +122,7 @@ def test_a_carried_state_that_does_not_decay(build, monkeypatch):
 
 def test_a_decay_that_forgets_too_early(build, monkeypatch):
     """Seen at the ends of the domain alone: there it has to be looked for."""
-    monkeypatch.setattr(derive_chunk, "FORGOTTEN", -8)
+    monkeypatch.setattr(derive_moves, "FORGOTTEN", -8)
     op = build(broken_passes=True)
     for setting in ("chunk", "chunk kernels"):
         assert failures(op, setting, STRONG)
@@ -258,6 +258,44 @@ def test_a_lost_contribution_to_a_cotangent(build, monkeypatch, lost):
         assert not found & {"o", "final_state"}
 
 
+def test_a_momentum_whose_steps_are_not_added_up(build, monkeypatch):
+    """The mask of one recurrence in the place of the product of two."""
+    real = Builder.compose
+
+    def compose(self, name, a, b, origin, a_transposed=False, b_transposed=False):
+        return b if not (a_transposed or b_transposed) else real(self, name, a, b, origin, a_transposed, b_transposed)
+
+    monkeypatch.setattr(Builder, "compose", compose)
+    op = build("momentum_deltanet", broken_passes=True)
+    for setting in ("chunk", "chunk kernels"):
+        assert "o" in named(failures(op, setting))
+
+
+def test_the_adjoint_of_a_product_of_masks_transposed(build, monkeypatch):
+    real = Builder.compose
+
+    def compose(self, name, a, b, origin, a_transposed=False, b_transposed=False):
+        return real(self, name, a, b, origin, b_transposed, a_transposed)
+
+    monkeypatch.setattr(Builder, "compose", compose)
+    op = build("momentum_deltanet", broken_passes=True)
+    for setting in ("chunk", "chunk kernels"):
+        found = named(failures(op, setting))
+        assert {"d_g", "d_m"} <= found and not found & {"o", "final_S", "final_M"}
+
+
+def test_gradients_at_the_start_of_another_segment(build):
+    op = build("titans_linear", reference=[('{"recurrent": 64}', '{"recurrent": 2}')], op=[("SEGMENT=64", "SEGMENT=2")])
+    for setting in ("recurrent", "recurrent kernels"):
+        assert "o" in named(failures(op, setting))
+
+
+def test_a_last_step_that_is_not_handed_on(build):
+    op = build("momentum_deltanet", kernels=[("S, M = S_next, M_next", "S, M = S_next, M")])
+    for setting in ("chunk kernels", "recurrent kernels"):
+        assert {"o", "final_M"} <= named(failures(op, setting))
+
+
 def test_kernels_without_their_masks(build, monkeypatch):
     """A pass drops masks of what is 0 already; here it takes everything for 0."""
     monkeypatch.setattr(simplify_tile, "STRICTNESS", dict.fromkeys(simplify_tile.STRICTNESS, 0))
@@ -332,7 +370,7 @@ def test_a_group_of_heads_that_forgets_its_others(build):
 
 
 def test_packed_sequences_that_leak_into_each_other(build):
-    op = build(reference=[("S = state[owners]", "S = state[owners] if begin == 0 else final[:1]")])
+    op = build(reference=[("split(state[owners],", "split(state[owners] if begin == 0 else final[:1],")])
     assert not failures(op, "chunk")
     assert "o" in named(failures(op, "chunk", PACKED))
 
