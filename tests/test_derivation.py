@@ -117,6 +117,7 @@ EXPECTED = {
     "logistic_delta": nonlinear(
         lambda x: exp(x["g"]), lambda x: -x["beta"] * x["v"] * torch.sigmoid(-x["p"] * x["v"]), True
     ),
+    "half_life": affine(lambda x: 0.9, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "momentum_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
     "titans_linear": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
     "implicit_huber": implicit(

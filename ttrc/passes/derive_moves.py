@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Relation, Tile
 from ttrc.passes.builder import Builder, sym
-from ttrc.symbolic import ONE, Expr, at_least, coarse, exp
+from ttrc.symbolic import ONE, Expr, at_least, coarse, exp, names
 
 CAUSAL = Relation.CAUSAL
 NEGATIVE_INFINITY = float("-inf")
@@ -148,7 +148,11 @@ class _Decay:
         if self.log is None:
             return
         build = self.build
-        raw = build.elementwise(f"log_{self.name}", self.log, self.inputs, self.origin)
+        name = f"log_{self.name}"
+        if names(self.log):
+            raw = build.elementwise(name, self.log, self.inputs, self.origin)
+        else:
+            raw = build.constant(name, self.log, ("t",), self.origin)
         bounded = self._make(f"log_{self.name}_bounded", at_least(sym(raw), FORGOTTEN), raw)
         g = build.mask(f"log_{self.name}_valid", bounded, Relation.VALID, 0.0, self.origin)
         whole = self._make("coarse", coarse(sym(g)), g)

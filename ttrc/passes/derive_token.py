@@ -36,6 +36,13 @@ def derive_token(recurrence: Recurrence) -> Program:
         """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
         return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
 
+    def factor(name: str, expr: Expr, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
+        """A number of the token as a tile, or the same for all tokens as it is; and the tiles that it is over."""
+        if not symbolic.names(expr):
+            return expr, ()
+        tile = make(name, expr, origin=origin)
+        return sym(tile), (tile,)
+
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
 
@@ -48,8 +55,8 @@ def derive_token(recurrence: Recurrence) -> Program:
             return _mirrored(build, tiles, recurrence.mirror, of, own)
         if recurrence.decay == ONE:
             return of
-        decay = make("decay", recurrence.decay, origin="retention")
-        return make(name, sym(decay) * sym(of), decay, of, origin="retention")
+        decay, used = factor("decay", recurrence.decay, "retention")
+        return make(name, decay * sym(of), *used, of, origin="retention")
 
     retained = moved("retained", state)
     seen = weights = link(retained if recurrence.reads_decayed else state)
@@ -83,8 +90,8 @@ def derive_token(recurrence: Recurrence) -> Program:
         whole = moved("S_next", state, make("push", step, u, origin="update"))
         step, of = sym(whole) - sym(retained), (whole, retained)
     if recurrence.momentum is not None:
-        last, gate = build.tile("M", ("k", "v")), make("momentum", recurrence.momentum, origin="update")
-        own = make("M_next", sym(gate) * sym(last) + step, gate, last, *of, origin="update")
+        last, (gate, used) = build.tile("M", ("k", "v")), factor("momentum", recurrence.momentum, "update")
+        own = make("M_next", gate * sym(last) + step, *used, last, *of, origin="update")
         step, of = sym(own), (own,)
         carries.insert(0, Carry("M", last, own, reverse=False))
     after = make("S_next", sym(retained) + step, retained, *of, origin="update")
