@@ -80,6 +80,19 @@ EXPECTED = {
         lambda x: x["beta"] / (1 + x["beta"] * x["k"].square().sum()),
         lambda x: -x["beta"] * x["v"] / (1 + x["beta"] * x["k"].square().sum()),
     ),
+    "momentum_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
+    "titans_linear": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
+    "memora_linear": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
+    "moneta_linear": nonlinear(
+        lambda x: exp(x["g"]), lambda x: 3 * x["theta"] * residual(x) * torch.sqrt(residual(x).square() + 1e-6)
+    ),
+    "elastic_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),  # a mirror, not a decay
+    "entropy_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
+    "thresholded_weights": affine(
+        lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * (x["v"] + 0.5), False
+    ),
+    "softmax_over_values": nonlinear(lambda x: exp(x["g"]), lambda x: x["beta"] * torch.tanh(residual(x)), True),
+    "barrier_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
     "half_hebbian": affine(none, lambda x: x["beta"], lambda x: -1.25 * x["beta"] * x["v"]),
     "tilted_target": affine(none, lambda x: x["beta"], lambda x: x["beta"] * (0.1 - x["v"])),
     "twice_weighted": affine(none, lambda x: x["eta"] * x["trust"], lambda x: -x["eta"] * x["trust"] * x["v"]),
@@ -350,7 +363,10 @@ REFUSED = {
     "squared retention": (swap(RETENTION, '"norm2(S - exp(g) * S_prev)**2"'), "retention.expr", 17, ("couples",)),
     "unsquared retention": (swap(RETENTION, '"norm(S - exp(g) * S_prev)"'), "retention.expr", 17, ("couples",)),
     "nonlinear in the past": (
-        swap(RETENTION, '"norm2(S - exp(g) * tanh(S_prev)) / 2"'), "retention.expr", 17, ("not quadratic",)
+        swap(RETENTION, '"norm2(S - S_prev) / 2 + sum(abs(S)**3 * square(S_prev)) * exp(g)"'),
+        "retention.expr",
+        17,
+        ("not quadratic", "not solved for S"),
     ),
     "closed form": (
         swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"'),

@@ -30,7 +30,7 @@ CONFIGS = {
     "chunk_gradients": {64: (32, 4, 1), 128: (16, 4, 1), 256: (32, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "token_scan_whole": {64: (256, 4, 1), 128: (256, 8, 1), 256: (256, 16, 1)},
-    "token_scan_reverse_whole": {64: (256, 4, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
+    "token_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
 }
 
 # Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.

@@ -50,7 +50,7 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
-    "token_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 16, 1), 256: Config(WIDEST, 16, 1)},
+    "token_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 16, 1), 256: Config(WIDEST, 16, 1)},
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional, Union
 
 from ttrc.language.spec import Input, Parameter
-from ttrc.symbolic import Expr, Link, Reduction, Symbol
+from ttrc.symbolic import ZERO, Expr, Link, Reduction, Symbol, in_terms_of, symbol
 
 Gate = Union[Input, Parameter]
 
@@ -82,6 +82,11 @@ class Recurrence:
     segment: int | None = None
     link: Link | None = None
     mirror: Expr | None = None  # over S_prev and own
+
+    @property
+    def at_rest(self) -> Expr:
+        """The mirror where a token adds nothing: the retained state."""
+        return in_terms_of(self.mirror, symbol("own"), ZERO)
 
     @property
     def chunks(self) -> bool:

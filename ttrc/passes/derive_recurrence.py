@@ -46,9 +46,9 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     curvature, decay, mirror = _solve_retention(spec, scope)
     gradient = _loss_gradient(spec, scope)
     match spec.update:
-        case Proximal() if link is not None or mirror is not None:
-            what = "weights that are a link of the state" if mirror is None else "a retention that is not quadratic"
-            raise _refuse(spec, "update.rule", f'implicit steps of {what} have no derivation; rule "gradient" has one')
+        case Proximal() if mirror is not None:
+            what = "implicit steps of a retention that is not quadratic have no derivation"
+            raise _refuse(spec, "update.rule", f'{what}; rule "gradient" has one')
         case Proximal():
             error = _implicit_step(spec, scope, gradient, curvature)
             reads_decayed = True

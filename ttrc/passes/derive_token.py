@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_link import derive_link
-from ttrc.symbolic import ONE, ZERO, Expr, choose, symbol
+from ttrc.symbolic import ONE, Expr, choose
 
 INNER = 0.5  # inside of every domain that a state may have
 
@@ -52,7 +51,7 @@ def derive_token(recurrence: Recurrence) -> Program:
     def moved(name: str, of: Tile, own: Tile | None = None) -> Tile:
         """Any state after a token, what the token adds aside or by way of the mirror."""
         if recurrence.mirror is not None:
-            return _mirrored(build, tiles, recurrence.mirror, of, own)
+            return _mirrored(build, tiles, recurrence, of, own)
         if recurrence.decay == ONE:
             return of
         decay, used = factor("decay", recurrence.decay, "retention")
@@ -111,18 +110,16 @@ def derive_token(recurrence: Recurrence) -> Program:
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))
 
 
-def _mirrored(build: Builder, tiles: dict[str, Tile], mirror: Expr, state: Tile, own: Tile | None) -> Tile:
+def _mirrored(build: Builder, tiles: dict[str, Tile], recurrence: Recurrence, state: Tile, own: Tile | None) -> Tile:
     """mirror(state, own), own 0 where it is None; in the padding of channels, where a state is no number of the
     mirror's domain, 0."""
     padding, inside = (Relation.KEYS, Relation.VALUES), state
     for relation in padding:
         inside = build.mask("S_inside", inside, relation, INNER, "retention")
-    known = tiles | {"S_prev": inside}
-    if own is None:
-        mirror = symbolic.in_terms_of(mirror, symbol("own"), ZERO)
-    else:
-        known["own"] = own
-    moved = build.elementwise("S_mirrored", mirror, known, "retention", state.axes)
+    known, law = tiles | {"S_prev": inside}, recurrence.at_rest
+    if own is not None:
+        known, law = known | {"own": own}, recurrence.mirror
+    moved = build.elementwise("S_mirrored", law, known, "retention", state.axes)
     for relation in padding:
         moved = build.mask("S_moved", moved, relation, 0.0, "retention")
     return moved

@@ -9,7 +9,7 @@ from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
-from ttrc.tools.account import shown, written
+from ttrc.tools.mathematics import shown, written
 
 
 @dataclass(frozen=True)

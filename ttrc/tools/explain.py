@@ -13,7 +13,7 @@ from ttrc.emit import comment
 from ttrc.ir.module import Form, Module
 from ttrc.ir.tile import Statement
 from ttrc.language.spec import Spec
-from ttrc.tools import account, classify
+from ttrc.tools import account, classify, mathematics
 from ttrc.tools.notation import as_text
 
 PROSE = ("", "runs", "loads", "stores")  # columns that wrap where the terminal is narrow
@@ -43,7 +43,8 @@ def as_data(spec: Spec) -> dict:
         "class": classify.headline(module),
         "choices": [vars(c) for c in account.choices(spec)],
         "derivation": [
-            {"title": s.title, "lines": [as_text(x) for x in s.lines], "note": s.note} for s in account.steps(module)
+            {"title": s.title, "lines": [as_text(x) for x in s.lines], "note": s.note}
+            for s in mathematics.steps(module)
         ],
         "findings": [vars(f) for f in classify.findings(module)],
         "forms": {name: _form_data(form, spec) for name, form in module.forms.items()},
@@ -120,7 +121,7 @@ def _choices(spec: Spec) -> Table:
 def derivation(module: Module) -> Table:
     """From the loss and the retention to the recurrence."""
     table = _table("", "")
-    for step in account.steps(module):
+    for step in mathematics.steps(module):
         lines = "\n".join(as_text(line) for line in step.lines)
         table.add_row(Text(step.title, style="bold"), Group(Text(lines), Text(step.note, style="dim")))
     return table

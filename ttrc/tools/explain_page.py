@@ -10,7 +10,7 @@ from ttrc.emit import comment
 from ttrc.ir.module import Form, Module
 from ttrc.language.spec import Spec
 from ttrc.paths import templates_dir
-from ttrc.tools import account, classify
+from ttrc.tools import account, classify, mathematics
 from ttrc.tools.dataflow import draw
 from ttrc.tools.notation import as_mathml
 
@@ -64,7 +64,7 @@ def drawing(spec: Spec) -> str:
 def _steps(module: Module) -> list[dict]:
     return [
         {"title": step.title, "note": step.note, "lines": [Markup(as_mathml(line)) for line in step.lines]}
-        for step in account.steps(module)
+        for step in mathematics.steps(module)
     ]
 
 

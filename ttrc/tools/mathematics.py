@@ -1,0 +1,135 @@
+"""How a spec becomes a recurrence, step by step, for readers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ttrc import symbolic
+from ttrc.ir.module import Module
+from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
+from ttrc.language.spec import Proximal, Spec
+from ttrc.symbolic import Expr, symbol
+from ttrc.tools.notation import Line, factor, line
+
+
+@dataclass(frozen=True)
+class Step:
+    title: str
+    lines: tuple[Line, ...]
+    note: str
+
+
+def steps(module: Module) -> tuple[Step, ...]:
+    """From the four choices to the recurrence."""
+    r = module.recurrence
+    return (
+        Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
+        _retention(r),
+        *(() if r.link is None else (_weights(r),)),
+        _stationarity(module.spec, r),
+        _recurrence(r),
+    )
+
+
+def _weights(r: Recurrence) -> Step:
+    link, of = r.link, {("k",): "each value channel", ("v",): "each key channel"}
+    note = "the weights that are read are a link of the state that is carried"
+    if link.sums:
+        note += f"; sums over {of.get(link.sums[0].axes, 'all entries')}"
+    if link.shift:
+        note += ", of S less its largest entry there, which changes no weight"
+    return Step("Link", (line("W = {}", symbolic.spelled_out(link.weights, link.sums)),), note)
+
+
+def _retention(r: Recurrence) -> Step:
+    if r.mirror is not None:
+        note = "the slope of the retention is F(S) - R(S_prev) in each entry, F increasing; solved for S"
+        return Step("Retention", (line("dR/dS = own"), line("S = {}", shown(r, r.mirror))), note)
+    curvature, decay = shown(r, r.curvature), shown(r, r.decay)
+    lines = [line("dR/dS = m ( S - a S_prev )"), line("m = {}", curvature), line("a = {}", decay)]
+    if r.log_decay is not None:
+        lines.append(line("log a = {}", shown(r, r.log_decay)))
+    note = "the curvature m is positive, so that there is one S to solve for; a is the decay"
+    return Step("Retention", tuple(lines), note)
+
+
+def _stationarity(spec: Spec, r: Recurrence) -> Step:
+    condition = "k (dL/dp)' + m ( S_t - a S_prev ) = 0 where "
+    match spec.update:
+        case Proximal():
+            lines = (line(condition + "p = S_t' k"), line("p + ( |k|^2 / m ) dL/dp = ( a S_prev )' k"))
+            note = "the gradient stands at the new state itself; its prediction solves the second line"
+            return Step("Update", lines, note)
+        case _:
+            if r.mirror is not None:
+                return Step("Update", (line(f"own = - k (dL/dp)' where p = {_seen(r)} k"),), "one step a token")
+            note = "the minimum over S_t of the linearised loss plus the retention"
+            return Step("Update", (line(f"{condition}p = {_seen(r)} k"),), note)
+
+
+def _recurrence(r: Recurrence) -> Step:
+    decay = shown(r, r.decay)
+    before = "S_prev" if decay == 1 else f"{factor(decay)} S_prev"
+    used = () if decay == 1 else (decay,)
+    lines = [*_mirrored(r)] if r.mirror is not None else [_moved(r, before, used)]
+    if r.momentum is not None:
+        step = "- k e'" if r.mirror is None else "+ own_t"
+        lines.append(line(f"M_t = {factor(shown(r, r.momentum))} M_prev {step}", shown(r, r.momentum)))
+    lines.append(line("e = {}", shown(r, written(r))))
+    if isinstance(r.error, Nonlinear) and r.error.root is not None:
+        lines.append(_equation(r, r.error.root))
+    if not isinstance(r.error, Hebbian):
+        plain = r.link is None and r.mirror is None and r.reads_decayed
+        lines.append(line(f"p = ( {before} )' k", *used) if plain else line(f"p = {_seen(r)} k"))
+    if r.link is not None and r.segment is not None:
+        lines.append(line(f"W_t - {before.replace('S', 'W')} = S_t - {before}", *used, *used))
+    lines.append(line("o = scale S_t' q" if r.link is None else "o = scale W_t' q"))
+    return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
+
+
+def _moved(r: Recurrence, before: str, used: tuple[Expr, ...]) -> Line:
+    return line(f"S_t = {before} - k e'" if r.momentum is None else f"S_t = {before} + M_t", *used)
+
+
+def _mirrored(r: Recurrence) -> tuple[Line, ...]:
+    """How a state moves by its mirror; with a momentum, of which only what a token adds enters."""
+    law = line("S_t = {}", shown(r, r.mirror)), line("own = - k e'")
+    if r.momentum is None:
+        return law
+    return (
+        line("S_t = {} + M_t", shown(r, r.at_rest)),
+        line("own_t = {} - {}", shown(r, r.mirror), shown(r, r.at_rest)),
+        law[1],
+    )
+
+
+def _equation(r: Recurrence, root: Implicit) -> Line:
+    """What the unknown of an implicit step solves."""
+    return line("{} + {} = {}", root.unknown, shown(r, root.pull), shown(r, root.base))
+
+
+def _seen(r: Recurrence) -> str:
+    """The state, or the weights, that predictions are made of, transposed."""
+    name = "S" if r.link is None else "W"
+    if r.segment is not None:
+        return f"{name}_start'"
+    if not r.reads_decayed:
+        return f"{name}_prev'"
+    return "( a S_prev )'" if r.link is None and r.mirror is None else f"{name}_retained'"
+
+
+def written(r: Recurrence) -> Expr:
+    """The error that is written, as a function of the prediction that is read."""
+    match r.error:
+        case Hebbian(offset):
+            return offset
+        case Affine(slope, offset):
+            return symbolic.tidy(slope * symbol("p") + offset)
+        case Nonlinear(expr):
+            return expr
+    raise AssertionError(r.error)
+
+
+def shown(r: Recurrence, expr: Expr) -> Expr:
+    """expr with the symbols of reductions spelled out."""
+    return symbolic.spelled_out(expr, r.reductions)
