@@ -78,7 +78,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     read = ((weights, Factor()),) if frozen else moves.read
     match recurrence.error:
         case Hebbian(offset):
-            u = make("u", -offset, origin="loss")
+            u = build.elementwise("u", -offset, tiles, "loss", ("t", "v"))
         case Affine(slope, offset) if frozen:
             expr, used = seen("prediction", read, k, "prediction")
             u = make("u", -slope * expr - offset, *used, origin="loss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
@@ -73,7 +74,7 @@ def derive_token(recurrence: Recurrence) -> Program:
 
     match recurrence.error:
         case Hebbian(offset):
-            u = make("u", -offset, origin="loss")
+            u = build.elementwise("u", -offset, tiles, "loss", ("v",))
         case error:
             products = make("products", sym(seen) * sym(k), seen, origin="prediction")
             prediction = build.reduce("prediction", products, ("v",), "prediction")
