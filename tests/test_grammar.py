@@ -37,6 +37,13 @@ UPDATES = (
     'rule = "proximal"',
 )
 MOMENTA = ("", 'momentum = "exp(m)"', 'momentum = "a"', 'momentum = "0.5"')
+LINKS = (
+    "",
+    "",
+    'link = { kind = "lq_norm", q = 4, epsilon = 0.01 }',
+    'link = { kind = "softmax", axis = "key", scale = 2 }',
+    'link = { kind = "sigmoid" }',
+)
 GATES = {
     "g": "log_decay",
     "m": "log_decay",
@@ -54,9 +61,10 @@ def specs(draw) -> str:
     terms = draw(st.lists(st.sampled_from(TERMS), min_size=1, max_size=2, unique=True))
     weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, UPDATES))
     momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update else ""
+    link = draw(st.sampled_from(LINKS)) if "gradient" in update else ""
     body = (
         f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n'
-        f'[retention]\nexpr = "{retention}"\n[update]\n{update}\n{momentum}\n'
+        f'[retention]\nexpr = "{retention}"\n{link}\n[update]\n{update}\n{momentum}\n'
     )
     words = set("".join(c if c.isalnum() or c == "_" else " " for c in body.replace('"', " ")).split())
     fixed = draw(st.sets(st.sampled_from(sorted(GATES)), max_size=2))

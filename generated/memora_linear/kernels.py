@@ -319,10 +319,11 @@ def chunk_scan(
         sum_S = tl.sum(powers, 0)
         W_factor = 1.0 / sum_S
         W = 16.0 * W_factor[None, :] * powers
+        W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W, 0.0)
         if SAVE:
             store_rows(
                 weights_ptr + (i_chunk * HV + i_h) * K * V,
-                W,
+                W_inside,
                 0,
                 tl.where(at_bound, K, 0),
                 V,
@@ -332,13 +333,13 @@ def chunk_scan(
                 i_v * BV,
             )
         # prediction
-        prediction = tl.dot(k, W.to(dtype), input_precision=PRECISION)
+        prediction = tl.dot(k, W_inside.to(dtype), input_precision=PRECISION)
         # loss, line 26: norm2(p - v) / 2
         u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
         if READ:
             # read-out
             carried_out_factor = tl.exp(coarse_sum + fine_sum)
-            inherited = tl.dot(q, W.to(dtype), input_precision=PRECISION)
+            inherited = tl.dot(q, W_inside.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
             read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
             o = read * scale
@@ -483,10 +484,14 @@ def chunk_scan_reverse(
         carried_out_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        # adjoint of W_inside
+        d_W_inside = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
+        d_W_inside_2 = tl.dot(
+            tl.trans(k), d_prediction_via_u.to(dtype), d_W_inside, input_precision=PRECISION
+        )
+        d_W_via_W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_W_inside_2, 0.0)
         # adjoint of W
-        d_W = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
-        d_W_2 = tl.dot(tl.trans(k), d_prediction_via_u.to(dtype), d_W, input_precision=PRECISION)
-        d_W_factor_via_W_shared = d_W_2 * powers
+        d_W_factor_via_W_shared = d_W_via_W_inside * powers
         d_W_factor_via_W = 16.0 * d_W_factor_via_W_shared
         d_W_factor_via_W_2 = tl.sum(d_W_factor_via_W, 0)
         # adjoint of W_factor
@@ -569,11 +574,11 @@ def chunk_gradients(
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        W = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # prediction
-        prediction = tl.dot(k, W, input_precision=PRECISION)
+        prediction = tl.dot(k, W_inside, input_precision=PRECISION)
         # loss, line 26: norm2(p - v) / 2
         u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
         # adjoint of attention
@@ -620,17 +625,19 @@ def chunk_gradients(
     d_q_2 = d_q
     for i_v in tl.range(0, blocks, disable_licm=True):
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        W = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # read-out
-        inherited = tl.dot(q, W, input_precision=PRECISION)
+        inherited = tl.dot(q, W_inside, input_precision=PRECISION)
         # adjoint of carried_out
         d_carried_out_factor_via_carried_out = d_read_via_o * inherited
         d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
         # gradient
-        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(W), d_q_2, input_precision=PRECISION)
+        d_q_2 = tl.dot(
+            d_inherited_via_carried_out.to(dtype), tl.trans(W_inside), d_q_2, input_precision=PRECISION
+        )
     store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     coarse_chunk = tl.sum(coarse)
@@ -650,7 +657,7 @@ def chunk_gradients(
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        W = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # adjoint of kept
         d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
@@ -658,7 +665,7 @@ def chunk_gradients(
         # adjoint of written
         d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
         # prediction
-        prediction = tl.dot(k, W, input_precision=PRECISION)
+        prediction = tl.dot(k, W_inside, input_precision=PRECISION)
         # loss, line 26: norm2(p - v) / 2
         u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
         # adjoint of written
@@ -680,7 +687,7 @@ def chunk_gradients(
         written = u * written_factor[:, None]
         # gradient
         d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
-        d_k = tl.dot(d_prediction_via_u.to(dtype), tl.trans(W), d_k, input_precision=PRECISION)
+        d_k = tl.dot(d_prediction_via_u.to(dtype), tl.trans(W_inside), d_k, input_precision=PRECISION)
         # adjoint of u
         d_v_via_u = d_u_s * theta[:, None]
         store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -783,13 +790,13 @@ def chunk_output(
     attention = overlap_q * since_2
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        W = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
-        prediction = tl.dot(k, W, input_precision=PRECISION)
+        prediction = tl.dot(k, W_inside, input_precision=PRECISION)
         # loss, line 26: norm2(p - v) / 2
         u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
         # read-out
-        inherited = tl.dot(q, W, input_precision=PRECISION)
+        inherited = tl.dot(q, W_inside, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
         read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
         o = read * scale
@@ -867,12 +874,13 @@ def token_scan(
         sum_S = tl.sum(powers, 0)
         W_factor = 1.0 / sum_S
         W = 16.0 * W_factor[None, :] * powers
+        W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W, 0.0)
         # update, line 32
-        start_2 = tl.where(1.0 <= begins, W, W_2)
+        start_2 = tl.where(1.0 <= begins, W_inside, W_2)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         W_kept = decay * start_2
         # update, line 32
-        start = tl.where(1.0 <= begins, W, anchor)
+        start = tl.where(1.0 <= begins, W_inside, anchor)
         # prediction
         products = k[:, None] * start
         prediction = tl.sum(products, 0)
@@ -977,12 +985,13 @@ def token_scan_reverse(
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 16.0 * W_factor[None, :] * powers
+            W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W, 0.0)
             # update, line 32
-            start_2 = tl.where(1.0 <= begins, W, W_2)
+            start_2 = tl.where(1.0 <= begins, W_inside, W_2)
             # retention, line 29: norm2(S - exp(g) * S_prev) / 2
             W_kept = decay * start_2
             # update, line 32
-            start = tl.where(1.0 <= begins, W, anchor)
+            start = tl.where(1.0 <= begins, W_inside, anchor)
             # prediction
             products = k[:, None] * start
             prediction = tl.sum(products, 0)
@@ -1020,12 +1029,13 @@ def token_scan_reverse(
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 16.0 * W_factor[None, :] * powers
+            W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W, 0.0)
             # update, line 32
-            start_2 = tl.where(1.0 <= begins, W, W_2)
+            start_2 = tl.where(1.0 <= begins, W_inside, W_2)
             # retention, line 29: norm2(S - exp(g) * S_prev) / 2
             W_kept = decay * start_2
             # update, line 32
-            start = tl.where(1.0 <= begins, W, anchor)
+            start = tl.where(1.0 <= begins, W_inside, anchor)
             # prediction
             products = k[:, None] * start
             prediction = tl.sum(products, 0)
@@ -1093,19 +1103,21 @@ def token_scan_reverse(
             # adjoint of retained
             d_S_via_retained = d_S_next * decay
             # adjoint of start_2
-            d_W_via_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
+            d_W_inside_via_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
             # adjoint of products
             d_start_via_products = d_products_via_prediction * k[:, None]
             # adjoint of start
             d_start = d_anchor_next + d_start_via_products
-            d_W_via_start = d_W_via_start_2_factor * d_start
+            d_W_inside_via_start = d_W_inside_via_start_2_factor * d_start
             # adjoint of W_kept
             d_start_2_via_W_kept = d_W_next * decay
             # adjoint of start_2
-            d_W_via_start_2 = d_W_via_start_2_factor * d_start_2_via_W_kept
+            d_W_inside_via_start_2 = d_W_inside_via_start_2_factor * d_start_2_via_W_kept
+            # adjoint of W_inside
+            d_W_inside = d_W_inside_via_start + d_W_inside_via_start_2
+            d_W_via_W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_W_inside, 0.0)
             # adjoint of W
-            d_W = d_W_via_start + d_W_via_start_2
-            d_W_factor_via_W_shared = d_W * powers
+            d_W_factor_via_W_shared = d_W_via_W_inside * powers
             d_W_factor_via_W = 16.0 * d_W_factor_via_W_shared
             d_W_factor_via_W_2 = tl.sum(d_W_factor_via_W, 0)
             # adjoint of W_factor

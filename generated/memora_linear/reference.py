@@ -133,8 +133,9 @@ def chunk_step(q, k, v, g, theta, scale, S):
     sum_S = powers.sum(-2)
     W_factor = 1.0 / sum_S
     W = 16.0 * W_factor[..., None, :] * powers
+    W_inside = W
     # prediction
-    prediction = k @ W
+    prediction = k @ W_inside
     # loss, line 26: norm2(p - v) / 2
     u = -prediction * theta[..., :, None] + theta[..., :, None] * v
     # read-out
@@ -142,7 +143,7 @@ def chunk_step(q, k, v, g, theta, scale, S):
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     attention = overlap_q * since_2
     # read-out
-    inherited = q @ W
+    inherited = q @ W_inside
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
     carried_out = carried_out_factor[..., :, None] * inherited
     read = carried_out + attention @ u
@@ -188,8 +189,9 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     sum_S = powers.sum(-2)
     W_factor = 1.0 / sum_S
     W = 16.0 * W_factor[..., None, :] * powers
+    W_inside = W
     # prediction
-    prediction = k @ W
+    prediction = k @ W_inside
     # loss, line 26: norm2(p - v) / 2
     u = -prediction * theta[..., :, None] + theta[..., :, None] * v
     # read-out
@@ -197,7 +199,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     attention = overlap_q * since_2
     # read-out
-    inherited = q @ W
+    inherited = q @ W_inside
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
@@ -236,12 +238,14 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     d_theta_via_u = d_u * (-prediction + v)
     d_theta_via_u_2 = d_theta_via_u.sum(-1)
     d_v_via_u = d_u * theta[..., :, None]
+    # adjoint of W_inside
+    d_W_inside = q.mT @ d_inherited_via_carried_out
+    d_W_inside_2 = d_W_inside + k.mT @ d_prediction_via_u
+    d_W_via_W_inside = d_W_inside_2
     # adjoint of W
-    d_W = q.mT @ d_inherited_via_carried_out
-    d_W_2 = d_W + k.mT @ d_prediction_via_u
-    d_W_factor_via_W = 16.0 * d_W_2 * powers
+    d_W_factor_via_W = 16.0 * d_W_via_W_inside * powers
     d_W_factor_via_W_2 = d_W_factor_via_W.sum(-2)
-    d_powers_via_W = 16.0 * W_factor[..., None, :] * d_W_2
+    d_powers_via_W = 16.0 * W_factor[..., None, :] * d_W_via_W_inside
     # adjoint of W_factor
     d_sum_S_via_W_factor = -d_W_factor_via_W_2 / (sum_S * sum_S)
     # adjoint of sum_S
@@ -287,9 +291,9 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     d_k_s = d_overlap_q_via_attention.mT @ q
     # gradient
     d_q = d_overlap_q_via_attention @ k
-    d_q_2 = d_q + d_inherited_via_carried_out @ W.mT
+    d_q_2 = d_q + d_inherited_via_carried_out @ W_inside.mT
     d_k = d_k_s + written @ d_S_next.mT
-    d_k_2 = d_k + d_prediction_via_u @ W.mT
+    d_k_2 = d_k + d_prediction_via_u @ W_inside.mT
     d_S = d_S_via_kept + d_S_via_state_inside
     return d_q_2, d_k_2, d_v_via_u, d_g_via_log_decay_bounded, d_theta_via_u_2, d_S
 
@@ -309,8 +313,9 @@ def recurrent_step(q, k, v, g, theta, scale, begins, S, anchor, W_2):
     sum_S = powers.sum(-2)
     W_factor = 1.0 / sum_S
     W = 16.0 * W_factor[..., None, :] * powers
+    W_inside = W
     # update, line 32
-    start = choose(1.0, begins, W, anchor)
+    start = choose(1.0, begins, W_inside, anchor)
     # prediction
     products = k[..., :, None] * start
     prediction = products.sum(-2)
@@ -318,7 +323,7 @@ def recurrent_step(q, k, v, g, theta, scale, begins, S, anchor, W_2):
     u = -prediction * theta[..., None] + theta[..., None] * v
     # update, line 32
     S_next = k[..., :, None] * u[..., None, :] + retained
-    start_2 = choose(1.0, begins, W, W_2)
+    start_2 = choose(1.0, begins, W_inside, W_2)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     W_kept = decay[..., None, None] * start_2
     # update, line 32
@@ -346,15 +351,16 @@ def recurrent_step_backward(
     sum_S = powers.sum(-2)
     W_factor = 1.0 / sum_S
     W = 16.0 * W_factor[..., None, :] * powers
+    W_inside = W
     # update, line 32
-    start = choose(1.0, begins, W, anchor)
+    start = choose(1.0, begins, W_inside, anchor)
     # prediction
     products = k[..., :, None] * start
     prediction = products.sum(-2)
     # loss, line 26: norm2(p - v) / 2
     u = -prediction * theta[..., None] + theta[..., None] * v
     # update, line 32
-    start_2 = choose(1.0, begins, W, W_2)
+    start_2 = choose(1.0, begins, W_inside, W_2)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     W_kept = decay[..., None, None] * start_2
     # update, line 32
@@ -378,10 +384,10 @@ def recurrent_step_backward(
     d_decay_via_W_kept_2 = d_decay_via_W_kept.sum((-2, -1))
     d_start_2_via_W_kept = d_W_next * decay[..., None, None]
     # adjoint of start_2
-    d_W_via_start_2_factor = choose(1.0, begins, 1.0, 0.0)
-    d_W_via_start_2 = d_W_via_start_2_factor[..., None, None] * d_start_2_via_W_kept
     d_W_2_via_start_2_factor = choose(1.0, begins, 0.0, 1.0)
     d_W_2_via_start_2 = d_W_2_via_start_2_factor[..., None, None] * d_start_2_via_W_kept
+    d_W_inside_via_start_2_factor = choose(1.0, begins, 1.0, 0.0)
+    d_W_inside_via_start_2 = d_W_inside_via_start_2_factor[..., None, None] * d_start_2_via_W_kept
     # adjoint of S_next
     d_k_via_S_next = d_S_next * u[..., None, :]
     d_k_via_S_next_2 = d_k_via_S_next.sum(-1)
@@ -403,13 +409,15 @@ def recurrent_step_backward(
     d_start_via_products = d_products_via_prediction * k[..., :, None]
     # adjoint of start
     d_start = d_anchor_next + d_start_via_products
-    d_W_via_start = d_W_via_start_2_factor[..., None, None] * d_start
+    d_W_inside_via_start = d_W_inside_via_start_2_factor[..., None, None] * d_start
     d_anchor_via_start = d_W_2_via_start_2_factor[..., None, None] * d_start
+    # adjoint of W_inside
+    d_W_inside = d_W_inside_via_start + d_W_inside_via_start_2
+    d_W_via_W_inside = d_W_inside
     # adjoint of W
-    d_W = d_W_via_start + d_W_via_start_2
-    d_W_factor_via_W = 16.0 * d_W * powers
+    d_W_factor_via_W = 16.0 * d_W_via_W_inside * powers
     d_W_factor_via_W_2 = d_W_factor_via_W.sum(-2)
-    d_powers_via_W = 16.0 * W_factor[..., None, :] * d_W
+    d_powers_via_W = 16.0 * W_factor[..., None, :] * d_W_via_W_inside
     # adjoint of W_factor
     d_sum_S_via_W_factor = -d_W_factor_via_W_2 / (sum_S * sum_S)
     # adjoint of sum_S

@@ -16,7 +16,7 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
 
     Kernels pad channels. What stands in the padding of a state is 0 along its keys, but along its values whatever the
     rule writes there: that is masked here, so that it enters no sum and makes nothing overflow. Weights in the padding
-    are finite, and meet zeros.
+    of keys are finite, and meet zeros; in that of values they are 0, for a loss may sum over predictions.
     """
     if link is None:
         return state
@@ -40,7 +40,10 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
         known[total.symbol.name] = build.reduce("sum_S", body, set(state.axes) - axes, ORIGIN)
         known[summands.name] = summands
         weights = symbolic.in_terms_of(weights, total.body, sym(summands))
-    return build.elementwise("W", weights, known, ORIGIN, state.axes)
+    made = build.elementwise("W", weights, known, ORIGIN, state.axes)
+    if not link.shift and symbolic.is_zero_at(link.weights, ("S",)):
+        return made
+    return build.mask("W_inside", made, INSIDE[own["v"]], 0.0, ORIGIN)
 
 
 def once(build: Builder, tile: Tile) -> Tile:
