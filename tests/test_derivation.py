@@ -80,8 +80,6 @@ EXPECTED = {
         lambda x: x["beta"] / (1 + x["beta"] * x["k"].square().sum()),
         lambda x: -x["beta"] * x["v"] / (1 + x["beta"] * x["k"].square().sum()),
     ),
-    "momentum_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
-    "titans_linear": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
     "memora_linear": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
     "moneta_linear": nonlinear(
         lambda x: exp(x["g"]), lambda x: 3 * x["theta"] * residual(x) * torch.sqrt(residual(x).square() + 1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from test_oracle import PREVIOUS, PROXIMAL, RETAINED, assert_same, inputs_of, run, with_gradients, written
 from ttrc.errors import ArgumentError, CheckFailed
+from ttrc.language.load import load_spec
 from ttrc.language.spec import Domain, Spec
 from ttrc.language.state import Part, axis_widths, initial_names, state_domain, state_parts
 from ttrc.sampling import random_inputs
@@ -293,6 +295,45 @@ def test_a_norm_of_order_two_links_nothing():
     assert_same(with_gradients(lambda x: run(linked, x), x), with_gradients(lambda x: run(plain, x), x), 1e-13)
 
 
+# Shipped rules of two states, or in segments
+
+
+def lagging(rate: str, segment: int | None, link=lambda A: A, error=lambda r: r) -> Rule:
+    """Errors at the segment's start, or of each token at the state before it where there are no segments."""
+
+    def rule(x, state):
+        A, M = state if len(state) == 2 else (state[0], torch.zeros_like(state[0]))
+        start, W, outputs = A, A, []
+        for t, (q, k, v, g) in enumerate(zip(x["q"], x["k"], x["v"], x["g"])):
+            if segment is None:
+                start = A
+            elif t % segment == 0:
+                start = W = link(A)
+            M = (x["m"][t].exp() if "m" in x else 0) * M - x[rate][t] * torch.outer(k, error(k @ start - v))
+            A, W = g.exp() * A + M, g.exp() * W + M
+            outputs.append(q @ W)
+        return torch.stack(outputs), (A, M)[: len(state)]
+
+    return rule
+
+
+SHIPPED = {
+    "momentum_deltanet": lagging("beta", None),
+    "titans_linear": lagging("theta", 64),
+    "memora_linear": lagging("theta", 16, lambda A: 16 * A.softmax(0)),
+    "moneta_linear": lagging(
+        "theta", 16, lambda A: A / ((A**4).sum() ** 0.5 + 0.01), lambda r: 3 * r * (r.square() + 1e-6).sqrt()
+    ),
+}
+
+
+@pytest.mark.parametrize("extreme", [None, "strong", "weak"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_specs_say_what_their_papers_do(name, extreme):
+    spec = load_spec(Path(__file__).parent.parent / "specs" / f"{name}.toml")
+    check(spec, SHIPPED[name], B=1, T=18, extreme=extreme)
+
+
 # Retentions that are not quadratic
 
 
@@ -312,7 +353,25 @@ def logit(state, k, v, x):
     return (torch.sigmoid(torch.logit(S) - x["beta"] * torch.outer(k, k @ S - v)),)
 
 
+def behind_a_barrier(state, k, v, x):
+    (S,) = state
+    y = S - x["beta"] * torch.outer(k, k @ S - v)
+    return ((y + (y.square() + 4 * x["mu"]).sqrt()) / 2,)
+
+
 NOT_QUADRATIC = {
+    "barrier": (
+        written(
+            SQUARED,
+            "norm2(S - S_prev) / 2 - mu * sum(log(S))",
+            weight="beta",
+            update=PREVIOUS,
+            beta="positive",
+            mu="positive",
+        ),
+        Domain.POSITIVE,
+        behind_a_barrier,
+    ),
     "entropy": (
         written(SQUARED, ENTROPY, weight="beta", update=PREVIOUS, a="decay", beta="positive"),
         Domain.POSITIVE,

@@ -38,6 +38,10 @@ def argmin(objective: Objective, retention: Objective, scope: Scope, *, kinked: 
         slope = _slope(objective, scope)(S)
         return slope if pinned is None else torch.where(pinned, S, slope)
 
+    def inside(S: Tensor) -> Tensor:
+        """The same, no number outside of the objective's domain: a slope such as 1 / S of a log(S) has values there."""
+        return torch.where(objective(S, fixed).isfinite(), equation(S, fixed), torch.nan)
+
     def curvature(S: Tensor) -> Tensor:
         """Row sums of the retention's Hessian, the Hessian itself where the retention is separable."""
         return vjp(_slope(retention, fixed), S)[1](torch.ones_like(S))[0]
@@ -45,7 +49,7 @@ def argmin(objective: Objective, retention: Objective, scope: Scope, *, kinked: 
     with torch.no_grad():
         if kinked:
             start, pinned = _beside_kinks(_slope(objective, fixed), start)
-        S, solve = _newton(lambda S: equation(S, fixed), start, curvature)
+        S, solve = _newton(inside, start, curvature)
     residual = equation(S, scope)  # zero, but not its derivatives
     if not residual.requires_grad:
         return S
@@ -121,11 +125,12 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, diagonal
     z = direction = r / diagonal
     rz = total(r * z)
     for _ in range(4 * max(b.shape[-2:]) + 16):
-        image = product(direction)
-        length = _ratio(rz, total(direction * image))
-        x, r = x + length * direction, r - length * image
-        if (norm(r) <= torch.finfo(b.dtype).eps * norm(b)).all():
+        going = norm(r) > torch.finfo(b.dtype).eps * norm(b)
+        if not going.any():
             break
+        image = product(direction)
+        length = _ratio(rz, total(direction * image)) * going  # no head's last bits hang on another's
+        x, r = x + length * direction, r - length * image
         z = r / diagonal
         rz, previous = total(r * z), rz
         direction = z + _ratio(rz, previous) * direction
