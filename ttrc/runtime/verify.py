@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttrc import oracle
-from ttrc.language.spec import Gradient, MLPMemory, Spec
+from ttrc.language.spec import Gradient, MLPMemory, Softmax, Spec
 from ttrc.language.state import initial_names
 from ttrc.runtime.operator import Operator
 from ttrc.sampling import random_inputs, random_state
@@ -59,6 +59,8 @@ def fitting(spec: Spec, case: Case) -> Case:
         case = replace(case, chunk_size=None)
     if isinstance(spec.memory, MLPMemory) and spec.memory.residual:
         case = replace(case, d_v=case.d_k)
+    if isinstance(spec.retention.link, Softmax):  # of one channel it is constant: gradients that cancel to rounding
+        case = replace(case, d_k=max(2, case.d_k), d_v=max(2, case.d_v))
     return case
 
 
