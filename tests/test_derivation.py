@@ -129,8 +129,13 @@ EXPECTED = {
         lambda x: exp(x["g"]), lambda x: -x["beta"] * x["v"] * torch.sigmoid(-x["p"] * x["v"]), True
     ),
     "half_life": affine(lambda x: 0.9, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
-    "momentum_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
-    "titans_linear": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
+    "ttt_linear": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
+    "ttt_mlp": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
+    "titans": affine(lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 64, lambda x: -x["theta"] / 64 * x["v"], False),
+    "yaad": nonlinear(
+        lambda x: exp(x["g"] / 16),
+        lambda x: x["eta"] / 16 * residual(x) * torch.clamp(x["delta"] / torch.linalg.vector_norm(residual(x)), max=1),
+    ),
     "implicit_huber": implicit(
         lambda x: exp(x["g"]),
         lambda x, r: x["beta"] * torch.minimum(torch.maximum(r, -x["delta"]), x["delta"]),
@@ -401,13 +406,6 @@ REFUSED = {
     ),
     "key channels": (swap(DECAY, DECAY.replace("head", "key_channel")), "g", 6, ("key_channel", "per head")),
     "elements": (swap(DECAY, DECAY.replace("head", "element")), "g", 6, ("element", "per head")),
-    "mlp": (
-        swap(
-            'kind = "linear"',
-            'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = true',
-        ),
-        "memory.kind", None, ("memory",),
-    ),
     "vector": (swap('kind = "linear"', 'kind = "vector"'), "memory.kind", None, ("memory",)),
 }  # fmt: skip
 

@@ -30,6 +30,9 @@ def plan(name):
 def test_chunks_are_long_where_nothing_is_solved(name):
     """By what the plan is made of: pairs of tokens are kept where a triangular system is inverted."""
     own = plan(name)
+    if own.segment is not None:
+        assert own.chunk == own.step == own.segment
+        return
     solves = any(kernel.name == "chunk_prepare" for kernel in own.kernels)
     assert (own.chunk, own.step) == ((64, 128) if solves else (128, 64))
     narrow = {tile.name for kernel in own.kernels for tile in (*kernel.narrow, *kernel.turned)}

@@ -15,8 +15,10 @@ from torch._dynamo.testing import CompileCounter
 
 import ttrc
 from ttrc.errors import ArgumentError
-from ttrc.language.spec import Domain
+from ttrc.language.spec import Domain, MLPMemory
+from ttrc.language.state import initial_names
 from ttrc.runtime.poison import poisoned
+from ttrc.runtime.verify import as_arguments
 from ttrc.sampling import random_inputs
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
@@ -29,9 +31,16 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def inputs(name, dtype=torch.float32, **sizes):
+    spec = ttrc.load(name).spec
     sizes = dict(B=1, T=20, H=1, HV=2, dk=4, dv=3, seed=5) | sizes
-    x = random_inputs(ttrc.load(name).spec, dtype=dtype, **sizes)
-    return x | {"initial_state": x["initial_state"].to(torch.float64 if dtype == torch.float64 else torch.float32)}
+    if isinstance(spec.memory, MLPMemory) and spec.memory.residual:
+        sizes["dk"] = sizes["dv"]
+    x = random_inputs(spec, dtype=dtype, **sizes)
+    return x | {n: x[n].to(torch.float64 if dtype == torch.float64 else torch.float32) for n in initial_names(spec)}
+
+
+def flat(o, final):
+    return (o, final) if isinstance(final, torch.Tensor) else (o, *final)
 
 
 def leaves(x):
@@ -161,11 +170,11 @@ def test_new_lengths_do_not_compile_again():
 @pytest.mark.parametrize("name", SPECS)
 def test_every_shipped_rule_compiles(name):
     op = ttrc.load(name)
-    x = inputs(name)
-    options = dict(form=op.forms[0], backend="torch", output_final_state=True)
-    layer = compiled(lambda x: op(**x, **options), backend="eager")
-    made, expected = layer(x), op(**x, **options)
-    assert torch.equal(made[0], expected[0]) and torch.equal(made[1], expected[1])
+    x = as_arguments(op.spec, inputs(name))
+    form = op.forms[0]
+    layer = compiled(lambda x: op(**x, form=form, backend="torch", output_final_state=True), backend="eager")
+    made, expected = layer(x), op(**x, form=form, backend="torch", output_final_state=True)
+    assert all(torch.equal(a, b) for a, b in zip(flat(*made), flat(*expected), strict=True))
 
 
 def test_gates_are_still_checked_before_compilation():
@@ -190,11 +199,13 @@ def test_gradcheck(name, form):
     x = inputs(name, torch.float64, T=18 if form == "chunk" else 4, dk=2, dv=3, H=1, HV=2)
     for parameter in op.spec.parameters:  # away from the edge of the domain, which finite differences step over
         sign = -1 if parameter.domain in (Domain.NEGATIVE, Domain.LOG_DECAY) else 1
-        x[parameter.name] = sign * torch.tensor([0.3, 1.1], dtype=torch.float64)
-    names = list(x)
+        heads = torch.tensor([0.3, 1.1], dtype=torch.float64)
+        x[parameter.name] = sign * heads.reshape(2, *(1 for _ in parameter.per.value)).expand(x[parameter.name].shape)
+    names, own = list(x), getattr(op.spec.update, "segment", None)
 
     def call(*tensors):
-        return op(**dict(zip(names, tensors)), output_final_state=True, form=form, chunk_size=16)
+        given = as_arguments(op.spec, dict(zip(names, tensors)))
+        return flat(*op(**given, output_final_state=True, form=form, chunk_size=own or 16))
 
     assert torch.autograd.gradcheck(call, tuple(leaves(x).values()), fast_mode=form == "chunk")
 

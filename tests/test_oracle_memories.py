@@ -15,6 +15,7 @@ from ttrc.errors import ArgumentError, CheckFailed
 from ttrc.language.load import load_spec
 from ttrc.language.spec import Domain, Spec
 from ttrc.language.state import Part, axis_widths, initial_names, state_domain, state_parts
+from ttrc.paths import specs_dir
 from ttrc.sampling import random_inputs
 
 SQUARED, DECAYED = "norm2(p - v) / 2", "norm2(S - exp(g) * S_prev) / 2"
@@ -625,6 +626,34 @@ def test_deep_memories(name):
     if link:
         options = options | {"link": LINKS[link][1]}
     check(spec, deep_by_token(spec, half_square, **options), scale=1.0, dk=4, dv=4, T=7)
+
+
+# What a shipped rule calls the rate, the log decay and the momentum of deep_by_token.
+SHIPPED = {
+    "ttt_linear": lambda x: {"beta": x["eta"] / 16, "g": 0 * x["eta"]},
+    "ttt_mlp": lambda x: {"beta": x["eta"] / 16, "g": 0 * x["eta"]},
+    "titans": lambda x: {"beta": x["theta"] / 64, "g": x["g"] / 64, "m": x["m"].exp()},
+    "yaad": lambda x: {"beta": x["eta"] / 16, "g": x["g"] / 16},
+}
+
+
+def huber_of_the_norm(r: Tensor, delta: float = 0.7) -> Tensor:
+    size = r.norm()
+    return size**2 / 2 if size <= delta else delta * (size - delta / 2)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_deep_memories_say_what_their_papers_do(name):
+    spec = load_spec(specs_dir() / f"{name}.toml")
+    rule = deep_by_token(spec, huber_of_the_norm if name == "yaad" else half_square, segment=16)
+    x = inputs_of(spec, B=1, T=19, H=2, HV=2, dk=4, dv=4)
+    if name == "yaad":
+        x["delta"] = torch.full_like(x["delta"], 0.7)
+    moved = lambda x: by_head(spec, lambda own, state: rule(own | SHIPPED[name](own), state), x, 1.0)  # noqa: E731
+    known = {n: y for n, y in x.items() if n != "delta"}
+    expected = with_gradients(lambda y: moved(x | y), known)
+    for found, wanted in zip(with_gradients(lambda y: run(spec, x | y), known), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-11 * wanted.abs().max().item())
 
 
 def test_a_deep_memory_with_another_loss_and_other_widths():

@@ -13,7 +13,7 @@ import torch
 import ttrc
 from ttrc import oracle
 from ttrc.language.load import load_spec, parse_spec
-from ttrc.language.spec import Gradient
+from ttrc.language.spec import Gradient, MLPMemory
 from ttrc.language.state import initial_names
 from ttrc.runtime.verify import (
     BOUNDS,
@@ -77,6 +77,8 @@ def operator(name):
 def inputs(name, dtype=torch.float64, **sizes):
     """Arguments of an operator by name; gates and state in float32 beside half-precision q, k and v."""
     sizes = dict(B=1, T=40, H=1, HV=2, dk=6, dv=5, seed=3) | sizes
+    if isinstance(operator(name).spec.memory, MLPMemory) and operator(name).spec.memory.residual:
+        sizes["dv"] = sizes["dk"]
     single = torch.float64 if dtype == torch.float64 else torch.float32
     drawn = random_inputs(operator(name).spec, dtype=torch.float64, **sizes)
     return {n: x.to(dtype if n in ("q", "k", "v") else single) for n, x in drawn.items()}

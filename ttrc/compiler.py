@@ -1,7 +1,7 @@
 """The whole pipeline: a spec's text in, the files of a standalone package out.
 
 Spec --derive_recurrence--> Recurrence
-     --derive_chunk, derive_token--> tile Programs
+     --derive_chunk, derive_token, derive_deep--> tile Programs
      --differentiate_tile--> their adjoints
      --lower_solve, schedule_*--> kernel Plans
      --emit--> __init__.py, op.py, kernels.py, reference.py
@@ -15,11 +15,12 @@ from ttrc.ir.module import Form, Module
 from ttrc.ir.recurrence import Recurrence
 from ttrc.language.spec import Spec
 from ttrc.passes.derive_chunk import derive_chunk
+from ttrc.passes.derive_deep import deep_chunk, deep_token
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.passes.derive_token import derive_token
 from ttrc.passes.differentiate_tile import differentiate_tile
 from ttrc.passes.lower_solve import lower_solve
-from ttrc.passes.schedule_kernels import schedule_chunk, schedule_tokens
+from ttrc.passes.schedule_kernels import schedule_chunk, schedule_deep, schedule_tokens
 
 
 def analyse(spec: Spec) -> Module:
@@ -37,6 +38,10 @@ def _chunk(recurrence: Recurrence) -> Form | None:
     """None where a rule runs token by token: where a decay may reach zero, or a segment is no size of a chunk."""
     if not recurrence.chunks or recurrence.segment not in (None, *SEGMENTS):
         return None
+    if recurrence.network is not None:
+        forward = deep_chunk(recurrence)
+        backward = differentiate_tile(forward)
+        return Form("chunk", forward, backward, schedule_deep(recurrence, forward, backward))
     forward = derive_chunk(recurrence)
     backward = differentiate_tile(forward)
     plan = schedule_chunk(recurrence, lower_solve(forward), lower_solve(backward))
@@ -44,6 +49,6 @@ def _chunk(recurrence: Recurrence) -> Form | None:
 
 
 def _recurrent(recurrence: Recurrence) -> Form:
-    forward = derive_token(recurrence)
+    forward = derive_token(recurrence) if recurrence.network is None else deep_token(recurrence)
     backward = differentiate_tile(forward)
     return Form("recurrent", forward, backward, schedule_tokens(recurrence, forward, backward))

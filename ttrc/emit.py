@@ -14,6 +14,7 @@ import black
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
 
 from ttrc import symbolic
+from ttrc.backends import arguments
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
@@ -21,8 +22,9 @@ from ttrc.ir.config import WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
-from ttrc.ir.tile import BEGINS, GIVEN, Tile
+from ttrc.ir.tile import BEGINS, GIVEN
 from ttrc.language.spec import Spec
+from ttrc.language.state import formula
 from ttrc.passes.budget import launch_costs
 from ttrc.paths import templates_dir
 
@@ -112,6 +114,9 @@ def derivation(module: Module) -> str:
         _moved(r),
     ]
     reductions = r.reductions
+    if r.network is not None:
+        lines.insert(-1, f"memory     f(x) = {formula(r.network)}")
+        lines.append("           S each W, x what comes into its layer and d the cotangent of what goes out, from e")
     if r.link is not None:
         less = f", S less its largest over {', '.join(r.link.shift)}" if r.link.shift else ""
         lines.insert(-1, f"weights    W = {symbolic.equation(r.link.weights)}{less}")
@@ -119,11 +124,11 @@ def derivation(module: Module) -> str:
     match r.error:
         case Affine(slope, offset):
             e = f"({symbolic.equation(slope)}) p + ({symbolic.equation(offset)})"
-            lines.append(f"           e = {e}, p = {_read(r)}' k")
+            lines.append(f"           e = {e}, p = {_read(r)}")
         case Hebbian(offset):
             lines.append(f"           e = {symbolic.equation(offset)}")
         case Nonlinear(written, _, root):
-            lines.append(f"           e = {symbolic.equation(written)}, p = {_read(r)}' k")
+            lines.append(f"           e = {symbolic.equation(written)}, p = {_read(r)}")
             if root is not None:
                 equation = f"{root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
                 lines.append(f"           {equation}")
@@ -135,25 +140,27 @@ def derivation(module: Module) -> str:
 
 def _moved(r: Recurrence) -> str:
     """How the state moves, and the last step where that is kept."""
-    step = "- k e'" if r.momentum is None else "+ M"
+    own = "k e'" if r.network is None else "x d'"
+    step = f"- {own}" if r.momentum is None else "+ M"
     state = f"S = a S_prev {step}, a = {symbolic.equation(r.decay)}"
     if r.mirror is not None:
         state = f"S = {symbolic.equation(r.mirror)}, own = {step.removeprefix('+ ')}"
-    kept = "" if r.momentum is None else f", M = b M_prev - k e', b = {symbolic.equation(r.momentum)}"
+    kept = "" if r.momentum is None else f", M = b M_prev - {own}, b = {symbolic.equation(r.momentum)}"
     return f"state      {state}{kept}"
 
 
 def _read(r: Recurrence) -> str:
-    """The state that predictions are made of."""
+    """The prediction, and the state that it is made of."""
     at = "start" if r.segment is not None else "retained" if r.mirror is not None and r.reads_decayed else "prev"
     state = "a S_prev" if r.reads_decayed and r.mirror is None else f"S_{at}"
-    return f"({state})" if r.link is None else f"W({state})"
+    if r.network is not None:
+        return f"f(k) at {state}"
+    return f"({state})' k" if r.link is None else f"W({state})' k"
 
 
 def _reference(module: Module) -> str:
     spec = module.spec
-    gates = [g.name for g in (*spec.inputs, *spec.parameters)]
-    names = ["q", "k", "v", *gates]
+    names = ["q", "k", "v", *arguments.moving(module)]
     forward = {f: print_forward(m.forward, tags(spec)) for f, m in module.forms.items()}
     backward = {f: print_backward(m.backward, m.forward.inputs, tags(spec)) for f, m in module.forms.items()}
     return _render(
@@ -168,16 +175,13 @@ def _reference(module: Module) -> str:
         given={f: ", ".join(t.name for t in m.forward.inputs if t.name in GIVEN) for f, m in module.forms.items()},
         states={f: [c.state.name for c in m.forward.carries] for f, m in module.forms.items()},
         cotangents={f: [c.state.name for c in m.backward.carries if c.reverse] for f, m in module.forms.items()},
-        handed=len(_handed(module)),
+        handed=len(arguments.handed(module)),
         segments=_segments(module),
         tensor_names=_tuple(names),
         parameter_names=_tuple(g.name for g in spec.parameters),
+        shapes={f: [arguments.shape_text(c.state) for c in m.forward.carries] for f, m in module.forms.items()},
+        expansion=arguments.expansion(module),
     )
-
-
-def _handed(module: Module) -> tuple[Tile, ...]:
-    """The states that a caller hands in and gets out, the same for all forms."""
-    return tuple(c.state for c in module.forms["recurrent"].forward.carries if not c.private)
 
 
 def _segments(module: Module) -> dict[str, int]:
@@ -207,11 +211,11 @@ def _kernels(module: Module) -> str:
 
 def _op(module: Module) -> str:
     spec = module.spec
-    gates = tuple(g.name for g in (*spec.inputs, *spec.parameters))
-    parameters = tuple(g.name for g in spec.parameters)
+    gates, still = arguments.moving(module), arguments.still(module)
+    parameters = tuple(g.name for g in spec.parameters if g.name not in still)
     plans = {f: m.plan for f, m in module.forms.items()}
     kernels = [k for p in plans.values() for k in p.kernels]
-    states = [t.name for t in _handed(module)]
+    states = [t for t in arguments.handed(module) if t.name not in still]
     longest = {k.name: p.chunk for p in plans.values() for k in p.kernels}
     return _render(
         "op.py.jinja",
@@ -219,15 +223,18 @@ def _op(module: Module) -> str:
         name=spec.name,
         title=_title(spec),
         gates=gates,
+        still=still,
         parameters=parameters,
         forms=list(plans),
         chunks={f: _chunks(p) for f, p in plans.items()},
         steps={k.name: p.step for p in plans.values() for k in p.kernels if k.skeleton is Skeleton.SCAN},
-        gate_doc=_gate_doc(spec),
-        states=states,
+        gate_doc=arguments.gate_doc(spec, still),
+        states=[t.name for t in states],
         state_type="Tensor" if len(states) == 1 else "State",
-        states_doc="" if len(states) == 1 else f"({', '.join(states)}), each ",
-        room=launch.room(_handed(module)),
+        states_doc=arguments.states_doc(states, arguments.expansion(module)),
+        expansion=arguments.expansion(module),
+        default_scale="1.0" if module.recurrence.network else "q.shape[-1] ** -0.5",
+        room=launch.room(arguments.handed(module)),
         fixed=next((p.chunk for p in plans.values() if p.chunk == p.segment and p.form == "chunk"), 0),
         saved={f: [b.name for b in launch.blocks(p.saved)] for f, p in plans.items()},
         returned={f: [launch.returned(p, b) for b in launch.blocks(p.saved)] for f, p in plans.items()},
@@ -274,15 +281,6 @@ def _costs(module: Module) -> dict:
         for form, plan in module.forms.items()
         if len(plan.plan.schedules) > 1
     }
-
-
-def _gate_doc(spec: Spec) -> str:
-    per_token = [g.name for g in spec.inputs]
-    fixed = [g.name for g in spec.parameters]
-    parts = ([f"{', '.join(per_token)} [B, T, HV]"] if per_token else []) + (
-        [f"{', '.join(fixed)} [HV]"] if fixed else []
-    )
-    return "; ".join(parts) + (";" if parts else "no gates;")
 
 
 def _tuple(names) -> str:

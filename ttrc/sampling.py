@@ -95,14 +95,17 @@ def random_state(
 ) -> dict[str, Tensor]:
     """The parts of a state by the names of initial_names(spec), float64 [sequences, HV, *axes].
 
-    Entries of a matrix of a deep memory have the size that keeps activations' sizes, of others half a normal number's;
+    Entries of a matrix of a deep memory have the size that keeps activations' sizes, of others half a normal number's,
+    and a deep memory's last steps are a tenth of that;
     where the retention has logarithms of the state, all are inside of its domain.
     """
     widths = axis_widths(spec.memory, dk, dv)
 
     def draw(part: Part) -> Tensor:
         shape = tuple(widths[axis] for axis in part.axes)
-        size = shape[0] ** -0.5 if isinstance(spec.memory, MLPMemory) else 0.5
+        size = 0.5
+        if isinstance(spec.memory, MLPMemory):
+            size = shape[0] ** -0.5 * (0.1 if part.name.startswith("M") else 1.0)
         x = torch.randn(sequences, HV, *shape, generator=generator, dtype=torch.float64) * size
         return x if part.name.startswith("M") else INTO_DOMAIN[state_domain(spec)](x)
 

@@ -29,13 +29,15 @@ BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels al
 class Buffer:
     """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.
 
-    Several states lie one behind the other in one block of memory: `parts` are then all of them, in order.
+    A `single` one is float32 whatever the inputs are. Several states lie one behind the other in one block of memory:
+    `parts` are then all of them, in order.
     """
 
     name: str
     tile: Tile
     space: Space
     parts: tuple[Tile, ...] = ()
+    single: bool = False
 
 
 class Skeleton(Enum):
@@ -120,7 +122,7 @@ class Plan:
     `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass. States are kept
     every `chunk` tokens, or less where the chip has no room for tiles of that length, unless chunks are the
     segments of the rule, of `segment` tokens; a scan takes at most `step` tokens at a time, several of its steps a
-    chunk then.
+    chunk then. Hidden layers, where there are any, are `expansion` times as wide as a key.
     """
 
     form: str
@@ -131,6 +133,7 @@ class Plan:
     chunk: int
     step: int
     segment: Optional[int] = None
+    expansion: Optional[int] = None
 
     def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
         """Tokens a chunk, where none are asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Union
 
-from ttrc.language.spec import Input, Parameter
+from ttrc.language.spec import Input, MLPMemory, Parameter
 from ttrc.symbolic import ZERO, Expr, Link, Reduction, Symbol, in_terms_of, symbol
 
 Gate = Union[Input, Parameter]
@@ -64,6 +64,9 @@ class Recurrence:
     With a `link` its weights W = link(S) are read instead of S: p_t = W' k_t and o_t = scale W_t' q_t. In segments
     W = link(S) at the start of each, and inside of it W moves as S does.
 
+    With a `network`, S is each of its weight matrices: p_t = f(k_t) at those weights, k_t what comes into a layer and
+    e_t the cotangent of what goes out of it, of which the loss' is e(p).
+
     Expressions are per element, over p, k, v and the gates; `reductions` define the sums that they mention.
     `log_decay` is None where the decay is 1; `decay` is not provably positive where `log_decay` is missing
     although decay differs from 1, and then there is no chunk form. So for the momentum.
@@ -82,6 +85,7 @@ class Recurrence:
     segment: int | None = None
     link: Link | None = None
     mirror: Expr | None = None  # over S_prev and own
+    network: MLPMemory | None = None
 
     @property
     def at_rest(self) -> Expr:
@@ -91,6 +95,8 @@ class Recurrence:
     @property
     def chunks(self) -> bool:
         """Whether there is a chunk form: states that move linearly, and the logarithms of what multiplies up."""
+        if self.network is not None and self.segment is None:
+            return False
         if self.mirror is not None or (self.link is not None and self.segment is None):
             return False
         moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))

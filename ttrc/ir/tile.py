@@ -1,8 +1,9 @@
 """Tile programs: straight-line array code over named axes, what one chunk (or one token) of a layer computes.
 
 Axes: "t" a token of the chunk in its reading role, "s" a token in its writing role (the same tokens, the
-other axis of a C x C tile), "k" a key channel, "v" a value channel. A tile's axes are a tuple of these, in
-the order t, s, k, v. A token program (recurrent form) has the axes "k" and "v" only.
+other axis of a C x C tile), "k" a key channel, "v" a value channel, "h1", "h2", ... a channel of a deep memory's hidden
+layers. A tile's axes are a tuple of these, in the order t, s, k, h, v. A token program (recurrent form) has channels
+only.
 
 Every operation here has one adjoint rule (passes/differentiate_tile.py) and one printer in each backend.
 """
@@ -16,7 +17,8 @@ from typing import Optional, Union
 from ttrc.symbolic import Expr
 
 Axes = tuple[str, ...]
-AXIS_ORDER = ("t", "s", "k", "v")
+HIDDEN = tuple(f"h{i}" for i in range(1, 8))
+AXIS_ORDER = ("t", "s", "k", *HIDDEN, "v")
 UNKNOWN = "the root"  # what the expression of a Root calls it; no tile has a blank in its name
 SCALE = "scale"  # the read-out's factor
 BEGINS = "begins"  # of a token program: 1 at the first token of a segment, 0 elsewhere
@@ -107,7 +109,7 @@ class CumulativeSum:
 
 @dataclass(frozen=True)
 class Relabel:
-    """The same numbers under the other token axis: "t" <-> "s"."""
+    """The same numbers under another axis: "t" <-> "s", a token's two roles, or "k" <-> "v" where they are as many."""
 
     arg: Tile
 
@@ -184,7 +186,8 @@ class Carry:
 
     A reverse carry (a cotangent) enters at the chunk's end and leaves at its start. `label` is the public
     name of what is carried: "S" for the memory, "d_S" for its cotangent. A private one is nothing to a caller:
-    what it enters a sequence with is never read.
+    what it enters a sequence with is never read. One that never moves, `next` being `state`, holds a parameter: what
+    its cotangent is at the sequence's start is the parameter's gradient.
     """
 
     label: str
@@ -237,6 +240,12 @@ def sums_values(statement: Statement) -> bool:
     """Whether it sums over value channels (or takes the largest), which kernels split or walk in panels."""
     summed = isinstance(statement.op, (Contract, Reduce, Largest)) and "v" not in statement.target.axes
     return summed and any("v" in t.axes for t in operands(statement.op))
+
+
+def joins_channels(statement: Statement) -> bool:
+    """Whether it takes key channels for value channels: a program needs all of both then."""
+    op = statement.op
+    return isinstance(op, Relabel) and ("v" in op.arg.axes) != ("v" in statement.target.axes)
 
 
 def ordered(axes) -> Axes:

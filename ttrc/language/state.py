@@ -39,6 +39,20 @@ def initial_names(spec: Spec) -> tuple[str, ...]:
     return ("initial_state",) if len(parts) == 1 else tuple(f"initial_{part.name}" for part in parts)
 
 
+def formula(memory: MLPMemory) -> str:
+    """f(x) of a deep memory, as one reads it."""
+    text = "x W1"
+    for number in range(2, memory.layers + 1):
+        text = f"{memory.activation}({text}) W{number}"
+    text = f"LN({text})" if memory.norm else text
+    return f"x + {text}" if memory.residual else text
+
+
+def layer_norm(memory: Memory | None) -> tuple[str, ...]:
+    """The parameters that a deep memory's layer norm brings, [HV, d_v] each: what it multiplies by, what it adds."""
+    return ("norm_weight", "norm_bias") if isinstance(memory, MLPMemory) and memory.norm else ()
+
+
 def needs_initial_state(spec: Spec) -> bool:
     """Zeros are no start where no gradient leaves them (the layers of a deep memory) or where no entry may be zero."""
     return isinstance(spec.memory, MLPMemory) or state_domain(spec) is not Domain.REAL

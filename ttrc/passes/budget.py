@@ -7,12 +7,13 @@ are those of the matrix products that are issued: padding, repetition by value b
 
 from __future__ import annotations
 
+import math
 from typing import Optional
 
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
-from ttrc.ir.tile import Compose, Contract, Inverse, Statement, Substitute, row_axes
+from ttrc.ir.tile import HIDDEN, Compose, Contract, Inverse, Statement, Substitute, Tile, row_axes
 
 
 def budget(
@@ -87,7 +88,8 @@ class _Cost:
         self.step, self.longest = min(self.chunk, plan.step), plan.chunk
         self.dtype_bytes, self.gate_bytes = dtype_bytes, gate_bytes
         # A row of a causal C x C tile: on average half of its blocks of 16, and half of the one on the diagonal.
-        self.width = {"s": (self.chunk + 16) // 2, "k": d_k, "v": d_v}
+        hidden = dict.fromkeys(HIDDEN, (plan.expansion or 0) * d_k)
+        self.width = {"s": (self.chunk + 16) // 2, "k": d_k, "v": d_v, **hidden}
         self.d_k, self.d_v = d_k, d_v
 
     def of(self, launches: tuple[Launch, ...], segments: int) -> Budget:
@@ -112,8 +114,7 @@ class _Cost:
     def traffic(self, kernel: Kernel) -> Traffic:
         read = sum(self._bytes(b, kernel) for b in kernel.loads)
         written = sum(self._bytes(b, kernel) for b in kernel.stores)
-        kept = sum(not c.reverse for c in kernel.carries)
-        states = 4 * self.d_k * self.d_v / self.chunk * kept
+        states = sum(4 * self._numbers(c.state) for c in kernel.carries if not c.reverse) / self.chunk
         match kernel.skeleton:
             case Skeleton.TOKENS:  # checkpoints
                 written += states
@@ -129,7 +130,7 @@ class _Cost:
             case Space.NUMBER:
                 return self.gate_bytes / self.chunk
             case Space.CHUNK:
-                return self.dtype_bytes * self.d_k * self.d_v / self.chunk
+                return (4 if buffer.single else self.dtype_bytes) * self._numbers(buffer.tile) / self.chunk
         features = [self.width[a] for a in row_axes(buffer.tile)]
         partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
         copies = -(-self.d_v // self._value_block(kernel)) if partial else 1
@@ -137,9 +138,12 @@ class _Cost:
             return self.gate_bytes * copies
         return (4 if partial else self.dtype_bytes) * features[0] * copies
 
+    def _numbers(self, state: Tile) -> int:
+        return math.prod(self.width[a] for a in state.axes)
+
     def _flops(self, statement: Statement, kernel: Kernel) -> float:
         tokens = self.step if kernel.skeleton is Skeleton.SCAN else self.chunk
-        blocks = {"t": tokens, "s": tokens, "k": block(self.d_k)}
+        blocks = {"t": tokens, "s": tokens, "k": block(self.d_k), **dict.fromkeys(HIDDEN, block(self.width["h1"] or 1))}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
         match statement.op:

@@ -30,7 +30,8 @@ from ttrc.ir.tile import (
 from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import Expr
 
-_SWAP = {"t": "s", "s": "t"}
+ROLES = {"t": "s", "s": "t"}
+CHANNELS = {"k": "v", "v": "k"}
 
 
 class Builder:
@@ -113,13 +114,14 @@ class Builder:
     def cumulative_sum(self, name: str, arg: Tile, origin: str, reverse: bool = False) -> Tile:
         return self.emit(name, arg.axes, CumulativeSum(arg, reverse), origin)
 
-    def relabel(self, arg: Tile, origin: str) -> Tile:
-        """arg under the other token axis; doing it twice gives arg back."""
+    def relabel(self, arg: Tile, origin: str, swap: dict[str, str] = ROLES) -> Tile:
+        """arg under the other token axis, or the other channels'; doing it twice gives arg back."""
+        axes = tuple(swap.get(a, a) for a in arg.axes)
         for statement in self.statements:
-            if statement.target == arg and isinstance(statement.op, Relabel):
+            if statement.target == arg and isinstance(statement.op, Relabel) and statement.op.arg.axes == axes:
                 return statement.op.arg
-        name = arg.name + ("_s" if "t" in arg.axes else "_t")
-        return self.emit(name, tuple(_SWAP.get(a, a) for a in arg.axes), Relabel(arg), origin)
+        changed = next(new for old, new in zip(arg.axes, axes) if old != new)
+        return self.emit(f"{arg.name}_{changed}", axes, Relabel(arg), origin)
 
     def solve(self, name: str, matrix: Tile, rhs: Tile, transposed: bool, origin: str) -> Tile:
         return self.emit(name, rhs.axes, Solve(matrix, rhs, transposed), origin)

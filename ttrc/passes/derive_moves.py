@@ -85,7 +85,7 @@ def _with_momentum(build: Builder, recurrence: Recurrence, tiles, states, decay:
     def both(mask: Tile, factor: Factor) -> Factor:
         """sum_s mask[t, s] * factor[s], over the tokens that write."""
         column = build.relabel(_tile(build, "momentum_until", factor), origin)
-        return of(build.reduce("inherited_steps", _product(build, "steps", mask, column), ("t",), origin))
+        return of(build.reduce("inherited_steps", _product(build, "inherited", mask, column), ("t",), origin))
 
     seen, past = earlier(recurrence.reads_decayed), earlier(True)
     read_mask = build.compose("mask_read", seen, kept, origin)

@@ -13,8 +13,8 @@ from dataclasses import replace
 from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Nonlinear, Recurrence
-from ttrc.language.spec import At, Gradient, LinearMemory, Located, Proximal, Spec
-from ttrc.language.state import state_domain
+from ttrc.language.spec import At, Gradient, LinearMemory, Located, MLPMemory, Proximal, Spec
+from ttrc.language.state import layer_norm, state_domain
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
 from ttrc.passes.read_link import read_link
 from ttrc.symbolic import Expr, Scope
@@ -23,11 +23,20 @@ LARGEST = 200  # operations of a nonlinear error
 
 
 def derive_recurrence(spec: Spec) -> Recurrence:
-    if not isinstance(spec.memory, LinearMemory):
-        raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; memory kind "linear" has one')
+    if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
+        raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; kinds "linear" and "mlp" have one')
+    network = spec.memory if isinstance(spec.memory, MLPMemory) else None
+    if network is not None and spec.retention.link is not None:
+        raise SpecError(
+            "links of a deep memory's weights have no derivation yet",
+            path=spec.source.path,
+            line=spec.retention.link.line,
+            key="retention.link",
+            expected='[retention] without a link, or [memory] kind = "linear"',
+        )
     gates = (*spec.inputs, *spec.parameters)
     for gate in gates:
-        if gate.per.value:
+        if gate.per.value and gate.name not in layer_norm(network):
             raise SpecError(
                 f"'{gate.name}' is per {gate.per.name.lower()}; rules of this class take gates per head",
                 path=spec.source.path,
@@ -45,6 +54,13 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     link = read_link(spec.retention.link, scope)
     curvature, decay, mirror = _solve_retention(spec, scope)
     gradient = _loss_gradient(spec, scope)
+    if network is not None and mirror is not None:
+        raise _at(
+            spec,
+            spec.retention.expr,
+            "a retention of a deep memory that is not quadratic has no derivation yet",
+            expected="a sum of squares such as norm2(S - exp(g) * S_prev) / 2",
+        )
     match spec.update:
         case Proximal() if mirror is not None:
             what = "implicit steps of a retention that is not quadratic have no derivation"
@@ -62,6 +78,8 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     moved = [e for e in (momentum, mirror) if e is not None]
     used = _sums_in(scope, (*_parts(error), curvature, decay, *moved))
     _check_sums(spec, used)
+    # What a linear memory writes without a prediction is the same wherever the gradient is taken.
+    frozen = not isinstance(error, Hebbian) or link is not None or network is not None
     return Recurrence(
         gates=gates,
         reductions=tuple(used),
@@ -73,9 +91,10 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         error=error,
         momentum=momentum,
         log_momentum=None if momentum is None else _log(momentum),
-        segment=None if isinstance(error, Hebbian) and link is None else getattr(spec.update, "segment", None),
+        segment=getattr(spec.update, "segment", None) if frozen else None,
         link=link,
         mirror=mirror,
+        network=network,
     )
 
 

@@ -28,8 +28,10 @@ from ttrc.ir.tile import (
     Relation,
     Root,
     Solve,
+    Statement,
     Substitute,
     Tile,
+    operands,
 )
 from ttrc.passes.builder import Builder, sym
 from ttrc.symbolic import symbol
@@ -66,6 +68,31 @@ def differentiate_tile(forward: Program) -> Program:
     )
 
 
+def pull_back(
+    build: Builder,
+    statements: tuple[Statement, ...],
+    result: Tile,
+    cotangent: Tile,
+    wanted: tuple[Tile, ...],
+    origin: str,
+) -> list[Tile | None]:
+    """The cotangents of `wanted`, given that of `result`, which statements of the program under way make of them.
+
+    For programs that learn: what is added is a part of the program, to be differentiated in its turn.
+    """
+    moved = set(wanted)
+    for statement in statements:
+        if moved & set(operands(statement.op)):
+            moved.add(statement.target)
+    tape = _Tape(build, moved)
+    tape.origin = origin
+    tape.add(result, cotangent)
+    for statement in reversed(statements):
+        if statement.target in moved and (adjoint := tape.total(statement.target)) is not None:
+            _propagate(tape, statement.target, statement.op, adjoint)
+    return [tape.total(tile) for tile in wanted]
+
+
 @dataclass(frozen=True)
 class _Product:
     """A contribution a . b over axis, not yet emitted: it joins its tile's accumulation chain."""
@@ -79,16 +106,21 @@ class _Tape:
     """Cotangent contributions by tile, and their sums.
 
     Plain tiles come first in a sum, products are chained onto them, those over the value axis last: a kernel that
-    walks the value axis in panels then accumulates in place on top of all the rest.
+    walks the value axis in panels then accumulates in place on top of all the rest. Where cotangents are wanted of
+    some tiles only, nothing is worked out for others.
     """
 
-    def __init__(self, build: Builder):
-        self.build, self.origin = build, ""
+    def __init__(self, build: Builder, wanted: set[Tile] | None = None):
+        self.build, self.origin, self._wanted = build, "", wanted
         self._parts: dict[Tile, list] = defaultdict(list)
         self._totals: dict[Tile, Tile] = {}
 
+    def wants(self, tile: Tile) -> bool:
+        return self._wanted is None or tile in self._wanted
+
     def add(self, tile: Tile, part: Tile | _Product) -> None:
-        self._parts[tile].append(part)
+        if self.wants(tile):
+            self._parts[tile].append(part)
 
     def total(self, tile: Tile) -> Tile | None:
         if tile in self._totals or not self._parts[tile]:
@@ -140,7 +172,7 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
 
     match op:
         case Elementwise(expr, args):
-            for arg in args:
+            for arg in filter(tape.wants, args):
                 slope = symbolic.in_terms_of(symbolic.derivative(expr, sym(arg)), expr, sym(target))
                 if slope == 0:
                     continue
@@ -168,7 +200,8 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
         case CumulativeSum(arg, reverse):
             tape.add(arg, build.cumulative_sum(via(arg), adjoint, origin, reverse=not reverse))
         case Relabel(arg):
-            tape.add(arg, build.relabel(adjoint, origin))
+            swap = {new: old for old, new in zip(arg.axes, target.axes) if old != new}
+            tape.add(arg, build.relabel(adjoint, origin, swap))
         case Solve(matrix, rhs, transposed):
             multiplier = build.solve(via(rhs), matrix, adjoint, not transposed, origin)
             tape.add(rhs, multiplier)

@@ -12,9 +12,13 @@ split      the forward scan leaves the read-outs, which nothing waits for, to a 
            fewer products on the serial path, more bytes
 segments   pieces of a sequence side by side: each is scanned from an empty state, and once more from the state that
            composing those before it gives; for rules that are affine in the state
+deep       the layers of a deep memory need every channel: one scan each way, and the one backwards, which starts each
+           segment from its own states, makes all gradients as well
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
@@ -31,6 +35,7 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
     Tile,
+    joins_channels,
     operands,
     sums_values,
 )
@@ -121,6 +126,25 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         step,
         recurrence.segment,
     )
+
+
+def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
+    inputs, carried = _buffers(recurrence, backward), forward.carries
+    cotangents = tuple(c for c in backward.carries if c.reverse)
+    # A decay's gradient is a small difference of sums over all weights: of rounded ones it would be noise.
+    states = tuple(replace(b, single=True) for b in _states("states", carried))
+    outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
+    gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
+    ahead = _kernel("deep_scan", Skeleton.SCAN, forward, (*outputs, *states), inputs, carried)
+    back = _kernel("deep_scan_reverse", Skeleton.SCAN, backward, gradients, (*inputs, *states), cotangents)
+    only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
+    segment, expansion = recurrence.segment, _expansion(recurrence)
+    return Plan("chunk", (ahead, back), (only,), states, (), segment, segment, segment, expansion)
+
+
+def _expansion(recurrence: Recurrence) -> int | None:
+    network = recurrence.network
+    return network.expansion if network is not None and network.layers > 1 else None
 
 
 def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
@@ -221,11 +245,20 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
-    ahead = _kernel("token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
-    back = _kernel("token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
+    deep = "" if recurrence.network is None else "deep_"
+    ahead = _kernel(f"{deep}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
+    back = _kernel(f"{deep}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
     only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     return Plan(
-        "recurrent", (ahead, back), (only,), _states("states", carried), (), CHUNK, LONG_CHUNK, recurrence.segment
+        "recurrent",
+        (ahead, back),
+        (only,),
+        _states("states", carried),
+        (),
+        CHUNK,
+        LONG_CHUNK,
+        recurrence.segment,
+        _expansion(recurrence),
     )
 
 
@@ -269,6 +302,8 @@ def _takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton) -> bool:
     matters only where a channel goes on from a sum.
     """
     sums = {s.target for s in body if sums_values(s)}
+    if any(joins_channels(s) for s in body):
+        return True
     if skeleton is not Skeleton.TOKENS_REVERSE:
         return bool(sums)
     for statement in body:

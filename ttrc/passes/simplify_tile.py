@@ -11,7 +11,18 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from ttrc.ir.tile import Contract, Elementwise, Mask, Op, Relabel, Relation, Statement, Tile, operands
+from ttrc.ir.tile import (
+    Contract,
+    Elementwise,
+    Mask,
+    Op,
+    Relabel,
+    Relation,
+    Statement,
+    Tile,
+    joins_channels,
+    operands,
+)
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import renamed_operands, slice_program
@@ -92,7 +103,7 @@ def _start_chains(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
             continue
         for end in (a for a in op.args if a.axes == target.axes and sym(a) in op.expr.args and uses[a] == 1):
             root, flips = end, 0
-            while root in made and uses[root] == 1 and (before := _before(made[root].op)) is not None:
+            while root in made and uses[root] == 1 and (before := _before(made[root])) is not None:
                 root, flips = before, flips + isinstance(made[root].op, Relabel)
             if root not in made or uses[root] != 1 or not isinstance(made[root].op, Contract):
                 continue
@@ -109,12 +120,12 @@ def _start_chains(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
     return order_statements(tuple(kept), ())
 
 
-def _before(op: Op) -> Tile | None:
+def _before(statement: Statement) -> Tile | None:
     """What a chain of products went on from."""
-    match op:
+    match statement.op:
         case Contract(_, _, _, add):
             return add
-        case Relabel(arg):
+        case Relabel(arg) if not joins_channels(statement):
             return arg
     return None
 

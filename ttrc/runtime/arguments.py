@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
-from ttrc.language.spec import Domain, Input, Parameter, Spec
+from ttrc.language.spec import Domain, Input, MLPMemory, Parameter, Spec
 from ttrc.language.state import axis_widths, needs_initial_state, state_domain, state_parts
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -58,7 +58,9 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
     HV, d_v = v.shape[2:]
     if HV % H != 0:
         raise _wrong("v", f"{HV} heads", f"a multiple of the {H} heads of q and k")
-    check_gates(spec, gates, B, T, HV, q.device)
+    if isinstance(spec.memory, MLPMemory) and spec.memory.residual and d_k != d_v:
+        raise _wrong("v", f"head dimension {d_v}", f"the {d_k} of q and k: a residual goes from keys to values")
+    check_gates(spec, gates, B, T, HV, q.device, {"k": d_k, "v": d_v})
     sequences = B if cu_seqlens is None else _check_packing(cu_seqlens, B, T, q.device)
     if initial_state is None and needs_initial_state(spec):
         names = ", ".join(part.name for part in state_parts(spec))
@@ -111,14 +113,15 @@ def check_schedule(schedule, schedules, form: str, packed: bool) -> None:
         raise _wrong("schedule", repr(schedule), f"{'one of ' if known[1:] else ''}{', '.join(known)}")
 
 
-def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device) -> None:
+def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device, widths: dict[str, int]) -> None:
     declared = {g.name: g for g in (*spec.inputs, *spec.parameters)}
     for name, gate in declared.items():
         if name not in gates:
-            raise _wrong(name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV)}, {gate.domain.value}")
+            raise _wrong(name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV, widths)}, {gate.domain.value}")
         x = gates[name]
-        if tuple(x.shape) != ((B, T, HV) if isinstance(gate, Input) else (HV,)):
-            raise _wrong(name, f"shape {_shape(x)}", _gate_shape(gate, B, T, HV))
+        wanted = (B, T, HV) if isinstance(gate, Input) else (HV,)
+        if tuple(x.shape) != (*wanted, *(widths[axis] for axis in gate.per.value)):
+            raise _wrong(name, f"shape {_shape(x)}", _gate_shape(gate, B, T, HV, widths))
         if x.dtype not in DTYPES:
             raise _wrong(name, f"dtype {x.dtype}", "a floating dtype, best float32")
         if x.device != device:
@@ -185,8 +188,10 @@ def _check_state(name: str, state, wanted: tuple[int, ...], q: Tensor) -> None:
         raise _wrong(name, f"device {state.device}", f"{q.device}")
 
 
-def _gate_shape(gate: Input | Parameter, B: int, T: int, HV: int) -> str:
-    return f"[B, T, HV] = [{B}, {T}, {HV}]" if isinstance(gate, Input) else f"[HV] = [{HV}]"
+def _gate_shape(gate: Input | Parameter, B: int, T: int, HV: int, widths: dict[str, int]) -> str:
+    sizes = ({"B": B, "T": T} if isinstance(gate, Input) else {}) | {"HV": HV}
+    sizes |= {f"d_{axis}": widths[axis] for axis in gate.per.value}
+    return f"[{', '.join(sizes)}] = [{', '.join(map(str, sizes.values()))}]"
 
 
 def _shape(x: Tensor) -> list[int]:

@@ -58,7 +58,9 @@ class Operator:
 
         q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; inputs of the spec [B, T, HV] by name, its
         parameters [HV] (their default where the spec has one). States [N, HV, d_k, d_v], float32; of a rule with
-        momentum a pair of them, S and the last step M. scale multiplies the read-out, d_k ** -0.5 by default.
+        momentum a pair of them, S and the last step M. A deep memory has one of each a layer, [N, HV, rows, columns],
+        and needs those that it starts with; its norm_weight and norm_bias are [HV, d_v]. scale multiplies the
+        read-out, by default d_k ** -0.5, and of a deep memory 1 (it multiplies q then).
         cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
         result beyond rounding; where gradients are taken at the start of a segment, that is the chunk. backend:
@@ -92,4 +94,4 @@ class Operator:
 
     def _default(self, parameter: Parameter, v: Tensor) -> Tensor:
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-        return default_value(parameter, v.shape[2], {}).to(device=v.device, dtype=dtype)
+        return default_value(parameter, v.shape[2], {"v": v.shape[3]}).to(device=v.device, dtype=dtype)

@@ -36,7 +36,7 @@ from ttrc.symbolic.equations import (
     square_root,
     substituted,
 )
-from ttrc.symbolic.functions import choose, coarse
+from ttrc.symbolic.functions import choose, coarse, gelu_gate, larger, sigmoid, tanh
 from ttrc.symbolic.inverse import invert
 from ttrc.symbolic.links import Link
 from ttrc.symbolic.numeric import value
@@ -65,11 +65,13 @@ __all__ = [
     "expanded",
     "factored",
     "finite_at_zero",
+    "gelu_gate",
     "group_factors",
     "in_terms_of",
     "invert",
     "is_positive",
     "is_zero_at",
+    "larger",
     "log_of",
     "mathml",
     "names",
@@ -78,12 +80,14 @@ __all__ = [
     "positive_part",
     "renamed",
     "render",
+    "sigmoid",
     "size",
     "spelled_out",
     "square_of",
     "square_root",
     "substituted",
     "symbol",
+    "tanh",
     "tidy",
     "value",
 ]

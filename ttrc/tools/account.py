@@ -36,12 +36,15 @@ from ttrc.language.spec import (
     Link,
     Located,
     LqNorm,
+    Memory,
+    MLPMemory,
     Proximal,
     Sigmoid,
     Softmax,
     SoftThreshold,
     Spec,
 )
+from ttrc.language.state import formula
 from ttrc.passes.budget import budget, least_bytes
 from ttrc.passes.slice_program import slice_program
 from ttrc.tools.notation import as_assignment
@@ -97,7 +100,7 @@ class Cost:
 
 def choices(spec: Spec) -> tuple[Choice, ...]:
     loss, retention = spec.loss, spec.retention.expr
-    rows = [Choice("memory", "linear: p = S' k, S is d_k x d_v", None), _expression("loss", loss.expr)]
+    rows = [Choice("memory", _memory(spec.memory), None), _expression("loss", loss.expr)]
     if loss.weight is not None:
         rows.append(_expression("loss weight", loss.weight))
     rows.append(_expression("retention", retention))
@@ -107,8 +110,18 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
     for gate in spec.inputs:
         rows.append(Choice(f"input {gate.name}", f"{gate.domain.value}, a number a token and head", gate.line))
     for gate in spec.parameters:
-        rows.append(Choice(f"parameter {gate.name}", f"{gate.domain.value}, a number a head", gate.line))
+        each = "a number a value channel and head" if gate.per.value else "a number a head"
+        rows.append(Choice(f"parameter {gate.name}", f"{gate.domain.value}, {each}", gate.line))
     return tuple(rows)
+
+
+def _memory(memory: Memory) -> str:
+    match memory:
+        case MLPMemory(layers, expansion):
+            hidden = f", hidden layers of {expansion} d_k" if layers > 1 else ""
+            return f"a network: p = f(k), f(x) = {formula(memory)}{hidden}"
+        case _:
+            return "linear: p = S' k, S is d_k x d_v"
 
 
 def _expression(section: str, where: Located) -> Choice:

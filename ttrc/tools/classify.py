@@ -9,6 +9,7 @@ from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
+from ttrc.language.state import formula
 from ttrc.tools.mathematics import shown, written
 
 
@@ -27,7 +28,8 @@ def headline(module: Module) -> str:
     name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
-    return f"linear memory, {name} error, {kept}{more}"
+    memory = "linear memory" if r.network is None else f"memory of {r.network.layers} layers"
+    return f"{memory}, {name} error, {kept}{more}"
 
 
 def findings(module: Module) -> tuple[Finding, ...]:
@@ -35,8 +37,19 @@ def findings(module: Module) -> tuple[Finding, ...]:
     r = module.recurrence
     linked = () if r.link is None else (_link_class(r),)
     kept = _decay_class(r) if r.mirror is None else _mirror_class(r)
+    error = _error_class(r) if r.network is None else _layer_class(r)
     steps = () if r.momentum is None else (_momentum_class(r),)
-    return (_error_class(r), kept, *steps, *linked, _read_class(module), *_forms(module))
+    return (error, kept, *steps, *linked, _read_class(module), *_forms(module))
+
+
+def _layer_class(r: Recurrence) -> Finding:
+    """What a deep memory writes."""
+    e = symbolic.equation(shown(r, written(r)))
+    return Finding(
+        "error",
+        "of each layer: the cotangent of what goes out of it, through the network",
+        f"f(x) = {formula(r.network)} has an adjoint, which starts from dL/dp with e = {e}",
+    )
 
 
 def _error_class(r: Recurrence) -> Finding:
@@ -151,6 +164,12 @@ def _forms(module: Module) -> tuple[Finding, ...]:
             "nothing in the domains of its inputs says that it is positive"
         )
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
+    if r.network is not None:
+        why = (
+            "every gradient of a segment is taken at its start: inside of it each layer is a linear memory, whose keys "
+            "are what comes into it and whose errors are known, all with the same masks"
+        )
+        return (Finding("chunk form", f"exact in chunks of {r.segment}, the segments of the rule", why), recurrent)
     if r.segment is not None and not isinstance(r.error, Hebbian):
         why = "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve"
         return (Finding("chunk form", f"exact in chunks of {r.segment}, the segments of the rule", why), recurrent)
@@ -187,6 +206,8 @@ def _why_by_token(r: Recurrence) -> str | None:
         return "a chunk needs a state that moves linearly, and this one does not"
     if r.link is not None and r.segment is None:
         return "weights are a link of the state at every token, and so no sum of what tokens write"
+    if r.network is not None and r.segment is None:
+        return "every token's gradient hangs on the weights before it through the whole network, and has no closed form"
     if r.segment not in (None, *SEGMENTS):
         return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
     return None

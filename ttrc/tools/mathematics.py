@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ttrc import symbolic
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
-from ttrc.language.spec import Proximal, Spec
+from ttrc.language.spec import MLPMemory, Proximal, Spec
+from ttrc.language.state import formula
 from ttrc.symbolic import Expr, symbol
 from ttrc.tools.notation import Line, factor, line
 
@@ -24,10 +25,19 @@ def steps(module: Module) -> tuple[Step, ...]:
     r = module.recurrence
     return (
         Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
+        *(() if r.network is None else (_layers(r.network),)),
         _retention(r),
         *(() if r.link is None else (_weights(r),)),
         _stationarity(module.spec, r),
         _recurrence(r),
+    )
+
+
+def _layers(network: MLPMemory) -> Step:
+    return Step(
+        "Layers",
+        (line("dL/dW = x d' with x what comes into a layer and d = dL/d(x W)"), line("S stands for each W below")),
+        f"f(x) = {formula(network)}; d is the adjoint of f, by the rules that differentiate every program",
     )
 
 
@@ -54,7 +64,7 @@ def _retention(r: Recurrence) -> Step:
 
 
 def _stationarity(spec: Spec, r: Recurrence) -> Step:
-    condition = "k (dL/dp)' + m ( S_t - a S_prev ) = 0 where "
+    condition = f"{'x d' if r.network is not None else 'k (dL/dp)'}' + m ( S_t - a S_prev ) = 0 where "
     match spec.update:
         case Proximal():
             lines = (line(condition + "p = S_t' k"), line("p + ( |k|^2 / m ) dL/dp = ( a S_prev )' k"))
@@ -64,7 +74,7 @@ def _stationarity(spec: Spec, r: Recurrence) -> Step:
             if r.mirror is not None:
                 return Step("Update", (line(f"own = - k (dL/dp)' where p = {_seen(r)} k"),), "one step a token")
             note = "the minimum over S_t of the linearised loss plus the retention"
-            return Step("Update", (line(f"{condition}p = {_seen(r)} k"),), note)
+            return Step("Update", (line(f"{condition}{_predicted(r)}"),), note)
 
 
 def _recurrence(r: Recurrence) -> Step:
@@ -73,22 +83,23 @@ def _recurrence(r: Recurrence) -> Step:
     used = () if decay == 1 else (decay,)
     lines = [*_mirrored(r)] if r.mirror is not None else [_moved(r, before, used)]
     if r.momentum is not None:
-        step = "- k e'" if r.mirror is None else "+ own_t"
+        step = f"- {_own(r)}" if r.mirror is None else "+ own_t"
         lines.append(line(f"M_t = {factor(shown(r, r.momentum))} M_prev {step}", shown(r, r.momentum)))
     lines.append(line("e = {}", shown(r, written(r))))
     if isinstance(r.error, Nonlinear) and r.error.root is not None:
         lines.append(_equation(r, r.error.root))
     if not isinstance(r.error, Hebbian):
-        plain = r.link is None and r.mirror is None and r.reads_decayed
-        lines.append(line(f"p = ( {before} )' k", *used) if plain else line(f"p = {_seen(r)} k"))
+        plain = r.link is None and r.mirror is None and r.network is None and r.reads_decayed
+        lines.append(line(f"p = ( {before} )' k", *used) if plain else line(_predicted(r)))
     if r.link is not None and r.segment is not None:
         lines.append(line(f"W_t - {before.replace('S', 'W')} = S_t - {before}", *used, *used))
-    lines.append(line("o = scale S_t' q" if r.link is None else "o = scale W_t' q"))
+    read = "o = scale S_t' q" if r.link is None else "o = scale W_t' q"
+    lines.append(line(read if r.network is None else "o = f(scale q) at S_t"))
     return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
 
 
 def _moved(r: Recurrence, before: str, used: tuple[Expr, ...]) -> Line:
-    return line(f"S_t = {before} - k e'" if r.momentum is None else f"S_t = {before} + M_t", *used)
+    return line(f"S_t = {before} - {_own(r)}" if r.momentum is None else f"S_t = {before} + M_t", *used)
 
 
 def _mirrored(r: Recurrence) -> tuple[Line, ...]:
@@ -106,6 +117,19 @@ def _mirrored(r: Recurrence) -> tuple[Line, ...]:
 def _equation(r: Recurrence, root: Implicit) -> Line:
     """What the unknown of an implicit step solves."""
     return line("{} + {} = {}", root.unknown, shown(r, root.pull), shown(r, root.base))
+
+
+def _own(r: Recurrence) -> str:
+    """What a token writes."""
+    if r.network is None:
+        return "k e'"
+    return "x d'" if r.curvature == 1 else "x d' / m"
+
+
+def _predicted(r: Recurrence) -> str:
+    if r.network is None:
+        return f"p = {_seen(r)} k"
+    return f"p = f(k) at {_seen(r).removesuffix(chr(39))}"
 
 
 def _seen(r: Recurrence) -> str:

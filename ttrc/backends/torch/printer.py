@@ -9,6 +9,7 @@ from ttrc import symbolic
 from ttrc.backends.product import as_product
 from ttrc.ir.tile import (
     GIVEN,
+    HIDDEN,
     UNKNOWN,
     Compose,
     Contract,
@@ -48,6 +49,13 @@ DIALECT = symbolic.Dialect(
         "coarse": "torch.floor(({0}) * 64.0) / 64.0",
     },
 )
+SIZES = {
+    "t": "tokens[-1]",
+    "s": "tokens[-1]",
+    "k": "k.shape[-1]",
+    "v": "v.shape[-1]",
+    **dict.fromkeys(HIDDEN, "EXPANSION * k.shape[-1]"),
+}
 _KEEP = {Relation.CAUSAL: "keep_causal", Relation.STRICT: "keep_strict", Relation.FIRST: "keep_first"}
 
 
@@ -156,8 +164,7 @@ class TorchPrinter:
         return f"{name}[..., {index}]" if target.axes else name
 
     def _shape(self, target: Tile) -> str:
-        sizes = {"t": "tokens[-1]", "s": "tokens[-1]", "k": "k.shape[-1]", "v": "v.shape[-1]"}
-        return ", ".join(["*v.shape[:2]", *(sizes[a] for a in target.axes)])
+        return ", ".join(["*v.shape[:2]", *(SIZES[a] for a in target.axes)])
 
 
 def _gone(arg: Tile, target: Tile) -> int | tuple[int, ...]:

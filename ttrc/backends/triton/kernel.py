@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ttrc.backends.triton import substitution
-from ttrc.backends.triton.memory import ChunkMemory, TokenMemory, extent, offset
-from ttrc.backends.triton.printer import TritonPrinter
+from ttrc.backends.triton.memory import (
+    ChunkMemory,
+    TokenMemory,
+    extent,
+    load_block,
+    load_state,
+    offset,
+    room,
+    store_block,
+    store_state,
+)
+from ttrc.backends.triton.printer import TritonPrinter, shape
 from ttrc.ir.config import plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton
-from ttrc.ir.tile import BEGINS, Contract, Relabel, Statement, Substitute, Tile, operands
+from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -24,6 +34,10 @@ DOC = {
     "chunk_transition": "What a state alone becomes from a segment's start to its end.",
     "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
     "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
+    "deep_scan": "Segments in order with the weights on chip: read-outs, and the weights that each starts with.",
+    "deep_scan_reverse": "Segments backwards with the weights' cotangents on chip: the cotangents of the inputs.",
+    "deep_token_scan": "Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass.",
+    "deep_token_scan_reverse": "Token by token backwards, weights recomputed from their checkpoints.",
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }
@@ -38,9 +52,10 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
     writer = _Writer(kernel, domains, tags)
+    if kernel.skeleton is Skeleton.PARALLEL:
+        return common | {"body": writer.panels(), "lead": _lead(kernel), "narrow": bool(kernel.narrow)}
+    common["hidden"] = has_hidden(kernel)
     match kernel.skeleton:
-        case Skeleton.PARALLEL:
-            return common | {"body": writer.panels(), "lead": _lead(kernel), "narrow": bool(kernel.narrow)}
         case Skeleton.SCAN:
             # A chunk's last step is the sequence's last where that ends inside it.
             at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
@@ -76,6 +91,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 "cotangents": back["states"],
                 "retreat": back["advance"],
                 "size": back["size"],
+                "room": room(*(c.state for c in kernel.carries if not c.reverse)),
             }
     raise AssertionError(kernel.skeleton)
 
@@ -97,10 +113,30 @@ def pointers(kernel: Kernel):
 class State:
     """A carried tile, where it lies among those that are handed in, and among all that are kept; "" at their start."""
 
-    name: str
+    tile: Tile
     handed: str | None
     kept: str
     block: str
+
+    @property
+    def name(self) -> str:
+        return self.tile.name
+
+    @property
+    def zeros(self) -> str:
+        return f"tl.zeros({shape(self.tile)}, tl.float32)"
+
+    def load(self, base: str) -> str:
+        return load_state(base, self.tile, "i_v")
+
+    def store(self, base: str) -> str:
+        return store_state(base, self.name, self.tile, "i_v")
+
+    def pop(self, base: str) -> str:
+        return load_block(base + self.block, self.tile)
+
+    def push(self, base: str) -> str:
+        return store_block(base + self.block, self.name, self.tile)
 
 
 def _states(kernel: Kernel, reverse: bool, writer: _Writer) -> dict:
@@ -109,10 +145,10 @@ def _states(kernel: Kernel, reverse: bool, writer: _Writer) -> dict:
     every, handed = tuple(c.state for c in carries), tuple(c.state for c in kernel.carried(reverse))
     states = [
         State(
-            c.state.name,
+            c.state,
             None if c.private else offset(c.state, handed),
             offset(c.state, every),
-            f" + {i} * BT * BK * BV" if i else "",
+            f" + BT * {room(*every[:i])}" if i else "",
         )
         for i, c in enumerate(carries)
     ]
@@ -125,6 +161,11 @@ def _kept(kernel: Kernel) -> str:
     return extent(*(c.state for c in kernel.carries if not c.reverse))
 
 
+def has_hidden(kernel: Kernel) -> bool:
+    """Whether there are channels of hidden layers."""
+    return any(set(HIDDEN) & set(s.target.axes) for s in kernel.statements)
+
+
 def asks_begins(kernel: Kernel) -> bool:
     """Whether a body asks where segments begin."""
     return any(t.name == BEGINS for s in kernel.statements for t in operands(s.op))
@@ -133,7 +174,11 @@ def asks_begins(kernel: Kernel) -> bool:
 def _lead(kernel: Kernel) -> str:
     """A buffer in the inputs' dtype, where there is any."""
     every = pointers(kernel)
-    return next((b.name for b in every if len(b.tile.axes) == 2), every[0].name)
+    return next((b.name for b in every if _as_inputs(b)), every[0].name)
+
+
+def _as_inputs(buffer: Buffer) -> bool:
+    return len(buffer.tile.axes) == 2 and not buffer.single
 
 
 def _forward_part(kernel: Kernel) -> Segment:
@@ -168,7 +213,7 @@ class _Writer:
         memory = TokenMemory if tokens else ChunkMemory
         self.kernel, self.tags, self.memory, self.domains = kernel, tags, memory(domains, "i_v"), domains
         self.stored = {b.tile: b for b in kernel.loads}
-        raw = set() if tokens else {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
+        raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b)}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned), set()
         self.on_request = _on_request(kernel)
         self.origin = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import takewhile
 
 from ttrc.backends.triton.kernel import asks_begins, pointers
 from ttrc.ir.plan import BETWEEN, Buffer, Launch, Plan, Skeleton, Space
-from ttrc.ir.tile import Tile
+from ttrc.ir.tile import HIDDEN, Tile
 
 MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 
@@ -52,7 +53,8 @@ def _is_read(plan: Plan, buffer: Buffer) -> bool:
 def saved_fake(plan: Plan, buffer: Buffer) -> str:
     """What the op returns for a saved buffer, as the fake implementation sees it."""
     if buffer.space is Space.CHUNK:
-        wide = "state_dtype(v)" if plan.form == "recurrent" else "v.dtype if triton else reference.working_dtype(v)"
+        wide = "v.dtype if triton else reference.working_dtype(v)"
+        wide = "state_dtype(v)" if plan.form == "recurrent" or buffer.single else wide
         shape = f"all_chunks(v, cu_seqlens, chunk), v.shape[2], {room(buffer.parts)}"
         asked = "save" if buffer.name == "states" else "save and triton"  # plain PyTorch makes weights again
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if {asked} else v.new_empty(0)"
@@ -62,10 +64,22 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
     return f"{buffer.name} = {_new(buffer, plan.form)} if {wanted} else v.new_empty(0)"
 
 
+# The widths of channels, and of the blocks of registers that hold them.
+WIDTH = {"k": "q.shape[3]", "v": "v.shape[3]", **dict.fromkeys(HIDDEN, "EXPANSION * q.shape[3]")}
+BLOCK = {axis: f"block({width})" for axis, width in WIDTH.items()}
+
+
 def room(states: tuple[Tile, ...]) -> str:
     """The last dimensions of one state, or of several one behind the other."""
-    size = "q.shape[3], v.shape[3]"
-    return size if len(states) == 1 else f"{len(states)} * {size.replace(', ', ' * ')}"
+    if len(states) == 1:
+        return ", ".join(WIDTH[a] for a in states[0].axes)
+    return _numbers(states, WIDTH)
+
+
+def _numbers(states: tuple[Tile, ...], widths: dict[str, str]) -> str:
+    """How many numbers several states are."""
+    counts = Counter(" * ".join(widths[a] for a in t.axes) for t in states)
+    return " + ".join(size if count == 1 else f"{count} * {size}" for size, count in counts.items())
 
 
 def allocate_backward(plan: Plan) -> str:
@@ -78,10 +92,9 @@ def allocate_backward(plan: Plan) -> str:
     lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
     if partial:
         (saved,) = blocks(plan.saved)
-        count = f"{len(saved.parts)} * " if len(saved.parts) > 1 else ""
         lines.append(
-            f"trail = v.new_empty({count}layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[-1]), "
-            "block(v.shape[-1]), dtype=torch.float32)"
+            "trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, "
+            f"{_numbers(saved.parts, BLOCK)}, dtype=torch.float32)"
         )
     return "\n".join(lines)
 
@@ -190,7 +203,7 @@ def _kept(plan: Plan, launch: Launch, direction: str) -> str:
 
 def _new(buffer: Buffer, form: str) -> str:
     if buffer.space is Space.CHUNK:
-        dtype = ", dtype=torch.float32" if form == "recurrent" else ""
+        dtype = ", dtype=torch.float32" if form == "recurrent" or buffer.single else ""
         return f"v.new_empty(layout.all_chunks, v.shape[2], {room(buffer.parts)}{dtype})"
     match buffer.tile.axes:
         case ():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.ir.plan import Buffer, Space
-from ttrc.ir.tile import Tile, row_axes
+from ttrc.ir.tile import HIDDEN, Tile, row_axes
 from ttrc.language.spec import Domain
 
-WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V"}
-BLOCK = {"s": "BT", "k": "BK", "v": "BV"}
+WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
+BLOCK = {"t": "BT", "s": "BT", "k": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
 # What a gate reads as past the end of a sequence: inside its domain, so that no padded row is ever inf or nan.
 INTERIOR = {
     Domain.REAL: 0.0,
@@ -47,7 +47,7 @@ class ChunkMemory:
         first, left, count = self.rows.first, self.rows.left, self.rows.count
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
-                return f"load_rows({base}, 0, K, V, V, BK, BV, {self.value_block} * BV)"
+                return load_state(base, buffer.tile, self.value_block)
             case Space.HEAD, _:
                 return f"tl.full([{count}], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
             case Space.NUMBER, _:
@@ -72,7 +72,7 @@ class ChunkMemory:
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
                 # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.
-                return f"store_rows({base}, {name}, 0, tl.where(at_bound, K, 0), V, V, BK, BV, {self.value_block} * BV)"
+                return store_state(base, name, buffer.tile, self.value_block, "at_bound")
             case Space.NUMBER, _:
                 return f"tl.store({base}, {name})"
             case _, ("t",) | ("s",):
@@ -85,7 +85,7 @@ class ChunkMemory:
         raise AssertionError(buffer)
 
     def _column(self, axis: str) -> str:
-        return f"{self.value_block} * BV" if axis == "v" else "0"
+        return column(axis, self.value_block)
 
     def _where(self, buffer: Buffer) -> str:
         # Cotangents of q and k are written for every value head; the launcher sums the groups.
@@ -119,9 +119,67 @@ class TokenMemory(ChunkMemory):
         raise AssertionError(buffer)
 
 
+def column(axis: str, value_block: str) -> str:
+    """The first channel of an axis that a program holds."""
+    return f"{value_block} * BV" if axis == "v" else "0"
+
+
+def load_state(base: str, tile: Tile, value_block: str) -> str:
+    """A state's matrix, or row, from where it begins."""
+    *_, across = tile.axes
+    window = f"{BLOCK[across]}, {column(across, value_block)}"
+    match tile.axes:
+        case (down, _):
+            width = WIDTH[across]
+            return f"load_rows({base}, 0, {WIDTH[down]}, {width}, {width}, {BLOCK[down]}, {window})"
+        case _:
+            first = column(across, value_block)
+            return f"load_vector({base}, {first}, {WIDTH[across]} - {first}, 1, {BLOCK[across]}, 0.0)"
+
+
+def store_state(base: str, name: str, tile: Tile, value_block: str, condition: str = "") -> str:
+    """The mirror image of load_state; with a condition all of it or nothing."""
+    *_, across = tile.axes
+    window = f"{BLOCK[across]}, {column(across, value_block)}"
+
+    def where(width: str) -> str:
+        return f"tl.where({condition}, {width}, 0)" if condition else width
+
+    match tile.axes:
+        case (down, _):
+            width = WIDTH[across]
+            return f"store_rows({base}, {name}, 0, {where(WIDTH[down])}, {width}, {width}, {BLOCK[down]}, {window})"
+        case _:
+            first = column(across, value_block)
+            return f"store_vector({base}, {name}, {first}, {where(WIDTH[across])} - {first}, 1, {BLOCK[across]})"
+
+
+def load_block(base: str, tile: Tile) -> str:
+    """The i-th of the blocks of registers that a program lays one behind the other in its own scratch."""
+    *down, across = (BLOCK[a] for a in tile.axes)
+    if down:
+        return f"load_rows({base}, i * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
+    return f"load_row({base} + i * {across}, {across}, {across}, 0)"
+
+
+def store_block(base: str, name: str, tile: Tile) -> str:
+    *down, across = (BLOCK[a] for a in tile.axes)
+    if down:
+        return f"store_rows({base}, {name}, i * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
+    return f"store_row({base} + i * {across}, {name}, {across}, {across}, 0)"
+
+
+def room(*tiles: Tile) -> str:
+    """How many numbers the blocks of registers take that hold states."""
+    return _sum([" * ".join(BLOCK[a] for a in t.axes) for t in tiles])
+
+
 def extent(*tiles: Tile) -> str:
     """How many numbers states take, one behind the other."""
-    sizes = [" * ".join(WIDTH[a] for a in t.axes) for t in tiles]
+    return _sum([" * ".join(WIDTH[a] for a in t.axes) for t in tiles])
+
+
+def _sum(sizes: list[str]) -> str:
     same = len(sizes) > 1 and len(set(sizes)) == 1
     return f"{len(sizes)} * {sizes[0]}" if same else sizes[0] if len(sizes) == 1 else f"({' + '.join(sizes)})"
 

@@ -7,6 +7,7 @@ from functools import singledispatchmethod
 
 from ttrc import symbolic
 from ttrc.backends.product import as_product
+from ttrc.backends.triton.memory import BLOCK
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
@@ -48,7 +49,6 @@ DIALECT = symbolic.Dialect(
         "coarse": "tl.floor(({0}) * 64.0) / 64.0",
     },
 )
-BLOCK = {"t": "BT", "s": "BT", "k": "BK", "v": "BV"}
 
 
 def shape(tile: Tile) -> str:
@@ -92,7 +92,7 @@ class TritonPrinter:
             self._share(target, add)
             return []
         if add is not None:
-            return [f"{target.name} = {self.name(add)}"]
+            return [f"{target.name} = {self._float(add)}"]
         if isinstance(statement.op, Largest):
             return [f'{target.name} = tl.full({shape(target)}, float("-inf"), tl.float32)']
         return [f"{target.name} = " + (f"tl.zeros({shape(target)}, tl.float32)" if target.axes else "0.0")]
@@ -147,7 +147,7 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: Contract, target: Tile) -> str:
-        return self._dot(op, target, None if op.add is None else self.name(op.add))
+        return self._dot(op, target, None if op.add is None else self._float(op.add))
 
     @text.register
     def _(self, op: Compose, target: Tile) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttrc.backends.triton.kernel import asks_begins, pointers
+from ttrc.backends.triton.kernel import asks_begins, has_hidden, pointers
 from ttrc.ir.config import Config, block, default_config
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
@@ -33,6 +33,9 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
     constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": block(d_k), "BV": config.value_block}
     constants["PACKED"] = False
+    if has_hidden(kernel):
+        hidden = plan.expansion * d_k
+        constants |= {"HIDDEN": hidden, "BH": block(hidden)}
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
     if asks_begins(kernel):
         constants["SEGMENT"] = plan.segment
@@ -63,6 +66,6 @@ def _of_join(config: Config, d_k: int, d_v: int) -> Signature:
 
 
 def _pointer(buffer: Buffer, kernel: Kernel, dtype: str) -> str:
-    per_number = buffer.space is Space.HEAD or len(row_axes(buffer.tile)) == 0
+    per_number = buffer.single or buffer.space is Space.HEAD or len(row_axes(buffer.tile)) == 0
     partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
     return "*fp32" if per_number or partial else f"*{dtype}"

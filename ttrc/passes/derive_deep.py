@@ -1,0 +1,177 @@
+"""Recurrence of a deep memory -> tile programs: of one token; of a chunk, a segment with frozen gradients.
+
+Inside of such a segment every layer is a linear memory: at each token its weights are a sum of what the segment
+started with and of what earlier tokens wrote, with the factors and masks of derive_moves.py, one decay and one momentum
+for all layers. Read-outs go through the layers one by one, each with the weights that its token finds.
+"""
+
+from __future__ import annotations
+
+from ttrc import symbolic
+from ttrc.ir.recurrence import Recurrence
+from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
+from ttrc.passes.builder import Builder, sym
+from ttrc.passes.derive_error import derive_sum
+from ttrc.passes.derive_moves import Moves, Terms, derive_moves
+from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters, layer_axes
+from ttrc.symbolic import ONE, ZERO, Expr, choose
+
+
+def deep_chunk(recurrence: Recurrence) -> Program:
+    inputs = _inputs(recurrence, ("t",))
+    build, tiles, weights, steps = _start(recurrence, inputs)
+    k, queries = tiles["k"], _scaled(build, tiles)
+    layers = derive_layers(
+        build, recurrence, tiles, k, lambda i, x: _product(build, f"layer{i + 1}", x, weights[i], "prediction")
+    )
+    moves = [derive_moves(build, recurrence, tiles, states) for states in zip(weights, *([steps] if steps else []))]
+    passed = derive_network(
+        build, recurrence.network, queries, lambda i, x: _read(build, i, x, layers[i], moves[i]), "read-out"
+    )
+    carries = [_moved(build, layer, own, *following) for layer, move in zip(layers, moves)
+               for own, *following in move.following]  # fmt: skip
+    carries.sort(key=lambda c: (*weights, *steps).index(c.state))
+    return _program(recurrence, build, inputs, carries, passed.result)
+
+
+def _read(build: Builder, number: int, x: Tile, layer: Layer, moves: Moves) -> Tile:
+    """x by the weights of a layer as each token finds them: products with the states, and a masked C x C product."""
+    key_s, u_s = (build.relabel(tile, "tokens that write") for tile in (layer.key, layer.u))
+    scores = build.contract("overlap_q", x, key_s, x.axes[-1], "read-out")
+    mask = moves.out_mask
+    if mask is None:
+        attention = build.mask("attention", scores, Relation.CAUSAL, 0.0, "causality")
+    else:
+        attention = _make(build, "attention", sym(scores) * sym(mask), scores, mask, origin="retention")
+    name = f"layer{number + 1}"
+    expr, used = _combined(moves.out, lambda own: _product(build, f"{name}_inherited", x, own, "read-out"))
+    inherited = _make(build, f"{name}_carried", expr, *used, origin="read-out")
+    return build.contract(f"{name}_read", attention, u_s, "s", "read-out", add=inherited)
+
+
+def _moved(build: Builder, layer: Layer, own: Tile, terms: Terms, factor) -> Carry:
+    """A state at the end of a chunk."""
+    u = layer.u
+    written = _make(build, "written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
+    expr, used = _combined(terms, lambda tile: tile)
+    kept = _make(build, "kept", expr, *used, origin="retention")
+    after = build.contract(f"{own.name}_next", layer.key, written, "t", "update", add=kept)
+    return Carry(own.name, own, after, reverse=False)
+
+
+def _combined(terms: Terms, value) -> tuple[Expr, tuple[Tile, ...]]:
+    """sum of factor * value(state): an expression, and the tiles that it is over."""
+    expr, used = ZERO, []
+    for own, factor in terms:
+        tile = value(own)
+        expr, used = expr + factor.expr * sym(tile), [*used, tile, *factor.tiles]
+    return expr, tuple(used)
+
+
+def deep_token(recurrence: Recurrence) -> Program:
+    inputs = _inputs(recurrence, ())
+    build, tiles, weights, steps = _start(recurrence, inputs)
+    queries, private = _scaled(build, tiles), []
+
+    def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
+        return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
+
+    def factor(name: str, expr: Expr, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
+        """A number of the token as a tile, or the same for all tokens as it is; and the tiles that it is over."""
+        if not symbolic.names(expr):
+            return expr, ()
+        tile = make(name, expr, origin=origin)
+        return sym(tile), (tile,)
+
+    retained = weights
+    if recurrence.decay != ONE:
+        decay, used = factor("decay", recurrence.decay, "retention")
+        retained = [make(f"{W.name}_kept", decay * sym(W), *used, W, origin="retention") for W in weights]
+    seen = retained if recurrence.reads_decayed else weights
+    if recurrence.segment is not None:
+        anchors, begins = [build.tile(f"{W.name}_anchor", W.axes) for W in weights], tiles[BEGINS]
+        # 1 <= begins: the first token of a segment, which begins with the weights as they are.
+        seen = [
+            make(f"{W.name}_start", choose(ONE, sym(begins), sym(W), sym(anchor)), W, anchor, origin="update")
+            for W, anchor in zip(weights, anchors)
+        ]
+        private = [Carry(a.name, a, start, reverse=False, private=True) for a, start in zip(anchors, seen)]
+    layers = derive_layers(
+        build,
+        recurrence,
+        tiles,
+        tiles["k"],
+        lambda i, x: _product(build, f"layer{i + 1}", x, seen[i], "prediction"),
+    )
+    own = [sym(layer.key) * sym(layer.u) for layer in layers]
+    made = [(layer.key, layer.u) for layer in layers]
+    carries = []
+    if steps:
+        gate, used = factor("momentum", recurrence.momentum, "update")
+        following = [
+            make(f"{M.name}_next", gate * sym(M) + step, *used, M, *by, origin="update")
+            for M, step, by in zip(steps, own, made)
+        ]
+        carries = [Carry(M.name, M, after, reverse=False) for M, after in zip(steps, following)]
+        own, made = [sym(M) for M in following], [(M,) for M in following]
+    after = [
+        make(f"{W.name}_next", sym(kept) + step, kept, *by, origin="update")
+        for W, kept, step, by in zip(weights, retained, own, made)
+    ]
+    carries = [*(Carry(W.name, W, new, reverse=False) for W, new in zip(weights, after)), *carries]
+    passed = derive_network(
+        build,
+        recurrence.network,
+        queries,
+        lambda i, x: _product(build, f"layer{i + 1}_read", x, after[i], "read-out"),
+        "read-out",
+    )
+    return _program(recurrence, build, inputs, carries, passed.result, private)
+
+
+def _inputs(recurrence: Recurrence, token: tuple[str, ...]) -> tuple[Tile, ...]:
+    """The parameters of a layer norm are not among them: they are carried, and never move."""
+    fixed = {tile.name for tile in fixed_parameters(recurrence.network)}
+    return (
+        Tile("q", (*token, "k")),
+        Tile("k", (*token, "k")),
+        Tile("v", (*token, "v")),
+        *(Tile(g.name, token) for g in recurrence.gates if g.name not in fixed),
+        Tile(SCALE, ()),
+        *((Tile(BEGINS, ()),) if recurrence.segment is not None and not token else ()),
+    )
+
+
+def _start(recurrence: Recurrence, inputs: tuple[Tile, ...]) -> tuple[Builder, dict[str, Tile], list[Tile], list[Tile]]:
+    """The builder, what names stand for, the weights of each layer, and with a momentum their last steps."""
+    build = Builder((*inputs, *fixed_parameters(recurrence.network)))
+    axes = layer_axes(recurrence.network)
+    weights = [build.tile(f"W{i}", pair) for i, pair in enumerate(axes, start=1)]
+    steps = [build.tile(f"M{i}", pair) for i, pair in enumerate(axes, start=1)]
+    tiles = {t.name: t for t in inputs}
+    for reduction in recurrence.known_sums:
+        tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
+    return build, tiles, weights, steps if recurrence.momentum is not None else []
+
+
+def _program(recurrence: Recurrence, build: Builder, inputs, carries, o: Tile, private=()) -> Program:
+    fixed = (Carry(tile.name, tile, tile, reverse=False) for tile in fixed_parameters(recurrence.network))
+    return Program(inputs, tuple(build.statements), (*carries, *fixed, *private), (("o", o),))
+
+
+def _scaled(build: Builder, tiles: dict[str, Tile]) -> Tile:
+    q, scale = tiles["q"], tiles[SCALE]
+    return _make(build, "query", sym(scale) * sym(q), scale, q, origin="read-out")
+
+
+def _product(build: Builder, name: str, x: Tile, weights: Tile, origin: str) -> Tile:
+    """x W: of a chunk a matrix product, of one token a sum."""
+    axis, out = weights.axes
+    if len(x.axes) > 1:
+        return build.contract(name, x, weights, axis, origin)
+    products = _make(build, f"{name}_terms", sym(x) * sym(weights), x, weights, origin=origin)
+    return build.reduce(name, products, (out,), origin)
+
+
+def _make(build: Builder, name: str, expr: Expr, *args: Tile, origin: str) -> Tile:
+    return build.elementwise(name, expr, {t.name: t for t in args}, origin)
