@@ -7,6 +7,8 @@ Tensors inside a step are [B, HV, ...]; q and k have been repeated to the HV val
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -102,7 +104,7 @@ def huber(x, d):
 
 
 def chunk_step(q, k, v, beta, scale, S):
-    """One chunk from S [B, HV, d_k, d_v]: o, and what follows it."""
+    """One chunk from S [B, HV, ...]: o, and what follows it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
     summands = k * k
@@ -212,7 +214,7 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
 
 
 def recurrent_step(q, k, v, beta, scale, S):
-    """One token from S [B, HV, d_k, d_v]: o, and what follows it."""
+    """One token from S [B, HV, ...]: o, and what follows it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
     summands = k * k
@@ -335,30 +337,54 @@ STEPS = {
     "chunk": (chunk_step, chunk_step_backward),
     "recurrent": (recurrent_step, recurrent_step_backward),
 }
-# How many states a form carries; of several those that a caller hands in stand first.
-CARRIED = {"chunk": 1, "recurrent": 1}
-HANDED = 1
+HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
+
+
+def shapes(form, d_k, d_v):
+    """The shapes of the states that a form carries."""
+    return {
+        "chunk": (
+            (
+                d_k,
+                d_v,
+            ),
+        ),
+        "recurrent": (
+            (
+                d_k,
+                d_v,
+            ),
+        ),
+    }[form]
 
 
 def join(states):
-    """Several states one behind the other, [..., d_k * d_v * how many]; one as it is."""
-    return states[0] if len(states) == 1 else torch.cat([x.flatten(-2) for x in states], -1)
+    """Several states [N, HV, ...] one behind the other, [N, HV, all their numbers]; one as it is."""
+    return states[0] if len(states) == 1 else torch.cat([x.flatten(2) for x in states], -1)
 
 
-def split(x, count, d_k, d_v):
+def split(x, shapes):
     """The inverse of join."""
-    return (x,) if count == 1 else tuple(part.unflatten(-1, (d_k, d_v)) for part in x.chunk(count, -1))
+    if len(shapes) == 1:
+        return (x,)
+    return tuple(
+        part.unflatten(-1, s) for part, s in zip(x.split([math.prod(s) for s in shapes], -1), shapes)
+    )
+
+
+def with_private(states, carried):
+    """The states that a pass enters with and zeros for the others, whatever those are at a sequence's start."""
+    return (*states, *(states[0].new_zeros(*states[0].shape[:2], *shape) for shape in carried[HANDED:]))
 
 
 def forward(form, q, k, v, gates, scale, initial_state, cu_seqlens, chunk):
     """o [B, T, HV, d_v], the joined final states, and what each block of tokens started from, joined."""
-    (step, _), sizes = STEPS[form], (q.shape[-1], v.shape[-1])
+    (step, _), carried = STEPS[form], shapes(form, q.shape[-1], v.shape[-1])
     tensors = prepare(q, k, v, gates)
     state = initial_state.to(tensors[0].dtype)
     o, final, starts = torch.empty_like(tensors[2]), torch.empty_like(state), []
     for rows, begin, end, owners in spans(cu_seqlens, *v.shape[:2]):
-        states = split(state[owners], HANDED, *sizes)
-        states = (*states, *(torch.zeros_like(states[0]) for _ in range(CARRIED[form] - HANDED)))
+        states = with_private(split(state[owners], carried[:HANDED]), carried)
         for at in range(begin, end, chunk):
             to = min(at + chunk, end)
             starts.append(join(states))
@@ -371,18 +397,17 @@ def forward(form, q, k, v, gates, scale, initial_state, cu_seqlens, chunk):
 
 def backward(form, q, k, v, gates, scale, starts, d_o, d_final, cu_seqlens, chunk):
     """Cotangents of q, k, v, each gate and the joined initial states; states inside a block are recomputed."""
-    (step, step_backward), sizes = STEPS[form], (q.shape[-1], v.shape[-1])
+    (step, step_backward), carried = STEPS[form], shapes(form, q.shape[-1], v.shape[-1])
     tensors = prepare(q, k, v, gates)
     d_o = heads_first(d_o.to(tensors[0].dtype), v.shape[2])
     d_state = d_final.to(tensors[0].dtype).clone()
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors]
     remaining = list(starts)
     for rows, begin, end, owners in reversed(spans(cu_seqlens, *v.shape[:2])):
-        D = split(d_state[owners], HANDED, *sizes)
-        D = (*D, *(torch.zeros_like(D[0]) for _ in range(CARRIED[form] - HANDED)))
+        D = with_private(split(d_state[owners], carried[:HANDED]), carried)
         for at in reversed(range(begin, end, chunk)):
             todo = blocks(form, at, min(at + chunk, end))
-            trail = [split(remaining.pop(), CARRIED[form], *sizes)]
+            trail = [split(remaining.pop(), carried)]
             for block in todo[:-1]:
                 here = [x[rows, :, block] for x in tensors]
                 trail.append(step(*here, *given(form, scale, block, begin, v.device), *trail[-1])[1:])

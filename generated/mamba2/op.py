@@ -732,8 +732,7 @@ def recurrent_backward_triton(q, k, v, dt, A, scale, states, d_o, d_final_state,
     trail = v.new_empty(
         layout.sequences * v.shape[2] * blocks,
         chunk,
-        block(q.shape[-1]),
-        block(v.shape[-1]),
+        block(q.shape[3]) * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

@@ -295,8 +295,8 @@ def chunk_prepare_masks(
     fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
     momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
-    steps = earlier_steps_2 * momentum_until[None, :]
-    inherited_steps = tl.sum(steps, 1)
+    inherited = earlier_steps_2 * momentum_until[None, :]
+    inherited_steps = tl.sum(inherited, 1)
     store_vector(inherited_steps_ptr + i_h, inherited_steps, token, left, HV, BT)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_before = -coarse + coarse_sum
@@ -312,8 +312,8 @@ def chunk_prepare_masks(
     # causality
     earlier_steps = tl.where(t[:, None] > t[None, :], since_2, 0.0)
     # update, line 29
-    steps_2 = earlier_steps * momentum_until[None, :]
-    inherited_steps_2 = tl.sum(steps_2, 1)
+    inherited_2 = earlier_steps * momentum_until[None, :]
+    inherited_steps_2 = tl.sum(inherited_2, 1)
     store_vector(inherited_steps_2_ptr + i_h, inherited_steps_2, token, left, HV, BT)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_chunk = tl.sum(coarse)
@@ -486,10 +486,10 @@ def chunk_scan(
         if READ:
             # read-out
             carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
-            inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            inherited_2 = tl.dot(q, M.to(dtype), input_precision=PRECISION)
+            inherited_3 = tl.dot(q, S.to(dtype), input_precision=PRECISION)
+            inherited_4 = tl.dot(q, M.to(dtype), input_precision=PRECISION)
             carried_out = (
-                carried_out_factor[:, None] * inherited + carried_out_factor_2[:, None] * inherited_2
+                carried_out_factor[:, None] * inherited_3 + carried_out_factor_2[:, None] * inherited_4
             )
             read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
             o = read * scale
@@ -668,7 +668,7 @@ def chunk_scan_reverse_masks(
         # read-out
         carried_out_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
@@ -677,7 +677,7 @@ def chunk_scan_reverse_masks(
         d_S_via_kept = d_S_next * kept_factor
         # gradient
         d_S = tl.dot(
-            tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_via_kept, input_precision=PRECISION
+            tl.trans(q), d_inherited_3_via_carried_out.to(dtype), d_S_via_kept, input_precision=PRECISION
         )
         d_S_2 = tl.dot(tl.trans(k), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION)
         # adjoint of rhs
@@ -686,7 +686,7 @@ def chunk_scan_reverse_masks(
         # read-out
         carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
         # adjoint of carried_out
-        d_inherited_2_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+        d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
@@ -704,7 +704,7 @@ def chunk_scan_reverse_masks(
         d_M_via_kept_2 = d_M_next * kept_factor_2
         # gradient
         d_M = d_M_via_kept + d_M_via_kept_2
-        d_M_2 = tl.dot(tl.trans(q), d_inherited_2_via_carried_out.to(dtype), d_M, input_precision=PRECISION)
+        d_M_2 = tl.dot(tl.trans(q), d_inherited_4_via_carried_out.to(dtype), d_M, input_precision=PRECISION)
         d_M_3 = tl.dot(tl.trans(k), d_prediction_2_via_rhs.to(dtype), d_M_2, input_precision=PRECISION)
         d_S_next, d_M_next = d_S_2, d_M_3
     if LEAVE:
@@ -915,20 +915,20 @@ def chunk_gradients_masks(
         # adjoint of o
         d_read_via_o = d_o.to(tl.float32) * scale
         # read-out
-        inherited = tl.dot(q, S, input_precision=PRECISION)
+        inherited_3 = tl.dot(q, S, input_precision=PRECISION)
         # adjoint of carried_out
-        d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+        d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
         d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
         # read-out
-        inherited_2 = tl.dot(q, M, input_precision=PRECISION)
+        inherited_4 = tl.dot(q, M, input_precision=PRECISION)
         # adjoint of carried_out
-        d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_2
+        d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
         d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-        d_inherited_2_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+        d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
         # gradient
-        d_q_2 = tl.dot(d_inherited_2_via_carried_out.to(dtype), tl.trans(M), d_q_2, input_precision=PRECISION)
-        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+        d_q_2 = tl.dot(d_inherited_4_via_carried_out.to(dtype), tl.trans(M), d_q_2, input_precision=PRECISION)
+        d_q_2 = tl.dot(d_inherited_3_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
     store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
     store_vector(
         d_carried_out_factor_via_carried_out_2_ptr + i_h,
@@ -1042,13 +1042,13 @@ def chunk_gradients_masks(
     )
     tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
     # adjoint of inherited_steps_2
-    d_steps_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
+    d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
     # update, line 29
     momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
-    # adjoint of steps_2
-    d_earlier_steps_via_steps_2 = d_steps_2_via_inherited_steps_2 * momentum_until[None, :]
+    # adjoint of inherited_2
+    d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
     # adjoint of earlier_steps
-    d_earlier_steps = d_earlier_steps_via_mask_read + d_earlier_steps_via_steps_2
+    d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
     d_since_2_via_earlier_steps = tl.where(t[:, None] > t[None, :], d_earlier_steps, 0.0)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_2 = coarse_before[:, None] - coarse_sum[None, :]
@@ -1178,7 +1178,7 @@ def chunk_moves(
         coarse_sum_2 + fine_sum_2
     )
     # adjoint of inherited_steps_2
-    d_steps_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
+    d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -1198,11 +1198,13 @@ def chunk_moves(
     since_2 = tl.exp(gap_masked_2)
     # causality
     earlier_steps = tl.where(t[:, None] > t[None, :], since_2, 0.0)
-    # adjoint of steps_2
-    d_momentum_until_s_via_steps_2 = d_steps_2_via_inherited_steps_2 * earlier_steps
-    d_momentum_until_s_via_steps_2_2 = tl.sum(d_momentum_until_s_via_steps_2, 0)
+    # adjoint of inherited_2
+    d_momentum_until_s_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * earlier_steps
+    d_momentum_until_s_via_inherited_2_2 = tl.sum(d_momentum_until_s_via_inherited_2, 0)
     # adjoint of inherited_steps
-    d_steps_via_inherited_steps = tl.broadcast_to(d_carried_out_factor_2_via_carried_out_2[:, None], [BT, BT])
+    d_inherited_via_inherited_steps = tl.broadcast_to(
+        d_carried_out_factor_2_via_carried_out_2[:, None], [BT, BT]
+    )
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
     fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
@@ -1214,11 +1216,11 @@ def chunk_moves(
     since_3 = tl.exp(gap_masked_3)
     # causality
     earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
-    # adjoint of steps
-    d_momentum_until_s_via_steps = d_steps_via_inherited_steps * earlier_steps_2
-    d_momentum_until_s_via_steps_3 = tl.sum(d_momentum_until_s_via_steps, 0)
+    # adjoint of inherited
+    d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
+    d_momentum_until_s_via_inherited_3 = tl.sum(d_momentum_until_s_via_inherited, 0)
     # adjoint of momentum_until_s
-    d_momentum_until_s = d_momentum_until_s_via_steps_2_2 + d_momentum_until_s_via_steps_3
+    d_momentum_until_s = d_momentum_until_s_via_inherited_2_2 + d_momentum_until_s_via_inherited_3
     # adjoint of carried_steps
     d_steps_until_via_carried_steps = tl.broadcast_to(d_carried_steps_via_kept_2, [BT])
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -1316,28 +1318,28 @@ def chunk_moves(
     carried_out_factor = tl.exp(coarse_sum + fine_sum)
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+    # adjoint of inherited_2
+    d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
     # adjoint of mask_read
     d_earlier_steps_via_mask_read = tl.dot(
         d_mask_read_via_system, tl.trans(since).to(dtype), input_precision=PRECISION
     )
-    # adjoint of steps_2
-    d_earlier_steps_via_steps_2 = d_steps_2_via_inherited_steps_2 * momentum_until[None, :]
     # adjoint of earlier_steps
-    d_earlier_steps = d_earlier_steps_via_mask_read + d_earlier_steps_via_steps_2
+    d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
     d_since_2_via_earlier_steps = tl.where(t[:, None] > t[None, :], d_earlier_steps, 0.0)
     # adjoint of since_2
     d_gap_masked_2_via_since_2 = d_since_2_via_earlier_steps * since_2
     # adjoint of fine_gap_2
     d_fine_sum_s_via_fine_gap_2 = -d_gap_masked_2_via_since_2
     d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
+    # adjoint of inherited
+    d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[None, :]
     # adjoint of mask_past
     d_earlier_steps_2_via_mask_past = tl.dot(
         d_mask_out_via_attention, tl.trans(since).to(dtype), input_precision=PRECISION
     )
-    # adjoint of steps
-    d_earlier_steps_2_via_steps = d_steps_via_inherited_steps * momentum_until[None, :]
     # adjoint of earlier_steps_2
-    d_earlier_steps_2 = d_earlier_steps_2_via_mask_past + d_earlier_steps_2_via_steps
+    d_earlier_steps_2 = d_earlier_steps_2_via_inherited + d_earlier_steps_2_via_mask_past
     d_since_3_via_earlier_steps_2 = tl.where(t[:, None] > t[None, :], d_earlier_steps_2, 0.0)
     # adjoint of since_3
     d_gap_masked_3_via_since_3 = d_since_3_via_earlier_steps_2 * since_3
@@ -1463,9 +1465,9 @@ def chunk_output(
         # update, line 29
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         # read-out
-        inherited = tl.dot(q, S, input_precision=PRECISION)
-        inherited_2 = tl.dot(q, M, input_precision=PRECISION)
-        carried_out = carried_out_factor[:, None] * inherited + carried_out_factor_2[:, None] * inherited_2
+        inherited_3 = tl.dot(q, S, input_precision=PRECISION)
+        inherited_4 = tl.dot(q, M, input_precision=PRECISION)
+        carried_out = carried_out_factor[:, None] * inherited_3 + carried_out_factor_2[:, None] * inherited_4
         read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
         o = read * scale
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -1603,7 +1605,7 @@ def token_scan_reverse(
         first, length, first_chunk = i_n * T, T, i_n * chunks
     i_k = i_h // (HV // H)
     own = (i_n * HV + i_h) * 2 * K * V
-    trail = trail_ptr + program.to(tl.int64) * 2 * BT * BK * BV
+    trail = trail_ptr + program.to(tl.int64) * BT * 2 * BK * BV
     partial = i_v.to(tl.int64) * tokens
     d_S_next = tl.zeros([BK, BV], tl.float32)
     d_M_next = tl.zeros([BK, BV], tl.float32)
@@ -1619,7 +1621,7 @@ def token_scan_reverse(
         here = tl.minimum(length - i_c * BT, BT)
         for i in range(0, here):
             store_rows(trail, S, i * BK, BK, BV, BV, BK, BV, 0)
-            store_rows(trail + 1 * BT * BK * BV, M, i * BK, BK, BV, BV, BK, BV, 0)
+            store_rows(trail + BT * BK * BV, M, i * BK, BK, BV, BV, BK, BV, 0)
             token = first + i_c * BT + i
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
@@ -1645,7 +1647,7 @@ def token_scan_reverse(
         for r in range(0, here):
             i = here - 1 - r
             S = load_rows(trail, i * BK, BK, BV, BV, BK, BV, 0)
-            M = load_rows(trail + 1 * BT * BK * BV, i * BK, BK, BV, BV, BK, BV, 0)
+            M = load_rows(trail + BT * BK * BV, i * BK, BK, BV, BV, BK, BV, 0)
             token = first + i_c * BT + i
             q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)

@@ -7,6 +7,8 @@ Tensors inside a step are [B, HV, ...]; q and k have been repeated to the HV val
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -101,7 +103,7 @@ def huber(x, d):
 
 
 def chunk_step(q, k, v, g, m, beta, scale, S, M):
-    """One chunk from S, M [B, HV, d_k, d_v]: o, and what follows them."""
+    """One chunk from S, M [B, HV, ...]: o, and what follows them."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
@@ -162,16 +164,16 @@ def chunk_step(q, k, v, g, m, beta, scale, S, M):
     mask_past = earlier_steps_2 @ since
     mask_out = mask_past + since
     momentum_until = torch.exp(coarse_sum_2 + fine_sum_2)
-    steps = earlier_steps_2 * momentum_until[..., None, :]
-    inherited_steps = steps.sum(-1)
+    inherited = earlier_steps_2 * momentum_until[..., None, :]
+    inherited_steps = inherited.sum(-1)
     decay_after = torch.exp(coarse_after + fine_after)
     decay_after_valid = decay_after
     steps_after = decay_after_valid[..., :, None] * since
     written_steps = steps_after.sum(-2)
     steps_until = decay_after_valid * momentum_until
     carried_steps = steps_until.sum(-1)
-    steps_2 = earlier_steps * momentum_until[..., None, :]
-    inherited_steps_2 = steps_2.sum(-1)
+    inherited_2 = earlier_steps * momentum_until[..., None, :]
+    inherited_steps_2 = inherited_2.sum(-1)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -193,12 +195,12 @@ def chunk_step(q, k, v, g, m, beta, scale, S, M):
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     attention = mask_out * overlap_q
     # read-out
-    inherited = q @ S
-    inherited_2 = q @ M
+    inherited_3 = q @ S
+    inherited_4 = q @ M
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
     carried_out_factor_2 = inherited_steps + torch.exp(coarse_sum_2 + fine_sum_2)
     carried_out = (
-        carried_out_factor[..., :, None] * inherited + carried_out_factor_2[..., :, None] * inherited_2
+        carried_out_factor[..., :, None] * inherited_3 + carried_out_factor_2[..., :, None] * inherited_4
     )
     read = carried_out + attention @ u
     o = read * scale
@@ -280,16 +282,16 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     mask_past = earlier_steps_2 @ since
     mask_out = mask_past + since
     momentum_until = torch.exp(coarse_sum_2 + fine_sum_2)
-    steps = earlier_steps_2 * momentum_until[..., None, :]
-    inherited_steps = steps.sum(-1)
+    inherited = earlier_steps_2 * momentum_until[..., None, :]
+    inherited_steps = inherited.sum(-1)
     decay_after = torch.exp(coarse_after + fine_after)
     decay_after_valid = decay_after
     steps_after = decay_after_valid[..., :, None] * since
     written_steps = steps_after.sum(-2)
     steps_until = decay_after_valid * momentum_until
     carried_steps = steps_until.sum(-1)
-    steps_2 = earlier_steps * momentum_until[..., None, :]
-    inherited_steps_2 = steps_2.sum(-1)
+    inherited_2 = earlier_steps * momentum_until[..., None, :]
+    inherited_steps_2 = inherited_2.sum(-1)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -311,8 +313,8 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     attention = mask_out * overlap_q
     # read-out
-    inherited = q @ S
-    inherited_2 = q @ M
+    inherited_3 = q @ S
+    inherited_4 = q @ M
     carried_out_factor = torch.exp(coarse_sum + fine_sum)
     carried_out_factor_2 = inherited_steps + torch.exp(coarse_sum_2 + fine_sum_2)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -351,12 +353,12 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     # adjoint of o
     d_read_via_o = d_o * scale
     # adjoint of carried_out
-    d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+    d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
     d_carried_out_factor_via_carried_out_2 = d_carried_out_factor_via_carried_out.sum(-1)
-    d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_2
+    d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
     d_carried_out_factor_2_via_carried_out_2 = d_carried_out_factor_2_via_carried_out.sum(-1)
-    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_read_via_o
-    d_inherited_2_via_carried_out = carried_out_factor_2[..., :, None] * d_read_via_o
+    d_inherited_3_via_carried_out = carried_out_factor[..., :, None] * d_read_via_o
+    d_inherited_4_via_carried_out = carried_out_factor_2[..., :, None] * d_read_via_o
     # adjoint of carried_out_factor_2
     d_coarse_sum_2_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * torch.exp(
         coarse_sum_2 + fine_sum_2
@@ -399,13 +401,13 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     # adjoint of earlier
     d_overlap_via_earlier = keep_strict(d_earlier_via_system)
     # adjoint of inherited_steps_2
-    d_steps_2_via_inherited_steps_2 = (d_inherited_steps_2_via_rhs_2[..., :, None]).expand(
+    d_inherited_2_via_inherited_steps_2 = (d_inherited_steps_2_via_rhs_2[..., :, None]).expand(
         *v.shape[:2], tokens[-1], tokens[-1]
     )
-    # adjoint of steps_2
-    d_earlier_steps_via_steps_2 = d_steps_2_via_inherited_steps_2 * momentum_until[..., None, :]
-    d_momentum_until_s_via_steps_2 = d_steps_2_via_inherited_steps_2 * earlier_steps
-    d_momentum_until_s_via_steps_2_2 = d_momentum_until_s_via_steps_2.sum(-2)
+    # adjoint of inherited_2
+    d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[..., None, :]
+    d_momentum_until_s_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * earlier_steps
+    d_momentum_until_s_via_inherited_2_2 = d_momentum_until_s_via_inherited_2.sum(-2)
     # adjoint of carried_steps
     d_steps_until_via_carried_steps = (d_carried_steps_via_kept_2[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of steps_until
@@ -425,15 +427,15 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     # adjoint of decay_after
     d_coarse_after_via_decay_after = d_decay_after_via_decay_after_valid * decay_after
     # adjoint of inherited_steps
-    d_steps_via_inherited_steps = (d_carried_out_factor_2_via_carried_out_2[..., :, None]).expand(
+    d_inherited_via_inherited_steps = (d_carried_out_factor_2_via_carried_out_2[..., :, None]).expand(
         *v.shape[:2], tokens[-1], tokens[-1]
     )
-    # adjoint of steps
-    d_earlier_steps_2_via_steps = d_steps_via_inherited_steps * momentum_until[..., None, :]
-    d_momentum_until_s_via_steps = d_steps_via_inherited_steps * earlier_steps_2
-    d_momentum_until_s_via_steps_3 = d_momentum_until_s_via_steps.sum(-2)
+    # adjoint of inherited
+    d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[..., None, :]
+    d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
+    d_momentum_until_s_via_inherited_3 = d_momentum_until_s_via_inherited.sum(-2)
     # adjoint of momentum_until_s
-    d_momentum_until_s = d_momentum_until_s_via_steps_2_2 + d_momentum_until_s_via_steps_3
+    d_momentum_until_s = d_momentum_until_s_via_inherited_2_2 + d_momentum_until_s_via_inherited_3
     # adjoint of momentum_until
     d_momentum_until = d_momentum_until_s + d_momentum_until_via_steps_until
     d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
@@ -444,7 +446,7 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_earlier_steps_via_mask_read = d_mask_read_via_system @ since.mT
     d_since_via_mask_read = earlier_steps.mT @ d_mask_read_via_system
     # adjoint of earlier_steps_2
-    d_earlier_steps_2 = d_earlier_steps_2_via_mask_past + d_earlier_steps_2_via_steps
+    d_earlier_steps_2 = d_earlier_steps_2_via_inherited + d_earlier_steps_2_via_mask_past
     d_since_3_via_earlier_steps_2 = keep_strict(d_earlier_steps_2)
     # adjoint of since_3
     d_gap_masked_3_via_since_3 = d_since_3_via_earlier_steps_2 * since_3
@@ -457,7 +459,7 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_fine_sum_s_via_fine_gap_3 = -d_gap_3_via_gap_apart_3
     d_fine_sum_s_via_fine_gap_3_2 = d_fine_sum_s_via_fine_gap_3.sum(-2)
     # adjoint of earlier_steps
-    d_earlier_steps = d_earlier_steps_via_mask_read + d_earlier_steps_via_steps_2
+    d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
     d_since_2_via_earlier_steps = keep_strict(d_earlier_steps)
     # adjoint of since_2
     d_gap_masked_2_via_since_2 = d_since_2_via_earlier_steps * since_2
@@ -534,18 +536,18 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # gradient
     d_q = d_overlap_q_via_attention @ k
-    d_q_2 = d_q + d_inherited_2_via_carried_out @ M.mT
-    d_q_3 = d_q_2 + d_inherited_via_carried_out @ S.mT
+    d_q_2 = d_q + d_inherited_4_via_carried_out @ M.mT
+    d_q_3 = d_q_2 + d_inherited_3_via_carried_out @ S.mT
     d_k = d_k_s_2 + d_overlap_via_earlier @ k
     d_k_2 = d_k + written_2 @ d_M_next.mT
     d_k_3 = d_k_2 + written @ d_S_next.mT
     d_k_4 = d_k_3 + d_prediction_2_via_rhs @ M.mT
     d_k_5 = d_k_4 + d_prediction_via_rhs @ S.mT
     d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
-    d_S = d_S_via_kept + q.mT @ d_inherited_via_carried_out
+    d_S = d_S_via_kept + q.mT @ d_inherited_3_via_carried_out
     d_S_2 = d_S + k.mT @ d_prediction_via_rhs
     d_M = d_M_via_kept + d_M_via_kept_2
-    d_M_2 = d_M + q.mT @ d_inherited_2_via_carried_out
+    d_M_2 = d_M + q.mT @ d_inherited_4_via_carried_out
     d_M_3 = d_M_2 + k.mT @ d_prediction_2_via_rhs
     return (
         d_q_3,
@@ -560,7 +562,7 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
 
 
 def recurrent_step(q, k, v, g, m, beta, scale, S, M):
-    """One token from S, M [B, HV, d_k, d_v]: o, and what follows them."""
+    """One token from S, M [B, HV, ...]: o, and what follows them."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
@@ -700,30 +702,62 @@ STEPS = {
     "chunk": (chunk_step, chunk_step_backward),
     "recurrent": (recurrent_step, recurrent_step_backward),
 }
-# How many states a form carries; of several those that a caller hands in stand first.
-CARRIED = {"chunk": 2, "recurrent": 2}
-HANDED = 2
+HANDED = 2  # how many of the states that a form carries enter and leave a pass: the first ones
+
+
+def shapes(form, d_k, d_v):
+    """The shapes of the states that a form carries."""
+    return {
+        "chunk": (
+            (
+                d_k,
+                d_v,
+            ),
+            (
+                d_k,
+                d_v,
+            ),
+        ),
+        "recurrent": (
+            (
+                d_k,
+                d_v,
+            ),
+            (
+                d_k,
+                d_v,
+            ),
+        ),
+    }[form]
 
 
 def join(states):
-    """Several states one behind the other, [..., d_k * d_v * how many]; one as it is."""
-    return states[0] if len(states) == 1 else torch.cat([x.flatten(-2) for x in states], -1)
+    """Several states [N, HV, ...] one behind the other, [N, HV, all their numbers]; one as it is."""
+    return states[0] if len(states) == 1 else torch.cat([x.flatten(2) for x in states], -1)
 
 
-def split(x, count, d_k, d_v):
+def split(x, shapes):
     """The inverse of join."""
-    return (x,) if count == 1 else tuple(part.unflatten(-1, (d_k, d_v)) for part in x.chunk(count, -1))
+    if len(shapes) == 1:
+        return (x,)
+    return tuple(
+        part.unflatten(-1, s) for part, s in zip(x.split([math.prod(s) for s in shapes], -1), shapes)
+    )
+
+
+def with_private(states, carried):
+    """The states that a pass enters with and zeros for the others, whatever those are at a sequence's start."""
+    return (*states, *(states[0].new_zeros(*states[0].shape[:2], *shape) for shape in carried[HANDED:]))
 
 
 def forward(form, q, k, v, gates, scale, initial_state, cu_seqlens, chunk):
     """o [B, T, HV, d_v], the joined final states, and what each block of tokens started from, joined."""
-    (step, _), sizes = STEPS[form], (q.shape[-1], v.shape[-1])
+    (step, _), carried = STEPS[form], shapes(form, q.shape[-1], v.shape[-1])
     tensors = prepare(q, k, v, gates)
     state = initial_state.to(tensors[0].dtype)
     o, final, starts = torch.empty_like(tensors[2]), torch.empty_like(state), []
     for rows, begin, end, owners in spans(cu_seqlens, *v.shape[:2]):
-        states = split(state[owners], HANDED, *sizes)
-        states = (*states, *(torch.zeros_like(states[0]) for _ in range(CARRIED[form] - HANDED)))
+        states = with_private(split(state[owners], carried[:HANDED]), carried)
         for at in range(begin, end, chunk):
             to = min(at + chunk, end)
             starts.append(join(states))
@@ -736,18 +770,17 @@ def forward(form, q, k, v, gates, scale, initial_state, cu_seqlens, chunk):
 
 def backward(form, q, k, v, gates, scale, starts, d_o, d_final, cu_seqlens, chunk):
     """Cotangents of q, k, v, each gate and the joined initial states; states inside a block are recomputed."""
-    (step, step_backward), sizes = STEPS[form], (q.shape[-1], v.shape[-1])
+    (step, step_backward), carried = STEPS[form], shapes(form, q.shape[-1], v.shape[-1])
     tensors = prepare(q, k, v, gates)
     d_o = heads_first(d_o.to(tensors[0].dtype), v.shape[2])
     d_state = d_final.to(tensors[0].dtype).clone()
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors]
     remaining = list(starts)
     for rows, begin, end, owners in reversed(spans(cu_seqlens, *v.shape[:2])):
-        D = split(d_state[owners], HANDED, *sizes)
-        D = (*D, *(torch.zeros_like(D[0]) for _ in range(CARRIED[form] - HANDED)))
+        D = with_private(split(d_state[owners], carried[:HANDED]), carried)
         for at in reversed(range(begin, end, chunk)):
             todo = blocks(form, at, min(at + chunk, end))
-            trail = [split(remaining.pop(), CARRIED[form], *sizes)]
+            trail = [split(remaining.pop(), carried)]
             for block in todo[:-1]:
                 here = [x[rows, :, block] for x in tensors]
                 trail.append(step(*here, *given(form, scale, block, begin, v.device), *trail[-1])[1:])

@@ -998,7 +998,7 @@ def token_scan_reverse_whole(
         first, length, first_chunk = i_n * T, T, i_n * chunks
     i_k = i_h // (HV // H)
     own = (i_n * HV + i_h) * K * V
-    trail = trail_ptr + program.to(tl.int64) * 3 * BT * BK * BV
+    trail = trail_ptr + program.to(tl.int64) * BT * 3 * BK * BV
     partial = i_v.to(tl.int64) * tokens
     d_S_next = tl.zeros([BK, BV], tl.float32)
     d_anchor_next = tl.zeros([BK, BV], tl.float32)
@@ -1015,8 +1015,8 @@ def token_scan_reverse_whole(
         here = tl.minimum(length - i_c * BT, BT)
         for i in range(0, here):
             store_rows(trail, S, i * BK, BK, BV, BV, BK, BV, 0)
-            store_rows(trail + 1 * BT * BK * BV, anchor, i * BK, BK, BV, BV, BK, BV, 0)
-            store_rows(trail + 2 * BT * BK * BV, W_2, i * BK, BK, BV, BV, BK, BV, 0)
+            store_rows(trail + BT * BK * BV, anchor, i * BK, BK, BV, BV, BK, BV, 0)
+            store_rows(trail + BT * 2 * BK * BV, W_2, i * BK, BK, BV, BV, BK, BV, 0)
             token = first + i_c * BT + i
             begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
@@ -1054,8 +1054,8 @@ def token_scan_reverse_whole(
         for r in range(0, here):
             i = here - 1 - r
             S = load_rows(trail, i * BK, BK, BV, BV, BK, BV, 0)
-            anchor = load_rows(trail + 1 * BT * BK * BV, i * BK, BK, BV, BV, BK, BV, 0)
-            W_2 = load_rows(trail + 2 * BT * BK * BV, i * BK, BK, BV, BV, BK, BV, 0)
+            anchor = load_rows(trail + BT * BK * BV, i * BK, BK, BV, BV, BK, BV, 0)
+            W_2 = load_rows(trail + BT * 2 * BK * BV, i * BK, BK, BV, BV, BK, BV, 0)
             token = first + i_c * BT + i
             begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
             q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)

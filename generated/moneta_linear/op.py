@@ -689,10 +689,9 @@ def recurrent_backward_triton(
     d_theta = v.new_empty(blocks, *v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(
-        3 * layout.sequences * v.shape[2] * blocks,
+        layout.sequences * v.shape[2] * blocks,
         chunk,
-        block(q.shape[-1]),
-        block(v.shape[-1]),
+        3 * block(q.shape[3]) * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

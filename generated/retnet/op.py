@@ -700,8 +700,7 @@ def recurrent_backward_triton(
     trail = v.new_empty(
         layout.sequences * v.shape[2] * blocks,
         chunk,
-        block(q.shape[-1]),
-        block(v.shape[-1]),
+        block(q.shape[3]) * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

@@ -828,10 +828,9 @@ def recurrent_backward_triton(
     d_theta = v.new_empty(blocks, *v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(
-        3 * layout.sequences * v.shape[2] * blocks,
+        layout.sequences * v.shape[2] * blocks,
         chunk,
-        block(q.shape[-1]),
-        block(v.shape[-1]),
+        3 * block(q.shape[3]) * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(
@@ -1030,14 +1029,15 @@ def state_shape(q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[int
 
 
 class State(NamedTuple):
-    """What is carried from token to token, each [N, HV, d_k, d_v]."""
+    """What is carried from token to token: (S, M), each [N, HV, d_k, d_v]."""
 
     S: Tensor
     M: Tensor
 
 
 def split_states(joined: Tensor, q: Tensor, v: Tensor) -> State:
-    return State(*reference.split(joined, 2, q.shape[3], v.shape[3]))
+    shapes = reference.shapes("chunk", q.shape[3], v.shape[3])[: reference.HANDED]
+    return State(*reference.split(joined, shapes)[:2])
 
 
 def state_dtype(v: Tensor) -> torch.dtype:
