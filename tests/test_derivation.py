@@ -129,6 +129,8 @@ EXPECTED = {
         lambda x: exp(x["g"]), lambda x: -x["beta"] * x["v"] * torch.sigmoid(-x["p"] * x["v"]), True
     ),
     "half_life": affine(lambda x: 0.9, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "momentum_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
+    "titans_linear": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
     "ttt_linear": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "ttt_mlp": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "titans": affine(lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 64, lambda x: -x["theta"] / 64 * x["v"], False),

@@ -629,7 +629,7 @@ def test_deep_memories(name):
 
 
 # What a shipped rule calls the rate, the log decay and the momentum of deep_by_token.
-SHIPPED = {
+SHIPPED_DEEP = {
     "ttt_linear": lambda x: {"beta": x["eta"] / 16, "g": 0 * x["eta"]},
     "ttt_mlp": lambda x: {"beta": x["eta"] / 16, "g": 0 * x["eta"]},
     "titans": lambda x: {"beta": x["theta"] / 64, "g": x["g"] / 64, "m": x["m"].exp()},
@@ -642,14 +642,14 @@ def huber_of_the_norm(r: Tensor, delta: float = 0.7) -> Tensor:
     return size**2 / 2 if size <= delta else delta * (size - delta / 2)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED_DEEP)
 def test_shipped_deep_memories_say_what_their_papers_do(name):
     spec = load_spec(specs_dir() / f"{name}.toml")
     rule = deep_by_token(spec, huber_of_the_norm if name == "yaad" else half_square, segment=16)
     x = inputs_of(spec, B=1, T=19, H=2, HV=2, dk=4, dv=4)
     if name == "yaad":
         x["delta"] = torch.full_like(x["delta"], 0.7)
-    moved = lambda x: by_head(spec, lambda own, state: rule(own | SHIPPED[name](own), state), x, 1.0)  # noqa: E731
+    moved = lambda x: by_head(spec, lambda own, state: rule(own | SHIPPED_DEEP[name](own), state), x, 1.0)  # noqa: E731
     known = {n: y for n, y in x.items() if n != "delta"}
     expected = with_gradients(lambda y: moved(x | y), known)
     for found, wanted in zip(with_gradients(lambda y: run(spec, x | y), known), expected, strict=True):
