@@ -41,6 +41,7 @@ def tour(spec: Spec, against: Optional[Spec], steps: int, folder: Path, console:
     console.rule("trained on the CPU")
     names = {s.name: s for s in (spec, against) if s is not None}
     associative_recall(tuple(names), steps, folder, load=lambda name: load(names[name]), console=console)
+    console.print("[dim]more rules, on noisy keys and values: docs/recall.md, by `python -m bench.recall`[/dim]")
 
 
 def _verify(spec: Spec, console: Console) -> None:
