@@ -99,12 +99,18 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
 
 
 def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take."""
+    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take.
+
+    In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
+    registers.
+    """
     key, (value_block, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
     if key in TUNED:
         raise error
     smaller = (max(16, value_block // 2), warps, 1)
-    if smaller == (value_block, warps, stages):
+    if smaller == (value_block, warps, stages) and key not in SMALLER:
+        smaller = (min(2 * value_block, block(v.shape[3])), warps, 1)
+    if smaller in ((value_block, warps, stages), CONFIGS[kernel][key[1]]):
         raise RuntimeError(
             f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
             f"{q.dtype} ({error}); a smaller chunk_size takes less"

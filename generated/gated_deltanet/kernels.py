@@ -581,206 +581,416 @@ def chunk_gradients(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_chunk = tl.sum(coarse)
-    fine = -coarse + log_decay_valid
-    fine_chunk = tl.sum(fine)
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine_sum = tl.cumsum(fine, 0)
-    # loss, line 21: norm2(p - v) / 2
-    rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
-    # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    coarse_after = coarse_chunk - coarse_sum
-    fine_after = fine_chunk - fine_sum
-    written_factor = tl.exp(coarse_after + fine_after)
-    d_system_via_u = tl.zeros([BT, BT], tl.float32)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_u_via_written = d_written * written_factor[:, None]
-        # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
-        # adjoint of u
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        # loss, line 21: norm2(p - v) / 2
-        rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-        # update, line 26
-        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-        # adjoint of u
-        d_system_via_u = tl.dot(
-            d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
-        )
-        # adjoint of attention
-        d_attention = tl.dot(
-            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-        )
-    # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    # adjoint of u
-    d_system_via_u_2 = -d_system_via_u
-    d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
-    # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
-    fine_gap = fine_sum[:, None] - fine_sum[None, :]
-    gap = coarse_gap + fine_gap
-    # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    since = tl.exp(gap_masked)
-    # adjoint of system
-    d_beta_via_system_shared = d_system_via_u_3 * since
-    # prediction
-    overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-    # causality
-    earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
-    # adjoint of system
-    d_beta_via_system = d_beta_via_system_shared * earlier
-    d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * since
-    # read-out
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # adjoint of since
-    d_gap_masked_via_since = beta[:, None] * d_beta_via_system + d_overlap_q_via_attention * overlap_q
-    # adjoint of gap_apart
-    d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
-    # adjoint of fine_gap
-    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
-    d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
-    d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
-    # adjoint of fine_sum
-    d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-    # adjoint of system
-    d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
-    # gradient
-    d_k = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # read-out
-        inherited = tl.dot(q, S, input_precision=PRECISION)
-        # adjoint of carried_out
-        d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-        d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-        # gradient
-        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of carried_out_factor
-    d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
-    d_kept_factor_via_kept_2 = 0.0
-    d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
-    d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
-    d_rhs_factor_via_rhs_2 = tl.zeros([BT], tl.float32)
-    d_k_2 = d_k
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of kept
-        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-        d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        # loss, line 21: norm2(p - v) / 2
-        rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-        # update, line 26
-        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-        # adjoint of written
-        d_written_factor_via_written = d_written * u
-        d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of written
-        d_u_via_written = d_written * written_factor[:, None]
-        # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
-        # adjoint of u
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
-        # adjoint of rhs
-        d_beta_via_rhs = d_rhs_via_u_s * v.to(tl.float32)
-        d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
-        d_rhs_factor_via_rhs = -d_rhs_via_u_s * prediction
-        d_rhs_factor_via_rhs_2 += tl.sum(d_rhs_factor_via_rhs, 1)
-        d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
+    if BK > 128:
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        written = u * written_factor[:, None]
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse)
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine)
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        # loss, line 21: norm2(p - v) / 2
+        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_u_via_written = d_written * written_factor[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 21: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
+            # update, line 26
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap = fine_sum[:, None] - fine_sum[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        since = tl.exp(gap_masked)
+        # adjoint of system
+        d_beta_via_system_shared = d_system_via_u_3 * since
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # adjoint of system
+        d_beta_via_system = d_beta_via_system_shared * earlier
+        d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * since
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of since
+        d_gap_masked_via_since = beta[:, None] * d_beta_via_system + d_overlap_q_via_attention * overlap_q
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # adjoint of system
+        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
         # gradient
-        d_k_2 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
-        d_k_2 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
-        # adjoint of rhs
-        d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
-        store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
-    store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
-    # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    kept_factor = tl.exp(coarse_chunk + fine_chunk)
-    # adjoint of kept_factor
-    d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-    # adjoint of written_factor
-    d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
-    # adjoint of fine_after
-    d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
-    # adjoint of fine_chunk
-    d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-    # adjoint of rhs_factor
-    d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
-    # adjoint of fine_after
-    d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
-    # adjoint of fine_sum
-    d_fine_sum = (
-        d_coarse_sum_via_carried_out_factor
-        + d_coarse_sum_via_rhs_factor
-        + d_fine_sum_early
-        + d_fine_sum_via_fine_after
-    )
-    d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
-    # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
-    # adjoint of log_decay_valid
-    d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
-    # adjoint of log_decay_bounded
-    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
-    store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
-    # adjoint of rhs_factor
-    d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
-    # gradient
-    d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2
-    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        _d_earlier_via_system = d_earlier_via_system.to(dtype)
+        _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(k), _d_earlier_via_system, d_k_s, input_precision=PRECISION)
+        # gradient
+        d_k = tl.dot(tl.trans(k), _d_earlier_via_system_turned, d_k_s_2, input_precision=PRECISION)
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_rhs_factor_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_k_2 = d_k
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 21: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
+            # update, line 26
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of written
+            d_written_factor_via_written = d_written * u
+            d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_u_via_written = d_written * written_factor[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u_s * v.to(tl.float32)
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
+            d_rhs_factor_via_rhs = -d_rhs_via_u_s * prediction
+            d_rhs_factor_via_rhs_2 += tl.sum(d_rhs_factor_via_rhs, 1)
+            d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
+            # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_factor[:, None]
+            # gradient
+            d_k_2 = tl.dot(d_S_next, tl.trans(written).to(dtype), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(S, tl.trans(d_prediction_via_rhs).to(dtype), d_k_2, input_precision=PRECISION)
+            # adjoint of rhs
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k_2), token, left, HV * K, K, BT, BK, 0)
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of written_factor
+        d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of rhs_factor
+        d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
+        # adjoint of fine_sum
+        d_fine_sum = (
+            d_coarse_sum_via_carried_out_factor
+            + d_coarse_sum_via_rhs_factor
+            + d_fine_sum_early
+            + d_fine_sum_via_fine_after
+        )
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
+        store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
+        # adjoint of rhs_factor
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+    else:
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse)
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine)
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        # loss, line 21: norm2(p - v) / 2
+        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_u_via_written = d_written * written_factor[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 21: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
+            # update, line 26
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap = fine_sum[:, None] - fine_sum[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        since = tl.exp(gap_masked)
+        # adjoint of system
+        d_beta_via_system_shared = d_system_via_u_3 * since
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # adjoint of system
+        d_beta_via_system = d_beta_via_system_shared * earlier
+        d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * since
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of since
+        d_gap_masked_via_since = beta[:, None] * d_beta_via_system + d_overlap_q_via_attention * overlap_q
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # adjoint of system
+        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
+        # gradient
+        d_k = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_rhs_factor_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_k_2 = d_k
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 21: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
+            # update, line 26
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of written
+            d_written_factor_via_written = d_written * u
+            d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_u_via_written = d_written * written_factor[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u_s * v.to(tl.float32)
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
+            d_rhs_factor_via_rhs = -d_rhs_via_u_s * prediction
+            d_rhs_factor_via_rhs_2 += tl.sum(d_rhs_factor_via_rhs, 1)
+            d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
+            # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_factor[:, None]
+            # gradient
+            d_k_2 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
+            # adjoint of rhs
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
+        # retention, line 24: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of written_factor
+        d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of rhs_factor
+        d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
+        # adjoint of fine_sum
+        d_fine_sum = (
+            d_coarse_sum_via_carried_out_factor
+            + d_coarse_sum_via_rhs_factor
+            + d_fine_sum_early
+            + d_fine_sum_via_fine_after
+        )
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
+        store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
+        # adjoint of rhs_factor
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

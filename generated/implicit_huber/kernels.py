@@ -735,202 +735,34 @@ def chunk_gradients_nonlinear(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
-    delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    # loss, line 24: sum(huber(p - v, delta))
-    summands = k.to(tl.float32) * k.to(tl.float32)
-    sum_2 = tl.sum(summands, 1)
-    sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
-    # adjoint of error
-    d_prediction_via_error_factor = beta / (beta * sum_2_valid + 1.0)
-    d_sum_2_valid_via_error_factor = beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
-    d_sum_2_valid_via_error_2 = tl.zeros([BT], tl.float32)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    d_system_via_prediction = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_sum_2_valid_via_error = (
-            -d_error_fed_back.to(tl.float32)
-            * d_sum_2_valid_via_error_factor[:, None]
-            * (prediction.to(tl.float32) - v.to(tl.float32))
-            * tl.where(
-                tl.abs(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                )
-                <= delta[:, None],
-                1.0,
-                0.0,
-            )
-        )
-        d_sum_2_valid_via_error_2 += tl.sum(d_sum_2_valid_via_error, 1)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+    if BK > 128:
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
+        delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         # loss, line 24: sum(huber(p - v, delta))
-        error = beta[:, None] * clip(
-            (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-            delta[:, None],
-        )
-        u = -error
-        # adjoint of attention
-        d_attention = tl.dot(
-            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-        )
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
+        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
         # adjoint of error
-        d_prediction_via_error = (
-            d_error_fed_back.to(tl.float32)
-            * d_prediction_via_error_factor[:, None]
-            * tl.where(
-                tl.abs(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                )
-                <= delta[:, None],
-                1.0,
-                0.0,
+        d_prediction_via_error_factor = beta / (beta * sum_2_valid + 1.0)
+        d_sum_2_valid_via_error_factor = beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
+        d_sum_2_valid_via_error_2 = tl.zeros([BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_system_via_prediction = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
             )
-        )
-        # adjoint of prediction
-        d_system_via_prediction = tl.dot(
-            d_prediction_via_error.to(dtype),
-            tl.trans(error).to(dtype),
-            d_system_via_prediction,
-            input_precision=PRECISION,
-        )
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    fine = -coarse + log_decay_valid
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine_sum = tl.cumsum(fine, 0)
-    # prediction
-    seen_factor = tl.exp(coarse_sum + fine_sum)
-    # adjoint of prediction
-    d_system_via_prediction_2 = -d_system_via_prediction
-    d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
-    fine_gap = fine_sum[:, None] - fine_sum[None, :]
-    gap = coarse_gap + fine_gap
-    # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since = tl.exp(gap_masked)
-    # adjoint of system
-    d_earlier_via_system = d_system_via_prediction_3 * since
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * since
-    # prediction
-    overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-    # causality
-    earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
-    # read-out
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # adjoint of since
-    d_gap_masked_via_since = d_earlier_via_system * earlier + d_overlap_q_via_attention * overlap_q
-    # adjoint of gap_apart
-    d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
-    # adjoint of fine_gap
-    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
-    d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
-    d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
-    # adjoint of fine_sum
-    d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-    # adjoint of sum_2_valid
-    d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_error_2, 0.0)
-    # adjoint of summands
-    d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
-    # adjoint of k_s
-    d_k_s = tl.dot(
-        tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_summands, input_precision=PRECISION
-    )
-    d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
-    # gradient
-    d_k_2 = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_seen_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # read-out
-        inherited = tl.dot(q, S, input_precision=PRECISION)
-        # adjoint of carried_out
-        d_seen_factor_via_carried_out = d_read_via_o * inherited
-        d_seen_factor_via_carried_out_2 += tl.sum(d_seen_factor_via_carried_out, 1)
-        d_inherited_via_carried_out = d_read_via_o * seen_factor[:, None]
-        # gradient
-        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    coarse_chunk = tl.sum(coarse)
-    fine_chunk = tl.sum(fine)
-    coarse_after = coarse_chunk - coarse_sum
-    fine_after = fine_chunk - fine_sum
-    written_factor = tl.exp(coarse_after + fine_after)
-    d_kept_factor_via_kept_2 = 0.0
-    d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
-    d_beta_via_error_2 = tl.zeros([BT], tl.float32)
-    d_delta_via_error_2 = tl.zeros([BT], tl.float32)
-    d_seen_factor_via_seen_2 = tl.zeros([BT], tl.float32)
-    d_k_3 = d_k_2
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        # adjoint of kept
-        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-        d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        # loss, line 24: sum(huber(p - v, delta))
-        error = beta[:, None] * clip(
-            (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-            delta[:, None],
-        )
-        u = -error
-        # adjoint of written
-        d_written_factor_via_written = d_written * u
-        d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-        # adjoint of error
-        d_beta_via_error = d_error_fed_back.to(tl.float32) * (
-            -beta[:, None]
-            * sum_2_valid[:, None]
-            * (prediction.to(tl.float32) - v.to(tl.float32))
-            * tl.where(
-                tl.abs(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                )
-                <= delta[:, None],
-                1.0,
-                0.0,
-            )
-            / whole_power(beta[:, None] * sum_2_valid[:, None] + 1.0, 2)
-            + clip(
-                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-                delta[:, None],
-            )
-        )
-        d_beta_via_error_2 += tl.sum(d_beta_via_error, 1)
-        d_delta_via_error = (
-            beta[:, None]
-            * d_error_fed_back.to(tl.float32)
-            * (
-                1.0
-                - tl.where(
+            d_sum_2_valid_via_error = (
+                -d_error_fed_back.to(tl.float32)
+                * d_sum_2_valid_via_error_factor[:, None]
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.where(
                     tl.abs(
                         (prediction.to(tl.float32) - v.to(tl.float32))
                         / (beta[:, None] * sum_2_valid[:, None] + 1.0)
@@ -940,80 +772,549 @@ def chunk_gradients_nonlinear(
                     0.0,
                 )
             )
-            * sign(
-                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+            d_sum_2_valid_via_error_2 += tl.sum(d_sum_2_valid_via_error, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # loss, line 24: sum(huber(p - v, delta))
+            error = beta[:, None] * clip(
+                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
+                delta[:, None],
             )
-        )
-        d_delta_via_error_2 += tl.sum(d_delta_via_error, 1)
-        # prediction
-        carried = tl.dot(k, S, input_precision=PRECISION)
-        # adjoint of error
-        d_prediction_via_error = (
-            d_error_fed_back.to(tl.float32)
-            * d_prediction_via_error_factor[:, None]
-            * tl.where(
-                tl.abs(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+            u = -error
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+            # adjoint of error
+            d_prediction_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * d_prediction_via_error_factor[:, None]
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
                 )
-                <= delta[:, None],
-                1.0,
-                0.0,
             )
-        )
-        # adjoint of seen
-        d_seen_factor_via_seen = carried * d_prediction_via_error
-        d_seen_factor_via_seen_2 += tl.sum(d_seen_factor_via_seen, 1)
-        d_carried_via_seen = d_prediction_via_error * seen_factor[:, None]
+            # adjoint of prediction
+            d_system_via_prediction = tl.dot(
+                d_prediction_via_error.to(dtype),
+                tl.trans(error).to(dtype),
+                d_system_via_prediction,
+                input_precision=PRECISION,
+            )
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written = u * written_factor[:, None]
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        fine = -coarse + log_decay_valid
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        # prediction
+        seen_factor = tl.exp(coarse_sum + fine_sum)
+        # adjoint of prediction
+        d_system_via_prediction_2 = -d_system_via_prediction
+        d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap = fine_sum[:, None] - fine_sum[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        since = tl.exp(gap_masked)
+        # adjoint of system
+        d_earlier_via_system = d_system_via_prediction_3 * since
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * since
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of since
+        d_gap_masked_via_since = d_earlier_via_system * earlier + d_overlap_q_via_attention * overlap_q
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
         # gradient
-        d_k_3 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_3, input_precision=PRECISION)
-        d_k_3 = tl.dot(d_carried_via_seen.to(dtype), tl.trans(S), d_k_3, input_precision=PRECISION)
-        # adjoint of error
-        d_v_via_error = (
-            -d_error_fed_back.to(tl.float32)
-            * d_prediction_via_error_factor[:, None]
-            * tl.where(
-                tl.abs(
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        _d_earlier_via_system = d_earlier_via_system.to(dtype)
+        _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
+        d_seen_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_seen_factor_via_carried_out = d_read_via_o * inherited
+            d_seen_factor_via_carried_out_2 += tl.sum(d_seen_factor_via_carried_out, 1)
+            d_inherited_via_carried_out = d_read_via_o * seen_factor[:, None]
+            # gradient
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        # adjoint of sum_2_valid
+        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_error_2, 0.0)
+        # adjoint of summands
+        d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
+        # adjoint of k_s
+        d_k_s = tl.dot(
+            tl.trans(q), _d_overlap_q_via_attention, tl.trans(d_k_via_summands), input_precision=PRECISION
+        )
+        d_k_s_2 = tl.dot(tl.trans(k), _d_earlier_via_system, d_k_s, input_precision=PRECISION)
+        # gradient
+        d_k_2 = tl.dot(tl.trans(k), _d_earlier_via_system_turned, d_k_s_2, input_precision=PRECISION)
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_error_2 = tl.zeros([BT], tl.float32)
+        d_delta_via_error_2 = tl.zeros([BT], tl.float32)
+        d_seen_factor_via_seen_2 = tl.zeros([BT], tl.float32)
+        d_k_3 = d_k_2
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
+            )
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            # loss, line 24: sum(huber(p - v, delta))
+            error = beta[:, None] * clip(
+                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
+                delta[:, None],
+            )
+            u = -error
+            # adjoint of written
+            d_written_factor_via_written = d_written * u
+            d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of error
+            d_beta_via_error = d_error_fed_back.to(tl.float32) * (
+                -beta[:, None]
+                * sum_2_valid[:, None]
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+                / whole_power(beta[:, None] * sum_2_valid[:, None] + 1.0, 2)
+                + clip(
+                    (prediction.to(tl.float32) - v.to(tl.float32))
+                    / (beta[:, None] * sum_2_valid[:, None] + 1.0),
+                    delta[:, None],
+                )
+            )
+            d_beta_via_error_2 += tl.sum(d_beta_via_error, 1)
+            d_delta_via_error = (
+                beta[:, None]
+                * d_error_fed_back.to(tl.float32)
+                * (
+                    1.0
+                    - tl.where(
+                        tl.abs(
+                            (prediction.to(tl.float32) - v.to(tl.float32))
+                            / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                        )
+                        <= delta[:, None],
+                        1.0,
+                        0.0,
+                    )
+                )
+                * sign(
                     (prediction.to(tl.float32) - v.to(tl.float32))
                     / (beta[:, None] * sum_2_valid[:, None] + 1.0)
                 )
-                <= delta[:, None],
-                1.0,
-                0.0,
             )
+            d_delta_via_error_2 += tl.sum(d_delta_via_error, 1)
+            # prediction
+            carried = tl.dot(k, S, input_precision=PRECISION)
+            # adjoint of error
+            d_prediction_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * d_prediction_via_error_factor[:, None]
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+            )
+            # adjoint of seen
+            d_seen_factor_via_seen = carried * d_prediction_via_error
+            d_seen_factor_via_seen_2 += tl.sum(d_seen_factor_via_seen, 1)
+            d_carried_via_seen = d_prediction_via_error * seen_factor[:, None]
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_factor[:, None]
+            # gradient
+            d_k_3 = tl.dot(d_S_next, tl.trans(written).to(dtype), d_k_3, input_precision=PRECISION)
+            d_k_3 = tl.dot(S, tl.trans(d_carried_via_seen).to(dtype), d_k_3, input_precision=PRECISION)
+            # adjoint of error
+            d_v_via_error = (
+                -d_error_fed_back.to(tl.float32)
+                * d_prediction_via_error_factor[:, None]
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+            )
+            store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k_3), token, left, HV * K, K, BT, BK, 0)
+        store_vector(d_beta_ptr + i_h, d_beta_via_error_2, token, left, HV, BT)
+        store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of written_factor
+        d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of seen_factor
+        d_seen_factor = d_seen_factor_via_carried_out_2 + d_seen_factor_via_seen_2
+        d_coarse_sum_via_seen_factor = d_seen_factor * seen_factor
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
+        # adjoint of fine_sum
+        d_fine_sum = d_coarse_sum_via_seen_factor + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
+        store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
+    else:
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
+        delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        # loss, line 24: sum(huber(p - v, delta))
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
+        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+        # adjoint of error
+        d_prediction_via_error_factor = beta / (beta * sum_2_valid + 1.0)
+        d_sum_2_valid_via_error_factor = beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
+        d_sum_2_valid_via_error_2 = tl.zeros([BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_system_via_prediction = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
+            )
+            d_sum_2_valid_via_error = (
+                -d_error_fed_back.to(tl.float32)
+                * d_sum_2_valid_via_error_factor[:, None]
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+            )
+            d_sum_2_valid_via_error_2 += tl.sum(d_sum_2_valid_via_error, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # loss, line 24: sum(huber(p - v, delta))
+            error = beta[:, None] * clip(
+                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
+                delta[:, None],
+            )
+            u = -error
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+            # adjoint of error
+            d_prediction_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * d_prediction_via_error_factor[:, None]
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+            )
+            # adjoint of prediction
+            d_system_via_prediction = tl.dot(
+                d_prediction_via_error.to(dtype),
+                tl.trans(error).to(dtype),
+                d_system_via_prediction,
+                input_precision=PRECISION,
+            )
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        fine = -coarse + log_decay_valid
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        # prediction
+        seen_factor = tl.exp(coarse_sum + fine_sum)
+        # adjoint of prediction
+        d_system_via_prediction_2 = -d_system_via_prediction
+        d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap = fine_sum[:, None] - fine_sum[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        since = tl.exp(gap_masked)
+        # adjoint of system
+        d_earlier_via_system = d_system_via_prediction_3 * since
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * since
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of since
+        d_gap_masked_via_since = d_earlier_via_system * earlier + d_overlap_q_via_attention * overlap_q
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # adjoint of sum_2_valid
+        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_error_2, 0.0)
+        # adjoint of summands
+        d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
+        # adjoint of k_s
+        d_k_s = tl.dot(
+            tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_summands, input_precision=PRECISION
         )
-        store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
-    store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
-    store_vector(d_beta_ptr + i_h, d_beta_via_error_2, token, left, HV, BT)
-    store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    kept_factor = tl.exp(coarse_chunk + fine_chunk)
-    # adjoint of kept_factor
-    d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-    # adjoint of written_factor
-    d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
-    # adjoint of fine_after
-    d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
-    # adjoint of fine_chunk
-    d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-    # adjoint of seen_factor
-    d_seen_factor = d_seen_factor_via_carried_out_2 + d_seen_factor_via_seen_2
-    d_coarse_sum_via_seen_factor = d_seen_factor * seen_factor
-    # adjoint of fine_after
-    d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
-    # adjoint of fine_sum
-    d_fine_sum = d_coarse_sum_via_seen_factor + d_fine_sum_early + d_fine_sum_via_fine_after
-    d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
-    # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
-    # adjoint of log_decay_valid
-    d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
-    # adjoint of log_decay_bounded
-    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
-    store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
+        d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
+        # gradient
+        d_k_2 = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_seen_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_seen_factor_via_carried_out = d_read_via_o * inherited
+            d_seen_factor_via_carried_out_2 += tl.sum(d_seen_factor_via_carried_out, 1)
+            d_inherited_via_carried_out = d_read_via_o * seen_factor[:, None]
+            # gradient
+            d_q_2 = tl.dot(
+                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_error_2 = tl.zeros([BT], tl.float32)
+        d_delta_via_error_2 = tl.zeros([BT], tl.float32)
+        d_seen_factor_via_seen_2 = tl.zeros([BT], tl.float32)
+        d_k_3 = d_k_2
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
+            )
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            # loss, line 24: sum(huber(p - v, delta))
+            error = beta[:, None] * clip(
+                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
+                delta[:, None],
+            )
+            u = -error
+            # adjoint of written
+            d_written_factor_via_written = d_written * u
+            d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of error
+            d_beta_via_error = d_error_fed_back.to(tl.float32) * (
+                -beta[:, None]
+                * sum_2_valid[:, None]
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+                / whole_power(beta[:, None] * sum_2_valid[:, None] + 1.0, 2)
+                + clip(
+                    (prediction.to(tl.float32) - v.to(tl.float32))
+                    / (beta[:, None] * sum_2_valid[:, None] + 1.0),
+                    delta[:, None],
+                )
+            )
+            d_beta_via_error_2 += tl.sum(d_beta_via_error, 1)
+            d_delta_via_error = (
+                beta[:, None]
+                * d_error_fed_back.to(tl.float32)
+                * (
+                    1.0
+                    - tl.where(
+                        tl.abs(
+                            (prediction.to(tl.float32) - v.to(tl.float32))
+                            / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                        )
+                        <= delta[:, None],
+                        1.0,
+                        0.0,
+                    )
+                )
+                * sign(
+                    (prediction.to(tl.float32) - v.to(tl.float32))
+                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                )
+            )
+            d_delta_via_error_2 += tl.sum(d_delta_via_error, 1)
+            # prediction
+            carried = tl.dot(k, S, input_precision=PRECISION)
+            # adjoint of error
+            d_prediction_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * d_prediction_via_error_factor[:, None]
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+            )
+            # adjoint of seen
+            d_seen_factor_via_seen = carried * d_prediction_via_error
+            d_seen_factor_via_seen_2 += tl.sum(d_seen_factor_via_seen, 1)
+            d_carried_via_seen = d_prediction_via_error * seen_factor[:, None]
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_factor[:, None]
+            # gradient
+            d_k_3 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_3, input_precision=PRECISION)
+            d_k_3 = tl.dot(d_carried_via_seen.to(dtype), tl.trans(S), d_k_3, input_precision=PRECISION)
+            # adjoint of error
+            d_v_via_error = (
+                -d_error_fed_back.to(tl.float32)
+                * d_prediction_via_error_factor[:, None]
+                * tl.where(
+                    tl.abs(
+                        (prediction.to(tl.float32) - v.to(tl.float32))
+                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
+                    )
+                    <= delta[:, None],
+                    1.0,
+                    0.0,
+                )
+            )
+            store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
+        store_vector(d_beta_ptr + i_h, d_beta_via_error_2, token, left, HV, BT)
+        store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of written_factor
+        d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of seen_factor
+        d_seen_factor = d_seen_factor_via_carried_out_2 + d_seen_factor_via_seen_2
+        d_coarse_sum_via_seen_factor = d_seen_factor * seen_factor
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
+        # adjoint of fine_sum
+        d_fine_sum = d_coarse_sum_via_seen_factor + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
+        store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

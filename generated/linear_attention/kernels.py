@@ -420,48 +420,94 @@ def chunk_gradients(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    # read-out
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # causality
-    attention = tl.trans(tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)).to(dtype)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of v_s
-        d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
-        # gradient
-        d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
-        store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+    if BK > 128:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # causality
+        attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+        _attention_turned = tl.trans(attention).to(dtype)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of v_s
+            d_v_s = tl.dot(_attention_turned, d_read_via_o.to(dtype), input_precision=PRECISION)
+            # gradient
+            d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
+            store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of attention
+            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
         # adjoint of attention
-        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
-    # adjoint of attention
-    d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
-    # gradient
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
         # gradient
-        d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_k = d_k_s
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # gradient
+            d_q_2 = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_2, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_k = d_k_s
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # gradient
+            d_k = tl.dot(d_S_next, tl.trans(v), d_k, input_precision=PRECISION)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k), token, left, HV * K, K, BT, BK, 0)
+    else:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # causality
+        attention = tl.trans(tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)).to(dtype)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of v_s
+            d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
+            # gradient
+            d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
+            store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of attention
+            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
+        # adjoint of attention
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
         # gradient
-        d_k = tl.dot(v, tl.trans(d_S_next), d_k, input_precision=PRECISION)
-    store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # gradient
+            d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_k = d_k_s
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # gradient
+            d_k = tl.dot(v, tl.trans(d_S_next), d_k, input_precision=PRECISION)
+        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

@@ -525,119 +525,238 @@ def chunk_gradients(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
-    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    # loss, line 22: norm2(p - v) / 2
-    summands = k.to(tl.float32) * k.to(tl.float32)
-    sum_2 = tl.sum(summands, 1)
-    sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
-    rate = beta / (beta * sum_2_valid + 1.0)
-    d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
-    d_system_via_u = tl.zeros([BT, BT], tl.float32)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
-        # adjoint of u
-        d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        # adjoint of rhs
-        d_rate_via_rhs = d_rhs_via_u_s * (-prediction + v.to(tl.float32))
-        d_rate_via_rhs_2 += tl.sum(d_rate_via_rhs, 1)
+    if BK > 128:
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 22: norm2(p - v) / 2
-        rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
-        # update, line 27
-        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
+        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+        rate = beta / (beta * sum_2_valid + 1.0)
+        d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # adjoint of rhs
+            d_rate_via_rhs = d_rhs_via_u_s * (-prediction + v.to(tl.float32))
+            d_rate_via_rhs_2 += tl.sum(d_rate_via_rhs, 1)
+            # loss, line 22: norm2(p - v) / 2
+            rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
+            # update, line 27
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
         # adjoint of u
-        d_system_via_u = tl.dot(
-            d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # adjoint of system
+        d_rate_via_system = d_system_via_u_3 * earlier
+        d_rate_via_system_2 = tl.sum(d_rate_via_system, 1)
+        # adjoint of rate
+        d_rate = d_rate_via_rhs_2 + d_rate_via_system_2
+        d_beta_via_rate = d_rate * (
+            -beta * sum_2_valid / whole_power(beta * sum_2_valid + 1.0, 2) + 1.0 / (beta * sum_2_valid + 1.0)
         )
+        store_vector(d_beta_ptr + i_h, d_beta_via_rate, token, left, HV, BT)
+        # adjoint of system
+        d_earlier_via_system = d_system_via_u_3 * rate[:, None]
         # adjoint of attention
-        d_attention = tl.dot(
-            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        # gradient
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        _d_earlier_via_system = d_earlier_via_system.to(dtype)
+        _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # gradient
+            d_q_2 = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_2, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of rate
+        d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
+        # adjoint of sum_2_valid
+        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_rate, 0.0)
+        # adjoint of summands
+        d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
+        # adjoint of k_s
+        d_k_s = tl.dot(
+            tl.trans(q), _d_overlap_q_via_attention, tl.trans(d_k_via_summands), input_precision=PRECISION
         )
-    # adjoint of u
-    d_system_via_u_2 = -d_system_via_u
-    d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
-    # prediction
-    overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-    # causality
-    earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
-    # adjoint of system
-    d_rate_via_system = d_system_via_u_3 * earlier
-    d_rate_via_system_2 = tl.sum(d_rate_via_system, 1)
-    # adjoint of rate
-    d_rate = d_rate_via_rhs_2 + d_rate_via_system_2
-    d_beta_via_rate = d_rate * (
-        -beta * sum_2_valid / whole_power(beta * sum_2_valid + 1.0, 2) + 1.0 / (beta * sum_2_valid + 1.0)
-    )
-    store_vector(d_beta_ptr + i_h, d_beta_via_rate, token, left, HV, BT)
-    # adjoint of system
-    d_earlier_via_system = d_system_via_u_3 * rate[:, None]
-    # adjoint of attention
-    d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
-    # adjoint of rate
-    d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
-    # adjoint of sum_2_valid
-    d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_rate, 0.0)
-    # adjoint of summands
-    d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
-    # adjoint of k_s
-    d_k_s = tl.dot(
-        tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_summands, input_precision=PRECISION
-    )
-    d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
-    # gradient
-    d_k_2 = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        d_k_s_2 = tl.dot(tl.trans(k), _d_earlier_via_system, d_k_s, input_precision=PRECISION)
         # gradient
-        d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    d_k_3 = d_k_2
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
-        # adjoint of u
-        d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
-        # adjoint of rhs
-        d_prediction_via_rhs = -d_rhs_via_u_s * rate[:, None]
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
+        d_k_2 = tl.dot(tl.trans(k), _d_earlier_via_system_turned, d_k_s_2, input_precision=PRECISION)
+        d_k_3 = d_k_2
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_prediction_via_rhs = -d_rhs_via_u_s * rate[:, None]
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 22: norm2(p - v) / 2
+            rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
+            # update, line 27
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # gradient
+            d_k_3 = tl.dot(d_S_next, tl.trans(u).to(dtype), d_k_3, input_precision=PRECISION)
+            d_k_3 = tl.dot(S, tl.trans(d_prediction_via_rhs).to(dtype), d_k_3, input_precision=PRECISION)
+            # adjoint of rhs
+            d_v_via_rhs = d_rhs_via_u_s * rate[:, None]
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k_3), token, left, HV * K, K, BT, BK, 0)
+    else:
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 22: norm2(p - v) / 2
-        rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
-        # update, line 27
-        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
+        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+        rate = beta / (beta * sum_2_valid + 1.0)
+        d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # adjoint of rhs
+            d_rate_via_rhs = d_rhs_via_u_s * (-prediction + v.to(tl.float32))
+            d_rate_via_rhs_2 += tl.sum(d_rate_via_rhs, 1)
+            # loss, line 22: norm2(p - v) / 2
+            rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
+            # update, line 27
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # adjoint of system
+        d_rate_via_system = d_system_via_u_3 * earlier
+        d_rate_via_system_2 = tl.sum(d_rate_via_system, 1)
+        # adjoint of rate
+        d_rate = d_rate_via_rhs_2 + d_rate_via_system_2
+        d_beta_via_rate = d_rate * (
+            -beta * sum_2_valid / whole_power(beta * sum_2_valid + 1.0, 2) + 1.0 / (beta * sum_2_valid + 1.0)
+        )
+        store_vector(d_beta_ptr + i_h, d_beta_via_rate, token, left, HV, BT)
+        # adjoint of system
+        d_earlier_via_system = d_system_via_u_3 * rate[:, None]
+        # adjoint of attention
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        # adjoint of rate
+        d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
+        # adjoint of sum_2_valid
+        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_rate, 0.0)
+        # adjoint of summands
+        d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
+        # adjoint of k_s
+        d_k_s = tl.dot(
+            tl.trans(d_overlap_q_via_attention).to(dtype), q, d_k_via_summands, input_precision=PRECISION
+        )
+        d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
         # gradient
-        d_k_3 = tl.dot(u.to(dtype), tl.trans(d_S_next), d_k_3, input_precision=PRECISION)
-        d_k_3 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_3, input_precision=PRECISION)
-        # adjoint of rhs
-        d_v_via_rhs = d_rhs_via_u_s * rate[:, None]
-        store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
-    store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
+        d_k_2 = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # gradient
+            d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        d_k_3 = d_k_2
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_prediction_via_rhs = -d_rhs_via_u_s * rate[:, None]
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 22: norm2(p - v) / 2
+            rhs = -prediction * rate[:, None] + rate[:, None] * v.to(tl.float32)
+            # update, line 27
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # gradient
+            d_k_3 = tl.dot(u.to(dtype), tl.trans(d_S_next), d_k_3, input_precision=PRECISION)
+            d_k_3 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_3, input_precision=PRECISION)
+            # adjoint of rhs
+            d_v_via_rhs = d_rhs_via_u_s * rate[:, None]
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

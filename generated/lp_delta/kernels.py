@@ -630,114 +630,236 @@ def chunk_gradients_nonlinear(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    # loss, line 27: sum(abs(p - v)**3) / 3
-    error_factor = beta * rate
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    d_earlier_via_prediction = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+    if BK > 128:
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 27: sum(abs(p - v)**3) / 3
-        error = (
-            error_factor[:, None]
-            * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-            * sign(prediction.to(tl.float32) - v.to(tl.float32))
-        )
-        u = -error
+        error_factor = beta * rate
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_earlier_via_prediction = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
+            )
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # loss, line 27: sum(abs(p - v)**3) / 3
+            error = (
+                error_factor[:, None]
+                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            u = -error
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+            # adjoint of error
+            d_prediction_via_error = (
+                2.0
+                * d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            # adjoint of prediction
+            d_earlier_via_prediction = tl.dot(
+                d_prediction_via_error.to(dtype),
+                tl.trans(error).to(dtype),
+                d_earlier_via_prediction,
+                input_precision=PRECISION,
+            )
         # adjoint of attention
-        d_attention = tl.dot(
-            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-        )
-        # adjoint of error
-        d_prediction_via_error = (
-            2.0
-            * d_error_fed_back.to(tl.float32)
-            * error_factor[:, None]
-            * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-            * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
-        )
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        # gradient
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
         # adjoint of prediction
-        d_earlier_via_prediction = tl.dot(
-            d_prediction_via_error.to(dtype),
-            tl.trans(error).to(dtype),
-            d_earlier_via_prediction,
-            input_precision=PRECISION,
-        )
-    # adjoint of prediction
-    d_earlier_via_prediction_2 = -d_earlier_via_prediction
-    d_earlier_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_earlier_via_prediction_2, 0.0)
-    # adjoint of attention
-    d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_k_s_2 = tl.dot(tl.trans(d_earlier_via_prediction_3).to(dtype), k, d_k_s, input_precision=PRECISION)
-    # gradient
-    d_k = tl.dot(d_earlier_via_prediction_3.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        d_earlier_via_prediction_2 = -d_earlier_via_prediction
+        d_earlier_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_earlier_via_prediction_2, 0.0)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        _d_earlier_via_prediction_3 = d_earlier_via_prediction_3.to(dtype)
+        _d_earlier_via_prediction_3_turned = tl.trans(d_earlier_via_prediction_3).to(dtype)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # gradient
+            d_q_2 = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_2, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(k), _d_earlier_via_prediction_3, d_k_s, input_precision=PRECISION)
         # gradient
-        d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
-    d_k_2 = d_k
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_error_fed_back = load_rows(d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        # adjoint of error
-        d_error_factor_via_error = (
-            d_error_fed_back.to(tl.float32)
-            * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-            * sign(prediction.to(tl.float32) - v.to(tl.float32))
-        )
-        d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
-        d_prediction_via_error = (
-            2.0
-            * d_error_fed_back.to(tl.float32)
-            * error_factor[:, None]
-            * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-            * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
-        )
+        d_k = tl.dot(tl.trans(k), _d_earlier_via_prediction_3_turned, d_k_s_2, input_precision=PRECISION)
+        d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
+        d_k_2 = d_k
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
+            )
+            # adjoint of error
+            d_error_factor_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
+            d_prediction_via_error = (
+                2.0
+                * d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            # loss, line 27: sum(abs(p - v)**3) / 3
+            error = (
+                error_factor[:, None]
+                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            u = -error
+            # gradient
+            d_k_2 = tl.dot(d_S_next, tl.trans(u).to(dtype), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(S, tl.trans(d_prediction_via_error).to(dtype), d_k_2, input_precision=PRECISION)
+            # adjoint of error
+            d_v_via_error = (
+                (-2.0)
+                * d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k_2), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of error_factor
+        d_beta_via_error_factor = d_error_factor_via_error_2 * rate
+        store_vector(d_beta_ptr + i_h, d_beta_via_error_factor, token, left, HV, BT)
+        d_rate_via_error_factor = beta * d_error_factor_via_error_2
+        store_vector(d_rate_ptr + i_h, d_rate_via_error_factor, token, left, HV, BT)
+    else:
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 27: sum(abs(p - v)**3) / 3
-        error = (
-            error_factor[:, None]
-            * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-            * sign(prediction.to(tl.float32) - v.to(tl.float32))
-        )
-        u = -error
+        error_factor = beta * rate
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_earlier_via_prediction = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
+            )
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # loss, line 27: sum(abs(p - v)**3) / 3
+            error = (
+                error_factor[:, None]
+                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            u = -error
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+            # adjoint of error
+            d_prediction_via_error = (
+                2.0
+                * d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            # adjoint of prediction
+            d_earlier_via_prediction = tl.dot(
+                d_prediction_via_error.to(dtype),
+                tl.trans(error).to(dtype),
+                d_earlier_via_prediction,
+                input_precision=PRECISION,
+            )
+        # adjoint of prediction
+        d_earlier_via_prediction_2 = -d_earlier_via_prediction
+        d_earlier_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_earlier_via_prediction_2, 0.0)
+        # adjoint of attention
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(d_earlier_via_prediction_3).to(dtype), k, d_k_s, input_precision=PRECISION)
         # gradient
-        d_k_2 = tl.dot(u.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
-        d_k_2 = tl.dot(d_prediction_via_error.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
-        # adjoint of error
-        d_v_via_error = (
-            (-2.0)
-            * d_error_fed_back.to(tl.float32)
-            * error_factor[:, None]
-            * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-            * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
-        )
-        store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
-    store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of error_factor
-    d_beta_via_error_factor = d_error_factor_via_error_2 * rate
-    store_vector(d_beta_ptr + i_h, d_beta_via_error_factor, token, left, HV, BT)
-    d_rate_via_error_factor = beta * d_error_factor_via_error_2
-    store_vector(d_rate_ptr + i_h, d_rate_via_error_factor, token, left, HV, BT)
+        d_k = tl.dot(d_earlier_via_prediction_3.to(dtype), k, d_k_s_2, input_precision=PRECISION)
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # gradient
+            d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
+        d_k_2 = d_k
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_error_fed_back = load_rows(
+                d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
+            )
+            # adjoint of error
+            d_error_factor_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
+            d_prediction_via_error = (
+                2.0
+                * d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            # loss, line 27: sum(abs(p - v)**3) / 3
+            error = (
+                error_factor[:, None]
+                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            u = -error
+            # gradient
+            d_k_2 = tl.dot(u.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(d_prediction_via_error.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
+            # adjoint of error
+            d_v_via_error = (
+                (-2.0)
+                * d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
+        # adjoint of error_factor
+        d_beta_via_error_factor = d_error_factor_via_error_2 * rate
+        store_vector(d_beta_ptr + i_h, d_beta_via_error_factor, token, left, HV, BT)
+        d_rate_via_error_factor = beta * d_error_factor_via_error_2
+        store_vector(d_rate_ptr + i_h, d_rate_via_error_factor, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

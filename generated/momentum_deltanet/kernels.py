@@ -782,293 +782,612 @@ def chunk_gradients_masks(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-    written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
-    inherited_steps_2 = load_vector(inherited_steps_2_ptr + i_h, token, left, HV, BT, 0.0)
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    inherited_steps = load_vector(inherited_steps_ptr + i_h, token, left, HV, BT, 0.0)
-    mask_read = load_lower(mask_read_ptr + i_h * BT, token, left, HV * BT, BT)
-    mask_out = load_lower(mask_out_ptr + i_h * BT, token, left, HV * BT, BT)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
-    coarse_before = -coarse + coarse_sum
-    fine = -coarse + log_decay_valid
-    fine_sum = tl.cumsum(fine, 0)
-    fine_before = -fine + fine_sum
-    # update, line 29
-    log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
-    log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
-    coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
-    coarse_sum_2 = tl.cumsum(coarse_2, 0)
-    fine_2 = -coarse_2 + log_momentum_valid
-    fine_sum_2 = tl.cumsum(fine_2, 0)
-    coarse_chunk_2 = tl.sum(coarse_2)
-    coarse_after_2 = coarse_chunk_2 - coarse_sum_2
-    fine_chunk_2 = tl.sum(fine_2)
-    fine_after_2 = fine_chunk_2 - fine_sum_2
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    written_factor = tl.exp(coarse_after_2 + fine_after_2)
-    d_system_via_u = tl.zeros([BT, BT], tl.float32)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_M_next = load_rows(
-            d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
-        )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_u_via_written = d_written * written_steps_t[:, None]
-        # adjoint of written_2
-        d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
-        d_u_via_written_2 = d_written_2 * written_factor[:, None]
-        # adjoint of u
-        d_u_start = d_u_via_written + d_u_via_written_2
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
-        # adjoint of u
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        prediction_2 = tl.dot(k, M, input_precision=PRECISION)
-        # loss, line 24: norm2(p - v) / 2
-        rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
-            inherited_steps_2[:, None] * prediction_2
-            + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
-        )
-        # update, line 29
-        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-        # adjoint of u
-        d_system_via_u = tl.dot(
-            d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
-        )
-        # adjoint of attention
-        d_attention = tl.dot(
-            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-        )
-    # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
-    # adjoint of u
-    d_system_via_u_2 = -d_system_via_u
-    d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
-    # adjoint of system
-    d_beta_via_system_shared = d_system_via_u_3 * mask_read.to(tl.float32)
-    # prediction
-    overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-    # causality
-    earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
-    # adjoint of system
-    d_beta_via_system = d_beta_via_system_shared * earlier
-    d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
-    d_mask_read_via_system = beta[:, None] * d_system_via_u_3 * earlier
-    store_lower(d_mask_read_via_system_ptr + i_h * BT, d_mask_read_via_system, token, left, HV * BT, BT)
-    # update, line 29
-    coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
-    fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
-    gap = coarse_gap + fine_gap
-    # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # update, line 29
-    since = tl.exp(gap_masked)
-    # adjoint of mask_read
-    d_earlier_steps_via_mask_read = tl.dot(
-        d_mask_read_via_system.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
-    )
-    # adjoint of system
-    d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
-    # gradient
-    d_k = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-    # read-out
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # adjoint of attention
-    d_mask_out_via_attention = d_attention * overlap_q
-    store_lower(d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT)
-    # gradient
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_carried_out_factor_2_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # read-out
-        inherited_3 = tl.dot(q, S, input_precision=PRECISION)
-        # adjoint of carried_out
-        d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
-        d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-        # read-out
-        inherited_4 = tl.dot(q, M, input_precision=PRECISION)
-        # adjoint of carried_out
-        d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
-        d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
-        d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-        d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
-        # gradient
-        d_q_2 = tl.dot(d_inherited_4_via_carried_out.to(dtype), tl.trans(M), d_q_2, input_precision=PRECISION)
-        d_q_2 = tl.dot(d_inherited_3_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    store_vector(
-        d_carried_out_factor_via_carried_out_2_ptr + i_h,
-        d_carried_out_factor_via_carried_out_2,
-        token,
-        left,
-        HV,
-        BT,
-    )
-    store_vector(
-        d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
-        d_carried_out_factor_2_via_carried_out_2,
-        token,
-        left,
-        HV,
-        BT,
-    )
-    # adjoint of rhs
-    d_coarse_before_via_rhs_factor = beta * tl.exp(coarse_before + fine_before)
-    d_prediction_2_via_rhs_factor = beta * inherited_steps_2
-    d_kept_factor_2_via_kept_2_2 = 0.0
-    d_carried_steps_via_kept_2 = 0.0
-    d_kept_factor_via_kept_2 = 0.0
-    d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
-    d_written_steps_t_via_written_2 = tl.zeros([BT], tl.float32)
-    d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
-    d_coarse_before_via_rhs_2 = tl.zeros([BT], tl.float32)
-    d_inherited_steps_2_via_rhs_2 = tl.zeros([BT], tl.float32)
-    d_k_2 = d_k
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_M_next = load_rows(
-            d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
-        )
-        # adjoint of kept_2
-        d_kept_factor_2_via_kept_2 = M.to(tl.float32) * d_M_next.to(tl.float32)
-        d_kept_factor_2_via_kept_2_2 += tl.sum(d_kept_factor_2_via_kept_2)
-        # adjoint of kept
-        d_carried_steps_via_kept = M.to(tl.float32) * d_S_next.to(tl.float32)
-        d_carried_steps_via_kept_2 += tl.sum(d_carried_steps_via_kept)
-        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-        d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-        # adjoint of written_2
-        d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        prediction_2 = tl.dot(k, M, input_precision=PRECISION)
-        # loss, line 24: norm2(p - v) / 2
-        rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
-            inherited_steps_2[:, None] * prediction_2
-            + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
-        )
-        # update, line 29
-        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-        # adjoint of written_2
-        d_written_factor_via_written_2 = d_written_2 * u
-        d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_written_steps_t_via_written = d_written * u
-        d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of written
-        d_u_via_written = d_written * written_steps_t[:, None]
-        # adjoint of written_2
-        d_u_via_written_2 = d_written_2 * written_factor[:, None]
-        # adjoint of u
-        d_u_start = d_u_via_written + d_u_via_written_2
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
-        # adjoint of u
-        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
-        # adjoint of rhs
-        d_beta_via_rhs = d_rhs_via_u_s * (
-            -inherited_steps_2[:, None] * prediction_2
-            - prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
-            + v.to(tl.float32)
-        )
-        d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
-        d_coarse_before_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s * prediction
-        d_coarse_before_via_rhs_2 += tl.sum(d_coarse_before_via_rhs, 1)
-        d_inherited_steps_2_via_rhs = -beta[:, None] * d_rhs_via_u_s * prediction_2
-        d_inherited_steps_2_via_rhs_2 += tl.sum(d_inherited_steps_2_via_rhs, 1)
-        d_prediction_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s
-        d_prediction_2_via_rhs = -d_prediction_2_via_rhs_factor[:, None] * d_rhs_via_u_s
+    if BK > 64:
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
+        inherited_steps_2 = load_vector(inherited_steps_2_ptr + i_h, token, left, HV, BT, 0.0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        inherited_steps = load_vector(inherited_steps_ptr + i_h, token, left, HV, BT, 0.0)
+        mask_read = load_lower(mask_read_ptr + i_h * BT, token, left, HV * BT, BT)
+        mask_out = load_lower(mask_out_ptr + i_h * BT, token, left, HV * BT, BT)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written = u * written_steps_t[:, None]
-        written_2 = u * written_factor[:, None]
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_before = -coarse + coarse_sum
+        fine = -coarse + log_decay_valid
+        fine_sum = tl.cumsum(fine, 0)
+        fine_before = -fine + fine_sum
+        # update, line 29
+        log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
+        log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
+        coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
+        coarse_sum_2 = tl.cumsum(coarse_2, 0)
+        fine_2 = -coarse_2 + log_momentum_valid
+        fine_sum_2 = tl.cumsum(fine_2, 0)
+        coarse_chunk_2 = tl.sum(coarse_2)
+        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+        fine_chunk_2 = tl.sum(fine_2)
+        fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_u_via_written = d_written * written_steps_t[:, None]
+            # adjoint of written_2
+            d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
+            d_u_via_written_2 = d_written_2 * written_factor[:, None]
+            # adjoint of u
+            d_u_start = d_u_via_written + d_u_via_written_2
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            prediction_2 = tl.dot(k, M, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
+                inherited_steps_2[:, None] * prediction_2
+                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+            )
+            # update, line 29
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # adjoint of system
+        d_beta_via_system_shared = d_system_via_u_3 * mask_read.to(tl.float32)
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # adjoint of system
+        d_beta_via_system = d_beta_via_system_shared * earlier
+        d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+        d_mask_read_via_system = beta[:, None] * d_system_via_u_3 * earlier
+        store_lower(d_mask_read_via_system_ptr + i_h * BT, d_mask_read_via_system, token, left, HV * BT, BT)
+        # update, line 29
+        coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
+        fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # update, line 29
+        since = tl.exp(gap_masked)
+        # adjoint of mask_read
+        d_earlier_steps_via_mask_read = tl.dot(
+            d_mask_read_via_system.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
+        )
+        # adjoint of system
+        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of attention
+        d_mask_out_via_attention = d_attention * overlap_q
+        store_lower(
+            d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT
+        )
+        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
         # gradient
-        d_k_2 = tl.dot(written_2.to(dtype), tl.trans(d_M_next), d_k_2, input_precision=PRECISION)
-        d_k_2 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
-        d_k_2 = tl.dot(d_prediction_2_via_rhs.to(dtype), tl.trans(M), d_k_2, input_precision=PRECISION)
-        d_k_2 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        _d_earlier_via_system = d_earlier_via_system.to(dtype)
+        _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_carried_out_factor_2_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited_3 = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            # read-out
+            inherited_4 = tl.dot(q, M, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
+            d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
+            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                M, tl.trans(d_inherited_4_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_3_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        store_vector(
+            d_carried_out_factor_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
+        )
+        store_vector(
+            d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_2_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
+        )
         # adjoint of rhs
-        d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
-        store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
-    store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
-    store_vector(d_inherited_steps_2_via_rhs_2_ptr + i_h, d_inherited_steps_2_via_rhs_2, token, left, HV, BT)
-    store_vector(
-        d_written_steps_t_via_written_2_ptr + i_h, d_written_steps_t_via_written_2, token, left, HV, BT
-    )
-    tl.store(d_carried_steps_via_kept_2_ptr + i_chunk * HV + i_h, d_carried_steps_via_kept_2)
-    tl.store(d_kept_factor_via_kept_2_ptr + i_chunk * HV + i_h, d_kept_factor_via_kept_2)
-    store_vector(
-        d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
-    )
-    tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
-    # adjoint of inherited_steps_2
-    d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
-    # update, line 29
-    momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
-    # adjoint of inherited_2
-    d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
-    # adjoint of earlier_steps
-    d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
-    d_since_2_via_earlier_steps = tl.where(t[:, None] > t[None, :], d_earlier_steps, 0.0)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    coarse_gap_2 = coarse_before[:, None] - coarse_sum[None, :]
-    fine_gap_2 = fine_before[:, None] - fine_sum[None, :]
-    gap_2 = coarse_gap_2 + fine_gap_2
-    # causality
-    gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
-    gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = tl.exp(gap_masked_2)
-    # adjoint of since_2
-    d_gap_masked_2_via_since_2 = d_since_2_via_earlier_steps * since_2
-    # adjoint of fine_gap_2
-    d_fine_before_via_fine_gap_2 = tl.sum(d_gap_masked_2_via_since_2, 1)
-    # adjoint of fine_before
-    d_fine_before = d_coarse_before_via_rhs_2 + d_fine_before_via_fine_gap_2
-    store_vector(d_fine_before_ptr + i_h, d_fine_before, token, left, HV, BT)
-    # gradient
-    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
-    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        d_coarse_before_via_rhs_factor = beta * tl.exp(coarse_before + fine_before)
+        d_prediction_2_via_rhs_factor = beta * inherited_steps_2
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(k), _d_earlier_via_system, d_k_s, input_precision=PRECISION)
+        # gradient
+        d_k = tl.dot(tl.trans(k), _d_earlier_via_system_turned, d_k_s_2, input_precision=PRECISION)
+        d_kept_factor_2_via_kept_2_2 = 0.0
+        d_carried_steps_via_kept_2 = 0.0
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
+        d_written_steps_t_via_written_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_coarse_before_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_inherited_steps_2_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_k_2 = d_k
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of kept_2
+            d_kept_factor_2_via_kept_2 = M.to(tl.float32) * d_M_next.to(tl.float32)
+            d_kept_factor_2_via_kept_2_2 += tl.sum(d_kept_factor_2_via_kept_2)
+            # adjoint of kept
+            d_carried_steps_via_kept = M.to(tl.float32) * d_S_next.to(tl.float32)
+            d_carried_steps_via_kept_2 += tl.sum(d_carried_steps_via_kept)
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written_2
+            d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            prediction_2 = tl.dot(k, M, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
+                inherited_steps_2[:, None] * prediction_2
+                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+            )
+            # update, line 29
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of written_2
+            d_written_factor_via_written_2 = d_written_2 * u
+            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_steps_t_via_written = d_written * u
+            d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_u_via_written = d_written * written_steps_t[:, None]
+            # adjoint of written_2
+            d_u_via_written_2 = d_written_2 * written_factor[:, None]
+            # adjoint of u
+            d_u_start = d_u_via_written + d_u_via_written_2
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u_s * (
+                -inherited_steps_2[:, None] * prediction_2
+                - prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                + v.to(tl.float32)
+            )
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
+            d_coarse_before_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s * prediction
+            d_coarse_before_via_rhs_2 += tl.sum(d_coarse_before_via_rhs, 1)
+            d_inherited_steps_2_via_rhs = -beta[:, None] * d_rhs_via_u_s * prediction_2
+            d_inherited_steps_2_via_rhs_2 += tl.sum(d_inherited_steps_2_via_rhs, 1)
+            d_prediction_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s
+            d_prediction_2_via_rhs = -d_prediction_2_via_rhs_factor[:, None] * d_rhs_via_u_s
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_steps_t[:, None]
+            written_2 = u * written_factor[:, None]
+            # gradient
+            d_k_2 = tl.dot(d_M_next, tl.trans(written_2).to(dtype), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(d_S_next, tl.trans(written).to(dtype), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(M, tl.trans(d_prediction_2_via_rhs).to(dtype), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(S, tl.trans(d_prediction_via_rhs).to(dtype), d_k_2, input_precision=PRECISION)
+            # adjoint of rhs
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k_2), token, left, HV * K, K, BT, BK, 0)
+        store_vector(
+            d_inherited_steps_2_via_rhs_2_ptr + i_h, d_inherited_steps_2_via_rhs_2, token, left, HV, BT
+        )
+        store_vector(
+            d_written_steps_t_via_written_2_ptr + i_h, d_written_steps_t_via_written_2, token, left, HV, BT
+        )
+        tl.store(d_carried_steps_via_kept_2_ptr + i_chunk * HV + i_h, d_carried_steps_via_kept_2)
+        tl.store(d_kept_factor_via_kept_2_ptr + i_chunk * HV + i_h, d_kept_factor_via_kept_2)
+        store_vector(
+            d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
+        )
+        tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
+        # adjoint of inherited_steps_2
+        d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(
+            d_inherited_steps_2_via_rhs_2[:, None], [BT, BT]
+        )
+        # update, line 29
+        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        # adjoint of inherited_2
+        d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
+        # adjoint of earlier_steps
+        d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
+        d_since_2_via_earlier_steps = tl.where(t[:, None] > t[None, :], d_earlier_steps, 0.0)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_gap_2 = coarse_before[:, None] - coarse_sum[None, :]
+        fine_gap_2 = fine_before[:, None] - fine_sum[None, :]
+        gap_2 = coarse_gap_2 + fine_gap_2
+        # causality
+        gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
+        gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        since_2 = tl.exp(gap_masked_2)
+        # adjoint of since_2
+        d_gap_masked_2_via_since_2 = d_since_2_via_earlier_steps * since_2
+        # adjoint of fine_gap_2
+        d_fine_before_via_fine_gap_2 = tl.sum(d_gap_masked_2_via_since_2, 1)
+        # adjoint of fine_before
+        d_fine_before = d_coarse_before_via_rhs_2 + d_fine_before_via_fine_gap_2
+        store_vector(d_fine_before_ptr + i_h, d_fine_before, token, left, HV, BT)
+        # gradient
+        d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+    else:
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
+        inherited_steps_2 = load_vector(inherited_steps_2_ptr + i_h, token, left, HV, BT, 0.0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        inherited_steps = load_vector(inherited_steps_ptr + i_h, token, left, HV, BT, 0.0)
+        mask_read = load_lower(mask_read_ptr + i_h * BT, token, left, HV * BT, BT)
+        mask_out = load_lower(mask_out_ptr + i_h * BT, token, left, HV * BT, BT)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_before = -coarse + coarse_sum
+        fine = -coarse + log_decay_valid
+        fine_sum = tl.cumsum(fine, 0)
+        fine_before = -fine + fine_sum
+        # update, line 29
+        log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
+        log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
+        coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
+        coarse_sum_2 = tl.cumsum(coarse_2, 0)
+        fine_2 = -coarse_2 + log_momentum_valid
+        fine_sum_2 = tl.cumsum(fine_2, 0)
+        coarse_chunk_2 = tl.sum(coarse_2)
+        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+        fine_chunk_2 = tl.sum(fine_2)
+        fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_u_via_written = d_written * written_steps_t[:, None]
+            # adjoint of written_2
+            d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
+            d_u_via_written_2 = d_written_2 * written_factor[:, None]
+            # adjoint of u
+            d_u_start = d_u_via_written + d_u_via_written_2
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            prediction_2 = tl.dot(k, M, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
+                inherited_steps_2[:, None] * prediction_2
+                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+            )
+            # update, line 29
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # adjoint of system
+        d_beta_via_system_shared = d_system_via_u_3 * mask_read.to(tl.float32)
+        # prediction
+        overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+        # causality
+        earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # adjoint of system
+        d_beta_via_system = d_beta_via_system_shared * earlier
+        d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+        d_mask_read_via_system = beta[:, None] * d_system_via_u_3 * earlier
+        store_lower(d_mask_read_via_system_ptr + i_h * BT, d_mask_read_via_system, token, left, HV * BT, BT)
+        # update, line 29
+        coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
+        fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # update, line 29
+        since = tl.exp(gap_masked)
+        # adjoint of mask_read
+        d_earlier_steps_via_mask_read = tl.dot(
+            d_mask_read_via_system.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
+        )
+        # adjoint of system
+        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
+        # gradient
+        d_k = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of attention
+        d_mask_out_via_attention = d_attention * overlap_q
+        store_lower(
+            d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT
+        )
+        # gradient
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_carried_out_factor_2_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited_3 = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            # read-out
+            inherited_4 = tl.dot(q, M, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
+            d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
+            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                d_inherited_4_via_carried_out.to(dtype), tl.trans(M), d_q_2, input_precision=PRECISION
+            )
+            d_q_2 = tl.dot(
+                d_inherited_3_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        store_vector(
+            d_carried_out_factor_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
+        )
+        store_vector(
+            d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_2_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
+        )
+        # adjoint of rhs
+        d_coarse_before_via_rhs_factor = beta * tl.exp(coarse_before + fine_before)
+        d_prediction_2_via_rhs_factor = beta * inherited_steps_2
+        d_kept_factor_2_via_kept_2_2 = 0.0
+        d_carried_steps_via_kept_2 = 0.0
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
+        d_written_steps_t_via_written_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_coarse_before_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_inherited_steps_2_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_k_2 = d_k
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of kept_2
+            d_kept_factor_2_via_kept_2 = M.to(tl.float32) * d_M_next.to(tl.float32)
+            d_kept_factor_2_via_kept_2_2 += tl.sum(d_kept_factor_2_via_kept_2)
+            # adjoint of kept
+            d_carried_steps_via_kept = M.to(tl.float32) * d_S_next.to(tl.float32)
+            d_carried_steps_via_kept_2 += tl.sum(d_carried_steps_via_kept)
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written_2
+            d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            prediction_2 = tl.dot(k, M, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
+                inherited_steps_2[:, None] * prediction_2
+                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+            )
+            # update, line 29
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of written_2
+            d_written_factor_via_written_2 = d_written_2 * u
+            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_steps_t_via_written = d_written * u
+            d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_u_via_written = d_written * written_steps_t[:, None]
+            # adjoint of written_2
+            d_u_via_written_2 = d_written_2 * written_factor[:, None]
+            # adjoint of u
+            d_u_start = d_u_via_written + d_u_via_written_2
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            # adjoint of u
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u_s * (
+                -inherited_steps_2[:, None] * prediction_2
+                - prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                + v.to(tl.float32)
+            )
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
+            d_coarse_before_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s * prediction
+            d_coarse_before_via_rhs_2 += tl.sum(d_coarse_before_via_rhs, 1)
+            d_inherited_steps_2_via_rhs = -beta[:, None] * d_rhs_via_u_s * prediction_2
+            d_inherited_steps_2_via_rhs_2 += tl.sum(d_inherited_steps_2_via_rhs, 1)
+            d_prediction_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s
+            d_prediction_2_via_rhs = -d_prediction_2_via_rhs_factor[:, None] * d_rhs_via_u_s
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_steps_t[:, None]
+            written_2 = u * written_factor[:, None]
+            # gradient
+            d_k_2 = tl.dot(written_2.to(dtype), tl.trans(d_M_next), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(d_prediction_2_via_rhs.to(dtype), tl.trans(M), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_2, input_precision=PRECISION)
+            # adjoint of rhs
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
+        store_vector(
+            d_inherited_steps_2_via_rhs_2_ptr + i_h, d_inherited_steps_2_via_rhs_2, token, left, HV, BT
+        )
+        store_vector(
+            d_written_steps_t_via_written_2_ptr + i_h, d_written_steps_t_via_written_2, token, left, HV, BT
+        )
+        tl.store(d_carried_steps_via_kept_2_ptr + i_chunk * HV + i_h, d_carried_steps_via_kept_2)
+        tl.store(d_kept_factor_via_kept_2_ptr + i_chunk * HV + i_h, d_kept_factor_via_kept_2)
+        store_vector(
+            d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
+        )
+        tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
+        # adjoint of inherited_steps_2
+        d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(
+            d_inherited_steps_2_via_rhs_2[:, None], [BT, BT]
+        )
+        # update, line 29
+        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        # adjoint of inherited_2
+        d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
+        # adjoint of earlier_steps
+        d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
+        d_since_2_via_earlier_steps = tl.where(t[:, None] > t[None, :], d_earlier_steps, 0.0)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_gap_2 = coarse_before[:, None] - coarse_sum[None, :]
+        fine_gap_2 = fine_before[:, None] - fine_sum[None, :]
+        gap_2 = coarse_gap_2 + fine_gap_2
+        # causality
+        gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
+        gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        since_2 = tl.exp(gap_masked_2)
+        # adjoint of since_2
+        d_gap_masked_2_via_since_2 = d_since_2_via_earlier_steps * since_2
+        # adjoint of fine_gap_2
+        d_fine_before_via_fine_gap_2 = tl.sum(d_gap_masked_2_via_since_2, 1)
+        # adjoint of fine_before
+        d_fine_before = d_coarse_before_via_rhs_2 + d_fine_before_via_fine_gap_2
+        store_vector(d_fine_before_ptr + i_h, d_fine_before, token, left, HV, BT)
+        # gradient
+        d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

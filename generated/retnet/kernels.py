@@ -474,132 +474,267 @@ def chunk_gradients(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    fine = -coarse + log_decay_valid
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine_sum = tl.cumsum(fine, 0)
-    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
-    fine_gap = fine_sum[:, None] - fine_sum[None, :]
-    gap = coarse_gap + fine_gap
-    # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    since = (tl.exp(gap_masked)).to(factors)
-    # read-out
-    overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(factors)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of attention
-        d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
-    # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    # adjoint of attention
-    d_overlap_q_via_attention = d_attention * since.to(tl.float32)
-    # adjoint of since
-    d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q.to(tl.float32)
-    # adjoint of gap_apart
-    d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
-    # adjoint of fine_gap
-    d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
-    d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
-    d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
-    # adjoint of fine_sum
-    d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    attention = tl.trans(overlap_q.to(tl.float32) * since.to(tl.float32)).to(dtype)
-    # gradient
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # read-out
-        inherited = tl.dot(q, S, input_precision=PRECISION)
-        # adjoint of carried_out
-        d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-        d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-        # gradient
-        d_q_2 = tl.dot(d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    coarse_chunk = tl.sum(coarse)
-    fine_chunk = tl.sum(fine)
-    coarse_after = coarse_chunk - coarse_sum
-    fine_after = fine_chunk - fine_sum
-    written_factor = tl.exp(coarse_after + fine_after)
-    # adjoint of carried_out_factor
-    d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_kept_factor_via_kept_2 = 0.0
-    d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
-    d_k = d_k_s
-    for i_v in tl.range(0, blocks):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of kept
-        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-        d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_written_factor_via_written = d_written * v.to(tl.float32)
-        d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of v_s
-        d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
-        # adjoint of written
-        d_v_via_written = d_written * written_factor[:, None]
-        # gradient
-        d_v = d_v_s + d_v_via_written
-        store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+    if BK > 128:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of attention
+            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        written = v.to(tl.float32) * written_factor[:, None]
+        log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        fine = -coarse + log_decay_valid
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap = fine_sum[:, None] - fine_sum[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        since = tl.exp(gap_masked)
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * since
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of since
+        d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        attention = overlap_q * since
         # gradient
-        d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
-    store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
-    # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    kept_factor = tl.exp(coarse_chunk + fine_chunk)
-    # adjoint of kept_factor
-    d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-    # adjoint of written_factor
-    d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
-    # adjoint of fine_after
-    d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
-    # adjoint of fine_chunk
-    d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-    # adjoint of fine_after
-    d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
-    # adjoint of fine_sum
-    d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
-    d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
-    # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
-    # adjoint of log_decay_valid
-    d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
-    # adjoint of log_decay_bounded
-    d_log_gamma_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
-        log_gamma <= -800.0, 0.0, 1.0
-    )
-    store_vector(d_log_gamma_ptr + i_h, d_log_gamma_via_log_decay_bounded, token, left, HV, BT)
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        _attention_turned = tl.trans(attention).to(dtype)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+        d_k = d_k_s
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_factor_via_written = d_written * v.to(tl.float32)
+            d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of v_s
+            d_v_s = tl.dot(_attention_turned, d_read_via_o.to(dtype), input_precision=PRECISION)
+            # adjoint of written
+            d_v_via_written = d_written * written_factor[:, None]
+            # gradient
+            d_v = d_v_s + d_v_via_written
+            store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+            # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+            written = v.to(tl.float32) * written_factor[:, None]
+            # gradient
+            d_k = tl.dot(d_S_next, tl.trans(written).to(dtype), d_k, input_precision=PRECISION)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k), token, left, HV * K, K, BT, BK, 0)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of written_factor
+        d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
+        # adjoint of fine_sum
+        d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_log_gamma_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
+            log_gamma <= -800.0, 0.0, 1.0
+        )
+        store_vector(d_log_gamma_ptr + i_h, d_log_gamma_via_log_decay_bounded, token, left, HV, BT)
+    else:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        log_gamma = tl.full([BT], tl.load(log_gamma_ptr + i_h).to(tl.float32), tl.float32)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        fine = -coarse + log_decay_valid
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap = fine_sum[:, None] - fine_sum[None, :]
+        gap = coarse_gap + fine_gap
+        # causality
+        gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
+        gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        since = (tl.exp(gap_masked)).to(factors)
+        # read-out
+        overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(factors)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of attention
+            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * since.to(tl.float32)
+        # adjoint of since
+        d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q.to(tl.float32)
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        attention = tl.trans(overlap_q.to(tl.float32) * since.to(tl.float32)).to(dtype)
+        # gradient
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+        d_k = d_k_s
+        for i_v in tl.range(0, blocks):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_factor_via_written = d_written * v.to(tl.float32)
+            d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of v_s
+            d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
+            # adjoint of written
+            d_v_via_written = d_written * written_factor[:, None]
+            # gradient
+            d_v = d_v_s + d_v_via_written
+            store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+            # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+            written = v.to(tl.float32) * written_factor[:, None]
+            # gradient
+            d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
+        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of written_factor
+        d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
+        # adjoint of fine_sum
+        d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_log_gamma_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
+            log_gamma <= -800.0, 0.0, 1.0
+        )
+        store_vector(d_log_gamma_ptr + i_h, d_log_gamma_via_log_decay_bounded, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

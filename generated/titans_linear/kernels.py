@@ -734,181 +734,379 @@ def chunk_gradients_masks(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
-    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
-    inherited_steps = load_vector(inherited_steps_ptr + i_h, token, left, HV, BT, 0.0)
-    mask_out = load_lower(mask_out_ptr + i_h * BT, token, left, HV * BT, BT)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-    written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
-    d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_carried_out_factor_2_via_carried_out_2 = tl.zeros([BT], tl.float32)
-    d_attention = tl.zeros([BT, BT], tl.float32)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # read-out
-        inherited_3 = tl.dot(q, S, input_precision=PRECISION)
-        # adjoint of carried_out
-        d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
-        d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-        # read-out
-        inherited_4 = tl.dot(q, M, input_precision=PRECISION)
-        # adjoint of carried_out
-        d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
-        d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        # loss, line 24: norm2(p - v) / 2
-        u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
-        # adjoint of attention
-        d_attention = tl.dot(
-            d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+    if BK > 64:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
+        inherited_steps = load_vector(inherited_steps_ptr + i_h, token, left, HV, BT, 0.0)
+        mask_out = load_lower(mask_out_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_carried_out_factor_2_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited_3 = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            # read-out
+            inherited_4 = tl.dot(q, M, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
+            d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        store_vector(
+            d_carried_out_factor_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
         )
-    store_vector(
-        d_carried_out_factor_via_carried_out_2_ptr + i_h,
-        d_carried_out_factor_via_carried_out_2,
-        token,
-        left,
-        HV,
-        BT,
-    )
-    store_vector(
-        d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
-        d_carried_out_factor_2_via_carried_out_2,
-        token,
-        left,
-        HV,
-        BT,
-    )
-    # update, line 29
-    log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
-    log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
-    coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
-    fine_2 = -coarse_2 + log_momentum_valid
-    coarse_sum_2 = tl.cumsum(coarse_2, 0)
-    fine_sum_2 = tl.cumsum(fine_2, 0)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine = -coarse + log_decay_valid
-    fine_sum = tl.cumsum(fine, 0)
-    # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
-    carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # adjoint of attention
-    d_mask_out_via_attention = d_attention * overlap_q
-    store_lower(d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT)
-    d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
-    # gradient
-    d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-    d_kept_factor_2_via_kept_2_2 = 0.0
-    d_carried_steps_via_kept_2 = 0.0
-    d_kept_factor_via_kept_2 = 0.0
-    d_q_2 = d_q
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_M_next = load_rows(
-            d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+        store_vector(
+            d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_2_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
         )
-        # adjoint of kept_2
-        d_kept_factor_2_via_kept_2 = M.to(tl.float32) * d_M_next.to(tl.float32)
-        d_kept_factor_2_via_kept_2_2 += tl.sum(d_kept_factor_2_via_kept_2)
-        # adjoint of kept
-        d_carried_steps_via_kept = M.to(tl.float32) * d_S_next.to(tl.float32)
-        d_carried_steps_via_kept_2 += tl.sum(d_carried_steps_via_kept)
-        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-        d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of carried_out
-        d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-        d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
-        # gradient
-        d_q_2 = tl.dot(d_inherited_4_via_carried_out.to(dtype), tl.trans(M), d_q_2, input_precision=PRECISION)
-        d_q_2 = tl.dot(d_inherited_3_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-    tl.store(d_carried_steps_via_kept_2_ptr + i_chunk * HV + i_h, d_carried_steps_via_kept_2)
-    tl.store(d_kept_factor_via_kept_2_ptr + i_chunk * HV + i_h, d_kept_factor_via_kept_2)
-    tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
-    # update, line 29
-    coarse_chunk_2 = tl.sum(coarse_2)
-    coarse_after_2 = coarse_chunk_2 - coarse_sum_2
-    fine_chunk_2 = tl.sum(fine_2)
-    fine_after_2 = fine_chunk_2 - fine_sum_2
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    written_factor = tl.exp(coarse_after_2 + fine_after_2)
-    # adjoint of k_s
-    d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-    d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
-    d_written_steps_t_via_written_2 = tl.zeros([BT], tl.float32)
-    d_theta_via_u_2 = tl.zeros([BT], tl.float32)
-    d_k = d_k_s
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        d_M_next = load_rows(
-            d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
-        )
-        # adjoint of written_2
-        d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        # loss, line 24: norm2(p - v) / 2
-        u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
-        # adjoint of written_2
-        d_written_factor_via_written_2 = d_written_2 * u
-        d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-        d_written_steps_t_via_written = d_written * u
-        d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
-        # adjoint of written
-        d_u_via_written = d_written * written_steps_t[:, None]
-        # adjoint of written_2
-        d_u_via_written_2 = d_written_2 * written_factor[:, None]
-        # adjoint of u
-        d_u_start = d_u_via_written + d_u_via_written_2
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
-        # adjoint of u
-        d_theta_via_u = d_u_s * (-prediction + v.to(tl.float32))
-        d_theta_via_u_2 += tl.sum(d_theta_via_u, 1)
-        d_prediction_via_u = -d_u_s * theta[:, None]
+        # update, line 29
+        log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
+        log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
+        coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
+        fine_2 = -coarse_2 + log_momentum_valid
+        coarse_sum_2 = tl.cumsum(coarse_2, 0)
+        fine_sum_2 = tl.cumsum(fine_2, 0)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written = u * written_steps_t[:, None]
-        written_2 = u * written_factor[:, None]
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine = -coarse + log_decay_valid
+        fine_sum = tl.cumsum(fine, 0)
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of attention
+        d_mask_out_via_attention = d_attention * overlap_q
+        store_lower(
+            d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT
+        )
+        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
         # gradient
-        d_k = tl.dot(written_2.to(dtype), tl.trans(d_M_next), d_k, input_precision=PRECISION)
-        d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
-        d_k = tl.dot(d_prediction_via_u.to(dtype), tl.trans(S), d_k, input_precision=PRECISION)
-        # adjoint of u
-        d_v_via_u = d_u_s * theta[:, None]
-        store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
-    store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
-    store_vector(d_theta_ptr + i_h, d_theta_via_u_2, token, left, HV, BT)
-    store_vector(
-        d_written_steps_t_via_written_2_ptr + i_h, d_written_steps_t_via_written_2, token, left, HV, BT
-    )
-    store_vector(
-        d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
-    )
+        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        d_kept_factor_2_via_kept_2_2 = 0.0
+        d_carried_steps_via_kept_2 = 0.0
+        d_kept_factor_via_kept_2 = 0.0
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of kept_2
+            d_kept_factor_2_via_kept_2 = M.to(tl.float32) * d_M_next.to(tl.float32)
+            d_kept_factor_2_via_kept_2_2 += tl.sum(d_kept_factor_2_via_kept_2)
+            # adjoint of kept
+            d_carried_steps_via_kept = M.to(tl.float32) * d_S_next.to(tl.float32)
+            d_carried_steps_via_kept_2 += tl.sum(d_carried_steps_via_kept)
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                M, tl.trans(d_inherited_4_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_3_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        tl.store(d_carried_steps_via_kept_2_ptr + i_chunk * HV + i_h, d_carried_steps_via_kept_2)
+        tl.store(d_kept_factor_via_kept_2_ptr + i_chunk * HV + i_h, d_kept_factor_via_kept_2)
+        tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
+        # update, line 29
+        coarse_chunk_2 = tl.sum(coarse_2)
+        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+        fine_chunk_2 = tl.sum(fine_2)
+        fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
+        d_written_steps_t_via_written_2 = tl.zeros([BT], tl.float32)
+        d_theta_via_u_2 = tl.zeros([BT], tl.float32)
+        d_k = d_k_s
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of written_2
+            d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
+            # adjoint of written_2
+            d_written_factor_via_written_2 = d_written_2 * u
+            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_steps_t_via_written = d_written * u
+            d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_u_via_written = d_written * written_steps_t[:, None]
+            # adjoint of written_2
+            d_u_via_written_2 = d_written_2 * written_factor[:, None]
+            # adjoint of u
+            d_u_start = d_u_via_written + d_u_via_written_2
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            # adjoint of u
+            d_theta_via_u = d_u_s * (-prediction + v.to(tl.float32))
+            d_theta_via_u_2 += tl.sum(d_theta_via_u, 1)
+            d_prediction_via_u = -d_u_s * theta[:, None]
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_steps_t[:, None]
+            written_2 = u * written_factor[:, None]
+            # gradient
+            d_k = tl.dot(d_M_next, tl.trans(written_2).to(dtype), d_k, input_precision=PRECISION)
+            d_k = tl.dot(d_S_next, tl.trans(written).to(dtype), d_k, input_precision=PRECISION)
+            d_k = tl.dot(S, tl.trans(d_prediction_via_u).to(dtype), d_k, input_precision=PRECISION)
+            # adjoint of u
+            d_v_via_u = d_u_s * theta[:, None]
+            store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k), token, left, HV * K, K, BT, BK, 0)
+        store_vector(d_theta_ptr + i_h, d_theta_via_u_2, token, left, HV, BT)
+        store_vector(
+            d_written_steps_t_via_written_2_ptr + i_h, d_written_steps_t_via_written_2, token, left, HV, BT
+        )
+        store_vector(
+            d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
+        )
+    else:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
+        inherited_steps = load_vector(inherited_steps_ptr + i_h, token, left, HV, BT, 0.0)
+        mask_out = load_lower(mask_out_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
+        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_carried_out_factor_2_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # read-out
+            inherited_3 = tl.dot(q, S, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
+            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+            # read-out
+            inherited_4 = tl.dot(q, M, input_precision=PRECISION)
+            # adjoint of carried_out
+            d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
+            d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        store_vector(
+            d_carried_out_factor_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
+        )
+        store_vector(
+            d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
+            d_carried_out_factor_2_via_carried_out_2,
+            token,
+            left,
+            HV,
+            BT,
+        )
+        # update, line 29
+        log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
+        log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
+        coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
+        fine_2 = -coarse_2 + log_momentum_valid
+        coarse_sum_2 = tl.cumsum(coarse_2, 0)
+        fine_sum_2 = tl.cumsum(fine_2, 0)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine = -coarse + log_decay_valid
+        fine_sum = tl.cumsum(fine, 0)
+        # read-out
+        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # adjoint of attention
+        d_mask_out_via_attention = d_attention * overlap_q
+        store_lower(
+            d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT
+        )
+        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
+        # gradient
+        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_kept_factor_2_via_kept_2_2 = 0.0
+        d_carried_steps_via_kept_2 = 0.0
+        d_kept_factor_via_kept_2 = 0.0
+        d_q_2 = d_q
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of kept_2
+            d_kept_factor_2_via_kept_2 = M.to(tl.float32) * d_M_next.to(tl.float32)
+            d_kept_factor_2_via_kept_2_2 += tl.sum(d_kept_factor_2_via_kept_2)
+            # adjoint of kept
+            d_carried_steps_via_kept = M.to(tl.float32) * d_S_next.to(tl.float32)
+            d_carried_steps_via_kept_2 += tl.sum(d_carried_steps_via_kept)
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+            # gradient
+            d_q_2 = tl.dot(
+                d_inherited_4_via_carried_out.to(dtype), tl.trans(M), d_q_2, input_precision=PRECISION
+            )
+            d_q_2 = tl.dot(
+                d_inherited_3_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        tl.store(d_carried_steps_via_kept_2_ptr + i_chunk * HV + i_h, d_carried_steps_via_kept_2)
+        tl.store(d_kept_factor_via_kept_2_ptr + i_chunk * HV + i_h, d_kept_factor_via_kept_2)
+        tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
+        # update, line 29
+        coarse_chunk_2 = tl.sum(coarse_2)
+        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+        fine_chunk_2 = tl.sum(fine_2)
+        fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
+        d_written_steps_t_via_written_2 = tl.zeros([BT], tl.float32)
+        d_theta_via_u_2 = tl.zeros([BT], tl.float32)
+        d_k = d_k_s
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            d_M_next = load_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
+            )
+            # adjoint of written_2
+            d_written_2 = tl.dot(k, d_M_next, input_precision=PRECISION)
+            # prediction
+            prediction = tl.dot(k, S, input_precision=PRECISION)
+            # loss, line 24: norm2(p - v) / 2
+            u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
+            # adjoint of written_2
+            d_written_factor_via_written_2 = d_written_2 * u
+            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_steps_t_via_written = d_written * u
+            d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of written
+            d_u_via_written = d_written * written_steps_t[:, None]
+            # adjoint of written_2
+            d_u_via_written_2 = d_written_2 * written_factor[:, None]
+            # adjoint of u
+            d_u_start = d_u_via_written + d_u_via_written_2
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            # adjoint of u
+            d_theta_via_u = d_u_s * (-prediction + v.to(tl.float32))
+            d_theta_via_u_2 += tl.sum(d_theta_via_u, 1)
+            d_prediction_via_u = -d_u_s * theta[:, None]
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_steps_t[:, None]
+            written_2 = u * written_factor[:, None]
+            # gradient
+            d_k = tl.dot(written_2.to(dtype), tl.trans(d_M_next), d_k, input_precision=PRECISION)
+            d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
+            d_k = tl.dot(d_prediction_via_u.to(dtype), tl.trans(S), d_k, input_precision=PRECISION)
+            # adjoint of u
+            d_v_via_u = d_u_s * theta[:, None]
+            store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
+        store_vector(d_theta_ptr + i_h, d_theta_via_u_2, token, left, HV, BT)
+        store_vector(
+            d_written_steps_t_via_written_2_ptr + i_h, d_written_steps_t_via_written_2, token, left, HV, BT
+        )
+        store_vector(
+            d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
+        )
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

@@ -32,7 +32,7 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_prepare": {64: Config(64, 4, 1), 128: Config(64, 4, 1), 256: Config(64, 8, 1)},
     "chunk_scan": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
     "chunk_scan_reverse": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
-    "chunk_gradients": {64: Config(32, 4, 1), 128: Config(16, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_gradients": {64: Config(32, 4, 1), 128: Config(16, 4, 1), 256: Config(16, 8, 1)},
     "chunk_moves": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "chunk_output": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_transition": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 1)},
@@ -68,9 +68,13 @@ DEFAULTS: dict[str, dict[int, Config]] = {
 
 # In their place where chunks are long: tiles of 128 x 128 need the registers of 8 warps.
 LONG: dict[str, dict[int, Config]] = {
-    "chunk_gradients": {64: Config(32, 8, 1), 128: Config(32, 8, 1)},
+    "chunk_gradients": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_output": {64: Config(32, 8, 1), 128: Config(32, 8, 1)},
 }
+
+
+# Kernels whose sums as wide as the keys take the registers of 8 warps where there are more key channels than this.
+WIDE = {"chunk_gradients": 128, "chunk_gradients_nonlinear": 128, "chunk_gradients_masks": 64}
 
 
 def plain_name(kernel: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
-from ttrc.ir.config import default_chunk
+from ttrc.ir.config import WIDE, block, default_chunk
 from ttrc.ir.tile import Carry, Statement, Tile
 
 
@@ -66,7 +66,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Kernel:
-    """`narrow` tiles are held in the inputs' dtype once they are made, `turned` ones transposed as well."""
+    """`narrow` tiles are held in the inputs' dtype once they are made, `turned` ones transposed as well.
+
+    `wide` is the same kernel cut for wide heads, those with more key channels than WIDE says.
+    """
 
     name: str
     skeleton: Skeleton
@@ -75,6 +78,11 @@ class Kernel:
     carries: tuple[Carry, ...]
     narrow: frozenset[Tile] = frozenset()
     turned: frozenset[Tile] = frozenset()
+    wide: Optional[Kernel] = None
+
+    def of(self, d_k: int) -> Kernel:
+        """What runs for heads of so many key channels."""
+        return self.wide if self.wide is not None and block(d_k) > WIDE[self.name] else self
 
     @property
     def loads(self) -> tuple[Buffer, ...]:

@@ -120,7 +120,8 @@ class _Cost:
                 written += states
             case Skeleton.TOKENS_REVERSE:  # checkpoints, and the trail of recomputed states (which caches hold)
                 read += states
-        flops = 0.0 if _by_token(kernel) else sum(self._flops(s, kernel) for s in kernel.statements)
+        statements = kernel.of(self.d_k).statements
+        flops = 0.0 if _by_token(kernel) else sum(self._flops(s, kernel) for s in statements)
         return Traffic(read, written, flops)
 
     def _bytes(self, buffer: Buffer, kernel: Kernel) -> float:

@@ -41,7 +41,7 @@ from ttrc.ir.tile import (
 )
 from ttrc.language.spec import Parameter
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
-from ttrc.passes.narrow_factors import AS_MADE, narrow_factors
+from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
@@ -284,11 +284,17 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=(), long: 
     if skeleton is Skeleton.PARALLEL:
         results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
         narrow = narrow_factors(body, results) if long else AS_MADE
-        segments = tuple(
-            _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
-            for p in split_panels(body, results, narrow)
-        )
-        return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned)
+
+        def cut(narrow: Narrow, wide: bool) -> tuple[Segment, ...]:
+            return tuple(
+                _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
+                for p in split_panels(body, results, narrow, wide)
+            )
+
+        # Chunks of wide heads are short: nothing is narrow there.
+        sums_keys = any(sums_values(s) and s.target.axes == ("t", "k") for s in body)
+        wide = Kernel(name, skeleton, False, cut(AS_MADE, True), ()) if sums_keys else None
+        return Kernel(name, skeleton, False, cut(narrow, False), (), narrow.factors, narrow.turned, wide)
     name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton) else name
     body = order_statements(body, tuple(targets))
     segments = (_segment(False, body, (), memory, stores, targets),)

@@ -13,9 +13,10 @@ from ttrc.ir.tile import Elementwise, Statement, Tile, operands, sums_values
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.narrow_factors import Narrow
 from ttrc.passes.order_statements import order_statements
-from ttrc.passes.slice_program import slice_program
+from ttrc.passes.slice_program import names_of, slice_program
 
 TYPICAL = {"t": 64, "s": 64, "k": 128, "v": 32}  # axes as long as they mostly are, to compare registers
+WIDE = TYPICAL | {"k": 256}
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,15 @@ class Piece:
     results: tuple[Tile, ...]
 
 
-def split_panels(body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow) -> tuple[Piece, ...]:
+def split_panels(
+    body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow, wide_heads: bool = False
+) -> tuple[Piece, ...]:
     groups = _groups(body, wanted)
     body = _add_early(body, groups)
     made = frozenset(s.target for s in body)
     once = frozenset(t for t in made if "v" not in t.axes)
     panels = [slice_program(body, group, once - set(group)) for group in groups]
-    place = _places(body, groups, panels, narrow)
+    place = _places(body, groups, panels, narrow, wide_heads)
     pieces = []
     for number in range(len(groups) + 1):
         code = tuple(s for s in body if place.get(s.target) == number)
@@ -158,7 +161,9 @@ def _add_early(body: tuple[Statement, ...], groups: list[list[Tile]]) -> tuple[S
     return tuple(build.statements)
 
 
-def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels, narrow: Narrow) -> dict[Tile, int]:
+def _places(
+    body: tuple[Statement, ...], groups: list[list[Tile]], panels, narrow: Narrow, wide_heads: bool
+) -> dict[Tile, int]:
     """In front of which loop each piece of code once a chunk stands.
 
     What comes from a loop's sums follows at once, for it takes their place; what comes from the inputs alone waits
@@ -194,11 +199,13 @@ def _places(body: tuple[Statement, ...], groups: list[list[Tile]], panels, narro
                     (place[s.target] for s in once if s.target != target and set(wide) & set(operands(s.op))), default=0
                 )
                 place[target] = max(place[target], min(last, until))
-    _postpone(once, panels, groups, place, narrow.factors)
+    _postpone(once, panels, groups, place, narrow.factors, wide_heads)
     return {s.target: place[s.target] for s in once}
 
 
-def _postpone(once: list[Statement], panels, groups: list[list[Tile]], place: dict[Tile, int], settled) -> None:
+def _postpone(
+    once: list[Statement], panels, groups: list[list[Tile]], place: dict[Tile, int], settled, wide_heads: bool
+) -> None:
     """A wide tile that waits for a later loop is better made there, if it is larger than what it is made of."""
     users: dict[Tile, list[tuple[Tile, int]]] = {}
     for statement in once:
@@ -208,7 +215,9 @@ def _postpone(once: list[Statement], panels, groups: list[list[Tile]], place: di
         for statement in panel:
             for tile in operands(statement.op):
                 users.setdefault(tile, []).append((statement.target, number))
-    makes = {s.target: s for s in once}
+    makes, lengths = {s.target: s for s in once}, WIDE if wide_heads else TYPICAL
+    at_hand = {t for t, source in names_of(tuple(once)).items() if wide_heads and source not in makes}
+    waiting = {t for t in makes if wide_heads and t.axes == ("t", "s")}
 
     def first_use(tile: Tile) -> int:
         return min((place[t] if number < 0 else number for t, number in users.get(tile, ())), default=len(groups))
@@ -221,13 +230,16 @@ def _postpone(once: list[Statement], panels, groups: list[list[Tile]], place: di
         moved = {target}
         for other in reversed(once):
             own = users.get(other.target, ())
+            if other.target in waiting:
+                continue
             if place[other.target] == place[target] and own and all(n < 0 and t in moved for t, n in own):
                 moved.add(other.target)
         held = {t for m in moved for t in operands(makes[m].op) if t in makes and t not in moved and len(t.axes) > 1}
+        held -= at_hand
         held = {t for t in held if all((place[u] if n < 0 else n) < later for u, n in users[t] if u not in moved)}
-        if sum(map(_size, held)) < _size(target):
+        if sum(_size(t, lengths) for t in held) < _size(target, lengths):
             place.update(dict.fromkeys(moved, later))
 
 
-def _size(tile: Tile) -> int:
-    return math.prod(TYPICAL[a] for a in tile.axes)
+def _size(tile: Tile, lengths: dict[str, int]) -> int:
+    return math.prod(lengths[a] for a in tile.axes)

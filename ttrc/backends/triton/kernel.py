@@ -18,7 +18,7 @@ from ttrc.backends.triton.memory import (
     store_state,
 )
 from ttrc.backends.triton.printer import TritonPrinter, shape
-from ttrc.ir.config import plain_name
+from ttrc.ir.config import WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton
 from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
@@ -53,7 +53,13 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     }
     writer = _Writer(kernel, domains, tags)
     if kernel.skeleton is Skeleton.PARALLEL:
-        return common | {"body": writer.panels(), "lead": _lead(kernel), "narrow": bool(kernel.narrow)}
+        return common | {
+            "body": writer.panels(),
+            "wide": "" if kernel.wide is None else _Writer(kernel.wide, domains, tags, wide=True).panels(),
+            "widest": WIDE.get(kernel.name),
+            "lead": _lead(kernel),
+            "narrow": bool(kernel.narrow),
+        }
     common["hidden"] = has_hidden(kernel)
     match kernel.skeleton:
         case Skeleton.SCAN:
@@ -208,13 +214,13 @@ def _after(segment: Segment, statement: Statement) -> list[Buffer]:
 
 
 class _Writer:
-    def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
+    def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str], wide: bool = False):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         memory = TokenMemory if tokens else ChunkMemory
         self.kernel, self.tags, self.memory, self.domains = kernel, tags, memory(domains, "i_v"), domains
         self.stored = {b.tile: b for b in kernel.loads}
         raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b)}
-        self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned), set()
+        self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, wide), set()
         self.on_request = _on_request(kernel)
         self.origin = None
 
@@ -252,8 +258,12 @@ class _Writer:
     def panels(self) -> str:
         # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
         lines = self._loads(b for b in self.kernel.loads if "v" not in b.tile.axes)
-        for segment in self.kernel.segments:
+        segments = self.kernel.segments
+        for number, segment in enumerate(segments):
             lines += self._panel_loop(segment) if segment.panelled else [self.straight(segment)]
+            if self.printer.wide:
+                later = tuple(s for x in segments[number + 1 :] for s in x.statements)
+                lines += self.printer.rest({s.target for s in segment.statements}, later)
         return "\n".join(line for line in lines if line)
 
     def _panel_loop(self, segment: Segment) -> list[str]:
@@ -275,7 +285,8 @@ class _Writer:
         # not loaded, must go to shared memory in front of the loop.
         inside = {b.tile for b in segment.loads} | {s.target for s in segment.statements}
         factors = {t for s in segment.statements if isinstance(s.op, Contract) for t in (s.op.a, s.op.b)}
-        hoisted = "" if factors - inside - {b.tile for b in self.kernel.loads} else ", disable_licm=True"
+        made = {t for t in factors - inside - {b.tile for b in self.kernel.loads} if not self.printer.rests(t)}
+        hoisted = "" if made else ", disable_licm=True"
         return [*opened, f"for i_v in tl.range(0, blocks{hoisted}):", *(f"    {line}" for line in body), *after]
 
     def _statement(self, statement) -> list[str]:
@@ -300,7 +311,7 @@ class _Writer:
     def _stores(self, buffers) -> list[str]:
         lines = []
         for buffer in buffers:
-            store = [self.memory.store(buffer, self.printer.name(buffer.tile))]
+            store = [self.memory.store(buffer, self.printer.upright(buffer.tile))]
             if buffer in self.on_request:
                 store = _guarded("SAVE", store)
             lines += store

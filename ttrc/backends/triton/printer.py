@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 
 from ttrc import symbolic
-from ttrc.backends.product import as_product
+from ttrc.backends.product import Product, as_product
 from ttrc.backends.triton.memory import BLOCK
 from ttrc.ir.tile import (
     GIVEN,
@@ -49,6 +49,7 @@ DIALECT = symbolic.Dialect(
         "coarse": "tl.floor(({0}) * 64.0) / 64.0",
     },
 )
+OF_KEYS = (("t", "k"), ("s", "k"))
 
 
 def shape(tile: Tile) -> str:
@@ -62,12 +63,19 @@ class TritonPrinter:
     `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
     elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
     the variable that holds it, where that has another name.
+
+    `wide`: products with a row of keys a token are worked out transposed. Then their rows are key channels, which are
+    as many as 8 warps need; of 64 tokens half of the warps would hold a second copy. `flipped` are the variables that
+    hold a tile transposed, `rested` those that hold one of them in the inputs' dtype for products still to come.
     """
 
     raw: set[str]
     narrow: frozenset[Tile] = frozenset()
     turned: frozenset[Tile] = frozenset()
+    wide: bool = False
     alias: dict[str, str] = field(default_factory=dict)
+    flipped: set[str] = field(default_factory=set)
+    rested: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def name(self, tile: Tile) -> str:
         return self.alias.get(tile.name, tile.name)
@@ -79,23 +87,48 @@ class TritonPrinter:
             return []
         if isinstance(statement.op, Root):
             return self._search(statement.op, target)
+        self._stand(statement)
         text = self.text(statement.op, target)
         if target in self.narrow | self.turned:
             self.raw.add(target.name)
             text = f"tl.trans({text}).to(dtype)" if target in self.turned else f"({text}).to(factors)"
+        if target in self.turned:
+            self.flipped.add(target.name)
         return [f"{self.name(target)} = {text}"]
+
+    def upright(self, tile: Tile) -> str:
+        """The tile as its axes say."""
+        return f"tl.trans({self.name(tile)})" if self._is_flipped(tile) else self.name(tile)
+
+    def rest(self, made: set[Tile], later: tuple[Statement, ...]) -> list[str]:
+        """Copies of C x C tiles as the products want them that come after a loop, where nothing else does."""
+        names = {self.name(t) for t in made if t.axes == ("t", "s")} - self.raw
+        names -= {self.name(t) for s in later if not isinstance(s.op, (Contract, Relabel)) for t in operands(s.op)}
+        lines = []
+        for statement in (s for s in later if isinstance(s.op, Contract)):
+            product = self._product(statement.op, statement.target, self._flips(statement))
+            factors = (product.left, product.left_transposed), (product.right, product.right_transposed)
+            for tile, transposed in factors:
+                name = self.name(tile)
+                if name not in names or (name, transposed) in self.rested:
+                    continue
+                text = self._operand(tile, transposed)
+                self.rested[name, transposed] = f"_{name}_turned" if transposed else f"_{name}"
+                lines.append(f"{self.rested[name, transposed]} = {text}")
+        return lines
 
     def open_sum(self, statement: Statement, chained: bool) -> list[str]:
         """The accumulator of a result that sums over panels, before the loop; `chained` ones join their addend's."""
         target, add = statement.target, getattr(statement.op, "add", None)
+        self._stand(statement)
         if chained:
             self._share(target, add)
             return []
         if add is not None:
-            return [f"{target.name} = {self._float(add)}"]
+            return [f"{target.name} = {self._along(add, target)}"]
         if isinstance(statement.op, Largest):
-            return [f'{target.name} = tl.full({shape(target)}, float("-inf"), tl.float32)']
-        return [f"{target.name} = " + (f"tl.zeros({shape(target)}, tl.float32)" if target.axes else "0.0")]
+            return [f'{target.name} = tl.full({self._shape(target)}, float("-inf"), tl.float32)']
+        return [f"{target.name} = " + (f"tl.zeros({self._shape(target)}, tl.float32)" if target.axes else "0.0")]
 
     def add_panel(self, statement: Statement) -> list[str]:
         """One panel's share of such a result."""
@@ -110,8 +143,29 @@ class TritonPrinter:
 
     def _share(self, target: Tile, source: Tile) -> None:
         self.alias[target.name] = self.name(source)
-        if source.name in self.raw:
-            self.raw.add(target.name)
+        for group in (self.raw, self.flipped):
+            if source.name in group:
+                group.add(target.name)
+
+    def _stand(self, statement: Statement) -> None:
+        if self._flips(statement):
+            self.flipped.add(statement.target.name)
+
+    def _flips(self, statement: Statement) -> bool:
+        """Whether a tile is made transposed: a product as wide as the keys, and what is made of such."""
+        if not self.wide or statement.target.axes not in OF_KEYS:
+            return False
+        return isinstance(statement.op, Contract) or any(self._is_flipped(t) for t in operands(statement.op))
+
+    def _is_flipped(self, tile: Tile) -> bool:
+        return tile.name in self.flipped
+
+    def _axes(self, tile: Tile) -> tuple[str, ...]:
+        """Of the variable that holds it."""
+        return tile.axes[::-1] if self._is_flipped(tile) else tile.axes
+
+    def _shape(self, tile: Tile) -> str:
+        return "[" + ", ".join(BLOCK[a] for a in self._axes(tile)) + "]"
 
     def _search(self, op: Root, target: Tile) -> list[str]:
         """The loop that finds a root. Names that begin with _ are nobody else's: no tile's does."""
@@ -131,6 +185,10 @@ class TritonPrinter:
             f"    {moving} = tl.where({longest} > 0, {moving} - 1, 0)",
         ]
 
+    def rests(self, tile: Tile) -> bool:
+        """Whether products find it made ready for them."""
+        return any(name == self.name(tile) for name, _ in self.rested)
+
     @singledispatchmethod
     def text(self, op, target: Tile) -> str:
         raise TypeError(op)
@@ -139,28 +197,29 @@ class TritonPrinter:
     def _(self, op: Elementwise, target: Tile) -> str:
         text = symbolic.render(op.expr, DIALECT, {a.name: self._broadcast(a, target) for a in op.args})
         if target.axes and not op.args:
-            return f"tl.full({shape(target)}, {text}, tl.float32)"
+            return f"tl.full({self._shape(target)}, {text}, tl.float32)"
         covered = {axis for a in op.args for axis in a.axes}
         if covered == set(target.axes):
             return text
-        return f"tl.broadcast_to({text}, {shape(target)})"
+        return f"tl.broadcast_to({text}, {self._shape(target)})"
 
     @text.register
     def _(self, op: Contract, target: Tile) -> str:
-        return self._dot(op, target, None if op.add is None else self._float(op.add))
+        return self._dot(op, target, None if op.add is None else self._along(op.add, target))
 
     @text.register
     def _(self, op: Compose, target: Tile) -> str:
-        a, b = self._operand(op.a, op.a_transposed), self._operand(op.b, op.b_transposed)
+        a = self._operand(op.a, op.a_transposed != self._is_flipped(op.a))
+        b = self._operand(op.b, op.b_transposed != self._is_flipped(op.b))
         return f"tl.dot({a}, {b}, input_precision=PRECISION)"
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
-        return f"tl.sum({self._float(op.arg)}{_along(op.arg, target)})"
+        return f"tl.sum({self._float(op.arg)}{self._summed(op.arg, target)})"
 
     @text.register
     def _(self, op: Largest, target: Tile) -> str:
-        return f"tl.max({self._float(op.arg)}{_along(op.arg, target)})"
+        return f"tl.max({self._float(op.arg)}{self._summed(op.arg, target)})"
 
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
@@ -173,7 +232,7 @@ class TritonPrinter:
             Relation.KEYS: f"{self._across(target, 'k')} < K",
             Relation.VALUES: f"i_v * BV + {self._across(target, 'v')} < V",
         }[op.relation]
-        return f"tl.where({keep}, {self._float(op.arg)}, {fill})"
+        return f"tl.where({keep}, {self._along(op.arg, target)}, {fill})"
 
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
@@ -185,38 +244,51 @@ class TritonPrinter:
 
     def _across(self, target: Tile, axis: str) -> str:
         """The number of each channel along one of a tile's axes within its block."""
-        text = f"tl.arange(0, {BLOCK[axis]})"
-        return (
-            text
-            if target.axes == (axis,)
-            else f"{text}[{', '.join(':' if a == axis else 'None' for a in target.axes)}]"
+        text, axes = f"tl.arange(0, {BLOCK[axis]})", self._axes(target)
+        return text if axes == (axis,) else f"{text}[{', '.join(':' if a == axis else 'None' for a in axes)}]"
+
+    def _product(self, op: Contract, target: Tile, flipped: bool) -> Product:
+        """The operands of a `tl.dot`, as the variables that hold them stand."""
+        p = as_product(op, target)
+        if flipped:
+            p = Product(p.right, not p.right_transposed, p.left, not p.left_transposed)
+        left, right = (
+            t != self._is_flipped(x) for x, t in ((p.left, p.left_transposed), (p.right, p.right_transposed))
         )
+        return Product(p.left, left, p.right, right)
 
     def _dot(self, op: Contract, target: Tile, add: str | None) -> str:
-        product = as_product(op, target)
+        product = self._product(op, target, self._is_flipped(target))
         left = self._operand(product.left, product.left_transposed)
         right = self._operand(product.right, product.right_transposed)
         return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
 
     def _operand(self, tile: Tile, transposed: bool) -> str:
+        """A factor; `transposed` is about the variable."""
+        name = self.name(tile)
+        if (name, transposed) in self.rested:
+            return self.rested[name, transposed]
         # Transposed before the cast: transposing a narrowed accumulator is miscompiled on Hopper (Triton < 3.7.1).
-        text = f"tl.trans({self.name(tile)})" if transposed and tile not in self.turned else self.name(tile)
+        text = f"tl.trans({name})" if transposed else name
         return text if tile.name in self.raw else f"{text}.to(dtype)"
 
     def _float(self, tile: Tile) -> str:
         return f"{self.name(tile)}.to(tl.float32)" if tile.name in self.raw else self.name(tile)
 
+    def _along(self, tile: Tile, target: Tile) -> str:
+        """In float32, and transposed where the target is and the tile is not, or the other way round."""
+        text = self._float(tile)
+        return f"tl.trans({text})" if self._is_flipped(tile) != self._is_flipped(target) else text
+
     def _broadcast(self, arg: Tile, target: Tile) -> str:
-        text = self._float(arg)
         if not arg.axes or arg.axes == target.axes or arg.name in GIVEN:
-            return text
-        return f"{text}[{', '.join(':' if a in arg.axes else 'None' for a in target.axes)}]"
+            return self._along(arg, target) if len(arg.axes) == 2 else self._float(arg)
+        return f"{self._float(arg)}[{', '.join(':' if a in arg.axes else 'None' for a in self._axes(target))}]"
 
-
-def _along(arg: Tile, target: Tile) -> str:
-    """The axis that the target lacks, as a last argument; nothing where it lacks all."""
-    gone = [i for i, a in enumerate(arg.axes) if a not in target.axes]
-    return f", {gone[0]}" if len(gone) < len(arg.axes) else ""
+    def _summed(self, arg: Tile, target: Tile) -> str:
+        """The axis that the target lacks, as a last argument; nothing where it lacks all."""
+        gone = [i for i, a in enumerate(self._axes(arg)) if a not in target.axes]
+        return f", {gone[0]}" if len(gone) < len(arg.axes) else ""
 
 
 def uses(statements, tile: Tile) -> bool:
