@@ -254,17 +254,17 @@ def test_specs_of_any_allowed_name_work(name, tmp_path, monkeypatch):
 
 
 class SmallChip:
-    """A kernel that only runs with `most` value channels a program and no pipeline, as on a chip with little memory."""
+    """A kernel that only runs with `least` to `most` value channels a program and no pipeline: memory is short there."""
 
-    def __init__(self, kernel, most):
-        self.kernel, self.most, self.tried = kernel, most, []
+    def __init__(self, kernel, most, least=0):
+        self.kernel, self.least, self.most, self.tried = kernel, least, most, []
 
     def __getitem__(self, grid):
         def run(*args, BV, num_stages, **kwargs):
             from triton import OutOfResources
 
             self.tried.append((BV, num_stages))
-            if self.most < BV or num_stages > 1:
+            if not self.least <= BV <= self.most or num_stages > 1:
                 raise OutOfResources(200_000, 101_376, "shared memory")
             return self.kernel[grid](*args, BV=BV, num_stages=num_stages, **kwargs)
 
@@ -281,8 +281,8 @@ def small_chip(monkeypatch):
     kernels = importlib.import_module(f"{op.package.__name__}.kernels")
     monkeypatch.setattr(op.package.op, "SMALLER", {})
 
-    def make(most):
-        chip = SmallChip(kernels.chunk_scan, most)
+    def make(most, least=0):
+        chip = SmallChip(kernels.chunk_scan, most, least)
         monkeypatch.setattr(kernels, "chunk_scan", chip)
         return op, chip
 
@@ -307,6 +307,22 @@ def test_a_smaller_configuration_takes_over_where_memory_is_short(small_chip):
     assert chip.tried == [(32, 2), (16, 1)]
     op(**x, **options)
     assert chip.tried[2:] == [(16, 1)], "known from then on"
+
+
+@pytest.mark.parametrize("most, tried", [(32, [(16, 1), (32, 1)]), (24, [(16, 1), (32, 1)])])
+def test_more_channels_take_over_where_fewer_need_more_memory(small_chip, monkeypatch, most, tried):
+    """As on gfx942, where 16 channels take other matrix instructions than 32. Each is tried once."""
+    import torch
+
+    op, chip = small_chip(most, least=24)
+    monkeypatch.setitem(op.package.op.CONFIGS, "chunk_scan", {64: (16, 4, 1)})
+    x, options = draw(40), dict(form="chunk", backend="triton", chunk_size=16)
+    if most < 32:
+        with pytest.raises(RuntimeError, match="too little shared memory"):
+            op(**x, **options)
+    else:
+        assert torch.allclose(op(**x, **options)[0], op(**x, form="chunk", backend="torch")[0], atol=1e-5)
+    assert chip.tried == tried
 
 
 def test_a_kernel_that_sums_over_values_never_takes_fewer_of_them(monkeypatch):

@@ -197,9 +197,22 @@ def test_wide_heads(name, d_k, d_v, form):
     ).failures
 
 
-@pytest.mark.parametrize("name, d_k, d_v", [("gated_deltanet", 256, 256), ("longhorn", 129, 40), ("retnet", 24, 200)])
-def test_wide_heads_in_the_kernels(name, d_k, d_v):
-    case = Case(B=1, T=3, H=1, HV=1, d_k=d_k, d_v=d_v, chunk_size=16)
+@pytest.mark.parametrize(
+    "name, d_k, d_v, T",
+    [
+        ("gated_deltanet", 256, 256, 3),
+        ("longhorn", 129, 40, 3),
+        ("retnet", 24, 200, 3),
+        ("gated_deltanet", 256, 24, 24),
+        ("mamba2", 200, 16, 24),
+        ("longhorn", 129, 16, 24),
+        ("huber_delta", 129, 16, 24),
+        ("momentum_deltanet", 65, 16, 24),
+    ],
+)
+def test_wide_heads_in_the_kernels(name, d_k, d_v, T):
+    """Also across chunks: gradients of wide heads are a text of their own."""
+    case = Case(B=1, T=T, H=1, HV=1, d_k=d_k, d_v=d_v, chunk_size=16)
     assert not verify(
         operator(name), fitting(operator(name).spec, case), form="chunk", backend="triton", dtype=torch.float32
     ).failures

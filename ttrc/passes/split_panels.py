@@ -206,7 +206,10 @@ def _places(
 def _postpone(
     once: list[Statement], panels, groups: list[list[Tile]], place: dict[Tile, int], settled, wide_heads: bool
 ) -> None:
-    """A wide tile that waits for a later loop is better made there, if it is larger than what it is made of."""
+    """A wide tile that waits for a later loop is better made there, if it is larger than what it is made of.
+
+    Of wide heads C x C tiles are not made later than they can be: printers let them wait in the inputs' dtype.
+    """
     users: dict[Tile, list[tuple[Tile, int]]] = {}
     for statement in once:
         for tile in operands(statement.op):
