@@ -254,7 +254,7 @@ def test_specs_of_any_allowed_name_work(name, tmp_path, monkeypatch):
 
 
 class SmallChip:
-    """A kernel that only runs with `least` to `most` value channels a program and no pipeline: memory is short there."""
+    """A kernel that runs with `least` to `most` value channels, unpipelined, as on a chip with little memory."""
 
     def __init__(self, kernel, most, least=0):
         self.kernel, self.least, self.most, self.tried = kernel, least, most, []

@@ -289,7 +289,3 @@ class TritonPrinter:
         """The axis that the target lacks, as a last argument; nothing where it lacks all."""
         gone = [i for i, a in enumerate(self._axes(arg)) if a not in target.axes]
         return f", {gone[0]}" if len(gone) < len(arg.axes) else ""
-
-
-def uses(statements, tile: Tile) -> bool:
-    return any(tile in operands(s.op) for s in statements)
