@@ -164,7 +164,8 @@ BY_HAND = {
 
 
 # Of two states, or in segments: by hand in test_oracle_memories.py.
-ELSEWHERE = ("memora_linear", "momentum_deltanet", "moneta_linear", "titans_linear")
+DEEP = ("titans", "ttt_linear", "ttt_mlp", "yaad")
+ELSEWHERE = ("memora_linear", "momentum_deltanet", "moneta_linear", "titans_linear", *DEEP)
 
 
 def test_every_shipped_rule_is_written_by_hand():
@@ -322,7 +323,7 @@ def test_a_sequence_in_two_parts_is_the_whole(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_input_matters_from_its_token_on_and_not_before(name):
     spec = shipped(name)
-    x = inputs_of(spec)
+    x = inputs_of(spec, dv=4)  # a residual takes as many of both channels
     o, S, *_ = run(spec, x)
     for name in ("k", "v", *(gate.name for gate in spec.inputs)):
         touched = x[name].clone()
@@ -336,7 +337,7 @@ def test_every_input_matters_from_its_token_on_and_not_before(name):
     for gate in spec.parameters:
         touched = x[gate.name].clone()
         touched[1] *= 0.9
-        o_touched, _ = run(spec, x | {gate.name: touched})
+        o_touched, *_ = run(spec, x | {gate.name: touched})
         assert torch.equal(o_touched[:, :, 0], o[:, :, 0])
         assert not torch.isclose(o_touched[:, :, 1], o[:, :, 1], rtol=1e-9).any()
 

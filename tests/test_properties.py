@@ -456,7 +456,9 @@ def test_the_layout_of_inputs_never_shows(backend, dtype, form):
     o, final = operator("gated_deltanet")(**leaves, output_final_state=True, **options)
     assert torch.equal(o, plain["o"]) and torch.equal(final, plain["final_state"])
     generator = torch.Generator().manual_seed(11)
-    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in (o, final)]
+    weights = [
+        torch.randn(y.shape, generator=generator, dtype=torch.float64).bfloat16().to(y.dtype) for y in (o, final)
+    ]
     (o.transpose(1, 2).contiguous() * weights[0].transpose(1, 2)).sum().add((final * weights[1]).sum()).backward()
     for n, t in leaves.items():
         assert torch.equal(t.grad, plain[f"d_{n}"]), n

@@ -87,21 +87,21 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
         return total(scope[SLOPE] * S) + retention(S, scope)
 
     slopes = grad(lambda W: loss(W, scope).sum())(W_at)
-
-    def moved(previous: Matrices) -> Matrices:
-        return tuple(
-            argmin(pulled, retention, scope | {"S_prev": S_prev, SLOPE: slope}, kinked=kinked)
-            for S_prev, slope in zip(previous, slopes)
-        )
-
-    S = moved(memory.S)
+    S = tuple(
+        argmin(pulled, retention, scope | {"S_prev": S_prev, SLOPE: slope}, kinked=kinked)
+        for S_prev, slope in zip(memory.S, slopes)
+    )
     moves_alone = link is not None and spec.update.at is At.SEGMENT_START
-    if spec.update.momentum is None:
-        return replace(memory, S=S, W=moved(memory.W) if moves_alone else _linked(link, S, scope))
-    kept, share = retained(memory.S), evaluate(spec.update.momentum.tree, scope)
-    M = tuple(share * last + own for last, own in zip(memory.M, _each(torch.sub, S, kept)))
-    S = _each(torch.add, kept, M)
-    W = _each(torch.add, retained(memory.W), M) if moves_alone else _linked(link, S, scope)
+    if spec.update.momentum is None and not moves_alone:
+        return replace(memory, S=S, W=_linked(link, S, scope))
+    kept = retained(memory.S)
+    steps = _each(torch.sub, S, kept)
+    M = memory.M
+    if spec.update.momentum is not None:
+        share = evaluate(spec.update.momentum.tree, scope)
+        M = steps = tuple(share * last + own for last, own in zip(memory.M, steps))
+    S = _each(torch.add, kept, steps)
+    W = _each(torch.add, retained(memory.W), steps) if moves_alone else _linked(link, S, scope)
     return replace(memory, S=S, M=M, W=W)
 
 
