@@ -10,6 +10,7 @@ from ttrc.compiler import analyse
 from ttrc.passes.budget import budget
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs
+from ttrc.sampling import as_arguments
 from ttrc.tools.timing import interleaved
 
 
@@ -24,10 +25,10 @@ class KernelTime:
 
 
 def kernel_times(spec: str, shape: Workload, device: str) -> list[KernelTime]:
-    """Every launch of a forward and backward pass in the chunk form, each repeated by itself."""
+    """Every launch of a forward and backward pass, in the chunk form where there is one, each repeated by itself."""
     op = load(spec)
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
-    costs = budget(analyse(op.spec), d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype.itemsize)["chunk"]
+    costs = budget(analyse(op.spec), d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=dtype.itemsize)[op.forms[0]]
     traffic = {name: t for p in costs.values() for name, t in p.kernels}
     launches = _launches(op, draw_inputs(op.spec, shape, dtype, device))
     rows = []
@@ -48,8 +49,9 @@ def _launches(op, x: dict[str, torch.Tensor]) -> list:
         found.append((name, lambda: launch(name, *args, **kwargs)))
 
     module.launch = noted
+    schedule = "fused" if "fused" in op.schedules else "auto"
     try:
-        o, _ = op(**x, form="chunk", backend="triton", schedule="fused")
+        o, _ = op(**as_arguments(op.spec, x), form=op.forms[0], backend="triton", schedule=schedule)
         torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
     finally:
         module.launch = launch

@@ -28,11 +28,10 @@ from torch import Tensor  # noqa: E402
 
 from bench.interpret import interpretable  # noqa: E402
 from ttrc.compiler import analyse  # noqa: E402
-from ttrc.language.state import initial_names, needs_initial_state  # noqa: E402
 from ttrc.passes.budget import least_bytes  # noqa: E402
 from ttrc.runtime.load import load, shipped_specs  # noqa: E402
-from ttrc.runtime.verify import as_arguments  # noqa: E402
-from ttrc.sampling import random_inputs  # noqa: E402
+from ttrc.runtime.workload import Workload, draw_inputs  # noqa: E402
+from ttrc.sampling import as_arguments  # noqa: E402
 from ttrc.tools.counter import Tally, count  # noqa: E402
 from ttrc.tools.peers import Peer, load_peers, present  # noqa: E402
 
@@ -61,10 +60,7 @@ class Traffic:
 
 def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
     """q, k, v in dtype and gates in float32, all of them differentiable; batch 1, one head."""
-    drawn = random_inputs(spec, B=1, T=length, H=1, HV=1, dk=width, dv=width)
-    if not needs_initial_state(spec):
-        drawn = {n: x for n, x in drawn.items() if n not in initial_names(spec)}
-    return {n: x.to(dtype if n in ("q", "k", "v") else torch.float32).requires_grad_() for n, x in drawn.items()}
+    return draw_inputs(spec, Workload(1, length, 1, width, width), dtype, "cpu")
 
 
 def measure(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> Traffic:
@@ -95,7 +91,7 @@ def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> 
 
 
 def _called(op, x: dict[str, Tensor], schedule: str) -> Tensor:
-    given = as_arguments(op.spec, x) if needs_initial_state(op.spec) else x
+    given = as_arguments(op.spec, x)
     call = getattr(op.package, op.spec.name)  # an operator refuses bfloat16 here, for the values that come of it
     return call(**given, form="chunk", backend="triton", schedule=schedule)[0]
 

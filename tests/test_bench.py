@@ -147,6 +147,24 @@ def test_long_inputs_repeat_a_drawn_part(monkeypatch):
     assert torch.equal(x["q"][:, 8:16], x["q"][:, :8]) and x["q"].is_contiguous()
 
 
+def test_rules_that_must_be_given_a_state_are(monkeypatch):
+    spec = load("titans").spec
+    x = draw_inputs(spec, Workload(3, 20, 2, 16, 16), torch.float16, "cpu")
+    assert x["initial_W1"].shape == (3, 2, 16, 64) and x["initial_M2"].dtype == torch.float32
+    assert torch.equal(x["initial_W1"][0], x["initial_W1"][2])
+    assert "initial_state" not in draw_inputs(load("mamba2").spec, Workload(3, 20, 2, 16, 16), torch.float16, "cpu")
+
+
+@pytest.mark.parametrize("name", ("ttt_linear", "memora_linear", "entropy_delta"))
+def test_a_rule_that_must_be_given_a_state_is_timed_and_compared(name):
+    (ours, *_) = bench(
+        [name], shapes=[Workload(2, 20, 1, 16, 16)], device="cpu", passes=("both",), against=("none",)
+    ).rows
+    assert ours.sample is not None, ours.notes
+    assert max(ours.small.values()) < 1e-4 and ours.large["o"] < 1e-4
+    assert any(n.startswith("d_initial") for n in ours.small) == (name != "memora_linear")
+
+
 def test_the_checkouts_own_peers_are_found_and_name_who_is_missing(tmp_path):
     entries = load_peers()("gated_deltanet")
     assert all(isinstance(e, (Peer, Absent)) for e in entries)

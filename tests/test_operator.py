@@ -18,8 +18,7 @@ from ttrc.errors import ArgumentError
 from ttrc.language.spec import Domain, MLPMemory
 from ttrc.language.state import initial_names
 from ttrc.runtime.poison import poisoned
-from ttrc.runtime.verify import as_arguments
-from ttrc.sampling import random_inputs
+from ttrc.sampling import as_arguments, random_inputs
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 SPECS = sorted(path.stem for path in (ROOT / "specs").glob("*.toml"))

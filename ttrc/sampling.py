@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -110,6 +110,15 @@ def random_state(
         return x if part.name.startswith("M") else INTO_DOMAIN[state_domain(spec)](x)
 
     return {name: draw(part) for name, part in zip(initial_names(spec), state_parts(spec))}
+
+
+def as_arguments(spec: Spec, x: Mapping[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
+    """Drawn tensors as an operator takes them: the parts of the state, where they are among them, as one argument."""
+    parts = [x[n] for n in initial_names(spec) if n in x]
+    rest = {n: t for n, t in x.items() if n not in initial_names(spec)}
+    if not parts:
+        return rest
+    return rest | {"initial_state": parts[0] if len(parts) == 1 else tuple(parts)}
 
 
 def default_value(parameter: Parameter, heads: int, sizes: dict[str, int]) -> Tensor:

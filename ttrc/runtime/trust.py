@@ -15,13 +15,13 @@ from ttrc.runtime.verify import (
     Case,
     Outputs,
     Result,
-    as_arguments,
     compare,
     consult,
     differentiate,
     draw,
     fitting,
 )
+from ttrc.sampling import as_arguments
 
 Inputs = dict[str, Tensor]
 

@@ -23,6 +23,7 @@ from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
 from ttrc.runtime.workload import Workload, draw_inputs, programs
+from ttrc.sampling import as_arguments
 
 MOST = 24  # candidates a kernel
 VALUE_BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3)
@@ -294,7 +295,7 @@ def _launch_alone(op: Operator, kernel: str, how: Run, shape: Workload, dtype: t
     x = draw_inputs(op.spec, shape, dtype, device)
     module.launch = noted
     try:
-        o, _ = op(**x, form=how.form, backend="triton", schedule=how.schedules[0])
+        o, _ = op(**as_arguments(op.spec, x), form=how.form, backend="triton", schedule=how.schedules[0])
         torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
     finally:
         module.launch = launch

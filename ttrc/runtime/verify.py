@@ -16,7 +16,7 @@ from ttrc import oracle
 from ttrc.language.spec import Gradient, MLPMemory, Softmax, Spec
 from ttrc.language.state import initial_names
 from ttrc.runtime.operator import Operator
-from ttrc.sampling import random_inputs, random_state
+from ttrc.sampling import as_arguments, random_inputs, random_state
 
 # (outputs, gradients), RMS(error) / RMS(reference). Half precision rounds each product's operands once; bfloat16
 # keeps three bits less than float16, so its bound is eight times that.
@@ -129,13 +129,6 @@ def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tupl
     state = random_state(spec, sequences=sequences, HV=case.HV, dk=case.d_k, dv=case.d_v, generator=generator)
     shapes = [x["v"].shape, *(part.shape for part in state.values())]
     return x | state, cu_seqlens, tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-
-
-def as_arguments(spec: Spec, x: dict[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:
-    """Drawn tensors as an operator takes them: the parts of the state as one argument."""
-    names = initial_names(spec)
-    state = x[names[0]] if len(names) == 1 else tuple(x[n] for n in names)
-    return {n: t for n, t in x.items() if n not in names} | {"initial_state": state}
 
 
 def consult(spec: Spec, given: dict[str, Tensor], cu_seqlens, cotangents) -> dict[str, Tensor]:

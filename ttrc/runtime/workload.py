@@ -11,7 +11,7 @@ from torch import Tensor
 from ttrc.ir.config import CHUNK, Config
 from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.language.spec import Spec
-from ttrc.language.state import initial_names
+from ttrc.language.state import initial_names, needs_initial_state
 from ttrc.sampling import random_inputs
 
 SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
@@ -71,16 +71,22 @@ def segment_count(programs: int, chunks: int, processors: int) -> int:
 def draw_inputs(
     spec: Spec, shape: Workload, dtype: torch.dtype, device: str, *, seed: int = 0, differentiable: bool = True
 ) -> dict[str, Tensor]:
-    """q, k, v in dtype and the gates in float32, by name. Long sequences repeat a drawn part, never zeros."""
+    """q, k, v in dtype and the gates in float32, by name, and the parts of a state where a rule must be given one.
+
+    Long sequences repeat a drawn part, never zeros.
+    """
     drawn = random_inputs(
         spec, B=1, T=min(shape.length, PERIOD), H=shape.heads, HV=shape.heads, dk=shape.d_k, dv=shape.d_v, seed=seed
     )
-    drawn = {n: x for n, x in drawn.items() if n not in initial_names(spec)}
-    fixed = {p.name for p in spec.parameters}
+    states, fixed = initial_names(spec), {p.name for p in spec.parameters}
     made = {}
     for name, x in drawn.items():
+        if name in states and not needs_initial_state(spec):
+            continue
         x = x.to(device, dtype if name in ("q", "k", "v") else torch.float32)
-        if name not in fixed:
+        if name in states:
+            x = x.repeat(shape.batch, *[1] * (x.dim() - 1))
+        elif name not in fixed:
             times = -(-shape.length // x.shape[1])
             x = x.repeat(shape.batch, times, *[1] * (x.dim() - 2))[:, : shape.length].contiguous()
         made[name] = x.requires_grad_(differentiable)

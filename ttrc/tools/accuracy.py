@@ -11,6 +11,7 @@ from ttrc import oracle
 from ttrc.language.spec import Spec
 from ttrc.runtime.verify import relative_rms
 from ttrc.runtime.workload import Workload, draw_inputs
+from ttrc.sampling import as_arguments
 
 Call = Callable[[Mapping[str, Tensor]], Tensor]
 Errors = dict[str, float]  # {"o": .., "d_q": .., ..}: RMS(error) / RMS(reference)
@@ -25,8 +26,9 @@ def small_errors(
     d_o = torch.randn(exact["v"].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
     def by_oracle(x: Mapping[str, Tensor]) -> Tensor:
-        gates = {n: t for n, t in x.items() if n not in ("q", "k", "v")}
-        return oracle.run(spec, x["q"], x["k"], x["v"], gates)[0]
+        gates = as_arguments(spec, x)
+        q, k, v, start = (gates.pop(n, None) for n in ("q", "k", "v", "initial_state"))
+        return oracle.run(spec, q, k, v, gates, initial_state=start)[0]
 
     reference = _made(by_oracle, exact, d_o)
     return {name: _errors(call, x, d_o, reference) for name, call in calls.items()}

@@ -23,6 +23,7 @@ from ttrc.language.spec import Spec
 from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.workload import Workload, draw_inputs
+from ttrc.sampling import as_arguments
 from ttrc.tools.accuracy import Errors, large_errors, small_errors
 from ttrc.tools.peers import Peer, absent, load_peers, present
 from ttrc.tools.timing import Roof, Sample, interleaved, measure_roof, peak_bytes, sets_past_cache
@@ -214,7 +215,7 @@ def _schedules(op: Operator, x: Mapping[str, Tensor]) -> dict[str, tuple[str, in
 
 
 def _ours(op: Operator, x: Mapping[str, Tensor], backend: str = "triton") -> Tensor:
-    return op(**x, form="chunk" if "chunk" in op.forms else "auto", backend=backend)[0]
+    return op(**as_arguments(op.spec, x), form="chunk" if "chunk" in op.forms else "auto", backend=backend)[0]
 
 
 def _step(side: _Side, which: str, sets: Sequence[dict[str, Tensor]], d_o: Tensor) -> Callable[[int], object]:
