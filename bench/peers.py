@@ -66,6 +66,25 @@ def _fla(operator: str, module: str, call: Callable[[Callable, Inputs], Tensor],
     return (fla,)
 
 
+def _segment_memory(x: Inputs) -> Tensor:
+    """fla's layer of the name has a bias beside the matrix, the last token's rate for a whole mini-batch and its own
+    residual: what a kernel of it costs compares, what it computes does not. Its gates come in the inputs' dtype."""
+    function = importlib.import_module("fla.ops.ttt").chunk_ttt_linear
+    norm = (x[n].to(x["q"].dtype) for n in ("norm_weight", "norm_bias"))
+    eta = x["eta"].to(x["q"].dtype).unsqueeze(-1)
+    return function(*_qkv(x), *norm, eta, chunk_size=16, initial_state=x["initial_state"])[0]
+
+
+def _another(call: Callable[[Inputs], Tensor]):
+    """A maker of fla's nearest relative of a rule that it does not have."""
+
+    def fla() -> Peer:
+        importlib.import_module("fla.ops")
+        return Peer("fla", call, same=False)
+
+    return (fla,)
+
+
 def _refuses() -> bool:
     kernels = importlib.import_module("fla.ops.common.chunk_o")
     return kernels.IS_NVIDIA_HOPPER and kernels.TRITON_ABOVE_3_4_0 and not kernels.TRITON_ABOVE_3_7_1
@@ -108,6 +127,7 @@ _FLA = {
     "mamba2": _fla("chunk_simple_gla", "simple_gla", _state_space, gated=True),
     "deltanet": _fla("chunk_delta_rule", "delta_rule", lambda f, x: f(*_qkv(x), beta=x["beta"])[0]),
     "longhorn": _fla("chunk_delta_rule", "delta_rule", _implicit_delta),
+    "ttt_linear": _another(_segment_memory),
     "gated_deltanet": _fla(
         "chunk_gated_delta_rule", "gated_delta_rule", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0], gated=True
     ),

@@ -127,17 +127,19 @@ class Row:
     least: dict[str, float]
     traffic: dict[str, Traffic]  # by implementation, "ttrc" first
     split: Optional[Traffic]  # ttrc's other schedule for sequences in one piece, where it has one
+    relative: bool  # whether fla's is another rule of the same class
 
 
 def row(name: str) -> Row:
     module = analyse(load(name).spec)
     least = least_bytes(module, d_k=WIDTH, d_v=WIDTH, dtype_bytes=2)
-    counted = {"ttrc": of_ttrc(name)}
+    counted, relative = {"ttrc": of_ttrc(name)}, False
     for peer in present(load_peers()(name)):
-        if peer.same and peer.backward:
+        if peer.name == "fla":
             counted[peer.name] = of_peer(name, peer)
+            relative = not peer.same
     split = of_ttrc(name, schedule="split") if "split" in load(name).schedules else None
-    return Row(name, least, counted, split)
+    return Row(name, least, counted, split, relative)
 
 
 def page(rows: list[Row]) -> str:
@@ -174,10 +176,20 @@ def _summary(rows: list[Row]) -> list[str]:
     ]
     for r in rows:
         ours, theirs, least = r.traffic["ttrc"], r.traffic.get("fla"), sum(r.least.values())
-        cells = [r.spec, f"{least:,.0f}", *_cells(ours), *(_cells(theirs) if theirs else ["-"] * 3)]
+        cells = [_marked(r), f"{least:,.0f}", *_cells(ours), *(_cells(theirs) if theirs else ["-"] * 3)]
         cells += [f"{theirs.bytes() / ours.bytes():.2f}" if theirs else "-", f"{ours.bytes() / least:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, *_footnote(rows)]
+
+
+def _marked(r: Row) -> str:
+    return f"{r.spec} *" if r.relative else r.spec
+
+
+def _footnote(rows: list[Row]) -> list[str]:
+    if not any(r.relative for r in rows):
+        return []
+    return ["", "\\* fla has a near relative of this rule, of the same class: a bias more, another residual."]
 
 
 def _schedules(rows: list[Row]) -> list[str]:
@@ -224,10 +236,10 @@ def _short(rows: list[Row]) -> list[str]:
     ]
     for r in rows:
         ours, theirs = r.traffic["ttrc"], r.traffic.get("fla")
-        cells = [r.spec, f"{sum(r.least.values()):,.0f}", _total(ours)]
+        cells = [_marked(r), f"{sum(r.least.values()):,.0f}", _total(ours)]
         cells += [_total(theirs), f"{theirs.bytes() / ours.bytes():.2f}"] if theirs else ["-", "-"]
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, *_footnote(rows)]
 
 
 def _total(traffic: Traffic) -> str:
@@ -244,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     with peers_at_hand(given.install):
         for name in given.specs or in_chunks():
             rows.append(row(name))
-            print(*_summary(rows[-1:])[2:], flush=True)
+            print(_summary(rows[-1:])[2], flush=True)
         given.out.write_text(page(rows), encoding="utf-8")
     print(f"wrote {given.out}")
     if not given.specs and given.out == HERE / "TRAFFIC.md":

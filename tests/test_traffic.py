@@ -147,7 +147,7 @@ def written(path):
     """{spec: cells} of a page's table of specs that comes before its other tables."""
     text, *_ = path.read_text().split("## By schedule")
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    cells = {line[0]: [re.sub(r"[*,]", "", cell) for cell in line[1:]] for line in lines}
+    cells = {line[0].removesuffix(" *"): [re.sub(r"[*,]", "", cell) for cell in line[1:]] for line in lines}
     return {name: cells[name] for name in cells if name in shipped_specs()}
 
 
