@@ -7,7 +7,7 @@ import operator
 from collections.abc import Mapping
 
 from ttrc.errors import SpecError
-from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number
+from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number, walk
 
 
 def _huber(x: float, delta: float) -> float:
@@ -43,6 +43,11 @@ _FUNCTIONS = {
     "max": max,
     "where": lambda condition, a, b: a if condition else b,
 }
+
+
+def is_evaluated(tree: Expr) -> bool:
+    """Whether the expression has elementwise functions alone, no sums."""
+    return all(node.function in _FUNCTIONS for node in walk(tree) if isinstance(node, Call))
 
 
 def evaluate(tree: Expr, values: Mapping[str, float]) -> float:

@@ -51,6 +51,7 @@ from ttrc.language.spec import (
     VectorMemory,
 )
 from ttrc.language.syntax import Name, Number, Span, names, walk
+from ttrc.language.values import check_values
 
 
 def load_spec(path: Union[str, Path]) -> Spec:
@@ -78,7 +79,12 @@ def _build(text: str, path: str) -> Spec:
     )
     declared = tuple(_parameter(document, name, memory) for name in data.get("parameters", {}))
     brought = _norm_parameters(document, memory)
-    expressions = _Expressions(document, memory, _gate_axes(document, inputs, declared, brought))
+    expressions = _Expressions(
+        document,
+        memory,
+        _gate_axes(document, inputs, declared, brought),
+        {gate.name: gate.domain for gate in (*inputs, *declared, *brought)},
+    )
     spec = Spec(
         name=data["name"],
         reference=data["reference"],
@@ -97,8 +103,8 @@ def _build(text: str, path: str) -> Spec:
 class _Expressions:
     """Reads a key of the document as an expression over the declared gates."""
 
-    def __init__(self, document: Document, memory: Memory, gates: Mapping[str, Axes]):
-        self.document, self.memory, self.gates = document, memory, gates
+    def __init__(self, document: Document, memory: Memory, gates: Mapping[str, Axes], domains: Mapping[str, Domain]):
+        self.document, self.memory, self.gates, self.domains = document, memory, gates, domains
 
     def read(self, section: Section, *keys: str) -> Located:
         text = self.document.data
@@ -106,7 +112,9 @@ class _Expressions:
             text = text[key]
         line, key = self.document.line(*keys), ".".join(keys)
         with placing(line=line, key=key, text=text):
-            return Located(read_expression(text, section, self.memory, self.gates), text, key, line)
+            tree = read_expression(text, section, self.memory, self.gates)
+            check_values(tree, self.domains)
+            return Located(tree, text, key, line)
 
     def read_if_given(self, section: Section, table: str, key: str) -> Optional[Located]:
         return self.read(section, table, key) if key in self.document.data[table] else None
@@ -120,7 +128,7 @@ def _parameter(document: Document, name: str, memory: Memory) -> Parameter:
     gate, domain = document.data["parameters"][name], Domain(document.data["parameters"][name]["domain"])
     default = None
     if "default" in gate:
-        default = _Expressions(document, memory, {}).read(DEFAULT, "parameters", name, "default")
+        default = _Expressions(document, memory, {}, {}).read(DEFAULT, "parameters", name, "default")
         with placing(line=default.line, key=default.key, text=default.text):
             check_default(default.tree, domain)
     return Parameter(name, _per(gate), domain, document.line("parameters", name), default)

@@ -85,15 +85,7 @@ def state_domain(spec: Spec) -> Domain:
 
 
 # A value inside of each domain, of no special size.
-_INSIDE = {
-    Domain.REAL: 0.5,
-    Domain.POSITIVE: 0.5,
-    Domain.NONNEGATIVE: 0.5,
-    Domain.NEGATIVE: -0.5,
-    Domain.UNIT: 0.5,
-    Domain.DECAY: 0.5,
-    Domain.LOG_DECAY: -0.5,
-}
+_INSIDE = {domain: -0.5 if domain in (Domain.NEGATIVE, Domain.LOG_DECAY) else 0.5 for domain in Domain}
 
 
 def _has_values(spec: Spec, entries: tuple[float, ...]) -> bool:
