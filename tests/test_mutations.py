@@ -305,7 +305,7 @@ def test_kernels_without_their_masks(build, monkeypatch):
 
 
 def test_kernels_that_share_products_with_a_factor_too_many(build, monkeypatch):
-    def is_just(products, pair):
+    def is_just(products, rest, pair):
         return len(products) == 1 and sorted(t.name for t in products[0].wide) == [t.name for t in pair]
 
     monkeypatch.setattr(simplify_tile, "_is_just", is_just)

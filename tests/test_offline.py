@@ -1,6 +1,7 @@
 """Kernels compile for GPUs that are not there, also from a process that runs Triton's interpreter."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from ttrc.errors import TtrcError
 from ttrc.ir.config import Config, plain_name
 from ttrc.runtime.load import load
 from ttrc.tools.binary import amd_resources, nvidia_resources
-from ttrc.tools.compile import TARGETS, Row, compile_specs
+from ttrc.tools.compile import FEW, TARGETS, Row, compile_specs
 from ttrc.tools.offline import CompileFailure, Job, compile_kernel, compile_many
 from ttrc.tools.resources import CHIPS, Resources, occupancy
 
@@ -96,6 +97,10 @@ def test_reading_a_binary():
     """
     expected = Resources(42, 16, 1, 1, 1024, {"HGMMA": 1, "UTCHMMA": 1}, 5)
     assert nvidia_resources(usage, sass, 1024) == expected
+    branch = "/*0050*/               @P0 BRA 0x10 ;                      /* 0x0000000000007918 */"
+    assert nvidia_resources(usage, sass + branch, 1024) == replace(expected, instructions=6, looped=5, looped_spills=2)
+    forwards = "/*0050*/                   BRA 0x1050 ;                    /* 0x0000000000007918 */"
+    assert nvidia_resources(usage, sass + forwards, 1024).looped == 0
     with pytest.raises(TtrcError, match="told no registers"):
         nvidia_resources("", sass, 0)
     assembly = (
@@ -140,14 +145,16 @@ def test_every_kernel_compiles_for_every_target():
 def test_a_kernel_that_is_too_large_is_told():
     module, config = analyse(load("linear_attention").spec), Config(64, 4, 1)
 
-    def problem(shared, spills=0, width=128, target="sm_90"):
-        made = Resources(200, 8 * spills, spills, 0, shared, {}, 1)
+    def problem(shared, spills=0, width=128, target="sm_90", looped=0):
+        made = Resources(200, 8 * spills, spills, 0, shared, {}, 1, looped, looped)
         return Row(module, "chunk", "chunk_scan", width, target, config, made).problem
 
     assert problem(227 * 1024) is None
     assert problem(227 * 1024 + 16) == "does not fit on a multiprocessor (232,464 bytes of shared memory)"
-    assert problem(1024, spills=2) == "spills (16 bytes of stack)"
-    assert problem(1024, spills=2, width=256) is problem(1024, spills=2, target="sm_80") is None
+    assert problem(1024, spills=2, looped=1) == "spills (16 bytes of stack)"
+    assert problem(1024, spills=9) == "spills (72 bytes of stack)"
+    assert problem(1024, spills=8) is None  # once a program
+    assert problem(1024, spills=9, width=256) is problem(1024, spills=9, target="sm_80") is None
 
 
 @pytest.mark.parametrize("name", ["gated_deltanet", "mamba2", "huber_delta"])
@@ -166,7 +173,8 @@ TIGHT += [("momentum_deltanet", 128, "sm_90", None)]
 
 
 def test_the_kernels_nearest_to_the_limits_keep_them(tmp_path):
-    """Every gradient kernel takes all the registers of sm_90 from 128 on, and spills none; at 256 all fit on gfx942."""
+    """Every gradient kernel takes all the registers of sm_90 from 128 on, and spills next to none, outside of loops; at
+    256 all fit on gfx942."""
     jobs = []
     for name, width, target, config in TIGHT:
         module = analyse(load(name).spec)
@@ -178,4 +186,4 @@ def test_the_kernels_nearest_to_the_limits_keep_them(tmp_path):
         jobs.append(Job(str(tmp_path / f"{name}.py"), kernel.name, *launched))
     fits, *lean = compile_many(jobs)
     assert occupancy(fits, jobs[0].num_warps, "gfx942") == 1, fits
-    assert not [(job.module_path, r) for job, r in zip(jobs[1:], lean) if r.spills]
+    assert not [(job.module_path, r) for job, r in zip(jobs[1:], lean) if r.looped_spills or r.spills > FEW]

@@ -220,7 +220,7 @@ def chunk_prepare(
     k_ptr,
     beta_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -272,9 +272,11 @@ def chunk_prepare(
     store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # loss, line 21: norm2(p - v) / 2
+    attention = overlap_q * scale
     # causality
-    attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
+    attention_2 = tl.where(t[:, None] >= t[None, :], attention, 0.0)
+    store_lower(attention_2_ptr + i_h * BT, attention_2, token, left, HV * BT, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -284,7 +286,7 @@ def chunk_scan(
     v_ptr,
     beta_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     o_ptr,
     states_ptr,
     enter_ptr,
@@ -338,7 +340,7 @@ def chunk_scan(
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+            attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
                 states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -360,8 +362,8 @@ def chunk_scan(
         if READ:
             # read-out
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
-            o = read * scale
+            carried_out = inherited * scale
+            o = tl.dot(attention_2, u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # update, line 26
         S_next = tl.dot(tl.trans(k), u.to(dtype), S, input_precision=PRECISION)
@@ -377,7 +379,7 @@ def chunk_scan_reverse(
     beta_ptr,
     d_o_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     d_states_ptr,
     enter_ptr,
     leave_ptr,
@@ -429,7 +431,7 @@ def chunk_scan_reverse(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
                 d_states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -442,17 +444,17 @@ def chunk_scan_reverse(
                 BV,
                 i_v * BV,
             )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+        d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
         # adjoint of u
         d_u = tl.dot(k, d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
         # adjoint of rhs
         d_prediction_via_rhs = -beta[:, None] * d_rhs_via_u_s
+        # adjoint of carried_out
+        d_inherited_via_carried_out = d_o.to(tl.float32) * scale
         # gradient
-        d_S = tl.dot(tl.trans(q), d_read_via_o.to(dtype), d_S_next, input_precision=PRECISION)
+        d_S = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_next, input_precision=PRECISION)
         d_S_2 = tl.dot(tl.trans(k), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION)
         d_S_next = d_S_2
     if LEAVE:
@@ -467,7 +469,7 @@ def chunk_gradients(
     beta_ptr,
     d_o_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     states_ptr,
     d_states_ptr,
     d_q_ptr,
@@ -515,19 +517,17 @@ def chunk_gradients(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -541,10 +541,8 @@ def chunk_gradients(
             d_system_via_u = tl.dot(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -555,11 +553,14 @@ def chunk_gradients(
         # adjoint of system
         d_beta_via_system = d_system_via_u_3 * earlier
         d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
-        d_earlier_via_system = beta[:, None] * d_system_via_u_3
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # gradient
         d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        # adjoint of system
+        d_earlier_via_system = beta[:, None] * d_system_via_u_3
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _d_earlier_via_system = d_earlier_via_system.to(dtype)
         _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
@@ -567,10 +568,12 @@ def chunk_gradients(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
@@ -584,10 +587,8 @@ def chunk_gradients(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -615,19 +616,17 @@ def chunk_gradients(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -641,10 +640,8 @@ def chunk_gradients(
             d_system_via_u = tl.dot(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -656,8 +653,10 @@ def chunk_gradients(
         d_beta_via_system = d_system_via_u_3 * earlier
         d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
         d_earlier_via_system = beta[:, None] * d_system_via_u_3
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
         d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
@@ -668,10 +667,12 @@ def chunk_gradients(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
         d_k_2 = d_k
@@ -680,10 +681,8 @@ def chunk_gradients(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -716,7 +715,7 @@ def chunk_output(
     v_ptr,
     beta_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     states_ptr,
     o_ptr,
     scale,
@@ -760,7 +759,7 @@ def chunk_output(
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+    attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -772,8 +771,8 @@ def chunk_output(
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
-        read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
-        o = read * scale
+        carried_out = inherited * scale
+        o = tl.dot(attention_2, u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

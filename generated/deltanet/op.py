@@ -397,13 +397,13 @@ def chunk_forward_triton(q, k, v, beta, scale, initial_state, cu_seqlens, chunk,
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
     inverse = v.new_empty(*v.shape[:3], chunk)
-    attention = v.new_empty(*v.shape[:3], chunk)
+    attention_2 = v.new_empty(*v.shape[:3], chunk)
     states = (
         v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         if save or schedule == "split"
         else v.new_empty(0)
     )
-    launch("chunk_prepare", q, v, layout, chunk, [q, k, beta, inverse, attention], scale)
+    launch("chunk_prepare", q, v, layout, chunk, [q, k, beta, inverse, attention_2], scale)
     if schedule == "fused":
         launch(
             "chunk_scan",
@@ -411,7 +411,7 @@ def chunk_forward_triton(q, k, v, beta, scale, initial_state, cu_seqlens, chunk,
             v,
             layout,
             chunk,
-            [q, k, v, beta, inverse, attention, o, states, initial_state, final_state],
+            [q, k, v, beta, inverse, attention_2, o, states, initial_state, final_state],
             scale,
             ENTER=initial_state is not None,
             LEAVE=final,
@@ -425,14 +425,14 @@ def chunk_forward_triton(q, k, v, beta, scale, initial_state, cu_seqlens, chunk,
             v,
             layout,
             chunk,
-            [q, k, v, beta, inverse, attention, o, states, initial_state, final_state],
+            [q, k, v, beta, inverse, attention_2, o, states, initial_state, final_state],
             scale,
             ENTER=initial_state is not None,
             LEAVE=final,
             READ=False,
             SAVE=True,
         )
-        launch("chunk_output", q, v, layout, chunk, [q, k, v, beta, inverse, attention, states, o], scale)
+        launch("chunk_output", q, v, layout, chunk, [q, k, v, beta, inverse, attention_2, states, o], scale)
     elif schedule == "segments":
         pieces = cut(layout, segments, chunk, v.device)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
@@ -459,7 +459,7 @@ def chunk_forward_triton(q, k, v, beta, scale, initial_state, cu_seqlens, chunk,
             v,
             pieces,
             chunk,
-            [q, k, v, beta, inverse, attention, o, states, None, sums],
+            [q, k, v, beta, inverse, attention_2, o, states, None, sums],
             scale,
             ENTER=False,
             LEAVE=True,
@@ -473,18 +473,31 @@ def chunk_forward_triton(q, k, v, beta, scale, initial_state, cu_seqlens, chunk,
             v,
             pieces,
             chunk,
-            [q, k, v, beta, inverse, attention, o, states, starts, None],
+            [q, k, v, beta, inverse, attention_2, o, states, starts, None],
             scale,
             ENTER=True,
             LEAVE=False,
             READ=True,
             SAVE=save,
         )
-    return o, final_state, inverse, attention, states if save else v.new_empty(0)
+    return o, final_state, inverse, attention_2, states if save else v.new_empty(0)
 
 
 def chunk_backward_triton(
-    q, k, v, beta, scale, inverse, attention, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
+    q,
+    k,
+    v,
+    beta,
+    scale,
+    inverse,
+    attention_2,
+    states,
+    d_o,
+    d_final_state,
+    cu_seqlens,
+    chunk,
+    initial,
+    schedule,
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
@@ -501,7 +514,7 @@ def chunk_backward_triton(
             v,
             layout,
             chunk,
-            [q, k, beta, d_o, inverse, attention, d_states, d_final_state, d_initial],
+            [q, k, beta, d_o, inverse, attention_2, d_states, d_final_state, d_initial],
             scale,
             ENTER=d_final_state is not None,
             LEAVE=initial,
@@ -534,7 +547,7 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [q, k, beta, d_o, inverse, attention, d_states, None, sums],
+            [q, k, beta, d_o, inverse, attention_2, d_states, None, sums],
             scale,
             ENTER=False,
             LEAVE=True,
@@ -548,7 +561,7 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [q, k, beta, d_o, inverse, attention, d_states, starts, None],
+            [q, k, beta, d_o, inverse, attention_2, d_states, starts, None],
             scale,
             ENTER=True,
             LEAVE=False,
@@ -561,7 +574,7 @@ def chunk_backward_triton(
         v,
         layout,
         chunk,
-        [k, v, q, beta, d_o, inverse, attention, states, d_states, d_q, d_k, d_v, d_beta],
+        [k, v, q, beta, d_o, inverse, attention_2, states, d_states, d_q, d_k, d_v, d_beta],
         scale,
     )
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_beta.to(beta.dtype), d_initial
@@ -607,7 +620,7 @@ def _(q, k, v, beta, scale, initial_state, cu_seqlens, chunk, final, save, backe
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     inverse = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
-    attention = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
+    attention_2 = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, chunk),
@@ -619,7 +632,13 @@ def _(q, k, v, beta, scale, initial_state, cu_seqlens, chunk, final, save, backe
         if save
         else v.new_empty(0)
     )
-    return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, inverse, attention, states
+    return (
+        torch.empty_like(v, memory_format=torch.contiguous_format),
+        final_state,
+        inverse,
+        attention_2,
+        states,
+    )
 
 
 @torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
@@ -630,7 +649,7 @@ def chunk_backward_op(
     beta: Tensor,
     scale: float,
     inverse: Tensor,
-    attention: Tensor,
+    attention_2: Tensor,
     states: Tensor,
     d_o: Tensor,
     d_final_state: Optional[Tensor],
@@ -649,7 +668,7 @@ def chunk_backward_op(
             beta,
             scale,
             inverse,
-            attention,
+            attention_2,
             states,
             d_o,
             d_final_state,
@@ -675,7 +694,7 @@ def _(
     beta,
     scale,
     inverse,
-    attention,
+    attention_2,
     states,
     d_o,
     d_final_state,

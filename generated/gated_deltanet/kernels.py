@@ -289,7 +289,7 @@ def chunk_prepare(
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * scale * since
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
@@ -385,11 +385,10 @@ def chunk_scan(
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         if READ:
             # read-out
-            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
-            read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-            o = read * scale
+            o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -481,8 +480,6 @@ def chunk_scan_reverse(
                 BV,
                 i_v * BV,
             )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
@@ -500,9 +497,7 @@ def chunk_scan_reverse(
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
+        d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
         # adjoint of u
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
         # loss, line 21: norm2(p - v) / 2
@@ -510,9 +505,9 @@ def chunk_scan_reverse(
         # adjoint of rhs
         d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
         kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept
@@ -610,15 +605,11 @@ def chunk_gradients(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-            )
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # prediction
@@ -632,11 +623,7 @@ def chunk_gradients(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -659,7 +646,7 @@ def chunk_gradients(
         d_beta_via_system = d_beta_via_system_shared * earlier
         d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since
+        d_overlap_q_via_attention = d_attention * scale * since
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # adjoint of since
@@ -674,31 +661,26 @@ def chunk_gradients(
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
         # adjoint of system
         d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
-        # gradient
-        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _d_earlier_via_system = d_earlier_via_system.to(dtype)
         _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        d_q_2_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(S, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * tl.trans(q.to(tl.float32))
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
+        # gradient
+        d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
         d_k_s_2 = tl.dot(tl.trans(k), _d_earlier_via_system, d_k_s, input_precision=PRECISION)
@@ -728,14 +710,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-            )
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # adjoint of rhs
@@ -817,15 +794,11 @@ def chunk_gradients(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-            )
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # prediction
@@ -839,11 +812,7 @@ def chunk_gradients(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -866,7 +835,7 @@ def chunk_gradients(
         d_beta_via_system = d_beta_via_system_shared * earlier
         d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since
+        d_overlap_q_via_attention = d_attention * scale * since
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # adjoint of since
@@ -879,6 +848,22 @@ def chunk_gradients(
         d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        d_q_2_pulled = tl.zeros([BT, BK], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # gradient
+            d_q_2_pulled = tl.dot(d_o, tl.trans(S), d_q_2_pulled, input_precision=PRECISION)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * q.to(tl.float32)
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 1)
+        # gradient
+        d_q_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         # adjoint of system
         d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
         # adjoint of k_s
@@ -886,27 +871,6 @@ def chunk_gradients(
         d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
         # gradient
         d_k = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-            # gradient
-            d_q_2 = tl.dot(
-                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-        # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
         d_kept_factor_via_kept_2 = 0.0
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
         d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
@@ -931,14 +895,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-            )
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # adjoint of rhs
@@ -1057,7 +1016,7 @@ def chunk_output(
     # loss, line 21: norm2(p - v) / 2
     rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1070,8 +1029,7 @@ def chunk_output(
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
+        o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

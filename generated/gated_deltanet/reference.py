@@ -140,13 +140,12 @@ def chunk_step(q, k, v, g, beta, scale, S):
     # read-out
     overlap_q = q @ k.mT
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * scale * since
     # read-out
     inherited = q @ S
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     carried_out = carried_out_factor[..., :, None] * inherited
-    read = carried_out + attention @ u
-    o = read * scale
+    o = carried_out + attention @ u
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -195,10 +194,10 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     # read-out
     overlap_q = q @ k.mT
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * scale * since
     # read-out
     inherited = q @ S
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -216,20 +215,18 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_written_factor_via_written_2 = d_written_factor_via_written.sum(-1)
     # adjoint of written_factor
     d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
-    # adjoint of o
-    d_read_via_o = d_o * scale
     # adjoint of carried_out
-    d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+    d_carried_out_factor_via_carried_out = d_o * inherited
     d_carried_out_factor_via_carried_out_2 = d_carried_out_factor_via_carried_out.sum(-1)
-    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_read_via_o
+    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_o
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention
-    d_attention = d_read_via_o @ u.mT
-    d_overlap_q_via_attention = d_attention * since
-    d_since_via_attention = d_attention * overlap_q
+    d_attention = d_o @ u.mT
+    d_overlap_q_via_attention = d_attention * scale * since
+    d_since_via_attention = d_attention * overlap_q * scale
     # adjoint of u_s
-    d_u_s = attention.mT @ d_read_via_o
+    d_u_s = attention.mT @ d_o
     # adjoint of u
     d_u = d_u_s + d_u_via_written
     d_rhs_via_u = torch.linalg.solve_triangular(system.mT, d_u, upper=True, unitriangular=True)

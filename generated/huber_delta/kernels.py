@@ -293,9 +293,10 @@ def chunk_prepare(
     # causality
     gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
     gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+    # read-out
+    weight = scale * tl.exp(gap_masked_2)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = tl.exp(gap_masked_2)
-    attention = overlap_q * since_2
+    attention = overlap_q * weight
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
@@ -437,11 +438,10 @@ def chunk_scan_nonlinear(
         u = -error
         if READ:
             # read-out
-            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
-            read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-            o = read * scale
+            o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -565,8 +565,6 @@ def chunk_scan_reverse_nonlinear(
                 BV,
                 i_v * BV,
             )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -584,9 +582,7 @@ def chunk_scan_reverse_nonlinear(
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
+        d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
         # adjoint of u
         d_error_via_u = -d_u_s
         # adjoint of error
@@ -623,6 +619,7 @@ def chunk_scan_reverse_nonlinear(
                 d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
             )
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             beta[:, None]
@@ -637,9 +634,9 @@ def chunk_scan_reverse_nonlinear(
         # adjoint of seen
         d_carried_via_seen = d_prediction_via_error * seen_factor[:, None]
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept
@@ -710,7 +707,7 @@ def chunk_gradients_nonlinear(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    if BK > 128:
+    if BK > 32:
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -725,15 +722,11 @@ def chunk_gradients_nonlinear(
             d_error_fed_back = load_rows(
                 d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
             )
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 24: sum(huber(p - v, delta))
             error = beta[:, None] * clip(prediction.to(tl.float32) - v.to(tl.float32), delta[:, None])
             u = -error
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 beta[:, None]
@@ -756,8 +749,6 @@ def chunk_gradients_nonlinear(
         coarse_before = -coarse + coarse_sum
         fine_sum = tl.cumsum(fine, 0)
         fine_before = -fine + fine_sum
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -787,16 +778,16 @@ def chunk_gradients_nonlinear(
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since_2
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since_2
-        d_gap_masked_2_via_since_2 = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_2_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart_2
-        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
+        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_weight, 0.0)
         # adjoint of fine_gap_2
         d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
         d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
@@ -809,29 +800,16 @@ def chunk_gradients_nonlinear(
         d_fine_sum_via_fine_gap_2 = tl.sum(d_gap_2_via_gap_apart_2, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s + d_fine_sum_via_fine_gap_2
-        # gradient
-        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _d_earlier_via_system = d_earlier_via_system.to(dtype)
         _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        d_q_2_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(S, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
@@ -841,8 +819,16 @@ def chunk_gradients_nonlinear(
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * tl.trans(q.to(tl.float32))
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
+        # gradient
+        d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
         d_k_s_2 = tl.dot(tl.trans(k), _d_earlier_via_system, d_k_s, input_precision=PRECISION)
@@ -962,15 +948,11 @@ def chunk_gradients_nonlinear(
             d_error_fed_back = load_rows(
                 d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
             )
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 24: sum(huber(p - v, delta))
             error = beta[:, None] * clip(prediction.to(tl.float32) - v.to(tl.float32), delta[:, None])
             u = -error
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 beta[:, None]
@@ -993,8 +975,6 @@ def chunk_gradients_nonlinear(
         coarse_before = -coarse + coarse_sum
         fine_sum = tl.cumsum(fine, 0)
         fine_before = -fine + fine_sum
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -1024,16 +1004,16 @@ def chunk_gradients_nonlinear(
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since_2
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since_2
-        d_gap_masked_2_via_since_2 = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_2_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart_2
-        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
+        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_weight, 0.0)
         # adjoint of fine_gap_2
         d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
         d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
@@ -1046,30 +1026,12 @@ def chunk_gradients_nonlinear(
         d_fine_sum_via_fine_gap_2 = tl.sum(d_gap_2_via_gap_apart_2, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s + d_fine_sum_via_fine_gap_2
-        # adjoint of k_s
-        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-        d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
-        # gradient
-        d_k = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        d_q_2_pulled = tl.zeros([BT, BK], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(d_o, tl.trans(S), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
@@ -1079,8 +1041,21 @@ def chunk_gradients_nonlinear(
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * q.to(tl.float32)
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 1)
+        # gradient
+        d_q_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
+        # gradient
+        d_k = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
         d_beta_via_error_2 = tl.zeros([BT], tl.float32)
@@ -1243,7 +1218,7 @@ def chunk_output_nonlinear(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1254,8 +1229,7 @@ def chunk_output_nonlinear(
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
+        o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

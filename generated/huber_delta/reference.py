@@ -132,8 +132,6 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
     # causality
     gap_apart_2 = keep_strict(gap_2)
     gap_masked_2 = keep_causal(gap_apart_2, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = torch.exp(gap_masked_2)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -167,14 +165,14 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
     u = -error
     # read-out
     overlap_q = q @ k.mT
+    weight = scale * torch.exp(gap_masked_2)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since_2
+    attention = overlap_q * weight
     # read-out
     inherited = q @ S
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     carried_out = carried_out_factor[..., :, None] * inherited
-    read = carried_out + attention @ u
-    o = read * scale
+    o = carried_out + attention @ u
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -215,8 +213,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # causality
     gap_apart_2 = keep_strict(gap_2)
     gap_masked_2 = keep_causal(gap_apart_2, float("-inf"))
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = torch.exp(gap_masked_2)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -250,11 +246,12 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     u = -error
     # read-out
     overlap_q = q @ k.mT
+    weight = scale * torch.exp(gap_masked_2)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since_2
+    attention = overlap_q * weight
     # read-out
     inherited = q @ S
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -272,20 +269,20 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_written_factor_via_written_2 = d_written_factor_via_written.sum(-1)
     # adjoint of written_factor
     d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
-    # adjoint of o
-    d_read_via_o = d_o * scale
     # adjoint of carried_out
-    d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+    d_carried_out_factor_via_carried_out = d_o * inherited
     d_carried_out_factor_via_carried_out_2 = d_carried_out_factor_via_carried_out.sum(-1)
-    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_read_via_o
+    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_o
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention
-    d_attention = d_read_via_o @ u.mT
-    d_overlap_q_via_attention = d_attention * since_2
-    d_since_2_via_attention = d_attention * overlap_q
+    d_attention = d_o @ u.mT
+    d_overlap_q_via_attention = d_attention * weight
+    d_weight_via_attention = d_attention * overlap_q
+    # adjoint of weight
+    d_gap_masked_2_via_weight = d_weight_via_attention * weight
     # adjoint of u_s
-    d_u_s = attention.mT @ d_read_via_o
+    d_u_s = attention.mT @ d_o
     # adjoint of u
     d_u = d_u_s + d_u_via_written
     d_error_via_u = -d_u
@@ -346,10 +343,8 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_since_via_system = d_system_via_prediction_3 * earlier
     # adjoint of earlier
     d_overlap_via_earlier = keep_strict(d_earlier_via_system)
-    # adjoint of since_2
-    d_gap_masked_2_via_since_2 = d_since_2_via_attention * since_2
     # adjoint of gap_masked_2
-    d_gap_apart_2_via_gap_masked_2 = keep_causal(d_gap_masked_2_via_since_2)
+    d_gap_apart_2_via_gap_masked_2 = keep_causal(d_gap_masked_2_via_weight)
     # adjoint of gap_apart_2
     d_gap_2_via_gap_apart_2 = keep_strict(d_gap_apart_2_via_gap_masked_2)
     # adjoint of fine_gap_2

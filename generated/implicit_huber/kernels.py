@@ -286,7 +286,7 @@ def chunk_prepare(
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * scale * since
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
@@ -445,10 +445,10 @@ def chunk_scan_nonlinear(
         u = -error
         if READ:
             # read-out
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            carried_out = inherited * seen_factor[:, None]
-            read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-            o = read * scale
+            carried_out = carried_out_factor[:, None] * inherited
+            o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -580,8 +580,6 @@ def chunk_scan_reverse_nonlinear(
                 BV,
                 i_v * BV,
             )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -599,9 +597,7 @@ def chunk_scan_reverse_nonlinear(
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
+        d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
         # adjoint of u
         d_error_via_u = -d_u_s
         # loss, line 24: sum(huber(p - v, delta))
@@ -645,6 +641,7 @@ def chunk_scan_reverse_nonlinear(
                 d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
             )
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             d_error_fed_back
@@ -663,8 +660,10 @@ def chunk_scan_reverse_nonlinear(
         seen_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of seen
         d_carried_via_seen = d_prediction_via_error * seen_factor[:, None]
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = d_read_via_o * seen_factor[:, None]
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept
@@ -735,7 +734,7 @@ def chunk_gradients_nonlinear(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    if BK > 128:
+    if BK > 32:
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
@@ -773,8 +772,6 @@ def chunk_gradients_nonlinear(
                 )
             )
             d_sum_2_valid_via_error_2 += tl.sum(d_sum_2_valid_via_error, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 24: sum(huber(p - v, delta))
             error = beta[:, None] * clip(
                 (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
@@ -782,9 +779,7 @@ def chunk_gradients_nonlinear(
             )
             u = -error
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 d_error_fed_back.to(tl.float32)
@@ -813,8 +808,6 @@ def chunk_gradients_nonlinear(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # prediction
-        seen_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -830,7 +823,7 @@ def chunk_gradients_nonlinear(
         # adjoint of system
         d_earlier_via_system = d_system_via_prediction_3 * since
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since
+        d_overlap_q_via_attention = d_attention * scale * since
         # prediction
         overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
         # causality
@@ -847,35 +840,35 @@ def chunk_gradients_nonlinear(
         d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-        # gradient
-        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _d_earlier_via_system = d_earlier_via_system.to(dtype)
         _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
-        d_seen_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        d_q_2_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_seen_factor_via_carried_out = d_read_via_o * inherited
-            d_seen_factor_via_carried_out_2 += tl.sum(d_seen_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = d_read_via_o * seen_factor[:, None]
             # gradient
-            d_q_2 = tl.dot(
-                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(S, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
+        # prediction
+        seen_factor = tl.exp(coarse_sum + fine_sum)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * tl.trans(q.to(tl.float32))
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
+        # gradient
+        d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of sum_2_valid
         d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_error_2, 0.0)
         # adjoint of summands
@@ -1013,12 +1006,16 @@ def chunk_gradients_nonlinear(
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
         d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of seen_factor
-        d_seen_factor = d_seen_factor_via_carried_out_2 + d_seen_factor_via_seen_2
-        d_coarse_sum_via_seen_factor = d_seen_factor * seen_factor
+        d_coarse_sum_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
-        d_fine_sum = d_coarse_sum_via_seen_factor + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_sum = (
+            d_coarse_sum_via_carried_out_factor
+            + d_coarse_sum_via_seen_factor
+            + d_fine_sum_early
+            + d_fine_sum_via_fine_after
+        )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
         d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
@@ -1065,8 +1062,6 @@ def chunk_gradients_nonlinear(
                 )
             )
             d_sum_2_valid_via_error_2 += tl.sum(d_sum_2_valid_via_error, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 24: sum(huber(p - v, delta))
             error = beta[:, None] * clip(
                 (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
@@ -1074,9 +1069,7 @@ def chunk_gradients_nonlinear(
             )
             u = -error
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 d_error_fed_back.to(tl.float32)
@@ -1105,8 +1098,6 @@ def chunk_gradients_nonlinear(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # prediction
-        seen_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -1122,7 +1113,7 @@ def chunk_gradients_nonlinear(
         # adjoint of system
         d_earlier_via_system = d_system_via_prediction_3 * since
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since
+        d_overlap_q_via_attention = d_attention * scale * since
         # prediction
         overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
         # causality
@@ -1139,6 +1130,31 @@ def chunk_gradients_nonlinear(
         d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        d_q_2_pulled = tl.zeros([BT, BK], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # gradient
+            d_q_2_pulled = tl.dot(d_o, tl.trans(S), d_q_2_pulled, input_precision=PRECISION)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        # prediction
+        seen_factor = tl.exp(coarse_sum + fine_sum)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * q.to(tl.float32)
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 1)
+        # gradient
+        d_q_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         # adjoint of sum_2_valid
         d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_error_2, 0.0)
         # adjoint of summands
@@ -1150,31 +1166,6 @@ def chunk_gradients_nonlinear(
         d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
         # gradient
         d_k_2 = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
-        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-        d_seen_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_seen_factor_via_carried_out = d_read_via_o * inherited
-            d_seen_factor_via_carried_out_2 += tl.sum(d_seen_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = d_read_via_o * seen_factor[:, None]
-            # gradient
-            d_q_2 = tl.dot(
-                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        fine_chunk = tl.sum(fine)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
         d_kept_factor_via_kept_2 = 0.0
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
         d_beta_via_error_2 = tl.zeros([BT], tl.float32)
@@ -1301,12 +1292,16 @@ def chunk_gradients_nonlinear(
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
         d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of seen_factor
-        d_seen_factor = d_seen_factor_via_carried_out_2 + d_seen_factor_via_seen_2
-        d_coarse_sum_via_seen_factor = d_seen_factor * seen_factor
+        d_coarse_sum_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
-        d_fine_sum = d_coarse_sum_via_seen_factor + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_sum = (
+            d_coarse_sum_via_carried_out_factor
+            + d_coarse_sum_via_seen_factor
+            + d_fine_sum_early
+            + d_fine_sum_via_fine_after
+        )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
         d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
@@ -1383,8 +1378,8 @@ def chunk_output_nonlinear(
     coarse_sum = tl.cumsum(coarse, 0)
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
-    # prediction
-    seen_factor = tl.exp(coarse_sum + fine_sum)
+    # read-out
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1397,9 +1392,8 @@ def chunk_output_nonlinear(
         u = -error
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
-        carried_out = inherited * seen_factor[:, None]
-        read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
+        carried_out = carried_out_factor[:, None] * inherited
+        o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

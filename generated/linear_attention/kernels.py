@@ -285,12 +285,14 @@ def chunk_scan(
         if READ:
             # read-out
             overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            # loss, line 17: -dot(p, v)
+            attention = overlap_q * scale
             # causality
-            attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+            attention_2 = tl.where(t[:, None] >= t[None, :], attention, 0.0)
             # read-out
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            read = tl.dot(attention.to(dtype), v, inherited, input_precision=PRECISION)
-            o = read * scale
+            carried_out = inherited * scale
+            o = tl.dot(attention_2.to(dtype), v, carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # update, line 22
         S_next = tl.dot(tl.trans(k), v, S, input_precision=PRECISION)
@@ -363,10 +365,10 @@ def chunk_scan_reverse(
                 BV,
                 i_v * BV,
             )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        # adjoint of carried_out
+        d_inherited_via_carried_out = d_o.to(tl.float32) * scale
         # gradient
-        d_S = tl.dot(tl.trans(q), d_read_via_o.to(dtype), d_S_next, input_precision=PRECISION)
+        d_S = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_next, input_precision=PRECISION)
         d_S_next = d_S
     if LEAVE:
         store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
@@ -425,25 +427,27 @@ def chunk_gradients(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # loss, line 17: -dot(p, v)
+        attention = overlap_q * scale
         # causality
-        attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-        _attention_turned = tl.trans(attention).to(dtype)
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        attention_2 = tl.where(t[:, None] >= t[None, :], attention, 0.0)
+        _attention_2_turned = tl.trans(attention_2).to(dtype)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of v_s
-            d_v_s = tl.dot(_attention_turned, d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_v_s = tl.dot(_attention_2_turned, d_o, input_precision=PRECISION)
             # gradient
             d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
             store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of attention
-            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(v), d_attention_2, input_precision=PRECISION)
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # gradient
         d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
@@ -451,10 +455,12 @@ def chunk_gradients(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
@@ -470,34 +476,38 @@ def chunk_gradients(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # loss, line 17: -dot(p, v)
+        attention = overlap_q * scale
         # causality
-        attention = tl.trans(tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)).to(dtype)
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        attention_2 = tl.trans(tl.where(t[:, None] >= t[None, :], attention, 0.0)).to(dtype)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of v_s
-            d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_v_s = tl.dot(attention_2, d_o, input_precision=PRECISION)
             # gradient
             d_v = tl.dot(k, d_S_next, d_v_s, input_precision=PRECISION)
             store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of attention
-            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(v), d_attention_2, input_precision=PRECISION)
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # gradient
         d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
         d_q_2 = d_q
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
@@ -558,15 +568,17 @@ def chunk_output(
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # loss, line 17: -dot(p, v)
+    attention = overlap_q * scale
     # causality
-    attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+    attention_2 = tl.where(t[:, None] >= t[None, :], attention, 0.0)
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
-        read = tl.dot(attention.to(dtype), v, inherited, input_precision=PRECISION)
-        o = read * scale
+        carried_out = inherited * scale
+        o = tl.dot(attention_2.to(dtype), v, carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

@@ -107,12 +107,14 @@ def chunk_step(q, k, v, scale, S):
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     overlap_q = q @ k.mT
+    # loss, line 17: -dot(p, v)
+    attention = overlap_q * scale
     # causality
-    attention = keep_causal(overlap_q)
+    attention_2 = keep_causal(attention)
     # read-out
     inherited = q @ S
-    read = inherited + attention @ v
-    o = read * scale
+    carried_out = inherited * scale
+    o = carried_out + attention_2 @ v
     # update, line 22
     S_next = S + k.mT @ v
     return o, S_next
@@ -123,23 +125,27 @@ def chunk_step_backward(q, k, v, scale, S, d_o, d_S_next):
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     overlap_q = q @ k.mT
+    # loss, line 17: -dot(p, v)
+    attention = overlap_q * scale
     # causality
-    attention = keep_causal(overlap_q)
-    # adjoint of o
-    d_read_via_o = d_o * scale
+    attention_2 = keep_causal(attention)
+    # adjoint of carried_out
+    d_inherited_via_carried_out = d_o * scale
+    # adjoint of attention_2
+    d_attention_2 = d_o @ v.mT
+    d_attention_via_attention_2 = keep_causal(d_attention_2)
     # adjoint of attention
-    d_attention = d_read_via_o @ v.mT
-    d_overlap_q_via_attention = keep_causal(d_attention)
+    d_overlap_q_via_attention = d_attention_via_attention_2 * scale
     # adjoint of v_s
-    d_v_s = attention.mT @ d_read_via_o
+    d_v_s = attention_2.mT @ d_o
     # adjoint of k_s
     d_k_s = d_overlap_q_via_attention.mT @ q
     # gradient
     d_q = d_overlap_q_via_attention @ k
-    d_q_2 = d_q + d_read_via_o @ S.mT
+    d_q_2 = d_q + d_inherited_via_carried_out @ S.mT
     d_k = d_k_s + v @ d_S_next.mT
     d_v = d_v_s + k @ d_S_next
-    d_S = d_S_next + q.mT @ d_read_via_o
+    d_S = d_S_next + q.mT @ d_inherited_via_carried_out
     return d_q_2, d_k, d_v, d_S
 
 

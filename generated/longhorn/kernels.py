@@ -221,7 +221,7 @@ def chunk_prepare(
     k_ptr,
     beta_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -277,9 +277,11 @@ def chunk_prepare(
     store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # loss, line 22: norm2(p - v) / 2
+    attention = overlap_q * scale
     # causality
-    attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
+    attention_2 = tl.where(t[:, None] >= t[None, :], attention, 0.0)
+    store_lower(attention_2_ptr + i_h * BT, attention_2, token, left, HV * BT, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -289,7 +291,7 @@ def chunk_scan(
     v_ptr,
     beta_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     o_ptr,
     states_ptr,
     enter_ptr,
@@ -343,7 +345,7 @@ def chunk_scan(
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+            attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
                 states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -369,8 +371,8 @@ def chunk_scan(
         if READ:
             # read-out
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
-            o = read * scale
+            carried_out = inherited * scale
+            o = tl.dot(attention_2, u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # update, line 27
         S_next = tl.dot(tl.trans(k), u.to(dtype), S, input_precision=PRECISION)
@@ -386,7 +388,7 @@ def chunk_scan_reverse(
     beta_ptr,
     d_o_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     d_states_ptr,
     enter_ptr,
     leave_ptr,
@@ -438,7 +440,7 @@ def chunk_scan_reverse(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
                 d_states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -451,10 +453,8 @@ def chunk_scan_reverse(
                 BV,
                 i_v * BV,
             )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+        d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
         # adjoint of u
         d_u = tl.dot(k, d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -465,8 +465,10 @@ def chunk_scan_reverse(
         rate = beta / (beta * sum_2_valid + 1.0)
         # adjoint of rhs
         d_prediction_via_rhs = -d_rhs_via_u_s * rate[:, None]
+        # adjoint of carried_out
+        d_inherited_via_carried_out = d_o.to(tl.float32) * scale
         # gradient
-        d_S = tl.dot(tl.trans(q), d_read_via_o.to(dtype), d_S_next, input_precision=PRECISION)
+        d_S = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_next, input_precision=PRECISION)
         d_S_2 = tl.dot(tl.trans(k), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION)
         d_S_next = d_S_2
     if LEAVE:
@@ -481,7 +483,7 @@ def chunk_gradients(
     beta_ptr,
     d_o_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     states_ptr,
     d_states_ptr,
     d_beta_ptr,
@@ -529,7 +531,7 @@ def chunk_gradients(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 22: norm2(p - v) / 2
         summands = k.to(tl.float32) * k.to(tl.float32)
@@ -538,16 +540,14 @@ def chunk_gradients(
         rate = beta / (beta * sum_2_valid + 1.0)
         d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -564,10 +564,8 @@ def chunk_gradients(
             d_system_via_u = tl.dot(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -584,12 +582,14 @@ def chunk_gradients(
             -beta * sum_2_valid / whole_power(beta * sum_2_valid + 1.0, 2) + 1.0 / (beta * sum_2_valid + 1.0)
         )
         store_vector(d_beta_ptr + i_h, d_beta_via_rate, token, left, HV, BT)
-        # adjoint of system
-        d_earlier_via_system = d_system_via_u_3 * rate[:, None]
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # gradient
         d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        # adjoint of system
+        d_earlier_via_system = d_system_via_u_3 * rate[:, None]
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _d_earlier_via_system = d_earlier_via_system.to(dtype)
         _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
@@ -597,10 +597,12 @@ def chunk_gradients(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of rate
         d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
@@ -621,10 +623,8 @@ def chunk_gradients(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -647,7 +647,7 @@ def chunk_gradients(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 22: norm2(p - v) / 2
         summands = k.to(tl.float32) * k.to(tl.float32)
@@ -656,16 +656,14 @@ def chunk_gradients(
         rate = beta / (beta * sum_2_valid + 1.0)
         d_rate_via_rhs_2 = tl.zeros([BT], tl.float32)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -682,10 +680,8 @@ def chunk_gradients(
             d_system_via_u = tl.dot(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -704,8 +700,10 @@ def chunk_gradients(
         store_vector(d_beta_ptr + i_h, d_beta_via_rate, token, left, HV, BT)
         # adjoint of system
         d_earlier_via_system = d_system_via_u_3 * rate[:, None]
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # adjoint of rate
         d_sum_2_valid_via_rate = -d_rate * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
         # adjoint of sum_2_valid
@@ -724,10 +722,12 @@ def chunk_gradients(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         d_k_3 = d_k_2
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -735,10 +735,8 @@ def chunk_gradients(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
             # adjoint of u
             d_u = tl.dot(k, d_S_next, d_u_s, input_precision=PRECISION)
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u.to(dtype), input_precision=PRECISION)
@@ -766,7 +764,7 @@ def chunk_output(
     v_ptr,
     beta_ptr,
     inverse_ptr,
-    attention_ptr,
+    attention_2_ptr,
     states_ptr,
     o_ptr,
     scale,
@@ -810,7 +808,7 @@ def chunk_output(
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+    attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
     # loss, line 22: norm2(p - v) / 2
     summands = k.to(tl.float32) * k.to(tl.float32)
     sum_2 = tl.sum(summands, 1)
@@ -827,8 +825,8 @@ def chunk_output(
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
-        read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
-        o = read * scale
+        carried_out = inherited * scale
+        o = tl.dot(attention_2, u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

@@ -218,7 +218,7 @@ def whole_power(x, N: tl.constexpr):
 def chunk_prepare(
     q_ptr,
     k_ptr,
-    attention_ptr,
+    attention_2_ptr,
     earlier_ptr,
     scale,
     cu_seqlens,
@@ -259,16 +259,18 @@ def chunk_prepare(
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    # read-out
+    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    # loss, line 27: sum(abs(p - v)**3) / 3
+    attention = overlap_q * scale
+    # causality
+    attention_2 = tl.where(t[:, None] >= t[None, :], attention, 0.0)
+    store_lower(attention_2_ptr + i_h * BT, attention_2, token, left, HV * BT, BT)
     # prediction
     overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
     # causality
     earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
     store_lower(earlier_ptr + i_h * BT, earlier, token, left, HV * BT, BT)
-    # read-out
-    overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    # causality
-    attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
 @triton.jit
@@ -292,7 +294,7 @@ def chunk_scan_nonlinear(
     v_ptr,
     beta_ptr,
     rate_ptr,
-    attention_ptr,
+    attention_2_ptr,
     earlier_ptr,
     o_ptr,
     states_ptr,
@@ -348,7 +350,7 @@ def chunk_scan_nonlinear(
         rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+            attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
                 states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -401,8 +403,8 @@ def chunk_scan_nonlinear(
         if READ:
             # read-out
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
-            o = read * scale
+            carried_out = inherited * scale
+            o = tl.dot(attention_2, u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # update, line 32
         S_next = tl.dot(tl.trans(k), u.to(dtype), S, input_precision=PRECISION)
@@ -448,7 +450,7 @@ def chunk_scan_reverse_nonlinear(
     beta_ptr,
     rate_ptr,
     d_o_ptr,
-    attention_ptr,
+    attention_2_ptr,
     earlier_ptr,
     prediction_ptr,
     d_states_ptr,
@@ -504,7 +506,7 @@ def chunk_scan_reverse_nonlinear(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
             store_rows(
@@ -518,10 +520,8 @@ def chunk_scan_reverse_nonlinear(
                 BV,
                 i_v * BV,
             )
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), input_precision=PRECISION)
+        d_u_s = tl.dot(tl.trans(attention_2), d_o, input_precision=PRECISION)
         # adjoint of u
         d_u = tl.dot(k, d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
         d_error_via_u = -d_u
@@ -560,6 +560,7 @@ def chunk_scan_reverse_nonlinear(
                 d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
             )
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             2.0
@@ -568,8 +569,10 @@ def chunk_scan_reverse_nonlinear(
             * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
             * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
         )
+        # adjoint of carried_out
+        d_inherited_via_carried_out = d_o.to(tl.float32) * scale
         # gradient
-        d_S = tl.dot(tl.trans(q), d_read_via_o.to(dtype), d_S_next, input_precision=PRECISION)
+        d_S = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_next, input_precision=PRECISION)
         d_S_2 = tl.dot(tl.trans(k), d_prediction_via_error.to(dtype), d_S, input_precision=PRECISION)
         d_S_next = d_S_2
     if LEAVE:
@@ -630,14 +633,14 @@ def chunk_gradients_nonlinear(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    if BK > 128:
+    if BK > 32:
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 27: sum(abs(p - v)**3) / 3
         error_factor = beta * rate
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         d_earlier_via_prediction = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -646,19 +649,14 @@ def chunk_gradients_nonlinear(
             d_error_fed_back = load_rows(
                 d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
             )
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # loss, line 27: sum(abs(p - v)**3) / 3
             error = (
                 error_factor[:, None]
                 * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * sign(prediction.to(tl.float32) - v.to(tl.float32))
             )
             u = -error
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 2.0
@@ -674,8 +672,10 @@ def chunk_gradients_nonlinear(
                 d_earlier_via_prediction,
                 input_precision=PRECISION,
             )
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # gradient
         d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
         # adjoint of prediction
@@ -688,10 +688,12 @@ def chunk_gradients_nonlinear(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
@@ -754,7 +756,7 @@ def chunk_gradients_nonlinear(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         # loss, line 27: sum(abs(p - v)**3) / 3
         error_factor = beta * rate
-        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
         d_earlier_via_prediction = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -763,19 +765,14 @@ def chunk_gradients_nonlinear(
             d_error_fed_back = load_rows(
                 d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
             )
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # loss, line 27: sum(abs(p - v)**3) / 3
             error = (
                 error_factor[:, None]
                 * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * sign(prediction.to(tl.float32) - v.to(tl.float32))
             )
             u = -error
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 2.0
@@ -794,8 +791,10 @@ def chunk_gradients_nonlinear(
         # adjoint of prediction
         d_earlier_via_prediction_2 = -d_earlier_via_prediction
         d_earlier_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_earlier_via_prediction_2, 0.0)
+        # adjoint of attention_2
+        d_attention_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
         # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        d_overlap_q_via_attention = d_attention_via_attention_2 * scale
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
         d_k_s_2 = tl.dot(tl.trans(d_earlier_via_prediction_3).to(dtype), k, d_k_s, input_precision=PRECISION)
@@ -806,10 +805,12 @@ def chunk_gradients_nonlinear(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_inherited_via_carried_out = d_o.to(tl.float32) * scale
             # gradient
-            d_q_2 = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION)
+            d_q_2 = tl.dot(
+                d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
+            )
         store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
         d_k_2 = d_k
@@ -868,7 +869,7 @@ def chunk_output_nonlinear(
     v_ptr,
     beta_ptr,
     rate_ptr,
-    attention_ptr,
+    attention_2_ptr,
     states_ptr,
     prediction_ptr,
     o_ptr,
@@ -912,7 +913,7 @@ def chunk_output_nonlinear(
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     rate = tl.full([BT], tl.load(rate_ptr + i_h).to(tl.float32), tl.float32)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+    attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
     # loss, line 27: sum(abs(p - v)**3) / 3
     error_factor = beta * rate
     for i_v in tl.range(0, blocks, disable_licm=True):
@@ -927,8 +928,8 @@ def chunk_output_nonlinear(
         u = -error
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
-        read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
-        o = read * scale
+        carried_out = inherited * scale
+        o = tl.dot(attention_2, u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

@@ -28,7 +28,7 @@ CONFIGS = {
     "chunk_prepare": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
     "chunk_scan_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_scan_reverse_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
-    "chunk_gradients_nonlinear": {64: (16, 4, 1), 128: (16, 8, 1), 256: (32, 8, 1)},
+    "chunk_gradients_nonlinear": {64: (16, 4, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_output_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
@@ -347,7 +347,7 @@ def chunk_forward_triton(q, k, v, beta, rate, scale, initial_state, cu_seqlens, 
     schedule, segments = choose("chunk", "forward", schedule, q, v, layout, chunk)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
-    attention = v.new_empty(*v.shape[:3], chunk)
+    attention_2 = v.new_empty(*v.shape[:3], chunk)
     earlier = v.new_empty(*v.shape[:3], chunk)
     states = (
         v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
@@ -355,7 +355,7 @@ def chunk_forward_triton(q, k, v, beta, rate, scale, initial_state, cu_seqlens, 
         else v.new_empty(0)
     )
     prediction = v.new_empty(v.shape) if save or schedule == "split" else v.new_empty(0)
-    launch("chunk_prepare", q, v, layout, chunk, [q, k, attention, earlier], scale)
+    launch("chunk_prepare", q, v, layout, chunk, [q, k, attention_2, earlier], scale)
     if schedule == "fused":
         launch(
             "chunk_scan_nonlinear",
@@ -363,7 +363,7 @@ def chunk_forward_triton(q, k, v, beta, rate, scale, initial_state, cu_seqlens, 
             v,
             layout,
             chunk,
-            [q, k, v, beta, rate, attention, earlier, o, states, prediction, initial_state, final_state],
+            [q, k, v, beta, rate, attention_2, earlier, o, states, prediction, initial_state, final_state],
             scale,
             ENTER=initial_state is not None,
             LEAVE=final,
@@ -377,7 +377,7 @@ def chunk_forward_triton(q, k, v, beta, rate, scale, initial_state, cu_seqlens, 
             v,
             layout,
             chunk,
-            [q, k, v, beta, rate, attention, earlier, o, states, prediction, initial_state, final_state],
+            [q, k, v, beta, rate, attention_2, earlier, o, states, prediction, initial_state, final_state],
             scale,
             ENTER=initial_state is not None,
             LEAVE=final,
@@ -390,13 +390,13 @@ def chunk_forward_triton(q, k, v, beta, rate, scale, initial_state, cu_seqlens, 
             v,
             layout,
             chunk,
-            [q, v, beta, rate, attention, states, prediction, o],
+            [q, v, beta, rate, attention_2, states, prediction, o],
             scale,
         )
     return (
         o,
         final_state,
-        attention,
+        attention_2,
         earlier,
         states if save else v.new_empty(0),
         prediction if save else v.new_empty(0),
@@ -410,7 +410,7 @@ def chunk_backward_triton(
     beta,
     rate,
     scale,
-    attention,
+    attention_2,
     earlier,
     states,
     prediction,
@@ -444,7 +444,7 @@ def chunk_backward_triton(
             beta,
             rate,
             d_o,
-            attention,
+            attention_2,
             earlier,
             prediction,
             d_states,
@@ -547,7 +547,7 @@ def chunk_op(
 def _(q, k, v, beta, rate, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
-    attention = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
+    attention_2 = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
     earlier = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
     states = (
         v.new_empty(
@@ -564,7 +564,7 @@ def _(q, k, v, beta, rate, scale, initial_state, cu_seqlens, chunk, final, save,
     return (
         torch.empty_like(v, memory_format=torch.contiguous_format),
         final_state,
-        attention,
+        attention_2,
         earlier,
         states,
         prediction,
@@ -579,7 +579,7 @@ def chunk_backward_op(
     beta: Tensor,
     rate: Tensor,
     scale: float,
-    attention: Tensor,
+    attention_2: Tensor,
     earlier: Tensor,
     states: Tensor,
     prediction: Tensor,
@@ -600,7 +600,7 @@ def chunk_backward_op(
             beta,
             rate,
             scale,
-            attention,
+            attention_2,
             earlier,
             states,
             prediction,
@@ -641,7 +641,7 @@ def _(
     beta,
     rate,
     scale,
-    attention,
+    attention_2,
     earlier,
     states,
     prediction,

@@ -135,12 +135,14 @@ def chunk_step(q, k, v, beta, rate, scale, S):
     u = -error
     # read-out
     overlap_q = q @ k.mT
+    # loss, line 27: sum(abs(p - v)**3) / 3
+    attention = overlap_q * scale
     # causality
-    attention = keep_causal(overlap_q)
+    attention_2 = keep_causal(attention)
     # read-out
     inherited = q @ S
-    read = inherited + attention @ u
-    o = read * scale
+    carried_out = inherited * scale
+    o = carried_out + attention_2 @ u
     # update, line 32
     S_next = S + k.mT @ u
     return o, S_next
@@ -179,15 +181,19 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     u = -error
     # read-out
     overlap_q = q @ k.mT
+    # loss, line 27: sum(abs(p - v)**3) / 3
+    attention = overlap_q * scale
     # causality
-    attention = keep_causal(overlap_q)
-    # adjoint of o
-    d_read_via_o = d_o * scale
+    attention_2 = keep_causal(attention)
+    # adjoint of carried_out
+    d_inherited_via_carried_out = d_o * scale
+    # adjoint of attention_2
+    d_attention_2 = d_o @ u.mT
+    d_attention_via_attention_2 = keep_causal(d_attention_2)
     # adjoint of attention
-    d_attention = d_read_via_o @ u.mT
-    d_overlap_q_via_attention = keep_causal(d_attention)
+    d_overlap_q_via_attention = d_attention_via_attention_2 * scale
     # adjoint of u_s
-    d_u_s = attention.mT @ d_read_via_o
+    d_u_s = attention_2.mT @ d_o
     # adjoint of u
     d_u = d_u_s + k @ d_S_next
     d_error_via_u = -d_u
@@ -247,11 +253,11 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # gradient
     d_q = d_overlap_q_via_attention @ k
-    d_q_2 = d_q + d_read_via_o @ S.mT
+    d_q_2 = d_q + d_inherited_via_carried_out @ S.mT
     d_k = d_k_s_2 + d_overlap_via_earlier @ k
     d_k_2 = d_k + u @ d_S_next.mT
     d_k_3 = d_k_2 + d_prediction_via_error @ S.mT
-    d_S = d_S_next + q.mT @ d_read_via_o
+    d_S = d_S_next + q.mT @ d_inherited_via_carried_out
     d_S_2 = d_S + k.mT @ d_prediction_via_error
     return d_q_2, d_k_3, d_v_via_error, d_beta_via_error_factor, d_rate_via_error_factor, d_S_2
 

@@ -305,18 +305,18 @@ def chunk_scan(
             # causality
             gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
             gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+            # read-out
+            weight = scale * tl.exp(gap_masked)
             # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-            since = tl.exp(gap_masked)
-            attention = overlap_q * since
+            attention = overlap_q * weight
         # loss, line 25: -dot(p, v)
         u = dt[:, None] * v.to(tl.float32)
         if READ:
             # read-out
-            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
-            read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
-            o = read * scale
+            o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -411,11 +411,9 @@ def chunk_scan_reverse(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
@@ -494,14 +492,10 @@ def chunk_gradients(
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 25: -dot(p, v)
             u = dt[:, None] * v.to(tl.float32)
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         log_decay = A * dt
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
@@ -510,25 +504,22 @@ def chunk_gradients(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap = fine_sum[:, None] - fine_sum[None, :]
         gap = coarse_gap + fine_gap
         # causality
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-        # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        # read-out
+        weight = scale * tl.exp(gap_masked)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since
-        d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart
-        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_weight, 0.0)
         # adjoint of fine_gap
         d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
         d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
@@ -536,14 +527,12 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-        attention = overlap_q * since
-        # gradient
-        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        attention = overlap_q * weight
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _attention_turned = tl.trans(attention).to(dtype)
         d_kept_factor_via_kept_2 = 0.0
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        d_q_2_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -551,19 +540,8 @@ def chunk_gradients(
             # adjoint of kept
             d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
             d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(S, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
@@ -574,8 +552,16 @@ def chunk_gradients(
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * tl.trans(q.to(tl.float32))
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
+        # gradient
+        d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
@@ -592,14 +578,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                _attention_turned, d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-            )
+            d_u_s = tl.dot(_attention_turned, d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_dt_via_u = d_u_s * v.to(tl.float32)
             d_dt_via_u_2 += tl.sum(d_dt_via_u, 1)
@@ -656,30 +637,25 @@ def chunk_gradients(
         # causality
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-        # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-        since = (tl.exp(gap_masked)).to(factors)
         # read-out
+        weight = (scale * tl.exp(gap_masked)).to(factors)
         overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(factors)
         d_attention = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 25: -dot(p, v)
             u = dt[:, None] * v.to(tl.float32)
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since.to(tl.float32)
-        # adjoint of since
-        d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q.to(tl.float32)
+        d_overlap_q_via_attention = d_attention * weight.to(tl.float32)
+        # adjoint of weight
+        d_gap_masked_via_weight = d_overlap_q_via_attention * overlap_q.to(tl.float32)
         # adjoint of gap_apart
-        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_weight, 0.0)
         # adjoint of fine_gap
         d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
         d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
@@ -687,7 +663,7 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-        attention = tl.trans(overlap_q.to(tl.float32) * since.to(tl.float32)).to(dtype)
+        attention = tl.trans(overlap_q.to(tl.float32) * weight.to(tl.float32)).to(dtype)
         # gradient
         d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
@@ -700,14 +676,12 @@ def chunk_gradients(
             # adjoint of kept
             d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
             d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # read-out
             inherited = tl.dot(q, S, input_precision=PRECISION)
             # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+            d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * inherited
             d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
             # gradient
             d_q_2 = tl.dot(
                 d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
@@ -741,12 +715,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(attention, d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION)
+            d_u_s = tl.dot(attention, d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_dt_via_u = d_u_s * v.to(tl.float32)
             d_dt_via_u_2 += tl.sum(d_dt_via_u, 1)
@@ -845,7 +816,7 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
@@ -854,9 +825,10 @@ def chunk_output(
     # causality
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+    # read-out
+    weight = scale * tl.exp(gap_masked)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    since = tl.exp(gap_masked)
-    attention = overlap_q * since
+    attention = overlap_q * weight
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -865,8 +837,7 @@ def chunk_output(
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
+        o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

@@ -123,20 +123,18 @@ def chunk_step(q, k, v, dt, A, scale, S):
     # causality
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
-    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    since = torch.exp(gap_masked)
     # loss, line 25: -dot(p, v)
     u = dt[..., :, None] * v
     # read-out
     overlap_q = q @ k.mT
+    weight = scale * torch.exp(gap_masked)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * weight
     # read-out
     inherited = q @ S
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     carried_out = carried_out_factor[..., :, None] * inherited
-    read = carried_out + attention @ u
-    o = read * scale
+    o = carried_out + attention @ u
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -168,17 +166,16 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     # causality
     gap_apart = keep_strict(gap)
     gap_masked = keep_causal(gap_apart, float("-inf"))
-    # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    since = torch.exp(gap_masked)
     # loss, line 25: -dot(p, v)
     u = dt[..., :, None] * v
     # read-out
     overlap_q = q @ k.mT
+    weight = scale * torch.exp(gap_masked)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * weight
     # read-out
     inherited = q @ S
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -196,29 +193,27 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     d_written_factor_via_written_2 = d_written_factor_via_written.sum(-1)
     # adjoint of written_factor
     d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
-    # adjoint of o
-    d_read_via_o = d_o * scale
     # adjoint of carried_out
-    d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+    d_carried_out_factor_via_carried_out = d_o * inherited
     d_carried_out_factor_via_carried_out_2 = d_carried_out_factor_via_carried_out.sum(-1)
-    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_read_via_o
+    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_o
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention
-    d_attention = d_read_via_o @ u.mT
-    d_overlap_q_via_attention = d_attention * since
-    d_since_via_attention = d_attention * overlap_q
+    d_attention = d_o @ u.mT
+    d_overlap_q_via_attention = d_attention * weight
+    d_weight_via_attention = d_attention * overlap_q
+    # adjoint of weight
+    d_gap_masked_via_weight = d_weight_via_attention * weight
     # adjoint of u_s
-    d_u_s = attention.mT @ d_read_via_o
+    d_u_s = attention.mT @ d_o
     # adjoint of u
     d_u = d_u_s + d_u_via_written
     d_dt_via_u = d_u * v
     d_dt_via_u_2 = d_dt_via_u.sum(-1)
     d_v_via_u = d_u * dt[..., :, None]
-    # adjoint of since
-    d_gap_masked_via_since = d_since_via_attention * since
     # adjoint of gap_masked
-    d_gap_apart_via_gap_masked = keep_causal(d_gap_masked_via_since)
+    d_gap_apart_via_gap_masked = keep_causal(d_gap_masked_via_weight)
     # adjoint of gap_apart
     d_gap_via_gap_apart = keep_strict(d_gap_apart_via_gap_masked)
     # adjoint of fine_gap

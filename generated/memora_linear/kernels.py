@@ -307,9 +307,10 @@ def chunk_scan(
             # causality
             gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
             gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+            # read-out
+            weight = scale * tl.exp(gap_masked_2)
             # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-            since_2 = tl.exp(gap_masked_2)
-            attention = overlap_q * since_2
+            attention = overlap_q * weight
         # link, line 30
         state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S, 0.0)
         state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
@@ -338,11 +339,10 @@ def chunk_scan(
         u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
         if READ:
             # read-out
-            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, W_inside.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
-            read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
-            o = read * scale
+            o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -461,11 +461,10 @@ def chunk_scan_reverse(
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
-        attention = overlap_q * since_2
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        attention = overlap_q * weight
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
@@ -475,15 +474,13 @@ def chunk_scan_reverse(
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention).to(dtype), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
+        d_u_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_u_via_written, input_precision=PRECISION)
         # adjoint of u
         d_prediction_via_u = -d_u_s * theta[:, None]
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # adjoint of W_inside
         d_W_inside = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
         d_W_inside_2 = tl.dot(
@@ -576,16 +573,12 @@ def chunk_gradients(
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # prediction
             prediction = tl.dot(k, W_inside, input_precision=PRECISION)
             # loss, line 26: norm2(p - v) / 2
             u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -593,25 +586,22 @@ def chunk_gradients(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
         gap_2 = coarse_gap_2 + fine_gap_2
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-        # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since_2
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since_2
-        d_gap_masked_2_via_since_2 = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_2_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart_2
-        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
+        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_weight, 0.0)
         # adjoint of fine_gap_2
         d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
         d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
@@ -619,37 +609,32 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2_2 + d_fine_sum_via_fine_gap_2
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        attention = overlap_q * since_2
-        # gradient
-        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        attention = overlap_q * weight
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _attention_turned = tl.trans(attention).to(dtype)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        d_q_2_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, W_inside, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                W_inside, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(W_inside, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * tl.trans(q.to(tl.float32))
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
+        # gradient
+        d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
@@ -674,14 +659,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                _attention_turned, d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-            )
+            d_u_s = tl.dot(_attention_turned, d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_theta_via_u = d_u_s * (-prediction + v.to(tl.float32))
             d_theta_via_u_2 += tl.sum(d_theta_via_u, 1)
@@ -729,16 +709,12 @@ def chunk_gradients(
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # prediction
             prediction = tl.dot(k, W_inside, input_precision=PRECISION)
             # loss, line 26: norm2(p - v) / 2
             u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -746,25 +722,22 @@ def chunk_gradients(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
         gap_2 = coarse_gap_2 + fine_gap_2
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-        # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since_2
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since_2
-        d_gap_masked_2_via_since_2 = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_2_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart_2
-        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
+        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_weight, 0.0)
         # adjoint of fine_gap_2
         d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
         d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
@@ -772,35 +745,29 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2_2 + d_fine_sum_via_fine_gap_2
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        attention = overlap_q * since_2
-        # gradient
-        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        attention = overlap_q * weight
+        d_q_2_pulled = tl.zeros([BT, BK], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, W_inside, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                d_inherited_via_carried_out.to(dtype), tl.trans(W_inside), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(d_o, tl.trans(W_inside), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * q.to(tl.float32)
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 1)
+        # gradient
+        d_q_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
@@ -825,17 +792,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                tl.trans(attention).to(dtype),
-                d_read_via_o.to(dtype),
-                d_u_via_written,
-                input_precision=PRECISION,
-            )
+            d_u_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_theta_via_u = d_u_s * (-prediction + v.to(tl.float32))
             d_theta_via_u_2 += tl.sum(d_theta_via_u, 1)
@@ -933,7 +892,7 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
@@ -942,9 +901,10 @@ def chunk_output(
     # causality
     gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
     gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+    # read-out
+    weight = scale * tl.exp(gap_masked_2)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-    since_2 = tl.exp(gap_masked_2)
-    attention = overlap_q * since_2
+    attention = overlap_q * weight
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         W_inside = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -955,8 +915,7 @@ def chunk_output(
         # read-out
         inherited = tl.dot(q, W_inside, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
+        o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

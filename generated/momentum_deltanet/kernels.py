@@ -352,7 +352,7 @@ def chunk_prepare_masks(
     # read-out
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    attention = mask_out * overlap_q
+    attention = mask_out * overlap_q * scale
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
 
 
@@ -475,7 +475,7 @@ def chunk_scan(
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         if READ:
             # read-out
-            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # update, line 29
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
@@ -485,14 +485,13 @@ def chunk_scan(
         fine_sum_2 = tl.cumsum(fine_2, 0)
         if READ:
             # read-out
-            carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+            carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
             inherited_3 = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             inherited_4 = tl.dot(q, M.to(dtype), input_precision=PRECISION)
             carried_out = (
                 carried_out_factor[:, None] * inherited_3 + carried_out_factor_2[:, None] * inherited_4
             )
-            read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-            o = read * scale
+            o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         written = u * written_steps_t[:, None]
@@ -635,8 +634,6 @@ def chunk_scan_reverse_masks(
         fine_before = -fine + fine_sum
         # adjoint of rhs
         d_coarse_before_via_rhs_factor = beta * tl.exp(coarse_before + fine_before)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         d_u_via_written = d_written * written_steps_t[:, None]
@@ -660,15 +657,15 @@ def chunk_scan_reverse_masks(
         # adjoint of u
         d_u_start = d_u_via_written + d_u_via_written_2
         # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+        d_u_s = tl.dot(tl.trans(attention), d_o, d_u_start, input_precision=PRECISION)
         # adjoint of u
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
         # adjoint of rhs
         d_prediction_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
@@ -684,9 +681,9 @@ def chunk_scan_reverse_masks(
         d_prediction_2_via_rhs_factor = beta * inherited_steps_2
         d_prediction_2_via_rhs = -d_prediction_2_via_rhs_factor[:, None] * d_rhs_via_u_s
         # read-out
-        carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
         # adjoint of carried_out
-        d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+        d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
@@ -830,8 +827,6 @@ def chunk_gradients_masks(
             d_M_next = load_rows(
                 d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
             )
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_u_via_written = d_written * written_steps_t[:, None]
@@ -841,7 +836,7 @@ def chunk_gradients_masks(
             # adjoint of u
             d_u_start = d_u_via_written + d_u_via_written_2
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_start, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # prediction
@@ -859,12 +854,10 @@ def chunk_gradients_masks(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -897,11 +890,11 @@ def chunk_gradients_masks(
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # adjoint of attention
-        d_mask_out_via_attention = d_attention * overlap_q
+        d_mask_out_via_attention = d_attention * overlap_q * scale
         store_lower(
             d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT
         )
-        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
+        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32) * scale
         # gradient
         d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
@@ -914,20 +907,18 @@ def chunk_gradients_masks(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
             M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # read-out
             inherited_3 = tl.dot(q, S, input_precision=PRECISION)
             # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
+            d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * inherited_3
             d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
             # read-out
             inherited_4 = tl.dot(q, M, input_precision=PRECISION)
             # adjoint of carried_out
-            d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
+            d_carried_out_factor_2_via_carried_out = d_o.to(tl.float32) * inherited_4
             d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
-            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_o.to(tl.float32)
             # gradient
             d_q_2 = tl.dot(
                 M, tl.trans(d_inherited_4_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
@@ -1007,16 +998,13 @@ def chunk_gradients_masks(
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_written_steps_t_via_written = d_written * u
             d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_steps_t[:, None]
             # adjoint of written_2
             d_u_via_written_2 = d_written_2 * written_factor[:, None]
             # adjoint of u
             d_u_start = d_u_via_written + d_u_via_written_2
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_start, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # adjoint of rhs
@@ -1134,8 +1122,6 @@ def chunk_gradients_masks(
             d_M_next = load_rows(
                 d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV
             )
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_u_via_written = d_written * written_steps_t[:, None]
@@ -1145,7 +1131,7 @@ def chunk_gradients_masks(
             # adjoint of u
             d_u_start = d_u_via_written + d_u_via_written_2
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_start, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # prediction
@@ -1163,12 +1149,10 @@ def chunk_gradients_masks(
                 d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
             )
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -1199,7 +1183,7 @@ def chunk_gradients_masks(
         # adjoint of system
         d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32)
+        d_overlap_q_via_attention = d_attention * mask_out.to(tl.float32) * scale
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
         d_k_s_2 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s, input_precision=PRECISION)
@@ -1208,7 +1192,7 @@ def chunk_gradients_masks(
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # adjoint of attention
-        d_mask_out_via_attention = d_attention * overlap_q
+        d_mask_out_via_attention = d_attention * overlap_q * scale
         store_lower(
             d_mask_out_via_attention_ptr + i_h * BT, d_mask_out_via_attention, token, left, HV * BT, BT
         )
@@ -1221,20 +1205,18 @@ def chunk_gradients_masks(
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
             M = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # read-out
             inherited_3 = tl.dot(q, S, input_precision=PRECISION)
             # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
+            d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * inherited_3
             d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
             # read-out
             inherited_4 = tl.dot(q, M, input_precision=PRECISION)
             # adjoint of carried_out
-            d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
+            d_carried_out_factor_2_via_carried_out = d_o.to(tl.float32) * inherited_4
             d_carried_out_factor_2_via_carried_out_2 += tl.sum(d_carried_out_factor_2_via_carried_out, 1)
-            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_read_via_o
+            d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+            d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_o.to(tl.float32)
             # gradient
             d_q_2 = tl.dot(
                 d_inherited_4_via_carried_out.to(dtype), tl.trans(M), d_q_2, input_precision=PRECISION
@@ -1309,16 +1291,13 @@ def chunk_gradients_masks(
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_written_steps_t_via_written = d_written * u
             d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_steps_t[:, None]
             # adjoint of written_2
             d_u_via_written_2 = d_written_2 * written_factor[:, None]
             # adjoint of u
             d_u_start = d_u_via_written + d_u_via_written_2
             # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention), d_read_via_o.to(dtype), d_u_start, input_precision=PRECISION)
+            d_u_s = tl.dot(tl.trans(attention), d_o, d_u_start, input_precision=PRECISION)
             # adjoint of u
             d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
             # adjoint of rhs
@@ -1493,8 +1472,8 @@ def chunk_moves(
     d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
     d_fine_2_via_fine_chunk_2 = tl.broadcast_to(d_fine_chunk_2, [BT])
     # adjoint of carried_out_factor_2
-    d_coarse_sum_2_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * tl.exp(
-        coarse_sum_2 + fine_sum_2
+    d_coarse_sum_2_via_carried_out_factor_2 = (
+        d_carried_out_factor_2_via_carried_out_2 * scale * tl.exp(coarse_sum_2 + fine_sum_2)
     )
     # adjoint of inherited_steps_2
     d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
@@ -1520,9 +1499,11 @@ def chunk_moves(
     # adjoint of inherited_2
     d_momentum_until_s_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * earlier_steps
     d_momentum_until_s_via_inherited_2_2 = tl.sum(d_momentum_until_s_via_inherited_2, 0)
+    # adjoint of carried_out_factor_2
+    d_inherited_steps_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * scale
     # adjoint of inherited_steps
     d_inherited_via_inherited_steps = tl.broadcast_to(
-        d_carried_out_factor_2_via_carried_out_2[:, None], [BT, BT]
+        d_inherited_steps_via_carried_out_factor_2[:, None], [BT, BT]
     )
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
@@ -1634,7 +1615,7 @@ def chunk_moves(
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
     d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of inherited_2
@@ -1759,7 +1740,7 @@ def chunk_output(
     fine_sum = tl.cumsum(fine, 0)
     fine_before = -fine + fine_sum
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     # update, line 29
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
@@ -1768,7 +1749,7 @@ def chunk_output(
     fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
     # read-out
-    carried_out_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+    carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1787,8 +1768,7 @@ def chunk_output(
         inherited_3 = tl.dot(q, S, input_precision=PRECISION)
         inherited_4 = tl.dot(q, M, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited_3 + carried_out_factor_2[:, None] * inherited_4
-        read = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
+        o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

@@ -193,17 +193,16 @@ def chunk_step(q, k, v, g, m, beta, scale, S, M):
     # read-out
     overlap_q = q @ k.mT
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    attention = mask_out * overlap_q
+    attention = mask_out * overlap_q * scale
     # read-out
     inherited_3 = q @ S
     inherited_4 = q @ M
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
-    carried_out_factor_2 = inherited_steps + torch.exp(coarse_sum_2 + fine_sum_2)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
+    carried_out_factor_2 = scale * (inherited_steps + torch.exp(coarse_sum_2 + fine_sum_2))
     carried_out = (
         carried_out_factor[..., :, None] * inherited_3 + carried_out_factor_2[..., :, None] * inherited_4
     )
-    read = carried_out + attention @ u
-    o = read * scale
+    o = carried_out + attention @ u
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     written = u * written_steps[..., :, None]
     kept_factor = torch.exp(coarse_chunk + fine_chunk)
@@ -311,12 +310,12 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     # read-out
     overlap_q = q @ k.mT
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    attention = mask_out * overlap_q
+    attention = mask_out * overlap_q * scale
     # read-out
     inherited_3 = q @ S
     inherited_4 = q @ M
-    carried_out_factor = torch.exp(coarse_sum + fine_sum)
-    carried_out_factor_2 = inherited_steps + torch.exp(coarse_sum_2 + fine_sum_2)
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
+    carried_out_factor_2 = scale * (inherited_steps + torch.exp(coarse_sum_2 + fine_sum_2))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     written = u * written_steps[..., :, None]
     kept_factor = torch.exp(coarse_chunk + fine_chunk)
@@ -350,27 +349,26 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_u_via_written = d_written * written_steps[..., :, None]
     d_written_steps_t_via_written = d_written * u
     d_written_steps_t_via_written_2 = d_written_steps_t_via_written.sum(-1)
-    # adjoint of o
-    d_read_via_o = d_o * scale
     # adjoint of carried_out
-    d_carried_out_factor_via_carried_out = d_read_via_o * inherited_3
+    d_carried_out_factor_via_carried_out = d_o * inherited_3
     d_carried_out_factor_via_carried_out_2 = d_carried_out_factor_via_carried_out.sum(-1)
-    d_carried_out_factor_2_via_carried_out = d_read_via_o * inherited_4
+    d_carried_out_factor_2_via_carried_out = d_o * inherited_4
     d_carried_out_factor_2_via_carried_out_2 = d_carried_out_factor_2_via_carried_out.sum(-1)
-    d_inherited_3_via_carried_out = carried_out_factor[..., :, None] * d_read_via_o
-    d_inherited_4_via_carried_out = carried_out_factor_2[..., :, None] * d_read_via_o
+    d_inherited_3_via_carried_out = carried_out_factor[..., :, None] * d_o
+    d_inherited_4_via_carried_out = carried_out_factor_2[..., :, None] * d_o
     # adjoint of carried_out_factor_2
-    d_coarse_sum_2_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * torch.exp(
-        coarse_sum_2 + fine_sum_2
+    d_coarse_sum_2_via_carried_out_factor_2 = (
+        d_carried_out_factor_2_via_carried_out_2 * scale * torch.exp(coarse_sum_2 + fine_sum_2)
     )
+    d_inherited_steps_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * scale
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention
-    d_attention = d_read_via_o @ u.mT
-    d_mask_out_via_attention = d_attention * overlap_q
-    d_overlap_q_via_attention = d_attention * mask_out
+    d_attention = d_o @ u.mT
+    d_mask_out_via_attention = d_attention * overlap_q * scale
+    d_overlap_q_via_attention = d_attention * mask_out * scale
     # adjoint of u_s
-    d_u_s = attention.mT @ d_read_via_o
+    d_u_s = attention.mT @ d_o
     # adjoint of u
     d_u = d_u_s + d_u_via_written + d_u_via_written_2
     d_rhs_via_u = torch.linalg.solve_triangular(system.mT, d_u, upper=True, unitriangular=True)
@@ -427,7 +425,7 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     # adjoint of decay_after
     d_coarse_after_via_decay_after = d_decay_after_via_decay_after_valid * decay_after
     # adjoint of inherited_steps
-    d_inherited_via_inherited_steps = (d_carried_out_factor_2_via_carried_out_2[..., :, None]).expand(
+    d_inherited_via_inherited_steps = (d_inherited_steps_via_carried_out_factor_2[..., :, None]).expand(
         *v.shape[:2], tokens[-1], tokens[-1]
     )
     # adjoint of inherited

@@ -308,9 +308,10 @@ def chunk_scan_whole(
             # causality
             gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
             gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+            # read-out
+            weight = scale * tl.exp(gap_masked_2)
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-            since_2 = tl.exp(gap_masked_2)
-            attention = overlap_q * since_2
+            attention = overlap_q * weight
         # link, line 28
         state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S, 0.0)
         powers = state_inside * state_inside * state_inside * state_inside
@@ -343,11 +344,10 @@ def chunk_scan_whole(
         u = -error
         if READ:
             # read-out
-            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, W.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
-            read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
-            o = read * scale
+            o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -467,11 +467,10 @@ def chunk_scan_reverse_whole(
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
-        attention = overlap_q * since_2
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        attention = overlap_q * weight
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -481,9 +480,7 @@ def chunk_scan_reverse_whole(
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
-        d_u_s = tl.dot(
-            tl.trans(attention).to(dtype), d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-        )
+        d_u_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_u_via_written, input_precision=PRECISION)
         # adjoint of u
         d_error_via_u = -d_u_s
         # adjoint of error
@@ -497,9 +494,9 @@ def chunk_scan_reverse_whole(
             * tl.sqrt(whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2) + 1e-06)
         )
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # adjoint of W
         d_W = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
         d_W_2 = tl.dot(tl.trans(k), d_prediction_via_error.to(dtype), d_W, input_precision=PRECISION)
@@ -591,8 +588,6 @@ def chunk_gradients(
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 24: sum((square(p - v) + 0.000001)**1.5)
             error = (
                 3.0
@@ -602,9 +597,7 @@ def chunk_gradients(
             )
             u = -error
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -612,25 +605,22 @@ def chunk_gradients(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
         gap_2 = coarse_gap_2 + fine_gap_2
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since_2
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since_2
-        d_gap_masked_2_via_since_2 = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_2_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart_2
-        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
+        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_weight, 0.0)
         # adjoint of fine_gap_2
         d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
         d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
@@ -638,37 +628,32 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2_2 + d_fine_sum_via_fine_gap_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        attention = overlap_q * since_2
-        # gradient
-        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        attention = overlap_q * weight
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _attention_turned = tl.trans(attention).to(dtype)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        d_q_2_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             W = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, W, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                W, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(W, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * tl.trans(q.to(tl.float32))
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
+        # gradient
+        d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
@@ -698,14 +683,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                _attention_turned, d_read_via_o.to(dtype), d_u_via_written, input_precision=PRECISION
-            )
+            d_u_s = tl.dot(_attention_turned, d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_error_via_u = -d_u_s
             # adjoint of error
@@ -777,8 +757,6 @@ def chunk_gradients(
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # loss, line 24: sum((square(p - v) + 0.000001)**1.5)
             error = (
                 3.0
@@ -788,9 +766,7 @@ def chunk_gradients(
             )
             u = -error
             # adjoint of attention
-            d_attention = tl.dot(
-                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
-            )
+            d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -798,25 +774,22 @@ def chunk_gradients(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
         gap_2 = coarse_gap_2 + fine_gap_2
         # causality
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        # read-out
+        weight = scale * tl.exp(gap_masked_2)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since_2
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since_2
-        d_gap_masked_2_via_since_2 = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_2_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart_2
-        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
+        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_weight, 0.0)
         # adjoint of fine_gap_2
         d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
         d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
@@ -824,35 +797,29 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2_2 + d_fine_sum_via_fine_gap_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        attention = overlap_q * since_2
-        # gradient
-        d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
+        attention = overlap_q * weight
+        d_q_2_pulled = tl.zeros([BT, BK], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             W = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, W, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
             # gradient
-            d_q_2 = tl.dot(
-                d_inherited_via_carried_out.to(dtype), tl.trans(W), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+            d_q_2_pulled = tl.dot(d_o, tl.trans(W), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
         # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * q.to(tl.float32)
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 1)
+        # gradient
+        d_q_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
@@ -882,17 +849,9 @@ def chunk_gradients(
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # adjoint of written
             d_u_via_written = d_written * written_factor[:, None]
             # adjoint of u_s
-            d_u_s = tl.dot(
-                tl.trans(attention).to(dtype),
-                d_read_via_o.to(dtype),
-                d_u_via_written,
-                input_precision=PRECISION,
-            )
+            d_u_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_u_via_written, input_precision=PRECISION)
             # adjoint of u
             d_error_via_u = -d_u_s
             # adjoint of error
@@ -1015,7 +974,7 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
@@ -1024,9 +983,10 @@ def chunk_output(
     # causality
     gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
     gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+    # read-out
+    weight = scale * tl.exp(gap_masked_2)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = tl.exp(gap_masked_2)
-    attention = overlap_q * since_2
+    attention = overlap_q * weight
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         W = load_rows(weights_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1042,8 +1002,7 @@ def chunk_output(
         # read-out
         inherited = tl.dot(q, W, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
-        o = read * scale
+        o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

@@ -302,15 +302,15 @@ def chunk_scan(
             # causality
             gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
             gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-            # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-            since = tl.exp(gap_masked)
-            attention = overlap_q * since
             # read-out
-            carried_out_factor = tl.exp(coarse_sum + fine_sum)
+            weight = scale * tl.exp(gap_masked)
+            # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+            attention = overlap_q * weight
+            # read-out
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
-            read = tl.dot(attention.to(dtype), v, carried_out, input_precision=PRECISION)
-            o = read * scale
+            o = tl.dot(attention.to(dtype), v, carried_out, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -402,11 +402,9 @@ def chunk_scan_reverse(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # adjoint of o
-        d_read_via_o = d_o.to(tl.float32) * scale
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
@@ -482,10 +480,8 @@ def chunk_gradients(
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of attention
-            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
+            d_attention = tl.dot(d_o, tl.trans(v), d_attention, input_precision=PRECISION)
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         log_decay_bounded = tl.where(log_gamma <= -800.0, -800.0, log_gamma)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -493,25 +489,22 @@ def chunk_gradients(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
-        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap = fine_sum[:, None] - fine_sum[None, :]
         gap = coarse_gap + fine_gap
         # causality
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        # read-out
+        weight = scale * tl.exp(gap_masked)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since
+        d_overlap_q_via_attention = d_attention * weight
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # adjoint of since
-        d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q
+        # adjoint of weight
+        d_gap_masked_via_weight = d_overlap_q_via_attention * overlap_q
         # adjoint of gap_apart
-        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_weight, 0.0)
         # adjoint of fine_gap
         d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
         d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
@@ -519,58 +512,55 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        attention = overlap_q * since
-        # gradient
-        d_q = tl.dot(tl.trans(k), tl.trans(d_overlap_q_via_attention).to(dtype), input_precision=PRECISION)
+        attention = overlap_q * weight
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _attention_turned = tl.trans(attention).to(dtype)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_q_2 = d_q
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
-            # read-out
-            inherited = tl.dot(q, S, input_precision=PRECISION)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
-            # gradient
-            d_q_2 = tl.dot(
-                S, tl.trans(d_inherited_via_carried_out).to(dtype), d_q_2, input_precision=PRECISION
-            )
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
-        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        fine_chunk = tl.sum(fine)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
-        # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
-        # adjoint of k_s
-        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
-        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
-        d_k = d_k_s
+        d_q_2_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             # adjoint of kept
             d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
             d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            # gradient
+            d_q_2_pulled = tl.dot(S, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor_each = d_q_2_start * tl.trans(q.to(tl.float32))
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
+        # gradient
+        d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
+        d_k = d_k_s
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_written_factor_via_written = d_written * v.to(tl.float32)
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of v_s
-            d_v_s = tl.dot(_attention_turned, d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_v_s = tl.dot(_attention_turned, d_o, input_precision=PRECISION)
             # adjoint of written
             d_v_via_written = d_written * written_factor[:, None]
             # gradient
@@ -581,10 +571,6 @@ def chunk_gradients(
             # gradient
             d_k = tl.dot(d_S_next, tl.trans(written).to(dtype), d_k, input_precision=PRECISION)
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k), token, left, HV * K, K, BT, BK, 0)
-        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        # adjoint of kept_factor
-        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
         d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
         # adjoint of fine_after
@@ -623,26 +609,23 @@ def chunk_gradients(
         # causality
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
-        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        since = (tl.exp(gap_masked)).to(factors)
         # read-out
+        weight = (scale * tl.exp(gap_masked)).to(factors)
         overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(factors)
         d_attention = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of attention
-            d_attention = tl.dot(d_read_via_o.to(dtype), tl.trans(v), d_attention, input_precision=PRECISION)
+            d_attention = tl.dot(d_o, tl.trans(v), d_attention, input_precision=PRECISION)
         # read-out
-        carried_out_factor = tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of attention
-        d_overlap_q_via_attention = d_attention * since.to(tl.float32)
-        # adjoint of since
-        d_gap_masked_via_since = d_overlap_q_via_attention * overlap_q.to(tl.float32)
+        d_overlap_q_via_attention = d_attention * weight.to(tl.float32)
+        # adjoint of weight
+        d_gap_masked_via_weight = d_overlap_q_via_attention * overlap_q.to(tl.float32)
         # adjoint of gap_apart
-        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_weight, 0.0)
         # adjoint of fine_gap
         d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
         d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
@@ -650,22 +633,25 @@ def chunk_gradients(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        attention = tl.trans(overlap_q.to(tl.float32) * since.to(tl.float32)).to(dtype)
+        attention = tl.trans(overlap_q.to(tl.float32) * weight.to(tl.float32)).to(dtype)
         # gradient
         d_q = tl.dot(d_overlap_q_via_attention.to(dtype), k, input_precision=PRECISION)
+        d_kept_factor_via_kept_2 = 0.0
         d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
         d_q_2 = d_q
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
             # read-out
             inherited = tl.dot(q, S, input_precision=PRECISION)
             # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_read_via_o * inherited
+            d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * inherited
             d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            d_inherited_via_carried_out = carried_out_factor[:, None] * d_read_via_o
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
             # gradient
             d_q_2 = tl.dot(
                 d_inherited_via_carried_out.to(dtype), tl.trans(S), d_q_2, input_precision=PRECISION
@@ -674,6 +660,10 @@ def chunk_gradients(
         # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         written_factor = tl.exp(coarse_after + fine_after)
@@ -681,25 +671,18 @@ def chunk_gradients(
         d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-        d_kept_factor_via_kept_2 = 0.0
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
         d_k = d_k_s
         for i_v in tl.range(0, blocks):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of kept
-            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             d_written_factor_via_written = d_written * v.to(tl.float32)
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of o
-            d_read_via_o = d_o.to(tl.float32) * scale
             # adjoint of v_s
-            d_v_s = tl.dot(attention, d_read_via_o.to(dtype), input_precision=PRECISION)
+            d_v_s = tl.dot(attention, d_o, input_precision=PRECISION)
             # adjoint of written
             d_v_via_written = d_written * written_factor[:, None]
             # gradient
@@ -710,10 +693,6 @@ def chunk_gradients(
             # gradient
             d_k = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k, input_precision=PRECISION)
         store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
-        # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        # adjoint of kept_factor
-        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
         d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
         # adjoint of fine_after
@@ -793,7 +772,7 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
@@ -802,17 +781,17 @@ def chunk_output(
     # causality
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+    # read-out
+    weight = scale * tl.exp(gap_masked)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
-    since = tl.exp(gap_masked)
-    attention = overlap_q * since
+    attention = overlap_q * weight
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # read-out
         inherited = tl.dot(q, S, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
-        read = tl.dot(attention.to(dtype), v, carried_out, input_precision=PRECISION)
-        o = read * scale
+        o = tl.dot(attention.to(dtype), v, carried_out, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

@@ -167,12 +167,12 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
     # read-out
     overlap_q = q @ k.mT
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * scale * since
     # read-out
     inherited = q @ S
-    carried_out = inherited * seen_factor[..., :, None]
-    read = carried_out + attention @ u
-    o = read * scale
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
+    carried_out = carried_out_factor[..., :, None] * inherited
+    o = carried_out + attention @ u
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -247,9 +247,10 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # read-out
     overlap_q = q @ k.mT
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-    attention = overlap_q * since
+    attention = overlap_q * scale * since
     # read-out
     inherited = q @ S
+    carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
     written = u * written_factor[..., :, None]
@@ -267,18 +268,18 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_written_factor_via_written_2 = d_written_factor_via_written.sum(-1)
     # adjoint of written_factor
     d_coarse_after_via_written_factor = d_written_factor_via_written_2 * written_factor
-    # adjoint of o
-    d_read_via_o = d_o * scale
     # adjoint of carried_out
-    d_inherited_via_carried_out = d_read_via_o * seen_factor[..., :, None]
-    d_seen_factor_via_carried_out = d_read_via_o * inherited
-    d_seen_factor_via_carried_out_2 = d_seen_factor_via_carried_out.sum(-1)
+    d_carried_out_factor_via_carried_out = d_o * inherited
+    d_carried_out_factor_via_carried_out_2 = d_carried_out_factor_via_carried_out.sum(-1)
+    d_inherited_via_carried_out = carried_out_factor[..., :, None] * d_o
+    # adjoint of carried_out_factor
+    d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention
-    d_attention = d_read_via_o @ u.mT
-    d_overlap_q_via_attention = d_attention * since
-    d_since_via_attention = d_attention * overlap_q
+    d_attention = d_o @ u.mT
+    d_overlap_q_via_attention = d_attention * scale * since
+    d_since_via_attention = d_attention * overlap_q * scale
     # adjoint of u_s
-    d_u_s = attention.mT @ d_read_via_o
+    d_u_s = attention.mT @ d_o
     # adjoint of u
     d_u = d_u_s + d_u_via_written
     d_error_via_u = -d_u
@@ -343,8 +344,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_seen_factor_via_seen = carried * d_prediction
     d_seen_factor_via_seen_2 = d_seen_factor_via_seen.sum(-1)
     # adjoint of seen_factor
-    d_seen_factor = d_seen_factor_via_carried_out_2 + d_seen_factor_via_seen_2
-    d_coarse_sum_via_seen_factor = d_seen_factor * seen_factor
+    d_coarse_sum_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
     # adjoint of system
     d_earlier_via_system = d_system_via_prediction_3 * since
     d_since_via_system = d_system_via_prediction_3 * earlier
@@ -369,7 +369,8 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
-        d_coarse_sum_via_seen_factor
+        d_coarse_sum_via_carried_out_factor
+        + d_coarse_sum_via_seen_factor
         + d_fine_sum_s_via_fine_gap_2
         + d_fine_sum_via_fine_after
         + d_fine_sum_via_fine_gap

@@ -41,7 +41,7 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_scan_reverse_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_output_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
-    "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(16, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_prepare_masks": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "chunk_scan_reverse_masks": {64: Config(32, 4, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 1)},
     "chunk_gradients_masks": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
@@ -74,7 +74,7 @@ LONG: dict[str, dict[int, Config]] = {
 
 
 # Kernels whose sums as wide as the keys take the registers of 8 warps where there are more key channels than this.
-WIDE = {"chunk_gradients": 128, "chunk_gradients_nonlinear": 128, "chunk_gradients_masks": 64}
+WIDE = {"chunk_gradients": 128, "chunk_gradients_nonlinear": 32, "chunk_gradients_masks": 64}
 
 
 def plain_name(kernel: str) -> str:

@@ -58,18 +58,23 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     if recurrence.link is not None:
         fixed = {name: once(build, tiles[name]) for name in sorted(recurrence.link.gates)}
         weights = derive_link(build, fixed, recurrence.link, state)
-    out = tuple((weights if own == state else own, factor) for own, factor in moves.out)
+    # The read-out's scale stands where factors do already: o, and its cotangent, are products as they are.
+    out = tuple(
+        (weights if own == state else own, Factor(sym(scale) * factor.expr, (*factor.tiles, scale)))
+        for own, factor in moves.out
+    )
 
-    def masked(name: str, pairs: Tile, mask: Tile | None, *, strict: bool, row: Tile | None = None) -> Tile:
-        """pairs times the mask, row by row; 0 above the diagonal, or on it too if strict."""
-        if strict or mask is None:
-            relation = Relation.STRICT if strict else Relation.CAUSAL
-            pairs = build.mask("earlier" if strict else name, pairs, relation, 0.0, "causality")
-        factors = [t for t in (mask, row, pairs) if t is not None]
+    def masked(name: str, pairs: Tile, mask: Tile | None, *, strict: bool, by: Tile | None = None) -> Tile:
+        """pairs times the mask and `by`, a number or one a row; 0 above the diagonal, or on it too if strict."""
+        if strict:
+            pairs = build.mask("earlier", pairs, Relation.STRICT, 0.0, "causality")
+        factors = [t for t in (mask, by, pairs) if t is not None]
         product = ONE
         for factor in factors:
             product = product * sym(factor)
-        return make(name, product, *factors, origin="loss" if mask is None else "retention")
+        product = make(name, product, *factors, origin="loss" if mask is None else "retention")
+        seen = strict or mask is not None
+        return product if seen else build.mask(name, product, Relation.CAUSAL, 0.0, "causality")
 
     def seen(name: str, of: Terms, by: Tile, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
         return combined(name, of, lambda own: build.contract(name, by, own, "k", origin), origin)
@@ -85,7 +90,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         case Affine(slope, offset):
             rate = make("rate", slope, origin="loss")
             overlap = build.contract("overlap", k, k_s, "k", "prediction")
-            matrix = masked("system", overlap, moves.read_mask, strict=True, row=rate)
+            matrix = masked("system", overlap, moves.read_mask, strict=True, by=rate)
             expr, used = seen("prediction", read, k, "prediction")
             rhs = make("rhs", -offset - sym(rate) * expr, rate, *used, origin="loss")
             u = build.solve("u", matrix, rhs, False, "update")
@@ -107,11 +112,17 @@ def derive_chunk(recurrence: Recurrence) -> Program:
 
     u_s = build.relabel(u, "tokens that write")
     scores = build.contract("overlap_q", q, k_s, "k", "read-out")
-    attention = masked("attention", scores, moves.out_mask, strict=False)
+    # Where predictions want the mask too, or it is a sum of masks, the scale multiplies scores; else it is in the mask.
+    out_mask, by = moves.out_mask, scale
+    shared = not (frozen or isinstance(recurrence.error, Hebbian)) and out_mask == moves.read_mask
+    if out_mask is not None and not shared and recurrence.momentum is None:
+        (how,) = [s.op for s in build.statements if s.target == out_mask]
+        args = {t.name: t for t in (*how.args, scale)}
+        out_mask, by = build.elementwise("weight", sym(scale) * how.expr, args, "read-out"), None
+    attention = masked("attention", scores, out_mask, strict=False, by=by)
     expr, used = seen("inherited", out, q, "read-out")
     carried_out = make("carried_out", expr, *used, origin="read-out")
-    read_out = build.contract("read", attention, u_s, "s", "read-out", add=carried_out)
-    o = make("o", sym(scale) * sym(read_out), read_out, origin="read-out")
+    o = build.contract("o", attention, u_s, "s", "read-out", add=carried_out)
 
     carries = []
     for own, terms, factor in moves.following:

@@ -43,6 +43,7 @@ from ttrc.language.spec import Parameter
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
+from ttrc.passes.pull_factors import pull_factors
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.passes.split_panels import split_panels
@@ -280,21 +281,24 @@ def _kernel(name, skeleton, program: Program, stores, memory, carries=(), long: 
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
-    body = simplify_tile(slice_program(program.statements, targets, at_hand), tuple(targets))
+    sliced = slice_program(program.statements, targets, at_hand)
+    body = simplify_tile(sliced, tuple(targets))
     if skeleton is Skeleton.PARALLEL:
         results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
-        narrow = narrow_factors(body, results) if long else AS_MADE
+        pulled = simplify_tile(pull_factors(sliced, results), results)
 
-        def cut(narrow: Narrow, wide: bool) -> tuple[Segment, ...]:
+        def cut(body: tuple[Statement, ...], narrow: Narrow, wide: bool) -> tuple[Segment, ...]:
             return tuple(
                 _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
                 for p in split_panels(body, results, narrow, wide)
             )
 
-        # Chunks of wide heads are short: nothing is narrow there.
+        # A long chunk's C x C tiles leave no room for a sum beside them. Chunks of wide heads are short.
+        narrow = narrow_factors(body, results) if long else AS_MADE
         sums_keys = any(sums_values(s) and s.target.axes == ("t", "k") for s in body)
-        wide = Kernel(name, skeleton, False, cut(AS_MADE, True), ()) if sums_keys else None
-        return Kernel(name, skeleton, False, cut(narrow, False), (), narrow.factors, narrow.turned, wide)
+        wide = Kernel(name, skeleton, False, cut(pulled, AS_MADE, True), ()) if sums_keys else None
+        segments = cut(body if long else pulled, narrow, False)
+        return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
     name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton) else name
     body = order_statements(body, tuple(targets))
     segments = (_segment(False, body, (), memory, stores, targets),)

@@ -53,15 +53,18 @@ def simplify_tile(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
     new: list[Tile] = []
     place = {t: i for i, t in enumerate(known.values())}
     while (pair := _most_common(sums, place)) is not None:
-        shared = next((t for t, own in sums.items() if _is_just(own, pair)), None)
+        rests = {p.rest for own in sums.values() for p in own if p.holds(pair)}
+        rest = rests.pop() if len(rests) == 1 else ONE
+        shared = next((t for t, own in sums.items() if _is_just(own, rest, pair)), None)
         if shared is None:
             first = next(t for t, own in sums.items() if any(p.holds(pair) for p in own))
             shared = build.tile(f"{first.name}_shared", first.axes)
             known[sym(shared)], origin[shared], place[shared] = shared, origin[first], len(place)
-            sums[shared] = [Product(ONE, list(pair))]
+            sums[shared] = [Product(rest, list(pair))]
             new.append(shared)
         for product in (p for target, own in sums.items() if target != shared for p in own):
             if product.holds(pair):
+                product.rest = product.rest / rest
                 product.wide = [t for t in product.wide if t not in pair] + [shared]
     made = [s if s.target not in sums else _statement(s.target, sums, origin, known) for s in statements]
     made += [_statement(t, sums, origin, known) for t in new]
@@ -186,10 +189,10 @@ def _most_common(sums: dict[Tile, list[Product]], place: dict[Tile, int]) -> Pai
     return pair if times > 1 else None
 
 
-def _is_just(products: list[Product], pair: Pair) -> bool:
+def _is_just(products: list[Product], rest: Expr, pair: Pair) -> bool:
     return (
         len(products) == 1
-        and products[0].rest == ONE
+        and products[0].rest == rest
         and sorted(t.name for t in products[0].wide) == [t.name for t in pair]
     )
 

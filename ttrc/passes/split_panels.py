@@ -45,16 +45,23 @@ def split_panels(
         if number < len(groups):
             sums = tuple(t for t in groups[number] if t in once)
             pieces.append((True, panels[number], sums, [t for t in wanted if t in groups[number]]))
-    return tuple(_piece(*p, pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
+    return tuple(_piece(*p, pieces[:i], pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
 
 
-def _piece(panelled: bool, statements, sums, results, later, narrow: Narrow) -> Piece:
+def _piece(panelled: bool, statements, sums, results, earlier, later, narrow: Narrow) -> Piece:
     """Small results first: a sum of a tile that others need too is made while that tile is at hand. Then what is turned
-    over, for it leaves the registers. Of the wide ones the first is that which takes most work, while there is room."""
+    over, for it leaves the registers. Of the wide ones first what takes the place of a sum just made; then that which
+    takes most work, while there is room."""
     leaving = {t for _, code, _, _ in later for s in code for t in operands(s.op)} if not panelled else set(sums)
     goals = [s.target for s in statements if s.target in leaving or s.target in results]
-    work = {t: len(slice_program(statements, [t])) for t in goals if len(t.axes) > 1}
-    goals.sort(key=lambda t: (len(t.axes) if t not in narrow.turned else 1.5, -work.get(t, 0)))
+    needs = {t: slice_program(statements, [t]) for t in goals if len(t.axes) > 1}
+    summed = {t for _, _, sums, _ in earlier[-1:] for t in sums if t.axes == ("t", "k")}
+    from_sum = {t for t, code in needs.items() if summed & {x for s in code for x in operands(s.op)}}
+
+    def order(t: Tile) -> tuple[float, bool, int]:
+        return len(t.axes) if t not in narrow.turned else 1.5, t not in from_sum, -len(needs.get(t, ()))
+
+    goals.sort(key=order)
     return Piece(panelled, order_statements(statements, tuple(goals)), sums, tuple(results))
 
 
@@ -228,7 +235,7 @@ def _postpone(
     for statement in reversed(once):
         target = statement.target
         later = first_use(target)
-        if len(target.axes) < 2 or later <= place[target] or target in settled:
+        if len(target.axes) < 2 or later <= place[target] or target in settled or target not in users:
             continue
         moved = {target}
         for other in reversed(once):

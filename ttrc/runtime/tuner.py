@@ -69,11 +69,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of a compiled candidate: spilling instructions, all of them, programs a multiprocessor holds (0: none fits)."""
+    """Of a compiled candidate: spilling instructions, all of them, programs a multiprocessor holds (0: none fits).
+
+    `looped` instructions stand inside of a loop; 0 where nobody knows how many do.
+    """
 
     spills: int
     instructions: int
     blocks: int
+    looped: int = 0
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,8 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
 def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     looped = kernel.skeleton is Skeleton.PARALLEL  # over the value blocks, which the others split over programs
-    work = (known.instructions + SPILL * known.spills) * (-(-shape.d_v // config.value_block) if looped else 1)
+    again = (-(-shape.d_v // config.value_block) - 1) * (known.looped or known.instructions) if looped else 0
+    work = known.instructions + again + SPILL * known.spills
     waves = -(-grid // (multiprocessors * max(known.blocks, 1)))
     return max(grid * work * config.warps / (4 * multiprocessors), waves * work)
 

@@ -17,7 +17,8 @@ from ttrc.errors import TtrcError
 from ttrc.tools.resources import Resources, chip
 
 ALIGNMENT = 16
-SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)")
+# Place, operation, and of a branch where to.
+SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(?:[^;\n]*\b0x([0-9a-f]+)\s*;)?")
 SASS_USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 AMD_LINE = re.compile(r"^\t([a-z]\w+)", re.MULTILINE)
 
@@ -76,8 +77,10 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
     found = SASS_USAGE.search(usage)
     if found is None:
         raise TtrcError(f"cuobjdump told no registers: {usage.strip() or 'no output'}")
-    operations = Counter(SASS_LINE.findall(sass))
-    del operations["NOP"]
+    lines = [(int(at, 16), name, int(to or "0", 16)) for at, name, to in SASS_LINE.findall(sass) if name != "NOP"]
+    loops = [(to, at) for at, name, to in lines if name == "BRA" and 0 < to < at]
+    looped = Counter(name for at, name, _ in lines if any(first <= at <= last for first, last in loops))
+    operations = Counter(name for _, name, _ in lines)
     return Resources(
         registers=int(found[1]),
         stack_bytes=int(found[2]),
@@ -86,6 +89,8 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
         shared_bytes=shared,
         matrix_instructions={name: n for name, n in sorted(operations.items()) if name.endswith("MMA")},
         instructions=operations.total(),
+        looped=looped.total(),
+        looped_spills=looped["LDL"] + looped["STL"],
     )
 
 

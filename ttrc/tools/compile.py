@@ -21,6 +21,7 @@ from ttrc.tools.resources import Resources, occupancy
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 WIDTHS = (64, 128, 256)
+FEW = 8  # instructions that spill outside of loops, once a program, and cost next to nothing
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Row:
             case Resources() as r if self.target == "sm_90" and self.width <= 128:
                 if not occupancy(r, self.config.warps, self.target):
                     return f"does not fit on a multiprocessor ({r.shared_bytes:,} bytes of shared memory)"
-                return f"spills ({r.stack_bytes} bytes of stack)" if r.spills else None
+                heavy = r.looped_spills or r.spills > FEW
+                return f"spills ({r.stack_bytes} bytes of stack)" if heavy else None
         return None
 
 

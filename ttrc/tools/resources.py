@@ -10,7 +10,10 @@ from ttrc.errors import TtrcError
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel. Registers are per thread; spills are instructions in the binary, not executions."""
+    """Of one compiled kernel. Registers are per thread; spills are instructions in the binary, not executions.
+
+    `looped` instructions, and spills, stand inside of a loop (NVIDIA's binaries alone are read for that).
+    """
 
     registers: int
     stack_bytes: int
@@ -19,6 +22,8 @@ class Resources:
     shared_bytes: int
     matrix_instructions: Mapping[str, int]
     instructions: int
+    looped: int = 0
+    looped_spills: int = 0
 
     @property
     def spills(self) -> int:

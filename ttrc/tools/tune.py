@@ -175,7 +175,8 @@ def _footprint(result: Resources | CompileFailure, config: Config, target: str) 
         case CompileFailure():
             return Footprint(0, 0, 0)
         case Resources():
-            return Footprint(result.spills, result.instructions, occupancy(result, config.warps, target))
+            blocks = occupancy(result, config.warps, target)
+            return Footprint(result.spills, result.instructions, blocks, result.looped)
 
 
 def as_table(reports: Sequence[Report]) -> Table:
