@@ -42,7 +42,8 @@ def budget(
 
 def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4) -> dict[str, float]:
     """Each input read once, each output written once."""
-    gates = gate_bytes * len(module.spec.inputs)
+    widths = {"k": d_k, "v": d_v}
+    gates = gate_bytes * sum(math.prod(widths[a] for a in g.per.value) for g in module.spec.inputs)
     read, written = dtype_bytes * (2 * d_k + d_v), dtype_bytes * d_v
     return {"forward": read + gates + written, "backward": 2 * (read + gates) + written}
 
@@ -135,8 +136,8 @@ class _Cost:
         features = [self.width[a] for a in row_axes(buffer.tile)]
         partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
         copies = -(-self.d_v // self._value_block(kernel)) if partial else 1
-        if not features:
-            return self.gate_bytes * copies
+        if not features or buffer.single:
+            return self.gate_bytes * math.prod(features) * copies
         return (4 if partial else self.dtype_bytes) * features[0] * copies
 
     def _numbers(self, state: Tile) -> int:

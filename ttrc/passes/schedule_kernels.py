@@ -69,7 +69,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         chunk = step = recurrence.segment
     states, d_states = _states("states", carried), _states("d_states", cotangents)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
+    gradients = _gradients(recurrence, backward)
 
     masks = MASKS if _edge_of_moves(forward) else ""
     kind = NONLINEAR if solved else ""
@@ -134,7 +134,7 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     # A decay's gradient is a small difference of sums over all weights: of rounded ones it would be noise.
     states = tuple(replace(b, single=True) for b in _states("states", carried))
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
+    gradients = _gradients(recurrence, backward)
     ahead = _kernel("deep_scan", Skeleton.SCAN, forward, (*outputs, *states), inputs, carried)
     back = _kernel("deep_scan_reverse", Skeleton.SCAN, backward, gradients, (*inputs, *states), cotangents)
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
@@ -244,7 +244,7 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     inputs = _buffers(recurrence, backward)
     carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
+    gradients = _gradients(recurrence, backward)
     deep = "" if recurrence.network is None else "deep_"
     ahead = _kernel(f"{deep}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
     back = _kernel(f"{deep}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
@@ -268,7 +268,20 @@ def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
     def space(name: str) -> Space:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
-    return tuple(Buffer(t.name, t, space(t.name)) for t in program.inputs if t.name not in GIVEN)
+    wide = _wide_gates(recurrence)
+    return tuple(
+        Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN
+    )
+
+
+def _gradients(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
+    wide = {f"d_{name}" for name in _wide_gates(recurrence)}
+    return tuple(replace(_output(name, tile), single=name in wide) for name, tile in program.outputs)
+
+
+def _wide_gates(recurrence: Recurrence) -> set[str]:
+    """Gates with channels: as gates are, they and their gradients are no less than float32."""
+    return {g.name for g in recurrence.gates if g.per.value}
 
 
 def _output(name: str, tile: Tile) -> Buffer:

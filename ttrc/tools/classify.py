@@ -105,9 +105,19 @@ def _decay_class(r: Recurrence) -> Finding:
         case "no":
             return Finding("decay", "none", "a = 1, and nothing is paid for it")
         case "constant":
-            return Finding("decay", "constant in time, a scalar a head", f"a = {a} has nothing that comes per token")
+            each = PER[r.axes_of(r.decay)]
+            return Finding("decay", f"constant in time, {each} a head", f"a = {a} has nothing that comes per token")
         case _:
-            return Finding("decay", "data-dependent, a scalar a token and head", f"a = {a} comes per token")
+            each = PER[r.axes_of(r.decay)]
+            return Finding("decay", f"data-dependent, {each} a token and head", f"a = {a} comes per token")
+
+
+PER = {
+    (): "a scalar",
+    ("k",): "a vector of key channels",
+    ("v",): "a vector of value channels",
+    ("k", "v"): "a matrix",
+}
 
 
 def _mirror_class(r: Recurrence) -> Finding:
@@ -210,4 +220,16 @@ def _why_by_token(r: Recurrence) -> str | None:
         return "every token's gradient hangs on the weights before it through the whole network, and has no closed form"
     if r.segment not in (None, *SEGMENTS):
         return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
+    match r.axes_of(r.decay):
+        case ("k",):
+            return (
+                "every key channel decays by itself: how much of an earlier token a query meets is a sum over key "
+                "channels of k, q and a decay between the two, and no product of keys with queries times a mask"
+            )
+        case ("v",):
+            return "every value channel decays by itself, and the mask of a chunk is one for all of them"
+        case ("k", "v"):
+            return "every entry of the state decays by itself, and the mask of a chunk is one for all of them"
+    if r.axes_of(r.write) == ("k", "v"):
+        return "every entry of the state writes with a weight of its own, and what a chunk writes is k u'"
     return None
