@@ -29,8 +29,8 @@ BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels al
 class Buffer:
     """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.
 
-    A `single` one is float32 whatever the inputs are; gates with channels may be of any dtype, and are read as float32. Several states lie one behind the other in one block of memory:
-    `parts` are then all of them, in order.
+    A `single` one is float32 whatever the inputs are; gates with channels are, once they are read. Several states lie
+    one behind the other in one block of memory: `parts` are then all of them, in order.
     """
 
     name: str

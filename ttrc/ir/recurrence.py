@@ -109,7 +109,7 @@ class Recurrence:
             return False
         if self.mirror is not None or (self.link is not None and self.segment is None):
             return False
-        if any(g.per.value for g in self.gates) and self.network is None:
+        if self.axes_of(self.decay) or "v" in self.axes_of(self.write):
             return False
         moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))
         return all(log is not None or factor in (None, 1) for factor, log in moved)

@@ -16,8 +16,8 @@ from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_link import derive_link, once
-from ttrc.passes.derive_moves import Factor, Terms, derive_moves
-from ttrc.symbolic import ONE, ZERO, Expr
+from ttrc.passes.derive_moves import Factor, Terms, derive_moves, of
+from ttrc.symbolic import ONE, ZERO, Expr, names
 
 
 def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
@@ -25,7 +25,7 @@ def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
         Tile("q", ("t", "k")),
         Tile("k", ("t", "k")),
         Tile("v", ("t", "v")),
-        *(Tile(g.name, ("t",)) for g in recurrence.gates),
+        *(Tile(g.name, ("t", *g.per.value)) for g in recurrence.gates),
         Tile("scale", ()),
     )
 
@@ -50,9 +50,12 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             expr, used = expr + factor.expr * sym(tile), [*used, tile, *factor.tiles]
         return expr, tuple(used)
 
-    k_s = build.relabel(k, "tokens that write")
+    writing, k_s = k, build.relabel(k, "tokens that write")
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
+    if recurrence.write != ONE:
+        writing = make("writing", recurrence.write * sym(k), origin="retention")
+        k_s = build.relabel(writing, "tokens that write")
     moves = derive_moves(build, recurrence, tiles, states)
     weights = state
     if recurrence.link is not None:
@@ -60,19 +63,19 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         weights = derive_link(build, fixed, recurrence.link, state)
     out = tuple((weights if own == state else own, factor) for own, factor in moves.out)
 
-    def masked(name: str, pairs: Tile, mask: Tile | None, *, strict: bool, row: Tile | None = None) -> Tile:
+    def masked(name: str, pairs: Tile, mask: Tile | None, *, strict: bool, row: Factor = Factor()) -> Tile:
         """pairs times the mask, row by row; 0 above the diagonal, or on it too if strict."""
         if strict or mask is None:
             relation = Relation.STRICT if strict else Relation.CAUSAL
             pairs = build.mask("earlier" if strict else name, pairs, relation, 0.0, "causality")
-        factors = [t for t in (mask, row, pairs) if t is not None]
-        product = ONE
+        factors = [t for t in (mask, pairs) if t is not None]
+        product = row.expr
         for factor in factors:
             product = product * sym(factor)
-        return make(name, product, *factors, origin="loss" if mask is None else "retention")
+        return make(name, product, *factors, *row.tiles, origin="loss" if mask is None else "retention")
 
-    def seen(name: str, of: Terms, by: Tile, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
-        return combined(name, of, lambda own: build.contract(name, by, own, "k", origin), origin)
+    def seen(name: str, terms: Terms, by: Tile, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
+        return combined(name, terms, lambda own: build.contract(name, by, own, "k", origin), origin)
 
     frozen = recurrence.segment is not None
     read = ((weights, Factor()),) if frozen else moves.read
@@ -83,11 +86,11 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             expr, used = seen("prediction", read, k, "prediction")
             u = make("u", -slope * expr - offset, *used, origin="loss")
         case Affine(slope, offset):
-            rate = make("rate", slope, origin="loss")
+            rate = of(make("rate", slope, origin="loss")) if names(slope) else Factor(slope)
             overlap = build.contract("overlap", k, k_s, "k", "prediction")
             matrix = masked("system", overlap, moves.read_mask, strict=True, row=rate)
             expr, used = seen("prediction", read, k, "prediction")
-            rhs = make("rhs", -offset - sym(rate) * expr, rate, *used, origin="loss")
+            rhs = make("rhs", -offset - rate.expr * expr, *rate.tiles, *used, origin="loss")
             u = build.solve("u", matrix, rhs, False, "update")
         case Nonlinear() as error:
 
@@ -118,6 +121,6 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         written = make("written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
         expr, used = combined("kept", terms, lambda tile: tile, "retention")
         kept = make("kept", expr, *used, origin="retention")
-        after = build.contract(f"{own.name}_next", k, written, "t", "update", add=kept)
+        after = build.contract(f"{own.name}_next", writing, written, "t", "update", add=kept)
         carries.append(Carry(own.name, own, after, reverse=False))
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))

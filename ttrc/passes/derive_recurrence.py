@@ -179,7 +179,7 @@ def _shares(scope: Scope, curvature: Expr) -> tuple[Expr, Expr]:
     if "k" not in scope.axes_of(curvature):
         return symbolic.ONE, curvature
     by_key, rest = symbolic.separated(curvature, lambda part: scope.axes_of(part) == ("k",))
-    if "k" in scope.axes_of(rest):
+    if "k" in scope.axes_of(rest) or not symbolic.names(rest):
         by_key, rest = curvature, symbolic.ONE
     return symbolic.tidy(1 / by_key), rest
 
@@ -279,8 +279,7 @@ def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, write: Expr, stiffn
             spec.retention.expr,
             "an implicit step takes k by the curvature of the retention, "
             f"{symbolic.equation(1 / write)}, which mixes key channels and value channels",
-            expected="a product of gates per key channel and gates per value channel before S**2; "
-            'or rule = "gradient"',
+            expected='a product of gates per key channel and gates per value channel before S**2; or rule = "gradient"',
         )
     length = scope.reduce(write * scope.symbols["k"] ** 2)
     solved = _affine(scope, gradient, stiffness)

@@ -269,9 +269,7 @@ def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
     wide = _wide_gates(recurrence)
-    return tuple(
-        Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN
-    )
+    return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
 
 
 def _gradients(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:

@@ -10,6 +10,7 @@ from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
+from ttrc.symbolic import Expr
 from ttrc.tools.mathematics import shown, written
 
 
@@ -26,6 +27,8 @@ def headline(module: Module) -> str:
     """The class in a few words."""
     r = module.recurrence
     name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
+    if _slope_by_channel(r) is not None:
+        name = "channel by channel affine"
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
     memory = "linear memory" if r.network is None else f"memory of {r.network.layers} layers"
@@ -75,6 +78,15 @@ def _error_class(r: Recurrence) -> Finding:
         case Nonlinear(_, sums, root):
             joined = [s for s in sums if "v" in s.axes]
             total = symbolic.equation(shown(r, joined[0].symbol)) if joined else ""
+            slope = _slope_by_channel(r)
+            if slope is not None:
+                return Finding(
+                    "error",
+                    "affine in p, each value channel with a slope of its own"
+                    + (": forward substitution inside a chunk, row after row" if solved else at_start),
+                    f"e = {e} has slope {symbolic.equation(shown(r, slope))} in p, which differs by value channel: a "
+                    "triangular inverse for each of them would cost more than substitution, which each takes by itself",
+                )
             return Finding(
                 "error",
                 "nonlinear in p" + (": forward substitution inside a chunk, row after row" if solved else at_start),
@@ -83,6 +95,14 @@ def _error_class(r: Recurrence) -> Finding:
                 + (f"; {_search(root)}" if root is not None else ""),
             )
     raise AssertionError(r.error)
+
+
+def _slope_by_channel(r: Recurrence) -> Expr | None:
+    """The slope of an error that is affine in p and counts as nonlinear because its slope differs by value channel."""
+    if not isinstance(r.error, Nonlinear) or r.error.sums or r.error.root is not None:
+        return None
+    found = symbolic.affine(r.error.written, symbolic.symbol("p"))
+    return None if found is None else found[0]
 
 
 def _search(root: Implicit) -> str:
