@@ -84,18 +84,18 @@ CHUNKED = {
     "momentum": text_of(RATED, CURVED, f'{PREVIOUS}\nmomentum = "exp(m)"', w="value unit", c="key positive",
                         m="head log_decay"),
     "segment": text_of(RATED, CURVED, SEGMENT, w="value unit", c="key positive"),
+    "decay by key": text_of(SQUARE, DECAYED, PREVIOUS, g="key log_decay"),
+    "proximal decay": text_of(RATED, DECAYED, PROXIMAL, w="value unit", g="key log_decay"),
+    "segment and decay": text_of(SQUARE, DECAYED, SEGMENT, g="key log_decay"),
+    "ridge by key": text_of(SQUARE, f"{DECAYED} + sum(lam * square(S)) / 2", RETAINED, g="head log_decay",
+                            lam="key nonnegative"),
     "deep segment": text_of(RATED, DECAYED, SEGMENT, memory=MLP, w="value unit", g="head log_decay"),
 }  # fmt: skip
 BY_TOKEN = {
-    "decay by key": text_of(SQUARE, DECAYED, PREVIOUS, g="key log_decay"),
     "decay by value": text_of(SQUARE, DECAYED, RETAINED, g="value log_decay"),
     "decay by entry": text_of("-dot(p, v)", "norm2(S - a * S_prev) / 2", PREVIOUS, a="element decay"),
-    "ridge by key": text_of(SQUARE, f"{DECAYED} + sum(lam * square(S)) / 2", RETAINED, g="head log_decay",
-                            lam="key nonnegative"),
     "curvature by entry": text_of(SQUARE, CURVED, PREVIOUS, c="element positive"),
-    "proximal decay": text_of(RATED, DECAYED, PROXIMAL, w="value unit", g="key log_decay"),
     "momentum and decay": text_of(SQUARE, DECAYED, f'{RETAINED}\nmomentum = "m"', g="key log_decay", m="head decay"),
-    "segment and decay": text_of(SQUARE, DECAYED, SEGMENT, g="key log_decay"),
     "elastic": text_of(SQUARE, f"{PLAIN} + sum(mu * abs(S))", PREVIOUS, parameters={"mu": "element nonnegative"}),
     "entropy": text_of("norm2(p - v) / 9", "sum(S * log(S) - S - a * S * log(S_prev))", PREVIOUS, a="value unit"),
     "softmax": text_of(SQUARE, DECAYED, PREVIOUS, g="key log_decay",
@@ -124,7 +124,8 @@ def run(text, x, **options):
     o, final = operator(text)(**as_arguments(operator(text).spec, leaves), output_final_state=True, **options)
     outputs = (o, *((final,) if isinstance(final, torch.Tensor) else final))
     generator = torch.Generator().manual_seed(5)
-    sum((y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in outputs).backward()
+    weights = [torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype) for y in outputs]
+    sum((y * w).sum() for y, w in zip(outputs, weights)).backward()
     return {f"output {i}": y.detach() for i, y in enumerate(outputs)} | {f"d_{n}": t.grad for n, t in leaves.items()}
 
 
@@ -298,13 +299,42 @@ def test_a_curvature_by_key_channel_keeps_the_triangular_solve():
 
 
 @pytest.mark.parametrize("rule, says", [
-    ("decay by key", "every key channel decays by itself"),
+    ("momentum and decay", "a mask that is a product of two"),
     ("decay by value", "every value channel decays by itself"),
     ("decay by entry", "every entry of the state decays by itself"),
     ("curvature by entry", "every entry of the state writes with a weight of its own"),
 ])  # fmt: skip
 def test_why_there_is_no_chunk_form_is_said(rule, says):
     assert any(says in f.because for f in classify.findings(analyse(parse_spec(RULES[rule]))))
+
+
+# A decay by key channel in chunks
+
+
+STRENGTHS = {"strong": (-3.0, -3.0), "weak": (-0.01, -0.01), "mixed": (-30.0, -0.01), "some": (-30.0, 0.0)}
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+def test_decays_of_any_strength_lose_no_digits(strength):
+    """In single precision, of states that hardly decay and of those that are gone within a token, side by side."""
+    text = RULES["decay by key"]
+    x = inputs(text, T=40, dk=6)
+    generator = torch.Generator().manual_seed(3)
+    low, high = STRENGTHS[strength]
+    strong = torch.rand(x["g"].shape, generator=generator, dtype=torch.float64) < 0.2
+    x["g"] = torch.where(strong, low, high) * (1 + 0.5 * torch.rand(x["g"].shape, generator=generator).double())
+    x |= {n: t.float().double() for n, t in x.items()}
+    exact = run(text, x, form="recurrent", backend="torch")
+    single = {n: t.float() for n, t in x.items()}
+    assert_agree(run(text, single, form="chunk", backend="torch", chunk_size=32), exact, 6e-6)
+
+
+@pytest.mark.parametrize("rule", ["decay by key", "proximal decay"])
+def test_kernels_forget_and_keep_by_key_channel(rule):
+    """Several blocks of 16 tokens a chunk, a third of all decays exp(-30), a third 1; several sequences."""
+    op = operator(RULES[rule])
+    case = Case(T=52, packed=(49, 3), H=1, HV=1, d_k=5, d_v=6, extreme="strong", chunk_size=64)
+    assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float32).failures
 
 
 # Arguments

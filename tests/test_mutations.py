@@ -513,3 +513,14 @@ def test_a_gate_of_the_wrong_value_channels(build):
     op = build("channel_rates", kernels=[("V, V, BT, BV, i_v * BV, 0.5)", "V, V, BT, BV, 0, 0.5)")])
     wide = dataclasses.replace(CHUNKED, T=18, d_v=40)
     assert {"o", "d_w"} <= named(failures(op, "chunk kernels", wide))
+
+
+@pytest.mark.parametrize("old, new", [
+    ("own, later = (i == j)[None, :, None], (i > j)[None, :, None]",
+     "own, later = (i == j)[None, :, None], (i >= j)[None, :, None]"),
+    ("(t < 16 * m)[:, None]", "(t < 16 * m - 16)[:, None]"),
+    ("tl.where(mine, (row - whole)", "tl.where(mine, 0.5 * (row - whole)"),
+])  # fmt: skip
+def test_decays_by_key_channel_between_the_wrong_tokens(build, old, new):
+    op = build("gla", kernels=[(old, new)])
+    assert {"o", "d_q", "d_k"} <= named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64)))

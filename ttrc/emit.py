@@ -22,7 +22,7 @@ from ttrc.ir.config import WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
-from ttrc.ir.tile import BEGINS, GIVEN
+from ttrc.ir.tile import BEGINS, GIVEN, Decayed
 from ttrc.language.spec import Spec
 from ttrc.language.state import formula
 from ttrc.passes.budget import launch_costs
@@ -186,6 +186,7 @@ def _reference(module: Module) -> str:
         tensor_names=_tuple(names),
         parameter_names=_tuple(g.name for g in spec.parameters),
         channels=_has_channels(spec.parameters, module),
+        decayed=_decays(module),
         shapes={f: [arguments.shape_text(c.state) for c in m.forward.carries] for f, m in module.forms.items()},
         expansion=arguments.expansion(module),
     )
@@ -211,7 +212,9 @@ def _kernels(module: Module) -> str:
         header=_header(spec),
         title=_title(spec),
         derivation=derivation(module),
-        prelude=_render("triton/prelude.py.jinja", channels=_has_channels(module.recurrence.gates, module)),
+        prelude=_render(
+            "triton/prelude.py.jinja", channels=_has_channels(module.recurrence.gates, module), decayed=_decays(module)
+        ),
         kernels=bodies,
     )
 
@@ -220,6 +223,11 @@ def _has_channels(gates, module: Module) -> bool:
     """Whether one of these gates comes with channels, and is not carried as a state is."""
     still = arguments.still(module)
     return any(g.per.value for g in gates if g.name not in still)
+
+
+def _decays(module: Module) -> bool:
+    """Whether there are products with decays by channel."""
+    return any(isinstance(s.op, Decayed) for m in module.forms.values() for s in m.forward.statements)
 
 
 def _op(module: Module) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -21,16 +22,25 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
+    "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
+    "chunk_scan_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_scan_reverse_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_decayed": {64: (32, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_output_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_transition_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
 }
 
 # Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
 CHUNKS = {
+    "chunk": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {}
+STEPS = {"chunk_scan_decayed": 128, "chunk_scan_reverse_decayed": 128, "chunk_transition_decayed": 128}
 
 
 @dataclass(frozen=True)
@@ -137,13 +147,24 @@ def launch(
     from . import kernels
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
-    parallel = kernel in ()
+    parallel = kernel in (
+        "chunk_prepare_decayed",
+        "chunk_gradients_decayed",
+        "chunk_output_decayed",
+    )
     tables = (layout.cu_seqlens, layout.chunk_starts)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
-    if kernel in ():
+    if kernel in (
+        "chunk_prepare_decayed",
+        "chunk_scan_decayed",
+        "chunk_scan_reverse_decayed",
+        "chunk_gradients_decayed",
+        "chunk_output_decayed",
+        "chunk_transition_decayed",
+    ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
@@ -162,6 +183,199 @@ def launch(
             shrink(kernel, q, v, layout.sequences, error)
 
 
+# What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
+# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
+# and whether segments of a sequence run side by side.
+COSTS = {
+    "chunk": {
+        "fused": {
+            "forward": {
+                64: ((592, 24576, 0, False), (976, 24576, 3, False)),
+                128: ((1104, 49152, 0, False), (2128, 81920, 3, False)),
+                256: ((2128, 98304, 0, False), (5200, 294912, 3, False)),
+            },
+            "backward": {
+                64: ((640, 8192, 1, False), (1744, 90112, 0, False)),
+                128: ((1536, 32768, 1, False), (3920, 229376, 0, False)),
+                256: ((4096, 131072, 1, False), (9808, 655360, 0, False)),
+            },
+        },
+        "split": {
+            "forward": {
+                64: ((592, 24576, 0, False), (640, 8192, 1, False), (976, 16384, 0, False)),
+                128: ((1104, 49152, 0, False), (1536, 32768, 1, False), (2128, 49152, 0, False)),
+                256: ((2128, 98304, 0, False), (4096, 131072, 1, False), (5200, 163840, 0, False)),
+            },
+            "backward": {
+                64: ((640, 8192, 1, False), (1744, 90112, 0, False)),
+                128: ((1536, 32768, 1, False), (3920, 229376, 0, False)),
+                256: ((4096, 131072, 1, False), (9808, 655360, 0, False)),
+            },
+        },
+        "segments": {
+            "forward": {
+                64: (
+                    (592, 24576, 0, False),
+                    (256, 0, 0, True),
+                    (512, 8192, 1, True),
+                    (0, 0, 0, False),
+                    (976, 24576, 3, True),
+                ),
+                128: (
+                    (1104, 49152, 0, False),
+                    (512, 0, 0, True),
+                    (1024, 32768, 1, True),
+                    (0, 0, 0, False),
+                    (2128, 81920, 3, True),
+                ),
+                256: (
+                    (2128, 98304, 0, False),
+                    (1024, 0, 0, True),
+                    (2048, 131072, 1, True),
+                    (0, 0, 0, False),
+                    (5200, 294912, 3, True),
+                ),
+            },
+            "backward": {
+                64: (
+                    (256, 0, 0, True),
+                    (512, 8192, 1, True),
+                    (0, 0, 0, False),
+                    (640, 8192, 1, True),
+                    (1744, 90112, 0, False),
+                ),
+                128: (
+                    (512, 0, 0, True),
+                    (1024, 32768, 1, True),
+                    (0, 0, 0, False),
+                    (1536, 32768, 1, True),
+                    (3920, 229376, 0, False),
+                ),
+                256: (
+                    (1024, 0, 0, True),
+                    (2048, 131072, 1, True),
+                    (0, 0, 0, False),
+                    (4096, 131072, 1, True),
+                    (9808, 655360, 0, False),
+                ),
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a chip reaches: bytes and FLOPs a second, seconds of a launch and of one product in a chain of them."""
+
+    bandwidth: float = 3.0e12
+    matmul: float = 6.0e14
+    launch: float = 4e-6
+    product: float = 4e-7
+
+
+ROOF = Roof()
+SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
+
+
+def choose(
+    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int
+) -> tuple[str, int]:
+    """The schedule of a pass, and how many segments one that cuts sequences cuts each into."""
+    known = tuple(
+        n for n in COSTS[form] if n != "segments" or layout.cu_seqlens is None
+    )  # packed ones are not cut
+    names = known if schedule == "auto" else (schedule,)
+    if not set(names) <= set(known):
+        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}")
+    width = min(w for w in CONFIGS["chunk_scan_decayed"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = -(-v.shape[3] // config("chunk_scan_decayed", q, v, layout.sequences)[0])
+    heads = layout.sequences * v.shape[2]
+    chunks, every = layout.all_chunks // layout.sequences, chunk // min(chunk, STEPS["chunk_scan_decayed"])
+    tokens = v.shape[0] * v.shape[1] * v.shape[2]
+    size, chip = v.element_size(), processors(v.device)
+    return cheapest(form, direction, names, width, size, heads * blocks, chunks, every, tokens, chip)
+
+
+@lru_cache(maxsize=4096)
+def cheapest(
+    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors
+) -> tuple[str, int]:
+    """By the cost model: `programs` walk `chunks` of `every` steps each, of `tokens` in all; on so many multiprocessors."""
+    segments = segment_count(programs, chunks, processors)
+    rows, grid = {n: COSTS[form][n][direction][width] for n in names}, (programs, segments, processors)
+    seconds = {n: predict(rows[n], itemsize, chunks * every, tokens, *grid) for n in names}
+    return min(names, key=seconds.__getitem__), segments
+
+
+def segment_count(programs: int, chunks: int, processors: int) -> int:
+    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks; none of them is empty."""
+    wanted = max(2, min(2 * processors // programs, chunks // SEGMENT_CHUNKS))
+    return -(-chunks // -(-chunks // min(wanted, chunks)))
+
+
+def predict(
+    costs, itemsize: int, steps: int, tokens: int, programs: int, segments: int, processors: int
+) -> float:
+    """Seconds of a pass: each launch takes what the narrowest of memory, matrix units and its serial chain lets it."""
+    total = 0.0
+    for moved, flops, products, cut in costs:
+        pieces = segments if cut else 1
+        waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
+        serial = steps / pieces * products * ROOF.product * waves
+        total += ROOF.launch + max(
+            tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
+        )
+    return total
+
+
+@lru_cache(maxsize=None)
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
+    """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
+    first = torch.arange(layout.sequences, device=device)[:, None]
+    step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
+    starts = torch.nn.functional.pad(
+        (first * layout.chunks + step).flatten(), (0, 1), value=layout.all_chunks
+    )
+    ends = (first * layout.length + step * chunk).flatten()
+    ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
+    pieces = layout.sequences * segments
+    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
+
+
+def ones(like: Tensor) -> Tensor:
+    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
+    return like.new_ones(*like.shape[:-1], 1)
+
+
+def identity(like: Tensor) -> Tensor:
+    """States [.., K, V] -> unit matrices [.., K, K]."""
+    size = like.shape[-2]
+    return (
+        torch.eye(size, dtype=like.dtype, device=like.device)
+        .expand(*like.shape[:-2], size, size)
+        .contiguous()
+    )
+
+
+def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
+    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
+    from . import kernels
+
+    K, (HV, V) = q.shape[-1], v.shape[2:]
+    sequences = sums.shape[0] // segments
+    value_block, warps, stages = config(kernel, q, v, sequences)
+    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
+        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+
+
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
     """Cotangents come per value head; the groups that share a key head are summed."""
     if x.shape[2] != like.shape[2]:
@@ -175,6 +389,306 @@ def uses_triton(backend: str, x: Tensor) -> bool:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1" and x.dtype != torch.bfloat16
         return x.dtype != torch.float64 and (x.is_cuda or interpreted)
     return backend == "triton"
+
+
+def chunk_forward_triton(q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save, schedule):
+    layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "forward", schedule, q, v, layout, chunk)
+    o = torch.empty_like(v)
+    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
+    attention = v.new_empty(*v.shape[:3], chunk)
+    states = (
+        v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+        if save or schedule == "split"
+        else v.new_empty(0)
+    )
+    launch("chunk_prepare_decayed", q, v, layout, chunk, [q, k, g, attention], scale)
+    if schedule == "fused":
+        launch(
+            "chunk_scan_decayed",
+            q,
+            v,
+            layout,
+            chunk,
+            [q, k, v, g, attention, o, states, initial_state, final_state],
+            scale,
+            ENTER=initial_state is not None,
+            LEAVE=final,
+            READ=True,
+            SAVE=save,
+        )
+    elif schedule == "split":
+        launch(
+            "chunk_scan_decayed",
+            q,
+            v,
+            layout,
+            chunk,
+            [q, k, v, g, attention, o, states, initial_state, final_state],
+            scale,
+            ENTER=initial_state is not None,
+            LEAVE=final,
+            READ=False,
+            SAVE=True,
+        )
+        launch("chunk_output_decayed", q, v, layout, chunk, [q, k, v, g, attention, states, o], scale)
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = ones(sums)
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition_decayed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [g, unit, transition],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_scan_decayed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, g, attention, o, states, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
+        launch(
+            "chunk_scan_decayed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, g, attention, o, states, starts, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=True,
+            SAVE=save,
+        )
+    return o, final_state, attention, states if save else v.new_empty(0)
+
+
+def chunk_backward_triton(
+    q, k, v, g, scale, attention, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
+):
+    layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
+    d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+    d_k = v.new_empty(*v.shape[:3], q.shape[3])
+    d_v = torch.empty_like(v)
+    d_q = v.new_empty(*v.shape[:3], q.shape[3])
+    d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
+    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
+    if schedule in ("fused", "split"):
+        launch(
+            "chunk_scan_reverse_decayed",
+            q,
+            v,
+            layout,
+            chunk,
+            [q, g, d_o, d_states, d_final_state, d_initial],
+            scale,
+            ENTER=d_final_state is not None,
+            LEAVE=initial,
+            READ=False,
+            SAVE=True,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = ones(sums)
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition_decayed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [g, unit, transition],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_scan_reverse_decayed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, g, d_o, d_states, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
+        launch(
+            "chunk_scan_reverse_decayed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, g, d_o, d_states, starts, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
+    launch(
+        "chunk_gradients_decayed",
+        q,
+        v,
+        layout,
+        chunk,
+        [v, q, k, d_o, g, states, d_states, attention, d_k, d_v, d_q, d_g],
+        scale,
+    )
+    return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_initial
+
+
+@torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
+def chunk_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    scale: float,
+    initial_state: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    chunk: int,
+    final: bool,
+    save: bool,
+    backend: str,
+    schedule: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
+    if uses_triton(backend, q):
+        return chunk_forward_triton(
+            q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save, schedule
+        )
+    start = initial_state
+    if start is None:
+        start = v.new_zeros(*state_shape(q, v, cu_seqlens))
+    o, last, starts = reference.forward("chunk", q, k, v, (g,), scale, start, cu_seqlens, chunk)
+    states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
+    last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
+    return (
+        o,
+        last,
+        v.new_empty(0),
+        states,
+    )
+
+
+@chunk_op.register_fake
+def _(q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
+    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
+    triton = uses_triton(backend, q)
+    attention = v.new_empty(*v.shape[:3], chunk) if triton else v.new_empty(0)
+    states = (
+        v.new_empty(
+            all_chunks(v, cu_seqlens, chunk),
+            v.shape[2],
+            q.shape[3],
+            v.shape[3],
+            dtype=v.dtype if triton else reference.working_dtype(v),
+        )
+        if save
+        else v.new_empty(0)
+    )
+    return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, attention, states
+
+
+@torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
+def chunk_backward_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    scale: float,
+    attention: Tensor,
+    states: Tensor,
+    d_o: Tensor,
+    d_final_state: Optional[Tensor],
+    cu_seqlens: Optional[Tensor],
+    chunk: int,
+    initial: bool,
+    backend: str,
+    schedule: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
+    if uses_triton(backend, q):
+        return chunk_backward_triton(
+            q, k, v, g, scale, attention, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
+        )
+    if d_final_state is None:
+        d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
+    starts = unpack_states(states, v, cu_seqlens, chunk)
+    grads, d_initial = reference.backward(
+        "chunk", q, k, v, (g,), scale, starts, d_o, d_final_state, cu_seqlens, chunk
+    )
+    return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
+
+
+@chunk_backward_op.register_fake
+def _(
+    q, k, v, g, scale, attention, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule
+):
+    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
+    plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g)]
+    return *plain, d_initial
+
+
+def _chunk_keep(ctx, inputs, output):
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
+    ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
+    ctx.set_materialize_grads(False)
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
+    ctx.started = None if initial_state is None else initial_state.dtype
+
+
+def _chunk_differentiate(ctx, d_o, d_final_state, *_):
+    *kept, cu_seqlens = ctx.saved_tensors
+    tensors, saved = kept[: 3 + len(GATES)], kept[3 + len(GATES) :]
+    d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
+    d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
+    *grads, d_initial = chunk_backward_op(
+        *tensors,
+        ctx.scale,
+        *saved,
+        d_o,
+        d_final_state,
+        cu_seqlens,
+        ctx.chunk,
+        ctx.started is not None,
+        ctx.backend,
+        ctx.schedule,
+    )
+    d_initial = None if ctx.started is None else d_initial.to(ctx.started)
+    return *grads, None, d_initial, None, None, None, None, None, None
+
+
+chunk_op.register_autograd(_chunk_differentiate, setup_context=_chunk_keep)
 
 
 def recurrent_forward_triton(q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save):
@@ -370,6 +884,7 @@ def unpack_states(states: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk
 
 
 OPS = {
+    "chunk": chunk_op,
     "recurrent": recurrent_op,
 }
 
@@ -393,11 +908,11 @@ def gla(
 
     q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; g [B, T, HV, d_k];
     states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
-    form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": the recurrent form, the only one.
+    form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": recurrent up to 16 tokens, chunk beyond.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
     """
     if form == "auto":
-        form = "recurrent"
+        form = "recurrent" if q.shape[1] <= 16 else "chunk"
     if form == "reference":
         form, backend = "recurrent", "torch"
     tensors = [x.contiguous() for x in (q, k, v, g)]

@@ -215,6 +215,109 @@ def whole_power(x, N: tl.constexpr):
 
 
 @triton.jit
+def blocks_apart(x, n, t):
+    """x before block n of 16 tokens (t of it is 16 n - 1), one row [K]."""
+    return tl.sum(tl.where((t == 16 * n - 1)[:, None], x, 0.0), 0)
+
+
+@triton.jit
+def decayed_k(
+    a, b, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
+):
+    """[t, s]: the sum over k of a[t, k] b[s, k] D, D = exp(rows - columns) for s < t, 0 elsewhere. All tiles [C, K].
+
+    Exponents of a block of 16 rows are taken from where the block begins, so that neither factor is more than 1:
+    earlier columns, a matrix product; columns inside of the block one by one, entry by entry.
+    """
+    N: tl.constexpr = C // 16
+    t, n, i = tl.arange(0, C), tl.arange(0, N), tl.arange(0, 16)
+    a3, b3 = tl.reshape(a, [N, 16, K]), tl.reshape(b, [N, 16, K])
+    row3, more3 = tl.reshape(row, [N, 16, K]), tl.reshape(more_row, [N, 16, K])
+    column3, more_column3 = tl.reshape(column, [N, 16, K]), tl.reshape(more_column, [N, 16, K])
+    near = tl.zeros([N, 16, 16], tl.float32)
+    for j in range(0, 15):
+        own, later = (i == j)[None, :, None], (i > j)[None, :, None]
+        gap = row3 - tl.sum(tl.where(own, column3, 0.0), 1)[:, None, :]
+        gap += more3 - tl.sum(tl.where(own, more_column3, 0.0), 1)[:, None, :]
+        pairs = (
+            a3 * tl.sum(tl.where(own, b3, 0.0), 1)[:, None, :] * tl.exp(tl.where(later, gap, float("-inf")))
+        )
+        near = tl.where((i == j)[None, None, :], tl.sum(pairs, 2)[:, :, None], near)
+    diagonal = n[:, None, None, None] == n[None, None, :, None]
+    P = tl.reshape(tl.where(diagonal, near[:, :, None, :], 0.0), [C, C])
+    for m in range(1, N):
+        whole, rest = blocks_apart(column, m, t)[None, :], blocks_apart(more_column, m, t)[None, :]
+        mine, before = (t // 16 == m)[:, None], (t < 16 * m)[:, None]
+        left = a * tl.exp(tl.where(mine, (row - whole) + (more_row - rest), float("-inf")))
+        right = b * tl.exp(tl.where(before, (whole - column) + (rest - more_column), float("-inf")))
+        P = tl.dot(left, tl.trans(right), P, input_precision=PRECISION)
+    return P
+
+
+@triton.jit
+def decayed_s(
+    P, b, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
+):
+    """[t, k]: the sum over s of P[t, s] b[s, k] D, see decayed_k."""
+    N: tl.constexpr = C // 16
+    t, n, i = tl.arange(0, C), tl.arange(0, N), tl.arange(0, 16)
+    b3 = tl.reshape(b, [N, 16, K])
+    row3, more3 = tl.reshape(row, [N, 16, K]), tl.reshape(more_row, [N, 16, K])
+    column3, more_column3 = tl.reshape(column, [N, 16, K]), tl.reshape(more_column, [N, 16, K])
+    diagonal = n[:, None, None, None] == n[None, None, :, None]
+    near = tl.sum(tl.where(diagonal, tl.reshape(P, [N, 16, N, 16]), 0.0), 2)
+    x3 = tl.zeros([N, 16, K], tl.float32)
+    for j in range(0, 15):
+        own, later = (i == j)[None, :, None], (i > j)[None, :, None]
+        gap = row3 - tl.sum(tl.where(own, column3, 0.0), 1)[:, None, :]
+        gap += more3 - tl.sum(tl.where(own, more_column3, 0.0), 1)[:, None, :]
+        weight = tl.sum(tl.where((i == j)[None, None, :], near, 0.0), 2)[:, :, None]
+        x3 += (
+            weight
+            * tl.sum(tl.where(own, b3, 0.0), 1)[:, None, :]
+            * tl.exp(tl.where(later, gap, float("-inf")))
+        )
+    x = tl.reshape(x3, [C, K])
+    for m in range(1, N):
+        whole, rest = blocks_apart(column, m, t)[None, :], blocks_apart(more_column, m, t)[None, :]
+        mine, before = (t // 16 == m)[:, None], (t < 16 * m)[:, None]
+        left = tl.exp(tl.where(mine, (row - whole) + (more_row - rest), float("-inf")))
+        right = b * tl.exp(tl.where(before, (whole - column) + (rest - more_column), float("-inf")))
+        x += left * tl.dot(P, right, input_precision=PRECISION)
+    return x
+
+
+@triton.jit
+def decayed_t(
+    P, a, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
+):
+    """[s, k]: the sum over t of P[t, s] a[t, k] D, see decayed_k."""
+    N: tl.constexpr = C // 16
+    t, n, i = tl.arange(0, C), tl.arange(0, N), tl.arange(0, 16)
+    a3 = tl.reshape(a, [N, 16, K])
+    row3, more3 = tl.reshape(row, [N, 16, K]), tl.reshape(more_row, [N, 16, K])
+    column3, more_column3 = tl.reshape(column, [N, 16, K]), tl.reshape(more_column, [N, 16, K])
+    diagonal = n[:, None, None, None] == n[None, None, :, None]
+    near = tl.sum(tl.where(diagonal, tl.reshape(P, [N, 16, N, 16]), 0.0), 2)
+    x3 = tl.zeros([N, 16, K], tl.float32)
+    for j in range(0, 15):
+        own, later = (i == j)[None, :, None], (i > j)[None, :, None]
+        gap = row3 - tl.sum(tl.where(own, column3, 0.0), 1)[:, None, :]
+        gap += more3 - tl.sum(tl.where(own, more_column3, 0.0), 1)[:, None, :]
+        weight = tl.sum(tl.where((i == j)[None, None, :], near, 0.0), 2)[:, :, None]
+        written = tl.sum(weight * a3 * tl.exp(tl.where(later, gap, float("-inf"))), 1)
+        x3 = tl.where(own, written[:, None, :], x3)
+    x = tl.reshape(x3, [C, K])
+    for m in range(1, N):
+        whole, rest = blocks_apart(column, m, t)[None, :], blocks_apart(more_column, m, t)[None, :]
+        mine, before = (t // 16 == m)[:, None], (t < 16 * m)[:, None]
+        left = a * tl.exp(tl.where(mine, (row - whole) + (more_row - rest), float("-inf")))
+        right = tl.exp(tl.where(before, (whole - column) + (rest - more_column), float("-inf")))
+        x += right * tl.dot(tl.trans(P), left, input_precision=PRECISION)
+    return x
+
+
+@triton.jit
 def load_gate(
     base, first, left, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, column, other
 ):
@@ -230,6 +333,1085 @@ def load_gate(
 def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
     c = column + tl.arange(0, COLS)
     return tl.load(base + c, mask=c < WIDTH, other=other).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_prepare_decayed(
+    q_ptr,
+    k_ptr,
+    g_ptr,
+    beta_ptr,
+    inverse_ptr,
+    attention_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What each chunk needs alone: the inverse of its triangular system."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+    log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine = -coarse + log_decay_valid
+    fine_sum = tl.cumsum(fine, 0)
+    # prediction
+    overlap = decayed_k(
+        k.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+    )
+    # loss, line 20: norm2(p - v) / 2
+    system = beta[:, None] * overlap
+    # update, line 25
+    inverse = unit_lower_inverse(system, BT, PRECISION)
+    store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
+    # read-out
+    attention = decayed_k(
+        q.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+    )
+    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def chunk_scan_decayed(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    g_ptr,
+    beta_ptr,
+    inverse_ptr,
+    attention_ptr,
+    o_ptr,
+    states_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        if READ:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        if SAVE:
+            store_rows(
+                states_ptr + (i_chunk * HV + i_h) * K * V,
+                S,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine = -coarse + log_decay_valid
+        fine_sum = tl.cumsum(fine, 0)
+        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        # prediction
+        prediction = tl.dot(k_decayed.to(dtype), S.to(dtype), input_precision=PRECISION)
+        # loss, line 20: norm2(p - v) / 2
+        rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
+        # update, line 25
+        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+        if READ:
+            # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+            q_decayed = q.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+            # read-out
+            self_terms = k.to(tl.float32) * q.to(tl.float32)
+            self_read = tl.sum(self_terms, 1)
+            carried_out_start = self_read[:, None] * u
+            inherited = tl.dot(q_decayed.to(dtype), S.to(dtype), carried_out_start, input_precision=PRECISION)
+            read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
+            o = read * scale
+            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse, 0)
+        coarse_after = coarse_chunk[None, :] - coarse_sum
+        fine_chunk = tl.sum(fine, 0)
+        fine_after = fine_chunk[None, :] - fine_sum
+        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept = S * kept_factor[:, None]
+        # update, line 25
+        S_next = tl.dot(tl.trans(kept_keys).to(dtype), u.to(dtype), kept, input_precision=PRECISION)
+        S = S_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def chunk_scan_reverse_decayed(
+    q_ptr,
+    k_ptr,
+    g_ptr,
+    beta_ptr,
+    d_o_ptr,
+    inverse_ptr,
+    attention_ptr,
+    d_states_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K * V
+    d_S_next = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        if SAVE:
+            store_rows(
+                d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                d_S_next,
+                0,
+                tl.where(at_bound, K, 0),
+                V,
+                V,
+                BK,
+                BV,
+                i_v * BV,
+            )
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine = -coarse + log_decay_valid
+        fine_sum = tl.cumsum(fine, 0)
+        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        coarse_chunk = tl.sum(coarse, 0)
+        coarse_after = coarse_chunk[None, :] - coarse_sum
+        fine_chunk = tl.sum(fine, 0)
+        fine_after = fine_chunk[None, :] - fine_sum
+        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+        # adjoint of o
+        d_read_via_o = d_o.to(tl.float32) * scale
+        # read-out
+        self_terms = k.to(tl.float32) * q.to(tl.float32)
+        self_read = tl.sum(self_terms, 1)
+        # adjoint of carried_out
+        d_u_via_carried_out = d_read_via_o * self_read[:, None]
+        # adjoint of u_s
+        d_u_s = tl.dot(
+            tl.trans(attention), d_read_via_o.to(dtype), d_u_via_carried_out, input_precision=PRECISION
+        )
+        # adjoint of u
+        d_u_2 = tl.dot(kept_keys.to(dtype), d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
+        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2.to(dtype), input_precision=PRECISION)
+        # adjoint of rhs
+        d_prediction_via_rhs = -beta[:, None] * d_rhs_via_u_s
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        q_decayed = q.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept
+        d_S_via_kept = d_S_next * kept_factor[:, None]
+        # gradient
+        d_S = tl.dot(
+            tl.trans(q_decayed).to(dtype), d_read_via_o.to(dtype), d_S_via_kept, input_precision=PRECISION
+        )
+        d_S_2 = tl.dot(
+            tl.trans(k_decayed).to(dtype), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION
+        )
+        d_S_next = d_S_2
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_gradients_decayed(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    g_ptr,
+    beta_ptr,
+    d_o_ptr,
+    inverse_ptr,
+    attention_ptr,
+    states_ptr,
+    d_states_ptr,
+    d_beta_ptr,
+    d_q_ptr,
+    d_v_ptr,
+    d_k_ptr,
+    d_g_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    if BK > 128:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse, 0)
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine, 0)
+        # read-out
+        self_terms = k.to(tl.float32) * q.to(tl.float32)
+        self_read = tl.sum(self_terms, 1)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_after = coarse_chunk[None, :] - coarse_sum
+        fine_sum = tl.cumsum(fine, 0)
+        fine_after = fine_chunk[None, :] - fine_sum
+        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        d_self_read_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # prediction
+            prediction = tl.dot(k_decayed.to(dtype), S, input_precision=PRECISION)
+            # loss, line 20: norm2(p - v) / 2
+            rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
+            # update, line 25
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of carried_out
+            d_self_read_via_carried_out = d_read_via_o * u
+            d_self_read_via_carried_out_2 += tl.sum(d_self_read_via_carried_out, 1)
+            d_u_via_carried_out = d_read_via_o * self_read[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_carried_out, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_u_2 = tl.dot(kept_keys.to(dtype), d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u_s * (-prediction + v.to(tl.float32))
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # prediction
+        overlap = decayed_k(
+            k.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+        )
+        # adjoint of system
+        d_beta_via_system = d_system_via_u_3 * overlap
+        d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+        # gradient
+        d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        # adjoint of attention
+        d_q_via_attention = decayed_s(
+            d_attention, k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+        )
+        d_coarse_sum_via_attention = d_q_via_attention * q.to(tl.float32)
+        # adjoint of system
+        d_overlap_via_system = beta[:, None] * d_system_via_u_3
+        # adjoint of overlap
+        d_k_via_overlap = decayed_s(
+            d_overlap_via_system,
+            k.to(tl.float32),
+            coarse_sum,
+            fine_sum,
+            coarse_sum,
+            fine_sum,
+            BT,
+            BK,
+            PRECISION,
+        )
+        d_coarse_sum_via_overlap = d_k_via_overlap * k.to(tl.float32)
+        # adjoint of attention
+        d_k_s_via_attention = decayed_t(
+            d_attention, q.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+        )
+        d_coarse_sum_s_via_attention = -d_k_s_via_attention * k.to(tl.float32)
+        # adjoint of overlap
+        d_k_s_via_overlap = decayed_t(
+            d_overlap_via_system,
+            k.to(tl.float32),
+            coarse_sum,
+            fine_sum,
+            coarse_sum,
+            fine_sum,
+            BT,
+            BK,
+            PRECISION,
+        )
+        d_coarse_sum_s_via_overlap = -d_k_s_via_overlap * k.to(tl.float32)
+        # adjoint of fine_sum_s
+        d_fine_sum_s = d_coarse_sum_s_via_attention + d_coarse_sum_s_via_overlap
+        # adjoint of fine_sum
+        d_fine_sum_early = d_coarse_sum_via_attention + d_coarse_sum_via_overlap + d_fine_sum_s
+        # adjoint of k_s
+        d_k_s = d_k_s_via_attention + d_k_s_via_overlap
+        # adjoint of self_read
+        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_2[:, None], [BT, BK])
+        # adjoint of self_terms
+        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
+        # gradient
+        d_k_early = d_k_s + d_k_via_overlap + d_k_via_self_terms
+        # adjoint of self_terms
+        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
+        # gradient
+        d_q_early = d_q_via_attention + d_q_via_self_terms
+        d_kept_factor_via_kept_2 = tl.zeros([BK], tl.float32)
+        d_kept_keys = tl.zeros([BK, BT], tl.float32)
+        for i_v in tl.range(0, blocks):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept, 1)
+            # prediction
+            prediction = tl.dot(k_decayed.to(dtype), S, input_precision=PRECISION)
+            # loss, line 20: norm2(p - v) / 2
+            rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
+            # update, line 25
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of kept_keys
+            d_kept_keys = tl.dot(d_S_next, tl.trans(u).to(dtype), d_kept_keys, input_precision=PRECISION)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of kept_keys
+        d_coarse_after_via_kept_keys = d_kept_keys * tl.trans(kept_keys)
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_kept_keys, 1)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk[None, :], [BT, BK])
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_kept_keys
+        # adjoint of kept_keys
+        d_k_via_kept_keys = d_kept_keys * tl.exp(tl.trans(coarse_after) + tl.trans(fine_after))
+        d_q_decayed = tl.zeros([BK, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of q_decayed
+            d_q_decayed = tl.dot(S, tl.trans(d_read_via_o).to(dtype), d_q_decayed, input_precision=PRECISION)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        q_decayed = q.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        # adjoint of q_decayed
+        d_coarse_sum_via_q_decayed = d_q_decayed * tl.trans(q_decayed)
+        d_q_via_q_decayed = d_q_decayed * tl.exp(tl.trans(coarse_sum) + tl.trans(fine_sum))
+        # gradient
+        d_q = tl.trans(d_q_early) + d_q_via_q_decayed
+        store_rows(d_q_ptr + i_h * K, tl.trans(d_q), token, left, HV * K, K, BT, BK, 0)
+        d_k_decayed = tl.zeros([BK, BT], tl.float32)
+        for i_v in tl.range(0, blocks):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_u_via_carried_out = d_read_via_o * self_read[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_carried_out, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_u_2 = tl.dot(kept_keys.to(dtype), d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_prediction_via_rhs = -beta[:, None] * d_rhs_via_u_s
+            # adjoint of k_decayed
+            d_k_decayed = tl.dot(
+                S, tl.trans(d_prediction_via_rhs).to(dtype), d_k_decayed, input_precision=PRECISION
+            )
+            # adjoint of rhs
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of k_decayed
+        d_coarse_sum_via_k_decayed = d_k_decayed * tl.trans(k_decayed)
+        # adjoint of fine_sum
+        d_fine_sum = (
+            d_coarse_sum_via_k_decayed
+            + d_coarse_sum_via_q_decayed
+            + tl.trans(d_fine_sum_early)
+            + d_fine_sum_via_fine_after
+        )
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = tl.trans(d_fine_via_fine_chunk) + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[:, None], d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
+            tl.trans(g) <= -800.0, 0.0, 1.0
+        )
+        store_rows(d_g_ptr + i_h * K, tl.trans(d_g_via_log_decay_bounded), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of k_decayed
+        d_k_via_k_decayed = d_k_decayed * tl.exp(tl.trans(coarse_sum) + tl.trans(fine_sum))
+        # gradient
+        d_k = tl.trans(d_k_early) + d_k_via_k_decayed + d_k_via_kept_keys
+        store_rows(d_k_ptr + i_h * K, tl.trans(d_k), token, left, HV * K, K, BT, BK, 0)
+    else:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse, 0)
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine, 0)
+        # read-out
+        self_terms = k.to(tl.float32) * q.to(tl.float32)
+        self_read = tl.sum(self_terms, 1)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_after = coarse_chunk[None, :] - coarse_sum
+        fine_sum = tl.cumsum(fine, 0)
+        fine_after = fine_chunk[None, :] - fine_sum
+        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        d_self_read_via_carried_out_2 = tl.zeros([BT], tl.float32)
+        d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # prediction
+            prediction = tl.dot(k_decayed.to(dtype), S, input_precision=PRECISION)
+            # loss, line 20: norm2(p - v) / 2
+            rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
+            # update, line 25
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of carried_out
+            d_self_read_via_carried_out = d_read_via_o * u
+            d_self_read_via_carried_out_2 += tl.sum(d_self_read_via_carried_out, 1)
+            d_u_via_carried_out = d_read_via_o * self_read[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_carried_out, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_u_2 = tl.dot(kept_keys.to(dtype), d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u_s * (-prediction + v.to(tl.float32))
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
+            # adjoint of u
+            d_system_via_u = tl.dot(
+                d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+            )
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_read_via_o.to(dtype), tl.trans(u).to(dtype), d_attention, input_precision=PRECISION
+            )
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # prediction
+        overlap = decayed_k(
+            k.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+        )
+        # adjoint of system
+        d_beta_via_system = d_system_via_u_3 * overlap
+        d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+        # gradient
+        d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        # adjoint of attention
+        d_q_via_attention = decayed_s(
+            d_attention, k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+        )
+        d_coarse_sum_via_attention = d_q_via_attention * q.to(tl.float32)
+        # adjoint of system
+        d_overlap_via_system = beta[:, None] * d_system_via_u_3
+        # adjoint of overlap
+        d_k_via_overlap = decayed_s(
+            d_overlap_via_system,
+            k.to(tl.float32),
+            coarse_sum,
+            fine_sum,
+            coarse_sum,
+            fine_sum,
+            BT,
+            BK,
+            PRECISION,
+        )
+        d_coarse_sum_via_overlap = d_k_via_overlap * k.to(tl.float32)
+        # adjoint of attention
+        d_k_s_via_attention = decayed_t(
+            d_attention, q.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
+        )
+        d_coarse_sum_s_via_attention = -d_k_s_via_attention * k.to(tl.float32)
+        # adjoint of overlap
+        d_k_s_via_overlap = decayed_t(
+            d_overlap_via_system,
+            k.to(tl.float32),
+            coarse_sum,
+            fine_sum,
+            coarse_sum,
+            fine_sum,
+            BT,
+            BK,
+            PRECISION,
+        )
+        d_coarse_sum_s_via_overlap = -d_k_s_via_overlap * k.to(tl.float32)
+        # adjoint of fine_sum_s
+        d_fine_sum_s = d_coarse_sum_s_via_attention + d_coarse_sum_s_via_overlap
+        # adjoint of fine_sum
+        d_fine_sum_early = d_coarse_sum_via_attention + d_coarse_sum_via_overlap + d_fine_sum_s
+        # adjoint of k_s
+        d_k_s = d_k_s_via_attention + d_k_s_via_overlap
+        # adjoint of self_read
+        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_2[:, None], [BT, BK])
+        # adjoint of self_terms
+        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
+        # gradient
+        d_k_early = d_k_s + d_k_via_overlap + d_k_via_self_terms
+        # adjoint of self_terms
+        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
+        # gradient
+        d_q_early = d_q_via_attention + d_q_via_self_terms
+        d_kept_factor_via_kept_2 = tl.zeros([BK], tl.float32)
+        d_kept_keys = tl.zeros([BT, BK], tl.float32)
+        for i_v in tl.range(0, blocks):
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept, 1)
+            # prediction
+            prediction = tl.dot(k_decayed.to(dtype), S, input_precision=PRECISION)
+            # loss, line 20: norm2(p - v) / 2
+            rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
+            # update, line 25
+            u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+            # adjoint of kept_keys
+            d_kept_keys = tl.dot(u.to(dtype), tl.trans(d_S_next), d_kept_keys, input_precision=PRECISION)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of kept_keys
+        d_coarse_after_via_kept_keys = d_kept_keys * kept_keys
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_kept_keys, 0)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk[None, :], [BT, BK])
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_kept_keys
+        # adjoint of kept_keys
+        d_k_via_kept_keys = d_kept_keys * tl.exp(coarse_after + fine_after)
+        d_q_decayed = tl.zeros([BT, BK], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of q_decayed
+            d_q_decayed = tl.dot(d_read_via_o.to(dtype), tl.trans(S), d_q_decayed, input_precision=PRECISION)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        q_decayed = q.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        # adjoint of q_decayed
+        d_coarse_sum_via_q_decayed = d_q_decayed * q_decayed
+        d_q_via_q_decayed = d_q_decayed * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_q = d_q_early + d_q_via_q_decayed
+        store_rows(d_q_ptr + i_h * K, d_q, token, left, HV * K, K, BT, BK, 0)
+        d_k_decayed = tl.zeros([BT, BK], tl.float32)
+        for i_v in tl.range(0, blocks):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # adjoint of o
+            d_read_via_o = d_o.to(tl.float32) * scale
+            # adjoint of carried_out
+            d_u_via_carried_out = d_read_via_o * self_read[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(
+                tl.trans(attention), d_read_via_o.to(dtype), d_u_via_carried_out, input_precision=PRECISION
+            )
+            # adjoint of u
+            d_u_2 = tl.dot(kept_keys.to(dtype), d_S_next, d_u_s, input_precision=PRECISION)
+            d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2.to(dtype), input_precision=PRECISION)
+            # adjoint of rhs
+            d_prediction_via_rhs = -beta[:, None] * d_rhs_via_u_s
+            # adjoint of k_decayed
+            d_k_decayed = tl.dot(
+                d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_decayed, input_precision=PRECISION
+            )
+            # adjoint of rhs
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+            store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of k_decayed
+        d_coarse_sum_via_k_decayed = d_k_decayed * k_decayed
+        # adjoint of fine_sum
+        d_fine_sum = (
+            d_coarse_sum_via_k_decayed
+            + d_coarse_sum_via_q_decayed
+            + d_fine_sum_early
+            + d_fine_sum_via_fine_after
+        )
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[:, None], d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
+        store_rows(d_g_ptr + i_h * K, d_g_via_log_decay_bounded, token, left, HV * K, K, BT, BK, 0)
+        # adjoint of k_decayed
+        d_k_via_k_decayed = d_k_decayed * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_k = d_k_early + d_k_via_k_decayed + d_k_via_kept_keys
+        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_output_decayed(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    g_ptr,
+    beta_ptr,
+    inverse_ptr,
+    attention_ptr,
+    states_ptr,
+    o_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Read-outs, chunk by chunk, from the states that chunks start with."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+    # read-out
+    self_terms = k.to(tl.float32) * q.to(tl.float32)
+    self_read = tl.sum(self_terms, 1)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+    log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine = -coarse + log_decay_valid
+    fine_sum = tl.cumsum(fine, 0)
+    k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+    q_decayed = q.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+    for i_v in tl.range(0, blocks):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        # prediction
+        prediction = tl.dot(k_decayed.to(dtype), S, input_precision=PRECISION)
+        # loss, line 20: norm2(p - v) / 2
+        rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
+        # update, line 25
+        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+        # read-out
+        carried_out_start = self_read[:, None] * u
+        inherited = tl.dot(q_decayed.to(dtype), S, carried_out_start, input_precision=PRECISION)
+        read = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
+        o = read * scale
+        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def chunk_transition_decayed(
+    k_ptr,
+    g_ptr,
+    beta_ptr,
+    inverse_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What a state alone becomes from a segment's start to its end."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse, 0)
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_after = coarse_chunk[None, :] - coarse_sum
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        fine_after = fine_chunk[None, :] - fine_sum
+        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        # prediction
+        prediction = tl.dot(k_decayed.to(dtype), S.to(dtype), input_precision=PRECISION)
+        # loss, line 20: norm2(p - v) / 2
+        rhs_moved = -beta[:, None] * prediction
+        # update, line 25
+        u_moved = tl.dot(inverse, rhs_moved.to(dtype), input_precision=PRECISION)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept = S * kept_factor[:, None]
+        # update, line 25
+        S_next_moved = tl.dot(
+            tl.trans(kept_keys).to(dtype), u_moved.to(dtype), kept, input_precision=PRECISION
+        )
+        S = S_next_moved
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        if DIAGONAL:
+            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
+        else:
+            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+            for j in range(0, K, PANEL):
+                inside = (r < K) & (j + c < K)
+                where = transition_ptr + at * K * K + r * K + j + c
+                M = tl.load(where, mask=inside, other=0.0)
+                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        S = S_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        if DIAGONAL:
+            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
+        else:
+            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+            for j in range(0, K, PANEL):
+                inside = (r < K) & (j + c < K)
+                where = transition_ptr + at * K * K + (j + c) * K + r
+                M = tl.load(where, mask=inside, other=0.0)
+                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        S = S_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -28,6 +28,26 @@ def keep_first(x, fill=0.0):
     return torch.where(torch.arange(x.shape[-1], device=x.device) == 0, x, fill)
 
 
+def decays(rows, more_rows, columns, more_columns):
+    """D[t, s, k] = exp(rows[t, k] - columns[s, k]) for s < t, 0 elsewhere; exponents in two parts."""
+    apart = lambda x, y: x[..., :, None, :] - y[..., None, :, :]
+    gap = apart(rows, columns) + apart(more_rows, more_columns)
+    later = torch.ones(gap.shape[-3:-1], dtype=torch.bool, device=gap.device).tril(-1)
+    return torch.exp(gap.masked_fill(~later[..., None], -torch.inf))
+
+
+def decayed_k(a, b, *exponents):
+    return torch.einsum("...tk,...sk,...tsk->...ts", a, b, decays(*exponents))
+
+
+def decayed_s(a, b, *exponents):
+    return torch.einsum("...ts,...sk,...tsk->...tk", a, b, decays(*exponents))
+
+
+def decayed_t(a, b, *exponents):
+    return torch.einsum("...ts,...tk,...tsk->...sk", a, b, decays(*exponents))
+
+
 def substitute(matrix, base, write, rows, reverse):
     """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
     x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2
@@ -100,6 +120,183 @@ def huber(x, d):
 # error      dL/dp = beta*(p - v)
 # state      S = a S_prev - k e', a = exp(g)
 #            e = (beta) p + (-beta*v), p = (a S_prev)' k
+
+
+def chunk_step(q, k, v, g, beta, scale, S):
+    """One chunk from S [B, HV, ...]: o, and what follows it."""
+    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    log_decay_bounded = choose(g, -800.0, -800.0, g)
+    log_decay_valid = log_decay_bounded
+    coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
+    fine = -coarse + log_decay_valid
+    coarse_sum = coarse.cumsum(-2)
+    coarse_chunk = coarse.sum(-2)
+    coarse_after = coarse_chunk[..., None, :] - coarse_sum
+    fine_sum = fine.cumsum(-2)
+    fine_chunk = fine.sum(-2)
+    fine_after = fine_chunk[..., None, :] - fine_sum
+    # prediction
+    overlap = decayed_k(k, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    # loss, line 20: norm2(p - v) / 2
+    system = beta[..., :, None] * overlap
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    k_decayed = k * torch.exp(coarse_sum + fine_sum)
+    # prediction
+    prediction = k_decayed @ S
+    # loss, line 20: norm2(p - v) / 2
+    rhs = -beta[..., :, None] * prediction + beta[..., :, None] * v
+    # update, line 25
+    u = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
+    # read-out
+    attention = decayed_k(q, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    q_decayed = q * torch.exp(coarse_sum + fine_sum)
+    # read-out
+    inherited = q_decayed @ S
+    self_terms = k * q
+    self_read = self_terms.sum(-1)
+    carried_out = inherited + self_read[..., :, None] * u
+    read = carried_out + attention @ u
+    o = read * scale
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    kept_keys = k * torch.exp(coarse_after + fine_after)
+    kept_factor = torch.exp(coarse_chunk + fine_chunk)
+    kept = S * kept_factor[..., :, None]
+    # update, line 25
+    S_next = kept + kept_keys.mT @ u
+    return o, S_next
+
+
+def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
+    """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
+    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    log_decay_bounded = choose(g, -800.0, -800.0, g)
+    log_decay_valid = log_decay_bounded
+    coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
+    fine = -coarse + log_decay_valid
+    coarse_sum = coarse.cumsum(-2)
+    coarse_chunk = coarse.sum(-2)
+    coarse_after = coarse_chunk[..., None, :] - coarse_sum
+    fine_sum = fine.cumsum(-2)
+    fine_chunk = fine.sum(-2)
+    fine_after = fine_chunk[..., None, :] - fine_sum
+    # prediction
+    overlap = decayed_k(k, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    # loss, line 20: norm2(p - v) / 2
+    system = beta[..., :, None] * overlap
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    k_decayed = k * torch.exp(coarse_sum + fine_sum)
+    # prediction
+    prediction = k_decayed @ S
+    # loss, line 20: norm2(p - v) / 2
+    rhs = -beta[..., :, None] * prediction + beta[..., :, None] * v
+    # update, line 25
+    u = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
+    # read-out
+    attention = decayed_k(q, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    q_decayed = q * torch.exp(coarse_sum + fine_sum)
+    # read-out
+    self_terms = k * q
+    self_read = self_terms.sum(-1)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    kept_keys = k * torch.exp(coarse_after + fine_after)
+    kept_factor = torch.exp(coarse_chunk + fine_chunk)
+    # adjoint of kept
+    d_S_via_kept = d_S_next * kept_factor[..., :, None]
+    d_kept_factor_via_kept = S * d_S_next
+    d_kept_factor_via_kept_2 = d_kept_factor_via_kept.sum(-1)
+    # adjoint of kept_factor
+    d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+    # adjoint of kept_keys
+    d_kept_keys = u @ d_S_next.mT
+    d_coarse_after_via_kept_keys = d_kept_keys * kept_keys
+    d_k_via_kept_keys = d_kept_keys * torch.exp(coarse_after + fine_after)
+    # adjoint of o
+    d_read_via_o = d_o * scale
+    # adjoint of carried_out
+    d_self_read_via_carried_out = d_read_via_o * u
+    d_self_read_via_carried_out_2 = d_self_read_via_carried_out.sum(-1)
+    d_u_via_carried_out = d_read_via_o * self_read[..., :, None]
+    # adjoint of self_read
+    d_self_terms_via_self_read = (d_self_read_via_carried_out_2[..., :, None]).expand(
+        *v.shape[:2], tokens[-1], k.shape[-1]
+    )
+    # adjoint of self_terms
+    d_k_via_self_terms = d_self_terms_via_self_read * q
+    d_q_via_self_terms = d_self_terms_via_self_read * k
+    # adjoint of q_decayed
+    d_q_decayed = d_read_via_o @ S.mT
+    d_coarse_sum_via_q_decayed = d_q_decayed * q_decayed
+    d_q_via_q_decayed = d_q_decayed * torch.exp(coarse_sum + fine_sum)
+    # adjoint of attention
+    d_attention = d_read_via_o @ u.mT
+    d_q_via_attention = decayed_s(d_attention, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    d_k_s_via_attention = decayed_t(d_attention, q, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    d_coarse_sum_via_attention = d_q_via_attention * q
+    d_coarse_sum_s_via_attention = -d_k_s_via_attention * k
+    # adjoint of u_s
+    d_u_s = attention.mT @ d_read_via_o
+    # adjoint of u
+    d_u = d_u_s + d_u_via_carried_out
+    d_u_2 = d_u + kept_keys @ d_S_next
+    d_rhs_via_u = torch.linalg.solve_triangular(system.mT, d_u_2, upper=True, unitriangular=True)
+    d_system_via_u = d_rhs_via_u @ u.mT
+    d_system_via_u_2 = -d_system_via_u
+    d_system_via_u_3 = keep_strict(d_system_via_u_2)
+    # adjoint of rhs
+    d_beta_via_rhs = d_rhs_via_u * (-prediction + v)
+    d_beta_via_rhs_2 = d_beta_via_rhs.sum(-1)
+    d_prediction_via_rhs = -beta[..., :, None] * d_rhs_via_u
+    d_v_via_rhs = beta[..., :, None] * d_rhs_via_u
+    # adjoint of k_decayed
+    d_k_decayed = d_prediction_via_rhs @ S.mT
+    d_coarse_sum_via_k_decayed = d_k_decayed * k_decayed
+    d_k_via_k_decayed = d_k_decayed * torch.exp(coarse_sum + fine_sum)
+    # adjoint of system
+    d_beta_via_system = d_system_via_u_3 * overlap
+    d_beta_via_system_2 = d_beta_via_system.sum(-1)
+    d_overlap_via_system = beta[..., :, None] * d_system_via_u_3
+    # adjoint of overlap
+    d_k_via_overlap = decayed_s(d_overlap_via_system, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    d_k_s_via_overlap = decayed_t(d_overlap_via_system, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    d_coarse_sum_via_overlap = d_k_via_overlap * k
+    d_coarse_sum_s_via_overlap = -d_k_s_via_overlap * k
+    # adjoint of fine_sum_s
+    d_fine_sum_s = d_coarse_sum_s_via_attention + d_coarse_sum_s_via_overlap
+    # adjoint of fine_after
+    d_fine_chunk_via_fine_after = d_coarse_after_via_kept_keys.sum(-2)
+    d_fine_sum_via_fine_after = -d_coarse_after_via_kept_keys
+    # adjoint of fine_chunk
+    d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+    d_fine_via_fine_chunk = (d_fine_chunk[..., None, :]).expand(*v.shape[:2], tokens[-1], k.shape[-1])
+    # adjoint of fine_sum
+    d_fine_sum = (
+        d_coarse_sum_via_attention
+        + d_coarse_sum_via_k_decayed
+        + d_coarse_sum_via_overlap
+        + d_coarse_sum_via_q_decayed
+        + d_fine_sum_s
+        + d_fine_sum_via_fine_after
+    )
+    d_fine_via_fine_sum = d_fine_sum.flip(-2).cumsum(-2).flip(-2)
+    # adjoint of fine
+    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    # adjoint of log_decay_valid
+    d_log_decay_bounded_via_log_decay_valid = d_fine
+    # adjoint of log_decay_bounded
+    d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(g, -800.0, 0.0, 1.0)
+    # adjoint of k_s
+    d_k_s = d_k_s_via_attention + d_k_s_via_overlap
+    # gradient
+    d_q = d_q_via_attention + d_q_via_q_decayed + d_q_via_self_terms
+    d_k = d_k_s + d_k_via_k_decayed + d_k_via_kept_keys + d_k_via_overlap + d_k_via_self_terms
+    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+    d_S = d_S_via_kept + q_decayed.mT @ d_read_via_o
+    d_S_2 = d_S + k_decayed.mT @ d_prediction_via_rhs
+    return d_q, d_k, d_v_via_rhs, d_g_via_log_decay_bounded, d_beta, d_S_2
 
 
 def recurrent_step(q, k, v, g, beta, scale, S):
@@ -219,6 +416,7 @@ TENSORS = (
 )
 PARAMETERS = ()
 STEPS = {
+    "chunk": (chunk_step, chunk_step_backward),
     "recurrent": (recurrent_step, recurrent_step_backward),
 }
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
@@ -227,6 +425,12 @@ HANDED = 1  # how many of the states that a form carries enter and leave a pass:
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
     return {
+        "chunk": (
+            (
+                d_k,
+                d_v,
+            ),
+        ),
         "recurrent": (
             (
                 d_k,

@@ -109,7 +109,9 @@ class Recurrence:
             return False
         if self.mirror is not None or (self.link is not None and self.segment is None):
             return False
-        if self.axes_of(self.decay) or "v" in self.axes_of(self.write):
+        if "v" in self.axes_of(self.write) or "v" in self.axes_of(self.decay):
+            return False
+        if self.axes_of(self.decay) and self.momentum is not None:
             return False
         moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))
         return all(log is not None or factor in (None, 1) for factor, log in moved)

@@ -13,7 +13,7 @@ from typing import Optional
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
-from ttrc.ir.tile import HIDDEN, Compose, Contract, Inverse, Statement, Substitute, Tile, row_axes
+from ttrc.ir.tile import HIDDEN, Compose, Contract, Decayed, Inverse, Statement, Substitute, Tile, row_axes
 
 
 def budget(
@@ -78,6 +78,8 @@ def _products(statement: Statement, tokens: int) -> int:
     match statement.op:
         case Contract() | Compose():
             return 1
+        case Decayed():  # one for each block of 16 tokens but the first
+            return tokens // 16 - 1
         case Substitute():  # sweeps, and the block taken off all rows
             return tokens // 16 * (16 + 1)
     return 0
@@ -157,6 +159,8 @@ class _Cost:
                 return size * (panels if repeated else 1) / tokens
             case Substitute():  # 16 sweeps in each block of 16 rows, and the block taken off all rows
                 return 2.0 * blocks["v"] * (tokens // 16) * (16 * 16 * 16 + 16 * tokens) / tokens
+            case Decayed():
+                return 2.0 * tokens * (tokens // 16 - 1) * blocks["k"]
             case Compose():
                 return 2.0 * tokens**2
             case Inverse():  # two products of C x C a doubling, from blocks of 16

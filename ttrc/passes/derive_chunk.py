@@ -75,7 +75,21 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         return make(name, product, *factors, *row.tiles, origin="loss" if mask is None else "retention")
 
     def seen(name: str, terms: Terms, by: Tile, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
+        """by times the states, each with its factor: of the token, or of each of its key channels."""
+        if any("k" in t.axes for _, factor in terms for t in factor.tiles):
+            ((own, factor),) = terms
+            decayed = make(f"{by.name}_decayed", factor.expr * sym(by), by, *factor.tiles, origin="retention")
+            product = build.contract(name, decayed, own, "k", origin)
+            return sym(product), (product,)
         return combined(name, terms, lambda own: build.contract(name, by, own, "k", origin), origin)
+
+    def system(row: Factor = Factor()) -> Tile:
+        """How much a token's prediction moves with what earlier ones write."""
+        if moves.between is not None:
+            pairs = build.decayed("overlap", k, k_s, "k", moves.between.read, moves.between.columns, "prediction")
+            return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin="loss")
+        overlap = build.contract("overlap", k, k_s, "k", "prediction")
+        return masked("system", overlap, moves.read_mask, strict=True, row=row)
 
     frozen = recurrence.segment is not None
     read = ((weights, Factor()),) if frozen else moves.read
@@ -87,8 +101,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             u = make("u", -slope * expr - offset, *used, origin="loss")
         case Affine(slope, offset):
             rate = of(make("rate", slope, origin="loss")) if names(slope) else Factor(slope)
-            overlap = build.contract("overlap", k, k_s, "k", "prediction")
-            matrix = masked("system", overlap, moves.read_mask, strict=True, row=rate)
+            matrix = system(rate)
             expr, used = seen("prediction", read, k, "prediction")
             rhs = make("rhs", -offset - rate.expr * expr, *rate.tiles, *used, origin="loss")
             u = build.solve("u", matrix, rhs, False, "update")
@@ -100,8 +113,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             if frozen:
                 prediction = build.contract("prediction", k, weights, "k", "prediction")
             else:
-                overlap = build.contract("overlap", k, k_s, "k", "prediction")
-                matrix = masked("system", overlap, moves.read_mask, strict=True)
+                matrix = system()
                 expr, used = seen("carried", read, k, "prediction")
                 base = make("seen", expr, *used, origin="prediction")
                 prediction = build.substitute("prediction", matrix, base, write, False, "update")
@@ -109,18 +121,30 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             u = make("u", -sym(written), written, origin="loss")
 
     u_s = build.relabel(u, "tokens that write")
-    scores = build.contract("overlap_q", q, k_s, "k", "read-out")
-    attention = masked("attention", scores, moves.out_mask, strict=False)
+    if moves.between is None:
+        scores = build.contract("overlap_q", q, k_s, "k", "read-out")
+        attention = masked("attention", scores, moves.out_mask, strict=False)
+    else:
+        exponents = moves.between.out, moves.between.columns
+        attention = build.decayed("attention", q, k_s, "k", *exponents, "read-out")
     expr, used = seen("inherited", out, q, "read-out")
+    if moves.between is not None:  # what a token reads of its own, free of every decay
+        own = build.reduce(
+            "self_read", make("self_terms", sym(q) * sym(writing), writing, origin="read-out"), ("t",), "read-out"
+        )
+        expr, used = expr + sym(own) * sym(u), (*used, own, u)
     carried_out = make("carried_out", expr, *used, origin="read-out")
     read_out = build.contract("read", attention, u_s, "s", "read-out", add=carried_out)
     o = make("o", sym(scale) * sym(read_out), read_out, origin="read-out")
 
     carries = []
     for own, terms, factor in moves.following:
-        written = make("written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
+        if moves.between is None:
+            keys, written = writing, make("written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
+        else:
+            keys, written = make("kept_keys", factor.expr * sym(writing), writing, *factor.tiles, origin="retention"), u
         expr, used = combined("kept", terms, lambda tile: tile, "retention")
         kept = make("kept", expr, *used, origin="retention")
-        after = build.contract(f"{own.name}_next", writing, written, "t", "update", add=kept)
+        after = build.contract(f"{own.name}_next", keys, written, "t", "update", add=kept)
         carries.append(Carry(own.name, own, after, reverse=False))
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
+from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -28,6 +28,7 @@ from ttrc.ir.tile import (
     Carry,
     Compose,
     Contract,
+    Decayed,
     Inverse,
     Program,
     Reduce,
@@ -72,7 +73,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     gradients = _gradients(recurrence, backward)
 
     masks = MASKS if _edge_of_moves(forward) else ""
-    kind = NONLINEAR if solved else ""
+    decayed = DECAYED if any(isinstance(s.op, Decayed) for s in forward.statements) else ""
+    kind = NONLINEAR if solved else decayed
 
     def scan(*stores: Buffer) -> Kernel:
         return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
@@ -81,7 +83,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         memory = (*known, *solved, *seen, *(states if weights else ()))
         return _kernel(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
-    prepare = [_kernel(f"chunk_prepare{masks}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+    prepare = [_kernel(f"chunk_prepare{masks or decayed}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
@@ -103,7 +105,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
-        cross = [_kernel("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)]
+        cross = [_kernel(f"chunk_transition{decayed}", Skeleton.SCAN, moved, (), known, moved.carries)]
         if not moved.statements:
             cross = []
         unit = "ones" if is_elementwise(moved) else "identity"
@@ -222,12 +224,12 @@ def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
     """The C x C tiles that the scan multiplies values with, and sums over such tiles, where it takes a solve to make or
-    to use one of them, or a product of masks.
+    to use one of them, a product of masks, or one with decays by channel.
 
     Such a rule has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is short of
     registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
     """
-    if not any(isinstance(s.op, (Inverse, Substitute, Compose)) for s in forward.statements):
+    if not any(isinstance(s.op, (Inverse, Substitute, Compose, Decayed)) for s in forward.statements):
         return ()
     turned = {s.op.arg: s.target for s in forward.statements if isinstance(s.op, Relabel)}
     sums = [s.target for s in forward.statements if isinstance(s.op, Reduce) and s.op.arg.axes == ("t", "s")]

@@ -120,16 +120,24 @@ def _decay_kind(r: Recurrence) -> str:
 
 
 def _decay_class(r: Recurrence) -> Finding:
-    a = symbolic.equation(shown(r, r.decay))
+    a, between = symbolic.equation(shown(r, r.decay)), ""
+    if r.chunks and r.axes_of(r.decay):
+        between = (
+            "; in a chunk it stands between two tokens inside of the sum over key channels: a product of what either "
+            "decays from the start of a block of 16 tokens, so that nothing is more than 1, and within a block each "
+            "pair by itself"
+        )
     match _decay_kind(r):
         case "no":
             return Finding("decay", "none", "a = 1, and nothing is paid for it")
         case "constant":
             each = PER[r.axes_of(r.decay)]
-            return Finding("decay", f"constant in time, {each} a head", f"a = {a} has nothing that comes per token")
+            why = f"a = {a} has nothing that comes per token{between}"
+            return Finding("decay", f"constant in time, {each} a head", why)
         case _:
             each = PER[r.axes_of(r.decay)]
-            return Finding("decay", f"data-dependent, {each} a token and head", f"a = {a} comes per token")
+            why = f"a = {a} comes per token{between}"
+            return Finding("decay", f"data-dependent, {each} a token and head", why)
 
 
 PER = {
@@ -241,11 +249,8 @@ def _why_by_token(r: Recurrence) -> str | None:
     if r.segment not in (None, *SEGMENTS):
         return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
     match r.axes_of(r.decay):
-        case ("k",):
-            return (
-                "every key channel decays by itself: how much of an earlier token a query meets is a sum over key "
-                "channels of k, q and a decay between the two, and no product of keys with queries times a mask"
-            )
+        case ("k",) if r.momentum is not None:
+            return "a momentum makes a mask that is a product of two, and a decay by key channel has none"
         case ("v",):
             return "every value channel decays by itself, and the mask of a chunk is one for all of them"
         case ("k", "v"):
