@@ -75,6 +75,13 @@ EXPECTED = {
     "mamba2": hebbian(lambda x: exp(x["dt"] * x["A"]), lambda x: -x["dt"] * x["v"]),
     "deltanet": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "gated_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "gla": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
+    "kda": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "preconditioned_delta": affine(lambda x: exp(x["g"]), lambda x: 0.1, lambda x: -x["v"] / 10),
+    "entry_decay": affine(lambda x: x["a"] * exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "channel_rates": nonlinear(
+        lambda x: exp(x["g"]), lambda x: x["w"] * torch.minimum(torch.maximum(residual(x), -x["delta"]), x["delta"])
+    ),
     "longhorn": affine(
         none,
         lambda x: x["beta"] / (1 + x["beta"] * x["k"].square().sum()),
@@ -406,8 +413,31 @@ REFUSED = {
         14,
         ("joins the value channels",),
     ),
-    "key channels": (swap(DECAY, DECAY.replace("head", "key_channel")), "g", 6, ("key_channel", "per head")),
-    "elements": (swap(DECAY, DECAY.replace("head", "element")), "g", 6, ("element", "per head")),
+    "elements beside p": (
+        swap(GATE, GATE.replace("head", "element"), WEIGHT, '"1"', LOSS, '"sum(beta * square(p - v)) / 2"'),
+        "loss.expr",
+        14,
+        ("'beta' gives p a number for each key channel", "per value channel"),
+    ),
+    "a sum over elements": (
+        swap(GATE, GATE.replace("head", "element"), WEIGHT, '"sum(square(beta))"'),
+        "loss.weight",
+        13,
+        ("norm2(beta)", "sums over k or over v"),
+    ),
+    "proximal over elements": (
+        swap(
+            DECAY,
+            DECAY.replace("head", "element").replace("log_decay", "positive"),
+            RETENTION,
+            '"sum(g * square(S - S_prev)) / 2"',
+            f'rule = "gradient"\n{AT}',
+            PROXIMAL,
+        ),
+        "retention.expr",
+        17,
+        ("mixes key channels and value channels", 'rule = "gradient"'),
+    ),
     "vector": (swap('kind = "linear"', 'kind = "vector"'), "memory.kind", None, ("memory",)),
 }  # fmt: skip
 

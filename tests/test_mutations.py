@@ -488,3 +488,39 @@ def test_an_implicit_step_that_passes_its_whole_cotangent_on(build, name, root):
     for setting in SETTINGS:
         assert not failures(sound, setting)
         assert "d_initial_state" in named(failures(broken, setting))
+
+
+# Gates with channels
+
+
+def test_partial_sums_of_a_gate_of_key_channels_lost(build):
+    """Programs split the value channels, which such a gate's gradient is a sum over."""
+    wide = dataclasses.replace(TOKENS, T=3, d_v=40)
+    assert not failures(build("kda"), "recurrent kernels", wide)
+    op = build("kda", op=[("d_g.sum(0)", "d_g[0]")])
+    assert named(failures(op, "recurrent kernels", wide)) == {"d_g"}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_padding_of_a_gate_outside_of_its_domain(build):
+    """What a key channel writes is divided by its curvature: with 0 in the padding no sum over keys is a number."""
+    name, read, zero = "preconditioned_delta", "K, BK, 0, 1.0)", "K, BK, 0, 0.0)"
+    assert not failures(build(name), "recurrent kernels")
+    assert {"o", "d_q", "d_c"} <= named(failures(build(name, kernels=[(read, zero)]), "recurrent kernels"))
+
+
+def test_a_gate_of_the_wrong_value_channels(build):
+    op = build("channel_rates", kernels=[("V, V, BT, BV, i_v * BV, 0.5)", "V, V, BT, BV, 0, 0.5)")])
+    wide = dataclasses.replace(CHUNKED, T=18, d_v=40)
+    assert {"o", "d_w"} <= named(failures(op, "chunk kernels", wide))
+
+
+@pytest.mark.parametrize("old, new", [
+    ("own, later = (i == j)[None, :, None], (i > j)[None, :, None]",
+     "own, later = (i == j)[None, :, None], (i >= j)[None, :, None]"),
+    ("(t < 16 * m)[:, None]", "(t < 16 * m - 16)[:, None]"),
+    ("tl.where(mine, (row - whole)", "tl.where(mine, 0.5 * (row - whole)"),
+])  # fmt: skip
+def test_decays_by_key_channel_between_the_wrong_tokens(build, old, new):
+    op = build("gla", kernels=[(old, new)])
+    assert {"o", "d_q", "d_k"} <= named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64)))

@@ -159,6 +159,8 @@ BY_HAND = {
     "mamba2": lambda S, k, v, x: (x["dt"] * x["A"]).exp() * S + x["dt"] * torch.outer(k, v),
     "deltanet": lambda S, k, v, x: delta(S, k, v, x["beta"]),
     "gated_deltanet": lambda S, k, v, x: delta(x["g"].exp() * S, k, v, x["beta"]),
+    "gla": lambda S, k, v, x: x["g"].exp()[:, None] * S + torch.outer(k, v),
+    "kda": lambda S, k, v, x: delta(x["g"].exp()[:, None] * S, k, v, x["beta"]),
     "longhorn": lambda S, k, v, x: delta(S, k, v, x["beta"] / (1 + x["beta"] * (k @ k))),
 }
 

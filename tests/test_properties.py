@@ -42,8 +42,8 @@ def segment(name):
     return update.segment if isinstance(update, Gradient) else None
 
 
-# Whose state moves by no linear law, so that there are no chunks.
-BY_TOKEN = ("barrier_delta", "elastic_delta", "entropy_delta", "softmax_over_values")
+# Whose state moves by no linear law, or by one of its own for each entry, so that there are no chunks.
+BY_TOKEN = ("barrier_delta", "elastic_delta", "entropy_delta", "entry_decay", "softmax_over_values")
 CHUNKED = [name for name in PATHS if name not in BY_TOKEN]
 
 

@@ -22,7 +22,7 @@ from ttrc.ir.config import WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
-from ttrc.ir.tile import BEGINS, GIVEN
+from ttrc.ir.tile import BEGINS, GIVEN, Decayed
 from ttrc.language.spec import Spec
 from ttrc.language.state import formula
 from ttrc.passes.budget import launch_costs
@@ -140,13 +140,19 @@ def derivation(module: Module) -> str:
 
 def _moved(r: Recurrence) -> str:
     """How the state moves, and the last step where that is kept."""
-    own = "k e'" if r.network is None else "x d'"
+    own = f"{weighed(r)}k e'" if r.network is None else "x d'"
     step = f"- {own}" if r.momentum is None else "+ M"
     state = f"S = a S_prev {step}, a = {symbolic.equation(r.decay)}"
     if r.mirror is not None:
         state = f"S = {symbolic.equation(r.mirror)}, own = {step.removeprefix('+ ')}"
     kept = "" if r.momentum is None else f", M = b M_prev - {own}, b = {symbolic.equation(r.momentum)}"
-    return f"state      {state}{kept}"
+    by_entry = f", w = {symbolic.equation(r.write)}" if r.write != symbolic.ONE else ""
+    return f"state      {state}{kept}{by_entry}"
+
+
+def weighed(r: Recurrence) -> str:
+    """What stands in front of k e' where channels write with weights of their own."""
+    return "" if r.write == symbolic.ONE else "w "
 
 
 def _read(r: Recurrence) -> str:
@@ -179,6 +185,8 @@ def _reference(module: Module) -> str:
         segments=_segments(module),
         tensor_names=_tuple(names),
         parameter_names=_tuple(g.name for g in spec.parameters),
+        channels=_has_channels(spec.parameters, module),
+        decayed=_decays(module),
         shapes={f: [arguments.shape_text(c.state) for c in m.forward.carries] for f, m in module.forms.items()},
         expansion=arguments.expansion(module),
     )
@@ -204,9 +212,22 @@ def _kernels(module: Module) -> str:
         header=_header(spec),
         title=_title(spec),
         derivation=derivation(module),
-        prelude=_render("triton/prelude.py.jinja"),
+        prelude=_render(
+            "triton/prelude.py.jinja", channels=_has_channels(module.recurrence.gates, module), decayed=_decays(module)
+        ),
         kernels=bodies,
     )
+
+
+def _has_channels(gates, module: Module) -> bool:
+    """Whether one of these gates comes with channels, and is not carried as a state is."""
+    still = arguments.still(module)
+    return any(g.per.value for g in gates if g.name not in still)
+
+
+def _decays(module: Module) -> bool:
+    """Whether there are products with decays by channel."""
+    return any(isinstance(s.op, Decayed) for m in module.forms.values() for s in m.forward.statements)
 
 
 def _op(module: Module) -> str:

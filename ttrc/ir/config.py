@@ -16,6 +16,7 @@ WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
 MASKS = "_masks"  # works with products of masks
+DECAYED = "_decayed"  # works with decays that differ by key channel: as many exponents as keys
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 
 
@@ -45,6 +46,12 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_prepare_masks": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "chunk_scan_reverse_masks": {64: Config(32, 4, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 1)},
     "chunk_gradients_masks": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_prepare_decayed": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
+    "chunk_scan_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_scan_reverse_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_output_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_transition_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_gradients_decayed": {64: Config(32, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "deep_scan": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
@@ -74,12 +81,17 @@ LONG: dict[str, dict[int, Config]] = {
 
 
 # Kernels whose sums as wide as the keys take the registers of 8 warps where there are more key channels than this.
-WIDE = {"chunk_gradients": 128, "chunk_gradients_nonlinear": 32, "chunk_gradients_masks": 64}
+WIDE = {
+    "chunk_gradients": 128,
+    "chunk_gradients_nonlinear": 32,
+    "chunk_gradients_masks": 64,
+    "chunk_gradients_decayed": 128,
+}
 
 
 def plain_name(kernel: str) -> str:
     """A kernel's name without what kind it is of."""
-    return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR).removesuffix(MASKS)
+    return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR).removesuffix(MASKS).removesuffix(DECAYED)
 
 
 def block(width: int) -> int:

@@ -16,7 +16,7 @@ class Space(Enum):
     KEY_TOKEN = "B, T, H"  # q, k and their cotangents: one row a token and key head
     TOKEN = "B, T, HV"  # everything else that comes per token
     SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
-    HEAD = "HV"  # parameters: one number a head, constant in time
+    HEAD = "HV"  # parameters: constant in time, one number a head or one each of its channels
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
     NUMBER = "chunks, HV, one"  # a number a chunk, float32
     SEQUENCE = "N, HV"  # one [K, V] tile a sequence, float32
@@ -29,8 +29,8 @@ BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels al
 class Buffer:
     """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.
 
-    A `single` one is float32 whatever the inputs are. Several states lie one behind the other in one block of memory:
-    `parts` are then all of them, in order.
+    A `single` one is float32 whatever the inputs are; gates with channels are, once they are read. Several states lie
+    one behind the other in one block of memory: `parts` are then all of them, in order.
     """
 
     name: str

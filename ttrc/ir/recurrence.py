@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional, Union
 
 from ttrc.language.spec import Input, MLPMemory, Parameter
-from ttrc.symbolic import ZERO, Expr, Link, Reduction, Symbol, in_terms_of, symbol
+from ttrc.symbolic import ONE, ZERO, Expr, Link, Reduction, Symbol, in_terms_of, names, symbol
 
 Gate = Union[Input, Parameter]
 
@@ -55,6 +55,9 @@ ErrorForm = Union[Hebbian, Affine, Nonlinear]
 class Recurrence:
     """S_t = decay * S_{t-1} + M_t, M_t = momentum * M_{t-1} - k_t e_t', without a momentum M_t = -k_t e_t'.
 
+    A decay may have one number a key channel, a value channel or an entry; `write` too, which every entry of k e' is
+    multiplied by: 1 unless the curvature of the retention differs by key channel.
+
     With a `mirror` there is no decay: S_t = mirror(S_{t-1}, own) element by element, own = -k_t e_t', and a momentum
     is of what that adds to mirror(S_{t-1}, 0), which then is the retained state.
 
@@ -85,7 +88,14 @@ class Recurrence:
     segment: int | None = None
     link: Link | None = None
     mirror: Expr | None = None  # over S_prev and own
+    write: Expr = ONE
     network: MLPMemory | None = None
+
+    def axes_of(self, expr: Expr) -> tuple[str, ...]:
+        """The channels that an expression of gates has a number for each of: none, "k", "v", or both."""
+        mentioned = names(expr)
+        found = {a for g in self.gates if g.name in mentioned for a in g.per.value}
+        return tuple(a for a in ("k", "v") if a in found)
 
     @property
     def at_rest(self) -> Expr:
@@ -98,6 +108,10 @@ class Recurrence:
         if self.network is not None and self.segment is None:
             return False
         if self.mirror is not None or (self.link is not None and self.segment is None):
+            return False
+        if "v" in self.axes_of(self.write) or "v" in self.axes_of(self.decay):
+            return False
+        if self.axes_of(self.decay) and self.momentum is not None:
             return False
         moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))
         return all(log is not None or factor in (None, 1) for factor, log in moved)

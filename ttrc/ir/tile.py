@@ -62,6 +62,26 @@ class Compose:
 
 
 @dataclass(frozen=True)
+class Decayed:
+    """A product with a decay between each two tokens that differs by key channel, D = exp(rows[t,k] - columns[s,k]) for
+    s < t and 0 elsewhere. Summed over an axis it is one of
+
+        k   [t, s]   a[t,k] b[s,k] D
+        s   [t, k]   a[t,s] b[s,k] D
+        t   [s, k]   a[t,s] b[t,k] D
+
+    rows and columns are two tiles each, whose sum the exponent is: differences are taken one by one. They fall over
+    the tokens, and columns are no larger than the rows of later tokens, so that D is at most 1.
+    """
+
+    a: Tile
+    b: Tile
+    axis: str
+    rows: tuple[Tile, Tile]
+    columns: tuple[Tile, Tile]
+
+
+@dataclass(frozen=True)
 class Reduce:
     """sum over the axes of arg that the result lacks."""
 
@@ -167,7 +187,19 @@ class Substitute:
 
 
 Op = Union[
-    Elementwise, Contract, Compose, Reduce, Largest, Mask, CumulativeSum, Relabel, Solve, Inverse, Root, Substitute
+    Elementwise,
+    Contract,
+    Compose,
+    Decayed,
+    Reduce,
+    Largest,
+    Mask,
+    CumulativeSum,
+    Relabel,
+    Solve,
+    Inverse,
+    Root,
+    Substitute,
 ]
 
 
@@ -219,6 +251,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (a, b) if add is None else (a, b, add)
         case Compose(a, b):
             return (a, b)
+        case Decayed(a, b, _, rows, columns):
+            return (a, b, *rows, *columns)
         case Reduce(arg) | Largest(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | Relabel(arg):
             return (arg,)
         case Solve(matrix, rhs, _):

@@ -13,7 +13,7 @@ from typing import Optional
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
-from ttrc.ir.tile import HIDDEN, Compose, Contract, Inverse, Statement, Substitute, Tile, row_axes
+from ttrc.ir.tile import HIDDEN, Compose, Contract, Decayed, Inverse, Statement, Substitute, Tile, row_axes
 
 
 def budget(
@@ -42,7 +42,8 @@ def budget(
 
 def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4) -> dict[str, float]:
     """Each input read once, each output written once."""
-    gates = gate_bytes * len(module.spec.inputs)
+    widths = {"k": d_k, "v": d_v}
+    gates = gate_bytes * sum(math.prod(widths[a] for a in g.per.value) for g in module.spec.inputs)
     read, written = dtype_bytes * (2 * d_k + d_v), dtype_bytes * d_v
     return {"forward": read + gates + written, "backward": 2 * (read + gates) + written}
 
@@ -77,6 +78,8 @@ def _products(statement: Statement, tokens: int) -> int:
     match statement.op:
         case Contract() | Compose():
             return 1
+        case Decayed():  # one for each block of 16 tokens but the first
+            return tokens // 16 - 1
         case Substitute():  # sweeps, and the block taken off all rows
             return tokens // 16 * (16 + 1)
     return 0
@@ -135,8 +138,8 @@ class _Cost:
         features = [self.width[a] for a in row_axes(buffer.tile)]
         partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
         copies = -(-self.d_v // self._value_block(kernel)) if partial else 1
-        if not features:
-            return self.gate_bytes * copies
+        if not features or buffer.single:
+            return self.gate_bytes * math.prod(features) * copies
         return (4 if partial else self.dtype_bytes) * features[0] * copies
 
     def _numbers(self, state: Tile) -> int:
@@ -156,6 +159,8 @@ class _Cost:
                 return size * (panels if repeated else 1) / tokens
             case Substitute():  # 16 sweeps in each block of 16 rows, and the block taken off all rows
                 return 2.0 * blocks["v"] * (tokens // 16) * (16 * 16 * 16 + 16 * tokens) / tokens
+            case Decayed():
+                return 2.0 * tokens * (tokens // 16 - 1) * blocks["k"]
             case Compose():
                 return 2.0 * tokens**2
             case Inverse():  # two products of C x C a doubling, from blocks of 16

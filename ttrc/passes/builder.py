@@ -11,6 +11,7 @@ from ttrc.ir.tile import (
     Compose,
     Contract,
     CumulativeSum,
+    Decayed,
     Elementwise,
     Inverse,
     Largest,
@@ -100,6 +101,10 @@ class Builder:
 
     def compose(self, name: str, a: Tile, b: Tile, origin: str, a_transposed=False, b_transposed=False) -> Tile:
         return self.emit(name, ("t", "s"), Compose(a, b, a_transposed, b_transposed), origin)
+
+    def decayed(self, name: str, a: Tile, b: Tile, axis: str, rows, columns, origin: str) -> Tile:
+        axes = {"k": ("t", "s"), "s": ("t", "k"), "t": ("s", "k")}[axis]
+        return self.emit(name, axes, Decayed(a, b, axis, rows, columns), origin)
 
     def reduce(self, name: str, arg: Tile, keep, origin: str) -> Tile:
         return arg if ordered(keep) == arg.axes else self.emit(name, keep, Reduce(arg), origin)

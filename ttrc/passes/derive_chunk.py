@@ -16,8 +16,8 @@ from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_link import derive_link, once
-from ttrc.passes.derive_moves import Factor, Terms, derive_moves
-from ttrc.symbolic import ONE, ZERO, Expr
+from ttrc.passes.derive_moves import Factor, Terms, derive_moves, of
+from ttrc.symbolic import ONE, ZERO, Expr, names
 
 
 def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
@@ -25,7 +25,7 @@ def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
         Tile("q", ("t", "k")),
         Tile("k", ("t", "k")),
         Tile("v", ("t", "v")),
-        *(Tile(g.name, ("t",)) for g in recurrence.gates),
+        *(Tile(g.name, ("t", *g.per.value)) for g in recurrence.gates),
         Tile("scale", ()),
     )
 
@@ -50,9 +50,12 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             expr, used = expr + factor.expr * sym(tile), [*used, tile, *factor.tiles]
         return expr, tuple(used)
 
-    k_s = build.relabel(k, "tokens that write")
+    writing, k_s = k, build.relabel(k, "tokens that write")
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
+    if recurrence.write != ONE:
+        writing = make("writing", recurrence.write * sym(k), origin="retention")
+        k_s = build.relabel(writing, "tokens that write")
     moves = derive_moves(build, recurrence, tiles, states)
     weights = state
     if recurrence.link is not None:
@@ -64,20 +67,34 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         for own, factor in moves.out
     )
 
-    def masked(name: str, pairs: Tile, mask: Tile | None, *, strict: bool, by: Tile | None = None) -> Tile:
+    def masked(name: str, pairs: Tile, mask: Tile | None, *, strict: bool, by: Factor = Factor()) -> Tile:
         """pairs times the mask and `by`, a number or one a row; 0 above the diagonal, or on it too if strict."""
         if strict:
             pairs = build.mask("earlier", pairs, Relation.STRICT, 0.0, "causality")
-        factors = [t for t in (mask, by, pairs) if t is not None]
-        product = ONE
+        factors = [t for t in (mask, pairs) if t is not None]
+        product = by.expr
         for factor in factors:
             product = product * sym(factor)
-        product = make(name, product, *factors, origin="loss" if mask is None else "retention")
+        product = make(name, product, *factors, *by.tiles, origin="loss" if mask is None else "retention")
         seen = strict or mask is not None
         return product if seen else build.mask(name, product, Relation.CAUSAL, 0.0, "causality")
 
-    def seen(name: str, of: Terms, by: Tile, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
-        return combined(name, of, lambda own: build.contract(name, by, own, "k", origin), origin)
+    def seen(name: str, terms: Terms, by: Tile, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
+        """by times the states, each with its factor: of the token, or of each of its key channels."""
+        if any("k" in t.axes for _, factor in terms for t in factor.tiles):
+            ((own, factor),) = terms
+            decayed = make(f"{by.name}_decayed", factor.expr * sym(by), by, *factor.tiles, origin="retention")
+            product = build.contract(name, decayed, own, "k", origin)
+            return sym(product), (product,)
+        return combined(name, terms, lambda own: build.contract(name, by, own, "k", origin), origin)
+
+    def system(row: Factor = Factor()) -> Tile:
+        """How much a token's prediction moves with what earlier ones write."""
+        if moves.between is not None:
+            pairs = build.decayed("overlap", k, k_s, "k", moves.between.read, moves.between.columns, "prediction")
+            return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin="loss")
+        overlap = build.contract("overlap", k, k_s, "k", "prediction")
+        return masked("system", overlap, moves.read_mask, strict=True, by=row)
 
     frozen = recurrence.segment is not None
     read = ((weights, Factor()),) if frozen else moves.read
@@ -88,11 +105,10 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             expr, used = seen("prediction", read, k, "prediction")
             u = make("u", -slope * expr - offset, *used, origin="loss")
         case Affine(slope, offset):
-            rate = make("rate", slope, origin="loss")
-            overlap = build.contract("overlap", k, k_s, "k", "prediction")
-            matrix = masked("system", overlap, moves.read_mask, strict=True, by=rate)
+            rate = of(make("rate", slope, origin="loss")) if names(slope) else Factor(slope)
+            matrix = system(rate)
             expr, used = seen("prediction", read, k, "prediction")
-            rhs = make("rhs", -offset - sym(rate) * expr, rate, *used, origin="loss")
+            rhs = make("rhs", -offset - rate.expr * expr, *rate.tiles, *used, origin="loss")
             u = build.solve("u", matrix, rhs, False, "update")
         case Nonlinear() as error:
 
@@ -102,8 +118,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             if frozen:
                 prediction = build.contract("prediction", k, weights, "k", "prediction")
             else:
-                overlap = build.contract("overlap", k, k_s, "k", "prediction")
-                matrix = masked("system", overlap, moves.read_mask, strict=True)
+                matrix = system()
                 expr, used = seen("carried", read, k, "prediction")
                 base = make("seen", expr, *used, origin="prediction")
                 prediction = build.substitute("prediction", matrix, base, write, False, "update")
@@ -111,24 +126,37 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             u = make("u", -sym(written), written, origin="loss")
 
     u_s = build.relabel(u, "tokens that write")
-    scores = build.contract("overlap_q", q, k_s, "k", "read-out")
-    # Where predictions want the mask too, or it is a sum of masks, the scale multiplies scores; else it is in the mask.
-    out_mask, by = moves.out_mask, scale
-    shared = not (frozen or isinstance(recurrence.error, Hebbian)) and out_mask == moves.read_mask
-    if out_mask is not None and not shared and recurrence.momentum is None:
-        (how,) = [s.op for s in build.statements if s.target == out_mask]
-        args = {t.name: t for t in (*how.args, scale)}
-        out_mask, by = build.elementwise("weight", sym(scale) * how.expr, args, "read-out"), None
-    attention = masked("attention", scores, out_mask, strict=False, by=by)
+    if moves.between is not None:
+        exponents = moves.between.out, moves.between.columns
+        scores = build.decayed("scores", q, k_s, "k", *exponents, "read-out")
+        attention = make("attention", sym(scale) * sym(scores), scores, origin="read-out")
+    else:
+        scores = build.contract("overlap_q", q, k_s, "k", "read-out")
+        # Where predictions want the mask too, or it is a sum of masks, the scale multiplies scores; else it is in it.
+        out_mask, by = moves.out_mask, of(scale)
+        shared = not (frozen or isinstance(recurrence.error, Hebbian)) and out_mask == moves.read_mask
+        if out_mask is not None and not shared and recurrence.momentum is None:
+            (how,) = [s.op for s in build.statements if s.target == out_mask]
+            args = {t.name: t for t in (*how.args, scale)}
+            out_mask, by = build.elementwise("weight", sym(scale) * how.expr, args, "read-out"), Factor()
+        attention = masked("attention", scores, out_mask, strict=False, by=by)
     expr, used = seen("inherited", out, q, "read-out")
+    if moves.between is not None:  # what a token reads of its own, free of every decay
+        own = build.reduce(
+            "self_read", make("self_terms", sym(q) * sym(writing), writing, origin="read-out"), ("t",), "read-out"
+        )
+        expr, used = expr + sym(scale) * sym(own) * sym(u), (*used, own, u)
     carried_out = make("carried_out", expr, *used, origin="read-out")
     o = build.contract("o", attention, u_s, "s", "read-out", add=carried_out)
 
     carries = []
     for own, terms, factor in moves.following:
-        written = make("written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
+        if moves.between is None:
+            keys, written = writing, make("written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
+        else:
+            keys, written = make("kept_keys", factor.expr * sym(writing), writing, *factor.tiles, origin="retention"), u
         expr, used = combined("kept", terms, lambda tile: tile, "retention")
         kept = make("kept", expr, *used, origin="retention")
-        after = build.contract(f"{own.name}_next", k, written, "t", "update", add=kept)
+        after = build.contract(f"{own.name}_next", keys, written, "t", "update", add=kept)
         carries.append(Carry(own.name, own, after, reverse=False))
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))

@@ -36,10 +36,10 @@ class NoImplicitStep(Exception):
         self.why, self.expected = why, expected
 
 
-def derive_implicit(scope: Scope, explicit: Nonlinear, domains: dict[str, Domain]) -> Nonlinear:
-    """`explicit` is the error of the explicit step, divided by the retention's curvature."""
+def derive_implicit(scope: Scope, explicit: Nonlinear, length: Expr, domains: dict[str, Domain]) -> Nonlinear:
+    """`explicit` is the error of the explicit step, divided by the retention's curvature; `length` is |k|^2, each key
+    channel weighed by what it writes with."""
     p, error = scope.symbols["p"], explicit.written
-    length = scope.reduce(scope.symbols["k"] ** 2)
     if not explicit.sums:
         _look(error, p, domains)
         written, root = _solve(scope, error, p, length, p)

@@ -3,6 +3,9 @@
 Without a momentum the state at token t is e^{G_t} S + sum_{s<=t} e^{G_t - G_s} k_s u_s', with G the running sum of the
 log-decay. A momentum makes it two recurrences in a row, S_t = a_t S_{t-1} + M_t and M_t = b_t M_{t-1} + k_t u_t', and
 the mask of two in a row is the product of their masks: one C x C matrix product, exact.
+
+A decay that differs by key channel has factors that differ so, and no mask: what stands between two tokens is a part
+of the product over key channels, see `Decayed`.
 """
 
 from __future__ import annotations
@@ -35,6 +38,15 @@ Terms = tuple[tuple[Tile, Factor], ...]  # a sum over carried states, each with 
 
 
 @dataclass(frozen=True)
+class Between:
+    """The exponents of a decay by key channel, each as two tiles: of tokens that predict, that read out, that write."""
+
+    read: tuple[Tile, Tile]
+    out: tuple[Tile, Tile]
+    columns: tuple[Tile, Tile]
+
+
+@dataclass(frozen=True)
 class Moves:
     """What the state at each token is made of.
 
@@ -42,6 +54,7 @@ class Moves:
     read_mask      how much of u_s the prediction of t sees, s < t; None where all of it
     out_mask       how much of it the read-out of t sees, s <= t; None where all of it
     following      of each carried state, what it is made of at the chunk's end, and the factor of what is written
+    between        in the place of the masks, where the decay differs by key channel
     """
 
     read: Terms
@@ -49,6 +62,7 @@ class Moves:
     read_mask: Tile | None
     out_mask: Tile | None
     following: tuple[tuple[Tile, Terms, Factor], ...]
+    between: Between | None = None
 
 
 def derive_moves(build: Builder, recurrence: Recurrence, tiles: dict[str, Tile], states: tuple[Tile, ...]) -> Moves:
@@ -57,6 +71,10 @@ def derive_moves(build: Builder, recurrence: Recurrence, tiles: dict[str, Tile],
     before = decay.until if recurrence.reads_decayed else decay.before
     if recurrence.momentum is None:
         (S,) = states
+        if recurrence.axes_of(recurrence.decay):
+            following = (S, ((S, decay.total),), decay.after)
+            between = decay.between(recurrence.reads_decayed)
+            return Moves(((S, before),), ((S, decay.until),), None, None, (following,), between)
         read_mask = decay.since(strict=True, reads_decayed=recurrence.reads_decayed)
         return Moves(
             ((S, before),),
@@ -160,7 +178,7 @@ class _Decay:
         roles = []
         for part, own in (("coarse", whole), ("fine", rest)):
             until = build.cumulative_sum(f"{part}_sum", own, self.origin)
-            chunk = build.reduce(f"{part}_chunk", own, (), self.origin)
+            chunk = build.reduce(f"{part}_chunk", own, set(own.axes) - {"t"}, self.origin)
             before = self._make(f"{part}_before", sym(until) - sym(own), until, own)
             after = self._make(f"{part}_after", sym(chunk) - sym(until), chunk, until)
             roles.append((until, before, after, chunk))
@@ -186,6 +204,12 @@ class _Decay:
         gap = build.mask("gap_apart", gap, Relation.STRICT, 0.0, "causality")
         gap = build.mask("gap_masked", gap, CAUSAL, NEGATIVE_INFINITY, "causality")
         return self._make("since", exp(sym(gap)), gap)
+
+    def between(self, reads_decayed: bool) -> Between:
+        """The exponents for a decay by key channel."""
+        until, before = zip(*self._gaps.values())
+        columns = tuple(self.build.relabel(tile, "tokens that write") for tile in until)
+        return Between(until if reads_decayed else before, until, columns)
 
     def _make(self, name: str, expr: Expr, *args: Tile) -> Tile:
         return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)

@@ -3,7 +3,9 @@
 gradient:  S = argmin <grad loss(S_at), S> + retention(S, S_prev)
 proximal:  S = argmin loss(S' k, v) + retention(S, S_prev)
 
-Both are solved per element of S, where the gradient of the loss is k_i e_j with e = dL/dp.
+Both are solved per element of S, where the gradient of the loss is k_i e_j with e = dL/dp. Divided by the retention's
+curvature m that is k_i (w_i e_j), for m = m_j / w_i: what m has by value channel is a part of the error that is
+written, what it has by key channel a weight w of the keys that write.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from dataclasses import replace
 from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Nonlinear, Recurrence
-from ttrc.language.spec import At, Gradient, LinearMemory, Located, MLPMemory, Proximal, Spec
-from ttrc.language.state import layer_norm, state_domain
+from ttrc.language.spec import At, Gradient, LinearMemory, Located, MLPMemory, Per, Proximal, Spec
+from ttrc.language.state import state_domain
+from ttrc.language.syntax import Name, Span, walk
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
 from ttrc.passes.read_link import read_link
 from ttrc.symbolic import Expr, Scope
@@ -35,17 +38,8 @@ def derive_recurrence(spec: Spec) -> Recurrence:
             expected='[retention] without a link, or [memory] kind = "linear"',
         )
     gates = (*spec.inputs, *spec.parameters)
-    for gate in gates:
-        if gate.per.value and gate.name not in layer_norm(network):
-            raise SpecError(
-                f"'{gate.name}' is per {gate.per.name.lower()}; rules of this class take gates per head",
-                path=spec.source.path,
-                line=gate.line,
-                key=gate.name,
-                expected='per = "head"',
-            )
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
-    axes: dict[symbolic.Symbol, tuple[str, ...]] = {s: () for s in symbols.values()}
+    axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: g.per.value for g in gates}
     for name, own in {"p": ("v",), "v": ("v",), "k": ("k",), "S": ("k", "v"), "S_prev": ("k", "v")}.items():
         symbols[name] = symbolic.symbol(name)
         axes[symbols[name]] = own
@@ -53,6 +47,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
 
     link = read_link(spec.retention.link, scope)
     curvature, decay, mirror = _solve_retention(spec, scope)
+    write, stiffness = _shares(scope, curvature)
     gradient = _loss_gradient(spec, scope)
     if network is not None and mirror is not None:
         raise _at(
@@ -66,10 +61,10 @@ def derive_recurrence(spec: Spec) -> Recurrence:
             what = "implicit steps of a retention that is not quadratic have no derivation"
             raise _refuse(spec, "update.rule", f'{what}; rule "gradient" has one')
         case Proximal():
-            error = _implicit_step(spec, scope, gradient, curvature)
+            error = _implicit_step(spec, scope, gradient, write, stiffness)
             reads_decayed = True
         case Gradient(at=at):
-            error = _explicit_step(spec, scope, gradient, curvature)
+            error = _explicit_step(spec, scope, gradient, stiffness)
             reads_decayed = at is At.RETAINED
         case _:
             raise _refuse(spec, "update.rule", 'this rule has no derivation yet; "gradient" and "proximal" have one')
@@ -94,6 +89,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         segment=getattr(spec.update, "segment", None) if frozen else None,
         link=link,
         mirror=mirror,
+        write=write,
         network=network,
     )
 
@@ -178,6 +174,16 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]
     return curvature, symbolic.tidy(-carried[0] / curvature), None
 
 
+def _shares(scope: Scope, curvature: Expr) -> tuple[Expr, Expr]:
+    """(w, m) with curvature = m / w, w over key channels and m free of them; where that is not so w is over both."""
+    if "k" not in scope.axes_of(curvature):
+        return symbolic.ONE, curvature
+    by_key, rest = symbolic.separated(curvature, lambda part: scope.axes_of(part) == ("k",))
+    if "k" in scope.axes_of(rest) or not symbolic.names(rest):
+        by_key, rest = curvature, symbolic.ONE
+    return symbolic.tidy(1 / by_key), rest
+
+
 def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
     weight = symbolic.ONE
     if spec.loss.weight is not None:
@@ -191,36 +197,54 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
             "the loss does not change with p, so that nothing is ever learned",
             expected="a loss that depends on the prediction p",
         )
+    if "k" in scope.axes_of(gradient):
+        where, gate = _mention(spec, {g.name for g in spec.inputs + spec.parameters if g.per is Per.ELEMENT})
+        raise _at(
+            spec,
+            where,
+            f"'{gate.id}' gives p a number for each key channel, and dL/dp is then a sum over them for each value "
+            "channel; no kernel class covers that",
+            expected="gates per head or per value channel beside p",
+            span=gate.span,
+        )
     return gradient
+
+
+def _mention(spec: Spec, gates: set[str]) -> tuple[Located, Name]:
+    """Where one of these gates stands first."""
+    parts = [where for where in (spec.loss.weight, spec.loss.expr, spec.retention.expr) if where is not None]
+    named = ((where, node) for where in parts for node in walk(where.tree) if isinstance(node, Name))
+    return next((where, node) for where, node in named if node.id in gates)
 
 
 def _tidy(gradient: Expr) -> Expr:
     return symbolic.tidy(symbolic.expanded(gradient))
 
 
-def _affine(scope: Scope, gradient: Expr) -> tuple[Expr, Expr] | str:
-    """(slope, offset) of a gradient that is affine in p, its slope one for all value channels; or why it is not."""
-    p, v = scope.symbols["p"], scope.symbols["v"]
+def _affine(scope: Scope, gradient: Expr, stiffness: Expr) -> tuple[Expr, Expr] | str:
+    """(slope, offset) of a gradient that is affine in p, its slope one for all value channels once it is divided by
+    the stiffness; or why it is not."""
+    p = scope.symbols["p"]
     solved = symbolic.affine(_tidy(gradient), p)
     if solved is None or any(scope.depends(part, p) for part in solved):
         return "is nonlinear in p"
-    if solved[0].has(v):
+    if solved[0] != 0 and (scope.axes_of(solved[0]) or scope.axes_of(stiffness)):
         return "is affine in p with a slope that is not the same for every value channel"
     if solved[0] != 0 and any("v" in r.axes for r in _sums_in(scope, solved)):
         return "holds a sum over the value channels"
     return solved
 
 
-def _explicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
+def _explicit_step(spec: Spec, scope: Scope, gradient: Expr, stiffness: Expr) -> ErrorForm:
     p, channels = scope.symbols["p"], (scope.symbols["p"], scope.symbols["v"])
     for number, reduction in enumerate(scope.reductions):
         scope.reductions[number] = replace(reduction, body=symbolic.finite_at_zero(reduction.body, scope, channels))
-    match _affine(scope, gradient):
+    match _affine(scope, gradient, stiffness):
         case (slope, offset):
-            slope, offset = (symbolic.tidy(part / curvature) for part in (slope, offset))
+            slope, offset = (symbolic.tidy(part / stiffness) for part in (slope, offset))
             offset = symbolic.finite_at_zero(offset, scope, channels)
             return Hebbian(offset) if slope == 0 else Affine(slope, offset)
-    written = symbolic.finite_at_zero(symbolic.factored(gradient / curvature), scope, channels)
+    written = symbolic.finite_at_zero(symbolic.factored(gradient / stiffness), scope, channels)
     if symbolic.size(written) > LARGEST:
         raise _at(
             spec,
@@ -236,28 +260,40 @@ def _check_sums(spec: Spec, used: list[symbolic.Reduction]) -> None:
     for reduction in used:
         if reduction.axes == ("k", "v"):
             total = symbolic.equation(symbolic.spelled_out(reduction.symbol, tuple(used)))
+            elements = {g.name for g in spec.inputs + spec.parameters if g.per is Per.ELEMENT}
+            where, gate = _mention(spec, elements & symbolic.names(reduction.body))
             raise _at(
                 spec,
-                spec.loss.expr,
-                f"the error dL/dp holds a sum over key and value channels at once, {total}; "
-                "no kernel class covers that yet",
+                where,
+                f"there is a sum over key and value channels at once, {total}; no kernel class covers that yet",
                 expected="sums over k or over v",
+                span=gate.span,
             )
 
 
-def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) -> ErrorForm:
-    """The error at the implicit point, p' + |k|^2 / m * e(p') = p, as a function of the retained prediction p."""
-    solved = _affine(scope, gradient)
+def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, write: Expr, stiffness: Expr) -> ErrorForm:
+    """The error at the implicit point, p' + sum(w k^2) / m * e(p') = p, as a function of the retained prediction p."""
+    if "v" in scope.axes_of(write):
+        raise _at(
+            spec,
+            spec.retention.expr,
+            "an implicit step takes k by the curvature of the retention, "
+            f"{symbolic.equation(1 / write)}, which mixes key channels and value channels",
+            expected='a product of gates per key channel and gates per value channel before S**2; or rule = "gradient"',
+        )
+    length = scope.reduce(write * scope.symbols["k"] ** 2)
+    solved = _affine(scope, gradient, stiffness)
     if isinstance(solved, str):
-        explicit = _explicit_step(spec, scope, gradient, curvature)
+        explicit = _explicit_step(spec, scope, gradient, stiffness)
+        domains = {g.name: g.domain for g in (*spec.inputs, *spec.parameters)}
         try:
-            return derive_implicit(scope, explicit, {g.name: g.domain for g in (*spec.inputs, *spec.parameters)})
+            return derive_implicit(scope, explicit, length, domains)
         except NoImplicitStep as found:
             error = symbolic.equation(symbolic.spelled_out(symbolic.factored(gradient), tuple(scope.reductions)))
             message = f"the error dL/dp = {error} {found.why}"
             raise _at(spec, spec.loss.expr, message, expected=found.expected) from None
     slope, offset = solved
-    kappa = scope.reduce(scope.symbols["k"] ** 2) / curvature
+    kappa = length / stiffness
     shrink = 1 + kappa * slope
     if not symbolic.is_positive(shrink):
         raise _at(
@@ -267,20 +303,20 @@ def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, curvature: Expr) ->
             f"(its second derivative in p is {symbolic.equation(slope)})",
             expected="a convex loss and a weight whose domain is nonnegative",
         )
-    shrink = shrink * curvature
+    shrink = shrink * stiffness
     if slope == 0:
-        return Hebbian(symbolic.tidy(offset / curvature))
+        return Hebbian(symbolic.tidy(offset / stiffness))
     return Affine(symbolic.tidy(slope / shrink), symbolic.tidy(offset / shrink))
 
 
-def _at(spec: Spec, where: Located, message: str, *, expected: str) -> SpecError:
+def _at(spec: Spec, where: Located, message: str, *, expected: str, span: Span | None = None) -> SpecError:
     return SpecError(
         message,
         path=spec.source.path,
         line=where.line,
         key=where.key,
         text=where.text,
-        span=where.tree.span,
+        span=span or where.tree.span,
         expected=expected,
     )
 

@@ -18,7 +18,7 @@ def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
         Tile("q", ("k",)),
         Tile("k", ("k",)),
         Tile("v", ("v",)),
-        *(Tile(g.name, ()) for g in recurrence.gates),
+        *(Tile(g.name, g.per.value) for g in recurrence.gates),
         Tile(SCALE, ()),
         *((Tile(BEGINS, ()),) if recurrence.segment is not None else ()),
     )
@@ -37,7 +37,7 @@ def derive_token(recurrence: Recurrence) -> Program:
         return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
 
     def factor(name: str, expr: Expr, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
-        """A number of the token as a tile, or the same for all tokens as it is; and the tiles that it is over."""
+        """Numbers of the token as a tile, or one for all tokens as it is; and the tiles that it is over."""
         if not symbolic.names(expr):
             return expr, ()
         tile = make(name, expr, origin=origin)
@@ -85,7 +85,7 @@ def derive_token(recurrence: Recurrence) -> Program:
                     written = derive_error(build, tiles, error, prediction)
                     u = make("u", -sym(written), written, origin="loss")
 
-    step, of = sym(k) * sym(u), (u,)
+    step, of = recurrence.write * sym(k) * sym(u), (u,)
     if recurrence.mirror is not None:
         whole = moved("S_next", state, make("push", step, u, origin="update"))
         step, of = sym(whole) - sym(retained), (whole, retained)

@@ -18,6 +18,7 @@ from ttrc.ir.tile import (
     Compose,
     Contract,
     CumulativeSum,
+    Decayed,
     Elementwise,
     Inverse,
     Largest,
@@ -190,6 +191,17 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             tape.add(b, build.compose(via(b), a, adjoint, origin, a_transposed=True))
         case Compose():
             raise AssertionError("transposed products stand in adjoints alone")
+        case Decayed(a, b, "k", rows, columns):
+            d_a = build.decayed(via(a), adjoint, b, "s", rows, columns, origin)
+            d_b = build.decayed(via(b), adjoint, a, "t", rows, columns, origin)
+            tape.add(a, d_a)
+            tape.add(b, d_b)
+            for sign, own, cotangent, exponents in (1, a, d_a, rows), (-1, b, d_b, columns):
+                part = tape.elementwise(via(exponents[0]), sign * sym(own) * sym(cotangent), (own, cotangent))
+                for exponent in exponents:
+                    tape.add(exponent, part)
+        case Decayed():
+            raise AssertionError("sums over tokens stand in adjoints alone")
         case Reduce(arg):
             tape.add(arg, build.elementwise(via(arg), sym(adjoint), {adjoint.name: adjoint}, origin, arg.axes))
         case Largest():

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
+from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -28,6 +28,7 @@ from ttrc.ir.tile import (
     Carry,
     Compose,
     Contract,
+    Decayed,
     Inverse,
     Program,
     Reduce,
@@ -70,10 +71,11 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         chunk = step = recurrence.segment
     states, d_states = _states("states", carried), _states("d_states", cotangents)
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
+    gradients = _gradients(recurrence, backward)
 
     masks = MASKS if _edge_of_moves(forward) else ""
-    kind = NONLINEAR if solved else ""
+    decayed = DECAYED if any(isinstance(s.op, Decayed) for s in forward.statements) else ""
+    kind = NONLINEAR if solved else decayed
 
     def scan(*stores: Buffer) -> Kernel:
         return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
@@ -82,7 +84,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         memory = (*known, *solved, *seen, *(states if weights else ()))
         return _kernel(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
-    prepare = [_kernel(f"chunk_prepare{masks}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+    prepare = [_kernel(f"chunk_prepare{masks or decayed}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
@@ -104,7 +106,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
-        cross = [_kernel("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)]
+        cross = [_kernel(f"chunk_transition{decayed}", Skeleton.SCAN, moved, (), known, moved.carries)]
         if not moved.statements:
             cross = []
         unit = "ones" if is_elementwise(moved) else "identity"
@@ -135,7 +137,7 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     # A decay's gradient is a small difference of sums over all weights: of rounded ones it would be noise.
     states = tuple(replace(b, single=True) for b in _states("states", carried))
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
+    gradients = _gradients(recurrence, backward)
     ahead = _kernel("deep_scan", Skeleton.SCAN, forward, (*outputs, *states), inputs, carried)
     back = _kernel("deep_scan_reverse", Skeleton.SCAN, backward, gradients, (*inputs, *states), cotangents)
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
@@ -223,12 +225,12 @@ def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
     """The C x C tiles that the scan multiplies values with, and sums over such tiles, where it takes a solve to make or
-    to use one of them, or a product of masks.
+    to use one of them, a product of masks, or one with decays by channel.
 
     Such a rule has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is short of
     registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
     """
-    if not any(isinstance(s.op, (Inverse, Substitute, Compose)) for s in forward.statements):
+    if not any(isinstance(s.op, (Inverse, Substitute, Compose, Decayed)) for s in forward.statements):
         return ()
     turned = {s.op.arg: s.target for s in forward.statements if isinstance(s.op, Relabel)}
     sums = [s.target for s in forward.statements if isinstance(s.op, Reduce) and s.op.arg.axes == ("t", "s")]
@@ -245,7 +247,7 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     inputs = _buffers(recurrence, backward)
     carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = tuple(_output(name, tile) for name, tile in backward.outputs)
+    gradients = _gradients(recurrence, backward)
     deep = "" if recurrence.network is None else "deep_"
     ahead = _kernel(f"{deep}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
     back = _kernel(f"{deep}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
@@ -269,7 +271,18 @@ def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
     def space(name: str) -> Space:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
-    return tuple(Buffer(t.name, t, space(t.name)) for t in program.inputs if t.name not in GIVEN)
+    wide = _wide_gates(recurrence)
+    return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
+
+
+def _gradients(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
+    wide = {f"d_{name}" for name in _wide_gates(recurrence)}
+    return tuple(replace(_output(name, tile), single=name in wide) for name, tile in program.outputs)
+
+
+def _wide_gates(recurrence: Recurrence) -> set[str]:
+    """Gates with channels: as gates are, they and their gradients are no less than float32."""
+    return {g.name for g in recurrence.gates if g.per.value}
 
 
 def _output(name: str, tile: Tile) -> Buffer:

@@ -9,6 +9,7 @@ from ttrc.ir.tile import (
     Compose,
     Contract,
     CumulativeSum,
+    Decayed,
     Elementwise,
     Inverse,
     Largest,
@@ -56,6 +57,9 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return Contract(tiles[a], tiles[b], axis, None if add is None else tiles[add])
         case Compose(a, b):
             return replace(op, a=tiles[a], b=tiles[b])
+        case Decayed(a, b):
+            rows, columns = (tuple(tiles[t] for t in part) for part in (op.rows, op.columns))
+            return replace(op, a=tiles[a], b=tiles[b], rows=rows, columns=columns)
         case Solve(matrix, rhs, transposed):
             return Solve(tiles[matrix], tiles[rhs], transposed)
         case Inverse(matrix):

@@ -57,7 +57,8 @@ class Operator:
         """(o, final state or None).
 
         q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; inputs of the spec [B, T, HV] by name, its
-        parameters [HV] (their default where the spec has one). States [N, HV, d_k, d_v], float32; of a rule with
+        parameters [HV] (their default where the spec has one), both followed by d_k, d_v or d_k, d_v where they are
+        per key channel, per value channel or per element. States [N, HV, d_k, d_v], float32; of a rule with
         momentum a pair of them, S and the last step M. A deep memory has one of each a layer, [N, HV, rows, columns],
         and needs those that it starts with; its norm_weight and norm_bias are [HV, d_v]. scale multiplies the
         read-out, by default d_k ** -0.5, and of a deep memory 1 (it multiplies q then).
@@ -69,7 +70,7 @@ class Operator:
         shapes and the chip. Packed sequences are never cut into segments.
         Raises ArgumentError, a ValueError that names the argument.
         """
-        gates = self._with_defaults(gates, v)
+        gates = self._with_defaults(gates, q, v)
         check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens)
         check_options(form, self.forms, chunk_size, self._segment, backend, scale, q)
         check_schedule(schedule, self.schedules, form, cu_seqlens is not None)
@@ -88,10 +89,10 @@ class Operator:
             schedule=schedule,
         )
 
-    def _with_defaults(self, gates: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:
+    def _with_defaults(self, gates: dict[str, Tensor], q: Tensor, v: Tensor) -> dict[str, Tensor]:
         absent = [p for p in self.spec.parameters if p.name not in gates and p.default is not None]
-        return gates | {p.name: self._default(p, v) for p in absent}
+        return gates | {p.name: self._default(p, q, v) for p in absent}
 
-    def _default(self, parameter: Parameter, v: Tensor) -> Tensor:
+    def _default(self, parameter: Parameter, q: Tensor, v: Tensor) -> Tensor:
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-        return default_value(parameter, v.shape[2], {"v": v.shape[3]}).to(device=v.device, dtype=dtype)
+        return default_value(parameter, v.shape[2], {"k": q.shape[3], "v": v.shape[3]}).to(device=v.device, dtype=dtype)

@@ -229,6 +229,13 @@ def group_factors(expr: Expr, belongs, replace) -> Expr:
     return replace(group) * sympy.Mul(*(f for f in factors if f not in inside))
 
 
+def separated(expr: Expr, belongs) -> tuple[Expr, Expr]:
+    """(inside, outside): the product of the factors that belong, and that of the rest."""
+    factors = sympy.Mul.make_args(sympy.factor(expr) if is_short(expr) else factored(expr))
+    inside = sympy.Mul(*(f for f in factors if belongs(f)))
+    return inside, sympy.Mul(*(f for f in factors if not belongs(f)))
+
+
 def renamed(expr: Expr, names: dict[str, Symbol]) -> Expr:
     """expr with its symbols replaced by name; by name, because assumptions are part of a symbol's identity."""
     return expr.xreplace({s: names[s.name] for s in expr.free_symbols if s.name in names})

@@ -17,6 +17,7 @@ from ttrc.ir.tile import (
     Compose,
     Contract,
     CumulativeSum,
+    Decayed,
     Elementwise,
     Inverse,
     Largest,
@@ -38,6 +39,7 @@ from ttrc.language.spec import (
     LqNorm,
     Memory,
     MLPMemory,
+    Per,
     Proximal,
     Sigmoid,
     Softmax,
@@ -108,11 +110,20 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
         rows.append(Choice("link", _link(spec.retention.link), spec.retention.link.line))
     rows += [Choice("update", _rule(spec), spec.update.line)]
     for gate in spec.inputs:
-        rows.append(Choice(f"input {gate.name}", f"{gate.domain.value}, a number a token and head", gate.line))
+        each = f"a number a token{_CHANNELS[gate.per]} and head"
+        rows.append(Choice(f"input {gate.name}", f"{gate.domain.value}, {each}", gate.line))
     for gate in spec.parameters:
-        each = "a number a value channel and head" if gate.per.value else "a number a head"
+        each = f"a number a{_CHANNELS[gate.per].removeprefix(', a')} and head" if gate.per.value else "a number a head"
         rows.append(Choice(f"parameter {gate.name}", f"{gate.domain.value}, {each}", gate.line))
     return tuple(rows)
+
+
+_CHANNELS = {
+    Per.HEAD: "",
+    Per.KEY_CHANNEL: ", a key channel",
+    Per.VALUE_CHANNEL: ", a value channel",
+    Per.ELEMENT: ", an entry of the state",
+}
 
 
 def _memory(memory: Memory) -> str:
@@ -194,6 +205,7 @@ _OPERATIONS = {
     Elementwise: "elementwise",
     Contract: "matrix product",
     Compose: "product of masks",
+    Decayed: "product with decays by channel",
     Reduce: "sum",
     Largest: "largest entry",
     Mask: "mask",

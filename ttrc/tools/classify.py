@@ -10,6 +10,7 @@ from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
+from ttrc.symbolic import Expr
 from ttrc.tools.mathematics import shown, written
 
 
@@ -26,6 +27,8 @@ def headline(module: Module) -> str:
     """The class in a few words."""
     r = module.recurrence
     name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
+    if _slope_by_channel(r) is not None:
+        name = "channel by channel affine"
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
     memory = "linear memory" if r.network is None else f"memory of {r.network.layers} layers"
@@ -75,6 +78,15 @@ def _error_class(r: Recurrence) -> Finding:
         case Nonlinear(_, sums, root):
             joined = [s for s in sums if "v" in s.axes]
             total = symbolic.equation(shown(r, joined[0].symbol)) if joined else ""
+            slope = _slope_by_channel(r)
+            if slope is not None:
+                return Finding(
+                    "error",
+                    "affine in p, each value channel with a slope of its own"
+                    + (": forward substitution inside a chunk, row after row" if solved else at_start),
+                    f"e = {e} has slope {symbolic.equation(shown(r, slope))} in p, which differs by value channel: a "
+                    "triangular inverse for each of them would cost more than substitution, which each takes by itself",
+                )
             return Finding(
                 "error",
                 "nonlinear in p" + (": forward substitution inside a chunk, row after row" if solved else at_start),
@@ -83,6 +95,14 @@ def _error_class(r: Recurrence) -> Finding:
                 + (f"; {_search(root)}" if root is not None else ""),
             )
     raise AssertionError(r.error)
+
+
+def _slope_by_channel(r: Recurrence) -> Expr | None:
+    """The slope of an error that is affine in p and counts as nonlinear because its slope differs by value channel."""
+    if not isinstance(r.error, Nonlinear) or r.error.sums or r.error.root is not None:
+        return None
+    found = symbolic.affine(r.error.written, symbolic.symbol("p"))
+    return None if found is None else found[0]
 
 
 def _search(root: Implicit) -> str:
@@ -100,14 +120,32 @@ def _decay_kind(r: Recurrence) -> str:
 
 
 def _decay_class(r: Recurrence) -> Finding:
-    a = symbolic.equation(shown(r, r.decay))
+    a, between = symbolic.equation(shown(r, r.decay)), ""
+    if r.chunks and r.axes_of(r.decay):
+        between = (
+            "; in a chunk it stands between two tokens inside of the sum over key channels: a product of what either "
+            "decays from the start of a block of 16 tokens, so that nothing is more than 1, and within a block each "
+            "pair by itself"
+        )
     match _decay_kind(r):
         case "no":
             return Finding("decay", "none", "a = 1, and nothing is paid for it")
         case "constant":
-            return Finding("decay", "constant in time, a scalar a head", f"a = {a} has nothing that comes per token")
+            each = PER[r.axes_of(r.decay)]
+            why = f"a = {a} has nothing that comes per token{between}"
+            return Finding("decay", f"constant in time, {each} a head", why)
         case _:
-            return Finding("decay", "data-dependent, a scalar a token and head", f"a = {a} comes per token")
+            each = PER[r.axes_of(r.decay)]
+            why = f"a = {a} comes per token{between}"
+            return Finding("decay", f"data-dependent, {each} a token and head", why)
+
+
+PER = {
+    (): "a scalar",
+    ("k",): "a vector of key channels",
+    ("v",): "a vector of value channels",
+    ("k", "v"): "a matrix",
+}
 
 
 def _mirror_class(r: Recurrence) -> Finding:
@@ -210,4 +248,13 @@ def _why_by_token(r: Recurrence) -> str | None:
         return "every token's gradient hangs on the weights before it through the whole network, and has no closed form"
     if r.segment not in (None, *SEGMENTS):
         return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
+    match r.axes_of(r.decay):
+        case ("k",) if r.momentum is not None:
+            return "a momentum makes a mask that is a product of two, and a decay by key channel has none"
+        case ("v",):
+            return "every value channel decays by itself, and the mask of a chunk is one for all of them"
+        case ("k", "v"):
+            return "every entry of the state decays by itself, and the mask of a chunk is one for all of them"
+    if r.axes_of(r.write) == ("k", "v"):
+        return "every entry of the state writes with a weight of its own, and what a chunk writes is k u'"
     return None

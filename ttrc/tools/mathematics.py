@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc import symbolic
+from ttrc.emit import weighed
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import MLPMemory, Proximal, Spec
@@ -67,7 +68,8 @@ def _stationarity(spec: Spec, r: Recurrence) -> Step:
     condition = f"{'x d' if r.network is not None else 'k (dL/dp)'}' + m ( S_t - a S_prev ) = 0 where "
     match spec.update:
         case Proximal():
-            lines = (line(condition + "p = S_t' k"), line("p + ( |k|^2 / m ) dL/dp = ( a S_prev )' k"))
+            length = "sum( k^2 / m )" if r.write != symbolic.ONE else "( |k|^2 / m )"
+            lines = (line(condition + "p = S_t' k"), line(f"p + {length} dL/dp = ( a S_prev )' k"))
             note = "the gradient stands at the new state itself; its prediction solves the second line"
             return Step("Update", lines, note)
         case _:
@@ -81,11 +83,12 @@ def _recurrence(r: Recurrence) -> Step:
     decay = shown(r, r.decay)
     before = "S_prev" if decay == 1 else f"{factor(decay)} S_prev"
     used = () if decay == 1 else (decay,)
+    weights = () if r.write == symbolic.ONE else (line("w = {}", shown(r, r.write)),)
     lines = [*_mirrored(r)] if r.mirror is not None else [_moved(r, before, used)]
     if r.momentum is not None:
         step = f"- {_own(r)}" if r.mirror is None else "+ own_t"
         lines.append(line(f"M_t = {factor(shown(r, r.momentum))} M_prev {step}", shown(r, r.momentum)))
-    lines.append(line("e = {}", shown(r, written(r))))
+    lines += [*weights, line("e = {}", shown(r, written(r)))]
     if isinstance(r.error, Nonlinear) and r.error.root is not None:
         lines.append(_equation(r, r.error.root))
     if not isinstance(r.error, Hebbian):
@@ -122,7 +125,7 @@ def _equation(r: Recurrence, root: Implicit) -> Line:
 def _own(r: Recurrence) -> str:
     """What a token writes."""
     if r.network is None:
-        return "k e'"
+        return f"{weighed(r)}k e'"
     return "x d'" if r.curvature == 1 else "x d' / m"
 
 

@@ -11,6 +11,7 @@ from ttrc.ir.tile import (
     Compose,
     Contract,
     CumulativeSum,
+    Decayed,
     Elementwise,
     Inverse,
     Largest,
@@ -115,6 +116,9 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"{indexed(add)} + sum_{axis} {indexed(a)} {indexed(b)}"
         case Compose(a, b):
             return f"sum_r {_entry(a, 't', 'r', op.a_transposed)} {_entry(b, 'r', 's', op.b_transposed)}"
+        case Decayed(a, b, axis, rows, columns):
+            gap = f"{' + '.join(map(indexed, rows))} - {' - '.join(map(indexed, columns))}"
+            return f"sum_{axis} {indexed(a)} {indexed(b)} exp({gap}) where s < t"
         case Reduce(arg):
             gone = ",".join(a for a in arg.axes if a not in target.axes)
             return f"sum_{gone} {indexed(arg)}"

@@ -14,6 +14,7 @@ from ttrc.ir.tile import (
     Compose,
     Contract,
     CumulativeSum,
+    Decayed,
     Elementwise,
     Largest,
     Mask,
@@ -122,6 +123,11 @@ class TorchPrinter:
         return f"{a} @ {self.name(op.b)}" + (".mT" if op.b_transposed else "")
 
     @text.register
+    def _(self, op: Decayed, target: Tile) -> str:
+        tiles = (op.a, op.b, *op.rows, *op.columns)
+        return f"decayed_{op.axis}({', '.join(self.name(t) for t in tiles)})"
+
+    @text.register
     def _(self, op: Reduce, target: Tile) -> str:
         return f"{self.name(op.arg)}.sum({_gone(op.arg, target)})"
 
@@ -138,8 +144,8 @@ class TorchPrinter:
 
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
-        text = self.name(op.arg)
-        return f"{text}.flip(-1).cumsum(-1).flip(-1)" if op.reverse else f"{text}.cumsum(-1)"
+        text, axis = self.name(op.arg), -len(target.axes)
+        return f"{text}.flip({axis}).cumsum({axis}).flip({axis})" if op.reverse else f"{text}.cumsum({axis})"
 
     @text.register
     def _(self, op: Solve, target: Tile) -> str:

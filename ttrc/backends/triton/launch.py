@@ -216,7 +216,11 @@ def _new(buffer: Buffer, form: str) -> str:
 
 
 def _new_gradient(buffer: Buffer, partial: bool) -> str:
-    match buffer.tile.axes[-1:] if partial else buffer.tile.axes[1:]:
+    channels = buffer.tile.axes if partial else buffer.tile.axes[1:]
+    if buffer.single:
+        blocks = "blocks, " if partial and "v" not in channels else ""
+        return f"v.new_empty({blocks}*v.shape[:3], {', '.join(WIDTH[a] for a in channels)}, dtype=torch.float32)"
+    match channels:
         case ("v",):
             return "torch.empty_like(v)"
         case ("k",):

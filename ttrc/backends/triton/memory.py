@@ -10,7 +10,8 @@ from ttrc.language.spec import Domain
 
 WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
 BLOCK = {"t": "BT", "s": "BT", "k": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
-# What a gate reads as past the end of a sequence: inside its domain, so that no padded row is ever inf or nan.
+# What a gate reads as past the end of a sequence, and of its channels where it has some: inside of its domain, so that
+# nothing in the padding is ever inf or nan.
 INTERIOR = {
     Domain.REAL: 0.0,
     Domain.POSITIVE: 1.0,
@@ -48,18 +49,24 @@ class ChunkMemory:
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
                 return load_state(base, buffer.tile, self.value_block)
+            case Space.HEAD, (_, axis):
+                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
+                row = f"load_gate_row({_of_head(buffer)}, {window}, {self._other(buffer)})"
+                return f"tl.broadcast_to({row}[None, :], [{count}, {BLOCK[axis]}])"
             case Space.HEAD, _:
                 return f"tl.full([{count}], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
             case Space.NUMBER, _:
                 return f"tl.load({base})"
             case _, ("t",) | ("s",):
-                other = INTERIOR[self.domains.get(buffer.name, Domain.REAL)]
-                return f"load_vector({base}, {first}, {left}, {row}, {count}, {other})"
+                return f"load_vector({base}, {first}, {left}, {row}, {count}, {self._other(buffer)})"
             case _, ("t", "s"):
                 return f"load_lower({base}, token, left, {row}, BT)"
             case _, ("t", axis):
                 width, block, column = WIDTH[axis], BLOCK[axis], self._column(axis)
-                return f"load_rows({base}, {first}, {left}, {row}, {width}, {count}, {block}, {column})"
+                window = f"{first}, {left}, {row}, {width}, {count}, {block}, {column}"
+                if buffer.single:
+                    return f"load_gate({base}, {window}, {self._other(buffer)})"
+                return f"load_rows({base}, {window})"
         raise AssertionError(buffer)
 
     def lower(self, buffer: Buffer, part: str) -> str:
@@ -84,6 +91,9 @@ class ChunkMemory:
                 return f"store_rows({base}, {name}, token, left, {row}, {WIDTH[axis]}, BT, {block}, {column})"
         raise AssertionError(buffer)
 
+    def _other(self, buffer: Buffer) -> float:
+        return INTERIOR[self.domains.get(buffer.name, Domain.REAL)]
+
     def _column(self, axis: str) -> str:
         return column(axis, self.value_block)
 
@@ -97,13 +107,18 @@ class TokenMemory(ChunkMemory):
 
     def load(self, buffer: Buffer) -> str:
         base, row = _base(buffer, self._where(buffer))
-        match buffer.space, buffer.tile.axes:
-            case Space.HEAD, _:
-                return f"tl.load({buffer.name}_ptr + i_h).to(tl.float32)"
-            case _, ():
-                return f"tl.load({base} + token * {row}).to(tl.float32)"
-            case _, (axis,):
-                return f"load_row({base} + token * {row}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
+        at = _of_head(buffer) if buffer.space is Space.HEAD else f"{base} + token * {row}"
+        match buffer.tile.axes:
+            case ():
+                return f"tl.load({at}).to(tl.float32)"
+            case (axis,) if buffer.single:
+                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
+                return f"load_gate_row({at}, {window}, {self._other(buffer)})"
+            case (down, axis):
+                window = f"{WIDTH[axis]}, {BLOCK[down]}, {BLOCK[axis]}, {self._column(axis)}"
+                return f"load_gate({at}, 0, {WIDTH[down]}, {WIDTH[axis]}, {window}, {self._other(buffer)})"
+            case (axis,):
+                return f"load_row({at}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
         raise AssertionError(buffer)
 
     def store(self, buffer: Buffer, name: str) -> str:
@@ -116,6 +131,9 @@ class TokenMemory(ChunkMemory):
                 return (
                     f"store_row({base} + {token} * {row}, {name}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
                 )
+            case (down, axis):
+                window = f"{WIDTH[axis]}, {BLOCK[down]}, {BLOCK[axis]}, {self._column(axis)}"
+                return f"store_rows({base} + token * {row}, {name}, 0, {WIDTH[down]}, {WIDTH[axis]}, {window})"
         raise AssertionError(buffer)
 
 
@@ -194,6 +212,15 @@ def _has_values(tile: Tile) -> bool:
     return "v" in tile.axes
 
 
+def _of_head(buffer: Buffer) -> str:
+    """Where a parameter begins, which has no token."""
+    return f"{buffer.name}_ptr + i_h{_width(buffer)}"
+
+
+def _width(buffer: Buffer) -> str:
+    return "".join(f" * {WIDTH[a]}" for a in row_axes(buffer.tile))
+
+
 def _base(buffer: Buffer, head: str) -> tuple[str, str]:
     """A pointer expression for the program's head, and the distance from one token to the next."""
     if buffer.space is Space.CHUNK:
@@ -201,7 +228,5 @@ def _base(buffer: Buffer, head: str) -> tuple[str, str]:
         return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * {size}{own}", ""
     if buffer.space is Space.NUMBER:
         return f"{buffer.name}_ptr + i_chunk * HV + i_h", ""
-    widths = [WIDTH[a] for a in row_axes(buffer.tile)]
-    heads = "H" if head == "i_k" else "HV"
-    width = f" * {widths[0]}" if widths else ""
+    heads, width = "H" if head == "i_k" else "HV", _width(buffer)
     return f"{buffer.name}_ptr + {head}{width}", f"{heads}{width}" if width else heads

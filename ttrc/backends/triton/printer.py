@@ -14,6 +14,7 @@ from ttrc.ir.tile import (
     Compose,
     Contract,
     CumulativeSum,
+    Decayed,
     Elementwise,
     Inverse,
     Largest,
@@ -214,6 +215,11 @@ class TritonPrinter:
         return f"tl.dot({a}, {b}, input_precision=PRECISION)"
 
     @text.register
+    def _(self, op: Decayed, target: Tile) -> str:
+        tiles = ", ".join(self._upright_float(t) for t in (op.a, op.b, *op.rows, *op.columns))
+        return f"decayed_{op.axis}({tiles}, BT, BK, PRECISION)"
+
+    @text.register
     def _(self, op: Reduce, target: Tile) -> str:
         return f"tl.sum({self._float(op.arg)}{self._summed(op.arg, target)})"
 
@@ -227,7 +233,7 @@ class TritonPrinter:
         keep = {
             Relation.CAUSAL: "t[:, None] >= t[None, :]",
             Relation.STRICT: "t[:, None] > t[None, :]",
-            Relation.VALID: "t < left",
+            Relation.VALID: "t < left" if len(target.axes) == 1 else "(t < left)[:, None]",
             Relation.FIRST: "t == 0",
             Relation.KEYS: f"{self._across(target, 'k')} < K",
             Relation.VALUES: f"i_v * BV + {self._across(target, 'v')} < V",
@@ -274,6 +280,9 @@ class TritonPrinter:
 
     def _float(self, tile: Tile) -> str:
         return f"{self.name(tile)}.to(tl.float32)" if tile.name in self.raw else self.name(tile)
+
+    def _upright_float(self, tile: Tile) -> str:
+        return f"tl.trans({self._float(tile)})" if self._is_flipped(tile) else self._float(tile)
 
     def _along(self, tile: Tile, target: Tile) -> str:
         """In float32, and transposed where the target is and the tile is not, or the other way round."""
