@@ -92,10 +92,14 @@ def test_reading_a_binary():
         /*0020*/             @!UPT UTCHMMA.2CTA gdesc[UR4], tmem ;   /* 0x00000a00ff017b82 */
         /*0030*/               @P1 HGMMA.64x64x16.F32 R24, R4 ;      /* 0x00000a00ff017b82 */
         /*0040*/                   LDL.64 R2, [R1] ;                 /* 0x00000a00ff017b82 */
-        /*1050*/                   NOP ;                             /* 0x0000000000007918 */
+        /*0050*/                   NOP ;                             /* 0x0000000000007918 */
     """
     expected = Resources(42, 16, 1, 1, 1024, {"HGMMA": 1, "UTCHMMA": 1}, 5)
     assert nvidia_resources(usage, sass, 1024) == expected
+    looped = sass + "".join(
+        f"/*{at:04x}*/ @P0 BRA 0x{to:x} ; /* 0x0 */" for at, to in [(0x60, 0x20), (0x70, 0x70), (0x80, 0)]
+    )
+    assert nvidia_resources(usage, looped, 1024).inner_instructions == 4  # from 0x20 to 0x60, a loop within 0 to 0x80
     with pytest.raises(TtrcError, match="told no registers"):
         nvidia_resources("", sass, 0)
     assembly = (

@@ -19,6 +19,8 @@ from ttrc.tools.resources import Resources, chip
 ALIGNMENT = 16
 SASS_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)")
 SASS_USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
+SASS_PLACE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)([^;]*);")
+SASS_TARGET = re.compile(r"0x([0-9a-f]+)\s*$")
 AMD_LINE = re.compile(r"^\t([a-z]\w+)", re.MULTILINE)
 
 
@@ -86,7 +88,19 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
         shared_bytes=shared,
         matrix_instructions={name: n for name, n in sorted(operations.items()) if name.endswith("MMA")},
         instructions=operations.total(),
+        inner_instructions=_in_inner_loops(sass),
     )
+
+
+def _in_inner_loops(sass: str) -> int:
+    """How many instructions stand in loops inside of loops. A loop is what a branch jumps back over."""
+    places = [(int(at, 16), name, rest) for at, name, rest in SASS_PLACE.findall(sass)]
+    jumps = [
+        (int(found[1], 16), at) for at, name, rest in places if name == "BRA" if (found := SASS_TARGET.search(rest))
+    ]
+    loops = [(start, end) for start, end in jumps if start < end]
+    inner = [x for x in loops if any(y[0] <= x[0] and x[1] <= y[1] and x != y for y in loops)]
+    return sum(name != "NOP" and any(start <= at <= end for start, end in inner) for at, name, _ in places)
 
 
 def amd_resources(assembly: str, shared: int) -> Resources:

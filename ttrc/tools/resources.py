@@ -19,6 +19,7 @@ class Resources:
     shared_bytes: int
     matrix_instructions: Mapping[str, int]
     instructions: int
+    inner_instructions: int = 0  # of them those in loops inside of loops
 
     @property
     def spills(self) -> int:
