@@ -123,10 +123,8 @@ def longest_chain(expr: Expr, begins: dict[str, int]) -> int:
 
 
 def _own_length(expr: Expr) -> int:
-    if expr.is_Add:
-        return 1
-    if expr.is_Mul:
-        return 0 if expr.as_coeff_Mul()[0] == -1 and len(expr.args) == 2 else 1  # a sign is part of what takes it
+    if expr.is_Add or expr.is_Mul:  # from left to right; a sign is part of what takes it
+        return len(expr.args) - 1 - (expr.is_Mul and expr.as_coeff_Mul()[0] == -1)
     if expr.is_Pow and expr.exp.is_Integer and expr.exp > 0:
         return int(expr.exp) - 1
     return SIMPLE.get(type(expr).__name__, SPECIAL)
