@@ -93,7 +93,7 @@ def test_reading_a_binary():
         /*0020*/             @!UPT UTCHMMA.2CTA gdesc[UR4], tmem ;   /* 0x00000a00ff017b82 */
         /*0030*/               @P1 HGMMA.64x64x16.F32 R24, R4 ;      /* 0x00000a00ff017b82 */
         /*0040*/                   LDL.64 R2, [R1] ;                 /* 0x00000a00ff017b82 */
-        /*1050*/                   NOP ;                             /* 0x0000000000007918 */
+        /*0050*/                   NOP ;                             /* 0x0000000000007918 */
     """
     expected = Resources(42, 16, 1, 1, 1024, {"HGMMA": 1, "UTCHMMA": 1}, 5)
     assert nvidia_resources(usage, sass, 1024) == expected
@@ -101,6 +101,10 @@ def test_reading_a_binary():
     assert nvidia_resources(usage, sass + branch, 1024) == replace(expected, instructions=6, looped=5, looped_spills=2)
     forwards = "/*0050*/                   BRA 0x1050 ;                    /* 0x0000000000007918 */"
     assert nvidia_resources(usage, sass + forwards, 1024).looped == 0
+    nested = sass + "".join(
+        f"/*{at:04x}*/ @P0 BRA 0x{to:x} ; /* 0x0 */" for at, to in [(0x60, 0x20), (0x70, 0x70), (0x80, 0)]
+    )
+    assert nvidia_resources(usage, nested, 1024).inner == 4  # from 0x20 to 0x60, a loop within 0 to 0x80
     with pytest.raises(TtrcError, match="told no registers"):
         nvidia_resources("", sass, 0)
     assembly = (

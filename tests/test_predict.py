@@ -143,15 +143,26 @@ def test_a_step_takes_what_its_instructions_take_where_that_is_more():
 
 
 def test_a_step_takes_what_the_products_in_its_chain_take_where_that_is_more():
-    """A substitution goes row by row: what binds a rule that has one is neither memory nor the matrix units."""
+    """A substitution goes row by row: beside the products there is a chain of instructions."""
     op = load("huber_delta")
-    rows_of = (16 + 1) * CHUNK // 16
+    blocks, row = CHUNK // 16, {"forward": 5, "backward": 3}  # instructions that wait for one another from row to row
     for which, name in (("forward", "chunk_scan_nonlinear"), ("backward", "chunk_scan_reverse_nonlinear")):
         found = kernel(on("H100 SXM", which, MANY, module=analyse(op.spec)), name)
-        assert rows_of * 0.4 < found.step_us < (rows_of + 8) * 0.4
-        assert found.walls.binding == "serial"
+        chain = 0.4 * blocks + CHUNK * row[which] * 4 / 1750
+        assert 0.4 * 4 + chain == pytest.approx(found.step_us, rel=0.01)
+        assert found.step_us < 2 * 1e6 * STEP_SECONDS  # at most twice the squared loss's
     assert op.package.op.ROOF.product == PRODUCT_SECONDS  # the operator's own cost model
     assert kernel(on("H100 SXM", "forward", FEW), "chunk_scan").step_us == pytest.approx(1e6 * STEP_SECONDS)
+
+
+def test_loops_over_the_blocks_of_a_step_count_once_a_block():
+    long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 2000, "inner": 1000})
+    module = analyse(load("huber_delta").spec)
+    found = kernel(
+        on("H100 SXM", "forward", MANY, results={"chunk_scan_nonlinear": long}, module=module), "chunk_scan_nonlinear"
+    )
+    warps = default_config("chunk_scan_nonlinear", CHUNK, 128, 128).warps
+    assert found.step_us == pytest.approx(3 * (2000 + (CHUNK // 16 - 1) * 1000) * warps / 4 / 1830)
 
 
 def test_traffic_that_the_cache_holds_is_marked():

@@ -64,13 +64,6 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
-def load_lower_diagonal(base, first, left, stride, n, C: tl.constexpr):
-    """The block on the diagonal where those rows and columns meet, [16, 16]."""
-    r, c = n * 16 + tl.arange(0, 16)[:, None], n * 16 + tl.arange(0, 16)[None, :]
-    return tl.load(base + first * stride + r * stride + c, mask=r < left, other=0.0)
-
-
-@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -91,10 +84,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -130,17 +123,28 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+def block_rows(x, n, COLS: tl.constexpr):
     """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
-    own = tl.arange(0, ROWS // 16) == n
-    return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
+    return tl.gather(x, tl.broadcast_to(n * 16 + tl.arange(0, 16)[:, None], [16, COLS]), 0)
 
 
 @triton.jit
-def block_numbers(x, n, ROWS: tl.constexpr):
-    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
-    own = tl.arange(0, ROWS // 16) == n
-    return tl.sum(tl.where(own[:, None], tl.reshape(x, [ROWS // 16, 16]), 0.0), 0)
+def block_numbers(x, n):
+    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
+    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
+    for _ in tl.static_range(4):
+        finer = ()
+        for i in tl.static_range(len(parts)):
+            upper, lower = tl.split(parts[i])
+            finer = finer + (upper, lower)
+        parts = finer
+    return parts
 
 
 @triton.jit
@@ -302,16 +306,34 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_nonlinear_error(
-    diagonal, begin, beta, delta, v, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
+    matrix,
+    stride,
+    zeros,
+    begin,
+    beta_ptr,
+    delta_ptr,
+    v_ptr,
+    left,
+    i_v,
+    HV: tl.constexpr,
+    V: tl.constexpr,
+    BV: tl.constexpr,
 ):
-    """error of 16 rows, prediction = begin - diagonal @ error."""
-    BT: tl.constexpr = 16
-    t = tl.arange(0, BT)
-    error = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, BT):  # each sweep makes one more row exact
-        prediction = begin - tl.dot(diagonal, error, input_precision=PRECISION)
-        error = beta[:, None] * clip(prediction - v, delta[:, None])
-    return error
+    """error of 16 rows, prediction = begin - matrix @ error; `zeros` stands for lines past `left`."""
+    _rows, _done = rows_of(begin, BV), ()
+    _error = tl.zeros([16, BV], tl.float32)
+    for t in tl.static_range(16):
+        _line = tl.where(t < left, matrix + t * stride, zeros)
+        prediction = _rows[t]
+        for _s in tl.static_range(t):
+            prediction -= tl.load(_line + _s).to(tl.float32) * _done[_s]
+        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
+        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
+        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        error = beta * clip(prediction - v, delta)
+        _error = tl.where(tl.arange(0, 16)[:, None] == t, error[None, :], _error)
+        _done = _done + (error,)
+    return _error
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -411,18 +433,18 @@ def chunk_scan_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
             block = chunk_scan_nonlinear_error(
-                load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
-                block_rows(prediction, n, BT, BV),
-                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
-                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
-                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
-                    tl.float32
-                ),
+                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
+                HV * BT,
+                system_ptr + i_h * BT + token * HV * BT,
+                block_rows(prediction, n, BV),
+                beta_ptr + i_h + (token + n * 16) * HV,
+                delta_ptr + i_h + (token + n * 16) * HV,
+                v_ptr + i_h * V + (token + n * 16) * HV * V,
                 left - n * 16,
                 i_v,
+                HV,
                 V,
                 BV,
-                PRECISION,
             )
             prediction = tl.dot(
                 load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
@@ -461,28 +483,39 @@ def chunk_scan_nonlinear(
 
 @triton.jit
 def chunk_scan_reverse_nonlinear_d_prediction_via_error(
-    diagonal,
+    matrix,
+    stride,
+    zeros,
     begin,
-    beta,
-    delta,
-    prediction,
-    v,
+    beta_ptr,
+    delta_ptr,
+    prediction_ptr,
+    v_ptr,
     left,
     i_v,
+    HV: tl.constexpr,
     V: tl.constexpr,
     BV: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - diagonal @ d_prediction_via_error."""
-    BT: tl.constexpr = 16
-    t = tl.arange(0, BT)
-    d_prediction_via_error = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, BT):  # each sweep makes one more row exact
-        d_error_fed_back = begin - tl.dot(diagonal, d_prediction_via_error, input_precision=PRECISION)
-        d_prediction_via_error = (
-            beta[:, None] * d_error_fed_back * tl.where(tl.abs(prediction - v) <= delta[:, None], 1.0, 0.0)
+    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix @ d_prediction_via_error; `zeros` stands for lines past `left`."""
+    _rows = rows_of(begin, BV)
+    _d_prediction_via_error = tl.zeros([16, BV], tl.float32)
+    for t in tl.static_range(15, -1, -1):
+        _line = tl.where(t < left, matrix + t * stride, zeros)
+        d_error_fed_back = _rows[t]
+        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
+        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
+        prediction = load_row(prediction_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        d_prediction_via_error = beta * d_error_fed_back * tl.where(tl.abs(prediction - v) <= delta, 1.0, 0.0)
+        _above = ()
+        for _s in tl.static_range(t):
+            _above = _above + (_rows[_s] - tl.load(_line + _s).to(tl.float32) * d_prediction_via_error,)
+        _rows = _above
+        _d_prediction_via_error = tl.where(
+            tl.arange(0, 16)[:, None] == t, d_prediction_via_error[None, :], _d_prediction_via_error
         )
-    return d_prediction_via_error
+    return _d_prediction_via_error
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -590,23 +623,19 @@ def chunk_scan_reverse_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
             block = chunk_scan_reverse_nonlinear_d_prediction_via_error(
-                tl.trans(load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
-                    tl.float32
-                ),
-                block_rows(d_error_fed_back, n, BT, BV),
-                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
-                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
-                load_rows(
-                    prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
-                ).to(tl.float32),
-                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
-                    tl.float32
-                ),
+                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
+                HV * BT,
+                system_ptr + i_h * BT + token * HV * BT,
+                block_rows(d_error_fed_back, n, BV),
+                beta_ptr + i_h + (token + n * 16) * HV,
+                delta_ptr + i_h + (token + n * 16) * HV,
+                prediction_ptr + i_h * V + (token + n * 16) * HV * V,
+                v_ptr + i_h * V + (token + n * 16) * HV * V,
                 left - n * 16,
                 i_v,
+                HV,
                 V,
                 BV,
-                PRECISION,
             )
             d_error_fed_back = tl.dot(
                 tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),

@@ -64,13 +64,6 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
-def load_lower_diagonal(base, first, left, stride, n, C: tl.constexpr):
-    """The block on the diagonal where those rows and columns meet, [16, 16]."""
-    r, c = n * 16 + tl.arange(0, 16)[:, None], n * 16 + tl.arange(0, 16)[None, :]
-    return tl.load(base + first * stride + r * stride + c, mask=r < left, other=0.0)
-
-
-@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -91,10 +84,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -130,17 +123,28 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+def block_rows(x, n, COLS: tl.constexpr):
     """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
-    own = tl.arange(0, ROWS // 16) == n
-    return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
+    return tl.gather(x, tl.broadcast_to(n * 16 + tl.arange(0, 16)[:, None], [16, COLS]), 0)
 
 
 @triton.jit
-def block_numbers(x, n, ROWS: tl.constexpr):
-    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
-    own = tl.arange(0, ROWS // 16) == n
-    return tl.sum(tl.where(own[:, None], tl.reshape(x, [ROWS // 16, 16]), 0.0), 0)
+def block_numbers(x, n):
+    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
+    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
+    for _ in tl.static_range(4):
+        finer = ()
+        for i in tl.static_range(len(parts)):
+            upper, lower = tl.split(parts[i])
+            finer = finer + (upper, lower)
+        parts = finer
+    return parts
 
 
 @triton.jit

@@ -65,13 +65,6 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
-def load_lower_diagonal(base, first, left, stride, n, C: tl.constexpr):
-    """The block on the diagonal where those rows and columns meet, [16, 16]."""
-    r, c = n * 16 + tl.arange(0, 16)[:, None], n * 16 + tl.arange(0, 16)[None, :]
-    return tl.load(base + first * stride + r * stride + c, mask=r < left, other=0.0)
-
-
-@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -92,10 +85,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -131,17 +124,28 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def block_rows(x, n, ROWS: tl.constexpr, COLS: tl.constexpr):
+def block_rows(x, n, COLS: tl.constexpr):
     """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
-    own = tl.arange(0, ROWS // 16) == n
-    return tl.sum(tl.where(own[:, None, None], tl.reshape(x, [ROWS // 16, 16, COLS]), 0.0), 0)
+    return tl.gather(x, tl.broadcast_to(n * 16 + tl.arange(0, 16)[:, None], [16, COLS]), 0)
 
 
 @triton.jit
-def block_numbers(x, n, ROWS: tl.constexpr):
-    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
-    own = tl.arange(0, ROWS // 16) == n
-    return tl.sum(tl.where(own[:, None], tl.reshape(x, [ROWS // 16, 16]), 0.0), 0)
+def block_numbers(x, n):
+    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
+    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
+    for _ in tl.static_range(4):
+        finer = ()
+        for i in tl.static_range(len(parts)):
+            upper, lower = tl.split(parts[i])
+            finer = finer + (upper, lower)
+        parts = finer
+    return parts
 
 
 @triton.jit
@@ -292,20 +296,38 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_whole_error(
-    diagonal, begin, v, beta, delta, left, i_v, V: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr
+    matrix,
+    stride,
+    zeros,
+    begin,
+    v_ptr,
+    beta_ptr,
+    delta_ptr,
+    left,
+    i_v,
+    HV: tl.constexpr,
+    V: tl.constexpr,
+    BV: tl.constexpr,
 ):
-    """error of 16 rows, prediction = begin - diagonal @ error."""
-    BT: tl.constexpr = 16
-    t = tl.arange(0, BT)
-    error = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, BT):  # each sweep makes one more row exact
-        prediction = begin - tl.dot(diagonal, error, input_precision=PRECISION)
+    """error of 16 rows, prediction = begin - matrix @ error; `zeros` stands for lines past `left`."""
+    _rows, _done = rows_of(begin, BV), ()
+    _error = tl.zeros([16, BV], tl.float32)
+    for t in tl.static_range(16):
+        _line = tl.where(t < left, matrix + t * stride, zeros)
+        prediction = _rows[t]
+        for _s in tl.static_range(t):
+            prediction -= tl.load(_line + _s).to(tl.float32) * _done[_s]
+        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
+        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
         summands = whole_power(prediction - v, 2)
-        sum_1 = tl.sum(summands, 1)
-        sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
+        sum_1 = tl.sum(summands)
+        sum_1_valid = tl.where((t < left)[:, None], sum_1, float("1.0"))
         error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
-        error = error_factor[:, None] * (prediction - v)
-    return error
+        error = error_factor * (prediction - v)
+        _error = tl.where(tl.arange(0, 16)[:, None] == t, error[None, :], _error)
+        _done = _done + (error,)
+    return _error
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -403,18 +425,18 @@ def chunk_scan_whole(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
             block = chunk_scan_whole_error(
-                load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
-                block_rows(prediction, n, BT, BV),
-                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
-                    tl.float32
-                ),
-                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
-                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
+                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
+                HV * BT,
+                system_ptr + i_h * BT + token * HV * BT,
+                block_rows(prediction, n, BV),
+                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                beta_ptr + i_h + (token + n * 16) * HV,
+                delta_ptr + i_h + (token + n * 16) * HV,
                 left - n * 16,
                 i_v,
+                HV,
                 V,
                 BV,
-                PRECISION,
             )
             prediction = tl.dot(
                 load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
@@ -457,37 +479,52 @@ def chunk_scan_whole(
 
 @triton.jit
 def chunk_scan_reverse_whole_d_prediction(
-    diagonal,
+    matrix,
+    stride,
+    zeros,
     begin,
-    prediction,
-    v,
-    error_factor,
-    beta,
-    delta,
-    sum_1_valid,
+    prediction_ptr,
+    v_ptr,
+    _error_factor,
+    beta_ptr,
+    delta_ptr,
+    _sum_1_valid,
     left,
     i_v,
+    HV: tl.constexpr,
     V: tl.constexpr,
     BV: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """d_prediction of 16 rows, d_error_fed_back = begin - diagonal @ d_prediction."""
-    BT: tl.constexpr = 16
-    t = tl.arange(0, BT)
-    d_prediction = tl.zeros([BT, BV], tl.float32)
-    for _ in range(0, BT):  # each sweep makes one more row exact
-        d_error_fed_back = begin - tl.dot(diagonal, d_prediction, input_precision=PRECISION)
+    """d_prediction of 16 rows, d_error_fed_back = begin - matrix @ d_prediction; `zeros` stands for lines past `left`."""
+    _rows = rows_of(begin, BV)
+    _error_factor_rows = rows_of(_error_factor, 1)
+    _sum_1_valid_rows = rows_of(_sum_1_valid, 1)
+    _d_prediction = tl.zeros([16, BV], tl.float32)
+    for t in tl.static_range(15, -1, -1):
+        _line = tl.where(t < left, matrix + t * stride, zeros)
+        d_error_fed_back = _rows[t]
+        prediction = load_row(prediction_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        error_factor = _error_factor_rows[t]
+        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
+        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
+        sum_1_valid = _sum_1_valid_rows[t]
         d_error_factor_via_error = d_error_fed_back * (prediction - v)
-        d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error, 1)
-        d_prediction_via_error = d_error_fed_back * error_factor[:, None]
+        d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error)
+        d_prediction_via_error = d_error_fed_back * error_factor
         d_sum_1_valid_via_error_factor = (
             (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
         )
-        d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
-        d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
+        d_sum_1_via_sum_1_valid = tl.where((t < left)[:, None], d_sum_1_valid_via_error_factor, 0.0)
+        d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid, [BV])
         d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
         d_prediction = d_prediction_via_error + d_prediction_via_summands
-    return d_prediction
+        _above = ()
+        for _s in tl.static_range(t):
+            _above = _above + (_rows[_s] - tl.load(_line + _s).to(tl.float32) * d_prediction,)
+        _rows = _above
+        _d_prediction = tl.where(tl.arange(0, 16)[:, None] == t, d_prediction[None, :], _d_prediction)
+    return _d_prediction
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -600,25 +637,21 @@ def chunk_scan_reverse_whole(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
             block = chunk_scan_reverse_whole_d_prediction(
-                tl.trans(load_lower_diagonal(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
-                    tl.float32
-                ),
-                block_rows(d_error_fed_back, n, BT, BV),
-                load_rows(
-                    prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
-                ).to(tl.float32),
-                load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
-                    tl.float32
-                ),
-                block_numbers(error_factor, n, BT).to(tl.float32),
-                load_vector(beta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 0.5).to(tl.float32),
-                load_vector(delta_ptr + i_h, token + n * 16, left - n * 16, HV, 16, 1.0).to(tl.float32),
-                block_numbers(sum_1_valid, n, BT).to(tl.float32),
+                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
+                HV * BT,
+                system_ptr + i_h * BT + token * HV * BT,
+                block_rows(d_error_fed_back, n, BV),
+                prediction_ptr + i_h * V + (token + n * 16) * HV * V,
+                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                block_numbers(error_factor, n).to(tl.float32),
+                beta_ptr + i_h + (token + n * 16) * HV,
+                delta_ptr + i_h + (token + n * 16) * HV,
+                block_numbers(sum_1_valid, n).to(tl.float32),
                 left - n * 16,
                 i_v,
+                HV,
                 V,
                 BV,
-                PRECISION,
             )
             d_error_fed_back = tl.dot(
                 tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),

@@ -2,7 +2,7 @@
 
 Bytes are distinct ones: what a kernel touches twice counts once, the cache serves the rest. States handed in at a
 sequence's start and out at its end are a cost per sequence (or segment of one), not per token, and left out. FLOPs
-are those of the matrix products that are issued: padding, repetition by value block, sweeps of substitutions included.
+are those of the matrix products that are issued: padding and repetition by value block included.
 """
 
 from __future__ import annotations
@@ -10,10 +10,30 @@ from __future__ import annotations
 import math
 from typing import Optional
 
+from ttrc import symbolic
 from ttrc.ir.config import block, default_config
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
-from ttrc.ir.tile import HIDDEN, Compose, Contract, Decayed, Inverse, Statement, Substitute, Tile, row_axes
+from ttrc.ir.tile import (
+    HIDDEN,
+    Compose,
+    Contract,
+    Decayed,
+    Elementwise,
+    Inverse,
+    Largest,
+    Reduce,
+    Statement,
+    Substitute,
+    Tile,
+    operands,
+    row_axes,
+)
+
+# Instructions that wait for one another, as many as take the time of one in a chain of matrix products: 0.4 us, at
+# 4 cycles an instruction and 1.75 GHz.
+INSTRUCTIONS = 175
+REDUCTION = 60  # of a sum over the channels of a row: five shuffles, and a way through shared memory
 
 
 def budget(
@@ -56,12 +76,21 @@ def launch_budget(
     return cost.traffic(kernel), cost.steps(kernel)
 
 
-def serial_products(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
-    """Matrix products that follow one another in a step of a kernel that scans; 0 of others."""
+def serial_products(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> float:
+    """How many matrix products a step of a kernel that scans is long, one after the other; 0 of others.
+
+    What goes row by row counts as the products that take as long.
+    """
     return _Cost(plan, None, d_k, d_v, dtype_bytes, 4).products(kernel)
 
 
-def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, int, bool], ...]:
+def substituted_blocks(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
+    """How many blocks of rows a step walks in a substitution; 1 where it has none."""
+    solves = any(isinstance(s.op, Substitute) for s in kernel.statements)
+    return _Cost(plan, None, d_k, d_v, dtype_bytes, 4).step // 16 if solves else 1
+
+
+def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, float, bool], ...]:
     """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a step, whether over segments."""
     cost = _Cost(plan, None, width, width, 2, 4)
     rows = []
@@ -69,20 +98,36 @@ def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tup
         spent = cost.traffic(launch.kernel)
         products = cost.products(launch.kernel)
         moved = round(spent.read_bytes + spent.written_bytes)
-        rows.append((moved, round(spent.flops), products, launch.segments))
+        rows.append((moved, round(spent.flops), round(products, 1), launch.segments))
     return tuple(rows)
 
 
-def _products(statement: Statement, tokens: int) -> int:
-    """How many matrix products, one after the other, a statement takes."""
+def _products(statement: Statement, tokens: int) -> float:
+    """How many matrix products long a statement is, one after the other."""
     match statement.op:
         case Contract() | Compose():
             return 1
         case Decayed():  # one for each block of 16 tokens but the first
             return tokens // 16 - 1
-        case Substitute():  # sweeps, and the block taken off all rows
-            return tokens // 16 * (16 + 1)
+        case Substitute() as op:  # a product a block, which takes it off all rows, and a chain of instructions a row
+            return tokens // 16 + tokens * _row_length(op) / INSTRUCTIONS
     return 0
+
+
+def _row_length(op: Substitute) -> int:
+    """How many instructions wait for one another from one row of a substitution to the next."""
+    length = {op.unknown.name: 1}
+    for statement in op.body:
+        waited = {t.name: length[t.name] for t in operands(statement.op) if t.name in length}
+        match statement.op:
+            case Elementwise(expr):
+                own = symbolic.longest_chain(expr, waited)
+            case Reduce() | Largest():
+                own = max(waited.values()) + REDUCTION
+            case _:
+                own = max(waited.values()) + 1
+        length[statement.target.name] = own
+    return length[op.written.name]
 
 
 class _Cost:
@@ -109,8 +154,8 @@ class _Cost:
                 return 1.0
         return 0.0
 
-    def products(self, kernel: Kernel) -> int:
-        """Matrix products that follow one another in a scan's step."""
+    def products(self, kernel: Kernel) -> float:
+        """How many matrix products long a scan's step is."""
         scans = kernel.skeleton is Skeleton.SCAN
         return sum(_products(s, self.step) for s in kernel.statements) if scans else 0
 
@@ -157,8 +202,8 @@ class _Cost:
                     size *= blocks[a]
                 repeated = kernel.skeleton is Skeleton.SCAN and "v" not in (axis, *statement.target.axes)
                 return size * (panels if repeated else 1) / tokens
-            case Substitute():  # 16 sweeps in each block of 16 rows, and the block taken off all rows
-                return 2.0 * blocks["v"] * (tokens // 16) * (16 * 16 * 16 + 16 * tokens) / tokens
+            case Substitute():  # a block of 16 rows taken off all rows; within blocks there are no products
+                return 2.0 * blocks["v"] * tokens
             case Decayed():
                 return 2.0 * tokens * (tokens // 16 - 1) * blocks["k"]
             case Compose():

@@ -27,7 +27,7 @@ from ttrc.symbolic.algebra import (
     symbol,
     tidy,
 )
-from ttrc.symbolic.code import Dialect, render
+from ttrc.symbolic.code import Dialect, longest_chain, render
 from ttrc.symbolic.equations import (
     clipped,
     clipped_at,
@@ -74,6 +74,7 @@ __all__ = [
     "is_zero_at",
     "larger",
     "log_of",
+    "longest_chain",
     "mathml",
     "names",
     "number",

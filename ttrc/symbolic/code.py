@@ -104,3 +104,27 @@ def _is_closed(text: str) -> bool:
         if depth == 0 and character == " ":
             return False
     return False
+
+
+SIMPLE = {"clip": 2, "huber": 5, "choose": 2, "smaller": 1, "larger": 1, "magnitude": 1, "step_sign": 3, "coarse": 3}
+SPECIAL = 10  # an exponential, a root or a quotient: a unit of its own, and what is done about its argument
+
+
+def longest_chain(expr: Expr, begins: dict[str, int]) -> int:
+    """How many instructions wait for one another until expr is there.
+
+    `begins` says of the symbols that are waited for how many it took until they were; all else is there already.
+    """
+    if expr.is_Symbol:
+        return begins.get(expr.name, 0)
+    if not begins.keys() & {s.name for s in expr.free_symbols}:
+        return 0
+    return max(longest_chain(a, begins) for a in expr.args) + _own_length(expr)
+
+
+def _own_length(expr: Expr) -> int:
+    if expr.is_Add or expr.is_Mul:  # from left to right; a sign is part of what takes it
+        return len(expr.args) - 1 - (expr.is_Mul and expr.as_coeff_Mul()[0] == -1)
+    if expr.is_Pow and expr.exp.is_Integer and expr.exp > 0:
+        return int(expr.exp) - 1
+    return SIMPLE.get(type(expr).__name__, SPECIAL)

@@ -77,9 +77,10 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
     found = SASS_USAGE.search(usage)
     if found is None:
         raise TtrcError(f"cuobjdump told no registers: {usage.strip() or 'no output'}")
-    lines = [(int(at, 16), name, int(to or "0", 16)) for at, name, to in SASS_LINE.findall(sass) if name != "NOP"]
-    loops = [(to, at) for at, name, to in lines if name == "BRA" and 0 < to < at]
-    looped = Counter(name for at, name, _ in lines if any(first <= at <= last for first, last in loops))
+    found = SASS_LINE.findall(sass)
+    lines = [(int(at, 16), name, int(to, 16) if to else None) for at, name, to in found if name != "NOP"]
+    depths = _depths(lines)
+    looped = Counter(name for (_, name, _), depth in zip(lines, depths) if depth)
     operations = Counter(name for _, name, _ in lines)
     return Resources(
         registers=int(found[1]),
@@ -91,7 +92,14 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
         instructions=operations.total(),
         looped=looped.total(),
         looped_spills=looped["LDL"] + looped["STL"],
+        inner=sum(depth > 1 for depth in depths),
     )
+
+
+def _depths(lines: list[tuple[int, str, int | None]]) -> list[int]:
+    """In how many loops, one within the other, each line stands. A loop is what a branch jumps back over."""
+    loops = [(to, at) for at, name, to in lines if name == "BRA" and to is not None and to < at]
+    return [sum(first <= at <= last for first, last in loops) for at, _, _ in lines]
 
 
 def amd_resources(assembly: str, shared: int) -> Resources:

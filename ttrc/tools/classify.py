@@ -221,7 +221,7 @@ def _forms(module: Module) -> tuple[Finding, ...]:
             why = (
                 "the state enters a chunk through its predictions alone, and these solve p = b - A e(p), b from the "
                 "state at its start; A is strictly lower, so that each row needs the errors of earlier rows alone: "
-                "blocks of 16 rows, 16 sweeps make each of them exact, and products do the rest"
+                "row after row in blocks of 16, a thread its own value channels, and products do the rest"
             )
         case _:
             why = (

@@ -20,6 +20,7 @@ from ttrc.errors import TtrcError, plain
 from ttrc.ir.config import WIDEST, plain_name
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
+from ttrc.passes.budget import INSTRUCTIONS
 from ttrc.runtime.workload import Workload, programs, segment_count
 from ttrc.tools.compile import Row
 from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, chip, occupancy, parts
@@ -48,7 +49,8 @@ CAPTION = f"""Nothing was timed. Rates are data sheets', of which an H100 reache
 and {REACHED_MATMUL:.0%} (bf16 products).
 waves: programs over what the chip holds at a time. serial: steps x us/step x waves, rounded up; a step is taken
 at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or where that is more at what its products or instructions take,
-or at {1e6 * PRODUCT_SECONDS:g} us for each of the products that wait for one another.
+or at {1e6 * PRODUCT_SECONDS:g} us for each of the products that wait for one another, and {INSTRUCTIONS} instructions
+that do count as one.
 ms: each kernel at the wall that binds it, launches left out. least: the least possible traffic.
 L2: all that the kernel touches fits in that cache."""
 
@@ -185,7 +187,8 @@ def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shap
     if steps:
         products = share.traffic.flops * shape.tokens / (grid * steps)
         at_once = -(-grid // part.multiprocessors) / waves  # programs a wave where a multiprocessor has the most to do
-        step = max(_least_step(share), at_once * max(_product_seconds(products, part), _issue_seconds(row, part)))
+        busy = max(_product_seconds(products, part), _issue_seconds(row, part, share.blocks))
+        step = max(_least_step(share), at_once * busy)
     walls = kernel_walls(share, shape, roof, step, waves)
     touched = walls.memory * 1e-3 * roof.bandwidth
     return Kernel(row.kernel, grid, blocks, grid / slots, steps, 1e6 * step, walls, touched <= part.l2_bytes)
@@ -201,9 +204,13 @@ def _product_seconds(flops: float, part: Part) -> float:
     return flops * part.multiprocessors / part.matmul
 
 
-def _issue_seconds(row: Row, part: Part) -> float:
-    """A program's text once, an instruction a cycle and scheduler: most of a kernel that walks is its loop."""
-    return row.result.instructions * row.config.warps / (chip(row.target).schedulers * part.clock)
+def _issue_seconds(row: Row, part: Part, blocks: int) -> float:
+    """A program's text once, an instruction a cycle and scheduler: most of a kernel that walks is its loop.
+
+    What loops over the blocks of a step in there runs once a block.
+    """
+    issued = row.result.instructions + (blocks - 1) * row.result.inner
+    return issued * row.config.warps / (chip(row.target).schedulers * part.clock)
 
 
 def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Workload) -> Table:

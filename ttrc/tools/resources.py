@@ -12,7 +12,8 @@ from ttrc.errors import TtrcError
 class Resources:
     """Of one compiled kernel. Registers are per thread; spills are instructions in the binary, not executions.
 
-    `looped` instructions, and spills, stand inside of a loop (NVIDIA's binaries alone are read for that).
+    `looped` instructions, and spills, stand inside of a loop, `inner` ones inside of two (NVIDIA's binaries alone are
+    read for that).
     """
 
     registers: int
@@ -24,6 +25,7 @@ class Resources:
     instructions: int
     looped: int = 0
     looped_spills: int = 0
+    inner: int = 0
 
     @property
     def spills(self) -> int:

@@ -14,7 +14,7 @@ from typing import Optional
 
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
-from ttrc.passes.budget import launch_budget, least_bytes, serial_products
+from ttrc.passes.budget import launch_budget, least_bytes, serial_products, substituted_blocks
 from ttrc.runtime.workload import Workload
 from ttrc.tools.timing import Roof
 
@@ -50,8 +50,8 @@ class PlanWalls(Walls):
 
 @dataclass(frozen=True)
 class Share:
-    """A launch's part of its pass's budget: traffic per token and head, steps one after another per token, and the
-    matrix products one after another in each.
+    """A launch's part of its pass's budget: traffic per token and head, steps one after another per token, and how many
+    matrix products long each is, with loops over so many blocks in it.
 
     `segments` is how many pieces of each sequence the launch runs side by side, or joins one after another.
     """
@@ -59,7 +59,8 @@ class Share:
     launch: Launch
     traffic: Traffic
     steps_per_token: float
-    products: int
+    products: float
+    blocks: int
     segments: int
     chunk: int  # tokens
 
@@ -92,10 +93,11 @@ def shares(
     sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
     chunk = plan.tokens(**sizes)
     return [
-        Share(launch, traffic, steps / segments if launch.segments else steps, products, segments, chunk)
+        Share(launch, traffic, steps / segments if launch.segments else steps, products, blocks, segments, chunk)
         for launch in getattr(chosen, which)
         for traffic, steps in [launch_budget(plan, launch.kernel, **sizes)]
         for products in [serial_products(plan, launch.kernel, **sizes)]
+        for blocks in [substituted_blocks(plan, launch.kernel, **sizes)]
     ]
 
 

@@ -102,9 +102,11 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     raise AssertionError(kernel.skeleton)
 
 
-def functions(kernel: Kernel) -> list[str]:
+def functions(kernel: Kernel, domains: dict[str, Domain]) -> list[str]:
     """The functions that a kernel calls, one for each substitution."""
-    return [substitution.function(kernel.name, s.op) for s in kernel.statements if isinstance(s.op, Substitute)]
+    stored = {b.tile: b for b in kernel.loads}
+    solved = [s.op for s in kernel.statements if isinstance(s.op, Substitute)]
+    return [substitution.function(kernel.name, op, stored, domains) for op in solved]
 
 
 def pointers(kernel: Kernel):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ttrc.ir.plan import Buffer, Space
 from ttrc.ir.tile import HIDDEN, Tile, row_axes
 from ttrc.language.spec import Domain
@@ -23,56 +21,71 @@ INTERIOR = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Which tokens a tile holds: the first, how many there are from there on, and how many rows are taken."""
-
-    first: str
-    left: str
-    count: str
-
-
-CHUNK = Rows("token", "left", "BT")
-BLOCK_OF_CHUNK = Rows("token + n * 16", "left - n * 16", "16")  # block n of a chunk
-
-
 class ChunkMemory:
     """Rows of one chunk: `token` is its first token, `left` how many there are, `i_chunk` its number."""
 
-    def __init__(self, domains: dict[str, Domain], value_block: str, rows: Rows = CHUNK):
+    def __init__(self, domains: dict[str, Domain], value_block: str):
         """`value_block` says which block of value channels a [.., v] tile holds: i_v."""
-        self.domains, self.value_block, self.rows = domains, value_block, rows
+        self.domains, self.value_block = domains, value_block
 
     def load(self, buffer: Buffer) -> str:
         base, row = _base(buffer, self._where(buffer))
-        first, left, count = self.rows.first, self.rows.left, self.rows.count
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
                 return load_state(base, buffer.tile, self.value_block)
             case Space.HEAD, (_, axis):
                 window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
                 row = f"load_gate_row({_of_head(buffer)}, {window}, {self._other(buffer)})"
-                return f"tl.broadcast_to({row}[None, :], [{count}, {BLOCK[axis]}])"
+                return f"tl.broadcast_to({row}[None, :], [BT, {BLOCK[axis]}])"
             case Space.HEAD, _:
-                return f"tl.full([{count}], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
+                return f"tl.full([BT], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
             case Space.NUMBER, _:
                 return f"tl.load({base})"
             case _, ("t",) | ("s",):
-                return f"load_vector({base}, {first}, {left}, {row}, {count}, {self._other(buffer)})"
+                return f"load_vector({base}, token, left, {row}, BT, {self._other(buffer)})"
             case _, ("t", "s"):
                 return f"load_lower({base}, token, left, {row}, BT)"
             case _, ("t", axis):
                 width, block, column = WIDTH[axis], BLOCK[axis], self._column(axis)
-                window = f"{first}, {left}, {row}, {width}, {count}, {block}, {column}"
+                window = f"token, left, {row}, {width}, BT, {block}, {column}"
                 if buffer.single:
                     return f"load_gate({base}, {window}, {self._other(buffer)})"
                 return f"load_rows({base}, {window})"
         raise AssertionError(buffer)
 
     def lower(self, buffer: Buffer, part: str) -> str:
-        """Of a causal tile "rows" or "columns" of block n, the other axis whole, or the "diagonal" block."""
+        """Of a causal tile "rows" or "columns" of block n, the other axis whole."""
         base, row = _base(buffer, self._where(buffer))
         return f"load_lower_{part}({base}, token, left, {row}, n, BT)"
+
+    def first_row(self, buffer: Buffer) -> tuple[str, str]:
+        """Where the chunk's rows begin, and the distance from one to the next."""
+        base, row = _base(buffer, self._where(buffer))
+        return f"{base} + token * {row}", row
+
+    def block(self, buffer: Buffer) -> str:
+        """Where the rows of block n of the chunk begin."""
+        base, row = _base(buffer, self._where(buffer))
+        return base if buffer.space is Space.HEAD else f"{base} + (token + n * 16) * {row}"
+
+    def row(self, buffer: Buffer) -> str:
+        """Row t of those that begin at the pointer, of which there are `left`."""
+        pointer = f"{buffer.name}_ptr"
+        _, row = _base(buffer, self._where(buffer))
+        match buffer.space, buffer.tile.axes:
+            case Space.HEAD, (_, axis):
+                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
+                return f"load_gate_row({pointer}, {window}, {self._other(buffer)})"
+            case Space.HEAD, _:
+                return f"tl.load({pointer}).to(tl.float32)"
+            case _, ("t",):
+                return f"tl.load({pointer} + t * {row}, mask=t < left, other={self._other(buffer)}).to(tl.float32)"
+            case _, ("t", axis):
+                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
+                if buffer.single:
+                    return f"load_gate_row({pointer} + t * {row}, {window}, {self._other(buffer)}, t < left)"
+                return f"load_row({pointer} + t * {row}, {window}, t < left)"
+        raise AssertionError(buffer)
 
     def store(self, buffer: Buffer, name: str) -> str:
         base, row = _base(buffer, self._where(buffer))
