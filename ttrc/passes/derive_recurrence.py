@@ -26,14 +26,6 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
         raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; kinds "linear" and "mlp" have one')
     network = spec.memory if isinstance(spec.memory, MLPMemory) else None
-    if network is not None and spec.retention.link is not None:
-        raise SpecError(
-            "links of a deep memory's weights have no derivation yet",
-            path=spec.source.path,
-            line=spec.retention.link.line,
-            key="retention.link",
-            expected='[retention] without a link, or [memory] kind = "linear"',
-        )
     gates = (*spec.inputs, *spec.parameters)
     for gate in gates:
         if gate.per.value and gate.name not in layer_norm(network):
