@@ -134,7 +134,7 @@ EXPECTED = {
     "ttt_linear": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "ttt_mlp": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "titans": affine(lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 64, lambda x: -x["theta"] / 64 * x["v"], False),
-    "memora": affine(lambda x: exp(x["g"]), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
+    "memora": affine(lambda x: exp(x["g"] / 16), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
     "moneta": nonlinear(
         lambda x: exp(x["g"] / 16),
         lambda x: 3 / 128 * x["theta"] * residual(x) * torch.sqrt(residual(x).square() + 1e-6),

@@ -634,7 +634,7 @@ SHIPPED_DEEP = {
     "ttt_mlp": lambda x: {"beta": x["eta"] / 16, "g": 0 * x["eta"]},
     "titans": lambda x: {"beta": x["theta"] / 64, "g": x["g"] / 64, "m": x["m"].exp()},
     "yaad": lambda x: {"beta": x["eta"] / 16, "g": x["g"] / 16},
-    "memora": lambda x: {"beta": x["theta"], "g": x["g"]},
+    "memora": lambda x: {"beta": x["theta"], "g": x["g"] / 16},
     "moneta": lambda x: {"beta": x["theta"] / 128, "g": x["g"] / 16},
 }
 
