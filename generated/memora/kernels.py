@@ -330,8 +330,7 @@ def deep_scan_whole(
             since_2 = tl.exp(gap_masked_2)
             attention = overlap_q * since_2
         # link, line 39
-        state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-        state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
+        state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
         peak = tl.max(state_among, 0)
         shifted = -peak[None, :] + state_among
         powers = tl.exp(shifted)
@@ -346,8 +345,8 @@ def deep_scan_whole(
         )
         hidden = gate * layer1
         # link, line 39
-        state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-        state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside_2, float("-inf"))
+        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+        state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
         peak_2 = tl.max(state_among_2, 0)
         shifted_2 = -peak_2[None, :] + state_among_2
         powers_2 = tl.exp(shifted_2)
@@ -517,8 +516,8 @@ def deep_scan_reverse_whole(
         # adjoint of layer2_carried
         d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
         # link, line 39
-        state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-        state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside_2, float("-inf"))
+        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+        state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
         peak_2 = tl.max(state_among_2, 0)
         shifted_2 = -peak_2[None, :] + state_among_2
         powers_2 = tl.exp(shifted_2)
@@ -527,8 +526,7 @@ def deep_scan_reverse_whole(
         W_2 = 4.0 * W_factor_2[None, :] * powers_2
         W_inside_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, W_2, 0.0)
         W_inside_3 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W_inside_2, 0.0)
-        state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-        state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
+        state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
         peak = tl.max(state_among, 0)
         shifted = -peak[None, :] + state_among
         powers = tl.exp(shifted)
@@ -864,13 +862,9 @@ def deep_scan_reverse_whole(
             4.0 * W_factor[None, :] * d_W_factor_via_W_shared + d_sum_S_via_W_factor[None, :] * powers
         )
         # adjoint of state_among
-        d_state_inside_via_state_among = tl.where(tl.arange(0, BK)[:, None] < K, d_shifted_via_powers, 0.0)
-        # adjoint of state_inside
-        d_W1_via_state_inside = tl.where(
-            tl.arange(0, BH)[None, :] < HIDDEN, d_state_inside_via_state_among, 0.0
-        )
+        d_W1_via_state_among = tl.where(tl.arange(0, BK)[:, None] < K, d_shifted_via_powers, 0.0)
         # gradient
-        d_W1 = d_W1_via_kept + d_W1_via_state_inside
+        d_W1 = d_W1_via_kept + d_W1_via_state_among
         # adjoint of kept_2
         d_W2_via_kept_2 = d_W2_next * kept_factor
         # adjoint of W_inside_3
@@ -900,15 +894,15 @@ def deep_scan_reverse_whole(
             + d_sum_S_2_via_W_factor_2[None, :] * powers_2
         )
         # adjoint of state_among_2
-        d_state_inside_2_via_state_among_2 = tl.where(
+        d_state_inside_via_state_among_2 = tl.where(
             tl.arange(0, BH)[:, None] < HIDDEN, d_shifted_2_via_powers_2, 0.0
         )
-        # adjoint of state_inside_2
-        d_W2_via_state_inside_2 = tl.where(
-            i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside_2_via_state_among_2, 0.0
+        # adjoint of state_inside
+        d_W2_via_state_inside = tl.where(
+            i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside_via_state_among_2, 0.0
         )
         # gradient
-        d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside_2
+        d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside
         d_W1_next, d_W2_next = d_W1, d_W2
     if LEAVE:
         store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
@@ -1019,8 +1013,8 @@ def deep_token_scan_whole(
         g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
         theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
         # link, line 39
-        state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-        state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside_2, float("-inf"))
+        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+        state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
         peak_2 = tl.max(state_among_2, 0)
         shifted_2 = -peak_2[None, :] + state_among_2
         powers_2 = tl.exp(shifted_2)
@@ -1035,8 +1029,7 @@ def deep_token_scan_whole(
         decay = tl.exp(0.0625 * g)
         W_inside_3_start_2_kept = W_inside_3_start_2 * decay
         # link, line 39
-        state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-        state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
+        state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
         peak = tl.max(state_among, 0)
         shifted = -peak[None, :] + state_among
         powers = tl.exp(shifted)
@@ -1241,8 +1234,7 @@ def deep_token_scan_reverse_whole(
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             # link, line 39
-            state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-            state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
+            state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
             powers = tl.exp(shifted)
@@ -1256,8 +1248,8 @@ def deep_token_scan_reverse_whole(
             decay = tl.exp(0.0625 * g)
             W_inside_start_2_kept = W_inside_start_2 * decay
             # link, line 39
-            state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-            state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside_2, float("-inf"))
+            state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+            state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
             peak_2 = tl.max(state_among_2, 0)
             shifted_2 = -peak_2[None, :] + state_among_2
             powers_2 = tl.exp(shifted_2)
@@ -1341,8 +1333,7 @@ def deep_token_scan_reverse_whole(
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # link, line 39
-            state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-            state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
+            state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
             powers = tl.exp(shifted)
@@ -1356,8 +1347,8 @@ def deep_token_scan_reverse_whole(
             decay = tl.exp(0.0625 * g)
             W_inside_start_2_kept = W_inside_start_2 * decay
             # link, line 39
-            state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-            state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside_2, float("-inf"))
+            state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+            state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
             peak_2 = tl.max(state_among_2, 0)
             shifted_2 = -peak_2[None, :] + state_among_2
             powers_2 = tl.exp(shifted_2)
@@ -1645,15 +1636,9 @@ def deep_token_scan_reverse_whole(
                 4.0 * W_factor[None, :] * d_W_factor_via_W_shared + d_sum_S_via_W_factor[None, :] * powers
             )
             # adjoint of state_among
-            d_state_inside_via_state_among = tl.where(
-                tl.arange(0, BK)[:, None] < K, d_shifted_via_powers, 0.0
-            )
-            # adjoint of state_inside
-            d_W1_via_state_inside = tl.where(
-                tl.arange(0, BH)[None, :] < HIDDEN, d_state_inside_via_state_among, 0.0
-            )
+            d_W1_via_state_among = tl.where(tl.arange(0, BK)[:, None] < K, d_shifted_via_powers, 0.0)
             # gradient
-            d_W1 = d_W1_via_W1_kept + d_W1_via_state_inside
+            d_W1 = d_W1_via_W1_kept + d_W1_via_state_among
             # adjoint of W2_kept
             d_W2_via_W2_kept = d_W2_next * decay
             # adjoint of d_hidden_via_layer2_terms
@@ -1698,15 +1683,15 @@ def deep_token_scan_reverse_whole(
                 + d_sum_S_2_via_W_factor_2[None, :] * powers_2
             )
             # adjoint of state_among_2
-            d_state_inside_2_via_state_among_2 = tl.where(
+            d_state_inside_via_state_among_2 = tl.where(
                 tl.arange(0, BH)[:, None] < HIDDEN, d_shifted_2_via_powers_2, 0.0
             )
-            # adjoint of state_inside_2
-            d_W2_via_state_inside_2 = tl.where(
-                i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside_2_via_state_among_2, 0.0
+            # adjoint of state_inside
+            d_W2_via_state_inside = tl.where(
+                i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside_via_state_among_2, 0.0
             )
             # gradient
-            d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside_2
+            d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside
             # adjoint of W_inside_3_start_2
             d_W2_moving_via_W_inside_3_start_2_factor = tl.where(1.0 <= begins, 0.0, 1.0)
             # adjoint of W_inside_start

@@ -112,8 +112,7 @@ def chunk_step(q, k, v, g, theta, scale, W1, W2):
     # read-out
     query = q * scale
     # link, line 39
-    state_inside = W1
-    state_among = state_inside
+    state_among = W1
     peak = state_among.amax(-2)
     shifted = -peak[..., None, :] + state_among
     powers = torch.exp(shifted)
@@ -121,8 +120,8 @@ def chunk_step(q, k, v, g, theta, scale, W1, W2):
     W_factor = 1.0 / sum_S
     W = 4.0 * W_factor[..., None, :] * powers
     W_inside = W
-    state_inside_2 = W2
-    state_among_2 = state_inside_2
+    state_inside = W2
+    state_among_2 = state_inside
     peak_2 = state_among_2.amax(-2)
     shifted_2 = -peak_2[..., None, :] + state_among_2
     powers_2 = torch.exp(shifted_2)
@@ -220,8 +219,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     # read-out
     query = q * scale
     # link, line 39
-    state_inside = W1
-    state_among = state_inside
+    state_among = W1
     peak = state_among.amax(-2)
     shifted = -peak[..., None, :] + state_among
     powers = torch.exp(shifted)
@@ -229,8 +227,8 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     W_factor = 1.0 / sum_S
     W = 4.0 * W_factor[..., None, :] * powers
     W_inside = W
-    state_inside_2 = W2
-    state_among_2 = state_inside_2
+    state_inside = W2
+    state_among_2 = state_inside
     peak_2 = state_among_2.amax(-2)
     shifted_2 = -peak_2[..., None, :] + state_among_2
     powers_2 = torch.exp(shifted_2)
@@ -509,9 +507,9 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_powers_2 = d_powers_2_via_W_2 + d_powers_2_via_sum_S_2
     d_shifted_2_via_powers_2 = d_powers_2 * powers_2
     # adjoint of state_among_2
-    d_state_inside_2_via_state_among_2 = d_shifted_2_via_powers_2
-    # adjoint of state_inside_2
-    d_W2_via_state_inside_2 = d_state_inside_2_via_state_among_2
+    d_state_inside_via_state_among_2 = d_shifted_2_via_powers_2
+    # adjoint of state_inside
+    d_W2_via_state_inside = d_state_inside_via_state_among_2
     # adjoint of W_inside
     d_W_inside = query.mT @ d_layer1_inherited_via_layer1_carried
     d_W_inside_2 = d_W_inside + k.mT @ d_layer1_2
@@ -530,9 +528,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_powers = d_powers_via_W + d_powers_via_sum_S
     d_shifted_via_powers = d_powers * powers
     # adjoint of state_among
-    d_state_inside_via_state_among = d_shifted_via_powers
-    # adjoint of state_inside
-    d_W1_via_state_inside = d_state_inside_via_state_among
+    d_W1_via_state_among = d_shifted_via_powers
     # adjoint of query
     d_query = d_o + d_layer1_inherited_via_layer1_carried @ W_inside.mT
     d_query_2 = d_query + d_overlap_q_via_attention @ k
@@ -541,8 +537,8 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_k = d_k_s + d_predicted_via_u
     d_k_2 = d_k + written @ d_W1_next.mT
     d_k_3 = d_k_2 + d_layer1_2 @ W_inside.mT
-    d_W1 = d_W1_via_kept + d_W1_via_state_inside
-    d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside_2
+    d_W1 = d_W1_via_kept + d_W1_via_state_among
+    d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside
     return d_q_via_query, d_k_3, d_v_via_u, d_g_via_log_decay, d_theta_via_u_2, d_W1, d_W2
 
 
@@ -556,8 +552,7 @@ def recurrent_step(q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_ancho
     W1_kept = W1 * decay[..., None, None]
     W2_kept = W2 * decay[..., None, None]
     # link, line 39
-    state_inside = W1
-    state_among = state_inside
+    state_among = W1
     peak = state_among.amax(-2)
     shifted = -peak[..., None, :] + state_among
     powers = torch.exp(shifted)
@@ -565,8 +560,8 @@ def recurrent_step(q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_ancho
     W_factor = 1.0 / sum_S
     W = 4.0 * W_factor[..., None, :] * powers
     W_inside = W
-    state_inside_2 = W2
-    state_among_2 = state_inside_2
+    state_inside = W2
+    state_among_2 = state_inside
     peak_2 = state_among_2.amax(-2)
     shifted_2 = -peak_2[..., None, :] + state_among_2
     powers_2 = torch.exp(shifted_2)
@@ -661,8 +656,7 @@ def recurrent_step_backward(
     # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
     decay = torch.exp(0.0625 * g)
     # link, line 39
-    state_inside = W1
-    state_among = state_inside
+    state_among = W1
     peak = state_among.amax(-2)
     shifted = -peak[..., None, :] + state_among
     powers = torch.exp(shifted)
@@ -670,8 +664,8 @@ def recurrent_step_backward(
     W_factor = 1.0 / sum_S
     W = 4.0 * W_factor[..., None, :] * powers
     W_inside = W
-    state_inside_2 = W2
-    state_among_2 = state_inside_2
+    state_inside = W2
+    state_among_2 = state_inside
     peak_2 = state_among_2.amax(-2)
     shifted_2 = -peak_2[..., None, :] + state_among_2
     powers_2 = torch.exp(shifted_2)
@@ -950,9 +944,9 @@ def recurrent_step_backward(
     d_powers_2 = d_powers_2_via_W_2 + d_powers_2_via_sum_S_2
     d_shifted_2_via_powers_2 = d_powers_2 * powers_2
     # adjoint of state_among_2
-    d_state_inside_2_via_state_among_2 = d_shifted_2_via_powers_2
-    # adjoint of state_inside_2
-    d_W2_via_state_inside_2 = d_state_inside_2_via_state_among_2
+    d_state_inside_via_state_among_2 = d_shifted_2_via_powers_2
+    # adjoint of state_inside
+    d_W2_via_state_inside = d_state_inside_via_state_among_2
     # adjoint of W_inside
     d_W_inside = d_W_inside_via_W_inside_start + d_W_inside_via_W_inside_start_2
     d_W_via_W_inside = d_W_inside
@@ -970,9 +964,7 @@ def recurrent_step_backward(
     d_powers = d_powers_via_W + d_powers_via_sum_S
     d_shifted_via_powers = d_powers * powers
     # adjoint of state_among
-    d_state_inside_via_state_among = d_shifted_via_powers
-    # adjoint of state_inside
-    d_W1_via_state_inside = d_state_inside_via_state_among
+    d_W1_via_state_among = d_shifted_via_powers
     # adjoint of W2_kept
     d_W2_via_W2_kept = d_W2_next * decay[..., None, None]
     d_decay_via_W2_kept = W2 * d_W2_next
@@ -994,8 +986,8 @@ def recurrent_step_backward(
     d_q_via_query = d_query * scale
     # gradient
     d_k = d_k_via_W1_moving_next_2 + d_k_via_W1_next_2 + d_k_via_layer1_terms_2 + d_predicted_via_u
-    d_W1 = d_W1_via_W1_kept + d_W1_via_state_inside
-    d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside_2
+    d_W1 = d_W1_via_W1_kept + d_W1_via_state_among
+    d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside
     return (
         d_q_via_query,
         d_k,

@@ -330,11 +330,10 @@ def deep_scan_whole(
             since_2 = tl.exp(gap_masked_2)
             attention = overlap_q * since_2
         # link, line 38
-        state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-        powers = state_inside * state_inside * state_inside * state_inside
+        powers = W1 * W1 * W1 * W1
         sum_S = tl.sum(powers)
         W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-        W = W_factor * state_inside
+        W = W1 * W_factor
         # prediction
         layer1 = tl.dot(k, W.to(dtype), input_precision=PRECISION)
         gate = tl.sigmoid(
@@ -342,11 +341,11 @@ def deep_scan_whole(
         )
         hidden = gate * layer1
         # link, line 38
-        state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-        powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+        powers_2 = state_inside * state_inside * state_inside * state_inside
         sum_S_2 = tl.sum(powers_2)
         W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-        W_2 = W_factor_2 * state_inside_2
+        W_2 = W_factor_2 * state_inside
         # prediction
         layer2 = tl.dot(hidden.to(dtype), W_2.to(dtype), k.to(tl.float32), input_precision=PRECISION)
         # loss, line 34: sum((square(p - v) + 0.000001)**1.5)
@@ -514,16 +513,15 @@ def deep_scan_reverse_whole(
         # adjoint of layer2_carried
         d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
         # link, line 38
-        state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-        powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+        powers_2 = state_inside * state_inside * state_inside * state_inside
         sum_S_2 = tl.sum(powers_2)
         W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-        W_2 = W_factor_2 * state_inside_2
-        state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-        powers = state_inside * state_inside * state_inside * state_inside
+        W_2 = W_factor_2 * state_inside
+        powers = W1 * W1 * W1 * W1
         sum_S = tl.sum(powers)
         W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-        W = W_factor * state_inside
+        W = W1 * W_factor
         # prediction
         layer1 = tl.dot(k, W.to(dtype), input_precision=PRECISION)
         gate = tl.sigmoid(
@@ -855,8 +853,6 @@ def deep_scan_reverse_whole(
             )
             d_theta_via_error_2 = tl.sum(d_theta_via_error, 1)
             store_vector(d_theta_ptr + i_h, d_theta_via_error_2, token, left, HV, BT)
-        # adjoint of kept
-        d_W1_via_kept = d_W1_next * kept_factor
         # adjoint of W
         d_W = tl.dot(
             tl.trans(query).to(dtype),
@@ -864,8 +860,11 @@ def deep_scan_reverse_whole(
             input_precision=PRECISION,
         )
         d_W_3 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W, input_precision=PRECISION)
-        d_state_inside_via_W = W_factor * d_W_3
-        d_W_factor_via_W = d_W_3 * state_inside
+        d_W1_via_W = W_factor * d_W_3
+        # adjoint of kept
+        d_W1_via_kept = d_W1_next * kept_factor
+        # adjoint of W
+        d_W_factor_via_W = W1 * d_W_3
         d_W_factor_via_W_2 = tl.sum(d_W_factor_via_W)
         # adjoint of W_factor
         d_sum_S_via_W_factor = (
@@ -877,12 +876,9 @@ def deep_scan_reverse_whole(
         # adjoint of sum_S
         d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BH])
         # adjoint of powers
-        d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
-        # adjoint of state_inside
-        d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
-        d_W1_via_state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, d_state_inside, 0.0)
+        d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
         # gradient
-        d_W1 = d_W1_via_kept + d_W1_via_state_inside
+        d_W1 = d_W1_via_W + d_W1_via_kept + d_W1_via_powers
         # adjoint of kept_2
         d_W2_via_kept_2 = d_W2_next * kept_factor
         # adjoint of W_2
@@ -895,8 +891,8 @@ def deep_scan_reverse_whole(
         d_W_2_3 = tl.dot(
             tl.trans(hidden).to(dtype), d_predicted_via_error.to(dtype), d_W_2_2, input_precision=PRECISION
         )
-        d_state_inside_2_via_W_2 = W_factor_2 * d_W_2_3
-        d_W_factor_2_via_W_2 = d_W_2_3 * state_inside_2
+        d_state_inside_via_W_2 = W_factor_2 * d_W_2_3
+        d_W_factor_2_via_W_2 = d_W_2_3 * state_inside
         d_W_factor_2_via_W_2_2 = tl.sum(d_W_factor_2_via_W_2)
         # adjoint of W_factor_2
         d_sum_S_2_via_W_factor_2 = (
@@ -908,14 +904,14 @@ def deep_scan_reverse_whole(
         # adjoint of sum_S_2
         d_powers_2_via_sum_S_2 = tl.broadcast_to(d_sum_S_2_via_W_factor_2, [BH, BV])
         # adjoint of powers_2
-        d_state_inside_2_via_powers_2 = (
-            4.0 * d_powers_2_via_sum_S_2 * state_inside_2 * state_inside_2 * state_inside_2
+        d_state_inside_via_powers_2 = (
+            4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
         )
-        # adjoint of state_inside_2
-        d_state_inside_2 = d_state_inside_2_via_W_2 + d_state_inside_2_via_powers_2
-        d_W2_via_state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside_2, 0.0)
+        # adjoint of state_inside
+        d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2
+        d_W2_via_state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside, 0.0)
         # gradient
-        d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside_2
+        d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside
         d_W1_next, d_W2_next = d_W1, d_W2
     if LEAVE:
         store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
@@ -1026,22 +1022,21 @@ def deep_token_scan_whole(
         g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
         theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
         # link, line 38
-        state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-        powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+        powers_2 = state_inside * state_inside * state_inside * state_inside
         sum_S_2 = tl.sum(powers_2)
         W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-        W_2 = W_factor_2 * state_inside_2
+        W_2 = W_factor_2 * state_inside
         # update, line 40
         W_2_start_2 = tl.where(1.0 <= begins, W_2, W2_moving)
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
         decay = tl.exp(0.0625 * g)
         W_2_start_2_kept = W_2_start_2 * decay
         # link, line 38
-        state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-        powers = state_inside * state_inside * state_inside * state_inside
+        powers = W1 * W1 * W1 * W1
         sum_S = tl.sum(powers)
         W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-        W = W_factor * state_inside
+        W = W1 * W_factor
         # update, line 40
         W_start = tl.where(1.0 <= begins, W, W1_anchor)
         # prediction
@@ -1240,22 +1235,21 @@ def deep_token_scan_reverse_whole(
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             # link, line 38
-            state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-            powers = state_inside * state_inside * state_inside * state_inside
+            powers = W1 * W1 * W1 * W1
             sum_S = tl.sum(powers)
             W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-            W = W_factor * state_inside
+            W = W1 * W_factor
             # update, line 40
             W_start_2 = tl.where(1.0 <= begins, W, W1_moving)
             # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
             decay = tl.exp(0.0625 * g)
             W_start_2_kept = W_start_2 * decay
             # link, line 38
-            state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-            powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+            state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+            powers_2 = state_inside * state_inside * state_inside * state_inside
             sum_S_2 = tl.sum(powers_2)
             W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-            W_2 = W_factor_2 * state_inside_2
+            W_2 = W_factor_2 * state_inside
             # update, line 40
             W_2_start = tl.where(1.0 <= begins, W_2, W2_anchor)
             W_start = tl.where(1.0 <= begins, W, W1_anchor)
@@ -1332,22 +1326,21 @@ def deep_token_scan_reverse_whole(
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # link, line 38
-            state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, W1, 0.0)
-            powers = state_inside * state_inside * state_inside * state_inside
+            powers = W1 * W1 * W1 * W1
             sum_S = tl.sum(powers)
             W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-            W = W_factor * state_inside
+            W = W1 * W_factor
             # update, line 40
             W_start_2 = tl.where(1.0 <= begins, W, W1_moving)
             # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
             decay = tl.exp(0.0625 * g)
             W_start_2_kept = W_start_2 * decay
             # link, line 38
-            state_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
-            powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+            state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
+            powers_2 = state_inside * state_inside * state_inside * state_inside
             sum_S_2 = tl.sum(powers_2)
             W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-            W_2 = W_factor_2 * state_inside_2
+            W_2 = W_factor_2 * state_inside
             # update, line 40
             W_2_start = tl.where(1.0 <= begins, W_2, W2_anchor)
             W_start = tl.where(1.0 <= begins, W, W1_anchor)
@@ -1619,8 +1612,6 @@ def deep_token_scan_reverse_whole(
             W2_kept = W2 * decay
             # update, line 40
             W2_next = W2_kept + hidden[:, None] * u[None, :]
-            # adjoint of W1_kept
-            d_W1_via_W1_kept = d_W1_next * decay
             # adjoint of W_2_start_2
             d_W_2_via_W_2_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
             # adjoint of layer1_terms
@@ -1634,8 +1625,11 @@ def deep_token_scan_reverse_whole(
             d_W_via_W_start_2 = d_W_2_via_W_2_start_2_factor * d_W_start_2_via_W_start_2_kept
             # adjoint of W
             d_W = d_W_via_W_start + d_W_via_W_start_2
-            d_state_inside_via_W = W_factor * d_W
-            d_W_factor_via_W = d_W * state_inside
+            d_W1_via_W = W_factor * d_W
+            # adjoint of W1_kept
+            d_W1_via_W1_kept = d_W1_next * decay
+            # adjoint of W
+            d_W_factor_via_W = W1 * d_W
             d_W_factor_via_W_2 = tl.sum(d_W_factor_via_W)
             # adjoint of W_factor
             d_sum_S_via_W_factor = (
@@ -1647,12 +1641,9 @@ def deep_token_scan_reverse_whole(
             # adjoint of sum_S
             d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BH])
             # adjoint of powers
-            d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
-            # adjoint of state_inside
-            d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
-            d_W1_via_state_inside = tl.where(tl.arange(0, BH)[None, :] < HIDDEN, d_state_inside, 0.0)
+            d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
             # gradient
-            d_W1 = d_W1_via_W1_kept + d_W1_via_state_inside
+            d_W1 = d_W1_via_W + d_W1_via_W1_kept + d_W1_via_powers
             # adjoint of W2_kept
             d_W2_via_W2_kept = d_W2_next * decay
             # adjoint of d_hidden_via_layer2_terms
@@ -1672,8 +1663,8 @@ def deep_token_scan_reverse_whole(
             d_W_2_via_W_2_start_2 = d_W_2_start_2_via_W_2_start_2_kept * d_W_2_via_W_2_start_2_factor
             # adjoint of W_2
             d_W_2 = d_W_2_via_W_2_start + d_W_2_via_W_2_start_2
-            d_state_inside_2_via_W_2 = W_factor_2 * d_W_2
-            d_W_factor_2_via_W_2 = d_W_2 * state_inside_2
+            d_state_inside_via_W_2 = W_factor_2 * d_W_2
+            d_W_factor_2_via_W_2 = d_W_2 * state_inside
             d_W_factor_2_via_W_2_2 = tl.sum(d_W_factor_2_via_W_2)
             # adjoint of W_factor_2
             d_sum_S_2_via_W_factor_2 = (
@@ -1685,16 +1676,14 @@ def deep_token_scan_reverse_whole(
             # adjoint of sum_S_2
             d_powers_2_via_sum_S_2 = tl.broadcast_to(d_sum_S_2_via_W_factor_2, [BH, BV])
             # adjoint of powers_2
-            d_state_inside_2_via_powers_2 = (
-                4.0 * d_powers_2_via_sum_S_2 * state_inside_2 * state_inside_2 * state_inside_2
+            d_state_inside_via_powers_2 = (
+                4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
             )
-            # adjoint of state_inside_2
-            d_state_inside_2 = d_state_inside_2_via_W_2 + d_state_inside_2_via_powers_2
-            d_W2_via_state_inside_2 = tl.where(
-                i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside_2, 0.0
-            )
+            # adjoint of state_inside
+            d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2
+            d_W2_via_state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside, 0.0)
             # gradient
-            d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside_2
+            d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside
             # adjoint of W_2_start_2
             d_W2_moving_via_W_2_start_2_factor = tl.where(1.0 <= begins, 0.0, 1.0)
             # adjoint of W_start

@@ -112,16 +112,15 @@ def chunk_step(q, k, v, g, theta, scale, W1, W2):
     # read-out
     query = q * scale
     # link, line 38
-    state_inside = W1
-    powers = state_inside * state_inside * state_inside * state_inside
+    powers = W1 * W1 * W1 * W1
     sum_S = powers.sum((-2, -1))
     W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-    W = W_factor[..., None, None] * state_inside
-    state_inside_2 = W2
-    powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+    W = W1 * W_factor[..., None, None]
+    state_inside = W2
+    powers_2 = state_inside * state_inside * state_inside * state_inside
     sum_S_2 = powers_2.sum((-2, -1))
     W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-    W_2 = W_factor_2[..., None, None] * state_inside_2
+    W_2 = W_factor_2[..., None, None] * state_inside
     # prediction
     layer1 = k @ W
     gate = torch.sigmoid(
@@ -212,16 +211,15 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     # read-out
     query = q * scale
     # link, line 38
-    state_inside = W1
-    powers = state_inside * state_inside * state_inside * state_inside
+    powers = W1 * W1 * W1 * W1
     sum_S = powers.sum((-2, -1))
     W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-    W = W_factor[..., None, None] * state_inside
-    state_inside_2 = W2
-    powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+    W = W1 * W_factor[..., None, None]
+    state_inside = W2
+    powers_2 = state_inside * state_inside * state_inside * state_inside
     sum_S_2 = powers_2.sum((-2, -1))
     W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-    W_2 = W_factor_2[..., None, None] * state_inside_2
+    W_2 = W_factor_2[..., None, None] * state_inside
     # prediction
     layer1 = k @ W
     gate = torch.sigmoid(
@@ -488,9 +486,9 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_W_2 = hidden_2.mT @ d_layer2_inherited_via_layer2_carried
     d_W_2_2 = d_W_2 + d_d_hidden.mT @ u
     d_W_2_3 = d_W_2_2 + hidden.mT @ d_predicted_via_error
-    d_W_factor_2_via_W_2 = d_W_2_3 * state_inside_2
+    d_W_factor_2_via_W_2 = d_W_2_3 * state_inside
     d_W_factor_2_via_W_2_2 = d_W_factor_2_via_W_2.sum((-2, -1))
-    d_state_inside_2_via_W_2 = W_factor_2[..., None, None] * d_W_2_3
+    d_state_inside_via_W_2 = W_factor_2[..., None, None] * d_W_2_3
     # adjoint of W_factor_2
     d_sum_S_2_via_W_factor_2 = (
         (-0.5)
@@ -503,18 +501,16 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
         *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
     )
     # adjoint of powers_2
-    d_state_inside_2_via_powers_2 = (
-        4.0 * d_powers_2_via_sum_S_2 * state_inside_2 * state_inside_2 * state_inside_2
-    )
-    # adjoint of state_inside_2
-    d_state_inside_2 = d_state_inside_2_via_W_2 + d_state_inside_2_via_powers_2
-    d_W2_via_state_inside_2 = d_state_inside_2
+    d_state_inside_via_powers_2 = 4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
+    # adjoint of state_inside
+    d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2
+    d_W2_via_state_inside = d_state_inside
     # adjoint of W
     d_W = query.mT @ d_layer1_inherited_via_layer1_carried
     d_W_3 = d_W + k.mT @ d_layer1_2
-    d_W_factor_via_W = d_W_3 * state_inside
+    d_W1_via_W = W_factor[..., None, None] * d_W_3
+    d_W_factor_via_W = W1 * d_W_3
     d_W_factor_via_W_2 = d_W_factor_via_W.sum((-2, -1))
-    d_state_inside_via_W = W_factor[..., None, None] * d_W_3
     # adjoint of W_factor
     d_sum_S_via_W_factor = (
         (-0.5) * d_W_factor_via_W_2 * positive_power(sum_S, -0.5) / ((positive_power(sum_S, 0.5) + 0.01) ** 2)
@@ -524,10 +520,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
         *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
     )
     # adjoint of powers
-    d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
-    # adjoint of state_inside
-    d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
-    d_W1_via_state_inside = d_state_inside
+    d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
     # adjoint of query
     d_query = d_o + d_layer1_inherited_via_layer1_carried @ W.mT
     d_query_2 = d_query + d_overlap_q_via_attention @ k
@@ -536,8 +529,8 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_k = d_k_s + d_predicted_via_error
     d_k_2 = d_k + written @ d_W1_next.mT
     d_k_3 = d_k_2 + d_layer1_2 @ W.mT
-    d_W1 = d_W1_via_kept + d_W1_via_state_inside
-    d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside_2
+    d_W1 = d_W1_via_W + d_W1_via_kept + d_W1_via_powers
+    d_W2 = d_W2_via_kept_2 + d_W2_via_state_inside
     return d_q_via_query, d_k_3, d_v_via_error, d_g_via_log_decay, d_theta_via_error_2, d_W1, d_W2
 
 
@@ -551,16 +544,15 @@ def recurrent_step(q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_ancho
     W1_kept = W1 * decay[..., None, None]
     W2_kept = W2 * decay[..., None, None]
     # link, line 38
-    state_inside = W1
-    powers = state_inside * state_inside * state_inside * state_inside
+    powers = W1 * W1 * W1 * W1
     sum_S = powers.sum((-2, -1))
     W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-    W = W_factor[..., None, None] * state_inside
-    state_inside_2 = W2
-    powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+    W = W1 * W_factor[..., None, None]
+    state_inside = W2
+    powers_2 = state_inside * state_inside * state_inside * state_inside
     sum_S_2 = powers_2.sum((-2, -1))
     W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-    W_2 = W_factor_2[..., None, None] * state_inside_2
+    W_2 = W_factor_2[..., None, None] * state_inside
     # update, line 40
     W_start = choose(1.0, begins, W, W1_anchor)
     W_2_start = choose(1.0, begins, W_2, W2_anchor)
@@ -648,16 +640,15 @@ def recurrent_step_backward(
     # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
     decay = torch.exp(0.0625 * g)
     # link, line 38
-    state_inside = W1
-    powers = state_inside * state_inside * state_inside * state_inside
+    powers = W1 * W1 * W1 * W1
     sum_S = powers.sum((-2, -1))
     W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-    W = W_factor[..., None, None] * state_inside
-    state_inside_2 = W2
-    powers_2 = state_inside_2 * state_inside_2 * state_inside_2 * state_inside_2
+    W = W1 * W_factor[..., None, None]
+    state_inside = W2
+    powers_2 = state_inside * state_inside * state_inside * state_inside
     sum_S_2 = powers_2.sum((-2, -1))
     W_factor_2 = 1.0 / (positive_power(sum_S_2, 0.5) + 0.01)
-    W_2 = W_factor_2[..., None, None] * state_inside_2
+    W_2 = W_factor_2[..., None, None] * state_inside
     # update, line 40
     W_start = choose(1.0, begins, W, W1_anchor)
     W_2_start = choose(1.0, begins, W_2, W2_anchor)
@@ -904,9 +895,9 @@ def recurrent_step_backward(
     d_W1_anchor_via_W_start = d_W2_moving_via_W_2_start_2_factor[..., None, None] * d_W_start
     # adjoint of W_2
     d_W_2 = d_W_2_via_W_2_start + d_W_2_via_W_2_start_2
-    d_W_factor_2_via_W_2 = d_W_2 * state_inside_2
+    d_W_factor_2_via_W_2 = d_W_2 * state_inside
     d_W_factor_2_via_W_2_2 = d_W_factor_2_via_W_2.sum((-2, -1))
-    d_state_inside_2_via_W_2 = W_factor_2[..., None, None] * d_W_2
+    d_state_inside_via_W_2 = W_factor_2[..., None, None] * d_W_2
     # adjoint of W_factor_2
     d_sum_S_2_via_W_factor_2 = (
         (-0.5)
@@ -919,17 +910,15 @@ def recurrent_step_backward(
         *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
     )
     # adjoint of powers_2
-    d_state_inside_2_via_powers_2 = (
-        4.0 * d_powers_2_via_sum_S_2 * state_inside_2 * state_inside_2 * state_inside_2
-    )
-    # adjoint of state_inside_2
-    d_state_inside_2 = d_state_inside_2_via_W_2 + d_state_inside_2_via_powers_2
-    d_W2_via_state_inside_2 = d_state_inside_2
+    d_state_inside_via_powers_2 = 4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
+    # adjoint of state_inside
+    d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2
+    d_W2_via_state_inside = d_state_inside
     # adjoint of W
     d_W = d_W_via_W_start + d_W_via_W_start_2
-    d_W_factor_via_W = d_W * state_inside
+    d_W1_via_W = W_factor[..., None, None] * d_W
+    d_W_factor_via_W = W1 * d_W
     d_W_factor_via_W_2 = d_W_factor_via_W.sum((-2, -1))
-    d_state_inside_via_W = W_factor[..., None, None] * d_W
     # adjoint of W_factor
     d_sum_S_via_W_factor = (
         (-0.5) * d_W_factor_via_W_2 * positive_power(sum_S, -0.5) / ((positive_power(sum_S, 0.5) + 0.01) ** 2)
@@ -939,10 +928,7 @@ def recurrent_step_backward(
         *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
     )
     # adjoint of powers
-    d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
-    # adjoint of state_inside
-    d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
-    d_W1_via_state_inside = d_state_inside
+    d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
     # adjoint of W2_kept
     d_W2_via_W2_kept = d_W2_next * decay[..., None, None]
     d_decay_via_W2_kept = W2 * d_W2_next
@@ -964,8 +950,8 @@ def recurrent_step_backward(
     d_q_via_query = d_query * scale
     # gradient
     d_k = d_k_via_W1_moving_next_2 + d_k_via_W1_next_2 + d_k_via_layer1_terms_2 + d_predicted_via_error
-    d_W1 = d_W1_via_W1_kept + d_W1_via_state_inside
-    d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside_2
+    d_W1 = d_W1_via_W + d_W1_via_W1_kept + d_W1_via_powers
+    d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside
     return (
         d_q_via_query,
         d_k,

@@ -16,13 +16,14 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
     Kernels pad channels. What stands in the padding of a state is 0 along its keys, but along its values whatever the
     rule writes there: that is masked here, so that it enters no sum and makes nothing overflow. Weights in the padding
     of keys are finite, and meet zeros; in that of values they are 0, for a loss may sum over predictions. So are those
-    in the padding of a hidden layer, on both of its sides: nothing then comes out of it, and nothing is written to it.
+    in the padding of a hidden layer, on both of its sides: nothing then comes out of it, and nothing is written to it,
+    so that states stay 0 there.
     """
     if link is None:
         return state
     down, across = state.axes
     own = {"k": down, "v": across}
-    inside = build.mask("state_inside", state, INSIDE[across], 0.0, ORIGIN)
+    inside = state if across in HIDDEN else build.mask("state_inside", state, INSIDE[across], 0.0, ORIGIN)
     if link.shift:
         axes = {own[a] for a in link.shift}
         for axis in sorted(axes):
