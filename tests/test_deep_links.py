@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ttrc
-from test_deep import as_arguments, assert_close, drawn, moving, network, run, text
+from test_deep import assert_close, drawn, moving, network, run, text
 from ttrc import compiler
 from ttrc.compiler import analyse
 from ttrc.ir.tile import HIDDEN, Hidden
@@ -19,6 +19,7 @@ from ttrc.passes.builder import Builder
 from ttrc.runtime.load import import_package
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.verify import Case, fitting, verify
+from ttrc.sampling import as_arguments
 
 LINKS = {
     "lq_norm": '{ kind = "lq_norm", q = 4, epsilon = 0.01 }',
@@ -104,7 +105,8 @@ def test_links_between_hidden_layers_are_exact_in_the_kernels(link):
     check(op, Case(B=1, T=21, packed=(17, 4), H=1, HV=1, d_k=6, d_v=5), "chunk", "triton", torch.float32)
 
 
-@few_links
+# A threshold's gradient is a sum over all weights that nearly cancels: of rounded ones it is noise.
+@pytest.mark.parametrize("link", ["lq_norm", "softmax over inputs", "soft_threshold of a number", "sigmoid"])
 def test_links_are_exact_in_half_precision(link):
     check(operator("segments", link), Case(B=1, T=37, d_k=16, d_v=16), "chunk", "triton", torch.float16)
 
@@ -196,25 +198,20 @@ def broken(tmp_path, rule: str, link: str) -> Operator:
     return Operator(spec, import_package(tmp_path, spec.name))
 
 
-@pytest.mark.parametrize(
-    "link, lost",
-    [
-        ("softmax over inputs", "state_among"),  # the largest entry and the sum count what is not there
-        ("exp", "W_inside"),  # weights of channels that are not there
-        ("sigmoid", "W_inside"),
-    ],
-)
-def test_a_padding_of_hidden_channels_that_is_not_masked(tmp_path, monkeypatch, link, lost):
+# Of what is not there: the largest entry and the sum of a slice; weights, on either side of a hidden layer.
+@pytest.mark.parametrize("lost", ["state_among", "W_inside"])
+def test_a_padding_of_hidden_channels_that_is_not_masked(tmp_path, monkeypatch, lost):
     real = Builder.mask
 
     def mask(self, name, arg, relation, fill, origin):
         return arg if name == lost and isinstance(relation, Hidden) else real(self, name, arg, relation, fill, origin)
 
+    rule, link = "momentum in three layers", "softmax over inputs"
     case = Case(B=1, T=20, H=1, HV=1, d_k=6, d_v=5)
-    check(operator("momentum in three layers", link), case, "chunk", "triton", torch.float32)
+    check(operator(rule, link), case, "chunk", "triton", torch.float32)
     monkeypatch.setattr(Builder, "mask", mask)
-    op = broken(tmp_path, "momentum in three layers", link)
-    check(op, case, "chunk")  # unpadded it is the same
+    op = broken(tmp_path, rule, link)
+    check(op, case, "chunk")  # what is not padded is as it was
     assert verify(op, case, form="chunk", backend="triton", dtype=torch.float32).failures
 
 
