@@ -40,6 +40,12 @@ RULES = (
     "titans_linear",
     "moneta_linear",
     "memora_linear",
+    "ttt_linear",
+    "ttt_mlp",
+    "titans",
+    "yaad",
+    "moneta",
+    "memora",
 )
 PLACES = ("value", "key")  # where outliers hit
 SHARES = (0.0, 0.1, 0.2, 0.4)  # of the statements, when a model is asked

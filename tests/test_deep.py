@@ -238,10 +238,6 @@ def test_arguments_that_do_not_fit_are_refused():
 
 
 def test_what_has_no_derivation_is_refused():
-    link = '\nlink = { kind = "sigmoid" }\n\n[update]'
-    with pytest.raises(SpecError, match="links of a deep memory") as refused:
-        derive_recurrence(parse_spec(text().replace("\n[update]", link)))
-    assert refused.value.key == "retention.link"
     with pytest.raises(SpecError, match="not quadratic"):
         derive_recurrence(parse_spec(text(retention="sum(S * log(S) - S - exp(g) * S * log(S_prev))")))
 

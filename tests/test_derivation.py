@@ -141,6 +141,11 @@ EXPECTED = {
     "ttt_linear": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "ttt_mlp": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "titans": affine(lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 64, lambda x: -x["theta"] / 64 * x["v"], False),
+    "memora": affine(lambda x: exp(x["g"] / 16), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
+    "moneta": nonlinear(
+        lambda x: exp(x["g"] / 16),
+        lambda x: 3 / 128 * x["theta"] * residual(x) * torch.sqrt(residual(x).square() + 1e-6),
+    ),
     "yaad": nonlinear(
         lambda x: exp(x["g"] / 16),
         lambda x: x["eta"] / 16 * residual(x) * torch.clamp(x["delta"] / torch.linalg.vector_norm(residual(x)), max=1),

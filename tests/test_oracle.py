@@ -166,7 +166,7 @@ BY_HAND = {
 
 
 # Of two states, or in segments: by hand in test_oracle_memories.py.
-DEEP = ("titans", "ttt_linear", "ttt_mlp", "yaad")
+DEEP = ("memora", "moneta", "titans", "ttt_linear", "ttt_mlp", "yaad")
 ELSEWHERE = ("memora_linear", "momentum_deltanet", "moneta_linear", "titans_linear", *DEEP)
 
 

@@ -634,6 +634,8 @@ SHIPPED_DEEP = {
     "ttt_mlp": lambda x: {"beta": x["eta"] / 16, "g": 0 * x["eta"]},
     "titans": lambda x: {"beta": x["theta"] / 64, "g": x["g"] / 64, "m": x["m"].exp()},
     "yaad": lambda x: {"beta": x["eta"] / 16, "g": x["g"] / 16},
+    "memora": lambda x: {"beta": x["theta"], "g": x["g"] / 16},
+    "moneta": lambda x: {"beta": x["theta"] / 128, "g": x["g"] / 16},
 }
 
 
@@ -642,10 +644,22 @@ def huber_of_the_norm(r: Tensor, delta: float = 0.7) -> Tensor:
     return size**2 / 2 if size <= delta else delta * (size - delta / 2)
 
 
+def cubed(r: Tensor) -> Tensor:
+    return (r.square() + 1e-6) ** 1.5
+
+
+SHIPPED_ERRORS = {"yaad": huber_of_the_norm, "moneta": cubed}
+SHIPPED_LINKS = {
+    "memora": lambda A, x: 4 * A.softmax(0),
+    "moneta": lambda A, x: A / ((A**4).sum() ** 0.5 + 0.01),
+}
+
+
 @pytest.mark.parametrize("name", SHIPPED_DEEP)
 def test_shipped_deep_memories_say_what_their_papers_do(name):
     spec = load_spec(specs_dir() / f"{name}.toml")
-    rule = deep_by_token(spec, huber_of_the_norm if name == "yaad" else half_square, segment=16)
+    link = SHIPPED_LINKS.get(name, lambda A, x: A)
+    rule = deep_by_token(spec, SHIPPED_ERRORS.get(name, half_square), segment=16, link=link)
     x = inputs_of(spec, B=1, T=19, H=2, HV=2, dk=4, dv=4)
     if name == "yaad":
         x["delta"] = torch.full_like(x["delta"], 0.7)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ttrc.language.evaluate import evaluate_default
-from ttrc.language.spec import Domain, Input, MLPMemory, Parameter, Spec
+from ttrc.language.spec import Domain, Input, MLPMemory, Parameter, Softmax, Spec
 from ttrc.language.state import Part, axis_widths, initial_names, state_domain, state_parts
 
 # A normal number to a value of the domain, as layers produce them.
@@ -95,21 +95,31 @@ def random_state(
 ) -> dict[str, Tensor]:
     """The parts of a state by the names of initial_names(spec), float64 [sequences, HV, *axes].
 
-    Entries of a matrix of a deep memory have the size that keeps activations' sizes, of others half a normal number's,
-    and a deep memory's last steps are a tenth of that;
-    where the retention has logarithms of the state, all are inside of its domain.
+    A deep memory's last steps are a tenth of the size of its weights; where the retention has logarithms of the state,
+    all entries are inside of its domain.
     """
     widths = axis_widths(spec.memory, dk, dv)
 
     def draw(part: Part) -> Tensor:
         shape = tuple(widths[axis] for axis in part.axes)
-        size = 0.5
-        if isinstance(spec.memory, MLPMemory):
-            size = shape[0] ** -0.5 * (0.1 if part.name.startswith("M") else 1.0)
+        size = entry_size(spec, shape[0])
+        if isinstance(spec.memory, MLPMemory) and part.name.startswith("M"):
+            size *= 0.1
         x = torch.randn(sequences, HV, *shape, generator=generator, dtype=torch.float64) * size
         return x if part.name.startswith("M") else INTO_DOMAIN[state_domain(spec)](x)
 
     return {name: draw(part) for name, part in zip(initial_names(spec), state_parts(spec))}
+
+
+def entry_size(spec: Spec, rows: int) -> float:
+    """The deviation of a fresh state's entries, matrices of so many rows.
+
+    Half a normal number's; in a deep memory what keeps activations' sizes, except that logits, of which a softmax makes
+    weights, are normal numbers: were they smaller, each layer would make the same number in all of its channels.
+    """
+    if not isinstance(spec.memory, MLPMemory):
+        return 0.5
+    return 1.0 if isinstance(spec.retention.link, Softmax) else rows**-0.5
 
 
 def as_arguments(spec: Spec, x: Mapping[str, Tensor]) -> dict[str, Tensor | tuple[Tensor, ...]]:

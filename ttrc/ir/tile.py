@@ -111,11 +111,25 @@ class Relation(Enum):
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """The relation that keeps what exists of one hidden layer's channels, as KEYS does of those of keys."""
+
+    axis: str
+
+    @property
+    def value(self) -> str:
+        return f"{self.axis} < width of {self.axis}"
+
+
+INSIDE = {"k": Relation.KEYS, "v": Relation.VALUES, **{axis: Hidden(axis) for axis in HIDDEN}}
+
+
+@dataclass(frozen=True)
 class Mask:
     """arg where the relation holds, `fill` elsewhere."""
 
     arg: Tile
-    relation: Relation
+    relation: Union[Relation, Hidden]
     fill: float
 
 

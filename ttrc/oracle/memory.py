@@ -167,7 +167,8 @@ def _weights(link: Optional[Link], A: Tensor, scope: Scope) -> Tensor:
             spread = A - torch.logsumexp(A, SLICES[axis], keepdim=True)
             return float(scale) * spread.exp()
         case SoftThreshold(threshold):
-            return A.sign() * torch.relu(A.abs() - evaluate(threshold.tree, scope))
+            cut = evaluate(threshold.tree, scope | {"S": A})  # of a plain number, the state's dtype
+            return A.sign() * torch.relu(A.abs() - cut)
         case Sigmoid():
             return A.sigmoid()
         case Exp():

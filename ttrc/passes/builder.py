@@ -13,6 +13,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Decayed,
     Elementwise,
+    Hidden,
     Inverse,
     Largest,
     Mask,
@@ -112,7 +113,7 @@ class Builder:
     def largest(self, name: str, arg: Tile, keep, origin: str) -> Tile:
         return self.emit(name, keep, Largest(arg), origin)
 
-    def mask(self, name: str, arg: Tile, relation: Relation, fill: float, origin: str) -> Tile:
+    def mask(self, name: str, arg: Tile, relation: Relation | Hidden, fill: float, origin: str) -> Tile:
         axes = {"t"} | set(arg.axes) if relation is Relation.VALID else arg.axes
         return self.emit(name, axes, Mask(arg, relation, fill), origin)
 

@@ -2,7 +2,8 @@
 
 Inside of such a segment every layer is a linear memory: at each token its weights are a sum of what the segment
 started with and of what earlier tokens wrote, with the factors and masks of derive_moves.py, one decay and one momentum
-for all layers. Read-outs go through the layers one by one, each with the weights that its token finds.
+for all layers. Read-outs go through the layers one by one, each with the weights that its token finds. Where weights
+are a link of the state, they stand in its place in all that is read, and what is carried stays linear.
 """
 
 from __future__ import annotations
@@ -12,39 +13,52 @@ from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_sum
-from ttrc.passes.derive_moves import Moves, Terms, derive_moves
+from ttrc.passes.derive_link import derive_link, once
+from ttrc.passes.derive_moves import Terms, derive_moves
 from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters, layer_axes
 from ttrc.symbolic import ONE, ZERO, Expr, choose
 
 
 def deep_chunk(recurrence: Recurrence) -> Program:
     inputs = _inputs(recurrence, ("t",))
-    build, tiles, weights, steps = _start(recurrence, inputs)
+    build, tiles, states, steps = _start(recurrence, inputs)
     k, queries = tiles["k"], _scaled(build, tiles)
+    gates = {name: once(build, tiles[name]) for name in _linking(recurrence)}
+    weights = [derive_link(build, gates, recurrence.link, own) for own in states]
     layers = derive_layers(
         build, recurrence, tiles, k, lambda i, x: _product(build, f"layer{i + 1}", x, weights[i], "prediction")
     )
-    moves = [derive_moves(build, recurrence, tiles, states) for states in zip(weights, *([steps] if steps else []))]
+    moves = [derive_moves(build, recurrence, tiles, own) for own in zip(states, *([steps] if steps else []))]
+    read = dict(zip(states, weights))
+    out = [tuple((read.get(own, own), factor) for own, factor in move.out) for move in moves]
     passed = derive_network(
-        build, recurrence.network, queries, lambda i, x: _read(build, i, x, layers[i], moves[i]), "read-out"
+        build,
+        recurrence.network,
+        queries,
+        lambda i, x: _read(build, i, x, layers[i], out[i], moves[i].out_mask),
+        "read-out",
     )
     carries = [_moved(build, layer, own, *following) for layer, move in zip(layers, moves)
                for own, *following in move.following]  # fmt: skip
-    carries.sort(key=lambda c: (*weights, *steps).index(c.state))
+    carries.sort(key=lambda c: (*states, *steps).index(c.state))
     return _program(recurrence, build, inputs, carries, passed.result)
 
 
-def _read(build: Builder, number: int, x: Tile, layer: Layer, moves: Moves) -> Tile:
+def _linking(recurrence: Recurrence) -> list[str]:
+    """The parameters that make weights of a state."""
+    return [] if recurrence.link is None else sorted(recurrence.link.gates)
+
+
+def _read(build: Builder, number: int, x: Tile, layer: Layer, out: Terms, mask: Tile | None) -> Tile:
     """x by the weights of a layer as each token finds them: products with the states, and a masked C x C product."""
     key_s, u_s = (build.relabel(tile, "tokens that write") for tile in (layer.key, layer.u))
     scores = build.contract("overlap_q", x, key_s, x.axes[-1], "read-out")
-    mask = moves.out_mask
     if mask is None:
         attention = build.mask("attention", scores, Relation.CAUSAL, 0.0, "causality")
     else:
         attention = _make(build, "attention", sym(scores) * sym(mask), scores, mask, origin="retention")
     name = f"layer{number + 1}"
-    expr, used = _combined(moves.out, lambda own: _product(build, f"{name}_inherited", x, own, "read-out"))
+    expr, used = _combined(out, lambda own: _product(build, f"{name}_inherited", x, own, "read-out"))
     inherited = _make(build, f"{name}_carried", expr, *used, origin="read-out")
     return build.contract(f"{name}_read", attention, u_s, "s", "read-out", add=inherited)
 
@@ -70,7 +84,7 @@ def _combined(terms: Terms, value) -> tuple[Expr, tuple[Tile, ...]]:
 
 def deep_token(recurrence: Recurrence) -> Program:
     inputs = _inputs(recurrence, ())
-    build, tiles, weights, steps = _start(recurrence, inputs)
+    build, tiles, states, steps = _start(recurrence, inputs)
     queries, private = _scaled(build, tiles), []
 
     def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
@@ -83,18 +97,30 @@ def deep_token(recurrence: Recurrence) -> Program:
         tile = make(name, expr, origin=origin)
         return sym(tile), (tile,)
 
-    retained = weights
-    if recurrence.decay != ONE:
+    def link(of: list[Tile]) -> list[Tile]:
+        return [derive_link(build, tiles, recurrence.link, own) for own in of]
+
+    def kept(of: list[Tile]) -> list[Tile]:
+        """What is left of each."""
+        if recurrence.decay == ONE:
+            return of
         decay, used = factor("decay", recurrence.decay, "retention")
-        retained = [make(f"{W.name}_kept", decay * sym(W), *used, W, origin="retention") for W in weights]
-    seen = retained if recurrence.reads_decayed else weights
-    if recurrence.segment is not None:
-        anchors, begins = [build.tile(f"{W.name}_anchor", W.axes) for W in weights], tiles[BEGINS]
-        # 1 <= begins: the first token of a segment, which begins with the weights as they are.
-        seen = [
-            make(f"{W.name}_start", choose(ONE, sym(begins), sym(W), sym(anchor)), W, anchor, origin="update")
-            for W, anchor in zip(weights, anchors)
+        return [make(f"{W.name}_kept", decay * sym(W), *used, W, origin="retention") for W in of]
+
+    retained = kept(states)
+    seen = weights = link(retained if recurrence.reads_decayed else states)
+
+    def since(label: str) -> tuple[list[Tile], list[Tile]]:
+        """What the weights are where a segment begins, 1 <= begins, and what was carried elsewhere."""
+        carried, begins = [build.tile(f"{own.name}_{label}", own.axes) for own in states], tiles[BEGINS]
+        fresh = [
+            make(f"{W.name}_start", choose(ONE, sym(begins), sym(W), sym(last)), W, last, origin="update")
+            for W, last in zip(weights, carried)
         ]
+        return carried, fresh
+
+    if recurrence.segment is not None:
+        anchors, seen = since("anchor")
         private = [Carry(a.name, a, start, reverse=False, private=True) for a, start in zip(anchors, seen)]
     layers = derive_layers(
         build,
@@ -114,16 +140,27 @@ def deep_token(recurrence: Recurrence) -> Program:
         ]
         carries = [Carry(M.name, M, after, reverse=False) for M, after in zip(steps, following)]
         own, made = [sym(M) for M in following], [(M,) for M in following]
-    after = [
-        make(f"{W.name}_next", sym(kept) + step, kept, *by, origin="update")
-        for W, kept, step, by in zip(weights, retained, own, made)
-    ]
-    carries = [*(Carry(W.name, W, new, reverse=False) for W, new in zip(weights, after)), *carries]
+
+    def moved(of: list[Tile], kept: list[Tile]) -> list[Tile]:
+        """What each becomes: what is kept of it, and this token's steps."""
+        return [
+            make(f"{W.name}_next", sym(left) + step, left, *by, origin="update")
+            for W, left, step, by in zip(of, kept, own, made)
+        ]
+
+    after = moved(states, retained)
+    carries = [*(Carry(S.name, S, new, reverse=False) for S, new in zip(states, after)), *carries]
+    if recurrence.link is None or recurrence.segment is None:
+        read = link(after)
+    else:
+        moving, start = since("moving")
+        read = moved(moving, kept(start))
+        private += [Carry(W.name, W, new, reverse=False, private=True) for W, new in zip(moving, read)]
     passed = derive_network(
         build,
         recurrence.network,
         queries,
-        lambda i, x: _product(build, f"layer{i + 1}_read", x, after[i], "read-out"),
+        lambda i, x: _product(build, f"layer{i + 1}_read", x, read[i], "read-out"),
         "read-out",
     )
     return _program(recurrence, build, inputs, carries, passed.result, private)

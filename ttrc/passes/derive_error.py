@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.ir.recurrence import Nonlinear
-from ttrc.ir.tile import Relation, Tile
+from ttrc.ir.tile import INSIDE, Relation, Tile
 from ttrc.passes.builder import Builder
 from ttrc.symbolic import Reduction
 
 PADDED = ("k", "v", "p")
-INSIDE = {"k": Relation.KEYS, "v": Relation.VALUES}
 
 
 def derive_sum(build: Builder, tiles: dict[str, Tile], reduction: Reduction) -> Tile:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.tile import Relation, Tile
+from ttrc.ir.tile import HIDDEN, INSIDE, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.symbolic import Link
 
-INSIDE = {"k": Relation.KEYS, "v": Relation.VALUES}
 ORIGIN = "link"
 
 
@@ -16,12 +15,15 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
 
     Kernels pad channels. What stands in the padding of a state is 0 along its keys, but along its values whatever the
     rule writes there: that is masked here, so that it enters no sum and makes nothing overflow. Weights in the padding
-    of keys are finite, and meet zeros; in that of values they are 0, for a loss may sum over predictions.
+    of keys are finite, and meet zeros; in that of values they are 0, for a loss may sum over predictions. So are those
+    in the padding of a hidden layer, on both of its sides: nothing then comes out of it, and nothing is written to it,
+    so that states stay 0 there.
     """
     if link is None:
         return state
-    own = dict(zip(("k", "v"), state.axes))
-    inside = build.mask("state_inside", state, INSIDE[own["v"]], 0.0, ORIGIN)
+    down, across = state.axes
+    own = {"k": down, "v": across}
+    inside = state if across in HIDDEN else build.mask("state_inside", state, INSIDE[across], 0.0, ORIGIN)
     if link.shift:
         axes = {own[a] for a in link.shift}
         for axis in sorted(axes):
@@ -43,7 +45,9 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
     made = build.elementwise("W", weights, known, ORIGIN, state.axes)
     if not link.shift and symbolic.is_zero_at(link.weights, ("S",)):
         return made
-    return build.mask("W_inside", made, INSIDE[own["v"]], 0.0, ORIGIN)
+    if down in HIDDEN:
+        made = build.mask("W_inside", made, INSIDE[down], 0.0, ORIGIN)
+    return build.mask("W_inside", made, INSIDE[across], 0.0, ORIGIN)
 
 
 def once(build: Builder, tile: Tile) -> Tile:

@@ -29,14 +29,6 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
         raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; kinds "linear" and "mlp" have one')
     network = spec.memory if isinstance(spec.memory, MLPMemory) else None
-    if network is not None and spec.retention.link is not None:
-        raise SpecError(
-            "links of a deep memory's weights have no derivation yet",
-            path=spec.source.path,
-            line=spec.retention.link.line,
-            key="retention.link",
-            expected='[retention] without a link, or [memory] kind = "linear"',
-        )
     gates = (*spec.inputs, *spec.parameters)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
     axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: g.per.value for g in gates}

@@ -107,7 +107,7 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
         rows.append(_expression("loss weight", loss.weight))
     rows.append(_expression("retention", retention))
     if spec.retention.link is not None:
-        rows.append(Choice("link", _link(spec.retention.link), spec.retention.link.line))
+        rows.append(Choice("link", _link(spec.retention.link, spec.memory), spec.retention.link.line))
     rows += [Choice("update", _rule(spec), spec.update.line)]
     for gate in spec.inputs:
         each = f"a number a token{_CHANNELS[gate.per]} and head"
@@ -139,12 +139,15 @@ def _expression(section: str, where: Located) -> Choice:
     return Choice(section, comment(where.text), where.line)
 
 
-def _link(link: Link) -> str:
+def _link(link: Link, memory: Memory) -> str:
+    down, across = "the key channels", "the value channels"
+    if isinstance(memory, MLPMemory):
+        down, across = "what comes into each layer", "what goes out of each layer"
     match link:
         case LqNorm(q, epsilon):
             return f"W = S / ( |S|_{q}^2 + {float(epsilon):g} )^(({q} - 2) / 2), of the whole matrix"
         case Softmax(axis, scale):
-            slices = {("k",): "along the key channels", ("v",): "along the value channels"}
+            slices = {("k",): f"along {down}", ("v",): f"along {across}"}
             return f"W = {scale} softmax(S), {slices.get(axis.value, 'of the whole matrix')}"
         case SoftThreshold(threshold):
             return f"W = sign(S) max(abs(S) - {comment(threshold.text)}, 0)"

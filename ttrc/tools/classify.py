@@ -157,7 +157,7 @@ def _mirror_class(r: Recurrence) -> Finding:
 
 def _link_class(r: Recurrence) -> Finding:
     weights = symbolic.equation(symbolic.spelled_out(r.link.weights, r.link.sums))
-    joined = any("v" in s.axes for s in r.link.sums)
+    joined = r.network is None and any("v" in s.axes for s in r.link.sums)  # those of a network are together anyway
     at = "at the start of each segment" if r.segment is not None else "at each token"
     return Finding(
         "weights",

@@ -8,7 +8,7 @@ from ttrc import symbolic
 from ttrc.emit import weighed
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
-from ttrc.language.spec import MLPMemory, Proximal, Spec
+from ttrc.language.spec import Proximal, Spec
 from ttrc.language.state import formula
 from ttrc.symbolic import Expr, symbol
 from ttrc.tools.notation import Line, factor, line
@@ -26,7 +26,7 @@ def steps(module: Module) -> tuple[Step, ...]:
     r = module.recurrence
     return (
         Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
-        *(() if r.network is None else (_layers(r.network),)),
+        *(() if r.network is None else (_layers(r),)),
         _retention(r),
         *(() if r.link is None else (_weights(r),)),
         _stationarity(module.spec, r),
@@ -34,16 +34,19 @@ def steps(module: Module) -> tuple[Step, ...]:
     )
 
 
-def _layers(network: MLPMemory) -> Step:
+def _layers(r: Recurrence) -> Step:
+    below = "S stands for each W below" if r.link is None else "W stands for each layer's weights, S for its state"
     return Step(
         "Layers",
-        (line("dL/dW = x d' with x what comes into a layer and d = dL/d(x W)"), line("S stands for each W below")),
-        f"f(x) = {formula(network)}; d is the adjoint of f, by the rules that differentiate every program",
+        (line("dL/dW = x d' with x what comes into a layer and d = dL/d(x W)"), line(below)),
+        f"f(x) = {formula(r.network)}; d is the adjoint of f, by the rules that differentiate every program",
     )
 
 
 def _weights(r: Recurrence) -> Step:
     link, of = r.link, {("k",): "each value channel", ("v",): "each key channel"}
+    if r.network is not None:
+        of = {("k",): "each column", ("v",): "each row"}
     note = "the weights that are read are a link of the state that is carried"
     if link.sums:
         note += f"; sums over {of.get(link.sums[0].axes, 'all entries')}"
@@ -96,8 +99,8 @@ def _recurrence(r: Recurrence) -> Step:
         lines.append(line(f"p = ( {before} )' k", *used) if plain else line(_predicted(r)))
     if r.link is not None and r.segment is not None:
         lines.append(line(f"W_t - {before.replace('S', 'W')} = S_t - {before}", *used, *used))
-    read = "o = scale S_t' q" if r.link is None else "o = scale W_t' q"
-    lines.append(line(read if r.network is None else "o = f(scale q) at S_t"))
+    read = "S_t" if r.link is None else "W_t"
+    lines.append(line(f"o = scale {read}' q" if r.network is None else f"o = f(scale q) at {read}"))
     return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
 
 

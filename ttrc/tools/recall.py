@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize, pad, rms_norm, silu
 from ttrc.language.spec import Domain, Gradient, Input, Parameter, Spec
 from ttrc.language.state import axis_widths, needs_initial_state, state_domain, state_parts
 from ttrc.language.syntax import names
-from ttrc.sampling import INTO_DOMAIN, default_value
+from ttrc.sampling import INTO_DOMAIN, default_value, entry_size
 
 IGNORE = -100  # cross_entropy's label for "no answer is asked here"
 
@@ -157,8 +157,9 @@ class InitialState(nn.Module):
         self.raw = nn.ParameterDict()
         for part in state_parts(spec):
             shape = heads, *(widths[axis] for axis in part.axes)
-            # Weights keep the size of what they are applied to; no step (M) has been taken yet.
-            self.raw[part.name] = torch.zeros(shape) if _is_step(part.name) else torch.randn(shape) * shape[1] ** -0.5
+            # No step (M) has been taken yet.
+            fresh = torch.zeros(shape) if _is_step(part.name) else torch.randn(shape) * entry_size(spec, shape[1])
+            self.raw[part.name] = fresh
 
     def forward(self, batch: int) -> tuple[Tensor, ...]:
         """One [batch, heads, *axes] a part, in the order that the operator takes them."""

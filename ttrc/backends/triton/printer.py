@@ -16,6 +16,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Decayed,
     Elementwise,
+    Hidden,
     Inverse,
     Largest,
     Mask,
@@ -230,15 +231,7 @@ class TritonPrinter:
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
         fill = "0.0" if op.fill == 0 else f'float("{op.fill}")'
-        keep = {
-            Relation.CAUSAL: "t[:, None] >= t[None, :]",
-            Relation.STRICT: "t[:, None] > t[None, :]",
-            Relation.VALID: "t < left" if len(target.axes) == 1 else "(t < left)[:, None]",
-            Relation.FIRST: "t == 0",
-            Relation.KEYS: f"{self._across(target, 'k')} < K",
-            Relation.VALUES: f"i_v * BV + {self._across(target, 'v')} < V",
-        }[op.relation]
-        return f"tl.where({keep}, {self._along(op.arg, target)}, {fill})"
+        return f"tl.where({self._kept(op.relation, target)}, {self._along(op.arg, target)}, {fill})"
 
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
@@ -247,6 +240,24 @@ class TritonPrinter:
     @text.register
     def _(self, op: Inverse, target: Tile) -> str:
         return f"unit_lower_inverse({self.name(op.matrix)}, BT, PRECISION)"
+
+    def _kept(self, relation: Relation | Hidden, target: Tile) -> str:
+        """Where a mask keeps what it is given."""
+        match relation:
+            case Relation.CAUSAL:
+                return "t[:, None] >= t[None, :]"
+            case Relation.STRICT:
+                return "t[:, None] > t[None, :]"
+            case Relation.VALID:
+                return "t < left" if len(target.axes) == 1 else "(t < left)[:, None]"
+            case Relation.FIRST:
+                return "t == 0"
+            case Relation.KEYS:
+                return f"{self._across(target, 'k')} < K"
+            case Relation.VALUES:
+                return f"i_v * BV + {self._across(target, 'v')} < V"
+            case Hidden(axis):
+                return f"{self._across(target, axis)} < HIDDEN"
 
     def _across(self, target: Tile, axis: str) -> str:
         """The number of each channel along one of a tile's axes within its block."""
