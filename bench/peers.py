@@ -127,6 +127,8 @@ _FLA = {
     "mamba2": _fla("chunk_simple_gla", "simple_gla", _state_space, gated=True),
     "deltanet": _fla("chunk_delta_rule", "delta_rule", lambda f, x: f(*_qkv(x), beta=x["beta"])[0]),
     "longhorn": _fla("chunk_delta_rule", "delta_rule", _implicit_delta),
+    "gla": _fla("chunk_gla", "gla", lambda f, x: f(*_qkv(x), g=x["g"])[0]),
+    "kda": _fla("chunk_kda", "kda", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0]),
     "ttt_linear": _another(_segment_memory),
     "gated_deltanet": _fla(
         "chunk_gated_delta_rule", "gated_delta_rule", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0], gated=True
