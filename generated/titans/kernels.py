@@ -2147,12 +2147,6 @@ def deep_scan_reverse_panels(
             1,
             BV,
         )
-        # adjoint of attention
-        d_overlap_q_via_attention = d_attention * mask_out
-        # adjoint of query
-        d_query_3 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
-        d_q_via_query = d_query_3 * scale
-        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         # adjoint of d_centred_inside_via_squares
         d_centred_inside_via_d_centred_inside_via_squares = (
             2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
@@ -2210,6 +2204,8 @@ def deep_scan_reverse_panels(
         # adjoint of inside
         d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
         d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_3, 0.0)
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * mask_out
         # adjoint of k_s
         d_k_s = tl.dot(
             tl.trans(d_overlap_q_via_attention).to(dtype),
@@ -2256,6 +2252,10 @@ def deep_scan_reverse_panels(
             BT,
             0,
         )
+        # adjoint of query
+        d_query_3 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
+        d_q_via_query = d_query_3 * scale
+        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         written_3 = d_layer2_via_inside * written_steps[:, None]
         written_4 = d_layer2_via_inside * written_factor[:, None]

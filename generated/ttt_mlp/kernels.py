@@ -1302,12 +1302,6 @@ def deep_scan_reverse_panels(
         store_vector(
             leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), d_norm_bias, i_v * BV, V - i_v * BV, 1, BV
         )
-        # adjoint of attention
-        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
-        # adjoint of query
-        d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
-        d_q_via_query = d_query_2 * scale
-        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         # adjoint of d_centred_inside_via_squares
         d_centred_inside_via_d_centred_inside_via_squares = (
             2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
@@ -1365,6 +1359,8 @@ def deep_scan_reverse_panels(
         # adjoint of inside
         d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
         d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_3, 0.0)
+        # adjoint of attention
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
         # adjoint of k_s
         d_k_s = tl.dot(
             tl.trans(d_overlap_q_via_attention).to(dtype),
@@ -1375,6 +1371,10 @@ def deep_scan_reverse_panels(
         # adjoint of u
         d_v_via_u = 0.0625 * d_u_via_d_normal_via_normed * eta[:, None]
         store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of query
+        d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
+        d_q_via_query = d_query_2 * scale
+        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         tl.debug_barrier()
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         query = load_rows(

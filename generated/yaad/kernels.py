@@ -1025,16 +1025,16 @@ def deep_scan_reverse_panels(
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2_2 + d_fine_sum_via_fine_gap_2
         store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, d_fine_sum_early, BT, BT, 0)
-        # adjoint of query
-        d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
-        d_q_via_query = d_query_2 * scale
-        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         attention_2 = overlap_q_2 * since_2
         # adjoint of written_2
         d_u_via_written_2 = d_written_2 * written_factor[:, None]
         # adjoint of u_s
         d_u_s = tl.dot(tl.trans(attention_2).to(dtype), d_o, d_u_via_written_2, input_precision=PRECISION)
+        # adjoint of query
+        d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
+        d_q_via_query = d_query_2 * scale
+        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         tl.debug_barrier()
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, BT, BT, 0)

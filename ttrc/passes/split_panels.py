@@ -54,7 +54,9 @@ def split_panels(
         if number < len(groups):
             totals = tuple(t for t in groups[number] if t in once)
             pieces.append((True, panels[number], totals, [t for t in wanted if t in groups[number]]))
-    return tuple(_piece(*p, pieces[:i], pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
+    # Sums over hidden channels are small: nothing has to take their place at once.
+    earlier = [pieces[:i] if axis == "v" else [] for i in range(len(pieces))]
+    return tuple(_piece(*p, earlier[i], pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
 
 
 def wait_for_panels(pieces: tuple[Piece, ...]) -> tuple[Tile, ...]:
