@@ -155,7 +155,8 @@ def _head() -> list[str]:
         f"for a sequence of {LENGTH} tokens, one head, d = {WIDTH}, bfloat16, gates in float32; launches in brackets.",
         "Counted in Triton's interpreter: exact, and no clock in it. Least: each input read once, each output written",
         "once. Torch code around the kernels is not counted, and neither side is asked for a final state. A deep",
-        "memory has to be given one to start from: read once a sequence, as its gradient is written, and counted here.",
+        "memory has to be given one to start from: read once a sequence, as its gradient is written, and counted here;",
+        "so is, once each way, what its scans hold in memory of their own, where weights have two layers.",
         f"Triton {_version('triton')}, fla-core {_version('fla-core')}.",
         "",
     ]

@@ -9,6 +9,7 @@ import torch
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError, SpecError
 from ttrc.ir.config import CHUNK
+from ttrc.ir.plan import Space
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.state import axis_widths, initial_names, state_parts
 from ttrc.passes import derive_network
@@ -103,6 +104,30 @@ def test_kernels_agree(name):
     case = Case(B=1, T=21, H=1, HV=1, d_k=12, d_v=12)
     check(operator(name), case, "chunk", "triton", torch.float32)
     check(operator(name), dataclasses.replace(case, T=3), "recurrent", "triton", torch.float32)
+
+
+@pytest.mark.parametrize("name", ["tanh, plain", "momentum"])
+def test_kernels_that_walk_panels_agree_at_the_edges(name):
+    """Hidden channels are no multiple of a panel, sequences none of a segment, and heads share keys."""
+    width = 7 if name == "tanh, plain" else 5
+    case = Case(B=1, T=21, H=1, HV=2, packed=(17, 1, 3), d_k=5, d_v=width)
+    check(
+        load(parse_spec(RULES[name].replace("expansion = 2", "expansion = 7"))), case, "chunk", "triton", torch.float32
+    )
+
+
+def test_weights_of_two_layers_are_walked_in_panels():
+    """No code once a chunk touches a hidden channel, and states move on in the last loop."""
+    for kernel in analyse(parse_spec(RULES["momentum"])).forms["chunk"].plan.kernels:
+        assert kernel.in_memory and kernel.axis == "h1"
+        loops = [s for s in kernel.segments if s.panelled]
+        assert len(loops) == (4 if kernel.reverse else 2)
+        assert not [s for x in kernel.segments if x not in loops for s in x.statements if "h1" in s.target.axes]
+        following = {c.next for c in kernel.carries if "h1" in c.next.axes}
+        assert following and following <= {b.tile for b in loops[-1].stores if b.space is Space.SEQUENCE}
+        assert not following & {b.tile for x in loops[:-1] for b in x.stores}
+    for name in ("one layer", "three layers"):
+        assert not any(k.in_memory for k in analyse(parse_spec(RULES[name])).forms["chunk"].plan.kernels)
 
 
 def test_kernels_agree_in_half_precision():

@@ -12,9 +12,11 @@ from bench.traffic import HERE, LENGTH, README, WIDTH, in_chunks, inputs
 from ttrc.compiler import analyse
 from ttrc.ir.config import block, default_config
 from ttrc.ir.plan import Skeleton, Space
+from ttrc.ir.tile import HIDDEN
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
 from ttrc.passes.budget import budget, least_bytes
 from ttrc.runtime.load import load, shipped_specs
+from ttrc.runtime.verify import as_arguments
 from ttrc.tools.counter import count
 
 GATE = 4  # bytes of a float32 gate
@@ -160,6 +162,47 @@ def handed_in(spec):
     return STATE * (numbers + 2 * WIDTH * spec.memory.norm)
 
 
+def waiting(plan, kernel, width):
+    """Bytes of what a sequence has waiting in memory while panels are walked, written once and read once."""
+    hidden = dict.fromkeys(HIDDEN, (plan.expansion or 0) * width)
+    sizes = {"t": plan.chunk, "s": plan.chunk, "k": width, "v": width, **hidden}
+    return STATE * sum(math.prod(sizes[a] for a in t.axes) for t in kernel.waiting)
+
+
+def in_memory(name, start):
+    """{pass: bytes a token} that a deep memory's scan reads and writes of its own, beside the states it is handed and
+    those it leaves where it is asked to."""
+    plan = module(name).forms["chunk"].plan
+    spent = dict.fromkeys(PASSES, 0.0)
+    for which in PASSES:
+        for kernel in (k for k in getattr(plan, which) if k.in_memory):
+            moved = (2 if which == "forward" else 1) * start  # nobody asks for the final state, but for its gradient
+            spent[which] += moved + 2 * waiting(plan, kernel, WIDTH) / LENGTH
+    return spent
+
+
+@pytest.mark.parametrize("name", ["ttt_mlp", "titans"])
+def test_the_budget_of_weights_in_memory_is_exact(name):
+    length, width = 32, 16
+    op, plan = load(name), module(name).forms["chunk"].plan
+    x = inputs(op.spec, length, width)
+    costs = budget(module(name), d_k=width, d_v=width, dtype_bytes=2, gate_bytes=GATE)["chunk"]
+    with count() as forward:
+        o, _ = getattr(op.package, name)(**as_arguments(op.spec, x), form="chunk", backend="triton")
+    with count() as backward:
+        torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
+    widths = axis_widths(op.spec.memory, width, width)
+    state = STATE * (sum(math.prod(widths[a] for a in part.axes) for part in state_parts(op.spec)) + 2 * width)
+    for which, tally in (("forward", forward), ("backward", backward)):
+        ((kernel, spent),) = costs[which].kernels
+        (planned,) = getattr(plan, which)
+        seen, own = tally.kernels[kernel], state + waiting(plan, planned, width)
+        entered = state if which == "forward" else 0  # the final state has no gradient
+        assert seen.distinct_load_bytes == spent.read_bytes * length + entered + own
+        assert seen.distinct_store_bytes == spent.written_bytes * length + own
+        assert seen.dot_flops == spent.flops * length
+
+
 def test_the_pages_say_what_the_budget_says():
     """`python -m bench.traffic --install` writes both."""
     page, readme = written(HERE / "TRAFFIC.md"), written(README)
@@ -169,12 +212,13 @@ def test_the_pages_say_what_the_budget_says():
         costs = budget(module(name), **sizes)["chunk"]
         forward, backward = (costs[which] for which in PASSES)
         start = handed_in(load(name).spec) / LENGTH
+        own = in_memory(name, start)
         least = f"{sum(least_bytes(module(name), **sizes).values()):.0f}"
-        total = f"{forward.bytes + backward.bytes + 2 * start:.0f}"
+        total = f"{forward.bytes + backward.bytes + 2 * start + sum(own.values()):.0f}"
         assert page[name][:4] == [
             least,
-            f"{forward.bytes + start:.0f} ({forward.launches})",
-            f"{backward.bytes + start:.0f} ({backward.launches})",
+            f"{forward.bytes + start + own['forward']:.0f} ({forward.launches})",
+            f"{backward.bytes + start + own['backward']:.0f} ({backward.launches})",
             total,
         ]
         assert readme[name][:2] == [least, f"{total} ({forward.launches} + {backward.launches})"]

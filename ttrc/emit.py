@@ -18,7 +18,7 @@ from ttrc.backends import arguments
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
-from ttrc.ir.config import WHOLE, WIDTHS, Config, default_configs
+from ttrc.ir.config import PANELS, WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
@@ -259,6 +259,7 @@ def _op(module: Module) -> str:
         fixed=next((p.chunk for p in plans.values() if p.chunk == p.segment and p.form == "chunk"), 0),
         saved={f: [b.name for b in launch.blocks(p.saved)] for f, p in plans.items()},
         returned={f: [launch.returned(p, b) for b in launch.blocks(p.saved)] for f, p in plans.items()},
+        final={f: launch.handed_out(p, "final_state") for f, p in plans.items()},
         saved_fake={f: {b.name: launch.saved_fake(p, b) for b in launch.blocks(p.saved)} for f, p in plans.items()},
         allocate={
             f: {"forward": launch.allocate_forward(p), "backward": launch.allocate_backward(p)}
@@ -272,6 +273,7 @@ def _op(module: Module) -> str:
         configs={n: {w: _row(c) for w, c in default_configs(n, most).items()} for n, most in longest.items()},
         costs=_costs(module),
         whole=[k.name for k in kernels if k.name.endswith(WHOLE)],
+        panels=[k.name for k in kernels if k.name.endswith(PANELS)],
         scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
         parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],

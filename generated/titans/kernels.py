@@ -221,15 +221,16 @@ def whole_power(x, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def deep_scan_whole(
-    q_ptr,
+def deep_scan_panels(
     k_ptr,
+    q_ptr,
     v_ptr,
     g_ptr,
     m_ptr,
     theta_ptr,
-    o_ptr,
     states_ptr,
+    o_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -254,8 +255,8 @@ def deep_scan_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Segments in order with the weights on chip: read-outs, and the weights that each starts with."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    """Segments in order, the weights in memory: read-outs, and the weights that each starts with."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -268,19 +269,49 @@ def deep_scan_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-    W1 = tl.zeros([BK, BH], tl.float32)
-    W2 = tl.zeros([BH, BV], tl.float32)
-    M1 = tl.zeros([BK, BH], tl.float32)
-    M2 = tl.zeros([BH, BV], tl.float32)
-    norm_weight = tl.zeros([BV], tl.float32)
-    norm_bias = tl.zeros([BV], tl.float32)
-    if ENTER:
-        W1 += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        W2 += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
-        M1 += load_rows(enter_ptr + own + (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        M2 += load_rows(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV, i_v * BV
+    waiting = waiting_ptr + (i_n * HV + i_h) * (BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BT)
+    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
+    for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
+        W1 = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            W1 += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        W2 = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            W2 += load_rows(enter_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+        store_rows(leave_ptr + own + K * HIDDEN, W2, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+        M1 = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            M1 += load_rows(
+                enter_ptr + own + (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+            )
+        store_rows(leave_ptr + own + (K * HIDDEN + HIDDEN * V), M1, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        M2 = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            M2 += load_rows(
+                enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+        store_rows(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+            M2,
+            i_p * BH,
+            HIDDEN - i_p * BH,
+            V,
+            V,
+            BH,
+            BV,
+            i_v * BV,
         )
+    norm_weight = tl.zeros([BV], tl.float32)
+    if ENTER:
         norm_weight += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
             i_v * BV,
@@ -289,6 +320,16 @@ def deep_scan_whole(
             BV,
             0.0,
         )
+    store_vector(
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+        norm_weight,
+        i_v * BV,
+        V - i_v * BV,
+        1,
+        BV,
+    )
+    norm_bias = tl.zeros([BV], tl.float32)
+    if ENTER:
         norm_bias += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
             i_v * BV,
@@ -297,74 +338,37 @@ def deep_scan_whole(
             BV,
             0.0,
         )
+    store_vector(
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
+        norm_bias,
+        i_v * BV,
+        V - i_v * BV,
+        1,
+        BV,
+    )
+    tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
-        theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
-        if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        if SAVE:
-            store_rows(
-                states_ptr
-                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
-                W1,
-                0,
-                tl.where(at_bound, K, 0),
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                0,
-            )
-        if SAVE:
-            store_rows(
-                states_ptr
-                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-                + K * HIDDEN,
-                W2,
-                0,
-                tl.where(at_bound, HIDDEN, 0),
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
-            )
-        if SAVE:
-            store_rows(
-                states_ptr
-                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-                + (K * HIDDEN + HIDDEN * V),
-                M1,
-                0,
-                tl.where(at_bound, K, 0),
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                0,
-            )
-        if SAVE:
-            store_rows(
-                states_ptr
-                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-                + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                M2,
-                0,
-                tl.where(at_bound, HIDDEN, 0),
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
-            )
+        norm_weight = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        norm_bias = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
         if SAVE:
             store_vector(
                 states_ptr
@@ -387,6 +391,43 @@ def deep_scan_whole(
                 1,
                 BV,
             )
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        layer2 = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # prediction
+            layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
+            store_rows(waiting, layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+            layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
+        tl.debug_barrier()
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
+        theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+        norm_weight = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        norm_bias = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
         each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
@@ -397,29 +438,34 @@ def deep_scan_whole(
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse)
         coarse_sum = tl.cumsum(coarse, 0)
-        if READ:
-            coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
+        coarse_after = coarse_chunk - coarse_sum
         fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine)
         fine_sum = tl.cumsum(fine, 0)
-        if READ:
-            fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
-            gap_3 = coarse_gap_3 + fine_gap_3
-            # causality
-            gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
-            gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
-            # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-            since_3 = tl.exp(gap_masked_3)
-            # causality
-            earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
+        fine_after = fine_chunk - fine_sum
         # update, line 36
+        decay_after = tl.exp(coarse_after + fine_after)
+        decay_after_valid = tl.where(t < left, decay_after, 0.0)
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
         coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
         coarse_sum_2 = tl.cumsum(coarse_2, 0)
-        coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
         fine_2 = -coarse_2 + log_momentum_valid
         fine_sum_2 = tl.cumsum(fine_2, 0)
+        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        steps_until = decay_after_valid * momentum_until
+        carried_steps = tl.sum(steps_until)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # update, line 36
+        coarse_chunk_2 = tl.sum(coarse_2)
+        fine_chunk_2 = tl.sum(fine_2)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        # update, line 36
+        coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
         fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
         gap = coarse_gap + fine_gap
         # causality
@@ -427,21 +473,32 @@ def deep_scan_whole(
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # update, line 36
         since = tl.exp(gap_masked)
-        if READ:
-            mask_past = tl.dot(earlier_steps_2.to(dtype), since.to(dtype), input_precision=PRECISION)
-            mask_out = mask_past + since
-            # read-out
-            query = q.to(tl.float32) * scale
-            overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
-            # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-            attention = mask_out * overlap_q
+        steps_after = decay_after_valid[:, None] * since
+        written_steps = tl.sum(steps_after, 0)
+        # read-out
+        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
+        gap_3 = coarse_gap_3 + fine_gap_3
+        # causality
+        gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
+        gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        since_3 = tl.exp(gap_masked_3)
+        # causality
+        earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
+        # update, line 36
+        inherited = earlier_steps_2 * momentum_until[None, :]
+        inherited_steps = tl.sum(inherited, 1)
+        # read-out
+        layer1_carried_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        # update, line 36
+        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+        fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        written_factor = tl.exp(coarse_after_2 + fine_after_2)
         # prediction
-        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
-        gate = tl.sigmoid(
-            2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
-        )
-        hidden = gate * layer1
-        layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), input_precision=PRECISION)
         inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2, 0.0)
         average_sum = tl.sum(inside, 1)
         average = average_factor * average_sum
@@ -476,30 +533,94 @@ def deep_scan_whole(
         d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
         d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
-        d_hidden = tl.dot(d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
-        d_gate_via_hidden = d_hidden * layer1
-        d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        d_layer1_via_hidden = d_hidden * gate
-        d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
-        if READ:
-            # read-out
-            layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        written_3 = d_layer2_via_inside * written_steps[:, None]
+        written_4 = d_layer2_via_inside * written_factor[:, None]
         # update, line 36
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
-        if READ:
-            inherited = earlier_steps_2 * momentum_until[None, :]
-            inherited_steps = tl.sum(inherited, 1)
+        mask_past = tl.dot(earlier_steps_2.to(dtype), since.to(dtype), input_precision=PRECISION)
+        mask_out = mask_past + since
+        store_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), mask_out, 0 * BT, BT, BT, BT, BT, BT, 0)
+        # read-out
+        query = q.to(tl.float32) * scale
+        overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        attention = mask_out * overlap_q
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        overlap_q_2 = tl.zeros([BT, BT], tl.float32)
+        layer2_inherited = tl.zeros([BT, BV], tl.float32)
+        layer2_inherited_2 = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+            if SAVE:
+                store_rows(
+                    states_ptr
+                    + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                    + K * HIDDEN,
+                    W2,
+                    i_p * BH,
+                    tl.where(at_bound, HIDDEN, 0) - i_p * BH,
+                    V,
+                    V,
+                    BH,
+                    BV,
+                    i_v * BV,
+                )
+            # update, line 36
+            d_hidden = tl.dot(
+                d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
+            )
+            layer1 = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
+            d_gate_via_hidden = d_hidden * layer1
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # update, line 36
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            if SAVE:
+                store_rows(
+                    states_ptr
+                    + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
+                    W1,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    HIDDEN,
+                    HIDDEN,
+                    BK,
+                    BH,
+                    i_p * BH,
+                )
             # read-out
-            layer1_carried_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
+            M1 = load_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+            )
+            if SAVE:
+                store_rows(
+                    states_ptr
+                    + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                    + (K * HIDDEN + HIDDEN * V),
+                    M1,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    HIDDEN,
+                    HIDDEN,
+                    BK,
+                    BH,
+                    i_p * BH,
+                )
             layer1_inherited_2 = tl.dot(query.to(dtype), M1.to(dtype), input_precision=PRECISION)
             layer1_carried = (
                 layer1_carried_factor[:, None] * layer1_inherited
@@ -515,119 +636,148 @@ def deep_scan_whole(
                 / 1.772453850905516
             )
             hidden_2 = gate_2 * layer1_read
-            overlap_q_2 = tl.dot(hidden_2.to(dtype), tl.trans(hidden).to(dtype), input_precision=PRECISION)
-            # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-            attention_2 = mask_out * overlap_q_2
+            # prediction
+            hidden = gate * layer1
             # read-out
-            layer2_inherited = tl.dot(hidden_2.to(dtype), W2.to(dtype), input_precision=PRECISION)
-            layer2_inherited_2 = tl.dot(hidden_2.to(dtype), M2.to(dtype), input_precision=PRECISION)
-            layer2_carried = (
-                layer1_carried_factor[:, None] * layer2_inherited
-                + layer1_carried_factor_2[:, None] * layer2_inherited_2
+            overlap_q_2 = tl.dot(
+                hidden_2.to(dtype), tl.trans(hidden).to(dtype), overlap_q_2, input_precision=PRECISION
             )
-            layer2_read = tl.dot(
-                attention_2.to(dtype),
-                d_layer2_via_inside.to(dtype),
-                layer2_carried,
-                input_precision=PRECISION,
+            layer2_inherited = tl.dot(
+                hidden_2.to(dtype), W2.to(dtype), layer2_inherited, input_precision=PRECISION
             )
-            inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2_read, 0.0)
-            average_sum_2 = tl.sum(inside_2, 1)
-            average_2 = average_factor * average_sum_2
-            centred_2 = -average_2[:, None] + inside_2
-            centred_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred_2, 0.0)
-            squares_2 = centred_inside_2 * centred_inside_2
-            variance_sum_2 = tl.sum(squares_2, 1)
-            variance_2 = average_factor * variance_sum_2
-            variance_valid_2 = tl.where(t < left, variance_2, float("1.0"))
-            shrink_2 = 1.0 / (tl.sqrt(variance_valid_2 + 1e-06))
-            normal_2 = centred_inside_2 * shrink_2[:, None]
-            normed_2 = norm_bias[None, :] + norm_weight[None, :] * normal_2
-            predicted_2 = normed_2 + query
-            store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_chunk = tl.sum(fine)
-        fine_after = fine_chunk - fine_sum
-        # update, line 36
-        decay_after = tl.exp(coarse_after + fine_after)
-        decay_after_valid = tl.where(t < left, decay_after, 0.0)
-        steps_after = decay_after_valid[:, None] * since
-        written_steps = tl.sum(steps_after, 0)
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        written = d_layer1 * written_steps[:, None]
-        # update, line 36
-        steps_until = decay_after_valid * momentum_until
-        carried_steps = tl.sum(steps_until)
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        kept = M1 * carried_steps + W1 * kept_factor
-        # update, line 36
-        W1_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        written_3 = d_layer2_via_inside * written_steps[:, None]
-        kept_3 = M2 * carried_steps + W2 * kept_factor
-        # update, line 36
-        W2_next = tl.dot(tl.trans(hidden).to(dtype), written_3.to(dtype), kept_3, input_precision=PRECISION)
-        coarse_chunk_2 = tl.sum(coarse_2)
-        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
-        fine_chunk_2 = tl.sum(fine_2)
-        fine_after_2 = fine_chunk_2 - fine_sum_2
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
-        written_2 = d_layer1 * written_factor[:, None]
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
-        kept_2 = M1 * kept_factor_2
-        # update, line 36
-        M1_next = tl.dot(tl.trans(k), written_2.to(dtype), kept_2, input_precision=PRECISION)
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        written_4 = d_layer2_via_inside * written_factor[:, None]
-        kept_4 = M2 * kept_factor_2
-        # update, line 36
-        M2_next = tl.dot(tl.trans(hidden).to(dtype), written_4.to(dtype), kept_4, input_precision=PRECISION)
-        W1, W2, M1, M2, norm_weight, norm_bias = W1_next, W2_next, M1_next, M2_next, norm_weight, norm_bias
-    if LEAVE:
-        store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(leave_ptr + own + K * HIDDEN, W2, 0, HIDDEN, V, V, BH, BV, i_v * BV)
-        store_rows(leave_ptr + own + (K * HIDDEN + HIDDEN * V), M1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), M2, 0, HIDDEN, V, V, BH, BV, i_v * BV
-        )
-        store_vector(
+            M2 = load_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            if SAVE:
+                store_rows(
+                    states_ptr
+                    + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                    + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                    M2,
+                    i_p * BH,
+                    tl.where(at_bound, HIDDEN, 0) - i_p * BH,
+                    V,
+                    V,
+                    BH,
+                    BV,
+                    i_v * BV,
+                )
+            layer2_inherited_2 = tl.dot(
+                hidden_2.to(dtype), M2.to(dtype), layer2_inherited_2, input_precision=PRECISION
+            )
+            # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+            written = d_layer1 * written_steps[:, None]
+            kept = M1 * carried_steps + W1 * kept_factor
+            # update, line 36
+            W1_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
+            tl.debug_barrier()
+            store_rows(leave_ptr + own, W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+            written_2 = d_layer1 * written_factor[:, None]
+            kept_2 = M1 * kept_factor_2
+            # update, line 36
+            M1_next = tl.dot(tl.trans(k), written_2.to(dtype), kept_2, input_precision=PRECISION)
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V), M1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+            )
+            # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+            kept_3 = M2 * carried_steps + W2 * kept_factor
+            # update, line 36
+            W2_next = tl.dot(
+                tl.trans(hidden).to(dtype), written_3.to(dtype), kept_3, input_precision=PRECISION
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + K * HIDDEN, W2_next, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+            # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+            kept_4 = M2 * kept_factor_2
+            # update, line 36
+            M2_next = tl.dot(
+                tl.trans(hidden).to(dtype), written_4.to(dtype), kept_4, input_precision=PRECISION
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                M2_next,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+        tl.debug_barrier()
+        norm_weight = load_vector(
             leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            norm_weight,
             i_v * BV,
             V - i_v * BV,
             1,
             BV,
+            0.0,
         )
-        store_vector(
+        norm_bias = load_vector(
             leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            norm_bias,
             i_v * BV,
             V - i_v * BV,
             1,
             BV,
+            0.0,
         )
+        mask_out = load_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BT, BT, BT, BT, 0)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        attention_2 = mask_out * overlap_q_2
+        # read-out
+        layer2_carried = (
+            layer1_carried_factor[:, None] * layer2_inherited
+            + layer1_carried_factor_2[:, None] * layer2_inherited_2
+        )
+        layer2_read = tl.dot(
+            attention_2.to(dtype), d_layer2_via_inside.to(dtype), layer2_carried, input_precision=PRECISION
+        )
+        inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2_read, 0.0)
+        average_sum_2 = tl.sum(inside_2, 1)
+        average_2 = average_factor * average_sum_2
+        centred_2 = -average_2[:, None] + inside_2
+        centred_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred_2, 0.0)
+        squares_2 = centred_inside_2 * centred_inside_2
+        variance_sum_2 = tl.sum(squares_2, 1)
+        variance_2 = average_factor * variance_sum_2
+        variance_valid_2 = tl.where(t < left, variance_2, float("1.0"))
+        shrink_2 = 1.0 / (tl.sqrt(variance_valid_2 + 1e-06))
+        normal_2 = centred_inside_2 * shrink_2[:, None]
+        normed_2 = norm_bias[None, :] + norm_weight[None, :] * normal_2
+        predicted_2 = normed_2 + query
+        store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def deep_scan_reverse_whole(
-    q_ptr,
+def deep_scan_reverse_panels(
     k_ptr,
+    q_ptr,
     v_ptr,
+    states_ptr,
     g_ptr,
     m_ptr,
     theta_ptr,
     d_o_ptr,
-    states_ptr,
     d_q_ptr,
-    d_k_ptr,
     d_v_ptr,
+    d_theta_ptr,
+    d_k_ptr,
     d_g_ptr,
     d_m_ptr,
-    d_theta_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -652,8 +802,8 @@ def deep_scan_reverse_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Segments backwards with the weights' cotangents on chip: the cotangents of the inputs."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    """Segments backwards, the weights' cotangents in memory: the cotangents of the inputs."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -666,19 +816,57 @@ def deep_scan_reverse_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-    d_W1_next = tl.zeros([BK, BH], tl.float32)
-    d_W2_next = tl.zeros([BH, BV], tl.float32)
-    d_M1_next = tl.zeros([BK, BH], tl.float32)
-    d_M2_next = tl.zeros([BH, BV], tl.float32)
-    d_norm_weight_next = tl.zeros([BV], tl.float32)
-    d_norm_bias_next = tl.zeros([BV], tl.float32)
-    if ENTER:
-        d_W1_next += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        d_W2_next += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
-        d_M1_next += load_rows(enter_ptr + own + (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        d_M2_next += load_rows(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV, i_v * BV
+    waiting = waiting_ptr + (i_n * HV + i_h) * (
+        15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 9 * BT * BV
+    )
+    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
+    for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
+        d_W1_next = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            d_W1_next += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        d_W2_next = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            d_W2_next += load_rows(
+                enter_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+        store_rows(
+            leave_ptr + own + K * HIDDEN, d_W2_next, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
         )
+        d_M1_next = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            d_M1_next += load_rows(
+                enter_ptr + own + (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+            )
+        store_rows(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V), d_M1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+        )
+        d_M2_next = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            d_M2_next += load_rows(
+                enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+        store_rows(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+            d_M2_next,
+            i_p * BH,
+            HIDDEN - i_p * BH,
+            V,
+            V,
+            BH,
+            BV,
+            i_v * BV,
+        )
+    d_norm_weight_next = tl.zeros([BV], tl.float32)
+    if ENTER:
         d_norm_weight_next += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
             i_v * BV,
@@ -687,6 +875,16 @@ def deep_scan_reverse_whole(
             BV,
             0.0,
         )
+    store_vector(
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+        d_norm_weight_next,
+        i_v * BV,
+        V - i_v * BV,
+        1,
+        BV,
+    )
+    d_norm_bias_next = tl.zeros([BV], tl.float32)
+    if ENTER:
         d_norm_bias_next += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
             i_v * BV,
@@ -695,65 +893,117 @@ def deep_scan_reverse_whole(
             BV,
             0.0,
         )
+    store_vector(
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
+        d_norm_bias_next,
+        i_v * BV,
+        V - i_v * BV,
+        1,
+        BV,
+    )
+    tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        layer2 = tl.zeros([BT, BV], tl.float32)
+        d_written_4 = tl.zeros([BT, BV], tl.float32)
+        d_written_3 = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W1 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # prediction
+            layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                layer1,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            W2 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
+            d_M2_next = load_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            # adjoint of written_4
+            d_written_4 = tl.dot(
+                hidden.to(dtype), d_M2_next.to(dtype), d_written_4, input_precision=PRECISION
+            )
+            d_W2_next = load_rows(
+                leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+            # adjoint of written_3
+            d_written_3 = tl.dot(
+                hidden.to(dtype), d_W2_next.to(dtype), d_written_3, input_precision=PRECISION
+            )
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
+            d_written_3,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
+            d_written_4,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        tl.debug_barrier()
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
         theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        W1 = load_rows(
-            states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
-            0,
-            K,
-            HIDDEN,
-            HIDDEN,
-            BK,
-            BH,
-            0,
-        )
-        W2 = load_rows(
-            states_ptr
-            + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-            + K * HIDDEN,
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
-        )
-        M1 = load_rows(
-            states_ptr
-            + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-            + (K * HIDDEN + HIDDEN * V),
-            0,
-            K,
-            HIDDEN,
-            HIDDEN,
-            BK,
-            BH,
-            0,
-        )
-        M2 = load_rows(
-            states_ptr
-            + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
-            + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
-        )
         norm_weight = load_vector(
             states_ptr
             + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
@@ -774,8 +1024,26 @@ def deep_scan_reverse_whole(
             BV,
             0.0,
         )
-        # adjoint of normed_2
-        d_normal_2_via_normed_2 = d_o.to(tl.float32) * norm_weight[None, :]
+        d_written_3 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_written_4 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
         each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
@@ -783,30 +1051,119 @@ def deep_scan_reverse_whole(
         average_factor = 1.0 / channels
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         log_decay = 0.015625 * g
+        store_row(waiting + 10 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, log_decay, BT, BT, 0)
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_sum = tl.cumsum(coarse, 0)
-        coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
+        coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
-        fine_sum = tl.cumsum(fine, 0)
-        fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
-        gap_3 = coarse_gap_3 + fine_gap_3
-        # causality
-        gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
-        gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        since_3 = tl.exp(gap_masked_3)
-        # causality
-        earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
+        fine_chunk = tl.sum(fine)
         # update, line 36
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
         coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
-        coarse_sum_2 = tl.cumsum(coarse_2, 0)
-        coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
+        coarse_chunk_2 = tl.sum(coarse_2)
         fine_2 = -coarse_2 + log_momentum_valid
+        fine_chunk_2 = tl.sum(fine_2)
+        # prediction
+        inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2, 0.0)
+        average_sum = tl.sum(inside, 1)
+        average = average_factor * average_sum
+        centred = -average[:, None] + inside
+        centred_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred, 0.0)
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
+            centred_inside,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        squares = centred_inside * centred_inside
+        variance_sum = tl.sum(squares, 1)
+        variance = average_factor * variance_sum
+        variance_valid = tl.where(t < left, variance, float("1.0"))
+        store_row(waiting + 13 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, variance_valid, BT, BT, 0)
+        shrink = 1.0 / (tl.sqrt(variance_valid + 1e-06))
+        store_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, shrink, BT, BT, 0)
+        normal = centred_inside * shrink[:, None]
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
+            normal,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        normed = norm_bias[None, :] + norm_weight[None, :] * normal
+        predicted = k.to(tl.float32) + normed
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
+            predicted,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        # loss, line 31: norm2(p - v) / 2
+        u = (-0.015625) * predicted * theta[:, None] + 0.015625 * theta[:, None] * v.to(tl.float32)
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 8 * BT * BV,
+            u,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        # update, line 36
+        d_normal_via_normed = norm_weight[None, :] * u
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
+            d_normal_via_normed,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_shrink_via_normal = centred_inside * d_normal_via_normed
+        d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal, 1)
+        store_row(
+            waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, d_shrink_via_normal_2, BT, BT, 0
+        )
+        coarse_sum_2 = tl.cumsum(coarse_2, 0)
+        store_row(waiting + BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, coarse_sum_2, BT, BT, 0)
         fine_sum_2 = tl.cumsum(fine_2, 0)
+        store_row(waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, fine_sum_2, BT, BT, 0)
+        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        store_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, momentum_until, BT, BT, 0)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_after = coarse_chunk - coarse_sum
+        fine_sum = tl.cumsum(fine, 0)
+        fine_after = fine_chunk - fine_sum
+        # update, line 36
+        decay_after = tl.exp(coarse_after + fine_after)
+        store_row(waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, decay_after, BT, BT, 0)
+        decay_after_valid = tl.where(t < left, decay_after, 0.0)
+        store_row(
+            waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, decay_after_valid, BT, BT, 0
+        )
+        coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
         fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
         gap = coarse_gap + fine_gap
         # causality
@@ -814,44 +1171,83 @@ def deep_scan_reverse_whole(
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # update, line 36
         since = tl.exp(gap_masked)
-        mask_past = tl.dot(earlier_steps_2.to(dtype), since.to(dtype), input_precision=PRECISION)
-        mask_out = mask_past + since
-        # read-out
-        query = q.to(tl.float32) * scale
-        overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        attention = mask_out * overlap_q
-        # prediction
-        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
-        gate = tl.sigmoid(
-            2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
+            since,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        hidden = gate * layer1
-        layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), input_precision=PRECISION)
-        inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2, 0.0)
-        average_sum = tl.sum(inside, 1)
-        average = average_factor * average_sum
-        centred = -average[:, None] + inside
-        centred_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred, 0.0)
-        squares = centred_inside * centred_inside
-        variance_sum = tl.sum(squares, 1)
-        variance = average_factor * variance_sum
-        variance_valid = tl.where(t < left, variance, float("1.0"))
-        shrink = 1.0 / (tl.sqrt(variance_valid + 1e-06))
-        normal = centred_inside * shrink[:, None]
-        normed = norm_bias[None, :] + norm_weight[None, :] * normal
-        predicted = k.to(tl.float32) + normed
-        # loss, line 31: norm2(p - v) / 2
-        u = (-0.015625) * predicted * theta[:, None] + 0.015625 * theta[:, None] * v.to(tl.float32)
+        steps_after = decay_after_valid[:, None] * since
+        written_steps = tl.sum(steps_after, 0)
+        store_row(waiting + 0 * BT, written_steps, BT, BT, 0)
+        # read-out
+        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
+        gap_3 = coarse_gap_3 + fine_gap_3
+        # causality
+        gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
+        gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        since_3 = tl.exp(gap_masked_3)
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
+            since_3,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        # causality
+        earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
+            earlier_steps_2,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
         # update, line 36
-        d_normal_via_normed = norm_weight[None, :] * u
+        inherited = earlier_steps_2 * momentum_until[None, :]
+        inherited_steps = tl.sum(inherited, 1)
+        # read-out
+        layer1_carried_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        # update, line 36
+        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+        fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        store_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, written_factor, BT, BT, 0)
+        # update, line 36
         d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
-        d_shrink_via_normal = centred_inside * d_normal_via_normed
-        d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal, 1)
         d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance_valid + 1e-06, 1.5)
         d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
         d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
         d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance[:, None], [BT, BV])
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
+            d_squares_via_variance_sum,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(
@@ -863,49 +1259,289 @@ def deep_scan_reverse_whole(
         d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
         d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
-        d_hidden = tl.dot(d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
-        d_gate_via_hidden = d_hidden * layer1
-        d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            d_layer2_via_inside,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        d_layer1_via_hidden = d_hidden * gate
-        d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
-        # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        # adjoint of written_4
+        d_written_factor_via_written_4 = d_layer2_via_inside * d_written_4
+        d_written_factor_via_written_4_2 = tl.sum(d_written_factor_via_written_4, 1)
+        store_row(
+            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
+            d_written_factor_via_written_4_2,
+            BT,
+            BT,
+            0,
+        )
+        # adjoint of written_3
+        d_written_steps_t_via_written_3 = d_layer2_via_inside * d_written_3
+        d_written_steps_t_via_written_3_2 = tl.sum(d_written_steps_t_via_written_3, 1)
+        store_row(
+            waiting + 6 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
+            d_written_steps_t_via_written_3_2,
+            BT,
+            BT,
+            0,
+        )
         # update, line 36
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
-        inherited = earlier_steps_2 * momentum_until[None, :]
-        inherited_steps = tl.sum(inherited, 1)
+        mask_past = tl.dot(earlier_steps_2.to(dtype), since.to(dtype), input_precision=PRECISION)
+        mask_out = mask_past + since
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
+            mask_out,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
         # read-out
-        layer1_carried_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
-        layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
-        layer1_inherited_2 = tl.dot(query.to(dtype), M1.to(dtype), input_precision=PRECISION)
-        layer1_carried = (
-            layer1_carried_factor[:, None] * layer1_inherited
-            + layer1_carried_factor_2[:, None] * layer1_inherited_2
+        query = q.to(tl.float32) * scale
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        layer1_read = tl.dot(
-            attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
+        overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
+            overlap_q,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        gate_2 = tl.sigmoid(
-            2.0
-            * 1.4142135623730951
-            * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
-            / 1.772453850905516
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        attention = mask_out * overlap_q
+        tl.debug_barrier()
+        query = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        hidden_2 = gate_2 * layer1_read
-        overlap_q_2 = tl.dot(hidden_2.to(dtype), tl.trans(hidden).to(dtype), input_precision=PRECISION)
+        d_layer2_via_inside = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        overlap_q_2 = tl.zeros([BT, BT], tl.float32)
+        layer2_inherited = tl.zeros([BT, BV], tl.float32)
+        layer2_inherited_2 = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W2 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            # update, line 36
+            d_hidden = tl.dot(
+                d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
+            )
+            store_rows(
+                waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
+                d_hidden,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            layer1 = load_rows(
+                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            d_gate_via_hidden = d_hidden * layer1
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # update, line 36
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            W1 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # read-out
+            layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 15 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                layer1_inherited,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            M1 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + (K * HIDDEN + HIDDEN * V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            layer1_inherited_2 = tl.dot(query.to(dtype), M1.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 15 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                layer1_inherited_2,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            layer1_carried = (
+                layer1_carried_factor[:, None] * layer1_inherited
+                + layer1_carried_factor_2[:, None] * layer1_inherited_2
+            )
+            layer1_read = tl.dot(
+                attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
+            )
+            store_rows(
+                waiting + 15 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                layer1_read,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            hidden_2 = gate_2 * layer1_read
+            # prediction
+            hidden = gate * layer1
+            # read-out
+            overlap_q_2 = tl.dot(
+                hidden_2.to(dtype), tl.trans(hidden).to(dtype), overlap_q_2, input_precision=PRECISION
+            )
+            layer2_inherited = tl.dot(
+                hidden_2.to(dtype), W2.to(dtype), layer2_inherited, input_precision=PRECISION
+            )
+            M2 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            layer2_inherited_2 = tl.dot(
+                hidden_2.to(dtype), M2.to(dtype), layer2_inherited_2, input_precision=PRECISION
+            )
+        tl.debug_barrier()
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        norm_weight = load_vector(
+            states_ptr
+            + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+            + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        mask_out = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        d_layer2_via_inside = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_written_3 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_written_4 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         attention_2 = mask_out * overlap_q_2
         # read-out
-        layer2_inherited = tl.dot(hidden_2.to(dtype), W2.to(dtype), input_precision=PRECISION)
-        layer2_inherited_2 = tl.dot(hidden_2.to(dtype), M2.to(dtype), input_precision=PRECISION)
         layer2_carried = (
             layer1_carried_factor[:, None] * layer2_inherited
             + layer1_carried_factor_2[:, None] * layer2_inherited_2
@@ -923,6 +1559,10 @@ def deep_scan_reverse_whole(
         variance_2 = average_factor * variance_sum_2
         variance_valid_2 = tl.where(t < left, variance_2, float("1.0"))
         shrink_2 = 1.0 / (tl.sqrt(variance_valid_2 + 1e-06))
+        # adjoint of normed_2
+        d_norm_weight_via_normed_2 = centred_inside_2 * d_o.to(tl.float32) * shrink_2[:, None]
+        d_norm_weight_via_normed_2_2 = tl.sum(d_norm_weight_via_normed_2, 0)
+        d_normal_2_via_normed_2 = d_o.to(tl.float32) * norm_weight[None, :]
         # adjoint of normal_2
         d_centred_inside_2_via_normal_2 = d_normal_2_via_normed_2 * shrink_2[:, None]
         d_shrink_2_via_normal_2 = centred_inside_2 * d_normal_2_via_normed_2
@@ -953,158 +1593,29 @@ def deep_scan_reverse_whole(
         d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
         d_layer2_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_2, 0.0)
         # adjoint of layer2_carried
-        d_layer2_inherited_via_layer2_carried = d_layer2_read_via_inside_2 * layer1_carried_factor[:, None]
-        d_layer2_inherited_2_via_layer2_carried = (
-            d_layer2_read_via_inside_2 * layer1_carried_factor_2[:, None]
+        d_layer1_carried_factor_via_layer2_carried = d_layer2_read_via_inside_2 * layer2_inherited
+        d_layer1_carried_factor_via_layer2_carried_2 = tl.sum(d_layer1_carried_factor_via_layer2_carried, 1)
+        store_row(
+            waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
+            d_layer1_carried_factor_via_layer2_carried_2,
+            BT,
+            BT,
+            0,
         )
-        # adjoint of attention_2
-        d_attention_2 = tl.dot(
-            d_layer2_read_via_inside_2.to(dtype),
-            tl.trans(d_layer2_via_inside).to(dtype),
-            input_precision=PRECISION,
+        d_layer1_carried_factor_2_via_layer2_carried = d_layer2_read_via_inside_2 * layer2_inherited_2
+        d_layer1_carried_factor_2_via_layer2_carried_2 = tl.sum(
+            d_layer1_carried_factor_2_via_layer2_carried, 1
         )
-        d_overlap_q_2_via_attention_2 = d_attention_2 * mask_out
-        # adjoint of hidden_2
-        d_hidden_2 = tl.dot(
-            d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
+        store_row(
+            waiting + 2 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
+            d_layer1_carried_factor_2_via_layer2_carried_2,
+            BT,
+            BT,
+            0,
         )
-        d_hidden_2_2 = tl.dot(
-            d_layer2_inherited_2_via_layer2_carried.to(dtype),
-            tl.trans(M2).to(dtype),
-            d_hidden_2,
-            input_precision=PRECISION,
-        )
-        d_hidden_2_3 = tl.dot(
-            d_layer2_inherited_via_layer2_carried.to(dtype),
-            tl.trans(W2).to(dtype),
-            d_hidden_2_2,
-            input_precision=PRECISION,
-        )
-        d_gate_2_via_hidden_2 = d_hidden_2_3 * layer1_read
-        # adjoint of gate_2
-        d_layer1_read_via_gate_2 = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_2_via_hidden_2
-            * gate_2
-            * (1.0 - gate_2)
-            * (0.134145 * layer1_read * layer1_read + 1.0)
-            / 1.772453850905516
-        )
-        # adjoint of hidden_2
-        d_layer1_read_via_hidden_2 = d_hidden_2_3 * gate_2
-        # adjoint of layer1_read
-        d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-        if READ:
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_layer1_read.to(dtype), tl.trans(d_layer1).to(dtype), input_precision=PRECISION
-            )
-            d_overlap_q_via_attention = d_attention * mask_out
-        # adjoint of layer1_carried
-        d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
-        d_layer1_inherited_2_via_layer1_carried = d_layer1_read * layer1_carried_factor_2[:, None]
-        if READ:
-            # adjoint of query
-            d_query = tl.dot(
-                d_layer1_inherited_2_via_layer1_carried.to(dtype),
-                tl.trans(M1).to(dtype),
-                d_o.to(tl.float32),
-                input_precision=PRECISION,
-            )
-            d_query_2 = tl.dot(
-                d_layer1_inherited_via_layer1_carried.to(dtype),
-                tl.trans(W1).to(dtype),
-                d_query,
-                input_precision=PRECISION,
-            )
-            d_query_3 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query_2, input_precision=PRECISION)
-            d_q_via_query = d_query_3 * scale
-            store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
-        # adjoint of written
-        d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_chunk = tl.sum(fine)
-        fine_after = fine_chunk - fine_sum
-        # update, line 36
-        decay_after = tl.exp(coarse_after + fine_after)
-        decay_after_valid = tl.where(t < left, decay_after, 0.0)
-        steps_after = decay_after_valid[:, None] * since
-        written_steps = tl.sum(steps_after, 0)
-        # adjoint of written
-        d_d_layer1_via_written = d_written * written_steps[:, None]
-        # adjoint of written_2
-        d_written_2 = tl.dot(k, d_M1_next.to(dtype), input_precision=PRECISION)
-        # update, line 36
-        coarse_chunk_2 = tl.sum(coarse_2)
-        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
-        fine_chunk_2 = tl.sum(fine_2)
-        fine_after_2 = fine_chunk_2 - fine_sum_2
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
-        # adjoint of written_2
-        d_d_layer1_via_written_2 = d_written_2 * written_factor[:, None]
-        # adjoint of d_layer1
-        d_d_layer1_start = d_d_layer1_via_written + d_d_layer1_via_written_2
-        # adjoint of d_layer1_s
-        d_d_layer1_s = tl.dot(
-            tl.trans(attention).to(dtype),
-            d_layer1_read.to(dtype),
-            d_d_layer1_start,
-            input_precision=PRECISION,
-        )
-        # adjoint of d_layer1_via_gate
-        d_d_gate_via_hidden_via_d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_d_layer1_s
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        # adjoint of d_gate_via_hidden
-        d_layer1_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * d_hidden
-        # adjoint of d_layer1_via_gate
-        d_layer1_via_d_layer1_via_gate = (
-            0.53658
-            * 1.4142135623730951
-            * d_d_layer1_s
-            * d_gate_via_hidden
-            * gate
-            * layer1
-            * (1.0 - gate)
-            / 1.772453850905516
-        )
-        d_gate_via_d_layer1_via_gate = d_d_layer1_s * (
-            (-2.0)
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-            + 2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        # adjoint of d_layer1_via_hidden
-        d_gate_via_d_layer1_via_hidden = d_d_layer1_s * d_hidden
-        # adjoint of d_gate_via_hidden
-        d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
-        # adjoint of d_layer1_via_hidden
-        d_d_hidden_via_d_layer1_via_hidden = d_d_layer1_s * gate
-        # adjoint of d_hidden
-        d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
         # adjoint of written_3
-        d_written_3 = tl.dot(hidden.to(dtype), d_W2_next.to(dtype), input_precision=PRECISION)
         d_d_layer2_via_inside_via_written_3 = d_written_3 * written_steps[:, None]
         # adjoint of written_4
-        d_written_4 = tl.dot(hidden.to(dtype), d_M2_next.to(dtype), input_precision=PRECISION)
         d_d_layer2_via_inside_via_written_4 = d_written_4 * written_factor[:, None]
         # adjoint of d_layer2_via_inside
         d_d_layer2_via_inside_start = (
@@ -1117,10 +1628,416 @@ def deep_scan_reverse_whole(
             d_d_layer2_via_inside_start,
             input_precision=PRECISION,
         )
-        # adjoint of d_layer2_via_inside
-        d_d_layer2_via_inside_2 = tl.dot(
-            d_d_hidden.to(dtype), W2.to(dtype), d_d_layer2_via_inside_s, input_precision=PRECISION
+        # adjoint of attention_2
+        d_attention_2 = tl.dot(
+            d_layer2_read_via_inside_2.to(dtype),
+            tl.trans(d_layer2_via_inside).to(dtype),
+            input_precision=PRECISION,
         )
+        d_mask_out_via_attention_2 = d_attention_2 * overlap_q_2
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
+            d_mask_out_via_attention_2,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        d_overlap_q_2_via_attention_2 = d_attention_2 * mask_out
+        # adjoint of layer2_carried
+        d_layer2_inherited_via_layer2_carried = d_layer2_read_via_inside_2 * layer1_carried_factor[:, None]
+        d_layer2_inherited_2_via_layer2_carried = (
+            d_layer2_read_via_inside_2 * layer1_carried_factor_2[:, None]
+        )
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        d_d_layer2_via_inside_2 = d_d_layer2_via_inside_s
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_query = d_o.to(tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            layer1 = load_rows(
+                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            # adjoint of hidden_2
+            d_hidden_2 = tl.dot(
+                d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
+            )
+            M2 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            d_hidden_2_2 = tl.dot(
+                d_layer2_inherited_2_via_layer2_carried.to(dtype),
+                tl.trans(M2).to(dtype),
+                d_hidden_2,
+                input_precision=PRECISION,
+            )
+            W2 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            d_hidden_2_3 = tl.dot(
+                d_layer2_inherited_via_layer2_carried.to(dtype),
+                tl.trans(W2).to(dtype),
+                d_hidden_2_2,
+                input_precision=PRECISION,
+            )
+            store_rows(
+                waiting + 15 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                d_hidden_2_3,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            layer1_read = load_rows(
+                waiting + 15 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            d_gate_2_via_hidden_2 = d_hidden_2_3 * layer1_read
+            # read-out
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            # adjoint of gate_2
+            d_layer1_read_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_2_via_hidden_2
+                * gate_2
+                * (1.0 - gate_2)
+                * (0.134145 * layer1_read * layer1_read + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden_2
+            d_layer1_read_via_hidden_2 = d_hidden_2_3 * gate_2
+            # adjoint of layer1_read
+            d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
+            d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # adjoint of written
+            d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 15 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                d_written,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            d_d_layer1_via_written = d_written * written_steps[:, None]
+            d_M1_next = load_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+            )
+            # adjoint of written_2
+            d_written_2 = tl.dot(k, d_M1_next.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 15 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                d_written_2,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            d_d_layer1_via_written_2 = d_written_2 * written_factor[:, None]
+            # adjoint of d_layer1
+            d_d_layer1_start = d_d_layer1_via_written + d_d_layer1_via_written_2
+            # adjoint of d_layer1_s
+            d_d_layer1_s = tl.dot(
+                tl.trans(attention).to(dtype),
+                d_layer1_read.to(dtype),
+                d_d_layer1_start,
+                input_precision=PRECISION,
+            )
+            store_rows(waiting + BT, d_d_layer1_s, i_p * BT, BT, BH, BH, BT, BH, 0)
+            # adjoint of d_layer1_via_gate
+            d_d_gate_via_hidden_via_d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_d_layer1_s
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of d_gate_via_hidden
+            d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
+            # adjoint of d_layer1_via_hidden
+            d_d_hidden_via_d_layer1_via_hidden = d_d_layer1_s * gate
+            # adjoint of d_hidden
+            d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
+            # adjoint of d_layer2_via_inside
+            d_d_layer2_via_inside_2 = tl.dot(
+                d_d_hidden.to(dtype), W2.to(dtype), d_d_layer2_via_inside_2, input_precision=PRECISION
+            )
+            d_hidden = load_rows(
+                waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # update, line 36
+            d_gate_via_hidden = d_hidden * layer1
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_layer1_read.to(dtype), tl.trans(d_layer1).to(dtype), d_attention, input_precision=PRECISION
+            )
+            # adjoint of layer1_carried
+            d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
+            d_layer1_inherited_2_via_layer1_carried = d_layer1_read * layer1_carried_factor_2[:, None]
+            M1 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + (K * HIDDEN + HIDDEN * V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # adjoint of query
+            d_query = tl.dot(
+                d_layer1_inherited_2_via_layer1_carried.to(dtype),
+                tl.trans(M1).to(dtype),
+                d_query,
+                input_precision=PRECISION,
+            )
+            W1 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            d_query = tl.dot(
+                d_layer1_inherited_via_layer1_carried.to(dtype),
+                tl.trans(W1).to(dtype),
+                d_query,
+                input_precision=PRECISION,
+            )
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        norm_weight = load_vector(
+            states_ptr
+            + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+            + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        d_norm_weight_next = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        d_norm_bias_next = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
+        d_shrink_via_normal_2 = load_row(
+            waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
+        )
+        decay_after_valid = load_row(
+            waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
+        )
+        momentum_until = load_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        shrink = load_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        variance_valid = load_row(waiting + 13 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        query = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+        )
+        d_mask_out_via_attention_2 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        earlier_steps_2 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        mask_out = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        overlap_q = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        since = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        centred_inside = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_layer2_via_inside = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_normal_via_normed = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_squares_via_variance_sum = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        normal = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        predicted = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        u = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 8 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        # update, line 36
+        steps_until = decay_after_valid * momentum_until
+        carried_steps = tl.sum(steps_until)
+        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        # adjoint of d_layer2_via_inside
         d_d_inside_via_d_layer2_via_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer2_via_inside_2, 0.0
         )
@@ -1147,10 +2064,11 @@ def deep_scan_reverse_whole(
         d_d_centred_inside_via_d_centred_via_centred_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_centred_via_centred_inside, 0.0
         )
-        # adjoint of d_centred_inside_via_squares
-        d_centred_inside_via_d_centred_inside_via_squares = (
-            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        # adjoint of d_centred_inside_via_normal
+        d_d_normal_via_normed_via_d_centred_inside_via_normal = (
+            d_d_centred_inside_via_d_centred_via_centred_inside * shrink[:, None]
         )
+        # adjoint of d_centred_inside_via_squares
         d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
             2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
         )
@@ -1177,14 +2095,6 @@ def deep_scan_reverse_whole(
             d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None], [BT, BV]
         )
         # adjoint of d_shrink_via_normal
-        d_centred_inside_via_d_shrink_via_normal = (
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
-        )
-        # adjoint of d_centred_inside_via_normal
-        d_d_normal_via_normed_via_d_centred_inside_via_normal = (
-            d_d_centred_inside_via_d_centred_via_centred_inside * shrink[:, None]
-        )
-        # adjoint of d_shrink_via_normal
         d_d_normal_via_normed_via_d_shrink_via_normal = (
             centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
         )
@@ -1195,7 +2105,56 @@ def deep_scan_reverse_whole(
         )
         d_u_via_d_normal_via_normed = d_d_normal_via_normed * norm_weight[None, :]
         # adjoint of u
+        d_theta_via_u = d_u_via_d_normal_via_normed * ((-0.015625) * predicted + 0.015625 * v.to(tl.float32))
+        d_theta_via_u_2 = tl.sum(d_theta_via_u, 1)
+        store_vector(d_theta_ptr + i_h, d_theta_via_u_2, token, left, HV, BT)
+        # adjoint of d_normal_via_normed
+        d_norm_weight_via_d_normal_via_normed = d_d_normal_via_normed * u
+        d_norm_weight_via_d_normal_via_normed_2 = tl.sum(d_norm_weight_via_d_normal_via_normed, 0)
+        # adjoint of u
         d_predicted_via_u = (-0.015625) * d_u_via_d_normal_via_normed * theta[:, None]
+        # adjoint of normed
+        d_norm_weight_via_normed = d_predicted_via_u * normal
+        d_norm_weight_via_normed_3 = tl.sum(d_norm_weight_via_normed, 0)
+        # gradient
+        d_norm_weight = (
+            d_norm_weight_next
+            + d_norm_weight_via_d_normal_via_normed_2
+            + d_norm_weight_via_normed_2_2
+            + d_norm_weight_via_normed_3
+        )
+        tl.debug_barrier()
+        store_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
+            d_norm_weight,
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+        )
+        # adjoint of normed
+        d_norm_bias_via_normed = tl.sum(d_predicted_via_u, 0)
+        # adjoint of normed_2
+        d_norm_bias_via_normed_2 = tl.sum(d_o.to(tl.float32), 0)
+        # gradient
+        d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
+        tl.debug_barrier()
+        store_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
+            d_norm_bias,
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+        )
+        # adjoint of d_centred_inside_via_squares
+        d_centred_inside_via_d_centred_inside_via_squares = (
+            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        )
+        # adjoint of d_shrink_via_normal
+        d_centred_inside_via_d_shrink_via_normal = (
+            d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+        )
         # adjoint of normed
         d_normal_via_normed_2 = d_predicted_via_u * norm_weight[None, :]
         # adjoint of normal
@@ -1245,382 +2204,619 @@ def deep_scan_reverse_whole(
         # adjoint of inside
         d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
         d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_3, 0.0)
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * mask_out
+        # adjoint of k_s
+        d_k_s = tl.dot(
+            tl.trans(d_overlap_q_via_attention).to(dtype),
+            query.to(dtype),
+            d_predicted_via_u,
+            input_precision=PRECISION,
+        )
+        # adjoint of u
+        d_v_via_u = 0.015625 * d_u_via_d_normal_via_normed * theta[:, None]
+        store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of attention
+        d_mask_out_via_attention = d_attention * overlap_q
+        # adjoint of mask_out
+        d_mask_out = d_mask_out_via_attention + d_mask_out_via_attention_2
+        # adjoint of mask_past
+        d_since_via_mask_past = tl.dot(
+            tl.trans(earlier_steps_2).to(dtype), d_mask_out.to(dtype), input_precision=PRECISION
+        )
+        # adjoint of since
+        d_gap_masked_via_since_early = d_mask_out * since + d_since_via_mask_past * since
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
+            d_gap_masked_via_since_early,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        # adjoint of mask_past
+        d_earlier_steps_2_via_mask_past = tl.dot(
+            d_mask_out.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
+        )
+        store_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            d_earlier_steps_2_via_mask_past,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        # adjoint of query
+        d_query_3 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
+        d_q_via_query = d_query_3 * scale
+        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         written_3 = d_layer2_via_inside * written_steps[:, None]
         written_4 = d_layer2_via_inside * written_factor[:, None]
-        # adjoint of hidden_s
-        d_hidden_s = tl.dot(
-            tl.trans(d_overlap_q_2_via_attention_2).to(dtype), hidden_2.to(dtype), input_precision=PRECISION
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        query = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        # adjoint of hidden
-        d_hidden_3 = tl.dot(
-            written_4.to(dtype), tl.trans(d_M2_next).to(dtype), d_hidden_s, input_precision=PRECISION
+        d_layer2_via_inside = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        d_hidden_4 = tl.dot(
-            written_3.to(dtype), tl.trans(d_W2_next).to(dtype), d_hidden_3, input_precision=PRECISION
-        )
-        d_hidden_5 = tl.dot(
-            d_layer2_via_inside_2.to(dtype), tl.trans(W2).to(dtype), d_hidden_4, input_precision=PRECISION
-        )
-        d_gate_via_hidden_2 = d_hidden_5 * layer1
-        # adjoint of gate
-        d_gate = d_gate_via_d_layer1_via_gate + d_gate_via_d_layer1_via_hidden + d_gate_via_hidden_2
-        d_layer1_via_gate_2 = (
-            2.0
-            * 1.4142135623730951
-            * d_gate
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        # adjoint of hidden
-        d_layer1_via_hidden_2 = d_hidden_5 * gate
-        # adjoint of layer1
-        d_layer1_2 = (
-            d_layer1_via_d_gate_via_hidden
-            + d_layer1_via_d_layer1_via_gate
-            + d_layer1_via_gate_2
-            + d_layer1_via_hidden_2
-        )
-        if READ:
+        d_kept_factor_2_via_kept_4_2 = 0.0
+        d_carried_steps_via_kept_3_2 = 0.0
+        d_kept_factor_via_kept_3_2 = 0.0
+        d_kept_factor_2_via_kept_2_2 = 0.0
+        d_carried_steps_via_kept_2 = 0.0
+        d_kept_factor_via_kept_2 = 0.0
+        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
+        d_written_steps_t_via_written_2 = tl.zeros([BT], tl.float32)
+        d_layer1_carried_factor_via_layer1_carried_2 = tl.zeros([BT], tl.float32)
+        d_layer1_carried_factor_2_via_layer1_carried_2 = tl.zeros([BT], tl.float32)
+        d_k_2 = d_k_s
+        for i_p in tl.range(0, panels, disable_licm=True):
+            M2 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            d_M2_next = load_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            # adjoint of kept_4
+            d_kept_factor_2_via_kept_4 = M2 * d_M2_next
+            d_kept_factor_2_via_kept_4_2 += tl.sum(d_kept_factor_2_via_kept_4)
+            d_W2_next = load_rows(
+                leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+            # adjoint of kept_3
+            d_carried_steps_via_kept_3 = M2 * d_W2_next
+            d_carried_steps_via_kept_3_2 += tl.sum(d_carried_steps_via_kept_3)
+            W2 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            d_kept_factor_via_kept_3 = W2 * d_W2_next
+            d_kept_factor_via_kept_3_2 += tl.sum(d_kept_factor_via_kept_3)
+            M1 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
+                + (K * HIDDEN + HIDDEN * V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            d_M1_next = load_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+            )
+            # adjoint of kept_2
+            d_kept_factor_2_via_kept_2 = M1 * d_M1_next
+            d_kept_factor_2_via_kept_2_2 += tl.sum(d_kept_factor_2_via_kept_2)
+            d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # adjoint of kept
+            d_carried_steps_via_kept = M1 * d_W1_next
+            d_carried_steps_via_kept_2 += tl.sum(d_carried_steps_via_kept)
+            W1 = load_rows(
+                states_ptr
+                + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            d_kept_factor_via_kept = W1 * d_W1_next
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
+            d_hidden = load_rows(
+                waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            layer1 = load_rows(
+                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # update, line 36
+            d_gate_via_hidden = d_hidden * layer1
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # update, line 36
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            d_written_2 = load_rows(
+                waiting + 15 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of written_2
+            d_written_factor_via_written_2 = d_layer1 * d_written_2
+            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
+            d_written = load_rows(
+                waiting + 15 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of written
+            d_written_steps_t_via_written = d_layer1 * d_written
+            d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
+            d_hidden_2_3 = load_rows(
+                waiting + 15 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            layer1_read = load_rows(
+                waiting + 15 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of hidden_2
+            d_gate_2_via_hidden_2 = d_hidden_2_3 * layer1_read
+            # read-out
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            # adjoint of gate_2
+            d_layer1_read_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_2_via_hidden_2
+                * gate_2
+                * (1.0 - gate_2)
+                * (0.134145 * layer1_read * layer1_read + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden_2
+            d_layer1_read_via_hidden_2 = d_hidden_2_3 * gate_2
+            # adjoint of layer1_read
+            d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
+            layer1_inherited = load_rows(
+                waiting + 15 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of layer1_carried
+            d_layer1_carried_factor_via_layer1_carried = d_layer1_read * layer1_inherited
+            d_layer1_carried_factor_via_layer1_carried_2 += tl.sum(
+                d_layer1_carried_factor_via_layer1_carried, 1
+            )
+            layer1_inherited_2 = load_rows(
+                waiting + 15 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            d_layer1_carried_factor_2_via_layer1_carried = d_layer1_read * layer1_inherited_2
+            d_layer1_carried_factor_2_via_layer1_carried_2 += tl.sum(
+                d_layer1_carried_factor_2_via_layer1_carried, 1
+            )
+            d_d_layer1_s = load_rows(waiting + BT, i_p * BT, BT, BH, BH, BT, BH, 0)
+            # adjoint of d_layer1_via_gate
+            d_d_gate_via_hidden_via_d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_d_layer1_s
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of d_gate_via_hidden
+            d_layer1_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * d_hidden
+            # adjoint of d_layer1_via_gate
+            d_layer1_via_d_layer1_via_gate = (
+                0.53658
+                * 1.4142135623730951
+                * d_d_layer1_s
+                * d_gate_via_hidden
+                * gate
+                * layer1
+                * (1.0 - gate)
+                / 1.772453850905516
+            )
+            d_gate_via_d_layer1_via_gate = d_d_layer1_s * (
+                (-2.0)
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+                + 2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of d_layer1_via_hidden
+            d_gate_via_d_layer1_via_hidden = d_d_layer1_s * d_hidden
+            # read-out
+            hidden_2 = gate_2 * layer1_read
+            # adjoint of hidden_s
+            d_hidden_s = tl.dot(
+                tl.trans(d_overlap_q_2_via_attention_2).to(dtype),
+                hidden_2.to(dtype),
+                input_precision=PRECISION,
+            )
+            # adjoint of hidden
+            d_hidden_3 = tl.dot(
+                written_4.to(dtype), tl.trans(d_M2_next).to(dtype), d_hidden_s, input_precision=PRECISION
+            )
+            d_hidden_4 = tl.dot(
+                written_3.to(dtype), tl.trans(d_W2_next).to(dtype), d_hidden_3, input_precision=PRECISION
+            )
+            d_hidden_5 = tl.dot(
+                d_layer2_via_inside_2.to(dtype), tl.trans(W2).to(dtype), d_hidden_4, input_precision=PRECISION
+            )
+            d_gate_via_hidden_2 = d_hidden_5 * layer1
+            # adjoint of gate
+            d_gate = d_gate_via_d_layer1_via_gate + d_gate_via_d_layer1_via_hidden + d_gate_via_hidden_2
+            d_layer1_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden
+            d_layer1_via_hidden_2 = d_hidden_5 * gate
+            # adjoint of layer1
+            d_layer1_2 = (
+                d_layer1_via_d_gate_via_hidden
+                + d_layer1_via_d_layer1_via_gate
+                + d_layer1_via_gate_2
+                + d_layer1_via_hidden_2
+            )
             # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
             written = d_layer1 * written_steps[:, None]
             written_2 = d_layer1 * written_factor[:, None]
-            # adjoint of k_s
-            d_k_s = tl.dot(
-                tl.trans(d_overlap_q_via_attention).to(dtype),
-                query.to(dtype),
-                d_predicted_via_u,
-                input_precision=PRECISION,
-            )
             # gradient
             d_k_2 = tl.dot(
-                written_2.to(dtype), tl.trans(d_M1_next).to(dtype), d_k_s, input_precision=PRECISION
+                written_2.to(dtype), tl.trans(d_M1_next).to(dtype), d_k_2, input_precision=PRECISION
             )
-            d_k_3 = tl.dot(written.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_2, input_precision=PRECISION)
-            d_k_4 = tl.dot(d_layer1_2.to(dtype), tl.trans(W1).to(dtype), d_k_3, input_precision=PRECISION)
-            store_rows(d_k_ptr + i_h * K, d_k_4, token, left, HV * K, K, BT, BK, 0)
-            # adjoint of u
-            d_v_via_u = 0.015625 * d_u_via_d_normal_via_normed * theta[:, None]
-            store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of kept
-            d_kept_factor_via_kept = W1 * d_W1_next
-            d_kept_factor_via_kept_2 = tl.sum(d_kept_factor_via_kept)
-            # adjoint of kept_3
-            d_kept_factor_via_kept_3 = W2 * d_W2_next
-            d_kept_factor_via_kept_3_2 = tl.sum(d_kept_factor_via_kept_3)
-            # adjoint of kept_factor
-            d_kept_factor = d_kept_factor_via_kept_2 + d_kept_factor_via_kept_3_2
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        if READ:
-            # adjoint of kept_factor
-            d_coarse_chunk_via_kept_factor = d_kept_factor * kept_factor
-            # adjoint of written
-            d_written_steps_t_via_written = d_layer1 * d_written
-            d_written_steps_t_via_written_2 = tl.sum(d_written_steps_t_via_written, 1)
-            # adjoint of written_3
-            d_written_steps_t_via_written_3 = d_layer2_via_inside * d_written_3
-            d_written_steps_t_via_written_3_2 = tl.sum(d_written_steps_t_via_written_3, 1)
-            # adjoint of written_steps_t
-            d_written_steps_t = d_written_steps_t_via_written_2 + d_written_steps_t_via_written_3_2
-            # adjoint of written_steps
-            d_steps_after_via_written_steps = tl.broadcast_to(d_written_steps_t[None, :], [BT, BT])
-            # adjoint of steps_after
-            d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
-            d_decay_after_valid_via_steps_after_2 = tl.sum(d_decay_after_valid_via_steps_after, 1)
-            # adjoint of kept
-            d_carried_steps_via_kept = M1 * d_W1_next
-            d_carried_steps_via_kept_2 = tl.sum(d_carried_steps_via_kept)
-            # adjoint of kept_3
-            d_carried_steps_via_kept_3 = M2 * d_W2_next
-            d_carried_steps_via_kept_3_2 = tl.sum(d_carried_steps_via_kept_3)
-            # adjoint of carried_steps
-            d_carried_steps = d_carried_steps_via_kept_2 + d_carried_steps_via_kept_3_2
-            d_steps_until_via_carried_steps = tl.broadcast_to(d_carried_steps, [BT])
-            # adjoint of steps_until
-            d_decay_after_valid_via_steps_until = d_steps_until_via_carried_steps * momentum_until
-            # adjoint of decay_after_valid
-            d_decay_after_valid = d_decay_after_valid_via_steps_after_2 + d_decay_after_valid_via_steps_until
-            d_decay_after_via_decay_after_valid = tl.where(t < left, d_decay_after_valid, 0.0)
-            # adjoint of decay_after
-            d_coarse_after_via_decay_after = d_decay_after_via_decay_after_valid * decay_after
-            # adjoint of fine_after
-            d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_decay_after)
-            # adjoint of fine_chunk
-            d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-            d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+            d_k_2 = tl.dot(written.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_2, input_precision=PRECISION)
+            d_k_2 = tl.dot(d_layer1_2.to(dtype), tl.trans(W1).to(dtype), d_k_2, input_precision=PRECISION)
             # adjoint of layer1_carried
-            d_layer1_carried_factor_via_layer1_carried = d_layer1_read * layer1_inherited
-            d_layer1_carried_factor_via_layer1_carried_2 = tl.sum(
-                d_layer1_carried_factor_via_layer1_carried, 1
+            d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
+            # adjoint of kept
+            d_W1_via_kept = d_W1_next * kept_factor
+            # gradient
+            d_W1 = tl.dot(
+                tl.trans(query).to(dtype),
+                d_layer1_inherited_via_layer1_carried.to(dtype),
+                d_W1_via_kept,
+                input_precision=PRECISION,
             )
-            # adjoint of layer2_carried
-            d_layer1_carried_factor_via_layer2_carried = d_layer2_read_via_inside_2 * layer2_inherited
-            d_layer1_carried_factor_via_layer2_carried_2 = tl.sum(
-                d_layer1_carried_factor_via_layer2_carried, 1
+            d_W1_2 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W1, input_precision=PRECISION)
+            tl.debug_barrier()
+            store_rows(leave_ptr + own, d_W1_2, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # prediction
+            hidden = gate * layer1
+            # adjoint of d_gate_via_hidden
+            d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
+            # adjoint of d_layer1_via_hidden
+            d_d_hidden_via_d_layer1_via_hidden = d_d_layer1_s * gate
+            # adjoint of d_hidden
+            d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
+            # adjoint of kept_3
+            d_W2_via_kept_3 = d_W2_next * kept_factor
+            # gradient
+            d_W2 = tl.dot(
+                tl.trans(hidden_2).to(dtype),
+                d_layer2_inherited_via_layer2_carried.to(dtype),
+                d_W2_via_kept_3,
+                input_precision=PRECISION,
             )
-            # adjoint of layer1_carried_factor
-            d_layer1_carried_factor = (
-                d_layer1_carried_factor_via_layer1_carried_2 + d_layer1_carried_factor_via_layer2_carried_2
+            d_W2_2 = tl.dot(
+                tl.trans(d_d_hidden).to(dtype), d_layer2_via_inside.to(dtype), d_W2, input_precision=PRECISION
             )
-            d_coarse_sum_via_layer1_carried_factor = d_layer1_carried_factor * layer1_carried_factor
+            d_W2_3 = tl.dot(
+                tl.trans(hidden).to(dtype), d_layer2_via_inside_2.to(dtype), d_W2_2, input_precision=PRECISION
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + K * HIDDEN, d_W2_3, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
             # adjoint of layer1_carried
-            d_layer1_carried_factor_2_via_layer1_carried = d_layer1_read * layer1_inherited_2
-            d_layer1_carried_factor_2_via_layer1_carried_2 = tl.sum(
-                d_layer1_carried_factor_2_via_layer1_carried, 1
-            )
-            # adjoint of layer2_carried
-            d_layer1_carried_factor_2_via_layer2_carried = d_layer2_read_via_inside_2 * layer2_inherited_2
-            d_layer1_carried_factor_2_via_layer2_carried_2 = tl.sum(
-                d_layer1_carried_factor_2_via_layer2_carried, 1
-            )
-            # adjoint of layer1_carried_factor_2
-            d_layer1_carried_factor_2 = (
-                d_layer1_carried_factor_2_via_layer1_carried_2
-                + d_layer1_carried_factor_2_via_layer2_carried_2
-            )
-            # adjoint of inherited_steps
-            d_inherited_via_inherited_steps = tl.broadcast_to(d_layer1_carried_factor_2[:, None], [BT, BT])
-            # adjoint of inherited
-            d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[None, :]
-            # adjoint of attention
-            d_mask_out_via_attention = d_attention * overlap_q
-            # adjoint of attention_2
-            d_mask_out_via_attention_2 = d_attention_2 * overlap_q_2
-            # adjoint of mask_out
-            d_mask_out = d_mask_out_via_attention + d_mask_out_via_attention_2
-            # adjoint of mask_past
-            d_earlier_steps_2_via_mask_past = tl.dot(
-                d_mask_out.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
-            )
-            # adjoint of earlier_steps_2
-            d_earlier_steps_2 = d_earlier_steps_2_via_inherited + d_earlier_steps_2_via_mask_past
-            d_since_3_via_earlier_steps_2 = tl.where(t[:, None] > t[None, :], d_earlier_steps_2, 0.0)
-            # adjoint of since_3
-            d_gap_masked_3_via_since_3 = d_since_3_via_earlier_steps_2 * since_3
-            # adjoint of fine_gap_3
-            d_fine_sum_s_via_fine_gap_3 = -d_gap_masked_3_via_since_3
-            d_fine_sum_s_via_fine_gap_3_2 = tl.sum(d_fine_sum_s_via_fine_gap_3, 0)
-            # adjoint of fine_after
-            d_fine_sum_via_fine_after = -d_coarse_after_via_decay_after
-            # adjoint of fine_gap_3
-            d_fine_sum_via_fine_gap_3 = tl.sum(d_gap_masked_3_via_since_3, 1)
-            # adjoint of fine_sum
-            d_fine_sum = (
-                d_coarse_sum_via_layer1_carried_factor
-                + d_fine_sum_s_via_fine_gap_3_2
-                + d_fine_sum_via_fine_after
-                + d_fine_sum_via_fine_gap_3
-            )
-            d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
-            # adjoint of fine
-            d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
-            # adjoint of log_decay_valid
-            d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
-            # adjoint of log_decay_bounded
-            d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
-                log_decay <= -800.0, 0.0, 1.0
-            )
-            # adjoint of log_decay
-            d_g_via_log_decay = 0.015625 * d_log_decay_via_log_decay_bounded
-            store_vector(d_g_ptr + i_h, d_g_via_log_decay, token, left, HV, BT)
+            d_layer1_inherited_2_via_layer1_carried = d_layer1_read * layer1_carried_factor_2[:, None]
+            # adjoint of kept
+            d_M1_via_kept = carried_steps * d_W1_next
             # adjoint of kept_2
-            d_kept_factor_2_via_kept_2 = M1 * d_M1_next
-            d_kept_factor_2_via_kept_2_2 = tl.sum(d_kept_factor_2_via_kept_2)
+            d_M1_via_kept_2 = d_M1_next * kept_factor_2
+            # gradient
+            d_M1 = d_M1_via_kept + d_M1_via_kept_2
+            d_M1_2 = tl.dot(
+                tl.trans(query).to(dtype),
+                d_layer1_inherited_2_via_layer1_carried.to(dtype),
+                d_M1,
+                input_precision=PRECISION,
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V), d_M1_2, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH
+            )
+            # adjoint of kept_3
+            d_M2_via_kept_3 = carried_steps * d_W2_next
             # adjoint of kept_4
-            d_kept_factor_2_via_kept_4 = M2 * d_M2_next
-            d_kept_factor_2_via_kept_4_2 = tl.sum(d_kept_factor_2_via_kept_4)
-            # adjoint of kept_factor_2
-            d_kept_factor_2 = d_kept_factor_2_via_kept_2_2 + d_kept_factor_2_via_kept_4_2
-        # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
-        if READ:
-            # adjoint of kept_factor_2
-            d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2 * kept_factor_2
-            # adjoint of written_2
-            d_written_factor_via_written_2 = d_layer1 * d_written_2
-            d_written_factor_via_written_2_2 = tl.sum(d_written_factor_via_written_2, 1)
-            # adjoint of written_4
-            d_written_factor_via_written_4 = d_layer2_via_inside * d_written_4
-            d_written_factor_via_written_4_2 = tl.sum(d_written_factor_via_written_4, 1)
-            # adjoint of written_factor
-            d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_4_2
-            d_coarse_after_2_via_written_factor = d_written_factor * written_factor
-            # adjoint of fine_after_2
-            d_fine_chunk_2_via_fine_after_2 = tl.sum(d_coarse_after_2_via_written_factor)
-            # adjoint of fine_chunk_2
-            d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
-            d_fine_2_via_fine_chunk_2 = tl.broadcast_to(d_fine_chunk_2, [BT])
-            # adjoint of layer1_carried_factor_2
-            d_coarse_sum_2_via_layer1_carried_factor_2 = d_layer1_carried_factor_2 * tl.exp(
-                coarse_sum_2 + fine_sum_2
+            d_M2_via_kept_4 = d_M2_next * kept_factor_2
+            # gradient
+            d_M2 = d_M2_via_kept_3 + d_M2_via_kept_4
+            d_M2_2 = tl.dot(
+                tl.trans(hidden_2).to(dtype),
+                d_layer2_inherited_2_via_layer2_carried.to(dtype),
+                d_M2,
+                input_precision=PRECISION,
             )
-            # adjoint of inherited
-            d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
-            d_momentum_until_s_via_inherited_2 = tl.sum(d_momentum_until_s_via_inherited, 0)
-            # adjoint of steps_until
-            d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
-            # adjoint of momentum_until
-            d_momentum_until = d_momentum_until_s_via_inherited_2 + d_momentum_until_via_steps_until
-            d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
-            # adjoint of mask_past
-            d_since_via_mask_past = tl.dot(
-                tl.trans(earlier_steps_2).to(dtype), d_mask_out.to(dtype), input_precision=PRECISION
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
+                d_M2_2,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
             )
-            # adjoint of since
-            d_gap_masked_via_since = (
-                d_decay_after_valid_via_steps_after * decay_after_valid[:, None]
-                + d_mask_out * since
-                + d_since_via_mask_past * since
-            )
-            # adjoint of gap_apart
-            d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
-            # adjoint of fine_gap
-            d_fine_sum_2_s_via_fine_gap = -d_gap_via_gap_apart
-            d_fine_sum_2_s_via_fine_gap_2 = tl.sum(d_fine_sum_2_s_via_fine_gap, 0)
-            # adjoint of fine_after_2
-            d_fine_sum_2_via_fine_after_2 = -d_coarse_after_2_via_written_factor
-            # adjoint of fine_gap
-            d_fine_sum_2_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
-            # adjoint of fine_sum_2
-            d_fine_sum_2 = (
-                d_coarse_sum_2_via_layer1_carried_factor_2
-                + d_coarse_sum_2_via_momentum_until
-                + d_fine_sum_2_s_via_fine_gap_2
-                + d_fine_sum_2_via_fine_after_2
-                + d_fine_sum_2_via_fine_gap
-            )
-            d_fine_2_via_fine_sum_2 = tl.cumsum(d_fine_sum_2, 0, reverse=True)
-            # adjoint of fine_2
-            d_fine_2 = d_fine_2_via_fine_chunk_2 + d_fine_2_via_fine_sum_2
-            # adjoint of log_momentum_valid
-            d_log_momentum_bounded_via_log_momentum_valid = tl.where(t < left, d_fine_2, 0.0)
-            # adjoint of log_momentum_bounded
-            d_m_via_log_momentum_bounded = d_log_momentum_bounded_via_log_momentum_valid * tl.where(
-                m <= -800.0, 0.0, 1.0
-            )
-            store_vector(d_m_ptr + i_h, d_m_via_log_momentum_bounded, token, left, HV, BT)
-            # adjoint of u
-            d_theta_via_u = d_u_via_d_normal_via_normed * (
-                (-0.015625) * predicted + 0.015625 * v.to(tl.float32)
-            )
-            d_theta_via_u_2 = tl.sum(d_theta_via_u, 1)
-            store_vector(d_theta_ptr + i_h, d_theta_via_u_2, token, left, HV, BT)
-        # adjoint of kept
-        d_W1_via_kept = d_W1_next * kept_factor
-        # gradient
-        d_W1 = tl.dot(
-            tl.trans(query).to(dtype),
-            d_layer1_inherited_via_layer1_carried.to(dtype),
-            d_W1_via_kept,
-            input_precision=PRECISION,
+        store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
+        tl.debug_barrier()
+        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
+        coarse_sum_2 = load_row(waiting + BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        d_layer1_carried_factor_2_via_layer2_carried_2 = load_row(
+            waiting + 2 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        d_W1_2 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W1, input_precision=PRECISION)
-        # adjoint of kept_3
-        d_W2_via_kept_3 = d_W2_next * kept_factor
-        # gradient
-        d_W2 = tl.dot(
-            tl.trans(hidden_2).to(dtype),
-            d_layer2_inherited_via_layer2_carried.to(dtype),
-            d_W2_via_kept_3,
-            input_precision=PRECISION,
+        d_layer1_carried_factor_via_layer2_carried_2 = load_row(
+            waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        d_W2_2 = tl.dot(
-            tl.trans(d_d_hidden).to(dtype), d_layer2_via_inside.to(dtype), d_W2, input_precision=PRECISION
+        d_written_factor_via_written_4_2 = load_row(
+            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        d_W2_3 = tl.dot(
-            tl.trans(hidden).to(dtype), d_layer2_via_inside_2.to(dtype), d_W2_2, input_precision=PRECISION
+        d_written_steps_t_via_written_3_2 = load_row(
+            waiting + 6 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        # update, line 36
-        steps_until = decay_after_valid * momentum_until
-        carried_steps = tl.sum(steps_until)
-        # adjoint of kept
-        d_M1_via_kept = carried_steps * d_W1_next
-        # adjoint of kept_2
-        d_M1_via_kept_2 = d_M1_next * kept_factor_2
-        # gradient
-        d_M1 = d_M1_via_kept + d_M1_via_kept_2
-        d_M1_2 = tl.dot(
-            tl.trans(query).to(dtype),
-            d_layer1_inherited_2_via_layer1_carried.to(dtype),
-            d_M1,
-            input_precision=PRECISION,
+        decay_after = load_row(waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        decay_after_valid = load_row(
+            waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        # adjoint of kept_3
-        d_M2_via_kept_3 = carried_steps * d_W2_next
-        # adjoint of kept_4
-        d_M2_via_kept_4 = d_M2_next * kept_factor_2
-        # gradient
-        d_M2 = d_M2_via_kept_3 + d_M2_via_kept_4
-        d_M2_2 = tl.dot(
-            tl.trans(hidden_2).to(dtype),
-            d_layer2_inherited_2_via_layer2_carried.to(dtype),
-            d_M2,
-            input_precision=PRECISION,
-        )
-        # adjoint of d_normal_via_normed
-        d_norm_weight_via_d_normal_via_normed = d_d_normal_via_normed * u
-        d_norm_weight_via_d_normal_via_normed_2 = tl.sum(d_norm_weight_via_d_normal_via_normed, 0)
-        # adjoint of normed_2
-        d_norm_weight_via_normed_2 = centred_inside_2 * d_o.to(tl.float32) * shrink_2[:, None]
-        d_norm_weight_via_normed_2_2 = tl.sum(d_norm_weight_via_normed_2, 0)
-        # adjoint of normed
-        d_norm_weight_via_normed = d_predicted_via_u * normal
-        d_norm_weight_via_normed_3 = tl.sum(d_norm_weight_via_normed, 0)
-        # gradient
-        d_norm_weight = (
-            d_norm_weight_next
-            + d_norm_weight_via_d_normal_via_normed_2
-            + d_norm_weight_via_normed_2_2
-            + d_norm_weight_via_normed_3
-        )
-        # adjoint of normed
-        d_norm_bias_via_normed = tl.sum(d_predicted_via_u, 0)
-        # adjoint of normed_2
-        d_norm_bias_via_normed_2 = tl.sum(d_o.to(tl.float32), 0)
-        # gradient
-        d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
-        d_W1_next, d_W2_next, d_M1_next, d_M2_next, d_norm_weight_next, d_norm_bias_next = (
-            d_W1_2,
-            d_W2_3,
-            d_M1_2,
-            d_M2_2,
-            d_norm_weight,
-            d_norm_bias,
-        )
-    if LEAVE:
-        store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(leave_ptr + own + K * HIDDEN, d_W2_next, 0, HIDDEN, V, V, BH, BV, i_v * BV)
-        store_rows(leave_ptr + own + (K * HIDDEN + HIDDEN * V), d_M1_next, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-            d_M2_next,
+        fine_sum_2 = load_row(waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        log_decay = load_row(waiting + 10 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        momentum_until = load_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        d_earlier_steps_2_via_mask_past = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
             0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
         )
-        store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            d_norm_weight_next,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+        d_gap_masked_via_since_early = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            d_norm_bias_next,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+        earlier_steps_2 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
+        since = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        since_3 = load_rows(
+            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        # adjoint of kept_factor_2
+        d_kept_factor_2 = d_kept_factor_2_via_kept_2_2 + d_kept_factor_2_via_kept_4_2
+        d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2 * kept_factor_2
+        # adjoint of written_factor
+        d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_4_2
+        d_coarse_after_2_via_written_factor = d_written_factor * written_factor
+        # adjoint of fine_after_2
+        d_fine_chunk_2_via_fine_after_2 = tl.sum(d_coarse_after_2_via_written_factor)
+        # adjoint of fine_chunk_2
+        d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
+        d_fine_2_via_fine_chunk_2 = tl.broadcast_to(d_fine_chunk_2, [BT])
+        # adjoint of layer1_carried_factor_2
+        d_layer1_carried_factor_2 = (
+            d_layer1_carried_factor_2_via_layer1_carried_2 + d_layer1_carried_factor_2_via_layer2_carried_2
+        )
+        d_coarse_sum_2_via_layer1_carried_factor_2 = d_layer1_carried_factor_2 * tl.exp(
+            coarse_sum_2 + fine_sum_2
+        )
+        # adjoint of inherited_steps
+        d_inherited_via_inherited_steps = tl.broadcast_to(d_layer1_carried_factor_2[:, None], [BT, BT])
+        # adjoint of inherited
+        d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
+        d_momentum_until_s_via_inherited_2 = tl.sum(d_momentum_until_s_via_inherited, 0)
+        # adjoint of carried_steps
+        d_carried_steps = d_carried_steps_via_kept_2 + d_carried_steps_via_kept_3_2
+        d_steps_until_via_carried_steps = tl.broadcast_to(d_carried_steps, [BT])
+        # adjoint of steps_until
+        d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
+        # adjoint of momentum_until
+        d_momentum_until = d_momentum_until_s_via_inherited_2 + d_momentum_until_via_steps_until
+        d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
+        # adjoint of written_steps_t
+        d_written_steps_t = d_written_steps_t_via_written_2 + d_written_steps_t_via_written_3_2
+        # adjoint of written_steps
+        d_steps_after_via_written_steps = tl.broadcast_to(d_written_steps_t[None, :], [BT, BT])
+        # adjoint of steps_after
+        d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
+        # adjoint of since
+        d_gap_masked_via_since = (
+            d_decay_after_valid_via_steps_after * decay_after_valid[:, None] + d_gap_masked_via_since_early
+        )
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_2_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_2_s_via_fine_gap_2 = tl.sum(d_fine_sum_2_s_via_fine_gap, 0)
+        # adjoint of fine_after_2
+        d_fine_sum_2_via_fine_after_2 = -d_coarse_after_2_via_written_factor
+        # adjoint of fine_gap
+        d_fine_sum_2_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum_2
+        d_fine_sum_2 = (
+            d_coarse_sum_2_via_layer1_carried_factor_2
+            + d_coarse_sum_2_via_momentum_until
+            + d_fine_sum_2_s_via_fine_gap_2
+            + d_fine_sum_2_via_fine_after_2
+            + d_fine_sum_2_via_fine_gap
+        )
+        d_fine_2_via_fine_sum_2 = tl.cumsum(d_fine_sum_2, 0, reverse=True)
+        # adjoint of fine_2
+        d_fine_2 = d_fine_2_via_fine_chunk_2 + d_fine_2_via_fine_sum_2
+        # adjoint of log_momentum_valid
+        d_log_momentum_bounded_via_log_momentum_valid = tl.where(t < left, d_fine_2, 0.0)
+        # adjoint of log_momentum_bounded
+        d_m_via_log_momentum_bounded = d_log_momentum_bounded_via_log_momentum_valid * tl.where(
+            m <= -800.0, 0.0, 1.0
+        )
+        store_vector(d_m_ptr + i_h, d_m_via_log_momentum_bounded, token, left, HV, BT)
+        # adjoint of kept_factor
+        d_kept_factor = d_kept_factor_via_kept_2 + d_kept_factor_via_kept_3_2
+        d_coarse_chunk_via_kept_factor = d_kept_factor * kept_factor
+        # adjoint of steps_after
+        d_decay_after_valid_via_steps_after_2 = tl.sum(d_decay_after_valid_via_steps_after, 1)
+        # adjoint of steps_until
+        d_decay_after_valid_via_steps_until = d_steps_until_via_carried_steps * momentum_until
+        # adjoint of decay_after_valid
+        d_decay_after_valid = d_decay_after_valid_via_steps_after_2 + d_decay_after_valid_via_steps_until
+        d_decay_after_via_decay_after_valid = tl.where(t < left, d_decay_after_valid, 0.0)
+        # adjoint of decay_after
+        d_coarse_after_via_decay_after = d_decay_after_via_decay_after_valid * decay_after
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_decay_after)
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of layer1_carried_factor
+        d_layer1_carried_factor = (
+            d_layer1_carried_factor_via_layer1_carried_2 + d_layer1_carried_factor_via_layer2_carried_2
+        )
+        d_coarse_sum_via_layer1_carried_factor = d_layer1_carried_factor * layer1_carried_factor
+        # adjoint of inherited
+        d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[None, :]
+        # adjoint of earlier_steps_2
+        d_earlier_steps_2 = d_earlier_steps_2_via_inherited + d_earlier_steps_2_via_mask_past
+        d_since_3_via_earlier_steps_2 = tl.where(t[:, None] > t[None, :], d_earlier_steps_2, 0.0)
+        # adjoint of since_3
+        d_gap_masked_3_via_since_3 = d_since_3_via_earlier_steps_2 * since_3
+        # adjoint of fine_gap_3
+        d_fine_sum_s_via_fine_gap_3 = -d_gap_masked_3_via_since_3
+        d_fine_sum_s_via_fine_gap_3_2 = tl.sum(d_fine_sum_s_via_fine_gap_3, 0)
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_decay_after
+        # adjoint of fine_gap_3
+        d_fine_sum_via_fine_gap_3 = tl.sum(d_gap_masked_3_via_since_3, 1)
+        # adjoint of fine_sum
+        d_fine_sum = (
+            d_coarse_sum_via_layer1_carried_factor
+            + d_fine_sum_s_via_fine_gap_3_2
+            + d_fine_sum_via_fine_after
+            + d_fine_sum_via_fine_gap_3
+        )
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
+            log_decay <= -800.0, 0.0, 1.0
+        )
+        # adjoint of log_decay
+        d_g_via_log_decay = 0.015625 * d_log_decay_via_log_decay_bounded
+        store_vector(d_g_ptr + i_h, d_g_via_log_decay, token, left, HV, BT)
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -221,13 +221,14 @@ def whole_power(x, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def deep_scan_whole(
-    q_ptr,
+def deep_scan_panels(
     k_ptr,
+    q_ptr,
     v_ptr,
     eta_ptr,
-    o_ptr,
     states_ptr,
+    o_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -252,8 +253,8 @@ def deep_scan_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Segments in order with the weights on chip: read-outs, and the weights that each starts with."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    """Segments in order, the weights in memory: read-outs, and the weights that each starts with."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -266,54 +267,43 @@ def deep_scan_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V)
-    W1 = tl.zeros([BK, BH], tl.float32)
-    W2 = tl.zeros([BH, BV], tl.float32)
+    waiting = waiting_ptr + (i_n * HV + i_h) * (BT * ((HIDDEN + BH - 1) // BH * BH))
+    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
+    for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
+        W1 = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            W1 += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        W2 = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            W2 += load_rows(enter_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+        store_rows(leave_ptr + own + K * HIDDEN, W2, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
     norm_weight = tl.zeros([BV], tl.float32)
-    norm_bias = tl.zeros([BV], tl.float32)
     if ENTER:
-        W1 += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        W2 += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
         norm_weight += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
+    store_vector(leave_ptr + own + (K * HIDDEN + HIDDEN * V), norm_weight, i_v * BV, V - i_v * BV, 1, BV)
+    norm_bias = tl.zeros([BV], tl.float32)
+    if ENTER:
         norm_bias += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
+    store_vector(leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), norm_bias, i_v * BV, V - i_v * BV, 1, BV)
+    tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
-        if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        if SAVE:
-            store_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
-                W1,
-                0,
-                tl.where(at_bound, K, 0),
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                0,
-            )
-        if SAVE:
-            store_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
-                W2,
-                0,
-                tl.where(at_bound, HIDDEN, 0),
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
-            )
+        norm_weight = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1, BV, 0.0
+        )
+        norm_bias = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0
+        )
         if SAVE:
             store_vector(
                 states_ptr
@@ -336,24 +326,36 @@ def deep_scan_whole(
                 1,
                 BV,
             )
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        layer2 = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # prediction
+            layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
+            store_rows(waiting, layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+            layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
+        tl.debug_barrier()
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
+        norm_weight = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1, BV, 0.0
+        )
+        norm_bias = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0
+        )
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
         each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
         channels = tl.sum(each)
         average_factor = 1.0 / channels
-        if READ:
-            # read-out
-            query = q.to(tl.float32) * scale
-            overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
-            # causality
-            attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-        # prediction
-        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
-        gate = tl.sigmoid(
-            2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
-        )
-        hidden = gate * layer1
-        layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), input_precision=PRECISION)
         inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2, 0.0)
         average_sum = tl.sum(inside, 1)
         average = average_factor * average_sum
@@ -388,20 +390,64 @@ def deep_scan_whole(
         d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
         d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
-        d_hidden = tl.dot(d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
-        d_gate_via_hidden = d_hidden * layer1
-        d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        d_layer1_via_hidden = d_hidden * gate
-        d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
-        if READ:
+        # read-out
+        query = q.to(tl.float32) * scale
+        overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
+        # causality
+        attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        overlap_q_2 = tl.zeros([BT, BT], tl.float32)
+        layer2_inherited = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+            if SAVE:
+                store_rows(
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
+                    W2,
+                    i_p * BH,
+                    tl.where(at_bound, HIDDEN, 0) - i_p * BH,
+                    V,
+                    V,
+                    BH,
+                    BV,
+                    i_v * BV,
+                )
+            # update, line 30
+            d_hidden = tl.dot(
+                d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
+            )
+            layer1 = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
+            d_gate_via_hidden = d_hidden * layer1
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # update, line 30
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            if SAVE:
+                store_rows(
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
+                    W1,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    HIDDEN,
+                    HIDDEN,
+                    BK,
+                    BH,
+                    i_p * BH,
+                )
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
             layer1_read = tl.dot(
@@ -414,58 +460,69 @@ def deep_scan_whole(
                 / 1.772453850905516
             )
             hidden_2 = gate_2 * layer1_read
-            overlap_q_2 = tl.dot(hidden_2.to(dtype), tl.trans(hidden).to(dtype), input_precision=PRECISION)
-            # causality
-            attention_2 = tl.where(t[:, None] >= t[None, :], overlap_q_2, 0.0)
+            # prediction
+            hidden = gate * layer1
             # read-out
-            layer2_inherited = tl.dot(hidden_2.to(dtype), W2.to(dtype), input_precision=PRECISION)
-            layer2_read = tl.dot(
-                attention_2.to(dtype),
-                d_layer2_via_inside.to(dtype),
-                layer2_inherited,
-                input_precision=PRECISION,
+            overlap_q_2 = tl.dot(
+                hidden_2.to(dtype), tl.trans(hidden).to(dtype), overlap_q_2, input_precision=PRECISION
             )
-            inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2_read, 0.0)
-            average_sum_2 = tl.sum(inside_2, 1)
-            average_2 = average_factor * average_sum_2
-            centred_2 = -average_2[:, None] + inside_2
-            centred_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred_2, 0.0)
-            squares_2 = centred_inside_2 * centred_inside_2
-            variance_sum_2 = tl.sum(squares_2, 1)
-            variance_2 = average_factor * variance_sum_2
-            variance_valid_2 = tl.where(t < left, variance_2, float("1.0"))
-            shrink_2 = 1.0 / (tl.sqrt(variance_valid_2 + 1e-06))
-            normal_2 = centred_inside_2 * shrink_2[:, None]
-            normed_2 = norm_bias[None, :] + norm_weight[None, :] * normal_2
-            predicted_2 = normed_2 + query
-            store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
-        # update, line 30
-        W1_next = tl.dot(tl.trans(k), d_layer1.to(dtype), W1, input_precision=PRECISION)
-        W2_next = tl.dot(
-            tl.trans(hidden).to(dtype), d_layer2_via_inside.to(dtype), W2, input_precision=PRECISION
+            layer2_inherited = tl.dot(
+                hidden_2.to(dtype), W2.to(dtype), layer2_inherited, input_precision=PRECISION
+            )
+            # update, line 30
+            W1_next = tl.dot(tl.trans(k), d_layer1.to(dtype), W1, input_precision=PRECISION)
+            tl.debug_barrier()
+            store_rows(leave_ptr + own, W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            W2_next = tl.dot(
+                tl.trans(hidden).to(dtype), d_layer2_via_inside.to(dtype), W2, input_precision=PRECISION
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + K * HIDDEN, W2_next, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+        tl.debug_barrier()
+        norm_weight = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
-        W1, W2, norm_weight, norm_bias = W1_next, W2_next, norm_weight, norm_bias
-    if LEAVE:
-        store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(leave_ptr + own + K * HIDDEN, W2, 0, HIDDEN, V, V, BH, BV, i_v * BV)
-        store_vector(leave_ptr + own + (K * HIDDEN + HIDDEN * V), norm_weight, i_v * BV, V - i_v * BV, 1, BV)
-        store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), norm_bias, i_v * BV, V - i_v * BV, 1, BV
+        norm_bias = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
+        # causality
+        attention_2 = tl.where(t[:, None] >= t[None, :], overlap_q_2, 0.0)
+        # read-out
+        layer2_read = tl.dot(
+            attention_2.to(dtype), d_layer2_via_inside.to(dtype), layer2_inherited, input_precision=PRECISION
+        )
+        inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2_read, 0.0)
+        average_sum_2 = tl.sum(inside_2, 1)
+        average_2 = average_factor * average_sum_2
+        centred_2 = -average_2[:, None] + inside_2
+        centred_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred_2, 0.0)
+        squares_2 = centred_inside_2 * centred_inside_2
+        variance_sum_2 = tl.sum(squares_2, 1)
+        variance_2 = average_factor * variance_sum_2
+        variance_valid_2 = tl.where(t < left, variance_2, float("1.0"))
+        shrink_2 = 1.0 / (tl.sqrt(variance_valid_2 + 1e-06))
+        normal_2 = centred_inside_2 * shrink_2[:, None]
+        normed_2 = norm_bias[None, :] + norm_weight[None, :] * normal_2
+        predicted_2 = normed_2 + query
+        store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def deep_scan_reverse_whole(
-    q_ptr,
+def deep_scan_reverse_panels(
     k_ptr,
+    q_ptr,
     v_ptr,
+    states_ptr,
     eta_ptr,
     d_o_ptr,
-    states_ptr,
     d_q_ptr,
-    d_k_ptr,
     d_v_ptr,
     d_eta_ptr,
+    d_k_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -490,8 +547,8 @@ def deep_scan_reverse_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Segments backwards with the weights' cotangents on chip: the cotangents of the inputs."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    """Segments backwards, the weights' cotangents in memory: the cotangents of the inputs."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -504,50 +561,93 @@ def deep_scan_reverse_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V)
-    d_W1_next = tl.zeros([BK, BH], tl.float32)
-    d_W2_next = tl.zeros([BH, BV], tl.float32)
+    waiting = waiting_ptr + (i_n * HV + i_h) * (
+        3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BV
+    )
+    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
+    for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
+        d_W1_next = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            d_W1_next += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        d_W2_next = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            d_W2_next += load_rows(
+                enter_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+        store_rows(
+            leave_ptr + own + K * HIDDEN, d_W2_next, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+        )
     d_norm_weight_next = tl.zeros([BV], tl.float32)
-    d_norm_bias_next = tl.zeros([BV], tl.float32)
     if ENTER:
-        d_W1_next += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        d_W2_next += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
         d_norm_weight_next += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
+    store_vector(
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V), d_norm_weight_next, i_v * BV, V - i_v * BV, 1, BV
+    )
+    d_norm_bias_next = tl.zeros([BV], tl.float32)
+    if ENTER:
         d_norm_bias_next += load_vector(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
+    store_vector(
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), d_norm_bias_next, i_v * BV, V - i_v * BV, 1, BV
+    )
+    tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        layer2 = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # prediction
+            layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                layer1,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
+        tl.debug_barrier()
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        W1 = load_rows(
-            states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
-            0,
-            K,
-            HIDDEN,
-            HIDDEN,
-            BK,
-            BH,
-            0,
-        )
-        W2 = load_rows(
-            states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
-        )
         norm_weight = load_vector(
             states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + (K * HIDDEN + HIDDEN * V),
             i_v * BV,
@@ -566,49 +666,104 @@ def deep_scan_reverse_whole(
             BV,
             0.0,
         )
-        # adjoint of normed_2
-        d_normal_2_via_normed_2 = d_o.to(tl.float32) * norm_weight[None, :]
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
         each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
         channels = tl.sum(each)
         average_factor = 1.0 / channels
-        # read-out
-        query = q.to(tl.float32) * scale
-        overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
-        # causality
-        attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
-        # prediction
-        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
-        gate = tl.sigmoid(
-            2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
-        )
-        hidden = gate * layer1
-        layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), input_precision=PRECISION)
         inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2, 0.0)
         average_sum = tl.sum(inside, 1)
         average = average_factor * average_sum
         centred = -average[:, None] + inside
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred, 0.0)
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            centred_inside,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         squares = centred_inside * centred_inside
         variance_sum = tl.sum(squares, 1)
         variance = average_factor * variance_sum
         variance_valid = tl.where(t < left, variance, float("1.0"))
+        store_row(waiting + 2 * BT + 0 * BT, variance_valid, BT, BT, 0)
         shrink = 1.0 / (tl.sqrt(variance_valid + 1e-06))
+        store_row(waiting + BT + 0 * BT, shrink, BT, BT, 0)
         normal = centred_inside * shrink[:, None]
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
+            normal,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         normed = norm_bias[None, :] + norm_weight[None, :] * normal
         predicted = k.to(tl.float32) + normed
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
+            predicted,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # loss, line 25: norm2(p - v) / 2
         u = (-0.0625) * eta[:, None] * predicted + 0.0625 * eta[:, None] * v.to(tl.float32)
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BV,
+            u,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # update, line 30
         d_normal_via_normed = norm_weight[None, :] * u
-        d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
+            d_normal_via_normed,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         d_shrink_via_normal = centred_inside * d_normal_via_normed
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal, 1)
+        store_row(waiting + 0 * BT, d_shrink_via_normal_2, BT, BT, 0)
+        d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
         d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance_valid + 1e-06, 1.5)
         d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
         d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
         d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance[:, None], [BT, BV])
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
+            d_squares_via_variance_sum,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(
@@ -620,36 +775,152 @@ def deep_scan_reverse_whole(
         d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
         d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
-        d_hidden = tl.dot(d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
-        d_gate_via_hidden = d_hidden * layer1
-        d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            d_layer2_via_inside,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        d_layer1_via_hidden = d_hidden * gate
-        d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
         # read-out
-        layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
-        layer1_read = tl.dot(
-            attention.to(dtype), d_layer1.to(dtype), layer1_inherited, input_precision=PRECISION
+        query = q.to(tl.float32) * scale
+        store_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        gate_2 = tl.sigmoid(
-            2.0
-            * 1.4142135623730951
-            * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
-            / 1.772453850905516
+        overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
+        # causality
+        attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
+        tl.debug_barrier()
+        query = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        hidden_2 = gate_2 * layer1_read
-        overlap_q_2 = tl.dot(hidden_2.to(dtype), tl.trans(hidden).to(dtype), input_precision=PRECISION)
+        d_layer2_via_inside = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        overlap_q_2 = tl.zeros([BT, BT], tl.float32)
+        layer2_inherited = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            # update, line 30
+            d_hidden = tl.dot(
+                d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
+            )
+            store_rows(
+                waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
+                d_hidden,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            layer1 = load_rows(
+                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            d_gate_via_hidden = d_hidden * layer1
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # update, line 30
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # read-out
+            layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
+            layer1_read = tl.dot(
+                attention.to(dtype), d_layer1.to(dtype), layer1_inherited, input_precision=PRECISION
+            )
+            store_rows(
+                waiting + 3 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                layer1_read,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            hidden_2 = gate_2 * layer1_read
+            # prediction
+            hidden = gate * layer1
+            # read-out
+            overlap_q_2 = tl.dot(
+                hidden_2.to(dtype), tl.trans(hidden).to(dtype), overlap_q_2, input_precision=PRECISION
+            )
+            layer2_inherited = tl.dot(
+                hidden_2.to(dtype), W2.to(dtype), layer2_inherited, input_precision=PRECISION
+            )
+        tl.debug_barrier()
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        norm_weight = load_vector(
+            states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + (K * HIDDEN + HIDDEN * V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        d_layer2_via_inside = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # causality
         attention_2 = tl.where(t[:, None] >= t[None, :], overlap_q_2, 0.0)
         # read-out
-        layer2_inherited = tl.dot(hidden_2.to(dtype), W2.to(dtype), input_precision=PRECISION)
         layer2_read = tl.dot(
             attention_2.to(dtype), d_layer2_via_inside.to(dtype), layer2_inherited, input_precision=PRECISION
         )
@@ -663,6 +934,10 @@ def deep_scan_reverse_whole(
         variance_2 = average_factor * variance_sum_2
         variance_valid_2 = tl.where(t < left, variance_2, float("1.0"))
         shrink_2 = 1.0 / (tl.sqrt(variance_valid_2 + 1e-06))
+        # adjoint of normed_2
+        d_norm_weight_via_normed_2 = centred_inside_2 * d_o.to(tl.float32) * shrink_2[:, None]
+        d_norm_weight_via_normed_2_2 = tl.sum(d_norm_weight_via_normed_2, 0)
+        d_normal_2_via_normed_2 = d_o.to(tl.float32) * norm_weight[None, :]
         # adjoint of normal_2
         d_centred_inside_2_via_normal_2 = d_normal_2_via_normed_2 * shrink_2[:, None]
         d_shrink_2_via_normal_2 = centred_inside_2 * d_normal_2_via_normed_2
@@ -699,108 +974,237 @@ def deep_scan_reverse_whole(
             input_precision=PRECISION,
         )
         d_overlap_q_2_via_attention_2 = tl.where(t[:, None] >= t[None, :], d_attention_2, 0.0)
-        # adjoint of hidden_2
-        d_hidden_2 = tl.dot(
-            d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
-        )
-        d_hidden_2_2 = tl.dot(
-            d_layer2_read_via_inside_2.to(dtype),
-            tl.trans(W2).to(dtype),
-            d_hidden_2,
-            input_precision=PRECISION,
-        )
-        d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
-        # adjoint of gate_2
-        d_layer1_read_via_gate_2 = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_2_via_hidden_2
-            * gate_2
-            * (1.0 - gate_2)
-            * (0.134145 * layer1_read * layer1_read + 1.0)
-            / 1.772453850905516
-        )
-        # adjoint of hidden_2
-        d_layer1_read_via_hidden_2 = d_hidden_2_2 * gate_2
-        # adjoint of layer1_read
-        d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-        if READ:
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_layer1_read.to(dtype), tl.trans(d_layer1).to(dtype), input_precision=PRECISION
-            )
-            d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
-            # adjoint of query
-            d_query = tl.dot(
-                d_layer1_read.to(dtype), tl.trans(W1).to(dtype), d_o.to(tl.float32), input_precision=PRECISION
-            )
-            d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
-            d_q_via_query = d_query_2 * scale
-            store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
-        # adjoint of d_layer1_s
-        d_d_layer1_s = tl.dot(
-            tl.trans(attention).to(dtype), d_layer1_read.to(dtype), input_precision=PRECISION
-        )
-        # adjoint of d_layer1
-        d_d_layer1 = tl.dot(k, d_W1_next.to(dtype), d_d_layer1_s, input_precision=PRECISION)
-        # adjoint of d_layer1_via_gate
-        d_d_gate_via_hidden_via_d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_d_layer1
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        # adjoint of d_gate_via_hidden
-        d_layer1_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * d_hidden
-        # adjoint of d_layer1_via_gate
-        d_layer1_via_d_layer1_via_gate = (
-            0.53658
-            * 1.4142135623730951
-            * d_d_layer1
-            * d_gate_via_hidden
-            * gate
-            * layer1
-            * (1.0 - gate)
-            / 1.772453850905516
-        )
-        d_gate_via_d_layer1_via_gate = d_d_layer1 * (
-            (-2.0)
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-            + 2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        # adjoint of d_layer1_via_hidden
-        d_gate_via_d_layer1_via_hidden = d_d_layer1 * d_hidden
-        # adjoint of d_gate_via_hidden
-        d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
-        # adjoint of d_layer1_via_hidden
-        d_d_hidden_via_d_layer1_via_hidden = d_d_layer1 * gate
-        # adjoint of d_hidden
-        d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
         # adjoint of d_layer2_via_inside_s
         d_d_layer2_via_inside_s = tl.dot(
             tl.trans(attention_2).to(dtype), d_layer2_read_via_inside_2.to(dtype), input_precision=PRECISION
         )
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_d_layer2_via_inside = d_d_layer2_via_inside_s
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        d_query = d_o.to(tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            layer1 = load_rows(
+                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            # adjoint of hidden_2
+            d_hidden_2 = tl.dot(
+                d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
+            )
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            d_hidden_2_2 = tl.dot(
+                d_layer2_read_via_inside_2.to(dtype),
+                tl.trans(W2).to(dtype),
+                d_hidden_2,
+                input_precision=PRECISION,
+            )
+            store_rows(
+                waiting + 3 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                d_hidden_2_2,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            layer1_read = load_rows(
+                waiting + 3 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
+            # read-out
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            # adjoint of gate_2
+            d_layer1_read_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_2_via_hidden_2
+                * gate_2
+                * (1.0 - gate_2)
+                * (0.134145 * layer1_read * layer1_read + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden_2
+            d_layer1_read_via_hidden_2 = d_hidden_2_2 * gate_2
+            # adjoint of layer1_read
+            d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
+            # adjoint of d_layer1_s
+            d_d_layer1_s = tl.dot(
+                tl.trans(attention).to(dtype), d_layer1_read.to(dtype), input_precision=PRECISION
+            )
+            d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # adjoint of d_layer1
+            d_d_layer1 = tl.dot(k, d_W1_next.to(dtype), d_d_layer1_s, input_precision=PRECISION)
+            store_rows(waiting + 3 * BT, d_d_layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
+            # adjoint of d_layer1_via_gate
+            d_d_gate_via_hidden_via_d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_d_layer1
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of d_gate_via_hidden
+            d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
+            # adjoint of d_layer1_via_hidden
+            d_d_hidden_via_d_layer1_via_hidden = d_d_layer1 * gate
+            # adjoint of d_hidden
+            d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
+            d_W2_next = load_rows(
+                leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+            # adjoint of d_layer2_via_inside
+            d_d_layer2_via_inside = tl.dot(
+                hidden.to(dtype), d_W2_next.to(dtype), d_d_layer2_via_inside, input_precision=PRECISION
+            )
+            d_d_layer2_via_inside = tl.dot(
+                d_d_hidden.to(dtype), W2.to(dtype), d_d_layer2_via_inside, input_precision=PRECISION
+            )
+            d_hidden = load_rows(
+                waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # update, line 30
+            d_gate_via_hidden = d_hidden * layer1
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_layer1_read.to(dtype), tl.trans(d_layer1).to(dtype), d_attention, input_precision=PRECISION
+            )
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # adjoint of query
+            d_query = tl.dot(
+                d_layer1_read.to(dtype), tl.trans(W1).to(dtype), d_query, input_precision=PRECISION
+            )
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        norm_weight = load_vector(
+            states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + (K * HIDDEN + HIDDEN * V),
+            i_v * BV,
+            V - i_v * BV,
+            1,
+            BV,
+            0.0,
+        )
+        d_norm_weight_next = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1, BV, 0.0
+        )
+        d_norm_bias_next = load_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0
+        )
+        d_shrink_via_normal_2 = load_row(waiting + 0 * BT, BT, BT, 0)
+        shrink = load_row(waiting + BT + 0 * BT, BT, BT, 0)
+        variance_valid = load_row(waiting + 2 * BT + 0 * BT, BT, BT, 0)
+        query = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+        )
+        centred_inside = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_normal_via_normed = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_squares_via_variance_sum = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        normal = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        predicted = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        u = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # adjoint of d_layer2_via_inside
-        d_d_layer2_via_inside = tl.dot(
-            hidden.to(dtype), d_W2_next.to(dtype), d_d_layer2_via_inside_s, input_precision=PRECISION
-        )
-        d_d_layer2_via_inside_2 = tl.dot(
-            d_d_hidden.to(dtype), W2.to(dtype), d_d_layer2_via_inside, input_precision=PRECISION
-        )
         d_d_inside_via_d_layer2_via_inside = tl.where(
-            i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer2_via_inside_2, 0.0
+            i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer2_via_inside, 0.0
         )
         # adjoint of d_inside_via_average_sum
         d_d_average_sum_via_average_via_d_inside_via_average_sum = tl.sum(
@@ -825,10 +1229,11 @@ def deep_scan_reverse_whole(
         d_d_centred_inside_via_d_centred_via_centred_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_centred_via_centred_inside, 0.0
         )
-        # adjoint of d_centred_inside_via_squares
-        d_centred_inside_via_d_centred_inside_via_squares = (
-            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        # adjoint of d_centred_inside_via_normal
+        d_d_normal_via_normed_via_d_centred_inside_via_normal = (
+            d_d_centred_inside_via_d_centred_via_centred_inside * shrink[:, None]
         )
+        # adjoint of d_centred_inside_via_squares
         d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
             2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
         )
@@ -855,14 +1260,6 @@ def deep_scan_reverse_whole(
             d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None], [BT, BV]
         )
         # adjoint of d_shrink_via_normal
-        d_centred_inside_via_d_shrink_via_normal = (
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
-        )
-        # adjoint of d_centred_inside_via_normal
-        d_d_normal_via_normed_via_d_centred_inside_via_normal = (
-            d_d_centred_inside_via_d_centred_via_centred_inside * shrink[:, None]
-        )
-        # adjoint of d_shrink_via_normal
         d_d_normal_via_normed_via_d_shrink_via_normal = (
             centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
         )
@@ -873,7 +1270,46 @@ def deep_scan_reverse_whole(
         )
         d_u_via_d_normal_via_normed = d_d_normal_via_normed * norm_weight[None, :]
         # adjoint of u
+        d_eta_via_u = d_u_via_d_normal_via_normed * ((-0.0625) * predicted + 0.0625 * v.to(tl.float32))
+        d_eta_via_u_2 = tl.sum(d_eta_via_u, 1)
+        store_vector(d_eta_ptr + i_h, d_eta_via_u_2, token, left, HV, BT)
+        # adjoint of d_normal_via_normed
+        d_norm_weight_via_d_normal_via_normed = d_d_normal_via_normed * u
+        d_norm_weight_via_d_normal_via_normed_2 = tl.sum(d_norm_weight_via_d_normal_via_normed, 0)
+        # adjoint of u
         d_predicted_via_u = (-0.0625) * d_u_via_d_normal_via_normed * eta[:, None]
+        # adjoint of normed
+        d_norm_weight_via_normed = d_predicted_via_u * normal
+        d_norm_weight_via_normed_3 = tl.sum(d_norm_weight_via_normed, 0)
+        # gradient
+        d_norm_weight = (
+            d_norm_weight_next
+            + d_norm_weight_via_d_normal_via_normed_2
+            + d_norm_weight_via_normed_2_2
+            + d_norm_weight_via_normed_3
+        )
+        tl.debug_barrier()
+        store_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V), d_norm_weight, i_v * BV, V - i_v * BV, 1, BV
+        )
+        # adjoint of normed
+        d_norm_bias_via_normed = tl.sum(d_predicted_via_u, 0)
+        # adjoint of normed_2
+        d_norm_bias_via_normed_2 = tl.sum(d_o.to(tl.float32), 0)
+        # gradient
+        d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
+        tl.debug_barrier()
+        store_vector(
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), d_norm_bias, i_v * BV, V - i_v * BV, 1, BV
+        )
+        # adjoint of d_centred_inside_via_squares
+        d_centred_inside_via_d_centred_inside_via_squares = (
+            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        )
+        # adjoint of d_shrink_via_normal
+        d_centred_inside_via_d_shrink_via_normal = (
+            d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+        )
         # adjoint of normed
         d_normal_via_normed_2 = d_predicted_via_u * norm_weight[None, :]
         # adjoint of normal
@@ -923,115 +1359,233 @@ def deep_scan_reverse_whole(
         # adjoint of inside
         d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
         d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_3, 0.0)
-        # adjoint of hidden_s
-        d_hidden_s = tl.dot(
-            tl.trans(d_overlap_q_2_via_attention_2).to(dtype), hidden_2.to(dtype), input_precision=PRECISION
-        )
-        # adjoint of hidden
-        d_hidden_3 = tl.dot(
-            d_layer2_via_inside.to(dtype),
-            tl.trans(d_W2_next).to(dtype),
-            d_hidden_s,
+        # adjoint of attention
+        d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
+        # adjoint of k_s
+        d_k_s = tl.dot(
+            tl.trans(d_overlap_q_via_attention).to(dtype),
+            query.to(dtype),
+            d_predicted_via_u,
             input_precision=PRECISION,
         )
-        d_hidden_4 = tl.dot(
-            d_layer2_via_inside_2.to(dtype), tl.trans(W2).to(dtype), d_hidden_3, input_precision=PRECISION
+        # adjoint of u
+        d_v_via_u = 0.0625 * d_u_via_d_normal_via_normed * eta[:, None]
+        store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of query
+        d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
+        d_q_via_query = d_query_2 * scale
+        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        query = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        d_gate_via_hidden_2 = d_hidden_4 * layer1
-        # adjoint of gate
-        d_gate = d_gate_via_d_layer1_via_gate + d_gate_via_d_layer1_via_hidden + d_gate_via_hidden_2
-        d_layer1_via_gate_2 = (
-            2.0
-            * 1.4142135623730951
-            * d_gate
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
+        d_layer2_via_inside = load_rows(
+            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        # adjoint of hidden
-        d_layer1_via_hidden_2 = d_hidden_4 * gate
-        # adjoint of layer1
-        d_layer1_2 = (
-            d_layer1_via_d_gate_via_hidden
-            + d_layer1_via_d_layer1_via_gate
-            + d_layer1_via_gate_2
-            + d_layer1_via_hidden_2
-        )
-        if READ:
-            # adjoint of k_s
-            d_k_s = tl.dot(
-                tl.trans(d_overlap_q_via_attention).to(dtype),
-                query.to(dtype),
-                d_predicted_via_u,
+        d_k_2 = d_k_s
+        for i_p in tl.range(0, panels, disable_licm=True):
+            layer1 = load_rows(
+                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            d_d_layer1 = load_rows(waiting + 3 * BT, i_p * BT, BT, BH, BH, BT, BH, 0)
+            # adjoint of d_layer1_via_gate
+            d_d_gate_via_hidden_via_d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_d_layer1
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_hidden = load_rows(
+                waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of d_gate_via_hidden
+            d_layer1_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * d_hidden
+            # update, line 30
+            d_gate_via_hidden = d_hidden * layer1
+            # adjoint of d_layer1_via_gate
+            d_layer1_via_d_layer1_via_gate = (
+                0.53658
+                * 1.4142135623730951
+                * d_d_layer1
+                * d_gate_via_hidden
+                * gate
+                * layer1
+                * (1.0 - gate)
+                / 1.772453850905516
+            )
+            d_gate_via_d_layer1_via_gate = d_d_layer1 * (
+                (-2.0)
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+                + 2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of d_layer1_via_hidden
+            d_gate_via_d_layer1_via_hidden = d_d_layer1 * d_hidden
+            layer1_read = load_rows(
+                waiting + 3 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # read-out
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            hidden_2 = gate_2 * layer1_read
+            # adjoint of hidden_s
+            d_hidden_s = tl.dot(
+                tl.trans(d_overlap_q_2_via_attention_2).to(dtype),
+                hidden_2.to(dtype),
                 input_precision=PRECISION,
             )
+            d_W2_next = load_rows(
+                leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+            # adjoint of hidden
+            d_hidden_3 = tl.dot(
+                d_layer2_via_inside.to(dtype),
+                tl.trans(d_W2_next).to(dtype),
+                d_hidden_s,
+                input_precision=PRECISION,
+            )
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            d_hidden_4 = tl.dot(
+                d_layer2_via_inside_2.to(dtype), tl.trans(W2).to(dtype), d_hidden_3, input_precision=PRECISION
+            )
+            d_gate_via_hidden_2 = d_hidden_4 * layer1
+            # adjoint of gate
+            d_gate = d_gate_via_d_layer1_via_gate + d_gate_via_d_layer1_via_hidden + d_gate_via_hidden_2
+            d_layer1_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden
+            d_layer1_via_hidden_2 = d_hidden_4 * gate
+            # adjoint of layer1
+            d_layer1_2 = (
+                d_layer1_via_d_gate_via_hidden
+                + d_layer1_via_d_layer1_via_gate
+                + d_layer1_via_gate_2
+                + d_layer1_via_hidden_2
+            )
+            d_hidden_2_2 = load_rows(
+                waiting + 3 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of hidden_2
+            d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
+            # adjoint of gate_2
+            d_layer1_read_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_2_via_hidden_2
+                * gate_2
+                * (1.0 - gate_2)
+                * (0.134145 * layer1_read * layer1_read + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden_2
+            d_layer1_read_via_hidden_2 = d_hidden_2_2 * gate_2
+            # adjoint of layer1_read
+            d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
+            d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # gradient
+            d_W1 = tl.dot(
+                tl.trans(query).to(dtype), d_layer1_read.to(dtype), d_W1_next, input_precision=PRECISION
+            )
+            d_W1_2 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W1, input_precision=PRECISION)
+            tl.debug_barrier()
+            store_rows(leave_ptr + own, d_W1_2, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # update, line 30
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
             # gradient
             d_k_2 = tl.dot(
-                d_layer1.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_s, input_precision=PRECISION
+                d_layer1.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_2, input_precision=PRECISION
             )
-            d_k_3 = tl.dot(d_layer1_2.to(dtype), tl.trans(W1).to(dtype), d_k_2, input_precision=PRECISION)
-            store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
-            # adjoint of u
-            d_v_via_u = 0.0625 * d_u_via_d_normal_via_normed * eta[:, None]
-            store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_eta_via_u = d_u_via_d_normal_via_normed * ((-0.0625) * predicted + 0.0625 * v.to(tl.float32))
-            d_eta_via_u_2 = tl.sum(d_eta_via_u, 1)
-            store_vector(d_eta_ptr + i_h, d_eta_via_u_2, token, left, HV, BT)
-        # gradient
-        d_W1 = tl.dot(
-            tl.trans(query).to(dtype), d_layer1_read.to(dtype), d_W1_next, input_precision=PRECISION
-        )
-        d_W1_2 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W1, input_precision=PRECISION)
-        d_W2 = tl.dot(
-            tl.trans(hidden_2).to(dtype),
-            d_layer2_read_via_inside_2.to(dtype),
-            d_W2_next,
-            input_precision=PRECISION,
-        )
-        d_W2_2 = tl.dot(
-            tl.trans(d_d_hidden).to(dtype), d_layer2_via_inside.to(dtype), d_W2, input_precision=PRECISION
-        )
-        d_W2_3 = tl.dot(
-            tl.trans(hidden).to(dtype), d_layer2_via_inside_2.to(dtype), d_W2_2, input_precision=PRECISION
-        )
-        # adjoint of d_normal_via_normed
-        d_norm_weight_via_d_normal_via_normed = d_d_normal_via_normed * u
-        d_norm_weight_via_d_normal_via_normed_2 = tl.sum(d_norm_weight_via_d_normal_via_normed, 0)
-        # adjoint of normed_2
-        d_norm_weight_via_normed_2 = centred_inside_2 * d_o.to(tl.float32) * shrink_2[:, None]
-        d_norm_weight_via_normed_2_2 = tl.sum(d_norm_weight_via_normed_2, 0)
-        # adjoint of normed
-        d_norm_weight_via_normed = d_predicted_via_u * normal
-        d_norm_weight_via_normed_3 = tl.sum(d_norm_weight_via_normed, 0)
-        # gradient
-        d_norm_weight = (
-            d_norm_weight_next
-            + d_norm_weight_via_d_normal_via_normed_2
-            + d_norm_weight_via_normed_2_2
-            + d_norm_weight_via_normed_3
-        )
-        # adjoint of normed
-        d_norm_bias_via_normed = tl.sum(d_predicted_via_u, 0)
-        # adjoint of normed_2
-        d_norm_bias_via_normed_2 = tl.sum(d_o.to(tl.float32), 0)
-        # gradient
-        d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
-        d_W1_next, d_W2_next, d_norm_weight_next, d_norm_bias_next = (
-            d_W1_2,
-            d_W2_3,
-            d_norm_weight,
-            d_norm_bias,
-        )
-    if LEAVE:
-        store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(leave_ptr + own + K * HIDDEN, d_W2_next, 0, HIDDEN, V, V, BH, BV, i_v * BV)
-        store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V), d_norm_weight_next, i_v * BV, V - i_v * BV, 1, BV
-        )
-        store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), d_norm_bias_next, i_v * BV, V - i_v * BV, 1, BV
-        )
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            d_k_2 = tl.dot(d_layer1_2.to(dtype), tl.trans(W1).to(dtype), d_k_2, input_precision=PRECISION)
+            # prediction
+            hidden = gate * layer1
+            # adjoint of d_gate_via_hidden
+            d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
+            # adjoint of d_layer1_via_hidden
+            d_d_hidden_via_d_layer1_via_hidden = d_d_layer1 * gate
+            # adjoint of d_hidden
+            d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
+            # gradient
+            d_W2 = tl.dot(
+                tl.trans(hidden_2).to(dtype),
+                d_layer2_read_via_inside_2.to(dtype),
+                d_W2_next,
+                input_precision=PRECISION,
+            )
+            d_W2_2 = tl.dot(
+                tl.trans(d_d_hidden).to(dtype), d_layer2_via_inside.to(dtype), d_W2, input_precision=PRECISION
+            )
+            d_W2_3 = tl.dot(
+                tl.trans(hidden).to(dtype), d_layer2_via_inside_2.to(dtype), d_W2_2, input_precision=PRECISION
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + K * HIDDEN, d_W2_3, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+        store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -222,15 +222,16 @@ def whole_power(x, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def deep_scan_whole(
-    q_ptr,
+def deep_scan_panels(
     k_ptr,
+    q_ptr,
     v_ptr,
     g_ptr,
     eta_ptr,
     delta_ptr,
-    o_ptr,
     states_ptr,
+    o_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -255,8 +256,8 @@ def deep_scan_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Segments in order with the weights on chip: read-outs, and the weights that each starts with."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    """Segments in order, the weights in memory: read-outs, and the weights that each starts with."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -269,11 +270,19 @@ def deep_scan_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V)
-    W1 = tl.zeros([BK, BH], tl.float32)
-    W2 = tl.zeros([BH, BV], tl.float32)
-    if ENTER:
-        W1 += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        W2 += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
+    waiting = waiting_ptr + (i_n * HV + i_h) * (BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BT)
+    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
+    for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
+        W1 = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            W1 += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        W2 = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            W2 += load_rows(enter_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+        store_rows(leave_ptr + own + K * HIDDEN, W2, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+    tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
@@ -281,66 +290,59 @@ def deep_scan_whole(
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        layer2 = k.to(tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # prediction
+            layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
+            store_rows(waiting, layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+            layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
+        tl.debug_barrier()
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
-        if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        if SAVE:
-            store_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                W1,
-                0,
-                tl.where(at_bound, K, 0),
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                0,
-            )
-        if SAVE:
-            store_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                W2,
-                0,
-                tl.where(at_bound, HIDDEN, 0),
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
-            )
-        if READ:
-            # read-out
-            query = q.to(tl.float32) * scale
-            overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         log_decay = 0.0625 * g
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_sum = tl.cumsum(coarse, 0)
-        if READ:
-            coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
+        coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine)
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        if READ:
-            fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
-            gap_2 = coarse_gap_2 + fine_gap_2
-            # causality
-            gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
-            gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-            # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-            since_2 = tl.exp(gap_masked_2)
-            attention = overlap_q * since_2
-        # prediction
-        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
-        gate = tl.sigmoid(
-            2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
-        )
-        hidden = gate * layer1
-        layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), k.to(tl.float32), input_precision=PRECISION)
+        # read-out
+        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        query = q.to(tl.float32) * scale
+        overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
+        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+        coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
+        gap_2 = coarse_gap_2 + fine_gap_2
+        # causality
+        gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
+        gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+        since_2 = tl.exp(gap_masked_2)
+        store_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), since_2, 0 * BT, BT, BT, BT, BT, BT, 0)
+        attention = overlap_q * since_2
         # loss, line 32: huber(norm(p - v), delta)
         summands = whole_power(layer2 - v.to(tl.float32), 2)
         sum_1 = tl.sum(summands, 1)
@@ -348,23 +350,60 @@ def deep_scan_whole(
         error_factor = eta * clip(positive_power(sum_1_valid, 0.5), delta) * positive_power(sum_1_valid, -0.5)
         error = error_factor[:, None] * (0.0625 * layer2 + (-0.0625) * v.to(tl.float32))
         u = -error
-        # update, line 37
-        d_hidden = tl.dot(u.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
-        d_gate_via_hidden = d_hidden * layer1
-        d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-        )
-        d_layer1_via_hidden = d_hidden * gate
-        d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
-        if READ:
+        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+        written_2 = u * written_factor[:, None]
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        overlap_q_2 = tl.zeros([BT, BT], tl.float32)
+        layer2_inherited = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
+            if SAVE:
+                store_rows(
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
+                    W2,
+                    i_p * BH,
+                    tl.where(at_bound, HIDDEN, 0) - i_p * BH,
+                    V,
+                    V,
+                    BH,
+                    BV,
+                    i_v * BV,
+                )
+            # update, line 37
+            d_hidden = tl.dot(u.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
+            layer1 = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
+            d_gate_via_hidden = d_hidden * layer1
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # update, line 37
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            if SAVE:
+                store_rows(
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
+                    W1,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    HIDDEN,
+                    HIDDEN,
+                    BK,
+                    BH,
+                    i_p * BH,
+                )
             # read-out
-            layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
             layer1_carried = layer1_carried_factor[:, None] * layer1_inherited
             layer1_read = tl.dot(
@@ -377,55 +416,61 @@ def deep_scan_whole(
                 / 1.772453850905516
             )
             hidden_2 = gate_2 * layer1_read
-            overlap_q_2 = tl.dot(hidden_2.to(dtype), tl.trans(hidden).to(dtype), input_precision=PRECISION)
-            # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-            attention_2 = overlap_q_2 * since_2
+            # prediction
+            hidden = gate * layer1
             # read-out
-            layer2_inherited = tl.dot(hidden_2.to(dtype), W2.to(dtype), input_precision=PRECISION)
-            layer2_carried = layer1_carried_factor[:, None] * layer2_inherited
-            layer2_read = tl.dot(
-                attention_2.to(dtype), u.to(dtype), layer2_carried, input_precision=PRECISION
+            overlap_q_2 = tl.dot(
+                hidden_2.to(dtype), tl.trans(hidden).to(dtype), overlap_q_2, input_precision=PRECISION
             )
-            predicted_2 = layer2_read + query
-            store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
+            layer2_inherited = tl.dot(
+                hidden_2.to(dtype), W2.to(dtype), layer2_inherited, input_precision=PRECISION
+            )
+            # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+            written = d_layer1 * written_factor[:, None]
+            kept = W1 * kept_factor
+            # update, line 37
+            W1_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
+            tl.debug_barrier()
+            store_rows(leave_ptr + own, W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+            kept_2 = W2 * kept_factor
+            # update, line 37
+            W2_next = tl.dot(
+                tl.trans(hidden).to(dtype), written_2.to(dtype), kept_2, input_precision=PRECISION
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + K * HIDDEN, W2_next, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+        tl.debug_barrier()
+        since_2 = load_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BT, BT, BT, BT, 0)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_chunk = tl.sum(fine)
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
-        written = d_layer1 * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        kept = W1 * kept_factor
-        # update, line 37
-        W1_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
-        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        written_2 = u * written_factor[:, None]
-        kept_2 = W2 * kept_factor
-        # update, line 37
-        W2_next = tl.dot(tl.trans(hidden).to(dtype), written_2.to(dtype), kept_2, input_precision=PRECISION)
-        W1, W2 = W1_next, W2_next
-    if LEAVE:
-        store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(leave_ptr + own + K * HIDDEN, W2, 0, HIDDEN, V, V, BH, BV, i_v * BV)
+        attention_2 = overlap_q_2 * since_2
+        # read-out
+        layer2_carried = layer1_carried_factor[:, None] * layer2_inherited
+        layer2_read = tl.dot(attention_2.to(dtype), u.to(dtype), layer2_carried, input_precision=PRECISION)
+        predicted_2 = layer2_read + query
+        store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def deep_scan_reverse_whole(
-    q_ptr,
+def deep_scan_reverse_panels(
     k_ptr,
+    q_ptr,
     v_ptr,
+    states_ptr,
     g_ptr,
     eta_ptr,
     delta_ptr,
     d_o_ptr,
-    states_ptr,
     d_q_ptr,
-    d_k_ptr,
     d_v_ptr,
-    d_g_ptr,
     d_eta_ptr,
     d_delta_ptr,
+    d_k_ptr,
+    d_g_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -450,8 +495,8 @@ def deep_scan_reverse_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Segments backwards with the weights' cotangents on chip: the cotangents of the inputs."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    """Segments backwards, the weights' cotangents in memory: the cotangents of the inputs."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -464,17 +509,106 @@ def deep_scan_reverse_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V)
-    d_W1_next = tl.zeros([BK, BH], tl.float32)
-    d_W2_next = tl.zeros([BH, BV], tl.float32)
-    if ENTER:
-        d_W1_next += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        d_W2_next += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
+    waiting = waiting_ptr + (i_n * HV + i_h) * (
+        6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 4 * BT * BV
+    )
+    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
+    for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
+        d_W1_next = tl.zeros([BK, BH], tl.float32)
+        if ENTER:
+            d_W1_next += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+        d_W2_next = tl.zeros([BH, BV], tl.float32)
+        if ENTER:
+            d_W2_next += load_rows(
+                enter_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+        store_rows(
+            leave_ptr + own + K * HIDDEN, d_W2_next, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+        )
+    tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        layer2 = k.to(tl.float32)
+        d_written_2 = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # prediction
+            layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT,
+                layer1,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
+            d_W2_next = load_rows(
+                leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+            # adjoint of written_2
+            d_written_2 = tl.dot(
+                hidden.to(dtype), d_W2_next.to(dtype), d_written_2, input_precision=PRECISION
+            )
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + BT * BV,
+            d_written_2,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
+            layer2,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        tl.debug_barrier()
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -482,45 +616,79 @@ def deep_scan_reverse_whole(
         eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
         delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        W1 = load_rows(
-            states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH, 0
-        )
-        W2 = load_rows(
-            states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
+        d_written_2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + BT * BV,
+            0 * BT,
+            BT,
             BV,
-            i_v * BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        layer2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         log_decay = 0.0625 * g
+        store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + 0 * BT, log_decay, BT, BT, 0)
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
-        fine_sum = tl.cumsum(fine, 0)
-        # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
-        # adjoint of layer2_carried
-        d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
-        # prediction
-        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
-        gate = tl.sigmoid(
-            2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
-        )
-        hidden = gate * layer1
-        layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), k.to(tl.float32), input_precision=PRECISION)
+        fine_chunk = tl.sum(fine)
         # loss, line 32: huber(norm(p - v), delta)
         summands = whole_power(layer2 - v.to(tl.float32), 2)
         sum_1 = tl.sum(summands, 1)
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
+        store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 7 * BT + 0 * BT, sum_1_valid, BT, BT, 0)
         error_factor = eta * clip(positive_power(sum_1_valid, 0.5), delta) * positive_power(sum_1_valid, -0.5)
+        store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 4 * BT + 0 * BT, error_factor, BT, BT, 0)
+        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+        coarse_sum = tl.cumsum(coarse, 0)
+        fine_sum = tl.cumsum(fine, 0)
+        # read-out
+        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        store_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, layer1_carried_factor, BT, BT, 0
+        )
+        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, written_factor, BT, BT, 0)
+        # loss, line 32: huber(norm(p - v), delta)
         error = error_factor[:, None] * (0.0625 * layer2 + (-0.0625) * v.to(tl.float32))
         u = -error
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
+            u,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        # adjoint of written_2
+        d_written_factor_via_written_2 = d_written_2 * u
+        d_written_factor_via_written_2_2 = tl.sum(d_written_factor_via_written_2, 1)
+        store_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 3 * BT + 0 * BT,
+            d_written_factor_via_written_2_2,
+            BT,
+            BT,
+            0,
+        )
         # adjoint of attention_2
         d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), input_precision=PRECISION)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
@@ -532,164 +700,556 @@ def deep_scan_reverse_whole(
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         since_2 = tl.exp(gap_masked_2)
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 3 * BT * BT,
+            since_2,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
         # adjoint of attention_2
         d_overlap_q_2_via_attention_2 = d_attention_2 * since_2
-        # adjoint of hidden_2
-        d_hidden_2 = tl.dot(
-            d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
-        )
-        d_hidden_2_2 = tl.dot(
-            d_layer2_inherited_via_layer2_carried.to(dtype),
-            tl.trans(W2).to(dtype),
-            d_hidden_2,
-            input_precision=PRECISION,
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK,
+            d_overlap_q_2_via_attention_2,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
         # read-out
         query = q.to(tl.float32) * scale
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, query, 0 * BT, BT, BK, BK, BT, BK, 0
+        )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 2 * BT * BT,
+            overlap_q,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         attention = overlap_q * since_2
-        # update, line 37
-        d_hidden = tl.dot(u.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
-        d_gate_via_hidden = d_hidden * layer1
-        d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
+        # adjoint of layer2_carried
+        d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT,
+            d_layer2_inherited_via_layer2_carried,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        d_layer1_via_hidden = d_hidden * gate
-        d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
-        # read-out
-        layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
-        layer1_carried = layer1_carried_factor[:, None] * layer1_inherited
-        layer1_read = tl.dot(
-            attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
+        tl.debug_barrier()
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        layer1_carried_factor = load_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, BT, BT, 0
         )
-        # adjoint of hidden_2
-        d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
-        # read-out
-        gate_2 = tl.sigmoid(
-            2.0
-            * 1.4142135623730951
-            * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
-            / 1.772453850905516
+        query = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        # adjoint of gate_2
-        d_layer1_read_via_gate_2 = (
-            2.0
-            * 1.4142135623730951
-            * d_gate_2_via_hidden_2
-            * gate_2
-            * (1.0 - gate_2)
-            * (0.134145 * layer1_read * layer1_read + 1.0)
-            / 1.772453850905516
+        d_overlap_q_2_via_attention_2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        # adjoint of hidden_2
-        d_layer1_read_via_hidden_2 = d_hidden_2_2 * gate_2
-        # adjoint of layer1_read
-        d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-        if READ:
-            # adjoint of attention
-            d_attention = tl.dot(
-                d_layer1_read.to(dtype), tl.trans(d_layer1).to(dtype), input_precision=PRECISION
+        d_layer2_inherited_via_layer2_carried = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        u = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        d_query = d_o.to(tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        overlap_q_2 = tl.zeros([BT, BT], tl.float32)
+        layer2_inherited = tl.zeros([BT, BV], tl.float32)
+        for i_p in tl.range(0, panels, disable_licm=True):
+            layer1 = load_rows(
+                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
-            d_overlap_q_via_attention = d_attention * since_2
-        # adjoint of layer1_carried
-        d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
-        if READ:
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            hidden = gate * layer1
+            # adjoint of hidden_2
+            d_hidden_2 = tl.dot(
+                d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
+            )
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            d_hidden_2_2 = tl.dot(
+                d_layer2_inherited_via_layer2_carried.to(dtype),
+                tl.trans(W2).to(dtype),
+                d_hidden_2,
+                input_precision=PRECISION,
+            )
+            store_rows(
+                waiting + 2 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT,
+                d_hidden_2_2,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            # update, line 37
+            d_hidden = tl.dot(u.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT,
+                d_hidden,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            d_gate_via_hidden = d_hidden * layer1
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            # read-out
+            layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
+            store_rows(
+                waiting + 4 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT,
+                layer1_inherited,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            layer1_carried = layer1_carried_factor[:, None] * layer1_inherited
+            layer1_read = tl.dot(
+                attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
+            )
+            store_rows(
+                waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT,
+                layer1_read,
+                i_p * BT,
+                BT,
+                BH,
+                BH,
+                BT,
+                BH,
+                0,
+            )
+            # adjoint of hidden_2
+            d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
+            # read-out
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            # adjoint of gate_2
+            d_layer1_read_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_2_via_hidden_2
+                * gate_2
+                * (1.0 - gate_2)
+                * (0.134145 * layer1_read * layer1_read + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden_2
+            d_layer1_read_via_hidden_2 = d_hidden_2_2 * gate_2
+            # adjoint of layer1_read
+            d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
+            # adjoint of layer1_carried
+            d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
             # adjoint of query
             d_query = tl.dot(
                 d_layer1_inherited_via_layer1_carried.to(dtype),
                 tl.trans(W1).to(dtype),
-                d_o.to(tl.float32),
+                d_query,
                 input_precision=PRECISION,
             )
-            d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
-            d_q_via_query = d_query_2 * scale
-            store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
-        # adjoint of written
-        d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
-        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_chunk = tl.sum(fine)
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
-        # adjoint of written
-        d_d_layer1_via_written = d_written * written_factor[:, None]
-        # adjoint of d_layer1_s
-        d_d_layer1_s = tl.dot(
-            tl.trans(attention).to(dtype),
-            d_layer1_read.to(dtype),
-            d_d_layer1_via_written,
-            input_precision=PRECISION,
+            # adjoint of attention
+            d_attention = tl.dot(
+                d_layer1_read.to(dtype), tl.trans(d_layer1).to(dtype), d_attention, input_precision=PRECISION
+            )
+            # read-out
+            hidden_2 = gate_2 * layer1_read
+            overlap_q_2 = tl.dot(
+                hidden_2.to(dtype), tl.trans(hidden).to(dtype), overlap_q_2, input_precision=PRECISION
+            )
+            layer2_inherited = tl.dot(
+                hidden_2.to(dtype), W2.to(dtype), layer2_inherited, input_precision=PRECISION
+            )
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, BT, BT, 0)
+        d_overlap_q_2_via_attention_2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        # adjoint of d_layer1_via_gate
-        d_d_gate_via_hidden_via_d_layer1_via_gate = (
-            2.0
-            * 1.4142135623730951
-            * d_d_layer1_s
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
+        overlap_q = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 2 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        # adjoint of d_gate_via_hidden
-        d_layer1_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * d_hidden
-        # adjoint of d_layer1_via_gate
-        d_layer1_via_d_layer1_via_gate = (
-            0.53658
-            * 1.4142135623730951
-            * d_d_layer1_s
-            * d_gate_via_hidden
-            * gate
-            * layer1
-            * (1.0 - gate)
-            / 1.772453850905516
+        since_2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 3 * BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        d_gate_via_d_layer1_via_gate = d_d_layer1_s * (
-            (-2.0)
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * gate
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
-            + 2.0
-            * 1.4142135623730951
-            * d_gate_via_hidden
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
+        d_written_2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        # adjoint of d_layer1_via_hidden
-        d_gate_via_d_layer1_via_hidden = d_d_layer1_s * d_hidden
-        # adjoint of d_gate_via_hidden
-        d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
-        # adjoint of d_layer1_via_hidden
-        d_d_hidden_via_d_layer1_via_hidden = d_d_layer1_s * gate
-        # adjoint of d_hidden
-        d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
-        # read-out
-        hidden_2 = gate_2 * layer1_read
-        overlap_q_2 = tl.dot(hidden_2.to(dtype), tl.trans(hidden).to(dtype), input_precision=PRECISION)
+        # adjoint of layer2_carried
+        d_layer1_carried_factor_via_layer2_carried = d_o.to(tl.float32) * layer2_inherited
+        d_layer1_carried_factor_via_layer2_carried_2 = tl.sum(d_layer1_carried_factor_via_layer2_carried, 1)
+        store_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 2 * BT + 0 * BT,
+            d_layer1_carried_factor_via_layer2_carried_2,
+            BT,
+            BT,
+            0,
+        )
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * since_2
+        store_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + BT * BT,
+            d_overlap_q_via_attention,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        # adjoint of since_2
+        d_gap_masked_2_via_since_2 = (
+            d_overlap_q_2_via_attention_2 * overlap_q_2 + d_overlap_q_via_attention * overlap_q
+        )
+        # adjoint of gap_apart_2
+        d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
+        # adjoint of fine_gap_2
+        d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
+        d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
+        d_fine_sum_via_fine_gap_2 = tl.sum(d_gap_2_via_gap_apart_2, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2_2 + d_fine_sum_via_fine_gap_2
+        store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, d_fine_sum_early, BT, BT, 0)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         attention_2 = overlap_q_2 * since_2
         # adjoint of written_2
-        d_written_2 = tl.dot(hidden.to(dtype), d_W2_next.to(dtype), input_precision=PRECISION)
         d_u_via_written_2 = d_written_2 * written_factor[:, None]
         # adjoint of u_s
         d_u_s = tl.dot(tl.trans(attention_2).to(dtype), d_o, d_u_via_written_2, input_precision=PRECISION)
+        # adjoint of query
+        d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
+        d_q_via_query = d_query_2 * scale
+        store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, BT, BT, 0)
+        d_kept_factor_via_kept_3 = 0.0
+        d_written_factor_via_written_3 = tl.zeros([BT], tl.float32)
+        d_layer1_carried_factor_via_layer1_carried_2 = tl.zeros([BT], tl.float32)
+        d_u_2 = d_u_s
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # adjoint of kept
+            d_kept_factor_via_kept = W1 * d_W1_next
+            d_kept_factor_via_kept_3 += tl.sum(d_kept_factor_via_kept)
+            d_hidden = load_rows(
+                waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            layer1 = load_rows(
+                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # update, line 37
+            d_gate_via_hidden = d_hidden * layer1
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # update, line 37
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            # adjoint of written
+            d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
+            d_written_factor_via_written = d_layer1 * d_written
+            d_written_factor_via_written_3 += tl.sum(d_written_factor_via_written, 1)
+            d_hidden_2_2 = load_rows(
+                waiting + 2 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            layer1_read = load_rows(
+                waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of hidden_2
+            d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
+            # read-out
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
+            )
+            # adjoint of gate_2
+            d_layer1_read_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_2_via_hidden_2
+                * gate_2
+                * (1.0 - gate_2)
+                * (0.134145 * layer1_read * layer1_read + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden_2
+            d_layer1_read_via_hidden_2 = d_hidden_2_2 * gate_2
+            # adjoint of layer1_read
+            d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
+            layer1_inherited = load_rows(
+                waiting + 4 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of layer1_carried
+            d_layer1_carried_factor_via_layer1_carried = d_layer1_read * layer1_inherited
+            d_layer1_carried_factor_via_layer1_carried_2 += tl.sum(
+                d_layer1_carried_factor_via_layer1_carried, 1
+            )
+            # adjoint of written
+            d_d_layer1_via_written = d_written * written_factor[:, None]
+            # adjoint of d_layer1_s
+            d_d_layer1_s = tl.dot(
+                tl.trans(attention).to(dtype),
+                d_layer1_read.to(dtype),
+                d_d_layer1_via_written,
+                input_precision=PRECISION,
+            )
+            store_rows(waiting, d_d_layer1_s, i_p * BT, BT, BH, BH, BT, BH, 0)
+            # adjoint of d_layer1_via_gate
+            d_d_gate_via_hidden_via_d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_d_layer1_s
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of d_gate_via_hidden
+            d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
+            # adjoint of d_layer1_via_hidden
+            d_d_hidden_via_d_layer1_via_hidden = d_d_layer1_s * gate
+            # adjoint of d_hidden
+            d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
+            )
+            # adjoint of u
+            d_u_2 = tl.dot(d_d_hidden.to(dtype), W2.to(dtype), d_u_2, input_precision=PRECISION)
+        tl.debug_barrier()
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
+        delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+        d_fine_sum_early = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        d_layer1_carried_factor_via_layer2_carried_2 = load_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 2 * BT + 0 * BT, BT, BT, 0
+        )
+        d_written_factor_via_written_2_2 = load_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 3 * BT + 0 * BT, BT, BT, 0
+        )
+        error_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 4 * BT + 0 * BT, BT, BT, 0)
+        layer1_carried_factor = load_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, BT, BT, 0
+        )
+        sum_1_valid = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 7 * BT + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, BT, BT, 0)
+        query = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
+        )
+        d_overlap_q_via_attention = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + BT * BT,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
+        layer2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        u = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
+        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of written_factor
+        d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_3
+        d_coarse_after_via_written_factor = d_written_factor * written_factor
+        # adjoint of fine_after
+        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
+        # adjoint of layer1_carried_factor
+        d_layer1_carried_factor = (
+            d_layer1_carried_factor_via_layer1_carried_2 + d_layer1_carried_factor_via_layer2_carried_2
+        )
+        d_coarse_sum_via_layer1_carried_factor = d_layer1_carried_factor * layer1_carried_factor
+        # adjoint of fine_after
+        d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
+        # adjoint of fine_sum
+        d_fine_sum = d_coarse_sum_via_layer1_carried_factor + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + BT + 0 * BT, d_fine_via_fine_sum, BT, BT, 0)
         # adjoint of u
-        d_u_2 = tl.dot(d_d_hidden.to(dtype), W2.to(dtype), d_u_s, input_precision=PRECISION)
         d_error_via_u = -d_u_2
         # adjoint of error
-        d_predicted_via_error = 0.0625 * d_error_via_u * error_factor[:, None]
         d_error_factor_via_error = d_error_via_u * (0.0625 * layer2 + (-0.0625) * v.to(tl.float32))
         d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error, 1)
+        # adjoint of error_factor
+        d_delta_via_error_factor = (
+            d_error_factor_via_error_2
+            * eta
+            * (1.0 - tl.where(tl.abs(positive_power(sum_1_valid, 0.5)) <= delta, 1.0, 0.0))
+            * positive_power(sum_1_valid, -0.5)
+            * sign(positive_power(sum_1_valid, 0.5))
+        )
+        store_vector(d_delta_ptr + i_h, d_delta_via_error_factor, token, left, HV, BT)
+        d_eta_via_error_factor = (
+            d_error_factor_via_error_2
+            * clip(positive_power(sum_1_valid, 0.5), delta)
+            * positive_power(sum_1_valid, -0.5)
+        )
+        store_vector(d_eta_ptr + i_h, d_eta_via_error_factor, token, left, HV, BT)
+        # adjoint of error
+        d_predicted_via_error = 0.0625 * d_error_via_u * error_factor[:, None]
         # adjoint of error_factor
         d_sum_1_valid_via_error_factor = d_error_factor_via_error_2 * (
             0.5
@@ -706,177 +1266,285 @@ def deep_scan_reverse_whole(
         d_predicted_via_summands = d_summands_via_sum_1 * (2.0 * layer2 + (-2.0) * v.to(tl.float32))
         # adjoint of predicted
         d_predicted = d_predicted_via_error + d_predicted_via_summands
+        # adjoint of k_s
+        d_k_s = tl.dot(
+            tl.trans(d_overlap_q_via_attention).to(dtype),
+            query.to(dtype),
+            d_predicted,
+            input_precision=PRECISION,
+        )
+        # adjoint of error
+        d_v_via_error = (-0.0625) * d_error_via_u * error_factor[:, None]
+        # adjoint of summands
+        d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * layer2 + 2.0 * v.to(tl.float32))
+        # gradient
+        d_v = d_v_via_error + d_v_via_summands
+        store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         written_2 = u * written_factor[:, None]
-        # adjoint of hidden_s
-        d_hidden_s = tl.dot(
-            tl.trans(d_overlap_q_2_via_attention_2).to(dtype), hidden_2.to(dtype), input_precision=PRECISION
+        tl.debug_barrier()
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        layer1_carried_factor = load_row(
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, BT, BT, 0
         )
-        # adjoint of hidden
-        d_hidden_3 = tl.dot(
-            written_2.to(dtype), tl.trans(d_W2_next).to(dtype), d_hidden_s, input_precision=PRECISION
+        written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, BT, BT, 0)
+        query = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
-        d_hidden_4 = tl.dot(
-            d_predicted.to(dtype), tl.trans(W2).to(dtype), d_hidden_3, input_precision=PRECISION
+        d_overlap_q_2_via_attention_2 = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
         )
-        d_gate_via_hidden_2 = d_hidden_4 * layer1
-        # adjoint of gate
-        d_gate = d_gate_via_d_layer1_via_gate + d_gate_via_d_layer1_via_hidden + d_gate_via_hidden_2
-        d_layer1_via_gate_2 = (
-            2.0
-            * 1.4142135623730951
-            * d_gate
-            * gate
-            * (1.0 - gate)
-            * (0.134145 * layer1 * layer1 + 1.0)
-            / 1.772453850905516
+        d_layer2_inherited_via_layer2_carried = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        # adjoint of hidden
-        d_layer1_via_hidden_2 = d_hidden_4 * gate
-        # adjoint of layer1
-        d_layer1_2 = (
-            d_layer1_via_d_gate_via_hidden
-            + d_layer1_via_d_layer1_via_gate
-            + d_layer1_via_gate_2
-            + d_layer1_via_hidden_2
+        u = load_rows(
+            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
-        if READ:
-            # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-            written = d_layer1 * written_factor[:, None]
-            # adjoint of k_s
-            d_k_s = tl.dot(
-                tl.trans(d_overlap_q_via_attention).to(dtype),
-                query.to(dtype),
-                d_predicted,
-                input_precision=PRECISION,
+        d_kept_factor_via_kept_2_2 = 0.0
+        d_k_2 = d_k_s
+        for i_p in tl.range(0, panels, disable_licm=True):
+            W2 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
+                i_p * BH,
+                HIDDEN - i_p * BH,
+                V,
+                V,
+                BH,
+                BV,
+                i_v * BV,
             )
-            # gradient
-            d_k_2 = tl.dot(written.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_s, input_precision=PRECISION)
-            d_k_3 = tl.dot(d_layer1_2.to(dtype), tl.trans(W1).to(dtype), d_k_2, input_precision=PRECISION)
-            store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
-            # adjoint of error
-            d_v_via_error = (-0.0625) * d_error_via_u * error_factor[:, None]
-            # adjoint of summands
-            d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * layer2 + 2.0 * v.to(tl.float32))
-            # gradient
-            d_v = d_v_via_error + d_v_via_summands
-            store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_W2_next = load_rows(
+                leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
             # adjoint of kept_2
             d_kept_factor_via_kept_2 = W2 * d_W2_next
-            d_kept_factor_via_kept_2_2 = tl.sum(d_kept_factor_via_kept_2)
-            # adjoint of kept
-            d_kept_factor_via_kept = W1 * d_W1_next
-            d_kept_factor_via_kept_3 = tl.sum(d_kept_factor_via_kept)
-            # adjoint of kept_factor
-            d_kept_factor = d_kept_factor_via_kept_2_2 + d_kept_factor_via_kept_3
-        # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        if READ:
-            # adjoint of kept_factor
-            d_coarse_chunk_via_kept_factor = d_kept_factor * kept_factor
-            # adjoint of written_2
-            d_written_factor_via_written_2 = d_written_2 * u
-            d_written_factor_via_written_2_2 = tl.sum(d_written_factor_via_written_2, 1)
-            # adjoint of written
-            d_written_factor_via_written = d_layer1 * d_written
-            d_written_factor_via_written_3 = tl.sum(d_written_factor_via_written, 1)
-            # adjoint of written_factor
-            d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_3
-            d_coarse_after_via_written_factor = d_written_factor * written_factor
-            # adjoint of fine_after
-            d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
-            # adjoint of fine_chunk
-            d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-            d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-            # adjoint of layer1_carried
-            d_layer1_carried_factor_via_layer1_carried = d_layer1_read * layer1_inherited
-            d_layer1_carried_factor_via_layer1_carried_2 = tl.sum(
-                d_layer1_carried_factor_via_layer1_carried, 1
+            d_kept_factor_via_kept_2_2 += tl.sum(d_kept_factor_via_kept_2)
+            d_d_layer1_s = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
+            layer1 = load_rows(
+                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # prediction
+            gate = tl.sigmoid(
+                2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
+            )
+            # adjoint of d_layer1_via_gate
+            d_d_gate_via_hidden_via_d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_d_layer1_s
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_hidden = load_rows(
+                waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
+            )
+            # adjoint of d_gate_via_hidden
+            d_layer1_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * d_hidden
+            # update, line 37
+            d_gate_via_hidden = d_hidden * layer1
+            # adjoint of d_layer1_via_gate
+            d_layer1_via_d_layer1_via_gate = (
+                0.53658
+                * 1.4142135623730951
+                * d_d_layer1_s
+                * d_gate_via_hidden
+                * gate
+                * layer1
+                * (1.0 - gate)
+                / 1.772453850905516
+            )
+            d_gate_via_d_layer1_via_gate = d_d_layer1_s * (
+                (-2.0)
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+                + 2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of d_layer1_via_hidden
+            d_gate_via_d_layer1_via_hidden = d_d_layer1_s * d_hidden
+            layer1_read = load_rows(
+                waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # read-out
-            layer2_inherited = tl.dot(hidden_2.to(dtype), W2.to(dtype), input_precision=PRECISION)
-            # adjoint of layer2_carried
-            d_layer1_carried_factor_via_layer2_carried = d_o.to(tl.float32) * layer2_inherited
-            d_layer1_carried_factor_via_layer2_carried_2 = tl.sum(
-                d_layer1_carried_factor_via_layer2_carried, 1
+            gate_2 = tl.sigmoid(
+                2.0
+                * 1.4142135623730951
+                * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
+                / 1.772453850905516
             )
-            # adjoint of layer1_carried_factor
-            d_layer1_carried_factor = (
-                d_layer1_carried_factor_via_layer1_carried_2 + d_layer1_carried_factor_via_layer2_carried_2
+            hidden_2 = gate_2 * layer1_read
+            # adjoint of hidden_s
+            d_hidden_s = tl.dot(
+                tl.trans(d_overlap_q_2_via_attention_2).to(dtype),
+                hidden_2.to(dtype),
+                input_precision=PRECISION,
             )
-            d_coarse_sum_via_layer1_carried_factor = d_layer1_carried_factor * layer1_carried_factor
-            # adjoint of since_2
-            d_gap_masked_2_via_since_2 = (
-                d_overlap_q_2_via_attention_2 * overlap_q_2 + d_overlap_q_via_attention * overlap_q
+            # adjoint of hidden
+            d_hidden_3 = tl.dot(
+                written_2.to(dtype), tl.trans(d_W2_next).to(dtype), d_hidden_s, input_precision=PRECISION
             )
-            # adjoint of gap_apart_2
-            d_gap_2_via_gap_apart_2 = tl.where(t[:, None] > t[None, :], d_gap_masked_2_via_since_2, 0.0)
-            # adjoint of fine_gap_2
-            d_fine_sum_s_via_fine_gap_2 = -d_gap_2_via_gap_apart_2
-            d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
-            # adjoint of fine_after
-            d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
-            # adjoint of fine_gap_2
-            d_fine_sum_via_fine_gap_2 = tl.sum(d_gap_2_via_gap_apart_2, 1)
-            # adjoint of fine_sum
-            d_fine_sum = (
-                d_coarse_sum_via_layer1_carried_factor
-                + d_fine_sum_s_via_fine_gap_2_2
-                + d_fine_sum_via_fine_after
-                + d_fine_sum_via_fine_gap_2
+            d_hidden_4 = tl.dot(
+                d_predicted.to(dtype), tl.trans(W2).to(dtype), d_hidden_3, input_precision=PRECISION
             )
-            d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
-            # adjoint of fine
-            d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
-            # adjoint of log_decay_valid
-            d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
-            # adjoint of log_decay_bounded
-            d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
-                log_decay <= -800.0, 0.0, 1.0
+            d_gate_via_hidden_2 = d_hidden_4 * layer1
+            # adjoint of gate
+            d_gate = d_gate_via_d_layer1_via_gate + d_gate_via_d_layer1_via_hidden + d_gate_via_hidden_2
+            d_layer1_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
             )
-            # adjoint of log_decay
-            d_g_via_log_decay = 0.0625 * d_log_decay_via_log_decay_bounded
-            store_vector(d_g_ptr + i_h, d_g_via_log_decay, token, left, HV, BT)
-            # adjoint of error_factor
-            d_eta_via_error_factor = (
-                d_error_factor_via_error_2
-                * clip(positive_power(sum_1_valid, 0.5), delta)
-                * positive_power(sum_1_valid, -0.5)
+            # adjoint of hidden
+            d_layer1_via_hidden_2 = d_hidden_4 * gate
+            # adjoint of layer1
+            d_layer1_2 = (
+                d_layer1_via_d_gate_via_hidden
+                + d_layer1_via_d_layer1_via_gate
+                + d_layer1_via_gate_2
+                + d_layer1_via_hidden_2
             )
-            store_vector(d_eta_ptr + i_h, d_eta_via_error_factor, token, left, HV, BT)
-            d_delta_via_error_factor = (
-                d_error_factor_via_error_2
-                * eta
-                * (1.0 - tl.where(tl.abs(positive_power(sum_1_valid, 0.5)) <= delta, 1.0, 0.0))
-                * positive_power(sum_1_valid, -0.5)
-                * sign(positive_power(sum_1_valid, 0.5))
+            d_hidden_2_2 = load_rows(
+                waiting + 2 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
-            store_vector(d_delta_ptr + i_h, d_delta_via_error_factor, token, left, HV, BT)
-        # adjoint of kept
-        d_W1_via_kept = d_W1_next * kept_factor
-        # gradient
-        d_W1 = tl.dot(
-            tl.trans(query).to(dtype),
-            d_layer1_inherited_via_layer1_carried.to(dtype),
-            d_W1_via_kept,
-            input_precision=PRECISION,
+            # adjoint of hidden_2
+            d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
+            # adjoint of gate_2
+            d_layer1_read_via_gate_2 = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_2_via_hidden_2
+                * gate_2
+                * (1.0 - gate_2)
+                * (0.134145 * layer1_read * layer1_read + 1.0)
+                / 1.772453850905516
+            )
+            # adjoint of hidden_2
+            d_layer1_read_via_hidden_2 = d_hidden_2_2 * gate_2
+            # adjoint of layer1_read
+            d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
+            # adjoint of layer1_carried
+            d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
+            d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # adjoint of kept
+            d_W1_via_kept = d_W1_next * kept_factor
+            # gradient
+            d_W1 = tl.dot(
+                tl.trans(query).to(dtype),
+                d_layer1_inherited_via_layer1_carried.to(dtype),
+                d_W1_via_kept,
+                input_precision=PRECISION,
+            )
+            d_W1_2 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W1, input_precision=PRECISION)
+            tl.debug_barrier()
+            store_rows(leave_ptr + own, d_W1_2, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
+            # update, line 37
+            d_layer1_via_gate = (
+                2.0
+                * 1.4142135623730951
+                * d_gate_via_hidden
+                * gate
+                * (1.0 - gate)
+                * (0.134145 * layer1 * layer1 + 1.0)
+                / 1.772453850905516
+            )
+            d_layer1_via_hidden = d_hidden * gate
+            d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
+            # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
+            written = d_layer1 * written_factor[:, None]
+            # gradient
+            d_k_2 = tl.dot(written.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_2, input_precision=PRECISION)
+            W1 = load_rows(
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
+                0,
+                K,
+                HIDDEN,
+                HIDDEN,
+                BK,
+                BH,
+                i_p * BH,
+            )
+            d_k_2 = tl.dot(d_layer1_2.to(dtype), tl.trans(W1).to(dtype), d_k_2, input_precision=PRECISION)
+            # prediction
+            hidden = gate * layer1
+            # adjoint of d_gate_via_hidden
+            d_d_hidden_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * layer1
+            # adjoint of d_layer1_via_hidden
+            d_d_hidden_via_d_layer1_via_hidden = d_d_layer1_s * gate
+            # adjoint of d_hidden
+            d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
+            # adjoint of kept_2
+            d_W2_via_kept_2 = d_W2_next * kept_factor
+            # gradient
+            d_W2 = tl.dot(
+                tl.trans(hidden_2).to(dtype),
+                d_layer2_inherited_via_layer2_carried.to(dtype),
+                d_W2_via_kept_2,
+                input_precision=PRECISION,
+            )
+            d_W2_2 = tl.dot(tl.trans(d_d_hidden).to(dtype), u.to(dtype), d_W2, input_precision=PRECISION)
+            d_W2_3 = tl.dot(
+                tl.trans(hidden).to(dtype), d_predicted.to(dtype), d_W2_2, input_precision=PRECISION
+            )
+            tl.debug_barrier()
+            store_rows(
+                leave_ptr + own + K * HIDDEN, d_W2_3, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
+            )
+        store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
+        tl.debug_barrier()
+        d_fine_via_fine_sum = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + BT + 0 * BT, BT, BT, 0)
+        log_decay = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + 0 * BT, BT, BT, 0)
+        # adjoint of kept_factor
+        d_kept_factor = d_kept_factor_via_kept_2_2 + d_kept_factor_via_kept_3
+        d_coarse_chunk_via_kept_factor = d_kept_factor * kept_factor
+        # adjoint of fine_chunk
+        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of fine
+        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        # adjoint of log_decay_valid
+        d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
+        # adjoint of log_decay_bounded
+        d_log_decay_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
+            log_decay <= -800.0, 0.0, 1.0
         )
-        d_W1_2 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W1, input_precision=PRECISION)
-        # adjoint of kept_2
-        d_W2_via_kept_2 = d_W2_next * kept_factor
-        # gradient
-        d_W2 = tl.dot(
-            tl.trans(hidden_2).to(dtype),
-            d_layer2_inherited_via_layer2_carried.to(dtype),
-            d_W2_via_kept_2,
-            input_precision=PRECISION,
-        )
-        d_W2_2 = tl.dot(tl.trans(d_d_hidden).to(dtype), u.to(dtype), d_W2, input_precision=PRECISION)
-        d_W2_3 = tl.dot(tl.trans(hidden).to(dtype), d_predicted.to(dtype), d_W2_2, input_precision=PRECISION)
-        d_W1_next, d_W2_next = d_W1_2, d_W2_3
-    if LEAVE:
-        store_rows(leave_ptr + own, d_W1_next, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
-        store_rows(leave_ptr + own + K * HIDDEN, d_W2_next, 0, HIDDEN, V, V, BH, BV, i_v * BV)
+        # adjoint of log_decay
+        d_g_via_log_decay = 0.0625 * d_log_decay_via_log_decay_bounded
+        store_vector(d_g_ptr + i_h, d_g_via_log_decay, token, left, HV, BT)
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -26,8 +26,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "deep_scan_whole": {64: (256, 8, 1), 128: (256, 8, 1), 256: (256, 16, 1)},
-    "deep_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 8, 1), 256: (256, 16, 1)},
+    "deep_scan_panels": {64: (32, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "deep_scan_reverse_panels": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
     "deep_token_scan_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
     "deep_token_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
 }
@@ -38,7 +38,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"deep_scan_whole": 16, "deep_scan_reverse_whole": 16}
+STEPS = {"deep_scan_panels": 16, "deep_scan_reverse_panels": 16}
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,14 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
+# They take every value channel, and of the hidden ones as many at once as configurations say.
+PANELS = (
+    "deep_scan_panels",
+    "deep_scan_reverse_panels",
+)
+
 # They sum over value channels, so that a program takes all of them whatever a configuration says.
 WHOLE = (
-    "deep_scan_whole",
-    "deep_scan_reverse_whole",
     "deep_token_scan_whole",
     "deep_token_scan_reverse_whole",
 )
@@ -114,7 +118,7 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
 
 
 def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take.
+    """Half the value or hidden channels and no pipeline, for a chip without the shared memory that the defaults take.
 
     In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
     registers.
@@ -162,8 +166,8 @@ def launch(
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
-        "deep_scan_whole",
-        "deep_scan_reverse_whole",
+        "deep_scan_panels",
+        "deep_scan_reverse_panels",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -173,6 +177,8 @@ def launch(
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
         value_block = min(value_block, block(V))
+        if kernel in PANELS:
+            flags["BH"], value_block = min(value_block, block(EXPANSION * K)), block(V)
         grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](
@@ -202,7 +208,7 @@ def uses_triton(backend: str, x: Tensor) -> bool:
 def chunk_forward_triton(q, k, v, g, eta, delta, scale, initial_state, cu_seqlens, chunk, final, save):
     layout = lay_out(v, cu_seqlens, chunk)
     o = torch.empty_like(v)
-    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
+    final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
     states = (
         v.new_empty(
             layout.all_chunks,
@@ -213,20 +219,26 @@ def chunk_forward_triton(q, k, v, g, eta, delta, scale, initial_state, cu_seqlen
         if save
         else v.new_empty(0)
     )
+    waiting = v.new_empty(
+        layout.sequences,
+        v.shape[2],
+        chunk * block(EXPANSION * q.shape[3]) + chunk * chunk,
+        dtype=torch.float32,
+    )
     launch(
-        "deep_scan_whole",
+        "deep_scan_panels",
         q,
         v,
         layout,
         chunk,
-        [q, k, v, g, eta, delta, o, states, initial_state, final_state],
+        [k, q, v, g, eta, delta, states, o, waiting, initial_state, final_state],
         scale,
         ENTER=initial_state is not None,
-        LEAVE=final,
+        LEAVE=True,
         READ=True,
         SAVE=save,
     )
-    return o, final_state, states
+    return o, final_state if final else final_state.new_empty(0), states
 
 
 def chunk_backward_triton(
@@ -234,22 +246,50 @@ def chunk_backward_triton(
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
-    d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_v = torch.empty_like(v)
-    d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_eta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
+    d_k = v.new_empty(*v.shape[:3], q.shape[3])
+    d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
+    waiting = v.new_empty(
+        layout.sequences,
+        v.shape[2],
+        6 * chunk * block(EXPANSION * q.shape[3])
+        + 9 * chunk
+        + chunk * block(q.shape[3])
+        + 4 * chunk * chunk
+        + 4 * chunk * block(v.shape[3]),
+        dtype=torch.float32,
+    )
     launch(
-        "deep_scan_reverse_whole",
+        "deep_scan_reverse_panels",
         q,
         v,
         layout,
         chunk,
-        [q, k, v, g, eta, delta, d_o, states, d_q, d_k, d_v, d_g, d_eta, d_delta, d_final_state, d_initial],
+        [
+            k,
+            q,
+            v,
+            states,
+            g,
+            eta,
+            delta,
+            d_o,
+            d_q,
+            d_v,
+            d_eta,
+            d_delta,
+            d_k,
+            d_g,
+            waiting,
+            d_final_state,
+            d_initial,
+        ],
         scale,
         ENTER=d_final_state is not None,
-        LEAVE=initial,
+        LEAVE=True,
         READ=True,
         SAVE=False,
     )
@@ -260,7 +300,7 @@ def chunk_backward_triton(
         d_g.to(g.dtype),
         d_eta.to(eta.dtype),
         d_delta.to(delta.dtype),
-        d_initial,
+        d_initial if initial else d_initial.new_empty(0),
     )
 
 

@@ -18,11 +18,12 @@ NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
 MASKS = "_masks"  # works with products of masks
 DECAYED = "_decayed"  # works with decays that differ by key channel: as many exponents as keys
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
+PANELS = "_panels"  # they do, and walk hidden channels in panels
 
 
 @dataclass(frozen=True)
 class Config:
-    """Value channels a program takes at once, warps, pipeline stages."""
+    """Value channels a program takes at once (hidden channels, where it walks those), warps, pipeline stages."""
 
     value_block: int
     warps: int
@@ -58,6 +59,8 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "deep_scan_reverse": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "deep_scan_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
     "deep_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "deep_scan_panels": {64: Config(32, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "deep_scan_reverse_panels": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "deep_token_scan": {64: Config(64, 8, 1), 128: Config(64, 16, 1), 256: Config(64, 16, 1)},
     "deep_token_scan_reverse": {64: Config(64, 8, 1), 128: Config(64, 16, 1), 256: Config(64, 16, 1)},
     "deep_token_scan_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 16, 1), 256: Config(WIDEST, 16, 1)},
@@ -91,7 +94,23 @@ WIDE = {
 
 def plain_name(kernel: str) -> str:
     """A kernel's name without what kind it is of."""
-    return kernel.removesuffix(WHOLE).removesuffix(NONLINEAR).removesuffix(MASKS).removesuffix(DECAYED)
+    return (
+        kernel.removesuffix(WHOLE)
+        .removesuffix(PANELS)
+        .removesuffix(NONLINEAR)
+        .removesuffix(MASKS)
+        .removesuffix(DECAYED)
+    )
+
+
+def value_block(kernel: str, config: Config, d_v: int) -> int:
+    """Value channels that a program of a kernel takes at once."""
+    return block(d_v) if kernel.endswith(PANELS) else config.value_block
+
+
+def hidden_block(kernel: str, config: Config, hidden: int) -> int:
+    """Hidden channels that a program of a kernel takes at once."""
+    return min(config.value_block, block(hidden)) if kernel.endswith(PANELS) else block(hidden)
 
 
 def block(width: int) -> int:

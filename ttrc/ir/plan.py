@@ -19,9 +19,11 @@ class Space(Enum):
     HEAD = "HV"  # parameters: constant in time, one number a head or one each of its channels
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
     NUMBER = "chunks, HV, one"  # a number a chunk, float32
-    SEQUENCE = "N, HV"  # one [K, V] tile a sequence, float32
+    SEQUENCE = "N, HV"  # the states that a kernel carries, one behind the other, where it leaves them; float32
+    WAITING = "N, HV, chunk"  # tiles of one chunk that wait while a loop over panels has the registers; float32
 
 
+OWN = (Space.SEQUENCE, Space.WAITING)  # what no other kernel reads
 BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels alone, where one will follow
 
 
@@ -52,7 +54,7 @@ class Skeleton(Enum):
 
 @dataclass(frozen=True)
 class Segment:
-    """Straight-line code: once a chunk, or (panelled) once for each panel of the value axis.
+    """Straight-line code: once a chunk, or (panelled) once for each panel of the axis that the kernel walks.
 
     `sums` are the results that accumulate over the panels; they hold their total only afterwards.
     """
@@ -68,7 +70,9 @@ class Segment:
 class Kernel:
     """`narrow` tiles are held in the inputs' dtype once they are made, `turned` ones transposed as well.
 
-    `wide` is the same kernel cut for wide heads, those with more key channels than WIDE says.
+    `wide` is the same kernel cut for wide heads, those with more key channels than WIDE says. Panels are walked along
+    `axis`. A scan that does holds states that are too large for a chip: they lie where it will leave them, and move on
+    there.
     """
 
     name: str
@@ -79,6 +83,7 @@ class Kernel:
     narrow: frozenset[Tile] = frozenset()
     turned: frozenset[Tile] = frozenset()
     wide: Optional[Kernel] = None
+    axis: str = "v"
 
     def of(self, d_k: int) -> Kernel:
         """What runs for heads of so many key channels."""
@@ -86,15 +91,30 @@ class Kernel:
 
     @property
     def loads(self) -> tuple[Buffer, ...]:
-        return tuple(dict.fromkeys(b for s in self.segments for b in s.loads))
+        return self._buffers(b for s in self.segments for b in s.loads)
 
     @property
     def stores(self) -> tuple[Buffer, ...]:
-        return tuple(dict.fromkeys(b for s in self.segments for b in s.stores))
+        return self._buffers(b for s in self.segments for b in s.stores)
+
+    @staticmethod
+    def _buffers(every) -> tuple[Buffer, ...]:
+        """Without those that are its own."""
+        return tuple(dict.fromkeys(b for b in every if b.space not in OWN))
+
+    @property
+    def waiting(self) -> tuple[Tile, ...]:
+        """What waits in memory for later pieces of its code, in the order in which it lies there."""
+        return next((b.parts for s in self.segments for b in s.stores if b.space is Space.WAITING), ())
 
     @property
     def statements(self) -> tuple[Statement, ...]:
         return tuple(x for s in self.segments for x in s.statements)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether its states are not on chip."""
+        return self.skeleton is Skeleton.SCAN and any(s.panelled for s in self.segments)
 
     def carried(self, reverse: bool) -> tuple[Carry, ...]:
         """What a caller hands in and gets out: states, or their cotangents."""

@@ -284,10 +284,14 @@ def row_axes(tile: Tile) -> Axes:
     return tile.axes[1:] if tile.axes[:1] in (("t",), ("s",)) else tile.axes
 
 
+def sums(statement: Statement, axis: str) -> bool:
+    """Whether it sums over an axis (or takes the largest along it), which kernels split or walk in panels."""
+    summed = isinstance(statement.op, (Contract, Reduce, Largest)) and axis not in statement.target.axes
+    return summed and any(axis in t.axes for t in operands(statement.op))
+
+
 def sums_values(statement: Statement) -> bool:
-    """Whether it sums over value channels (or takes the largest), which kernels split or walk in panels."""
-    summed = isinstance(statement.op, (Contract, Reduce, Largest)) and "v" not in statement.target.axes
-    return summed and any("v" in t.axes for t in operands(statement.op))
+    return sums(statement, "v")
 
 
 def joins_channels(statement: Statement) -> bool:

@@ -29,10 +29,10 @@ _GENERATED = (
 # Bare words of the kernels' templates.
 _KERNELS = (
     "at at_bound begin block_numbers block_rows chunk_owner chunk_starts chunks clip dtype factors first "
-    "first_chunk here i i_b i_c i_chunk i_h i_k i_n i_s i_v j left length load_lower load_lower_columns "
-    "load_lower_rows load_row load_rows load_vector log_cosh matrix n own partial positive_power power program r "
-    "root_step rows_of sign softplus steps store_lower store_row store_rows store_vector stride substitute t tanh "
-    "token unit_lower_inverse whole_power written"
+    "first_chunk here i i_b i_c i_chunk i_h i_k i_n i_p i_s i_v j left length load_lower load_lower_columns "
+    "load_lower_rows load_row load_rows load_vector log_cosh matrix n own panels partial positive_power power program "
+    "r root_step rows_of sign softplus steps store_lower store_row store_rows store_vector stride substitute t tanh "
+    "token unit_lower_inverse waiting whole_power written"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

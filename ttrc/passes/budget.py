@@ -11,7 +11,7 @@ import math
 from typing import Optional
 
 from ttrc import symbolic
-from ttrc.ir.config import block, default_config
+from ttrc.ir.config import block, default_config, hidden_block, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import (
@@ -157,7 +157,13 @@ class _Cost:
     def products(self, kernel: Kernel) -> float:
         """How many matrix products long a scan's step is."""
         scans = kernel.skeleton is Skeleton.SCAN
-        return sum(_products(s, self.step) for s in kernel.statements) if scans else 0
+        if not scans:
+            return 0
+        return sum(
+            _products(s, self.step) * (self._panels(kernel) if part.panelled else 1)
+            for part in kernel.segments
+            for s in part.statements
+        )
 
     def traffic(self, kernel: Kernel) -> Traffic:
         read = sum(self._bytes(b, kernel) for b in kernel.loads)
@@ -192,7 +198,8 @@ class _Cost:
 
     def _flops(self, statement: Statement, kernel: Kernel) -> float:
         tokens = self.step if kernel.skeleton is Skeleton.SCAN else self.chunk
-        blocks = {"t": tokens, "s": tokens, "k": block(self.d_k), **dict.fromkeys(HIDDEN, block(self.width["h1"] or 1))}
+        hidden = self._hidden_block(kernel) * self._panels(kernel)
+        blocks = {"t": tokens, "s": tokens, "k": block(self.d_k), **dict.fromkeys(HIDDEN, hidden)}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
         match statement.op:
@@ -213,7 +220,17 @@ class _Cost:
         return 0.0
 
     def _value_block(self, kernel: Kernel) -> int:
-        return default_config(kernel.name, self.longest, self.d_k, self.d_v).value_block
+        config = default_config(kernel.name, self.longest, self.d_k, self.d_v)
+        return value_block(kernel.name, config, self.d_v)
+
+    def _hidden_block(self, kernel: Kernel) -> int:
+        """Hidden channels that a program takes at once."""
+        config = default_config(kernel.name, self.longest, self.d_k, self.d_v)
+        return hidden_block(kernel.name, config, self.width["h1"] or 1)
+
+    def _panels(self, kernel: Kernel) -> int:
+        """Of hidden channels."""
+        return -(-max(self.width["h1"], 1) // self._hidden_block(kernel))
 
 
 def _by_token(kernel: Kernel) -> bool:

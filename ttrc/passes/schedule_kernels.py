@@ -13,18 +13,21 @@ split      the forward scan leaves the read-outs, which nothing waits for, to a 
 segments   pieces of a sequence side by side: each is scanned from an empty state, and once more from the state that
            composing those before it gives; for rules that are affine in the state
 deep       the layers of a deep memory need every channel: one scan each way, and the one backwards, which starts each
-           segment from its own states, makes all gradients as well
+           segment from its own states, makes all gradients as well; a hidden axis is walked in panels, its weights
+           lying in memory
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
     GIVEN,
+    HIDDEN,
     Carry,
     Compose,
     Contract,
@@ -45,6 +48,7 @@ from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.pull_factors import pull_factors
+from ttrc.passes.scan_panels import scan_panels
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.passes.split_panels import split_panels
@@ -138,8 +142,11 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     states = tuple(replace(b, single=True) for b in _states("states", carried))
     outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
     gradients = _gradients(recurrence, backward)
-    ahead = _kernel("deep_scan", Skeleton.SCAN, forward, (*outputs, *states), inputs, carried)
-    back = _kernel("deep_scan_reverse", Skeleton.SCAN, backward, gradients, (*inputs, *states), cotangents)
+    axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
+    # Of several hidden axes some matrix has two: panels of one would be as large as all of it is with one.
+    scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(_kernel, skeleton=Skeleton.SCAN)
+    ahead = scan("deep_scan", program=forward, stores=(*outputs, *states), memory=inputs, carries=carried)
+    back = scan("deep_scan_reverse", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     segment, expansion = recurrence.segment, _expansion(recurrence)
     return Plan("chunk", (ahead, back), (only,), states, (), segment, segment, segment, expansion)
@@ -289,7 +296,7 @@ def _output(name: str, tile: Tile) -> Buffer:
     return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
 
 
-def _kernel(name, skeleton, program: Program, stores, memory, carries=(), long: bool = False) -> Kernel:
+def _kernel(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
     """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are."""
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)

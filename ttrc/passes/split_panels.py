@@ -1,7 +1,10 @@
-"""A parallel kernel's code -> pieces that run once a chunk and loops over panels of the value axis, in turn.
+"""A kernel's code -> pieces that run once a chunk and loops over panels of an axis, in turn.
 
-A product or sum over the value axis belongs to a loop, and is known once that has ended. What a loop needs of
+A product or sum over that axis belongs to a loop, and is known once that has ended. What a loop needs of
 another's panel it works out again: panels are cheap to make, registers are not there to keep them.
+
+Parallel kernels walk the value axis, scans of deep memories their hidden one. There what is a product for each token
+takes a panel of weights to make again, which is much longer: it waits in memory.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ttrc.ir.tile import Elementwise, Statement, Tile, operands, sums_values
+from ttrc.ir.tile import Contract, Elementwise, Statement, Tile, operands, sums
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.narrow_factors import Narrow
 from ttrc.passes.order_statements import order_statements
@@ -17,6 +20,7 @@ from ttrc.passes.slice_program import names_of, slice_program
 
 TYPICAL = {"t": 64, "s": 64, "k": 128, "v": 32}  # axes as long as they mostly are, to compare registers
 WIDE = TYPICAL | {"k": 256}
+DEEP = {"t": 16, "s": 16, "k": 128, "v": 128}
 
 
 @dataclass(frozen=True)
@@ -30,57 +34,98 @@ class Piece:
 
 
 def split_panels(
-    body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow, wide_heads: bool = False
+    body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow, wide_heads: bool = False, axis: str = "v"
 ) -> tuple[Piece, ...]:
-    groups = _groups(body, wanted)
-    body = _add_early(body, groups)
+    groups = _groups(body, wanted, axis)
+    body = _add_early(body, groups, axis)
     made = frozenset(s.target for s in body)
-    once = frozenset(t for t in made if "v" not in t.axes)
-    panels = [slice_program(body, group, once - set(group)) for group in groups]
-    place = _places(body, groups, panels, narrow, wide_heads)
+    once = frozenset(t for t in made if axis not in t.axes)
+    panels, at_hand = [], once
+    for group in groups:
+        panels.append(slice_program(body, group, at_hand - set(group)))
+        if axis != "v":
+            at_hand |= {s.target for s in panels[-1] if _is_kept(s, axis)}
+    place = _places(body, groups, panels, narrow, wide_heads, axis)
+    place |= {t: 0 for t in wanted if t not in made and axis not in t.axes}
     pieces = []
     for number in range(len(groups) + 1):
         code = tuple(s for s in body if place.get(s.target) == number)
-        pieces.append((False, code, (), [t for t in wanted if place.get(t, 0 if t not in made else None) == number]))
+        pieces.append((False, code, (), [t for t in wanted if place.get(t) == number]))
         if number < len(groups):
-            sums = tuple(t for t in groups[number] if t in once)
-            pieces.append((True, panels[number], sums, [t for t in wanted if t in groups[number]]))
-    return tuple(_piece(*p, pieces[:i], pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
+            totals = tuple(t for t in groups[number] if t in once)
+            pieces.append((True, panels[number], totals, [t for t in wanted if t in groups[number]]))
+    # Sums over hidden channels are small: nothing has to take their place at once.
+    earlier = [pieces[:i] if axis == "v" else [] for i in range(len(pieces))]
+    return tuple(_piece(*p, earlier[i], pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
 
 
-def _piece(panelled: bool, statements, sums, results, earlier, later, narrow: Narrow) -> Piece:
+def wait_for_panels(pieces: tuple[Piece, ...]) -> tuple[Tile, ...]:
+    """What waits in memory: the wide tiles known before a loop over panels that does not read them, and read after it;
+    and of panels what one loop makes and another reads."""
+    names = names_of(tuple(s for p in pieces for s in p.statements))
+    last: dict[Tile, int] = {}  # piece that has made a tile, and reads it no more
+    aside: dict[Tile, None] = {}
+    for number, piece in enumerate(pieces):
+        read = {names.get(t, t) for s in piece.statements for t in operands(s.op)}
+        loops = [i for i, p in enumerate(pieces[:number]) if p.panelled]
+        for tile in read | set(piece.results):
+            if tile in last and any(i > last[tile] for i in loops):
+                aside[tile] = None
+        last |= {t: number for t in last if t in read}
+        local = piece.statements if not piece.panelled else [s for s in piece.statements if s.target in piece.sums]
+        last |= {s.target: number for s in local if {"t", "s"} & set(s.target.axes) and s.target not in names}
+    loops = [p for p in pieces if p.panelled]
+    for number, loop in enumerate(loops):
+        made = {s.target for s in loop.statements}
+        read = {names.get(t, t) for s in loop.statements for t in operands(s.op)} - made
+        before = {s.target for p in loops[:number] for s in p.statements} - {t for p in loops for t in p.sums}
+        aside |= dict.fromkeys(t for p in loops for s in p.statements if (t := s.target) in read & before)
+    return tuple(sorted(aside, key=lambda t: (t.axes, t.name)))
+
+
+def _is_kept(statement: Statement, axis: str) -> bool:
+    """Whether it makes a panel by a product for each token."""
+    axes = statement.target.axes
+    return isinstance(statement.op, Contract) and axis in axes and bool({"t", "s"} & set(axes))
+
+
+def _piece(panelled: bool, statements, totals, results, earlier, later, narrow: Narrow) -> Piece:
     """Small results first: a sum of a tile that others need too is made while that tile is at hand. Then what is turned
     over, for it leaves the registers. Of the wide ones first what takes the place of a sum just made; then that which
     takes most work, while there is room."""
-    leaving = {t for _, code, _, _ in later for s in code for t in operands(s.op)} if not panelled else set(sums)
+    leaving = {t for _, code, _, _ in later for s in code for t in operands(s.op)} if not panelled else set(totals)
     goals = [s.target for s in statements if s.target in leaving or s.target in results]
     needs = {t: slice_program(statements, [t]) for t in goals if len(t.axes) > 1}
-    summed = {t for _, _, sums, _ in earlier[-1:] for t in sums if t.axes == ("t", "k")}
+    summed = {t for _, _, made, _ in earlier[-1:] for t in made if t.axes == ("t", "k")}
     from_sum = {t for t, code in needs.items() if summed & {x for s in code for x in operands(s.op)}}
 
     def order(t: Tile) -> tuple[float, bool, int]:
         return len(t.axes) if t not in narrow.turned else 1.5, t not in from_sum, -len(needs.get(t, ()))
 
     goals.sort(key=order)
-    return Piece(panelled, order_statements(statements, tuple(goals)), sums, tuple(results))
+    return Piece(panelled, order_statements(statements, tuple(goals)), totals, tuple(results))
 
 
-def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> list[list[Tile]]:
+def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...], axis: str) -> list[list[Tile]]:
     """What each loop makes. One loop for all C x C sums of a stage, which have their factors in common; one for each
     accumulator as wide as the keys, for two of them at once do not fit the registers. What is small, or written out
-    panel by panel, joins the loop that works out most of what it needs anyway, of several such the emptiest."""
-    stage = _stages(body)
-    sums = [s.target for s in body if sums_values(s)]
-    written = [t for t in wanted if "v" in t.axes]
+    panel by panel, joins the loop that works out most of what it needs anyway, of several such the emptiest.
+
+    Segments of deep memories are short, and so are their accumulators: one loop for all of a stage. What is written out
+    there takes the place of what loops read: it belongs to the last of them."""
+    stage = _stages(body, axis)
+    summed = [s.target for s in body if sums(s, axis)]
+    written = [t for t in wanted if axis in t.axes]
+    deep = axis != "v"
     add = {s.target: getattr(s.op, "add", None) for s in body}
     groups: list[list[Tile]] = []
     level: list[int] = []
-    numbers = sorted({stage[t] for t in (*sums, *written)})
+    numbers = sorted({stage.get(t, 0) for t in (*summed, *written)})
     for number in numbers:
-        here = [t for t in sums if stage[t] == number]
-        pairs = [t for t in here if t.axes == ("t", "s")]
+        here = [t for t in summed if stage[t] == number]
+        pairs = [t for t in here if len(t.axes) > 1] if deep else [t for t in here if t.axes == ("t", "s")]
         chains: list[list[Tile]] = []
-        for target in (t for t in here if t.axes == ("t", "k")):
+        for target in (t for t in here if t.axes == ("t", "k") and not deep):
             chain = next((c for c in chains if add[target] == c[-1]), None)
             chains.append([target]) if chain is None else chain.append(target)
         joins = groups and not here and number < numbers[-1]
@@ -89,25 +134,27 @@ def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...]) -> list[list[
         level += [number] * len(new)
 
     wide = {t for g in groups for t in g}
-    for target in (*(t for t in sums if t not in wide), *written):
+    if deep:
+        groups[-1] += written
+    for target in (*(t for t in summed if t not in wide), *(() if deep else written)):
         first = next((i for i, n in enumerate(level) if n >= stage[target]), len(groups) - 1)
         last = next((i for i, g in enumerate(groups) if i >= first and target in _all_needs(body, g)), len(groups))
-        if any(target in _all_needs(body, [t]) for t in (*sums, *written) if t not in wide and t != target):
+        if any(target in _all_needs(body, [t]) for t in (*summed, *written) if t not in wide and t != target):
             last = level.index(stage[target]) + level.count(stage[target])
-        own = _needs(body, [target])
+        own = _needs(body, [target], axis)
 
         def fit(i: int, own=own) -> tuple[int, int, int]:
-            needs = _needs(body, groups[i])
+            needs = _needs(body, groups[i], axis)
             return -len(own & needs), sum(t in wide and add[t] not in wide for t in groups[i]), len(needs)
 
         groups[min(range(first, max(last, first + 1)), key=fit)].append(target)
-    position = {t: i for i, t in enumerate((*written, *sums))}
+    position = {t: i for i, t in enumerate((*written, *summed))}
     return [sorted(g, key=position.__getitem__) for g in groups]
 
 
-def _needs(body, targets: list[Tile]) -> set[Tile]:
+def _needs(body, targets: list[Tile], axis: str) -> set[Tile]:
     """Every tile that a loop over panels touches to make `targets`."""
-    narrow = frozenset(s.target for s in body if "v" not in s.target.axes) - set(targets)
+    narrow = frozenset(s.target for s in body if axis not in s.target.axes) - set(targets)
     return {t for s in slice_program(body, targets, narrow) for t in (s.target, *operands(s.op))}
 
 
@@ -115,10 +162,10 @@ def _all_needs(body, targets: list[Tile]) -> set[Tile]:
     return {t for s in slice_program(body, targets) for t in operands(s.op)}
 
 
-def _stages(body: tuple[Statement, ...]) -> dict[Tile, int]:
+def _stages(body: tuple[Statement, ...], axis: str) -> dict[Tile, int]:
     """How many loops, one after the other, must have ended before a tile can be made; for a sum over panels, begun."""
     stage: dict[Tile, int] = {}
-    summed = {s.target for s in body if sums_values(s)}
+    summed = {s.target for s in body if sums(s, axis)}
 
     def known(tile: Tile) -> int:
         return stage.get(tile, 0) + (tile in summed)
@@ -133,23 +180,23 @@ def _stages(body: tuple[Statement, ...]) -> dict[Tile, int]:
     return stage
 
 
-def _known_after(body: tuple[Statement, ...], groups: list[list[Tile]]) -> dict[Tile, int]:
-    """How many loops must have ended before a tile without value channels is known."""
-    known = {t: number + 1 for number, group in enumerate(groups) for t in group if "v" not in t.axes}
+def _known_after(body: tuple[Statement, ...], groups: list[list[Tile]], axis: str) -> dict[Tile, int]:
+    """How many loops must have ended before a tile without the axis is known."""
+    known = {t: number + 1 for number, group in enumerate(groups) for t in group if axis not in t.axes}
     for statement in body:
-        if "v" not in statement.target.axes and statement.target not in known:
+        if axis not in statement.target.axes and statement.target not in known:
             known[statement.target] = max((known.get(t, 0) for t in operands(statement.op)), default=0)
     return known
 
 
-def _add_early(body: tuple[Statement, ...], groups: list[list[Tile]]) -> tuple[Statement, ...]:
+def _add_early(body: tuple[Statement, ...], groups: list[list[Tile]], axis: str) -> tuple[Statement, ...]:
     """Terms of a sum that are known before the rest are added up when they are, to be one tile until then."""
-    known = _known_after(body, groups)
+    known = _known_after(body, groups, axis)
     by_symbol = {sym(t): t for s in body for t in (s.target, *operands(s.op))}
     build = Builder(tuple(by_symbol.values()))
     for statement in body:
         target, op = statement.target, statement.op
-        if "v" in target.axes or not isinstance(op, Elementwise) or not op.expr.is_Add:
+        if axis in target.axes or not isinstance(op, Elementwise) or not op.expr.is_Add:
             build.statements.append(statement)
             continue
         terms: dict[int, list] = {}
@@ -169,7 +216,7 @@ def _add_early(body: tuple[Statement, ...], groups: list[list[Tile]]) -> tuple[S
 
 
 def _places(
-    body: tuple[Statement, ...], groups: list[list[Tile]], panels, narrow: Narrow, wide_heads: bool
+    body: tuple[Statement, ...], groups: list[list[Tile]], panels, narrow: Narrow, wide_heads: bool, axis: str
 ) -> dict[Tile, int]:
     """In front of which loop each piece of code once a chunk stands.
 
@@ -178,8 +225,8 @@ def _places(
     while there are no sums in the registers yet. Then _postpone moves what is larger than
     what it is made of.
     """
-    known_after = _known_after(body, groups)
-    once = [s for s in body if "v" not in s.target.axes and not any(s.target in group for group in groups)]
+    known_after = _known_after(body, groups, axis)
+    once = [s for s in body if axis not in s.target.axes and not any(s.target in group for group in groups)]
     place: dict[Tile, int] = {}
 
     def no_later_than(tile: Tile, number: int) -> None:
@@ -206,12 +253,19 @@ def _places(
                     (place[s.target] for s in once if s.target != target and set(wide) & set(operands(s.op))), default=0
                 )
                 place[target] = max(place[target], min(last, until))
-    _postpone(once, panels, groups, place, narrow.factors, wide_heads)
+    lengths = DEEP if axis != "v" else WIDE if wide_heads else TYPICAL
+    _postpone(once, panels, groups, place, narrow.factors, wide_heads, lengths)
     return {s.target: place[s.target] for s in once}
 
 
 def _postpone(
-    once: list[Statement], panels, groups: list[list[Tile]], place: dict[Tile, int], settled, wide_heads: bool
+    once: list[Statement],
+    panels,
+    groups: list[list[Tile]],
+    place: dict[Tile, int],
+    settled,
+    wide_heads: bool,
+    lengths: dict[str, int],
 ) -> None:
     """A wide tile that waits for a later loop is better made there, if it is larger than what it is made of.
 
@@ -225,7 +279,7 @@ def _postpone(
         for statement in panel:
             for tile in operands(statement.op):
                 users.setdefault(tile, []).append((statement.target, number))
-    makes, lengths = {s.target: s for s in once}, WIDE if wide_heads else TYPICAL
+    makes = {s.target: s for s in once}
     at_hand = {t for t, source in names_of(tuple(once)).items() if wide_heads and source not in makes}
     waiting = {t for t in makes if wide_heads and t.axes == ("t", "s")}
 

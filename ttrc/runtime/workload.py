@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ttrc.ir.config import CHUNK, Config
+from ttrc.ir.config import CHUNK, Config, value_block
 from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.language.spec import Spec
 from ttrc.language.state import initial_names, needs_initial_state
@@ -55,7 +55,7 @@ def programs(
     heads = shape.batch * shape.heads
     if kernel.skeleton is Skeleton.PARALLEL:
         return heads * -(-shape.length // chunk)
-    return heads * segments * -(-(columns or shape.d_v) // config.value_block)
+    return heads * segments * -(-(columns or shape.d_v) // value_block(kernel.name, config, shape.d_v))
 
 
 def segment_count(programs: int, chunks: int, processors: int) -> int:

@@ -227,7 +227,8 @@ def runs(kernel: Kernel) -> str:
         case Skeleton.PARALLEL:
             return "all chunks at once"
         case Skeleton.SCAN:
-            return f"chunks in {'reverse' if kernel.reverse else 'order'}, on chip: {_carried(kernel)}"
+            order, place = "reverse" if kernel.reverse else "order", "in panels" if kernel.in_memory else "on chip"
+            return f"chunks in {order}, {place}: {_carried(kernel)}"
         case Skeleton.TOKENS:
             return f"token by token, on chip: {_carried(kernel)}"
         case Skeleton.TOKENS_REVERSE:

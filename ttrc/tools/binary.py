@@ -77,8 +77,8 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
     found = SASS_USAGE.search(usage)
     if found is None:
         raise TtrcError(f"cuobjdump told no registers: {usage.strip() or 'no output'}")
-    found = SASS_LINE.findall(sass)
-    lines = [(int(at, 16), name, int(to, 16) if to else None) for at, name, to in found if name != "NOP"]
+    places = [place for place in SASS_LINE.findall(sass) if place[1] != "NOP"]
+    lines = [(int(at, 16), name, int(to, 16) if to else None) for at, name, to in places]
     depths = _depths(lines)
     looped = Counter(name for (_, name, _), depth in zip(lines, depths) if depth)
     operations = Counter(name for _, name, _ in lines)

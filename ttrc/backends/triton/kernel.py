@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import groupby
 
 from ttrc.backends.triton import substitution
+from ttrc.backends.triton.carried import carried_states, kept_room
 from ttrc.backends.triton.memory import (
+    VALUES,
     ChunkMemory,
     TokenMemory,
-    extent,
-    load_block,
-    load_state,
-    offset,
     room,
-    store_block,
-    store_state,
+    waiting_room,
 )
-from ttrc.backends.triton.printer import TritonPrinter, shape
+from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.config import WIDE, plain_name
-from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton
+from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
@@ -36,6 +32,8 @@ DOC = {
     "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
     "deep_scan": "Segments in order with the weights on chip: read-outs, and the weights that each starts with.",
     "deep_scan_reverse": "Segments backwards with the weights' cotangents on chip: the cotangents of the inputs.",
+    "deep_scan_panels": "Segments in order, the weights in memory: read-outs, and the weights that each starts with.",
+    "deep_scan_reverse_panels": "Segments backwards, the weights' cotangents in memory: the cotangents of the inputs.",
     "deep_token_scan": "Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass.",
     "deep_token_scan_reverse": "Token by token backwards, weights recomputed from their checkpoints.",
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
@@ -48,7 +46,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         return {"name": kernel.name, "doc": DOC[kernel.name], "reverse": kernel.reverse}
     common = {
         "name": kernel.name,
-        "doc": DOC[plain_name(kernel.name)],
+        "doc": DOC.get(kernel.name, DOC[plain_name(kernel.name)]),
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
     writer = _Writer(kernel, domains, tags)
@@ -65,35 +63,37 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         case Skeleton.SCAN:
             # A chunk's last step is the sequence's last where that ends inside it.
             at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
-            body = writer.straight(kernel.segments[0])
+            body = writer.walked() if kernel.in_memory else writer.straight(kernel.segments[0])
             return common | {
                 "body": body,
                 "step": "steps - 1 - i" if kernel.reverse else "i",
                 "at_bound": at_bound,
                 "lead": _lead(kernel),
-                **_states(kernel, kernel.reverse, writer),
+                "in_memory": kernel.in_memory,
+                "waiting": waiting_room(*kernel.waiting),
+                **writer.states(kernel.reverse),
             }
         case Skeleton.TOKENS:
             body = writer.straight(kernel.segments[0])
             return common | {
                 "body": body,
                 "begins": asks_begins(kernel),
-                "kept": _kept(kernel),
-                **_states(kernel, False, writer),
+                "kept": kept_room(kernel),
+                **writer.states(False),
             }
         case Skeleton.TOKENS_REVERSE:
             again = writer.straight(_forward_part(kernel))
-            ahead = _states(kernel, False, writer)
+            ahead = writer.states(False)
             backward = _Writer(kernel, domains, tags)
             body = backward.straight(kernel.segments[0])
-            back = _states(kernel, True, backward)
+            back = backward.states(True)
             return common | {
                 "again": again,
                 "body": body,
                 "begins": asks_begins(kernel),
                 "states": ahead["states"],
                 "advance": ahead["advance"],
-                "kept": _kept(kernel),
+                "kept": kept_room(kernel),
                 "cotangents": back["states"],
                 "retreat": back["advance"],
                 "size": back["size"],
@@ -115,58 +115,6 @@ def pointers(kernel: Kernel):
     for buffer in (*kernel.loads, *kernel.stores):
         buffers.setdefault(buffer.name, buffer)
     return tuple(sorted(buffers.values(), key=lambda b: b.name not in ("q", "k", "v")))
-
-
-@dataclass(frozen=True)
-class State:
-    """A carried tile, where it lies among those that are handed in, and among all that are kept; "" at their start."""
-
-    tile: Tile
-    handed: str | None
-    kept: str
-    block: str
-
-    @property
-    def name(self) -> str:
-        return self.tile.name
-
-    @property
-    def zeros(self) -> str:
-        return f"tl.zeros({shape(self.tile)}, tl.float32)"
-
-    def load(self, base: str) -> str:
-        return load_state(base, self.tile, "i_v")
-
-    def store(self, base: str) -> str:
-        return store_state(base, self.name, self.tile, "i_v")
-
-    def pop(self, base: str) -> str:
-        return load_block(base + self.block, self.tile)
-
-    def push(self, base: str) -> str:
-        return store_block(base + self.block, self.name, self.tile)
-
-
-def _states(kernel: Kernel, reverse: bool, writer: _Writer) -> dict:
-    """The carried tiles, the line that moves them on, and the room that they take."""
-    carries = [c for c in kernel.carries if c.reverse is reverse]
-    every, handed = tuple(c.state for c in carries), tuple(c.state for c in kernel.carried(reverse))
-    states = [
-        State(
-            c.state,
-            None if c.private else offset(c.state, handed),
-            offset(c.state, every),
-            f" + BT * {room(*every[:i])}" if i else "",
-        )
-        for i, c in enumerate(carries)
-    ]
-    names, following = ", ".join(s.name for s in states), ", ".join(writer.printer.name(c.next) for c in carries)
-    return {"states": states, "advance": f"{names} = {following}", "size": extent(*handed)}
-
-
-def _kept(kernel: Kernel) -> str:
-    """The room of all that is carried forward, private states among it."""
-    return extent(*(c.state for c in kernel.carries if not c.reverse))
 
 
 def has_hidden(kernel: Kernel) -> bool:
@@ -219,12 +167,17 @@ class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str], wide: bool = False):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         memory = TokenMemory if tokens else ChunkMemory
-        self.kernel, self.tags, self.memory, self.domains = kernel, tags, memory(domains, "i_v"), domains
+        panels = {} if kernel.axis == "v" else {kernel.axis: "i_p * BH"}
+        self.kernel, self.tags, self.domains = kernel, tags, domains
+        self.memory = memory(domains, VALUES | panels)
         self.stored = {b.tile: b for b in kernel.loads}
         raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b)}
-        self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, wide), set()
+        self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, wide, panels), set()
         self.on_request = _on_request(kernel)
         self.origin = None
+
+    def states(self, reverse: bool) -> dict:
+        return carried_states(self.kernel, reverse, self.memory.begins, self.printer.name)
 
     def straight(self, segment: Segment) -> str:
         needed, also = self._apart(segment)
@@ -250,12 +203,23 @@ class _Writer:
     def _apart(self, segment: Segment) -> tuple[set[Tile], set[Tile]]:
         """What the scan itself needs, loads among it, and what only its read-outs do."""
         made = {s.target for s in segment.statements}
-        if self.kernel.skeleton is not Skeleton.SCAN:
+        if self.kernel.skeleton is not Skeleton.SCAN or self.kernel.in_memory:
             return {b.tile for b in segment.loads} | made, set()
         goals = [c.next for c in self.kernel.carries] + [b.tile for b in self.on_request]
         own = slice_program(segment.statements, goals, frozenset(c.state for c in self.kernel.carries))
         needed = {t for s in own for t in (s.target, *operands(s.op))}
         return needed, made - needed
+
+    def walked(self) -> str:
+        """Pieces of code and loops over panels in turn, each of which loads what it needs. What one of them stores, in
+        memory that is the program's own, other threads load in the next."""
+        lines = []
+        for segment in self.kernel.segments:
+            outside = [b for b in segment.loads if self.kernel.axis not in b.tile.axes]
+            lines += self._loads(outside, again=True)
+            lines += self._panel_loop(segment) if segment.panelled else [self.straight(segment)]
+            lines.append("tl.debug_barrier()")
+        return "\n".join(lines)
 
     def panels(self) -> str:
         # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
@@ -274,8 +238,15 @@ class _Writer:
         for statement in summed.values():
             add = statement.op.add if isinstance(statement.op, Contract) else None
             opened += self.printer.open_sum(statement, chained=add in summed)
-        body = self._loads((b for b in segment.loads if "v" in b.tile.axes), again=True)
+        axis, made = self.kernel.axis, {s.target for s in segment.statements}
+        waiting = [b for b in segment.loads if axis in b.tile.axes]
+        # Panels of weights hold many registers: each is loaded when it is used.
+        body = self._loads(waiting, again=True) if axis == "v" else []
         for statement in segment.statements:
+            now = [b for b in waiting if b.tile in operands(statement.op)] if axis != "v" else []
+            waiting = [b for b in waiting if b not in now]
+            body += self._loads(now, again=True)
+            body += self._stores(b for b in segment.stores if b.tile in {x.tile for x in now})
             if statement.target in summed:
                 body += self._tagged(statement, self.printer.add_panel(statement))
             else:
@@ -285,11 +256,12 @@ class _Writer:
         after = self._stores(b for b in segment.stores if b.tile in summed)
         # What is the same for all panels would be held in registers; but operands of products that are worked out,
         # not loaded, must go to shared memory in front of the loop.
-        inside = {b.tile for b in segment.loads} | {s.target for s in segment.statements}
+        inside = {b.tile for b in segment.loads} | made
         factors = {t for s in segment.statements if isinstance(s.op, Contract) for t in (s.op.a, s.op.b)}
-        made = {t for t in factors - inside - {b.tile for b in self.kernel.loads} if not self.printer.rests(t)}
-        hoisted = "" if made else ", disable_licm=True"
-        return [*opened, f"for i_v in tl.range(0, blocks{hoisted}):", *(f"    {line}" for line in body), *after]
+        ready = {t for t in factors - inside - {b.tile for b in self.kernel.loads} if not self.printer.rests(t)}
+        hoisted = "" if ready and axis == "v" else ", disable_licm=True"
+        walk = "i_v in tl.range(0, blocks" if axis == "v" else "i_p in tl.range(0, panels"
+        return [*opened, f"for {walk}{hoisted}):", *(f"    {line}" for line in body), *after]
 
     def _statement(self, statement) -> list[str]:
         if isinstance(statement.op, Substitute):
@@ -308,7 +280,7 @@ class _Writer:
     def _loads(self, buffers, again: bool = False) -> list[str]:
         fresh = [b for b in buffers if again or b not in self.loaded]
         self.loaded.update(fresh)
-        return [f"{b.tile.name} = {self.memory.load(b)}" for b in fresh]
+        return [f"{self.printer.name(b.tile)} = {self.memory.load(b)}" for b in fresh]
 
     def _stores(self, buffers) -> list[str]:
         lines = []
@@ -316,6 +288,8 @@ class _Writer:
             store = [self.memory.store(buffer, self.printer.upright(buffer.tile))]
             if buffer in self.on_request:
                 store = _guarded("SAVE", store)
+            if buffer.space is Space.SEQUENCE:  # other threads may have loaded what lies there
+                store.insert(0, "tl.debug_barrier()")
             lines += store
         return lines
 

@@ -6,15 +6,14 @@ from collections import Counter
 from itertools import takewhile
 
 from ttrc.backends.triton.kernel import asks_begins, pointers
-from ttrc.ir.plan import BETWEEN, Buffer, Launch, Plan, Skeleton, Space
+from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Launch, Plan, Skeleton, Space
 from ttrc.ir.tile import HIDDEN, Tile
 
 MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 
 
 def allocate_forward(plan: Plan) -> str:
-    shape = "*(state_shape(q, v, cu_seqlens) if final else (0,))"
-    lines = ["o = torch.empty_like(v)", f"final_state = v.new_empty({shape}, dtype=torch.float32)"]
+    lines = ["o = torch.empty_like(v)", _end(plan, "final_state")]
     for buffer in blocks(plan.saved):
         text = _new(buffer, plan.form)
         readers = {s.name for s in plan.schedules for x in s.forward if _loads(x, buffer)}
@@ -24,7 +23,30 @@ def allocate_forward(plan: Plan) -> str:
         else:
             asked = " or ".join(["save", *(f'schedule == "{name}"' for name in sorted(readers))])
             lines.append(f"{buffer.name} = {text} if {asked} else v.new_empty(0)")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_waiting(plan.forward)])
+
+
+def _waiting(kernels: tuple[Kernel, ...]) -> list[str]:
+    """Room for what waits while panels are walked."""
+    rooms = [_numbers(k.waiting, BLOCK) for k in kernels if k.waiting]
+    return [f"waiting = v.new_empty(layout.sequences, v.shape[2], {r}, dtype=torch.float32)" for r in rooms]
+
+
+def _end(plan: Plan, name: str) -> str:
+    """What a pass's carried states are left in, where it is asked for or is the place where they move on."""
+    shape = "state_shape(q, v, cu_seqlens)"
+    room = f"*{shape}" if _moves_in_memory(plan, name) else f"*({shape} if {WANTED[name]} else (0,))"
+    return f"{name} = v.new_empty({room}, dtype=torch.float32)"
+
+
+def _moves_in_memory(plan: Plan, name: str) -> bool:
+    launches = [x for s in plan.schedules for x in (*s.forward, *s.backward)]
+    return any(x.leave == name and x.kernel.in_memory for x in launches)
+
+
+def handed_out(plan: Plan, name: str) -> str:
+    """The states that a pass leaves, empty where they are not asked for."""
+    return f"{name} if {WANTED[name]} else {name}.new_empty(0)" if _moves_in_memory(plan, name) else name
 
 
 def blocks(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
@@ -66,7 +88,7 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
 
 # The widths of channels, and of the blocks of registers that hold them.
 WIDTH = {"k": "q.shape[3]", "v": "v.shape[3]", **dict.fromkeys(HIDDEN, "EXPANSION * q.shape[3]")}
-BLOCK = {axis: f"block({width})" for axis, width in WIDTH.items()}
+BLOCK = {axis: f"block({width})" for axis, width in WIDTH.items()} | {"t": "chunk", "s": "chunk"}
 
 
 def room(states: tuple[Tile, ...]) -> str:
@@ -89,7 +111,8 @@ def allocate_backward(plan: Plan) -> str:
         lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
     for buffer in plan.gradients:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
-    lines.append("d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)")
+    lines.append(_end(plan, "d_initial"))
+    lines += _waiting(plan.backward)
     if partial:
         (saved,) = blocks(plan.saved)
         lines.append(
@@ -155,7 +178,7 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
         elif name in gates:
             text = f"{text}.to({name}.dtype)"
         parts.append(text)
-    return ", ".join([*parts, "d_initial"])
+    return ", ".join([*parts, handed_out(plan, "d_initial")])
 
 
 # What turns a kernel's carried state on: a name for each end, and the condition where it is not always there.
@@ -181,12 +204,14 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         case Skeleton.SCAN:
             reads = any(b.space not in BETWEEN for b in kernel.stores)
             flags = f", READ={reads}, SAVE={_kept(plan, launch, direction)}"
+            tensors += ["waiting"] if kernel.waiting else []
     if asks_begins(kernel):
         flags += f", SEGMENT={plan.segment}"
     if kernel.skeleton is not Skeleton.PARALLEL:
         tensors += [str(enter), str(launch.leave)]
         given = GIVEN.get(launch.enter, launch.enter is not None)
-        flags = f", ENTER={given}, LEAVE={WANTED.get(launch.leave, launch.leave is not None)}" + flags
+        left = kernel.in_memory or WANTED.get(launch.leave, launch.leave is not None)
+        flags = f", ENTER={given}, LEAVE={left}" + flags
     if launch.leave == "transition":
         flags += ", columns=unit.shape[-1]"
     layout = "pieces" if launch.segments else "layout"

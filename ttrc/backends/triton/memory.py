@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ttrc.ir.plan import Buffer, Space
 from ttrc.ir.tile import HIDDEN, Tile, row_axes
 from ttrc.language.spec import Domain
 
+VALUES = {"v": "i_v * BV"}  # where the channels of an axis begin that a program holds, of which it holds a part
 WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
 BLOCK = {"t": "BT", "s": "BT", "k": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
+PANELLED = dict.fromkeys(HIDDEN, "((HIDDEN + BH - 1) // BH * BH)")
 # What a gate reads as past the end of a sequence, and of its channels where it has some: inside of its domain, so that
 # nothing in the padding is ever inf or nan.
 INTERIOR = {
@@ -24,15 +28,15 @@ INTERIOR = {
 class ChunkMemory:
     """Rows of one chunk: `token` is its first token, `left` how many there are, `i_chunk` its number."""
 
-    def __init__(self, domains: dict[str, Domain], value_block: str):
-        """`value_block` says which block of value channels a [.., v] tile holds: i_v."""
-        self.domains, self.value_block = domains, value_block
+    def __init__(self, domains: dict[str, Domain], begins: dict[str, str] = VALUES):
+        """`begins` says where the channels of a tile begin, axis by axis."""
+        self.domains, self.begins = domains, begins
 
     def load(self, buffer: Buffer) -> str:
         base, row = _base(buffer, self._where(buffer))
         match buffer.space, buffer.tile.axes:
-            case Space.CHUNK, _:
-                return load_state(base, buffer.tile, self.value_block)
+            case ((Space.CHUNK | Space.SEQUENCE), _):
+                return load_state(base, buffer.tile, self.begins)
             case Space.HEAD, (_, axis):
                 window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
                 row = f"load_gate_row({_of_head(buffer)}, {window}, {self._other(buffer)})"
@@ -41,6 +45,8 @@ class ChunkMemory:
                 return f"tl.full([BT], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
             case Space.NUMBER, _:
                 return f"tl.load({base})"
+            case Space.WAITING, _:
+                return load_block(base, buffer.tile, self._number(buffer.tile))
             case _, ("t",) | ("s",):
                 return f"load_vector({base}, token, left, {row}, BT, {self._other(buffer)})"
             case _, ("t", "s"):
@@ -92,9 +98,13 @@ class ChunkMemory:
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
                 # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.
-                return store_state(base, name, buffer.tile, self.value_block, "at_bound")
+                return store_state(base, name, buffer.tile, self.begins, "at_bound")
+            case Space.SEQUENCE, _:
+                return store_state(base, name, buffer.tile, self.begins)
             case Space.NUMBER, _:
                 return f"tl.store({base}, {name})"
+            case Space.WAITING, _:
+                return store_block(base, name, buffer.tile, self._number(buffer.tile))
             case _, ("t",) | ("s",):
                 return f"store_vector({base}, {name}, token, left, {row}, BT)"
             case _, ("t", "s"):
@@ -107,8 +117,12 @@ class ChunkMemory:
     def _other(self, buffer: Buffer) -> float:
         return INTERIOR[self.domains.get(buffer.name, Domain.REAL)]
 
+    def _number(self, tile: Tile) -> str:
+        """Which of the panels that lie one behind the other it is, where it is one of several."""
+        return "i_p" if any(a in self.begins for a in tile.axes if a != "v") else "0"
+
     def _column(self, axis: str) -> str:
-        return column(axis, self.value_block)
+        return self.begins.get(axis, "0")
 
     def _where(self, buffer: Buffer) -> str:
         # Cotangents of q and k are written for every value head; the launcher sums the groups.
@@ -150,59 +164,66 @@ class TokenMemory(ChunkMemory):
         raise AssertionError(buffer)
 
 
-def column(axis: str, value_block: str) -> str:
-    """The first channel of an axis that a program holds."""
-    return f"{value_block} * BV" if axis == "v" else "0"
-
-
-def load_state(base: str, tile: Tile, value_block: str) -> str:
+def load_state(base: str, tile: Tile, begins: dict[str, str] = VALUES) -> str:
     """A state's matrix, or row, from where it begins."""
     *_, across = tile.axes
-    window = f"{BLOCK[across]}, {column(across, value_block)}"
+    first = begins.get(across, "0")
     match tile.axes:
         case (down, _):
-            width = WIDTH[across]
-            return f"load_rows({base}, 0, {WIDTH[down]}, {width}, {width}, {BLOCK[down]}, {window})"
+            width, top = WIDTH[across], begins.get(down, "0")
+            rows = f"{top}, {_left(WIDTH[down], top)}, {width}, {width}, {BLOCK[down]}"
+            return f"load_rows({base}, {rows}, {BLOCK[across]}, {first})"
         case _:
-            first = column(across, value_block)
             return f"load_vector({base}, {first}, {WIDTH[across]} - {first}, 1, {BLOCK[across]}, 0.0)"
 
 
-def store_state(base: str, name: str, tile: Tile, value_block: str, condition: str = "") -> str:
+def store_state(base: str, name: str, tile: Tile, begins: dict[str, str] = VALUES, condition: str = "") -> str:
     """The mirror image of load_state; with a condition all of it or nothing."""
     *_, across = tile.axes
-    window = f"{BLOCK[across]}, {column(across, value_block)}"
+    first = begins.get(across, "0")
 
     def where(width: str) -> str:
         return f"tl.where({condition}, {width}, 0)" if condition else width
 
     match tile.axes:
         case (down, _):
-            width = WIDTH[across]
-            return f"store_rows({base}, {name}, 0, {where(WIDTH[down])}, {width}, {width}, {BLOCK[down]}, {window})"
+            width, top = WIDTH[across], begins.get(down, "0")
+            rows = f"{top}, {_left(where(WIDTH[down]), top)}, {width}, {width}, {BLOCK[down]}"
+            return f"store_rows({base}, {name}, {rows}, {BLOCK[across]}, {first})"
         case _:
-            first = column(across, value_block)
             return f"store_vector({base}, {name}, {first}, {where(WIDTH[across])} - {first}, 1, {BLOCK[across]})"
 
 
-def load_block(base: str, tile: Tile) -> str:
+def _left(width: str, first: str) -> str:
+    return width if first == "0" else f"{width} - {first}"
+
+
+def load_block(base: str, tile: Tile, number: str = "i") -> str:
     """The i-th of the blocks of registers that a program lays one behind the other in its own scratch."""
     *down, across = (BLOCK[a] for a in tile.axes)
     if down:
-        return f"load_rows({base}, i * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
-    return f"load_row({base} + i * {across}, {across}, {across}, 0)"
+        return f"load_rows({base}, {number} * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
+    return f"load_row({base} + {number} * {across}, {across}, {across}, 0)"
 
 
-def store_block(base: str, name: str, tile: Tile) -> str:
+def store_block(base: str, name: str, tile: Tile, number: str = "i") -> str:
     *down, across = (BLOCK[a] for a in tile.axes)
     if down:
-        return f"store_rows({base}, {name}, i * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
-    return f"store_row({base} + i * {across}, {name}, {across}, {across}, 0)"
+        return (
+            f"store_rows({base}, {name}, {number} * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
+        )
+    return f"store_row({base} + {number} * {across}, {name}, {across}, {across}, 0)"
 
 
 def room(*tiles: Tile) -> str:
     """How many numbers the blocks of registers take that hold states."""
     return _sum([" * ".join(BLOCK[a] for a in t.axes) for t in tiles])
+
+
+def waiting_room(*tiles: Tile) -> str:
+    """How many numbers what waits takes, every panel of it."""
+    counts = Counter(" * ".join(PANELLED.get(a, BLOCK[a]) for a in t.axes) for t in tiles)
+    return " + ".join(size if n == 1 else f"{n} * {size}" for size, n in counts.items())
 
 
 def extent(*tiles: Tile) -> str:
@@ -239,6 +260,11 @@ def _base(buffer: Buffer, head: str) -> tuple[str, str]:
     if buffer.space is Space.CHUNK:
         own, size = offset(buffer.tile, buffer.parts), extent(*buffer.parts)
         return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * {size}{own}", ""
+    if buffer.space is Space.SEQUENCE:
+        return f"{buffer.name}_ptr + own{offset(buffer.tile, buffer.parts)}", ""
+    if buffer.space is Space.WAITING:
+        before = buffer.parts[: buffer.parts.index(buffer.tile)]
+        return "waiting" + (f" + {waiting_room(*before)}" if before else ""), ""
     if buffer.space is Space.NUMBER:
         return f"{buffer.name}_ptr + i_chunk * HV + i_h", ""
     heads, width = "H" if head == "i_k" else "HV", _width(buffer)

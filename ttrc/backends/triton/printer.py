@@ -60,7 +60,7 @@ def shape(tile: Tile) -> str:
 
 @dataclass
 class TritonPrinter:
-    """Prints statements in order.
+    """Prints statements in order. `begins` says where the panels of an axis begin that a loop walks.
 
     `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
     elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
@@ -75,6 +75,7 @@ class TritonPrinter:
     narrow: frozenset[Tile] = frozenset()
     turned: frozenset[Tile] = frozenset()
     wide: bool = False
+    begins: dict[str, str] = field(default_factory=dict)
     alias: dict[str, str] = field(default_factory=dict)
     flipped: set[str] = field(default_factory=set)
     rested: dict[tuple[str, bool], str] = field(default_factory=dict)
@@ -262,7 +263,8 @@ class TritonPrinter:
     def _across(self, target: Tile, axis: str) -> str:
         """The number of each channel along one of a tile's axes within its block."""
         text, axes = f"tl.arange(0, {BLOCK[axis]})", self._axes(target)
-        return text if axes == (axis,) else f"{text}[{', '.join(':' if a == axis else 'None' for a in axes)}]"
+        text = text if axes == (axis,) else f"{text}[{', '.join(':' if a == axis else 'None' for a in axes)}]"
+        return f"{self.begins[axis]} + {text}" if axis in self.begins else text
 
     def _product(self, op: Contract, target: Tile, flipped: bool) -> Product:
         """The operands of a `tl.dot`, as the variables that hold them stand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.kernel import asks_begins, has_hidden, pointers
-from ttrc.ir.config import Config, block, default_config
+from ttrc.ir.config import Config, block, default_config, hidden_block, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
 
@@ -31,11 +31,11 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
-    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": block(d_k), "BV": config.value_block}
-    constants["PACKED"] = False
+    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": block(d_k)}
+    constants |= {"BV": value_block(kernel.name, config, d_v), "PACKED": False}
     if has_hidden(kernel):
         hidden = plan.expansion * d_k
-        constants |= {"HIDDEN": hidden, "BH": block(hidden)}
+        constants |= {"HIDDEN": hidden, "BH": hidden_block(kernel.name, config, hidden)}
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
     if asks_begins(kernel):
         constants["SEGMENT"] = plan.segment
@@ -44,6 +44,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types["N"] = "i32"
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
+            types |= {"waiting_ptr": "*fp32"} if kernel.waiting else {}
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             step = min(chunk, plan.step)
             constants |= {"BT": step, "EVERY": chunk // step, **precision}

@@ -23,7 +23,7 @@ def function_name(kernel: str, op: Substitute) -> str:
 
 def function(kernel: str, op: Substitute, stored: dict[Tile, Buffer], domains: dict[str, Domain]) -> str:
     """The text of a function: what is written in the 16 rows of a block."""
-    memory, printer = ChunkMemory(domains, "i_v"), TritonPrinter(set())
+    memory, printer = ChunkMemory(domains), TritonPrinter(set())
     x, written = op.unknown.name, op.written.name
     arguments = ["matrix", "stride", "zeros", "begin", *(_argument(t, stored) for t in op.rows), "left", "i_v"]
     constants = "HV: tl.constexpr, V: tl.constexpr, BV: tl.constexpr"
@@ -90,7 +90,7 @@ def solve(
     domains: dict[str, Domain],
 ) -> list[str]:
     """The loop over blocks; `stored` says where tiles lie in memory, the matrix among them."""
-    memory = ChunkMemory(domains, "i_v")
+    memory = ChunkMemory(domains)
     x, matrix = printer.name(target), stored[op.matrix]
     start, stride = memory.first_row(matrix)
     columns = memory.lower(matrix, "columns")

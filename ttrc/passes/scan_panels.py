@@ -1,0 +1,41 @@
+"""A program -> a scan of it that walks an axis in panels, for states that no chip holds.
+
+They lie where the scan leaves them: each panel is loaded where it is used, and what follows is stored in its place, in
+the last loop. Threads of a program see what others of it have stored once all have come to the end of a piece.
+"""
+
+from __future__ import annotations
+
+from ttrc.ir.config import PANELS
+from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
+from ttrc.ir.tile import Program, Tile, operands
+from ttrc.passes.narrow_factors import AS_MADE
+from ttrc.passes.simplify_tile import simplify_tile
+from ttrc.passes.slice_program import names_of, slice_program
+from ttrc.passes.split_panels import split_panels, wait_for_panels
+
+
+def scan_panels(axis: str, name: str, program: Program, stores, memory, carries) -> Kernel:
+    """The kernel that makes `stores`, given what `memory` and its states hold; what waits for a loop has room of it."""
+    states, following = tuple(c.state for c in carries), tuple(c.next for c in carries)
+    own = [Buffer("leave", t, Space.SEQUENCE, states, single=True) for t in states]
+    after = [Buffer("leave", t, Space.SEQUENCE, following, single=True) for t in following if t not in states]
+    memory, stores = (*memory, *own), (*stores, *after)
+    results = tuple(dict.fromkeys(b.tile for b in stores))
+    body = slice_program(program.statements, results, frozenset(b.tile for b in memory))
+    pieces = split_panels(simplify_tile(body, results), results, AS_MADE, axis=axis)
+    aside = wait_for_panels(pieces)
+    waiting = [Buffer("waiting", t, Space.WAITING, aside, single=True) for t in aside]
+    names = names_of(tuple(s for p in pieces for s in p.statements))
+    segments: list[Segment] = []
+    known: set[Tile] = set()
+    for piece in pieces:
+        made = {s.target for s in piece.statements}
+        used = {names.get(t, t) for s in piece.statements for t in operands(s.op)} | set(piece.results)
+        loads = tuple(b for b in (*memory, *waiting) if b.tile in used - made)
+        assert not {c.next for c in carries if c.state in used} & (known - set(states)), "a state is read once it moved"
+        stored = [b for b in stores if b.tile in piece.results] + [b for b in waiting if b.tile in made - known]
+        known |= made
+        segments.append(Segment(piece.panelled, loads, piece.statements, piece.sums, tuple(stored)))
+    reverse = any(c.reverse for c in carries)
+    return Kernel(name + PANELS, Skeleton.SCAN, reverse, tuple(segments), tuple(carries), axis=axis)
