@@ -151,6 +151,15 @@ KERNELS = {  # widths that are no power of two: channels are padded; more value 
 }
 
 
+@pytest.mark.parametrize("rule", CHUNKED)
+def test_kernels_for_wide_heads_are_the_oracles(rule):
+    """Beyond some number of key channels sums as wide as they are held transposed, running sums of them too."""
+    for width in (40, 130):
+        case = Case(B=1, T=18, H=1, HV=1, d_k=width, d_v=5, chunk_size=16)
+        result = verify(operator(CHUNKED[rule]), case, form="chunk", backend="triton", dtype=torch.float32)
+        assert not result.failures, (width, result.failures)
+
+
 @every_rule
 def test_forms_are_those_that_there_are(rule):
     module = analyse(parse_spec(RULES[rule]))

@@ -764,11 +764,11 @@ def chunk_gradients_decayed(
         d_coarse_sum_via_q_decayed = d_q_decayed * tl.trans(q_decayed)
         # adjoint of fine_sum
         d_fine_sum = d_coarse_sum_via_q_decayed + tl.trans(d_fine_sum_early) + d_fine_sum_via_fine_after
-        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 1, reverse=True)
         # adjoint of fine
         d_fine = tl.trans(d_fine_via_fine_chunk) + d_fine_via_fine_sum
         # adjoint of log_decay_valid
-        d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[:, None], d_fine, 0.0)
+        d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[None, :], d_fine, 0.0)
         # adjoint of log_decay_bounded
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
             tl.trans(g) <= -800.0, 0.0, 1.0

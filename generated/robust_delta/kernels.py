@@ -322,7 +322,7 @@ def chunk_scan_whole_error(
         delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
         summands = whole_power(prediction - v, 2)
         sum_1 = tl.sum(summands)
-        sum_1_valid = tl.where((t < left)[:, None], sum_1, float("1.0"))
+        sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
         error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
         error = error_factor * (prediction - v)
         _error = tl.where(tl.arange(0, 16)[:, None] == t, error[None, :], _error)
@@ -515,7 +515,7 @@ def chunk_scan_reverse_whole_d_prediction(
         d_sum_1_valid_via_error_factor = (
             (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
         )
-        d_sum_1_via_sum_1_valid = tl.where((t < left)[:, None], d_sum_1_valid_via_error_factor, 0.0)
+        d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
         d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid, [BV])
         d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
         d_prediction = d_prediction_via_error + d_prediction_via_summands

@@ -236,7 +236,8 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
-        return f"tl.cumsum({self._float(op.arg)}, 0{', reverse=True' if op.reverse else ''})"
+        tokens = self._axes(op.arg).index("t")
+        return f"tl.cumsum({self._float(op.arg)}, {tokens}{', reverse=True' if op.reverse else ''})"
 
     @text.register
     def _(self, op: Inverse, target: Tile) -> str:
@@ -250,7 +251,9 @@ class TritonPrinter:
             case Relation.STRICT:
                 return "t[:, None] > t[None, :]"
             case Relation.VALID:
-                return "t < left" if len(target.axes) == 1 else "(t < left)[:, None]"
+                axes = self._axes(target)
+                where = ", ".join(":" if a == "t" else "None" for a in axes)
+                return f"(t < left)[{where}]" if len(axes) > 1 else "t < left"
             case Relation.FIRST:
                 return "t == 0"
             case Relation.KEYS:
