@@ -547,3 +547,10 @@ def test_the_schema_is_one():
     json.dumps(schema)
     domains = schema["properties"]["inputs"]["additionalProperties"]["properties"]["domain"]["enum"]
     assert domains == [domain.value for domain in Domain]
+
+
+def test_what_a_gate_belongs_to_is_a_word():
+    """An enum's value () is another thing in Python 3.11.2, which Debian 12 has."""
+    assert {per.value: per.axes for per in Per} == {
+        "head": (), "key_channel": ("k",), "value_channel": ("v",), "element": ("k", "v"),
+    }  # fmt: skip

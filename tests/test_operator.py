@@ -199,7 +199,7 @@ def test_gradcheck(name, form):
     for parameter in op.spec.parameters:  # away from the edge of the domain, which finite differences step over
         sign = -1 if parameter.domain in (Domain.NEGATIVE, Domain.LOG_DECAY) else 1
         heads = torch.tensor([0.3, 1.1], dtype=torch.float64)
-        x[parameter.name] = sign * heads.reshape(2, *(1 for _ in parameter.per.value)).expand(x[parameter.name].shape)
+        x[parameter.name] = sign * heads.reshape(2, *(1 for _ in parameter.per.axes)).expand(x[parameter.name].shape)
     names, own = list(x), getattr(op.spec.update, "segment", None)
 
     def call(*tensors):

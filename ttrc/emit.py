@@ -222,7 +222,7 @@ def _kernels(module: Module) -> str:
 def _has_channels(gates, module: Module) -> bool:
     """Whether one of these gates comes with channels, and is not carried as a state is."""
     still = arguments.still(module)
-    return any(g.per.value for g in gates if g.name not in still)
+    return any(g.per.axes for g in gates if g.name not in still)
 
 
 def _decays(module: Module) -> bool:

@@ -62,7 +62,7 @@ def random_inputs(
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def gate(declared: Input | Parameter, *shape: int) -> Tensor:
-        shape = shape + tuple(sizes[axis] for axis in declared.per.value)
+        shape = shape + tuple(sizes[axis] for axis in declared.per.axes)
         value = INTO_DOMAIN[declared.domain](normal(*shape))
         third = torch.randint(3, shape, generator=generator)
         if extreme is None or declared.domain not in ENDS:
@@ -133,6 +133,6 @@ def as_arguments(spec: Spec, x: Mapping[str, Tensor]) -> dict[str, Tensor | tupl
 
 def default_value(parameter: Parameter, heads: int, sizes: dict[str, int]) -> Tensor:
     """[HV, *axes] float64: the default of each head, the same in every channel. sizes: {"k": dk, "v": dv}."""
-    axes = tuple(sizes[axis] for axis in parameter.per.value)
+    axes = tuple(sizes[axis] for axis in parameter.per.axes)
     values = [evaluate_default(parameter.default.tree, head, heads) for head in range(heads)]
     return torch.tensor(values, dtype=torch.float64).reshape(heads, *(1 for _ in axes)).repeat(1, *axes)

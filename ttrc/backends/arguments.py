@@ -39,8 +39,8 @@ def gate_doc(spec: Spec, still: tuple[str, ...]) -> str:
     fixed = [g for g in spec.parameters if g.name not in still]
     kinds: dict[str, list[str]] = {}
     for lead, gates in ("B, T, HV", spec.inputs), ("HV", fixed):
-        for gate in sorted(gates, key=lambda g: len(g.per.value)):
-            shape = ", ".join([lead, *(SIZES[a] for a in gate.per.value)])
+        for gate in sorted(gates, key=lambda g: len(g.per.axes)):
+            shape = ", ".join([lead, *(SIZES[a] for a in gate.per.axes)])
             kinds.setdefault(f"[{shape}]", []).append(gate.name)
     kinds["[HV, d_v]"] = [*kinds.get("[HV, d_v]", []), *still]
     parts = [f"{', '.join(names)} {shape}" for shape, names in kinds.items() if names]

@@ -94,7 +94,7 @@ class Recurrence:
     def axes_of(self, expr: Expr) -> tuple[str, ...]:
         """The channels that an expression of gates has a number for each of: none, "k", "v", or both."""
         mentioned = names(expr)
-        found = {a for g in self.gates if g.name in mentioned for a in g.per.value}
+        found = {a for g in self.gates if g.name in mentioned for a in g.per.axes}
         return tuple(a for a in ("k", "v") if a in found)
 
     @property

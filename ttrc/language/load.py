@@ -121,7 +121,7 @@ class _Expressions:
 
 
 def _per(gate: dict) -> Per:
-    return Per[gate["per"].upper()]
+    return Per(gate["per"])
 
 
 def _parameter(document: Document, name: str, memory: Memory) -> Parameter:
@@ -171,7 +171,7 @@ def _gate_axes(
                 key=f"parameters.{parameter.name}",
                 expected="a name that [inputs] does not use",
             )
-    return {gate.name: frozenset(gate.per.value) for gate in (*inputs, *parameters)}
+    return {gate.name: frozenset(gate.per.axes) for gate in (*inputs, *parameters)}
 
 
 def _memory(table: dict) -> Memory:

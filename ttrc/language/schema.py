@@ -161,7 +161,7 @@ def _parameter() -> Schema:
 def _gate() -> dict[str, Schema]:
     meanings = {domain: interval.meaning for domain, interval in INTERVALS.items()}
     return {
-        "per": _words(PER_MEANING, lambda per: per.name.lower()),
+        "per": _words(PER_MEANING, lambda per: per.value),
         "domain": _words(meanings, lambda domain: domain.value),
     }
 

@@ -15,12 +15,20 @@ from ttrc.language.syntax import Expr
 
 
 class Per(Enum):
-    """What one entry of an input belongs to; the value is the tuple of feature axes it carries."""
+    """What one number of an input belongs to."""
 
-    HEAD = ()
-    KEY_CHANNEL = ("k",)
-    VALUE_CHANNEL = ("v",)
-    ELEMENT = ("k", "v")
+    HEAD = "head"
+    KEY_CHANNEL = "key_channel"
+    VALUE_CHANNEL = "value_channel"
+    ELEMENT = "element"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The channels that an input has a number for each of. No enum's value: Python 3.11.2 takes () for none."""
+        return _AXES[self]
+
+
+_AXES = {Per.HEAD: (), Per.KEY_CHANNEL: ("k",), Per.VALUE_CHANNEL: ("v",), Per.ELEMENT: ("k", "v")}
 
 
 class Domain(Enum):

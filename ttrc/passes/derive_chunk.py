@@ -25,7 +25,7 @@ def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
         Tile("q", ("t", "k")),
         Tile("k", ("t", "k")),
         Tile("v", ("t", "v")),
-        *(Tile(g.name, ("t", *g.per.value)) for g in recurrence.gates),
+        *(Tile(g.name, ("t", *g.per.axes)) for g in recurrence.gates),
         Tile("scale", ()),
     )
 

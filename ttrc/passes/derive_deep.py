@@ -173,7 +173,7 @@ def _inputs(recurrence: Recurrence, token: tuple[str, ...]) -> tuple[Tile, ...]:
         Tile("q", (*token, "k")),
         Tile("k", (*token, "k")),
         Tile("v", (*token, "v")),
-        *(Tile(g.name, (*token, *g.per.value)) for g in recurrence.gates if g.name not in fixed),
+        *(Tile(g.name, (*token, *g.per.axes)) for g in recurrence.gates if g.name not in fixed),
         Tile(SCALE, ()),
         *((Tile(BEGINS, ()),) if recurrence.segment is not None and not token else ()),
     )

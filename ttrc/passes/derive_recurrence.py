@@ -31,7 +31,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     network = spec.memory if isinstance(spec.memory, MLPMemory) else None
     gates = (*spec.inputs, *spec.parameters)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
-    axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: g.per.value for g in gates}
+    axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: g.per.axes for g in gates}
     for name, own in {"p": ("v",), "v": ("v",), "k": ("k",), "S": ("k", "v"), "S_prev": ("k", "v")}.items():
         symbols[name] = symbolic.symbol(name)
         axes[symbols[name]] = own

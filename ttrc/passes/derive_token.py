@@ -18,7 +18,7 @@ def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
         Tile("q", ("k",)),
         Tile("k", ("k",)),
         Tile("v", ("v",)),
-        *(Tile(g.name, g.per.value) for g in recurrence.gates),
+        *(Tile(g.name, g.per.axes) for g in recurrence.gates),
         Tile(SCALE, ()),
         *((Tile(BEGINS, ()),) if recurrence.segment is not None else ()),
     )

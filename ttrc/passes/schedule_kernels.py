@@ -289,7 +289,7 @@ def _gradients(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
 
 def _wide_gates(recurrence: Recurrence) -> set[str]:
     """Gates with channels: as gates are, they and their gradients are no less than float32."""
-    return {g.name for g in recurrence.gates if g.per.value}
+    return {g.name for g in recurrence.gates if g.per.axes}
 
 
 def _output(name: str, tile: Tile) -> Buffer:

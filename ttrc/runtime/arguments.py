@@ -120,7 +120,7 @@ def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device, widths
             raise _wrong(name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV, widths)}, {gate.domain.value}")
         x = gates[name]
         wanted = (B, T, HV) if isinstance(gate, Input) else (HV,)
-        if tuple(x.shape) != (*wanted, *(widths[axis] for axis in gate.per.value)):
+        if tuple(x.shape) != (*wanted, *(widths[axis] for axis in gate.per.axes)):
             raise _wrong(name, f"shape {_shape(x)}", _gate_shape(gate, B, T, HV, widths))
         if x.dtype not in DTYPES:
             raise _wrong(name, f"dtype {x.dtype}", "a floating dtype, best float32")
@@ -190,7 +190,7 @@ def _check_state(name: str, state, wanted: tuple[int, ...], q: Tensor) -> None:
 
 def _gate_shape(gate: Input | Parameter, B: int, T: int, HV: int, widths: dict[str, int]) -> str:
     sizes = ({"B": B, "T": T} if isinstance(gate, Input) else {}) | {"HV": HV}
-    sizes |= {f"d_{axis}": widths[axis] for axis in gate.per.value}
+    sizes |= {f"d_{axis}": widths[axis] for axis in gate.per.axes}
     return f"[{', '.join(sizes)}] = [{', '.join(map(str, sizes.values()))}]"
 
 

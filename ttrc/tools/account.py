@@ -113,7 +113,7 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
         each = f"a number a token{_CHANNELS[gate.per]} and head"
         rows.append(Choice(f"input {gate.name}", f"{gate.domain.value}, {each}", gate.line))
     for gate in spec.parameters:
-        each = f"a number a{_CHANNELS[gate.per].removeprefix(', a')} and head" if gate.per.value else "a number a head"
+        each = f"a number a{_CHANNELS[gate.per].removeprefix(', a')} and head" if gate.per.axes else "a number a head"
         rows.append(Choice(f"parameter {gate.name}", f"{gate.domain.value}, {each}", gate.line))
     return tuple(rows)
 

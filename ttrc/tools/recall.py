@@ -124,7 +124,7 @@ class Gate(nn.Module):
     def __init__(self, declared: Input | Parameter, width: int, heads: int, channels: int, of_momentum: bool):
         super().__init__()
         sizes = {"k": channels, "v": channels}
-        self.shape = (heads, *(sizes[axis] for axis in declared.per.value))
+        self.shape = (heads, *(sizes[axis] for axis in declared.per.axes))
         self.into_domain = INTO_DOMAIN[declared.domain]
         self.register_buffer("fixed", None)
         size = torch.Size(self.shape).numel()
