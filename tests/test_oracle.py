@@ -13,6 +13,7 @@ from ttrc.errors import CheckFailed
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.spec import Spec
 from ttrc.language.state import initial_names
+from ttrc.oracle import expressions
 from ttrc.sampling import random_inputs
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -390,3 +391,16 @@ def test_random_inputs_keep_to_their_domains_and_seeds():
         assert all(0.2 < share < 0.5 for share in shares), (name, shares)
     gamma = random_inputs(shipped("retnet"), **sizes)["log_gamma"].exp()
     torch.testing.assert_close(gamma, torch.tensor([1 - 2**-5, 1 - 2**-6]))
+
+
+@pytest.mark.parametrize("name, slope, curvature", [
+    ("log_cosh", torch.tanh, lambda x: 1 - torch.tanh(x) ** 2),
+    ("softplus", torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x)),
+])  # fmt: skip
+def test_second_derivatives_are_finite_and_right_at_any_size(name, slope, curvature):
+    """Training differentiates the gradient of a loss once more, and a residual over a small threshold is large."""
+    x = torch.tensor([0.0, 1.0, -9.0, 15.0, -25.0, 300.0, -400.0, 1e4, -1e4], dtype=torch.float64, requires_grad=True)
+    first = torch.autograd.grad(expressions.FUNCTIONS[name](x).sum(), x, create_graph=True)[0]
+    second = torch.autograd.grad(first.sum(), x)[0]
+    assert torch.allclose(first, slope(x), rtol=0, atol=1e-15)
+    assert torch.allclose(second, curvature(x), rtol=0, atol=1e-15)

@@ -41,6 +41,11 @@ def norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
 
 
+def _softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), beyond 40 x itself, which float64 cannot tell from it; derivatives of any order are finite."""
+    return torch.nn.functional.softplus(x, threshold=40.0)
+
+
 def _huber(x: Tensor, delta: Tensor) -> Tensor:
     """Elementwise: x^2 / 2 where |x| <= delta, delta (|x| - delta / 2) beyond."""
     return torch.where(x.abs() <= delta, x * x / 2, delta * (x.abs() - delta / 2))
@@ -67,8 +72,8 @@ FUNCTIONS = {
     "sign": torch.sign,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
-    "softplus": torch.nn.functional.softplus,
-    "log_cosh": lambda x: torch.logaddexp(x, -x) - math.log(2),
+    "softplus": _softplus,
+    "log_cosh": lambda x: _softplus(2 * x) - x - math.log(2),
     "square": lambda x: x * x,
     "min": torch.minimum,
     "max": torch.maximum,
