@@ -12,12 +12,14 @@ from ttrc import compiler, emit
 from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.ir.tile import Relation, Solve
 from ttrc.language.load import load_spec
-from ttrc.passes import derive_moves, derive_recurrence, differentiate_tile, simplify_tile
+from ttrc.passes import derive_moves, derive_recurrence, differentiate_tile, pull_factors, simplify_tile
 from ttrc.passes.builder import Builder
+from ttrc.passes.simplify_tile import Product
 from ttrc.runtime.load import import_package
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import Verifier
 from ttrc.runtime.verify import Case, fitting, verify
+from ttrc.symbolic import ONE
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 CHUNKED = Case(B=1, T=35, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
@@ -310,6 +312,19 @@ def test_kernels_without_their_masks(build, monkeypatch):
     op = build(broken_passes=True)
     assert not failures(op, "chunk")
     assert {"o", "d_q", "d_k", "d_v"} <= named(failures(op, "chunk kernels"))
+
+
+def test_kernels_that_pull_a_factor_out_and_lose_it(build, monkeypatch):
+    real = pull_factors._factor
+
+    def factor(statement):
+        found = real(statement)
+        return found if found is None else Product(ONE, found.wide)
+
+    monkeypatch.setattr(pull_factors, "_factor", factor)
+    op = build(broken_passes=True)
+    assert not failures(op, "chunk")
+    assert named(failures(op, "chunk kernels")) == {"d_q"}
 
 
 def test_kernels_that_share_products_with_a_factor_too_many(build, monkeypatch):
