@@ -386,7 +386,7 @@ REFUSED = {
         ("not quadratic", "not solved for S"),
     ),
     "closed form": (
-        swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"'),
+        swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"', RETENTION, '"exp(-g) * norm2(S)"'),
         "update.rule",
         19,
         ("no derivation yet",),

@@ -155,11 +155,19 @@ def test_a_kernel_memory_needs_no_retention():
         ('rule = "gradient"\nat = "previous"', Gradient(At.PREVIOUS, None, None, 19)),
         ('rule = "gradient"\nat = "segment_start"\nsegment = 64', Gradient(At.SEGMENT_START, 64, None, 19)),
         ('rule = "proximal"', Proximal(19)),
-        ('rule = "closed_form"', ClosedForm(19)),
     ],
 )
 def test_updates(update, expected):
     assert parse_spec(swap(UPDATE, update)).update == expected
+
+
+def test_a_closed_form_weighs_its_history_by_a_decay_of_its_own():
+    spec = parse_spec(
+        swap(UPDATE, 'rule = "closed_form"').replace(
+            '"norm2(S - exp(g) * S_prev) / 2"', '"norm2(S) / 2"\ndecay = "exp(g)"'
+        )
+    )
+    assert isinstance(spec.update, ClosedForm) and spec.retention.decay.text == "exp(g)"
 
 
 def test_momentum_is_an_expression_of_gates():

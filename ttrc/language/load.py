@@ -11,10 +11,12 @@ from ttrc.errors import SpecError, placing
 from ttrc.language.complaints import check_schema
 from ttrc.language.document import Document, read_document, read_text
 from ttrc.language.sections import (
+    DECAY,
     DEFAULT,
     LOSS,
     MOMENTUM,
     RETENTION,
+    RIDGE,
     THRESHOLD,
     WEIGHT,
     Section,
@@ -73,6 +75,7 @@ def _build(text: str, path: str) -> Spec:
     memory = _memory(data["memory"])
     _check_rule(document, memory)
     _check_link(document, memory)
+    _check_decay(document)
     inputs = tuple(
         Input(name, _per(gate), Domain(gate["domain"]), document.line("inputs", name))
         for name, gate in data.get("inputs", {}).items()
@@ -92,7 +95,7 @@ def _build(text: str, path: str) -> Spec:
         parameters=(*declared, *brought),
         memory=memory,
         loss=Loss(expressions.read(LOSS, "loss", "expr"), expressions.read_if_given(WEIGHT, "loss", "weight")),
-        retention=Retention(expressions.read(RETENTION, "retention", "expr"), _link(document, expressions, inputs)),
+        retention=_retention(document, expressions, inputs),
         update=_update(document, expressions),
         source=Source(path, text),
     )
@@ -232,6 +235,27 @@ def _check_link(document: Document, memory: Memory) -> None:
         )
 
 
+def _check_decay(document: Document) -> None:
+    rule = document.data["update"]["rule"]
+    if "decay" in document.data["retention"] and rule != "closed_form":
+        raise SpecError(
+            f'[retention] takes no key "decay" where rule = "{rule}"',
+            line=document.line("retention", "decay"),
+            key="retention.decay",
+            expected="what is forgotten in retention.expr, such as norm2(S - exp(g) * S_prev) / 2",
+            hint='a decay of its own is how rule = "closed_form" weighs its history',
+        )
+
+
+def _retention(document: Document, expressions: _Expressions, inputs: tuple[Input, ...]) -> Retention:
+    section = RIDGE if document.data["update"]["rule"] == "closed_form" else RETENTION
+    return Retention(
+        expressions.read(section, "retention", "expr"),
+        _link(document, expressions, inputs),
+        expressions.read_if_given(DECAY, "retention", "decay"),
+    )
+
+
 def _link(document: Document, expressions: _Expressions, inputs: tuple[Input, ...]) -> Optional[Link]:
     line = document.line("retention", "link")
     match document.data["retention"].get("link"):
@@ -285,7 +309,11 @@ def _update(document: Document, expressions: _Expressions) -> Update:
 
 def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -> None:
     """A gate that no expression uses would be an argument without an effect and without a gradient."""
-    optional = [spec.loss.weight, spec.update.momentum if isinstance(spec.update, Gradient) else None]
+    optional = [
+        spec.loss.weight,
+        spec.retention.decay,
+        spec.update.momentum if isinstance(spec.update, Gradient) else None,
+    ]
     if isinstance(spec.retention.link, SoftThreshold):
         optional.append(spec.retention.link.threshold)
     located = [spec.loss.expr, spec.retention.expr, *filter(None, optional)]

@@ -69,6 +69,9 @@ def json_schema() -> Schema:
                 {
                     "expr": _expression("what holds the new state S near S_prev: a number made of these and gates"),
                     "link": _by("kind", "[retention] link", LINKS, "how the memory's weights are made of S"),
+                    "decay": _expression(
+                        "of a closed form: how much of the past's importance a token leaves, a number made of gates"
+                    ),
                 },
                 required=["expr"],
             ),

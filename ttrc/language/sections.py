@@ -35,11 +35,13 @@ WEIGHT = Section("loss.weight", ("v", "k"), True)
 RETENTION = Section(
     "retention.expr", ("S", "S_prev"), True, "S", "nothing could be solved for: S is the new state, S_prev the last"
 )
+RIDGE = Section("retention.expr", ("S",), True, "S", "nothing would hold S where no key has been")
+DECAY = Section("retention.decay", (), True)
 THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
 DEFAULT = Section("default", ("head", "heads"), False)
 
-SECTIONS = (LOSS, WEIGHT, RETENTION, THRESHOLD, MOMENTUM, DEFAULT)
+SECTIONS = (LOSS, WEIGHT, RETENTION, RIDGE, DECAY, THRESHOLD, MOMENTUM, DEFAULT)
 
 
 def word_axes(memory: Memory) -> dict[str, Axes]:
@@ -73,7 +75,7 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
             hint="reduce it with sum(...), norm2(...) or dot(a, b)",
         )
     # All pairs are kept in a kernel memory, so its retention may be no more than 0.
-    free = section is RETENTION and isinstance(memory, KernelMemory)
+    free = section is RIDGE and isinstance(memory, KernelMemory)
     if section.must_use and section.must_use not in names(tree) and not free:
         raise SpecError(
             f'{section.key} does not use "{section.must_use}"',
@@ -114,11 +116,14 @@ def _check_words(tree: Expr, section: Section, scope: Scope) -> None:
     """A word that belongs to another section deserves a better message than that it is unknown."""
     for node in walk(tree):
         if isinstance(node, Name) and node.id not in scope:
-            homes = [other.key for other in SECTIONS if node.id in other.words and other is not DEFAULT]
+            homes = {other.key for other in SECTIONS if node.id in other.words and other is not DEFAULT}
+            hint = f'"{node.id}" is a word of {" and ".join(sorted(homes))}'
+            if section.key in homes:  # S_prev, in a closed form
+                hint = "a closed form has no last state: what a token leaves of the past is retention.decay"
             if homes:
                 raise SpecError(
                     f'"{node.id}" has no meaning in {section.key}',
                     span=node.span,
                     expected="one of " + ", ".join(sorted(scope)) if scope else "numbers and gates only",
-                    hint=f'"{node.id}" is a word of {" and ".join(homes)}',
+                    hint=hint,
                 )

@@ -179,10 +179,15 @@ Link = Union[LqNorm, Softmax, SoftThreshold, Sigmoid, Exp]
 
 @dataclass(frozen=True)
 class Retention:
-    """A scalar expression in S, S_prev and the gates. With a link, S is a dual variable A, and the weights link(A)."""
+    """A scalar expression in S, S_prev and the gates. With a link, S is a dual variable A, and the weights link(A).
+
+    A closed form has no S_prev: `expr` is of S alone, and `decay` is what a token leaves of the importance of all
+    associations before it.
+    """
 
     expr: Located
     link: Optional[Link]
+    decay: Optional[Located] = None
 
 
 class At(Enum):
@@ -219,7 +224,11 @@ class Proximal:
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """S = argmin over the whole weighted history."""
+    """S_t = argmin sum over i <= t of (product of decay_j, i < j <= t) weight_i loss_i(S) + retention_t(S).
+
+    The regression that steps of the other rules approach (arXiv 2501.12352). A retention keeps it away from keys that
+    were never seen: a ridge does not decay.
+    """
 
     line: int
 
