@@ -7,7 +7,7 @@ GPU_ROOM := .wheels
 # What a GPU machine lacks, unpacked for its Python; versions from the lock, fla-core for comparison only
 GPU_PYTHON ?= 3.12
 GPU_PLATFORMS := --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux_2_28_x86_64
-GPU_PACKAGES := fla-core==0.6.0 black pytokens pathspec platformdirs mypy-extensions \
+GPU_PACKAGES := fla-core==0.6.0 ruff platformdirs \
 	jsonschema jsonschema-specifications referencing rpds-py attrs
 
 .PHONY: help venv demo test generate bench gpu wheels clean

@@ -394,7 +394,7 @@ def test_a_package_runs_where_there_is_no_compiler(tmp_path):
     shutil.copytree(ROOT / "generated" / "gated_deltanet", tmp_path / "gated_deltanet")
     code = """
         import os, sys
-        for name in ("ttrc", "jinja2", "black", "typer", "rich", "jsonschema", "platformdirs", "matplotlib"):
+        for name in ("ttrc", "jinja2", "ruff", "typer", "rich", "jsonschema", "platformdirs", "matplotlib"):
             sys.modules[name] = None
         os.environ["TRITON_INTERPRET"] = "1"
         sys.path.insert(0, ".")

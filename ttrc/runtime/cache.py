@@ -61,7 +61,7 @@ def _move(staging: Path, target: Path) -> None:
 
 
 def _key(spec: Spec) -> str:
-    parts = [spec.source.text, _compiler_fingerprint(), *(version(p) for p in ("sympy", "jinja2", "black"))]
+    parts = [spec.source.text, _compiler_fingerprint(), *(version(p) for p in ("sympy", "jinja2", "ruff"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
