@@ -100,6 +100,11 @@ def test_the_search_is_explained():
         assert told["forms"]["chunk"]["adjoint_operations"].get("root") is None  # its adjoint is arithmetic
 
 
+@pytest.mark.parametrize("loss", ["sum(sqrt(square(p - v) + 0.01))", "sqrt(norm2(p - v) + 0.01)"])
+def test_what_a_refusal_says_to_write_instead_of_a_corner_is_taken(loss):
+    assert root_of(analyse(spec_of(loss)))
+
+
 # Refusals: a loss that is not convex, has a corner, or mixes the channels
 
 REFUSED = {

@@ -100,8 +100,10 @@ def _radial(scope: Scope, explicit: Nonlinear) -> tuple[Expr, Expr, Expr, Symbol
     if line is None or total.axes != ("v",) or scope.axes_of(line[0]) or scope.depends(line[1], p):
         raise refusal
     slope = line[0]
-    share = symbolic.tidy(symbolic.derivative(explicit.written, p) / slope)
-    if share.has(p) or share.has(v) or symbolic.tidy(symbolic.expanded(explicit.written - y * share)) != 0:
+    share = symbolic.derivative(explicit.written, p) / slope
+    rest = symbolic.tidy(symbolic.expanded(explicit.written - y * share))  # a tidied root may not cancel with its like
+    share = symbolic.tidy(share)
+    if share.has(p) or share.has(v) or rest != 0:
         raise refusal
     return y, slope, share, total.symbol
 
