@@ -14,6 +14,7 @@ from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.spec import Spec
 from ttrc.language.state import initial_names
 from ttrc.oracle import expressions
+from ttrc.oracle.minimise import argmin
 from ttrc.sampling import random_inputs
 
 SPECS = Path(__file__).parent.parent / "specs"
@@ -354,6 +355,18 @@ def test_gates_at_the_ends_of_their_domains(name, extreme):
     found = with_gradients(lambda x: run(spec, x), x)
     assert all(y.isfinite().all() for y in found)
     assert_same(found, expected, 1e-12)
+
+
+def test_what_a_strong_decay_leaves_keeps_all_its_digits():
+    """A search from the last state, which is larger by 13 digits, must not stop at that one's rounding."""
+    S_prev = torch.randn(1, 2, 3, 4, dtype=torch.float64)
+    g = torch.tensor([0.0, -30.0], dtype=torch.float64)[None, :, None, None]
+
+    def retention(S, scope):
+        return ((S - scope["g"].exp() * scope["S_prev"]) ** 2).sum((-2, -1), keepdim=True) / 2
+
+    S = argmin(retention, retention, {"S_prev": S_prev, "g": g})
+    torch.testing.assert_close(S, g.exp() * S_prev, rtol=1e-15, atol=0)
 
 
 def test_scale_dtype_and_defaults():

@@ -79,7 +79,8 @@ def _beside_kinks(slope: Slope, S: Tensor) -> tuple[Tensor, Tensor]:
 def _newton(slope: Slope, S: Tensor, curvature: Callable[[Tensor], Tensor]) -> tuple[Tensor, Slope]:
     """The S where the slope is zero, to rounding, and x -> H^-1 x there; each sequence and head is its own problem.
 
-    curvature: S -> a diagonal near H; it preconditions, and sizes the slope's rounding.
+    curvature: S -> a diagonal near H; it preconditions, and sizes the slope's rounding: that of S itself, which may be
+    far smaller than what the search starts with, or where terms of the slope cancel, that of the largest S on the way.
     """
     eps = torch.finfo(S.dtype).eps
 
@@ -88,12 +89,12 @@ def _newton(slope: Slope, S: Tensor, curvature: Callable[[Tensor], Tensor]) -> t
         return g, norm(g), lambda x: product(x)[0]
 
     g, size, product = look(S)
-    scale = size
+    scale, done = size, torch.zeros_like(size, dtype=torch.bool)
     for _ in range(100):
         stiffness = curvature(S)
         solve = partial(conjugate_gradients, product, diagonal=stiffness)
         scale = torch.maximum(scale, norm(stiffness * S))
-        done = size <= 4 * eps * scale
+        done = done | (size <= 4 * eps * norm(stiffness * S))
         if done.all():
             return S, solve
         newton, length = solve(g), 1.0 - done.to(S.dtype)
@@ -102,7 +103,8 @@ def _newton(slope: Slope, S: Tensor, curvature: Callable[[Tensor], Tensor]) -> t
             worse = ~done & ~(size_there < size)
             if not worse.any():
                 break
-            length = torch.where(worse, length / 2, length)
+            done = done | (worse & (size <= 4 * eps * scale))
+            length = torch.where(done, 0.0, torch.where(worse, length / 2, length))
         else:  # no step helps: rounding is reached, or there is no smooth minimum
             if (size <= 1e4 * eps * scale)[worse].all():
                 return S, solve

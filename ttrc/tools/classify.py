@@ -197,10 +197,7 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     r = module.recurrence
     recurrent = Finding("recurrent form", "exact", "it is the recurrence")
     if "chunk" not in module.forms:
-        reason = _why_by_token(r) or (
-            f"a chunk needs sums of log a, and a = {symbolic.equation(shown(r, r.decay))} may reach zero: "
-            "nothing in the domains of its inputs says that it is positive"
-        )
+        reason = _why_by_token(r) or _why_no_logarithm(r)
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
     if r.network is not None:
         why = (
@@ -237,6 +234,14 @@ def _momentum_class(r: Recurrence) -> Finding:
     if not r.chunks:
         return Finding("momentum", "a second state, the last step", because)
     return Finding("momentum", "exact: the mask of a chunk is the product of two masks, a C x C product", because)
+
+
+def _why_no_logarithm(r: Recurrence) -> str:
+    name, factor = ("a", r.decay) if r.log_decay is None and r.decay != 1 else ("b", r.momentum)
+    return (
+        f"a chunk needs sums of log {name}, and {name} = {symbolic.equation(shown(r, factor))} may reach zero: "
+        'nothing in the domains of its inputs says that it is positive, as domain = "decay" does'
+    )
 
 
 def _why_by_token(r: Recurrence) -> str | None:
