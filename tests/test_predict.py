@@ -134,12 +134,12 @@ def test_a_step_takes_what_its_products_take_where_that_is_more(monkeypatch):
 
 
 def test_a_step_takes_what_its_instructions_take_where_that_is_more():
-    long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 6000})
+    long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 6500, "looped": 6000})
     for shape, at_once in ((FEW, 1), (MANY, 3)):
         found = on("H100 SXM", "forward", shape, results={"chunk_scan": long, "chunk_prepare": long})
         warps = default_config("chunk_scan", CHUNK, 128, 128).warps
         assert kernel(found, "chunk_scan").step_us == pytest.approx(at_once * 6000 * warps / 4 / 1830)
-        assert kernel(found, "chunk_prepare").walls == kernel(on("H100 SXM", "forward", shape), "chunk_prepare").walls
+        assert kernel(found, "chunk_prepare").walls.serial == 0
 
 
 def test_a_step_takes_what_the_products_in_its_chain_take_where_that_is_more():
@@ -155,8 +155,28 @@ def test_a_step_takes_what_the_products_in_its_chain_take_where_that_is_more():
     assert kernel(on("H100 SXM", "forward", FEW), "chunk_scan").step_us == pytest.approx(1e6 * STEP_SECONDS)
 
 
+def issued(found, name, instructions):
+    """Whether a kernel's wall of instructions is that of so many a warp."""
+    one = kernel(found, name)
+    form = next(f for f in MODULE.forms.values() if name in {k.name for k in f.plan.kernels})
+    cycles = one.programs * default_config(name, form.plan.chunk, 128, 128).warps * instructions / 4
+    return one.walls.issue == pytest.approx(1e3 * cycles / (132 * 1.83e9))
+
+
+def test_what_a_kernel_issues_is_its_text_with_its_loops_as_often_as_they_run():
+    text = CLEAN.__class__(**vars(CLEAN) | {"instructions": 2300, "looped": 2000, "inner": 0})
+    given = dict.fromkeys(("chunk_prepare", "chunk_scan", "chunk_scan_reverse", "chunk_gradients"), text)
+    ahead, back = (on("H100 SXM", which, MANY, results=given) for which in ("forward", "backward"))
+    assert issued(ahead, "chunk_prepare", 300 + 15 * 2000)  # the rows of the inverse's diagonal blocks
+    assert issued(ahead, "chunk_scan", 300 + 2048 // CHUNK * 2000)
+    panels = 128 // default_config("chunk_gradients", CHUNK, 128, 128).value_block
+    assert issued(back, "chunk_gradients", 300 + panels * 2000)
+    assert kernel(back, "chunk_gradients").walls.binding == "issue" != kernel(back, "chunk_scan_reverse").walls.binding
+    assert back.walls.issue == pytest.approx(sum(k.walls.issue for k in back.kernels))
+
+
 def test_loops_over_the_blocks_of_a_step_count_once_a_block():
-    long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 2000, "inner": 1000})
+    long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 2100, "looped": 2000, "inner": 1000})
     module = analyse(load("huber_delta").spec)
     found = kernel(
         on("H100 SXM", "forward", MANY, results={"chunk_scan_nonlinear": long}, module=module), "chunk_scan_nonlinear"
@@ -194,7 +214,7 @@ def test_the_data_say_that_nothing_was_measured():
     data = json.loads(json.dumps(tool.as_data(predict(rows(), FEW, "bf16"), FEW), allow_nan=False))
     assert data["measured"] is False and data["shape"]["length"] == 32768
     entry = data["passes"][0]
-    assert entry["binding"] == "serial" and set(entry["walls"]) == {"memory", "matrix", "serial", "least"}
+    assert entry["binding"] == "serial" and set(entry["walls"]) == {"memory", "matrix", "issue", "serial", "least"}
     assert {"programs", "blocks", "waves", "steps", "step_us", "walls", "ms", "binding"} <= set(entry["kernels"][0])
     assert "not measured" in tool.as_table(predict(rows(), FEW, "bf16"), FEW).title
 

@@ -84,10 +84,15 @@ def serial_products(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_byt
     return _Cost(plan, None, d_k, d_v, dtype_bytes, 4).products(kernel)
 
 
-def substituted_blocks(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
-    """How many blocks of rows a step walks in a substitution; 1 where it has none."""
-    solves = any(isinstance(s.op, Substitute) for s in kernel.statements)
-    return _Cost(plan, None, d_k, d_v, dtype_bytes, 4).step // 16 if solves else 1
+def inner_loops(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
+    """How often loops run that stand in a step of a scan, or in a chunk's program beside those over value channels:
+    over the blocks of rows of a substitution, panels of hidden channels, the rows of the blocks of an inverse."""
+    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4)
+    if kernel.in_memory:
+        return cost.panels(kernel)
+    if any(isinstance(s.op, Substitute) for s in kernel.statements):
+        return cost.step // 16
+    return 15 if any(isinstance(s.op, (Inverse, Decayed)) for s in kernel.statements) else 1
 
 
 def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, float, bool], ...]:
@@ -160,7 +165,7 @@ class _Cost:
         if not scans:
             return 0
         return sum(
-            _products(s, self.step) * (self._panels(kernel) if part.panelled else 1)
+            _products(s, self.step) * (self.panels(kernel) if part.panelled else 1)
             for part in kernel.segments
             for s in part.statements
         )
@@ -198,7 +203,7 @@ class _Cost:
 
     def _flops(self, statement: Statement, kernel: Kernel) -> float:
         tokens = self.step if kernel.skeleton is Skeleton.SCAN else self.chunk
-        hidden = self._hidden_block(kernel) * self._panels(kernel)
+        hidden = self._hidden_block(kernel) * self.panels(kernel)
         blocks = {"t": tokens, "s": tokens, "k": block(self.d_k), **dict.fromkeys(HIDDEN, hidden)}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
@@ -228,7 +233,7 @@ class _Cost:
         config = default_config(kernel.name, self.longest, self.d_k, self.d_v)
         return hidden_block(kernel.name, config, self.width["h1"] or 1)
 
-    def _panels(self, kernel: Kernel) -> int:
+    def panels(self, kernel: Kernel) -> int:
         """Of hidden channels."""
         return -(-max(self.width["h1"], 1) // self._hidden_block(kernel))
 

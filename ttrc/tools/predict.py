@@ -1,9 +1,9 @@
 """`ttrc compile --shape`: how long a plan's kernels must take on a GPU that is not here, and which wall says so.
 
 Three sources: the plan's budget (traffic, FLOPs, serial steps), the compiled binaries (how many programs of a kernel
-a multiprocessor holds) and resources.PARTS (what the GPU has). Nothing is timed. Memory and matrix bound the time from
-below. Serial is an estimate: a step takes what it takes in hand-tuned kernels or, where that is more, what its products
-or its instructions take on one multiprocessor. Launches are left out.
+a multiprocessor holds, what instructions they issue) and resources.PARTS (what the GPU has). Nothing is timed. Memory,
+matrix and issue bound the time from below. Serial is an estimate: a step takes what it takes in hand-tuned kernels or,
+where that is more, what its products or its instructions take on one multiprocessor. Launches are left out.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ttrc.tools.walls import (
     PASSES,
     PRODUCT_SECONDS,
     STEP_SECONDS,
+    WALLS,
     PlanWalls,
     Share,
     Walls,
@@ -47,7 +48,8 @@ EXPECTED = "expected B,T,HV,d: sequences, tokens, heads and head dimension, as i
 
 CAPTION = f"""Nothing was timed. Rates are data sheets', of which an H100 reaches {REACHED_BANDWIDTH:.0%} (bandwidth) \
 and {REACHED_MATMUL:.0%} (bf16 products).
-waves: programs over what the chip holds at a time. serial: steps x us/step x waves, rounded up; a step is taken
+waves: programs over what the chip holds at a time. issue: what the binaries' warps issue, loops as often as they run,
+one instruction a cycle and scheduler. serial: steps x us/step x waves, rounded up; a step is taken
 at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or where that is more at what its products or instructions take,
 or at {1e6 * PRODUCT_SECONDS:g} us for each of the products that wait for one another, and {INSTRUCTIONS} instructions
 that do count as one.
@@ -184,12 +186,13 @@ def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shap
     steps = share.steps(shape)
     slots = blocks * part.multiprocessors
     waves, step = -(-grid // slots), 0.0
+    cycles = grid * row.config.warps * _issued(share, row, steps, shape) / chip(row.target).schedulers
     if steps:
         products = share.traffic.flops * shape.tokens / (grid * steps)
         at_once = -(-grid // part.multiprocessors) / waves  # programs a wave where a multiprocessor has the most to do
-        busy = max(_product_seconds(products, part), _issue_seconds(row, part, share.blocks))
+        busy = max(_product_seconds(products, part), _issue_seconds(row, part, share.loops))
         step = max(_least_step(share), at_once * busy)
-    walls = kernel_walls(share, shape, roof, step, waves)
+    walls = kernel_walls(share, shape, roof, step, waves, cycles / (part.multiprocessors * part.clock))
     touched = walls.memory * 1e-3 * roof.bandwidth
     return Kernel(row.kernel, grid, blocks, grid / slots, steps, 1e6 * step, walls, touched <= part.l2_bytes)
 
@@ -204,13 +207,27 @@ def _product_seconds(flops: float, part: Part) -> float:
     return flops * part.multiprocessors / part.matmul
 
 
-def _issue_seconds(row: Row, part: Part, blocks: int) -> float:
-    """A program's text once, an instruction a cycle and scheduler: most of a kernel that walks is its loop.
-
-    What loops over the blocks of a step in there runs once a block.
-    """
-    issued = row.result.instructions + (blocks - 1) * row.result.inner
+def _issue_seconds(row: Row, part: Part, loops: int) -> float:
+    """Of a step: an instruction a cycle and scheduler, those in its own loops as often as these run."""
+    issued = row.result.looped + (loops - 1) * row.result.inner
     return issued * row.config.warps / (chip(row.target).schedulers * part.clock)
+
+
+def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
+    """Instructions that each warp of a program issues: its text, with loops as often as they run.
+
+    A binary does not say how often: all of a kernel's loops at one depth are taken to run alike.
+    """
+    found, kernel = row.result, share.kernel
+    outside, middle, inner = found.instructions - found.looped, found.looped - found.inner, found.inner
+    match kernel.skeleton:
+        case Skeleton.PARALLEL:
+            panelled = any(s.panelled for s in kernel.of(shape.d_k).segments)
+            return outside + found.looped * (-(-shape.d_v // row.config.value_block) if panelled else share.loops)
+        case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
+            return outside + steps * (middle / share.chunk + inner)
+        case _:
+            return outside + steps * (middle + inner * share.loops)
 
 
 def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Workload) -> Table:
@@ -224,7 +241,7 @@ def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Work
     )
     for column in ("part", "schedule and pass, kernel"):
         table.add_column(column)
-    for column in ("programs", "blocks", "waves", "steps", "us/step", "memory", "matrix", "serial", "ms", "least"):
+    for column in ("programs", "blocks", "waves", "steps", "us/step", *WALLS, "ms", "least"):
         table.add_column(column, justify="right")
     table.add_column("binds")
     several = len({p.spec for p in predictions}) > 1
@@ -232,7 +249,7 @@ def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Work
         name = " ".join([*([p.spec] if several else []), p.schedule, p.which])
         match p:
             case NoPrediction(part=part, reason=reason):
-                table.add_row(part, name, *[""] * 10, reason, style="red")
+                table.add_row(part, name, *[""] * 11, reason, style="red")
             case Prediction(part=part, kernels=kernels, walls=w):
                 table.add_row(part, name, *[""] * 5, *_times(w), _ms(p.ms), _ms(w.least), w.binding, style="bold")
                 for k in kernels:
@@ -257,8 +274,8 @@ def _entry(p: Union[Prediction, NoPrediction]) -> dict:
     return entry
 
 
-def _times(w: Walls) -> tuple[str, str, str]:
-    return _ms(w.memory), _ms(w.matrix), _ms(w.serial)
+def _times(w: Walls) -> tuple[str, ...]:
+    return tuple(_ms(getattr(w, name)) for name in WALLS)
 
 
 def _ms(value: float) -> str:

@@ -1,7 +1,8 @@
-"""Which wall a plan runs into: memory traffic, matrix units, or the serial chain over chunks.
+"""Which wall a plan runs into: memory traffic, matrix units, issued instructions, or the serial chain over chunks.
 
 `ttrc bench` holds the walls against measured times, with roofs measured on the chip at hand; `ttrc compile --shape`
-predicts from them, with the roofs of a chip that is not here.
+predicts from them, with the roofs of a chip that is not here. Instructions are those of compiled kernels, which the
+second has and the first has not.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Optional
 
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
-from ttrc.passes.budget import launch_budget, least_bytes, serial_products, substituted_blocks
+from ttrc.passes.budget import inner_loops, launch_budget, least_bytes, serial_products
 from ttrc.runtime.workload import Workload
 from ttrc.tools.timing import Roof
 
 # A chunk of 64 tokens takes hand-tuned scans 1.8 to 3.2 us on an H100 at d = 128: about the least that a step costs.
 STEP_SECONDS = 2e-6
 PRODUCT_SECONDS = 4e-7  # of a chain of matrix products: such a step has five, one after the other
+WALLS = ("memory", "matrix", "issue", "serial")
 PASSES = {"forward": ("forward",), "both": ("forward", "backward")}
 
 
@@ -30,11 +32,12 @@ class Walls:
 
     memory: float
     matrix: float
+    issue: float
     serial: float
 
     @property
     def binding(self) -> str:
-        return max(("memory", "matrix", "serial"), key=lambda name: getattr(self, name))
+        return max(WALLS, key=lambda name: getattr(self, name))
 
     @property
     def ms(self) -> float:
@@ -51,7 +54,7 @@ class PlanWalls(Walls):
 @dataclass(frozen=True)
 class Share:
     """A launch's part of its pass's budget: traffic per token and head, steps one after another per token, and how many
-    matrix products long each is, with loops over so many blocks in it.
+    matrix products long each is, and how often loops inside of it run.
 
     `segments` is how many pieces of each sequence the launch runs side by side, or joins one after another.
     """
@@ -60,7 +63,7 @@ class Share:
     traffic: Traffic
     steps_per_token: float
     products: float
-    blocks: int
+    loops: int
     segments: int
     chunk: int  # tokens
 
@@ -93,26 +96,33 @@ def shares(
     sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
     chunk = plan.tokens(**sizes)
     return [
-        Share(launch, traffic, steps / segments if launch.segments else steps, products, blocks, segments, chunk)
+        Share(launch, traffic, steps / segments if launch.segments else steps, products, loops, segments, chunk)
         for launch in getattr(chosen, which)
         for traffic, steps in [launch_budget(plan, launch.kernel, **sizes)]
         for products in [serial_products(plan, launch.kernel, **sizes)]
-        for blocks in [substituted_blocks(plan, launch.kernel, **sizes)]
+        for loops in [inner_loops(plan, launch.kernel, **sizes)]
     ]
 
 
 def kernel_walls(
-    share: Share, shape: Workload, roof: Roof, step_seconds: Optional[float] = None, waves: int = 1
+    share: Share,
+    shape: Workload,
+    roof: Roof,
+    step_seconds: Optional[float] = None,
+    waves: int = 1,
+    issue_seconds: float = 0.0,
 ) -> Walls:
     """One kernel's; a step takes `step_seconds`, or about the least that it can.
 
-    `waves` is how many times over the chip has to be filled until every program has run.
+    `waves` is how many times over the chip has to be filled until every program has run; `issue_seconds` is what the
+    whole chip takes to issue the kernel's instructions, where these are known.
     """
     moved = share.traffic.read_bytes + share.traffic.written_bytes
     step_seconds = share.step_seconds if step_seconds is None else step_seconds
     return Walls(
         memory=1e3 * shape.tokens * moved / roof.bandwidth,
         matrix=1e3 * shape.tokens * share.traffic.flops / roof.matmul,
+        issue=1e3 * issue_seconds,
         serial=1e3 * share.steps(shape) * step_seconds * waves,
     )
 
@@ -122,6 +132,7 @@ def together(kernels: Sequence[Walls], least: float) -> PlanWalls:
     return PlanWalls(
         memory=sum(k.memory for k in kernels),
         matrix=sum(k.matrix for k in kernels),
+        issue=sum(k.issue for k in kernels),
         serial=sum(k.serial for k in kernels),
         least=least,
     )
