@@ -50,7 +50,9 @@ def total(o, final):
     return o.square().sum() + final.square().sum()
 
 
-def arguments(name, form, backend, *, packed=False, save=True, grad=True, H=1, start=True, schedule="auto"):
+def arguments(
+    name, form, backend, *, packed=False, save=True, grad=True, H=1, start=True, schedule="auto", crossing="all"
+):
     """What the public function passes to the custom op, by name."""
     x = inputs(name, T=LENGTH[form, backend], H=H)
     state = x.pop("initial_state").repeat(2 if packed else 1, 1, 1, 1)
@@ -58,7 +60,7 @@ def arguments(name, form, backend, *, packed=False, save=True, grad=True, H=1, s
     leaves = {n: t.detach().clone().requires_grad_(grad) for n, t in x.items()}
     ends = torch.tensor([0, 1, x["q"].shape[1]], dtype=torch.int32) if packed else None
     options = {"scale": 0.5, "cu_seqlens": ends, "chunk": 16, "final": True, "save": save, "backend": backend}
-    return {"initial_state": None, "schedule": schedule} | leaves | options
+    return {"initial_state": None, "schedule": schedule, "crossing": crossing} | leaves | options
 
 
 def signature(op):
@@ -95,6 +97,13 @@ def test_ops_that_save_nothing_pass_opcheck(form, backend):
 def test_forward_ops_pass_opcheck_in_every_schedule(name, schedule, save):
     op = ttrc.load(name).package.op.OPS["chunk"]
     check(op, arguments(name, "chunk", "triton", save=save, grad=save, schedule=schedule))
+
+
+@pytest.mark.parametrize("name, crossing", [("gated_deltanet", "scanned"), ("huber_delta", "sparse")])
+def test_forward_ops_that_keep_less_pass_opcheck(name, crossing):
+    for packed in (False, True):
+        given = arguments(name, "chunk", "triton", packed=packed, crossing=crossing)
+        check(ttrc.load(name).package.op.OPS["chunk"], given)
 
 
 @every_form

@@ -117,6 +117,19 @@ def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():
     assert {(k.steps, k.programs) for k in scans} == {(math.ceil(512 / pieces), 4 * blocks * pieces)}
 
 
+def test_what_is_made_again_takes_the_longer_the_less_is_held():
+    """Of few heads too: states are made again by stretches of a sequence that run side by side."""
+    for shape in (FEW, MANY):
+        rows_of = [in_schedule(cut, "H100 SXM", "again", shape) for cut in ("all", "scanned", "sparse")]
+        assert [p.held for p in rows_of] == [2 * 64 * 2 + 2 * 128 * 128 / 64, 2 * 128 * 128 / 64, 4 * 128 * 128 / 512]
+        assert [len(p.kernels) for p in rows_of] == [0, 1, 2] and rows_of[0].ms == 0
+        assert 0 < rows_of[1].ms < rows_of[2].ms
+        scan = kernel(rows_of[2], "chunk_scan")
+        assert scan.steps == 8 and scan.programs == shape.batch * shape.heads * 4 * shape.length // (8 * CHUNK)
+    ahead = in_schedule("fused", "H100 SXM", "forward", FEW)
+    assert rows_of[2].ms < ahead.ms or rows_of[2].walls.serial < ahead.walls.serial
+
+
 def test_an_occupancy_that_halves_shows():
     worse = CLEAN.__class__(**vars(CLEAN) | {"shared_bytes": 150 * 1024})
     before, after = (
@@ -194,7 +207,9 @@ def test_traffic_that_the_cache_holds_is_marked():
 def test_every_part_of_a_target_has_both_passes():
     found = [(p.part, p.schedule, p.which) for p in predict(rows(), FEW, "bf16")]
     schedules, passes = ("fused", "split", "segments"), ("forward", "backward")
-    assert found == [(part, s, which) for part in ("H100 SXM", "H200 SXM") for s in schedules for which in passes]
+    kept = [(cut, "again") for cut in ("all", "scanned", "sparse")]
+    each = [(s, which) for s in schedules for which in passes] + kept
+    assert found == [(part, *row) for part in ("H100 SXM", "H200 SXM") for row in each]
     assert {part.target for part in PARTS.values()} == set(tool.TARGETS)
     wide = on("H200 SXM", "forward", MANY).walls, on("H100 SXM", "forward", MANY).walls
     assert wide[0].memory < wide[1].memory and wide[0].matrix == wide[1].matrix
@@ -204,10 +219,10 @@ def test_a_kernel_that_cannot_run_leaves_its_pass_without_figures():
     failed = CompileFailure("chunk_scan", "sm_90", "no")
     huge = Resources(128, 0, 0, 0, 300 * 1024, {}, 1000)
     found = predict(rows({"chunk_scan": failed, "chunk_gradients": huge}), FEW, "bf16")
-    assert [type(p) for p in found] == [NoPrediction] * 12
+    assert [type(p) for p in found if p.which != "again"] == [NoPrediction] * 12
     assert found[0].reason == "chunk_scan does not compile"
     assert found[1].reason == "chunk_gradients does not fit on a multiprocessor"
-    assert tool.as_table(found, FEW).row_count == 12
+    assert [type(p) for p in found if p.schedule == "sparse"] == [NoPrediction] * 2
 
 
 def test_the_data_say_that_nothing_was_measured():

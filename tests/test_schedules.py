@@ -4,13 +4,15 @@ import pytest
 import torch
 
 import ttrc
-from test_properties import PATHS, operator
+from test_properties import PATHS, operator, segment
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError
 from ttrc.ir.plan import Skeleton
 from ttrc.ir.recurrence import Hebbian, Nonlinear
+from ttrc.passes.budget import held_bytes
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.lower_solve import lower_solve
+from ttrc.runtime.verify import as_arguments
 from ttrc.runtime.workload import segment_count
 from ttrc.sampling import random_inputs
 
@@ -96,6 +98,67 @@ def inputs(name, **sizes):
     return {n: x.float() for n, x in drawn.items()}
 
 
+# What is kept for the backward pass, and what is made again there
+
+
+def kept_and_made(name, keep_bytes, **options):
+    """What crosses to the backward pass beside the inputs; the outputs and every gradient."""
+    x = {n: t.requires_grad_() for n, t in inputs(name, T=70).items()}
+    if "cu_seqlens" in options:
+        x = {n: t for n, t in x.items() if not n.startswith("initial")}
+    given = as_arguments(operator(name).spec, x)
+    options |= dict(form="chunk", backend="triton", chunk_size=segment(name) or 16, output_final_state=True)
+    o, final = operator(name)(**given, **options, keep_bytes=keep_bytes)
+    ends = final if isinstance(final, tuple) else (final,)
+    total = (o * torch.linspace(-1, 1, o.numel()).view_as(o)).sum() + sum(s.square().sum() for s in ends)
+    mine = {t.data_ptr() for t in x.values()}
+    crossed = [t for t in o.grad_fn.saved_tensors if t is not None and t.data_ptr() not in mine]
+    return crossed, [o, *ends, *torch.autograd.grad(total, list(x.values()), allow_unused=True)]
+
+
+def sizes_held(name):
+    op, x = operator(name).package.op, torch.empty(1, 1, 1, 8)
+    return op.held(x, x, segment(name) or 16)
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "moneta_linear", "momentum_deltanet", "titans"])
+def test_the_operator_and_the_plan_count_what_is_held_alike(name):
+    plan = analyse(operator(name).spec).forms["chunk"].plan
+    for width in (64, 128, 256):
+        for dtype in (torch.bfloat16, torch.float32):
+            x = torch.empty(1, 1, 1, width, dtype=dtype)
+            sizes = dict(d_k=width, d_v=width, dtype_bytes=dtype.itemsize)
+            counted = {cut.name: held_bytes(plan, cut, **sizes) for cut in plan.cuts}
+            assert operator(name).package.op.held(x, x, plan.tokens(*sizes.values())) == pytest.approx(counted)
+
+
+def test_what_is_held_is_what_crosses():
+    """Of whole stretches, every byte; the sizes of tensors say so."""
+    length, sizes = 128, sizes_held("huber_delta")
+    for size in sizes.values():
+        x = {n: t.requires_grad_() for n, t in inputs("huber_delta", T=length).items()}
+        o, _ = operator("huber_delta")(**x, form="chunk", backend="triton", chunk_size=16, keep_bytes=size)
+        mine = {t.data_ptr() for t in x.values()}
+        crossed = [t for t in o.grad_fn.saved_tensors if t is not None and t.data_ptr() not in mine]
+        assert sum(t.numel() * t.element_size() for t in crossed) == size * length
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "mamba2", "ttt_mlp"])
+def test_what_is_made_again_is_what_it_was_to_the_bit(monkeypatch, name, packed):
+    monkeypatch.setitem(operator(name).package.op.EVERY, "sparse", 2)  # so that few tokens are several stretches
+    options = {"cu_seqlens": torch.tensor([0, 33, 34, 70])} if packed and name != "ttt_mlp" else {}
+    sizes = sizes_held(name)
+    assert list(sizes)[0] == "all" and list(sizes)[-1] == "sparse" and (name != "gated_deltanet" or len(sizes) == 3)
+    assert sorted(sizes.values(), reverse=True) == list(sizes.values())
+    (crossed, wanted), *less = (kept_and_made(name, size, **options) for size in sizes.values())
+    counts = [sum(t.numel() for t in crossed)]
+    for crossed, made in less:
+        counts.append(sum(t.numel() for t in crossed))
+        assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True) if a is not None)
+    assert counts == sorted(counts, reverse=True) and len(set(counts)) == len(counts)
+
+
 WAYS = [(name, schedule) for name in ("gated_deltanet", "mamba2") for schedule in ("fused", "split", "segments")]
 
 
@@ -125,6 +188,8 @@ def test_a_pass_without_gradients_keeps_nothing_and_gives_the_same(name):
 @pytest.mark.parametrize(
     "options, said",
     [
+        (dict(keep_bytes=-1), "keep_bytes: got -1, expected a number of bytes, or None for no bound"),
+        (dict(keep_bytes="few"), "keep_bytes: got 'few', expected a number of bytes, or None for no bound"),
         (dict(schedule="quick"), "schedule: got 'quick', expected one of auto, fused, split, segments"),
         (dict(schedule=3), "schedule: got 3, expected one of auto, fused, split, segments"),
         (dict(schedule="split", form="recurrent"), "schedule: got 'split', expected auto"),
@@ -137,6 +202,14 @@ def test_what_cannot_be_is_said(options, said):
     with pytest.raises(ArgumentError) as caught:
         operator("gated_deltanet")(**x, **options)
     assert str(caught.value).startswith(said)
+
+
+def test_what_cannot_be_kept_is_said():
+    x, options = inputs("gated_deltanet"), dict(form="chunk", backend="triton", chunk_size=16)
+    with pytest.raises(ValueError, match="keep_bytes: got 1, expected None or at least 2"):
+        operator("gated_deltanet")(**x, **options, keep_bytes=1)
+    with pytest.raises(ValueError, match="schedule: got 'split', .* where keep_bytes leaves out states"):
+        operator("gated_deltanet")(**x, **options, keep_bytes=2, schedule="split")
 
 
 def test_the_generated_function_says_so_too():

@@ -14,7 +14,7 @@ from ttrc.ir.config import block, default_config
 from ttrc.ir.plan import Skeleton, Space
 from ttrc.ir.tile import HIDDEN
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
-from ttrc.passes.budget import budget, least_bytes
+from ttrc.passes.budget import budget, cost_again, least_bytes
 from ttrc.runtime.load import load, shipped_specs
 from ttrc.runtime.verify import as_arguments
 from ttrc.tools.counter import count
@@ -30,14 +30,15 @@ def module(name):
     return analyse(load(name).spec)
 
 
-def counted(name, form, length, width, chunk, schedule):
+def counted(name, form, length, width, chunk, schedule, keep_bytes=None):
     """{pass: Tally} of one sequence and head, bfloat16: the counts are exact, the values are of no use."""
     op = load(name)
     call = getattr(op.package, name)  # an operator refuses bfloat16 in the interpreter
     x = inputs(op.spec, length, width)
     gates = {n: t for n, t in x.items() if n not in ("q", "k", "v")}
+    options = dict(form=form, chunk_size=chunk, backend="triton", schedule=schedule, keep_bytes=keep_bytes)
     with count() as forward:
-        o, _ = call(x["q"], x["k"], x["v"], **gates, form=form, chunk_size=chunk, backend="triton", schedule=schedule)
+        o, _ = call(x["q"], x["k"], x["v"], **gates, **options)
     with count() as backward:
         torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
     return {"forward": forward, "backward": backward}
@@ -63,7 +64,7 @@ def once(launch, longest, length, width, chunk):
         case ("identity", "transition"):
             return read + state, state
         case _:
-            return read + state * (launch.enter == "starts"), state * (launch.leave == "sums")
+            return read + state * (launch.enter in ("starts", "sparse")), state * (launch.leave == "sums")
 
 
 def compare(name, form, length, width, chunk, schedule="auto"):
@@ -108,6 +109,36 @@ def test_the_chunk_forms_budget_of_a_substitution_is_exact(name, schedule):
 @pytest.mark.parametrize("name", ["momentum_deltanet", "titans_linear"])
 def test_the_budget_of_two_states_is_exact(name, schedule):
     compare(name, "chunk", length=256, width=64, chunk=64, schedule=schedule)
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta"])
+def test_the_budget_of_what_is_made_again_is_exact(name):
+    """Two stretches of eight chunks: the forward pass keeps a state of each, in float32, and the backward pass scans
+    from there."""
+    width, chunk = 32, 16
+    length = SEGMENTS * 8 * chunk
+    plan, sizes = module(name).forms["chunk"].plan, {"d_k": width, "d_v": width, "dtype_bytes": 2}
+    *_, cut = plan.cuts
+    least = STATE * width * width / (8 * chunk)
+    tallies = counted(name, "chunk", length, width, chunk, "fused", keep_bytes=least)
+    launched = [*cut.again, *plan.schedules[0].backward]
+    assert list(tallies["backward"].kernels) == [launch.kernel.name for launch in launched]
+    spent = cost_again(plan, cut, **sizes, chunk=chunk, stretches=SEGMENTS)
+    assert spent.serial_steps_per_token * length == 8
+    for launch, (kernel, traffic) in zip(cut.again, spent.kernels, strict=True):
+        seen, (read, written) = tallies["backward"].kernels[kernel], once(launch, chunk, length, width, chunk)
+        assert seen.distinct_load_bytes == traffic.read_bytes * length + read
+        assert seen.distinct_store_bytes == traffic.written_bytes * length + written
+        assert seen.dot_flops == traffic.flops * length
+    whole = counted(name, "chunk", length, width, chunk, "fused")["forward"]
+    spared = written_by_scan(plan, width, chunk)
+    assert whole.total.distinct_store_bytes - tallies["forward"].total.distinct_store_bytes == length * (spared - least)
+
+
+def written_by_scan(plan, width, chunk):
+    """Bytes a token of what a scan keeps for the backward pass where it keeps all: states, and what it solved."""
+    scanned = next(cut.kept for cut in plan.cuts if cut.name == "scanned")
+    return sum(2 * width * width / chunk if b.space is Space.CHUNK else 2 * width for b in scanned)
 
 
 @pytest.mark.parametrize("name", ["linear_attention", "mamba2"])

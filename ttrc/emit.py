@@ -275,6 +275,10 @@ def _op(module: Module) -> str:
             f: {"forward": launch.launches(p, "forward"), "backward": launch.launches(p, "backward")}
             for f, p in plans.items()
         },
+        cuts=[f for f, p in plans.items() if len(p.cuts) > 1],
+        every={c.name: c.every for p in plans.values() if len(p.cuts) > 1 for c in p.cuts},
+        held={c.name: launch.held(p, c) for p in plans.values() if len(p.cuts) > 1 for c in p.cuts},
+        again={f: launch.again(p) for f, p in plans.items()},
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
         configs={n: {w: _row(c) for w, c in default_configs(n, most).items()} for n, most in longest.items()},
         costs=_costs(module),

@@ -144,19 +144,34 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What the forward pass keeps for the backward one, and the launches by which the latter makes the rest again.
+
+    States are kept every `every`-th chunk: of several, in float32, so that a scan from there makes the ones between as
+    they were. Such a scan runs over stretches of as many chunks, side by side.
+    """
+
+    name: str
+    kept: tuple[Buffer, ...]
+    again: tuple[Launch, ...] = ()
+    every: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """One form's kernels, and the schedules that run them, of which the first is for a chip that is full anyway.
 
-    `saved` buffers cross from the forward to the backward pass; `scratch` ones live inside one pass. States are kept
-    every `chunk` tokens, or less where the chip has no room for tiles of that length, unless chunks are the
-    segments of the rule, of `segment` tokens; a scan takes at most `step` tokens at a time, several of its steps a
-    chunk then. Hidden layers, where there are any, are `expansion` times as wide as a key.
+    `cuts` say what may cross from the forward to the backward pass: first all that the latter loads, then less and
+    less, each with the launches of the cut before it and more. `scratch` buffers live inside one pass. States are kept
+    every `chunk` tokens, or less where the chip has no room for tiles of that length, unless chunks are the segments of
+    the rule, of `segment` tokens; a scan takes at most `step` tokens at a time, several of its steps a chunk then.
+    Hidden layers, where there are any, are `expansion` times as wide as a key.
     """
 
     form: str
     kernels: tuple[Kernel, ...]
     schedules: tuple[Schedule, ...]
-    saved: tuple[Buffer, ...]
+    cuts: tuple[Cut, ...]
     scratch: tuple[Buffer, ...]
     chunk: int
     step: int
@@ -166,6 +181,11 @@ class Plan:
     def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
         """Tokens a chunk, where none are asked for."""
         return self.chunk if self.chunk == self.segment else default_chunk(self.chunk, d_k, d_v, dtype_bytes)
+
+    @property
+    def saved(self) -> tuple[Buffer, ...]:
+        """What crosses from the forward to the backward pass where nothing is made again."""
+        return self.cuts[0].kept
 
     @property
     def gradients(self) -> tuple[Buffer, ...]:

@@ -12,18 +12,18 @@ WORDS = ("p", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
 
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (
-    "self scale initial_state final_state output_final_state cu_seqlens form schedule state "
-    "T B C D H HV N K V BT BK BV EVERY dq dk dv do dp ds dstate"
+    "self scale initial_state final_state output_final_state cu_seqlens form schedule keep_bytes state "
+    "T B C D H HV N K V BT BK BV EVERY SPARSE dq dk dv do dp ds dstate"
 ).split()
 
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
     "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
-    "chunk_forward_triton chunk_op chunk_size config cut dataclass default_chunk ends enter final find_root grads "
-    "identity initial join keep_causal keep_first keep_strict kernels larger last launch lay_out layout leave "
-    "like op os pack_states per_key_head pieces plain recurrent_backward_op recurrent_forward_triton recurrent_op "
-    "reference save segments smaller start starts state_dtype state_shape states sums tensors tokens trail "
-    "transition unit unpack_states uses_triton"
+    "chunk_forward_triton chunk_op chunk_size config crossing cut dataclass default_chunk ends enter every final "
+    "find_root grads held identity initial join keep_causal keep_first keep_strict kept kernels larger last "
+    "launch lay_out layout leave like op os pack_states per_key_head pieces plain recurrent_backward_op "
+    "recurrent_forward_triton recurrent_op reference save segments smaller sparse start starts state_dtype "
+    "state_shape states stretches sums tensors tokens trail transition unit unpack_states uses_triton within"
 ).split()
 
 # Bare words of the kernels' templates.

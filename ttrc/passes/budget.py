@@ -13,7 +13,7 @@ from typing import Optional
 from ttrc import symbolic
 from ttrc.ir.config import block, default_config, hidden_block, value_block
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton, Space, Traffic
+from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import (
     HIDDEN,
     Compose,
@@ -66,6 +66,19 @@ def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_by
     gates = gate_bytes * sum(math.prod(widths[a] for a in g.per.axes) for g in module.spec.inputs)
     read, written = dtype_bytes * (2 * d_k + d_v), dtype_bytes * d_v
     return {"forward": read + gates + written, "backward": 2 * (read + gates) + written}
+
+
+def held_bytes(plan: Plan, cut: Cut, *, d_k: int, d_v: int, dtype_bytes: int) -> float:
+    """What a cut holds between the passes, per token and value head, beside the inputs."""
+    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4)
+    return sum(cost.held(b, cut.every) for b in cut.kept)
+
+
+def cost_again(
+    plan: Plan, cut: Cut, *, d_k: int, d_v: int, dtype_bytes: int, chunk: Optional[int] = None, stretches: int = 1
+) -> Budget:
+    """What the backward pass begins with, of a sequence of so many stretches of chunks between states."""
+    return _Cost(plan, chunk, d_k, d_v, dtype_bytes, 4).of(cut.again, stretches)
 
 
 def launch_budget(
@@ -197,6 +210,18 @@ class _Cost:
         if not features or buffer.single:
             return self.gate_bytes * math.prod(features) * copies
         return (4 if partial else self.dtype_bytes) * features[0] * copies
+
+    def held(self, buffer: Buffer, every: int) -> float:
+        """As it lies in memory: pairs of tokens the masked ones too, states once in so many chunks."""
+        if buffer.space is Space.CHUNK:
+            return (
+                (4 if buffer.single or every > 1 else self.dtype_bytes)
+                * self._numbers(buffer.tile)
+                / self.chunk
+                / every
+            )
+        widths = [{**self.width, "s": self.chunk}[a] for a in row_axes(buffer.tile)]
+        return self.dtype_bytes * widths[0] if widths else self.gate_bytes
 
     def _numbers(self, state: Tile) -> int:
         return math.prod(self.width[a] for a in state.axes)

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 
 from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
-from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
+from ttrc.ir.plan import Buffer, Cut, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
     GIVEN,
@@ -56,6 +56,9 @@ from ttrc.passes.split_panels import split_panels
 KEY_HEADS = ("q", "k", "d_q", "d_k")
 THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
 BACK = ("d_final_state", "d_initial")
+ALL, SCANNED, SPARSE = "all", "scanned", "sparse"  # what is kept for the backward pass, see Cut
+LEFT = "left"  # where states lie and move on that nobody wants once they have
+EVERY = 8  # chunks from one state to the next where they are sparse: stretches of as many still fill a chip
 JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
 JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 
@@ -127,12 +130,25 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         "chunk",
         tuple(kernels),
         tuple(schedules),
-        (*pairs, *kept),
+        _cuts(pairs, kept, states, first, scan(*kept)),
         (*kept_back, *apart),
         chunk,
         step,
         recurrence.segment,
     )
+
+
+def _cuts(
+    pairs: tuple[Buffer, ...],
+    kept: tuple[Buffer, ...],
+    states: tuple[Buffer, ...],
+    prepare: tuple[Launch, ...],
+    scan: Kernel,
+) -> tuple[Cut, ...]:
+    """From what takes least to what holds least: what parallel kernels make is made again for less than states are."""
+    scanned = (Cut(SCANNED, kept, prepare),) if pairs else ()
+    again = (*prepare, Launch(scan, SPARSE, LEFT if scan.in_memory else None, segments=True))
+    return (Cut(ALL, (*pairs, *kept)), *scanned, Cut(SPARSE, states, again, EVERY))
 
 
 def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -147,9 +163,15 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(_kernel, skeleton=Skeleton.SCAN)
     ahead = scan("deep_scan", program=forward, stores=(*outputs, *states), memory=inputs, carries=carried)
     back = scan("deep_scan_reverse", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
+    # What lies in memory is read out as it is walked, whether anybody asks or not.
+    again = (
+        ahead if ahead.in_memory else scan("deep_scan", program=forward, stores=states, memory=inputs, carries=carried)
+    )
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     segment, expansion = recurrence.segment, _expansion(recurrence)
-    return Plan("chunk", (ahead, back), (only,), states, (), segment, segment, segment, expansion)
+    return Plan(
+        "chunk", (ahead, back), (only,), _cuts((), states, states, (), again), (), segment, segment, segment, expansion
+    )
 
 
 def _expansion(recurrence: Recurrence) -> int | None:
@@ -263,7 +285,7 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
         "recurrent",
         (ahead, back),
         (only,),
-        _states("states", carried),
+        (Cut(ALL, tuple(replace(b, single=True) for b in _states("states", carried))),),
         (),
         CHUNK,
         LONG_CHUNK,

@@ -80,7 +80,7 @@ def check_names(spec: Spec, gates: dict) -> None:
             raise _wrong(name, "an argument that the spec does not declare", expected)
 
 
-def check_options(form, forms, chunk_size, segment, backend, scale, q) -> None:
+def check_options(form, forms, chunk_size, segment, backend, scale, keep_bytes, q) -> None:
     """How to run, as opposed to what on."""
     known = ("auto", "reference", *forms)
     if form not in known:
@@ -94,6 +94,8 @@ def check_options(form, forms, chunk_size, segment, backend, scale, q) -> None:
         raise _wrong("backend", repr(backend), "auto, torch or triton")
     if not (scale is None or isinstance(scale, (int, float))):
         raise _wrong("scale", f"{scale!r:.40}, a {type(scale).__name__}", "a number, or None for d_k ** -0.5")
+    if not (keep_bytes is None or (isinstance(keep_bytes, (int, float)) and keep_bytes >= 0)):
+        raise _wrong("keep_bytes", f"{keep_bytes!r:.40}", "a number of bytes, or None for no bound")
     if backend == "triton" and form != "reference":
         if q.dtype == torch.float64:
             raise _wrong("backend", "triton with float64", "float32 or less, or backend='torch'")

@@ -52,6 +52,7 @@ class Operator:
         chunk_size: Optional[int] = None,
         backend: str = "auto",
         schedule: str = "auto",
+        keep_bytes: Optional[float] = None,
         **gates: Tensor,
     ) -> tuple[Tensor, Optional[State]]:
         """(o, final state or None).
@@ -67,12 +68,14 @@ class Operator:
         result beyond rounding; where gradients are taken at the start of a segment, that is the chunk. backend:
         "triton", "torch", or "auto" (Triton on a GPU or, bfloat16 aside, in its interpreter). schedule: how the chunk
         form's kernels share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the
-        shapes and the chip. Packed sequences are never cut into segments.
+        shapes and the chip. Packed sequences are never cut into segments. keep_bytes: the most, a token and head of
+        v, that the chunk form's kernels keep for the backward pass beside their inputs; the backward pass makes the
+        rest again. None keeps all that it takes, which is fastest. Plain PyTorch keeps what it likes.
         Raises ArgumentError, a ValueError that names the argument.
         """
         gates = self._with_defaults(gates, q, v)
         check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens)
-        check_options(form, self.forms, chunk_size, self._segment, backend, scale, q)
+        check_options(form, self.forms, chunk_size, self._segment, backend, scale, keep_bytes, q)
         check_schedule(schedule, self.schedules, form, cu_seqlens is not None)
         return self._call(
             q,
@@ -87,6 +90,7 @@ class Operator:
             chunk_size=chunk_size,
             backend=backend,
             schedule=schedule,
+            keep_bytes=keep_bytes,
         )
 
     def _with_defaults(self, gates: dict[str, Tensor], q: Tensor, v: Tensor) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ from ttrc.language.spec import (
     Spec,
 )
 from ttrc.language.state import formula
-from ttrc.passes.budget import budget, least_bytes
+from ttrc.passes.budget import budget, cost_again, held_bytes, least_bytes
 from ttrc.passes.slice_program import slice_program
 from ttrc.tools.notation import as_assignment
 
@@ -56,6 +56,11 @@ _BUDGETED = {"d_k": WIDTH, "d_v": WIDTH, "dtype_bytes": BYTES}
 WAYS_NOTE = (
     "fused: batch times heads fill the chip. split: read-outs off the serial path. segments: few heads and long "
     f"sequences, here cut in {SEGMENTS}. An operator takes what its cost model finds fastest for the shapes."
+)
+
+KEPT_NOTE = (
+    "held: between the passes, beside the inputs. What is not kept is made again before the backward pass begins; "
+    "an operator's keep_bytes bounds what is held. sparse: states in float32, each a start of a scan."
 )
 
 BUDGET_NOTE = (
@@ -296,6 +301,33 @@ def ways(module: Module) -> tuple[Way, ...]:
         for s in form.plan.schedules
         if len(form.plan.schedules) > 1
         for spent in [budget(module, **_BUDGETED, schedule=s.name, segments=SEGMENTS)]
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One cut of a form: bytes held a token and head between the passes, and what making the rest again costs."""
+
+    form: str
+    cut: str
+    every: int
+    held: float
+    launches: tuple[str, ...]
+    again: Budget
+
+
+def kept(module: Module) -> tuple[Kept, ...]:
+    return tuple(
+        Kept(
+            name,
+            cut.name,
+            cut.every,
+            held_bytes(form.plan, cut, **_BUDGETED),
+            _names(cut.again),
+            cost_again(form.plan, cut, **_BUDGETED),
+        )
+        for name, form in module.forms.items()
+        for cut in form.plan.cuts
     )
 
 

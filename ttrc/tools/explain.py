@@ -48,7 +48,11 @@ def as_data(spec: Spec) -> dict:
         ],
         "findings": [vars(f) for f in classify.findings(module)],
         "forms": {name: _form_data(form, spec) for name, form in module.forms.items()},
-        "budget": {"sizes": account.sizes(module), "passes": [_cost_data(c) for c in account.costs(module)]},
+        "budget": {
+            "sizes": account.sizes(module),
+            "passes": [_cost_data(c) for c in account.costs(module)],
+            "kept": [_kept_data(k) for k in account.kept(module)],
+        },
     }
 
 
@@ -93,6 +97,16 @@ def _cost_data(cost: account.Cost) -> dict:
         "launches": spent.launches,
         "serial_steps_per_token": spent.serial_steps_per_token,
         "kernels": {name: vars(traffic) for name, traffic in spent.kernels},
+    }
+
+
+def _kept_data(row: account.Kept) -> dict:
+    return {
+        "form": row.form,
+        "cut": row.cut,
+        "every": row.every,
+        "held_bytes": row.held,
+        "again": {"launches": row.launches, "bytes": row.again.bytes, "flops": row.again.flops},
     }
 
 
@@ -186,7 +200,18 @@ def _budget(module: Module) -> Group:
     parts = [kernels, Text(), passes, Text(account.BUDGET_NOTE, style="dim")]
     if ways := account.ways(module):
         parts += [Text(), _ways(ways), Text(account.WAYS_NOTE, style="dim")]
+    parts += [Text(), _kept(account.kept(module)), Text(account.KEPT_NOTE, style="dim")]
     return Group(*parts)
+
+
+def _kept(rows: tuple[account.Kept, ...]) -> Table:
+    numbers = ("held B", "bytes moved", "FLOPs")
+    table = _table("form", "kept", "made again by", *numbers, right=numbers)
+    for row in rows:
+        states = f"{row.cut}, every {row.every}th chunk" if row.every > 1 else row.cut
+        amounts = (row.held, row.again.bytes, row.again.flops)
+        table.add_row(row.form, Text(states, style="bold"), Text(" ".join(row.launches) or "-"), *map(_count, amounts))
+    return table
 
 
 def _ways(ways: tuple[account.Way, ...]) -> Table:

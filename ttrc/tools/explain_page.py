@@ -46,6 +46,8 @@ def explain_page(spec: Spec) -> str:
             for direction, spent in way.budgets.items()
         ],
         ways_note=account.WAYS_NOTE,
+        kept=account.kept(module),
+        kept_note=account.KEPT_NOTE,
     )
 
 

@@ -1,9 +1,9 @@
 """`ttrc compile --shape`: how long a plan's kernels must take on a GPU that is not here, and which wall says so.
 
 Three sources: the plan's budget (traffic, FLOPs, serial steps), the compiled binaries (how many programs of a kernel
-a multiprocessor holds, what instructions they issue) and resources.PARTS (what the GPU has). Nothing is timed. Memory,
-matrix and issue bound the time from below. Serial is an estimate: a step takes what it takes in hand-tuned kernels or,
-where that is more, what its products or its instructions take on one multiprocessor. Launches are left out.
+a multiprocessor holds, what instructions they issue) and resources.PARTS (what the GPU has). Nothing is timed. Memory
+and matrix bound the time from below, issue nearly. Serial is an estimate: a step takes what it takes in hand-tuned
+kernels or, where that is more, what its products or its instructions take on one multiprocessor. Launches are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Union
+from typing import Optional, Union
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -19,8 +19,8 @@ from rich.table import Table
 from ttrc.errors import TtrcError, plain
 from ttrc.ir.config import WIDEST, plain_name
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Skeleton
-from ttrc.passes.budget import INSTRUCTIONS
+from ttrc.ir.plan import Cut, Skeleton
+from ttrc.passes.budget import INSTRUCTIONS, held_bytes
 from ttrc.runtime.workload import Workload, programs, segment_count
 from ttrc.tools.compile import Row
 from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, chip, occupancy, parts
@@ -37,6 +37,7 @@ from ttrc.tools.walls import (
     kernel_walls,
     least_ms,
     shares,
+    shares_of,
     together,
 )
 
@@ -54,6 +55,7 @@ at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or where that is more at
 or at {1e6 * PRODUCT_SECONDS:g} us for each of the products that wait for one another, and {INSTRUCTIONS} instructions
 that do count as one.
 ms: each kernel at the wall that binds it, launches left out. least: the least possible traffic.
+again: before a backward pass, where less than all is kept for it; so much is held a token and head, inputs aside.
 L2: all that the kernel touches fits in that cache."""
 
 
@@ -78,7 +80,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One pass ("forward" or "backward") on one part; `ms` is the sum of what binds each of its launches."""
+    """One pass ("forward" or "backward") of a schedule on one part; `ms` is the sum of what binds each of its launches.
+
+    Or ("again") what a backward pass begins with where a cut, in the schedule's place, keeps `held` bytes a token and
+    head for it.
+    """
 
     spec: str
     form: str
@@ -87,6 +93,7 @@ class Prediction:
     part: str
     kernels: tuple[Kernel, ...]
     walls: PlanWalls
+    held: Optional[float] = None
 
     @property
     def ms(self) -> float:
@@ -141,6 +148,7 @@ def predict(rows: Sequence[Row], shape: Workload, dtype: str) -> list[Union[Pred
                     for schedule in form_of(module).plan.schedules
                     for which in PASSES["both"]
                 ]
+                made += [_again(module, cut, name, part, compiled, shape, dtype) for cut in form_of(module).plan.cuts]
     return made
 
 
@@ -156,17 +164,40 @@ def _of_pass(
 ):
     head = (module.spec.name, form_of(module).name, which, schedule, name)
     roof, size = Roof(part.bandwidth, part.matmul), DTYPE_BYTES[dtype]
+    launched = shares(module, which, shape, size, schedule, _segments(module, compiled, shape, size, part))
+    found = _of_launches(launched, compiled, part, roof, shape)
+    if isinstance(found, str):
+        return NoPrediction(*head, found)
+    return Prediction(*head, found, together([k.walls for k in found], least_ms(module, (which,), shape, roof, size)))
+
+
+def _again(module: Module, cut: Cut, name: str, part: Part, compiled: dict[str, Row], shape: Workload, dtype: str):
+    """Of the launches that make again what a cut does not keep, the scan over stretches side by side."""
+    form, size = form_of(module), DTYPE_BYTES[dtype]
+    head, sizes = (module.spec.name, form.name, "again", cut.name, name), (shape.d_k, shape.d_v, size)
+    stretches = -(-shape.length // (cut.every * form.plan.tokens(*sizes)))
+    launched = shares_of(form.plan, cut.again, shape, size, stretches)
+    found = _of_launches(launched, compiled, part, Roof(part.bandwidth, part.matmul), shape)
+    if isinstance(found, str):
+        return NoPrediction(*head, found)
+    held = held_bytes(form.plan, cut, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=size)
+    return Prediction(*head, found, together([k.walls for k in found], 0.0), held)
+
+
+def _of_launches(
+    launched: list[Share], compiled: dict[str, Row], part: Part, roof: Roof, shape: Workload
+) -> Union[tuple[Kernel, ...], str]:
+    """Each launch's kernel; or why one of them does not run."""
     kernels = []
-    for share in shares(module, which, shape, size, schedule, _segments(module, compiled, shape, size, part)):
+    for share in launched:
         row = compiled[share.kernel.name]
         if not isinstance(row.result, Resources):
-            return NoPrediction(*head, f"{row.kernel} does not compile")
+            return f"{row.kernel} does not compile"
         blocks = occupancy(row.result, row.config.warps, row.target)
         if not blocks:
-            return NoPrediction(*head, f"{row.kernel} does not fit on a multiprocessor")
+            return f"{row.kernel} does not fit on a multiprocessor"
         kernels.append(_of_kernel(share, row, blocks, part, roof, shape))
-    total = together([k.walls for k in kernels], least_ms(module, (which,), shape, roof, size))
-    return Prediction(*head, tuple(kernels), total)
+    return tuple(kernels)
 
 
 def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: int, part: Part) -> int:
@@ -251,7 +282,9 @@ def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Work
             case NoPrediction(part=part, reason=reason):
                 table.add_row(part, name, *[""] * 11, reason, style="red")
             case Prediction(part=part, kernels=kernels, walls=w):
-                table.add_row(part, name, *[""] * 5, *_times(w), _ms(p.ms), _ms(w.least), w.binding, style="bold")
+                held = "" if p.held is None else f", {p.held:,.0f} B held"
+                binds = w.binding if kernels else ""
+                table.add_row(part, name + held, *[""] * 5, *_times(w), _ms(p.ms), _ms(w.least), binds, style="bold")
                 for k in kernels:
                     chain = (str(k.steps), f"{k.step_us:.1f}") if k.steps else ("", "")
                     binds = k.walls.binding + (", L2" if k.in_l2 else "")

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Optional
 
 from ttrc.ir.module import Form, Module
-from ttrc.ir.plan import Kernel, Launch, Skeleton, Traffic
+from ttrc.ir.plan import Kernel, Launch, Plan, Skeleton, Traffic
 from ttrc.passes.budget import inner_loops, launch_budget, least_bytes, serial_products
 from ttrc.runtime.workload import Workload
 from ttrc.tools.timing import Roof
@@ -93,11 +93,17 @@ def shares(
     """Of the launches of one pass, "forward" or "backward", of a schedule, the first if none is named."""
     plan = form_of(module).plan
     (chosen,) = [s for s in plan.schedules if s.name == schedule] or plan.schedules[:1]
+    return shares_of(plan, getattr(chosen, which), shape, dtype_bytes, segments)
+
+
+def shares_of(
+    plan: Plan, launches: tuple[Launch, ...], shape: Workload, dtype_bytes: int, segments: int
+) -> list[Share]:
     sizes = {"d_k": shape.d_k, "d_v": shape.d_v, "dtype_bytes": dtype_bytes}
     chunk = plan.tokens(**sizes)
     return [
         Share(launch, traffic, steps / segments if launch.segments else steps, products, loops, segments, chunk)
-        for launch in getattr(chosen, which)
+        for launch in launches
         for traffic, steps in [launch_budget(plan, launch.kernel, **sizes)]
         for products in [serial_products(plan, launch.kernel, **sizes)]
         for loops in [inner_loops(plan, launch.kernel, **sizes)]

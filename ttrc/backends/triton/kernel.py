@@ -282,12 +282,16 @@ class _Writer:
         self.loaded.update(fresh)
         return [f"{self.printer.name(b.tile)} = {self.memory.load(b)}" for b in fresh]
 
+    def _is_state(self, buffer: Buffer) -> bool:
+        """Whether it is kept where states are sparse; backwards they never are."""
+        return self.kernel.reverse or buffer.tile in {c.state for c in self.kernel.carries}
+
     def _stores(self, buffers) -> list[str]:
         lines = []
         for buffer in buffers:
             store = [self.memory.store(buffer, self.printer.upright(buffer.tile))]
             if buffer in self.on_request:
-                store = _guarded("SAVE", store)
+                store = _guarded("SAVE" if self._is_state(buffer) else "SAVE and not SPARSE", store)
             if buffer.space is Space.SEQUENCE:  # other threads may have loaded what lies there
                 store.insert(0, "tl.debug_barrier()")
             lines += store

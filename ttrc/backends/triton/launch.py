@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import takewhile
 
 from ttrc.backends.triton.kernel import asks_begins, pointers
-from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Launch, Plan, Skeleton, Space
+from ttrc.ir.plan import BETWEEN, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
 from ttrc.ir.tile import HIDDEN, Tile
 
 MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
@@ -15,21 +15,21 @@ MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 def allocate_forward(plan: Plan) -> str:
     lines = ["o = torch.empty_like(v)", _end(plan, "final_state")]
     for buffer in blocks(plan.saved):
-        text = _new(buffer, plan.form)
+        text = _new_states(buffer) if _is_sparse(plan, buffer) else _new(buffer, plan.form)
         readers = {s.name for s in plan.schedules for x in s.forward if _loads(x, buffer)}
         beside = any(b.name == buffer.name for k in plan.forward if k.skeleton is Skeleton.PARALLEL for b in k.stores)
         if beside or readers == {s.name for s in plan.schedules}:
             lines.append(f"{buffer.name} = {text}")
         else:
-            asked = " or ".join(["save", *(f'schedule == "{name}"' for name in sorted(readers))])
+            asked = " or ".join([_kept(plan, buffer, "save"), *(f'schedule == "{name}"' for name in sorted(readers))])
             lines.append(f"{buffer.name} = {text} if {asked} else v.new_empty(0)")
     return "\n".join([*lines, *_waiting(plan.forward)])
 
 
-def _waiting(kernels: tuple[Kernel, ...]) -> list[str]:
+def _waiting(kernels: tuple[Kernel, ...], layout: str = "layout") -> list[str]:
     """Room for what waits while panels are walked."""
     rooms = [_numbers(k.waiting, BLOCK) for k in kernels if k.waiting]
-    return [f"waiting = v.new_empty(layout.sequences, v.shape[2], {r}, dtype=torch.float32)" for r in rooms]
+    return [f"waiting = v.new_empty({layout}.sequences, v.shape[2], {r}, dtype=torch.float32)" for r in rooms]
 
 
 def _end(plan: Plan, name: str) -> str:
@@ -60,11 +60,40 @@ def _loads(launch: Launch, buffer: Buffer) -> bool:
 
 def returned(plan: Plan, buffer: Buffer) -> str:
     """What the op returns of a saved buffer: nothing of one that was needed inside the forward pass alone."""
-    return (
-        buffer.name
-        if _is_read(plan, buffer) or len(plan.schedules) == 1
-        else f"{buffer.name} if save else v.new_empty(0)"
-    )
+    there = _is_read(plan, buffer) or len(plan.schedules) == 1
+    asked = _kept(plan, buffer, "" if there else "save")
+    return f"{buffer.name} if {asked} else v.new_empty(0)" if asked else buffer.name
+
+
+def _kept(plan: Plan, buffer: Buffer, asked: str = "") -> str:
+    """The condition on which a saved buffer is kept for the backward pass, beside another."""
+    names = [f'"{c.name}"' for c in plan.cuts if buffer in c.kept]
+    if len(names) == len(plan.cuts):
+        return asked
+    own = f"crossing in ({', '.join(names)})" if len(names) > 1 else f"crossing == {names[0]}"
+    return f"{asked} and {own}" if asked else own
+
+
+def _is_sparse(plan: Plan, buffer: Buffer) -> bool:
+    """Whether there is a cut that keeps it at some chunks alone."""
+    return any(c.every > 1 and buffer in c.kept for c in plan.cuts)
+
+
+def held(plan: Plan, cut: Cut) -> str:
+    """The bytes a token and head that it keeps from the forward to the backward pass."""
+    return " + ".join(_held(b, cut.every) for b in blocks(cut.kept))
+
+
+def _held(buffer: Buffer, every: int) -> str:
+    if buffer.space is Space.CHUNK:
+        tokens = "chunk" if every == 1 else f"({every} * chunk)"
+        return f"({_numbers(buffer.parts, WIDTH)}) * {4 if buffer.single or every > 1 else 'size'} / {tokens}"
+    match buffer.tile.axes:
+        case ("t",) | ("s",):
+            return "4"
+        case (_, "v"):
+            return "v.shape[3] * size"
+    return "chunk * size"
 
 
 def _is_read(plan: Plan, buffer: Buffer) -> bool:
@@ -77,12 +106,15 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
     if buffer.space is Space.CHUNK:
         wide = "v.dtype if triton else reference.working_dtype(v)"
         wide = "state_dtype(v)" if plan.form == "recurrent" or buffer.single else wide
-        shape = f"all_chunks(v, cu_seqlens, chunk), v.shape[2], {room(buffer.parts)}"
-        asked = "save" if buffer.name == "states" else "save and triton"  # plain PyTorch makes weights again
+        chunk = "chunk"
+        if _is_sparse(plan, buffer):
+            chunk, wide = "every * chunk", f"torch.float32 if every > 1 else {wide}"
+        shape = f"all_chunks(v, cu_seqlens, {chunk}), v.shape[2], {room(buffer.parts)}"
+        asked = "save" if buffer.name == "states" else _kept(plan, buffer, "save and triton")  # others PyTorch remakes
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if {asked} else v.new_empty(0)"
     if "v" in buffer.tile.axes:
-        return f"{buffer.name} = v.new_empty(v.shape) if save and triton else v.new_empty(0)"
-    wanted = "triton" if _is_read(plan, buffer) else "save and triton"
+        return f"{buffer.name} = v.new_empty(v.shape) if {_kept(plan, buffer, 'save and triton')} else v.new_empty(0)"
+    wanted = _kept(plan, buffer, "triton" if _is_read(plan, buffer) else "save and triton")
     return f"{buffer.name} = {_new(buffer, plan.form)} if {wanted} else v.new_empty(0)"
 
 
@@ -133,11 +165,33 @@ def launches(plan: Plan, direction: str) -> str:
     names = {way: [f'"{name}"' for name, other in ways.items() if other == way] for way in ways.values()}
     for way, asked in names.items():
         own = [_launch(plan, x, direction) for x in way[len(ahead) : len(way) - len(after)]]
-        own = [*(_cut(way) if any(x.segments for x in way) else ()), *own]
+        own = [*(_cut(way, direction == "forward") if any(x.segments for x in way) else ()), *own]
         test = f"in ({', '.join(asked)})" if len(asked) > 1 else f"== {asked[0]}"
         word = "elif" if len(lines) > len(ahead) else "if"
         lines += [f"{word} schedule {test}:", *(f"    {line}" for line in own)]
     return "\n".join([*lines, *(_launch(plan, x, direction) for x in after)])
+
+
+def again(plan: Plan) -> str:
+    """What a backward pass begins with, by cut: what it takes of the forward one and was not kept is made once more."""
+    lines: list[str] = []
+    for before, cut in zip(plan.cuts, plan.cuts[1:]):
+        names = [f'"{c.name}"' for c in plan.cuts[plan.cuts.index(cut) :]]
+        lines.append(f"if crossing in ({', '.join(names)}):" if len(names) > 1 else f"if crossing == {names[0]}:")
+        own = []
+        for launch in cut.again[len(before.again) :]:
+            if launch.enter == SPARSE:
+                own += [
+                    "every = EVERY[crossing]",
+                    "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
+                    "o, sparse = torch.empty_like(v), states",
+                ]
+                if launch.kernel.in_memory:
+                    own += ["left = torch.empty_like(sparse)", *_waiting((launch.kernel,), "pieces")]
+            own += [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.saved) if b in launch.kernel.stores]
+            own.append(_launch(plan, launch, "again"))
+        lines += [f"    {line}" for line in own]
+    return "\n".join(lines)
 
 
 def _shared(ways: list[tuple[Launch, ...]]) -> tuple[Launch, ...]:
@@ -145,12 +199,13 @@ def _shared(ways: list[tuple[Launch, ...]]) -> tuple[Launch, ...]:
     return tuple(group[0] for group in takewhile(lambda group: len(set(group)) == 1, zip(*ways)))
 
 
-def _cut(way: tuple[Launch, ...]) -> list[str]:
+def _cut(way: tuple[Launch, ...], sparse: bool) -> list[str]:
     """The segments, and the float32 states that cross between their launches."""
     (unit,) = {x.enter for x in way if x.leave == "transition"} or {"ones"}
     transition = "torch.empty_like(unit)" if any(x.leave == "transition" for x in way) else "unit"
+    whole = "kept, segments, every * chunk" if sparse else "layout, segments, chunk"
     return [
-        "pieces = cut(layout, segments, chunk, v.device)",
+        f"pieces = cut({whole}, v.device)",
         "sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)",
         "starts = torch.empty_like(sums)",
         f"unit = {unit}(sums)",
@@ -185,6 +240,7 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
 GIVEN = {"initial_state": "initial_state is not None", "d_final_state": "d_final_state is not None"}
 WANTED = {"final_state": "final", "d_initial": "initial"}
 UNITS = ("ones", "identity")
+SPARSE = "sparse"  # the states that a scan starts from where they were kept at some chunks alone
 
 
 def _launch(plan: Plan, launch: Launch, direction: str) -> str:
@@ -193,7 +249,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
     if kernel.skeleton is Skeleton.JOIN:
         return f'join("{kernel.name}", q, v, sums, transition, starts, {enter}, {launch.leave}, segments)'
     tensors = [b.name for b in pointers(next(k for k in plan.kernels if k.name == kernel.name))]
-    extra, flags = "", ""
+    extra, flags, sparse = "", "", False
     match kernel.skeleton:
         case Skeleton.TOKENS:
             tensors.append("states")
@@ -203,7 +259,9 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             extra = ", extra=(v.shape[0] * v.shape[1],)"
         case Skeleton.SCAN:
             reads = any(b.space not in BETWEEN for b in kernel.stores)
-            flags = f", READ={reads}, SAVE={_kept(plan, launch, direction)}"
+            flags = f", READ={reads}, SAVE={_saves(plan, launch, direction)}"
+            sparse = direction == "forward" and len(plan.cuts) > 1
+            extra = ", every=every" if sparse else ""
             tensors += ["waiting"] if kernel.waiting else []
     if asks_begins(kernel):
         flags += f", SEGMENT={plan.segment}"
@@ -214,16 +272,24 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         flags = f", ENTER={given}, LEAVE={left}" + flags
     if launch.leave == "transition":
         flags += ", columns=unit.shape[-1]"
-    layout = "pieces" if launch.segments else "layout"
+    layout = "pieces" if launch.segments else "kept" if sparse else "layout"
     return f'launch("{kernel.name}", q, v, {layout}, chunk, [{", ".join(tensors)}], scale{extra}{flags})'
 
 
-def _kept(plan: Plan, launch: Launch, direction: str) -> str:
+def _saves(plan: Plan, launch: Launch, direction: str) -> str:
     """Whether a scan stores its states: for another kernel of the pass always, for the backward pass where asked."""
     kept = [b for b in launch.kernel.stores if b.space in BETWEEN]
+    if direction == "again":
+        return str(bool(kept))
     passes = [getattr(s, direction) for s in plan.schedules if launch in getattr(s, direction)]
     read = any(b in x.kernel.loads for way in passes for x in way for b in kept)
     return str(bool(kept)) if read or not kept else "save"
+
+
+def _new_states(buffer: Buffer) -> str:
+    """Of each stretch of chunks that one is kept of; of several chunks in float32."""
+    dtype = "torch.float32" if buffer.single else "torch.float32 if every > 1 else v.dtype"
+    return f"v.new_empty(kept.all_chunks, v.shape[2], {room(buffer.parts)}, dtype={dtype})"
 
 
 def _new(buffer: Buffer, form: str) -> str:

@@ -47,7 +47,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types |= {"waiting_ptr": "*fp32"} if kernel.waiting else {}
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             step = min(chunk, plan.step)
-            constants |= {"BT": step, "EVERY": chunk // step, **precision}
+            constants |= {"BT": step, "EVERY": chunk // step, "SPARSE": False, **precision}
             constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True}
         case Skeleton.TOKENS:
             types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
