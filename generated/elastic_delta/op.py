@@ -133,11 +133,12 @@ def launch(
     *,
     extra=(),
     columns=None,
+    every=1,
     **flags,
 ) -> None:
     """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
 
-    columns: how many the carried state has where they are not the values'.
+    columns: how many the carried state has where they are not the values'. every: how many chunks apart states are kept.
     """
     from triton import OutOfResources
 
@@ -154,7 +155,7 @@ def launch(
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
-        flags["EVERY"] = chunk // step
+        flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
         value_block = min(value_block, block(V))
@@ -283,6 +284,7 @@ def recurrent_op(
     save: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -317,7 +319,23 @@ def recurrent_op(
 
 
 @recurrent_op.register_fake
-def _(q, k, v, beta, lam, mu, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
+def _(
+    q,
+    k,
+    v,
+    beta,
+    lam,
+    mu,
+    scale,
+    initial_state,
+    cu_seqlens,
+    chunk,
+    final,
+    save,
+    backend,
+    schedule,
+    crossing="all",
+):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
@@ -347,6 +365,7 @@ def recurrent_backward_op(
     initial: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -378,7 +397,22 @@ def recurrent_backward_op(
 
 @recurrent_backward_op.register_fake
 def _(
-    q, k, v, beta, lam, mu, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule
+    q,
+    k,
+    v,
+    beta,
+    lam,
+    mu,
+    scale,
+    states,
+    d_o,
+    d_final_state,
+    cu_seqlens,
+    chunk,
+    initial,
+    backend,
+    schedule,
+    crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, beta, lam, mu)]
@@ -386,10 +420,11 @@ def _(
 
 
 def _recurrent_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.schedule, ctx.crossing = schedule, crossing
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -409,9 +444,10 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
         ctx.started is not None,
         ctx.backend,
         ctx.schedule,
+        ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
@@ -463,6 +499,7 @@ def elastic_delta(
     chunk_size: Optional[int] = None,
     backend: str = "auto",
     schedule: str = "auto",
+    keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """elastic_delta (arXiv:2504.13173 It's All Connected (Miras), Eq 22).
 
@@ -470,6 +507,8 @@ def elastic_delta(
     states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": the recurrent form, the only one.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
+    keep_bytes: the most, a token and head of v, that the chunk form's kernels keep for the backward pass beside their
+    inputs, which makes the rest again; None: as much as spares it all work.
     """
     if form == "auto":
         form = "recurrent"
@@ -483,7 +522,8 @@ def elastic_delta(
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
+    crossing = "all"
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule
+        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule, crossing
     )
     return o, final_state if output_final_state else None

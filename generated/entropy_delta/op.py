@@ -129,11 +129,12 @@ def launch(
     *,
     extra=(),
     columns=None,
+    every=1,
     **flags,
 ) -> None:
     """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
 
-    columns: how many the carried state has where they are not the values'.
+    columns: how many the carried state has where they are not the values'. every: how many chunks apart states are kept.
     """
     from triton import OutOfResources
 
@@ -150,7 +151,7 @@ def launch(
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
-        flags["EVERY"] = chunk // step
+        flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
         value_block = min(value_block, block(V))
@@ -258,6 +259,7 @@ def recurrent_op(
     save: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -291,7 +293,9 @@ def recurrent_op(
 
 
 @recurrent_op.register_fake
-def _(q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
+def _(
+    q, k, v, g, beta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing="all"
+):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
@@ -320,6 +324,7 @@ def recurrent_backward_op(
     initial: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -349,17 +354,34 @@ def recurrent_backward_op(
 
 
 @recurrent_backward_op.register_fake
-def _(q, k, v, g, beta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule):
+def _(
+    q,
+    k,
+    v,
+    g,
+    beta,
+    scale,
+    states,
+    d_o,
+    d_final_state,
+    cu_seqlens,
+    chunk,
+    initial,
+    backend,
+    schedule,
+    crossing="all",
+):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g, beta)]
     return *plain, d_initial
 
 
 def _recurrent_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.schedule, ctx.crossing = schedule, crossing
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -379,9 +401,10 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
         ctx.started is not None,
         ctx.backend,
         ctx.schedule,
+        ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
@@ -432,6 +455,7 @@ def entropy_delta(
     chunk_size: Optional[int] = None,
     backend: str = "auto",
     schedule: str = "auto",
+    keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """entropy_delta (arXiv:2504.13173 It's All Connected (Miras), Eq 18 with f = t log t, without the simplex).
 
@@ -439,6 +463,8 @@ def entropy_delta(
     states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": the recurrent form, the only one.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
+    keep_bytes: the most, a token and head of v, that the chunk form's kernels keep for the backward pass beside their
+    inputs, which makes the rest again; None: as much as spares it all work.
     """
     if form == "auto":
         form = "recurrent"
@@ -452,7 +478,8 @@ def entropy_delta(
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
+    crossing = "all"
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule
+        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule, crossing
     )
     return o, final_state if output_final_state else None

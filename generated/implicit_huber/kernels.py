@@ -355,6 +355,7 @@ def chunk_scan_nonlinear(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -448,7 +449,7 @@ def chunk_scan_nonlinear(
                 prediction,
                 input_precision=PRECISION,
             )
-        if SAVE:
+        if SAVE and not SPARSE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 24: sum(huber(p - v, delta))
@@ -553,6 +554,7 @@ def chunk_scan_reverse_nonlinear(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,

@@ -333,6 +333,7 @@ def chunk_scan_nonlinear(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -411,7 +412,7 @@ def chunk_scan_nonlinear(
                 prediction,
                 input_precision=PRECISION,
             )
-        if SAVE:
+        if SAVE and not SPARSE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 27: sum(abs(p - v)**3) / 3
@@ -502,6 +503,7 @@ def chunk_scan_reverse_nonlinear(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,

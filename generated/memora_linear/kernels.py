@@ -243,6 +243,7 @@ def chunk_scan(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -325,7 +326,7 @@ def chunk_scan(
         W_factor = 1.0 / sum_S
         W = 16.0 * W_factor[None, :] * powers
         W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W, 0.0)
-        if SAVE:
+        if SAVE and not SPARSE:
             store_rows(
                 weights_ptr + (i_chunk * HV + i_h) * K * V,
                 W_inside,
@@ -386,6 +387,7 @@ def chunk_scan_reverse(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,

@@ -244,6 +244,7 @@ def chunk_scan_whole(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -322,7 +323,7 @@ def chunk_scan_whole(
         sum_S = tl.sum(powers)
         W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
         W = W_factor * state_inside
-        if SAVE:
+        if SAVE and not SPARSE:
             store_rows(
                 weights_ptr + (i_chunk * HV + i_h) * K * V,
                 W,
@@ -336,7 +337,7 @@ def chunk_scan_whole(
             )
         # prediction
         prediction = tl.dot(k, W.to(dtype), input_precision=PRECISION)
-        if SAVE:
+        if SAVE and not SPARSE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 24: sum((square(p - v) + 0.000001)**1.5)
         error = (
@@ -393,6 +394,7 @@ def chunk_scan_reverse_whole(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,

@@ -145,11 +145,12 @@ def launch(
     *,
     extra=(),
     columns=None,
+    every=1,
     **flags,
 ) -> None:
     """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
 
-    columns: how many the carried state has where they are not the values'.
+    columns: how many the carried state has where they are not the values'. every: how many chunks apart states are kept.
     """
     from triton import OutOfResources
 
@@ -174,7 +175,7 @@ def launch(
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
-        flags["EVERY"] = chunk // step
+        flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
         value_block = min(value_block, block(V))
@@ -237,38 +238,58 @@ SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
 
 
 def choose(
-    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int
+    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int, every: int = 1
 ) -> tuple[str, int]:
-    """The schedule of a pass, and how many segments one that cuts sequences cuts each into."""
-    known = tuple(
-        n for n in COSTS[form] if n != "segments" or layout.cu_seqlens is None
-    )  # packed ones are not cut
+    """The schedule of a pass, and how many segments one that cuts sequences cuts each into.
+
+    Its layout is in stretches of `every` chunks, of which one state is kept.
+    """
+    # Packed sequences are not cut; read-outs in a kernel of their own take every state.
+    fits = {"segments": layout.cu_seqlens is None, "split": every == 1}
+    known = tuple(n for n in COSTS[form] if fits.get(n, True))
     names = known if schedule == "auto" else (schedule,)
     if not set(names) <= set(known):
-        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}")
+        where = " where keep_bytes leaves out states" if every > 1 else ""
+        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
     width = min(w for w in CONFIGS["chunk_scan_whole"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan_whole", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, every = layout.all_chunks // layout.sequences, chunk // min(chunk, STEPS["chunk_scan_whole"])
+    chunks, steps = (
+        layout.all_chunks // layout.sequences,
+        every * chunk // min(chunk, STEPS["chunk_scan_whole"]),
+    )
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
-    return cheapest(form, direction, names, width, size, heads * blocks, chunks, every, tokens, chip)
+    return cheapest(
+        form,
+        direction,
+        names,
+        width,
+        size,
+        heads * blocks,
+        chunks,
+        steps,
+        tokens,
+        chip,
+        max(SEGMENT_CHUNKS // every, 1),
+    )
 
 
 @lru_cache(maxsize=4096)
 def cheapest(
-    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors
+    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors, least=SEGMENT_CHUNKS
 ) -> tuple[str, int]:
     """By the cost model: `programs` walk `chunks` of `every` steps each, of `tokens` in all; on so many multiprocessors."""
-    segments = segment_count(programs, chunks, processors)
+    segments = segment_count(programs, chunks, processors, least)
     rows, grid = {n: COSTS[form][n][direction][width] for n in names}, (programs, segments, processors)
     seconds = {n: predict(rows[n], itemsize, chunks * every, tokens, *grid) for n in names}
     return min(names, key=seconds.__getitem__), segments
 
 
-def segment_count(programs: int, chunks: int, processors: int) -> int:
-    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks; none of them is empty."""
-    wanted = max(2, min(2 * processors // programs, chunks // SEGMENT_CHUNKS))
+def segment_count(programs: int, chunks: int, processors: int, least: int = SEGMENT_CHUNKS) -> int:
+    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks, `least` each if there are
+    enough; none of them is empty."""
+    wanted = max(2, min(2 * processors // programs, chunks // least))
     return -(-chunks // -(-chunks // min(wanted, chunks)))
 
 
@@ -334,6 +355,51 @@ def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, lea
     )  # fmt: skip
 
 
+# Chunks from one state that is kept for the backward pass to the next, by how much is kept: all that it takes, what a
+# scan made, or states alone.
+EVERY = {"all": 1, "sparse": 8}
+
+
+def held(q: Tensor, v: Tensor, chunk: int) -> dict[str, float]:
+    """Bytes a token and head of v that are kept, most first; what is kept less is made again, more each time."""
+    size = v.element_size()
+    return {
+        "all": (q.shape[3] * v.shape[3]) * size / chunk
+        + (q.shape[3] * v.shape[3]) * size / chunk
+        + v.shape[3] * size,
+        "sparse": (q.shape[3] * v.shape[3]) * 4 / (8 * chunk),
+    }
+
+
+def within(most: Optional[float], q: Tensor, v: Tensor, chunk: int) -> str:
+    """What is kept of at most so many bytes a token and head."""
+    if most is None:
+        return "all"
+    sizes = held(q, v, chunk)
+    fits = [name for name, size in sizes.items() if size <= most]
+    if not fits:
+        raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {min(sizes.values()):g}")
+    return fits[0]
+
+
+def stretches(layout: Layout, kept: Layout, every: int, chunk: int, device: torch.device) -> Layout:
+    """Every stretch of `every` chunks, `kept` in all, laid out as packed sequences are. Those too many are empty."""
+    each = torch.arange(kept.all_chunks, device=device)
+    if kept.cu_seqlens is None:
+        owner, number = each // kept.chunks, each % kept.chunks
+        starts, ends = owner * layout.chunks, owner * layout.length
+        last = ends.new_full((1,), layout.sequences * layout.length)
+    else:
+        owner, last = kept.chunk_owner.long(), kept.cu_seqlens[-1:]
+        number = each - kept.chunk_starts[owner]
+        starts, ends = layout.chunk_starts[owner], kept.cu_seqlens[owner]
+    starts, ends = starts + number * every, torch.minimum(ends + number * every * chunk, last)
+    ends = torch.cat([ends, last])
+    return Layout(
+        kept.all_chunks, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None
+    )
+
+
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
     """Cotangents come per value head; the groups that share a key head are summed."""
     if x.shape[2] != like.shape[2]:
@@ -349,27 +415,38 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
-def chunk_forward_triton(q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, schedule):
+def chunk_forward_triton(
+    q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, schedule, crossing
+):
     layout = lay_out(v, cu_seqlens, chunk)
-    schedule, segments = choose("chunk", "forward", schedule, q, v, layout, chunk)
+    every = EVERY[crossing]
+    kept = layout if every == 1 else lay_out(v, cu_seqlens, every * chunk)
+    schedule, segments = choose("chunk", "forward", schedule, q, v, kept, chunk, every)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
-    states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3]) if save else v.new_empty(0)
-    weights = (
-        v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
-        if save or schedule == "split"
+    states = (
+        v.new_empty(
+            kept.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32 if every > 1 else v.dtype
+        )
+        if save
         else v.new_empty(0)
     )
-    prediction = v.new_empty(v.shape) if save or schedule == "split" else v.new_empty(0)
+    weights = (
+        v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+        if save and crossing == "all" or schedule == "split"
+        else v.new_empty(0)
+    )
+    prediction = v.new_empty(v.shape) if save and crossing == "all" or schedule == "split" else v.new_empty(0)
     if schedule == "fused":
         launch(
             "chunk_scan_whole",
             q,
             v,
-            layout,
+            kept,
             chunk,
             [q, k, v, g, theta, o, states, weights, prediction, initial_state, final_state],
             scale,
+            every=every,
             ENTER=initial_state is not None,
             LEAVE=final,
             READ=True,
@@ -380,10 +457,11 @@ def chunk_forward_triton(q, k, v, g, theta, scale, initial_state, cu_seqlens, ch
             "chunk_scan_whole",
             q,
             v,
-            layout,
+            kept,
             chunk,
             [q, k, v, g, theta, o, states, weights, prediction, initial_state, final_state],
             scale,
+            every=every,
             ENTER=initial_state is not None,
             LEAVE=final,
             READ=False,
@@ -394,8 +472,8 @@ def chunk_forward_triton(q, k, v, g, theta, scale, initial_state, cu_seqlens, ch
         o,
         final_state,
         states if save else v.new_empty(0),
-        weights if save else v.new_empty(0),
-        prediction if save else v.new_empty(0),
+        weights if save and crossing == "all" else v.new_empty(0),
+        prediction if save and crossing == "all" else v.new_empty(0),
     )
 
 
@@ -415,8 +493,29 @@ def chunk_backward_triton(
     chunk,
     initial,
     schedule,
+    crossing,
 ):
     layout = lay_out(v, cu_seqlens, chunk)
+    if crossing == "sparse":
+        every = EVERY[crossing]
+        pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
+        o, sparse = torch.empty_like(v), states
+        states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+        weights = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+        prediction = v.new_empty(v.shape)
+        launch(
+            "chunk_scan_whole",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, g, theta, o, states, weights, prediction, sparse, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
@@ -472,11 +571,12 @@ def chunk_op(
     save: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
-            q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, schedule
+            q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, schedule, crossing
         )
     start = initial_state
     if start is None:
@@ -507,16 +607,19 @@ def chunk_op(
 
 
 @chunk_op.register_fake
-def _(q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
+def _(
+    q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing="all"
+):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
+    every = EVERY[crossing] if triton else 1
     states = (
         v.new_empty(
-            all_chunks(v, cu_seqlens, chunk),
+            all_chunks(v, cu_seqlens, every * chunk),
             v.shape[2],
             q.shape[3],
             v.shape[3],
-            dtype=v.dtype if triton else reference.working_dtype(v),
+            dtype=torch.float32 if every > 1 else v.dtype if triton else reference.working_dtype(v),
         )
         if save
         else v.new_empty(0)
@@ -529,10 +632,10 @@ def _(q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, b
             v.shape[3],
             dtype=v.dtype if triton else reference.working_dtype(v),
         )
-        if save and triton
+        if save and triton and crossing == "all"
         else v.new_empty(0)
     )
-    prediction = v.new_empty(v.shape) if save and triton else v.new_empty(0)
+    prediction = v.new_empty(v.shape) if save and triton and crossing == "all" else v.new_empty(0)
     return (
         torch.empty_like(v, memory_format=torch.contiguous_format),
         final_state,
@@ -560,6 +663,7 @@ def chunk_backward_op(
     initial: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -579,6 +683,7 @@ def chunk_backward_op(
             chunk,
             initial,
             schedule,
+            crossing,
         )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
@@ -620,6 +725,7 @@ def _(
     initial,
     backend,
     schedule,
+    crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g, theta)]
@@ -627,10 +733,11 @@ def _(
 
 
 def _chunk_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.schedule, ctx.crossing = schedule, crossing
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -650,9 +757,10 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
         ctx.started is not None,
         ctx.backend,
         ctx.schedule,
+        ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
 chunk_op.register_autograd(_chunk_differentiate, setup_context=_chunk_keep)
@@ -738,6 +846,7 @@ def recurrent_op(
     save: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -771,7 +880,9 @@ def recurrent_op(
 
 
 @recurrent_op.register_fake
-def _(q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
+def _(
+    q, k, v, g, theta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing="all"
+):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
@@ -800,6 +911,7 @@ def recurrent_backward_op(
     initial: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -829,17 +941,34 @@ def recurrent_backward_op(
 
 
 @recurrent_backward_op.register_fake
-def _(q, k, v, g, theta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule):
+def _(
+    q,
+    k,
+    v,
+    g,
+    theta,
+    scale,
+    states,
+    d_o,
+    d_final_state,
+    cu_seqlens,
+    chunk,
+    initial,
+    backend,
+    schedule,
+    crossing="all",
+):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g, theta)]
     return *plain, d_initial
 
 
 def _recurrent_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.schedule, ctx.crossing = schedule, crossing
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -859,9 +988,10 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
         ctx.started is not None,
         ctx.backend,
         ctx.schedule,
+        ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
@@ -913,6 +1043,7 @@ def moneta_linear(
     chunk_size: Optional[int] = None,
     backend: str = "auto",
     schedule: str = "auto",
+    keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """moneta_linear (arXiv:2504.13173 It's All Connected (Miras), Eq 24, 25 and 28, with a linear memory).
 
@@ -920,6 +1051,8 @@ def moneta_linear(
     states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": recurrent up to 16 tokens, chunk beyond.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
+    keep_bytes: the most, a token and head of v, that the chunk form's kernels keep for the backward pass beside their
+    inputs, which makes the rest again; None: as much as spares it all work.
     """
     if form == "auto":
         form = "recurrent" if q.shape[1] <= 16 else "chunk"
@@ -935,7 +1068,8 @@ def moneta_linear(
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
+    crossing = within(keep_bytes, q, v, chunk) if save and form in ("chunk",) else "all"
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule
+        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule, crossing
     )
     return o, final_state if output_final_state else None

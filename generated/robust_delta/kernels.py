@@ -356,6 +356,7 @@ def chunk_scan_whole(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -444,7 +445,7 @@ def chunk_scan_whole(
                 prediction,
                 input_precision=PRECISION,
             )
-        if SAVE:
+        if SAVE and not SPARSE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
@@ -554,6 +555,7 @@ def chunk_scan_reverse_whole(
     V: tl.constexpr,
     BT: tl.constexpr,
     EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,

@@ -139,11 +139,12 @@ def launch(
     *,
     extra=(),
     columns=None,
+    every=1,
     **flags,
 ) -> None:
     """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
 
-    columns: how many the carried state has where they are not the values'.
+    columns: how many the carried state has where they are not the values'. every: how many chunks apart states are kept.
     """
     from triton import OutOfResources
 
@@ -163,7 +164,7 @@ def launch(
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
-        flags["EVERY"] = chunk // step
+        flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
         value_block = min(value_block, block(V))
@@ -176,6 +177,49 @@ def launch(
             return
         except OutOfResources as error:  # raised before anything runs
             shrink(kernel, q, v, layout.sequences, error)
+
+
+# Chunks from one state that is kept for the backward pass to the next, by how much is kept: all that it takes, what a
+# scan made, or states alone.
+EVERY = {"all": 1, "sparse": 8}
+
+
+def held(q: Tensor, v: Tensor, chunk: int) -> dict[str, float]:
+    """Bytes a token and head of v that are kept, most first; what is kept less is made again, more each time."""
+    size = v.element_size()
+    return {
+        "all": (q.shape[3] * v.shape[3] + 2 * v.shape[3]) * 4 / chunk,
+        "sparse": (q.shape[3] * v.shape[3] + 2 * v.shape[3]) * 4 / (8 * chunk),
+    }
+
+
+def within(most: Optional[float], q: Tensor, v: Tensor, chunk: int) -> str:
+    """What is kept of at most so many bytes a token and head."""
+    if most is None:
+        return "all"
+    sizes = held(q, v, chunk)
+    fits = [name for name, size in sizes.items() if size <= most]
+    if not fits:
+        raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {min(sizes.values()):g}")
+    return fits[0]
+
+
+def stretches(layout: Layout, kept: Layout, every: int, chunk: int, device: torch.device) -> Layout:
+    """Every stretch of `every` chunks, `kept` in all, laid out as packed sequences are. Those too many are empty."""
+    each = torch.arange(kept.all_chunks, device=device)
+    if kept.cu_seqlens is None:
+        owner, number = each // kept.chunks, each % kept.chunks
+        starts, ends = owner * layout.chunks, owner * layout.length
+        last = ends.new_full((1,), layout.sequences * layout.length)
+    else:
+        owner, last = kept.chunk_owner.long(), kept.cu_seqlens[-1:]
+        number = each - kept.chunk_starts[owner]
+        starts, ends = layout.chunk_starts[owner], kept.cu_seqlens[owner]
+    starts, ends = starts + number * every, torch.minimum(ends + number * every * chunk, last)
+    ends = torch.cat([ends, last])
+    return Layout(
+        kept.all_chunks, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None
+    )
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -193,13 +237,15 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
-def chunk_forward_triton(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save):
+def chunk_forward_triton(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save, crossing):
     layout = lay_out(v, cu_seqlens, chunk)
+    every = EVERY[crossing]
+    kept = layout if every == 1 else lay_out(v, cu_seqlens, every * chunk)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
     states = (
         v.new_empty(
-            layout.all_chunks, v.shape[2], q.shape[3] * v.shape[3] + 2 * v.shape[3], dtype=torch.float32
+            kept.all_chunks, v.shape[2], q.shape[3] * v.shape[3] + 2 * v.shape[3], dtype=torch.float32
         )
         if save
         else v.new_empty(0)
@@ -208,10 +254,11 @@ def chunk_forward_triton(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, 
         "deep_scan_whole",
         q,
         v,
-        layout,
+        kept,
         chunk,
         [q, k, v, eta, o, states, initial_state, final_state],
         scale,
+        every=every,
         ENTER=initial_state is not None,
         LEAVE=final,
         READ=True,
@@ -220,8 +267,30 @@ def chunk_forward_triton(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, 
     return o, final_state, states
 
 
-def chunk_backward_triton(q, k, v, eta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial):
+def chunk_backward_triton(
+    q, k, v, eta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, crossing
+):
     layout = lay_out(v, cu_seqlens, chunk)
+    if crossing == "sparse":
+        every = EVERY[crossing]
+        pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
+        o, sparse = torch.empty_like(v), states
+        states = v.new_empty(
+            layout.all_chunks, v.shape[2], q.shape[3] * v.shape[3] + 2 * v.shape[3], dtype=torch.float32
+        )
+        launch(
+            "deep_scan_whole",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, eta, o, states, sparse, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_v = torch.empty_like(v)
@@ -257,10 +326,13 @@ def chunk_op(
     save: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
-        return chunk_forward_triton(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save)
+        return chunk_forward_triton(
+            q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save, crossing
+        )
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
@@ -275,15 +347,16 @@ def chunk_op(
 
 
 @chunk_op.register_fake
-def _(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
+def _(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing="all"):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
+    every = EVERY[crossing] if triton else 1
     states = (
         v.new_empty(
-            all_chunks(v, cu_seqlens, chunk),
+            all_chunks(v, cu_seqlens, every * chunk),
             v.shape[2],
             q.shape[3] * v.shape[3] + 2 * v.shape[3],
-            dtype=state_dtype(v),
+            dtype=torch.float32 if every > 1 else state_dtype(v),
         )
         if save
         else v.new_empty(0)
@@ -306,11 +379,12 @@ def chunk_backward_op(
     initial: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
         return chunk_backward_triton(
-            q, k, v, eta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial
+            q, k, v, eta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, crossing
         )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
@@ -322,17 +396,33 @@ def chunk_backward_op(
 
 
 @chunk_backward_op.register_fake
-def _(q, k, v, eta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule):
+def _(
+    q,
+    k,
+    v,
+    eta,
+    scale,
+    states,
+    d_o,
+    d_final_state,
+    cu_seqlens,
+    chunk,
+    initial,
+    backend,
+    schedule,
+    crossing="all",
+):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, eta)]
     return *plain, d_initial
 
 
 def _chunk_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.schedule, ctx.crossing = schedule, crossing
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -352,9 +442,10 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
         ctx.started is not None,
         ctx.backend,
         ctx.schedule,
+        ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
 chunk_op.register_autograd(_chunk_differentiate, setup_context=_chunk_keep)
@@ -437,6 +528,7 @@ def recurrent_op(
     save: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -455,7 +547,7 @@ def recurrent_op(
 
 
 @recurrent_op.register_fake
-def _(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule):
+def _(q, k, v, eta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing="all"):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     states = (
@@ -486,6 +578,7 @@ def recurrent_backward_op(
     initial: bool,
     backend: str,
     schedule: str,
+    crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -502,17 +595,33 @@ def recurrent_backward_op(
 
 
 @recurrent_backward_op.register_fake
-def _(q, k, v, eta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule):
+def _(
+    q,
+    k,
+    v,
+    eta,
+    scale,
+    states,
+    d_o,
+    d_final_state,
+    cu_seqlens,
+    chunk,
+    initial,
+    backend,
+    schedule,
+    crossing="all",
+):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, eta)]
     return *plain, d_initial
 
 
 def _recurrent_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
-    ctx.scale, ctx.chunk, ctx.final, ctx.backend, ctx.schedule = scale, chunk, final, backend, schedule
+    ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
+    ctx.schedule, ctx.crossing = schedule, crossing
     ctx.started = None if initial_state is None else initial_state.dtype
 
 
@@ -532,9 +641,10 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
         ctx.started is not None,
         ctx.backend,
         ctx.schedule,
+        ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
-    return *grads, None, d_initial, None, None, None, None, None, None
+    return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
@@ -598,6 +708,7 @@ def ttt_linear(
     chunk_size: Optional[int] = None,
     backend: str = "auto",
     schedule: str = "auto",
+    keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """ttt_linear (arXiv:2407.04620 Learning to (Learn at Test Time), Eq 4 and Section 2.4 to 2.6).
 
@@ -605,6 +716,8 @@ def ttt_linear(
     states [N, HV, d_k, d_v] in float32, the initial one required. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": recurrent up to 16 tokens, chunk beyond.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
+    keep_bytes: the most, a token and head of v, that the chunk form's kernels keep for the backward pass beside their
+    inputs, which makes the rest again; None: as much as spares it all work.
     """
     if form == "auto":
         form = "recurrent" if q.shape[1] <= 16 else "chunk"
@@ -620,7 +733,8 @@ def ttt_linear(
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
+    crossing = within(keep_bytes, q, v, chunk) if save and form in ("chunk",) else "all"
     o, final_state, *_ = OPS[form](
-        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule
+        *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule, crossing
     )
     return o, split_states(final_state, q, v) if output_final_state else None
