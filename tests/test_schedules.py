@@ -205,7 +205,8 @@ def test_what_cannot_be_is_said(options, said):
 
 
 def test_what_cannot_be_kept_is_said():
-    x, options = inputs("gated_deltanet"), dict(form="chunk", backend="triton", chunk_size=16)
+    x = {n: t.requires_grad_() for n, t in inputs("gated_deltanet").items()}
+    options = dict(form="chunk", backend="triton", chunk_size=16)
     with pytest.raises(ValueError, match="keep_bytes: got 1, expected None or at least 2"):
         operator("gated_deltanet")(**x, **options, keep_bytes=1)
     with pytest.raises(ValueError, match="schedule: got 'split', .* where keep_bytes leaves out states"):

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 
 from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
-from ttrc.ir.plan import Buffer, Cut, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
+from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
     GIVEN,
@@ -44,6 +44,7 @@ from ttrc.ir.tile import (
     sums_values,
 )
 from ttrc.language.spec import Parameter
+from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
@@ -56,9 +57,6 @@ from ttrc.passes.split_panels import split_panels
 KEY_HEADS = ("q", "k", "d_q", "d_k")
 THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
 BACK = ("d_final_state", "d_initial")
-ALL, SCANNED, SPARSE = "all", "scanned", "sparse"  # what is kept for the backward pass, see Cut
-LEFT = "left"  # where states lie and move on that nobody wants once they have
-EVERY = 8  # chunks from one state to the next where they are sparse: stretches of as many still fill a chip
 JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
 JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 
@@ -68,8 +66,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     inputs = _buffers(recurrence, backward)
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
-    solved, fed_back = _substituted(forward), _substituted(backward, known=forward)
-    known, weights = (*inputs, *pairs), _weights(forward)
+    solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
+    known, weights = (*inputs, *pairs), weights_of(forward)
     seen = _seen_states(forward, backward, (*known, *solved), weights)
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
     # in front of a scan are those of its steps.
@@ -130,25 +128,12 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         "chunk",
         tuple(kernels),
         tuple(schedules),
-        _cuts(pairs, kept, states, first, scan(*kept)),
+        cut_passes(pairs, kept, states, first, scan(*kept)),
         (*kept_back, *apart),
         chunk,
         step,
         recurrence.segment,
     )
-
-
-def _cuts(
-    pairs: tuple[Buffer, ...],
-    kept: tuple[Buffer, ...],
-    states: tuple[Buffer, ...],
-    prepare: tuple[Launch, ...],
-    scan: Kernel,
-) -> tuple[Cut, ...]:
-    """From what takes least to what holds least: what parallel kernels make is made again for less than states are."""
-    scanned = (Cut(SCANNED, kept, prepare),) if pairs else ()
-    again = (*prepare, Launch(scan, SPARSE, LEFT if scan.in_memory else None, segments=True))
-    return (Cut(ALL, (*pairs, *kept)), *scanned, Cut(SPARSE, states, again, EVERY))
 
 
 def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -161,37 +146,20 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
     # Of several hidden axes some matrix has two: panels of one would be as large as all of it is with one.
     scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(_kernel, skeleton=Skeleton.SCAN)
-    ahead = scan("deep_scan", program=forward, stores=(*outputs, *states), memory=inputs, carries=carried)
+    made = partial(scan, "deep_scan", program=forward, memory=inputs, carries=carried)
+    ahead = made(stores=(*outputs, *states))
     back = scan("deep_scan_reverse", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
     # What lies in memory is read out as it is walked, whether anybody asks or not.
-    again = (
-        ahead if ahead.in_memory else scan("deep_scan", program=forward, stores=states, memory=inputs, carries=carried)
-    )
+    # What lies in memory is read out as it is walked, whether anybody asks or not.
+    cuts = cut_passes((), states, states, (), ahead if ahead.in_memory else made(stores=states))
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     segment, expansion = recurrence.segment, _expansion(recurrence)
-    return Plan(
-        "chunk", (ahead, back), (only,), _cuts((), states, states, (), again), (), segment, segment, segment, expansion
-    )
+    return Plan("chunk", (ahead, back), (only,), cuts, (), segment, segment, segment, expansion)
 
 
 def _expansion(recurrence: Recurrence) -> int | None:
     network = recurrence.network
     return network.expansion if network is not None and network.layers > 1 else None
-
-
-def _substituted(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
-    """What a program, beyond a known one, solves row by row: serial work in a scan, so that it is done once."""
-    old = () if known is None else known.statements
-    solved = [s.target for s in program.statements if isinstance(s.op, Substitute) and s not in old]
-    return tuple(Buffer(t.name, t, Space.SOLVED) for t in solved)
-
-
-def _weights(forward: Program) -> tuple[Buffer, ...]:
-    """What products take in the place of a state, made of it once a chunk: other kernels load it as they do states."""
-    made = {s.target for s in forward.statements if not {"t", "s"} & set(s.target.axes)}
-    factors = [t for s in forward.statements if isinstance(s.op, Contract) for t in (s.op.a, s.op.b)]
-    tiles = tuple(dict.fromkeys(t for t in factors if t in made))
-    return tuple(Buffer("weights", t, Space.CHUNK, tiles) for t in tiles)
 
 
 def _seen_states(
@@ -285,7 +253,7 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
         "recurrent",
         (ahead, back),
         (only,),
-        (Cut(ALL, tuple(replace(b, single=True) for b in _states("states", carried))),),
+        keep_all(tuple(replace(b, single=True) for b in _states("states", carried))),
         (),
         CHUNK,
         LONG_CHUNK,
