@@ -166,6 +166,8 @@ def test_every_spec_is_explained_in_every_shape(path):
             assert statement.target.name in text
     for cost in account.costs(module):
         assert f"{cost.budget.bytes:,.0f}" in text and f"{cost.budget.bytes:,.0f}" in html
+    for row, told in zip(account.kept(module), data["budget"]["kept"], strict=True):
+        assert told["held_bytes"] == row.held and f"{row.held:,.0f}" in text and f"{row.held:,.0f}" in html
 
 
 def test_a_narrow_terminal_is_enough():

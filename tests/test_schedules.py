@@ -159,6 +159,16 @@ def test_what_is_made_again_is_what_it_was_to_the_bit(monkeypatch, name, packed)
     assert counts == sorted(counts, reverse=True) and len(set(counts)) == len(counts)
 
 
+def test_a_sequence_in_segments_keeps_the_states_of_stretches_too(monkeypatch):
+    """Segments are of whole stretches then: others than where all is kept, so that the last digits differ."""
+    monkeypatch.setitem(operator("gated_deltanet").package.op.EVERY, "sparse", 2)
+    _, wanted = kept_and_made("gated_deltanet", None)
+    crossed, made = kept_and_made("gated_deltanet", sizes_held("gated_deltanet")["sparse"], schedule="segments")
+    assert max(t.shape[0] for t in crossed if t.dim() == 4 and t.shape[1:] == (1, 8, 8)) == 3  # of five chunks
+    for a, b in zip(made, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 WAYS = [(name, schedule) for name in ("gated_deltanet", "mamba2") for schedule in ("fused", "split", "segments")]
 
 

@@ -106,7 +106,7 @@ def _kept_data(row: account.Kept) -> dict:
         "cut": row.cut,
         "every": row.every,
         "held_bytes": row.held,
-        "again": {"launches": row.launches, "bytes": row.again.bytes, "flops": row.again.flops},
+        "again": {"launches": list(row.launches), "bytes": row.again.bytes, "flops": row.again.flops},
     }
 
 
