@@ -260,11 +260,14 @@ def test_compile_predicts_at_a_shape():
     told = json.loads(compiled(*options, "--json"))
     assert {row["width"] for row in told["kernels"]} == {64}
     passes = told["predicted"]["passes"]
-    assert {p["which"] for p in passes} == {"forward", "backward"} and told["predicted"]["measured"] is False
+    assert {p["which"] for p in passes} == {"forward", "backward", "again"} and told["predicted"]["measured"] is False
     text = compiled(*options)
     assert "predicted, not measured" in text
+    assert all(p["binding"] == "serial" for p in passes if p["which"] != "again")
+    assert [p["held"] for p in passes if p["which"] == "again" and p["part"] == "H100 SXM"] == [64, 16]
     for p in passes:
-        assert p["binding"] == "serial" and f"{p['ms']:.3f}" in text and p["part"] in text
+        assert (f"{p['ms']:.3f}" in text or not p["kernels"]) and p["part"] in text
+        assert p["held"] is None or f"{p['held']:,.0f} B held" in text
         for k in p["kernels"]:
             pattern = rf"{k['name']} +{k['programs']:,} +{k['blocks']} +{k['waves']:.2f} .*{k['binding']}"
             assert re.search(pattern, text)

@@ -301,7 +301,7 @@ def as_data(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Workl
 def _entry(p: Union[Prediction, NoPrediction]) -> dict:
     entry = asdict(p)
     if isinstance(p, Prediction):
-        entry |= {"ms": p.ms, "binding": p.walls.binding}
+        entry |= {"ms": p.ms, "binding": p.walls.binding if p.kernels else None}
         for told, kernel in zip(entry["kernels"], p.kernels, strict=True):
             told |= {"ms": kernel.walls.ms, "binding": kernel.walls.binding}
     return entry
