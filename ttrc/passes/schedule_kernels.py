@@ -150,7 +150,6 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     ahead = made(stores=(*outputs, *states))
     back = scan("deep_scan_reverse", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
     # What lies in memory is read out as it is walked, whether anybody asks or not.
-    # What lies in memory is read out as it is walked, whether anybody asks or not.
     cuts = cut_passes((), states, states, (), ahead if ahead.in_memory else made(stores=states))
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     segment, expansion = recurrence.segment, _expansion(recurrence)
