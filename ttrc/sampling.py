@@ -95,8 +95,9 @@ def random_state(
 ) -> dict[str, Tensor]:
     """The parts of a state by the names of initial_names(spec), float64 [sequences, HV, *axes].
 
-    A deep memory's last steps are a tenth of the size of its weights; where the retention has logarithms of the state,
-    all entries are inside of its domain.
+    What a closed form has of the keys is symmetric, and none of its eigenvalues negative. A deep memory's last steps
+    are a tenth of the size of its weights; where the retention has logarithms of the state, all entries are inside of
+    its domain.
     """
     widths = axis_widths(spec.memory, dk, dv)
 
@@ -106,6 +107,8 @@ def random_state(
         if isinstance(spec.memory, MLPMemory) and part.name.startswith("M"):
             size *= 0.1
         x = torch.randn(sequences, HV, *shape, generator=generator, dtype=torch.float64) * size
+        if "j" in part.axes:  # a sum of k k'
+            return x @ x.mT
         return x if part.name.startswith("M") else INTO_DOMAIN[state_domain(spec)](x)
 
     return {name: draw(part) for name, part in zip(initial_names(spec), state_parts(spec))}

@@ -19,8 +19,8 @@ _OPERATOR = (
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
     "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
-    "chunk_forward_triton chunk_op chunk_size config crossing cut dataclass default_chunk ends enter every final "
-    "find_root grads held identity initial join keep_causal keep_first keep_strict kept kernels larger last "
+    "chunk_forward_triton chunk_op chunk_size config conjugate crossing cut dataclass default_chunk ends enter every "
+    "final find_root grads held identity initial join keep_causal keep_first keep_strict kept kernels larger last "
     "launch lay_out layout leave like op os pack_states per_key_head pieces plain recurrent_backward_op "
     "recurrent_forward_triton recurrent_op reference save segments smaller sparse start starts state_dtype "
     "state_shape states stretches sums tensors tokens trail transition unit unpack_states uses_triton within"
@@ -28,11 +28,11 @@ _GENERATED = (
 
 # Bare words of the kernels' templates.
 _KERNELS = (
-    "at at_bound begin block_numbers block_rows chunk_owner chunk_starts chunks clip dtype factors first "
-    "first_chunk here i i_b i_c i_chunk i_h i_k i_n i_p i_s i_v j left length load_lower load_lower_columns "
-    "load_lower_rows load_row load_rows load_vector log_cosh matrix n own panels partial positive_power power program "
-    "r root_step rows_of sign softplus steps store_lower store_row store_rows store_vector stride substitute t tanh "
-    "token unit_lower_inverse waiting whole_power written"
+    "at at_bound begin block_numbers block_rows chunk_owner chunk_starts chunks clip conjugate_step dtype exact_dot "
+    "factors first first_chunk here i i_b i_c i_chunk i_h i_k i_n i_p i_s i_v j left length load_lower "
+    "load_lower_columns load_lower_rows load_row load_rows load_vector log_cosh matrix n own panels partial "
+    "positive_power power program r root_step rows_of sign softplus steps store_lower store_row store_rows "
+    "store_vector stride substitute t tanh token unit_lower_inverse unit_rows waiting whole_power written"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

@@ -7,20 +7,28 @@ from itertools import product
 
 from ttrc.errors import SpecError
 from ttrc.language.evaluate import evaluate
-from ttrc.language.spec import Domain, Gradient, LinearMemory, Memory, MLPMemory, Spec, VectorMemory
+from ttrc.language.spec import ClosedForm, Domain, Gradient, LinearMemory, Memory, MLPMemory, Spec, VectorMemory
 from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of the state, [N, HV, *axes]; "k" and "v" are key and value channels, "h1", ... hidden ones."""
+    """One tensor of the state, [N, HV, *axes]; "k" and "v" are key and value channels, "h1", ... hidden ones.
+
+    "j" is a key channel too, of a matrix that has two of them.
+    """
 
     name: str
     axes: tuple[str, ...]
 
 
 def state_parts(spec: Spec) -> tuple[Part, ...]:
-    """S, or W1, ..., WL of a deep memory; with momentum then as many last steps, M or M1, ..., ML."""
+    """S, or W1, ..., WL of a deep memory; with momentum then as many last steps, M or M1, ..., ML.
+
+    A closed form keeps what the objective of the past is made of, the sum over columns s of S of s' H s / 2 - G' s.
+    """
+    if isinstance(spec.update, ClosedForm) and isinstance(spec.memory, LinearMemory):
+        return Part("H", ("k", "j")), Part("G", ("k", "v"))
     weights = _weights(spec.memory)
     if not isinstance(spec.update, Gradient) or spec.update.momentum is None:
         return weights
@@ -30,7 +38,8 @@ def state_parts(spec: Spec) -> tuple[Part, ...]:
 def axis_widths(memory: Memory, d_k: int, d_v: int) -> dict[str, int]:
     """The width of every axis that a part of this memory's state may have."""
     hidden = memory.layers - 1 if isinstance(memory, MLPMemory) else 0
-    return {"k": d_k, "v": d_v} | {f"h{i + 1}": memory.expansion * d_k for i in range(hidden)}
+    twice = {"j": d_k} if isinstance(memory, LinearMemory) else {}
+    return {"k": d_k, **twice, "v": d_v} | {f"h{i + 1}": memory.expansion * d_k for i in range(hidden)}
 
 
 def initial_names(spec: Spec) -> tuple[str, ...]:

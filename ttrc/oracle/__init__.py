@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ttrc.errors import ArgumentError
-from ttrc.language.spec import Gradient, LinearMemory, MLPMemory, Per, Spec
+from ttrc.language.spec import ClosedForm, Gradient, LinearMemory, MLPMemory, Per, Spec
 from ttrc.language.state import axis_widths, initial_names, needs_initial_state, state_parts
 from ttrc.oracle.expressions import Scope, evaluate
 from ttrc.oracle.memory import Matrices, enter, predict, step
@@ -116,6 +116,7 @@ def _initial(spec: Spec, given: State | None, sequences: int, k: Tensor, v: Tens
 def _sequence(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> tuple[Tensor, Matrices]:
     """tokens: [N, T, HV, ., .]; state: its parts. Returns o [N, T, HV, dv] and the last state."""
     weights = spec.memory.layers if isinstance(spec.memory, MLPMemory) else 1
+    weights = len(state) if isinstance(spec.update, ClosedForm) else weights
     segment = spec.update.segment if isinstance(spec.update, Gradient) else None
     memory = enter(spec, constants, state[:weights], state[weights:])
     outputs = []

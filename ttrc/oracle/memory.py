@@ -13,6 +13,7 @@ from torch.nn import functional
 from ttrc.errors import CheckFailed
 from ttrc.language.spec import (
     At,
+    ClosedForm,
     Exp,
     Gradient,
     LinearMemory,
@@ -28,6 +29,7 @@ from ttrc.language.spec import (
 )
 from ttrc.language.spec import Memory as Architecture
 from ttrc.language.syntax import Call, Expr, walk
+from ttrc.oracle.closed_form import fit
 from ttrc.oracle.expressions import Scope, evaluate, total
 from ttrc.oracle.minimise import argmin
 
@@ -38,6 +40,7 @@ Matrices = tuple[Tensor, ...]  # one, or one a layer: each [N, HV, rows, columns
 class Memory:
     """S is what the update moves, M its last steps (none without momentum), W the weights that predictions read.
 
+    Of a closed form S is what it knows of the past, and W the minimum.
     W is S, or the link of S; inside of a segment with a link it moves on its own. start is W at the segment's start.
     """
 
@@ -74,6 +77,11 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
             W_at = _linked(link, retained(memory.S), scope)
         case Gradient(at=At.SEGMENT_START):
             W_at = memory.start
+        case ClosedForm():
+            slope = grad(lambda W, scope: loss((W,), scope).sum())
+            decay = None if spec.retention.decay is None else evaluate(spec.retention.decay.tree, scope)
+            past, W = fit(slope, grad(lambda W, scope: retention(W, scope).sum()), scope, memory.S, decay)
+            return replace(memory, S=past, W=(W,))
         case Proximal() if kinked:
             raise CheckFailed("the reference takes no proximal step of a retention with kinks")
         case Proximal():
