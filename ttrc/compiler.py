@@ -15,11 +15,13 @@ from ttrc.ir.module import Form, Module
 from ttrc.ir.recurrence import Recurrence
 from ttrc.language.spec import Spec
 from ttrc.passes.derive_chunk import derive_chunk
+from ttrc.passes.derive_closed import closed_chunk, closed_token
 from ttrc.passes.derive_deep import deep_chunk, deep_token
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.passes.derive_token import derive_token
 from ttrc.passes.differentiate_tile import differentiate_tile
 from ttrc.passes.lower_solve import lower_solve
+from ttrc.passes.schedule_closed import schedule_closed
 from ttrc.passes.schedule_kernels import schedule_chunk, schedule_deep, schedule_tokens
 
 
@@ -42,6 +44,10 @@ def _chunk(recurrence: Recurrence) -> Form | None:
         forward = deep_chunk(recurrence)
         backward = differentiate_tile(forward)
         return Form("chunk", forward, backward, schedule_deep(recurrence, forward, backward))
+    if recurrence.ridge is not None:
+        forward = closed_chunk(recurrence)
+        backward = differentiate_tile(forward)
+        return Form("chunk", forward, backward, schedule_closed(recurrence, forward, backward))
     forward = derive_chunk(recurrence)
     backward = differentiate_tile(forward)
     plan = schedule_chunk(recurrence, lower_solve(forward), lower_solve(backward))
@@ -49,6 +55,9 @@ def _chunk(recurrence: Recurrence) -> Form | None:
 
 
 def _recurrent(recurrence: Recurrence) -> Form:
-    forward = derive_token(recurrence) if recurrence.network is None else deep_token(recurrence)
+    if recurrence.ridge is not None:
+        forward = closed_token(recurrence)
+    else:
+        forward = derive_token(recurrence) if recurrence.network is None else deep_token(recurrence)
     backward = differentiate_tile(forward)
     return Form("recurrent", forward, backward, schedule_tokens(recurrence, forward, backward))

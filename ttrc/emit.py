@@ -23,7 +23,7 @@ from ttrc.ir.config import PANELS, WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
-from ttrc.ir.tile import BEGINS, GIVEN, Decayed
+from ttrc.ir.tile import BEGINS, GIVEN, Conjugate, Decayed
 from ttrc.language.spec import Spec
 from ttrc.language.state import formula
 from ttrc.passes.budget import launch_costs
@@ -102,6 +102,8 @@ def _title(spec: Spec) -> str:
 def tags(spec: Spec) -> dict[str, str]:
     """What a statement's origin reads as in emitted comments: the spec's line and expression."""
     parts = {"loss": spec.loss.expr, "retention": spec.retention.expr}
+    if spec.retention.decay is not None:
+        parts["decay"] = spec.retention.decay
     lines = {origin: f"{origin}, line {part.line}: {comment(part.text)}" for origin, part in parts.items()}
     lines["update"] = f"update, line {spec.update.line}"
     if spec.retention.link is not None:
@@ -112,6 +114,8 @@ def tags(spec: Spec) -> dict[str, str]:
 def derivation(module: Module) -> str:
     """The derivation as comment lines: from the spec's choices to the recurrence that the steps compute."""
     spec, r = module.spec, module.recurrence
+    if r.ridge is not None:
+        return "\n".join(f"# {line}" for line in _closed(spec, r))
     lines = [
         f"loss       {comment(spec.loss.expr.text)}"
         + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
@@ -142,6 +146,23 @@ def derivation(module: Module) -> str:
         body = symbolic.equation(reduction.body)
         lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")
     return "\n".join(f"# {line}" for line in lines)
+
+
+def _closed(spec: Spec, r: Recurrence) -> list[str]:
+    """The derivation of a closed form."""
+    a = "" if r.decay == symbolic.ONE else "a "
+    c, b, ridge = (symbolic.equation(e) for e in (r.error.slope, -r.error.offset, r.ridge))
+    return [
+        f"loss       {comment(spec.loss.expr.text)}"
+        + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
+        f"retention  {comment(spec.retention.expr.text)}"
+        + (f", decay {comment(spec.retention.decay.text)}" if spec.retention.decay else ""),
+        f"error      dL/dp = c p - b, c = {c}, b = {b}",
+        f"state      H = {a}H_prev + c k k', G = {a}G_prev + k b'"
+        + (f", a = {symbolic.equation(r.decay)}" if a else ""),
+        f"read-out   o = scale G' x, (H + lam) x = q, lam = {ridge}",
+        *(f"           {s.symbol} = sum over {', '.join(s.axes)} of {symbolic.equation(s.body)}" for s in r.reductions),
+    ]
 
 
 def _moved(r: Recurrence) -> str:
@@ -192,7 +213,8 @@ def _reference(module: Module) -> str:
         tensor_names=_tuple(names),
         parameter_names=_tuple(g.name for g in spec.parameters),
         channels=_has_channels(spec.parameters, module),
-        decayed=_decays(module),
+        decayed=_holds(module, Decayed),
+        conjugate=_holds(module, Conjugate),
         shapes={f: [arguments.shape_text(c.state) for c in m.forward.carries] for f, m in module.forms.items()},
         expansion=arguments.expansion(module),
     )
@@ -219,7 +241,10 @@ def _kernels(module: Module) -> str:
         title=_title(spec),
         derivation=derivation(module),
         prelude=_render(
-            "triton/prelude.py.jinja", channels=_has_channels(module.recurrence.gates, module), decayed=_decays(module)
+            "triton/prelude.py.jinja",
+            channels=_has_channels(module.recurrence.gates, module),
+            decayed=_holds(module, Decayed),
+            conjugate=_holds(module, Conjugate),
         ),
         kernels=bodies,
     )
@@ -231,9 +256,9 @@ def _has_channels(gates, module: Module) -> bool:
     return any(g.per.axes for g in gates if g.name not in still)
 
 
-def _decays(module: Module) -> bool:
-    """Whether there are products with decays by channel."""
-    return any(isinstance(s.op, Decayed) for m in module.forms.values() for s in m.forward.statements)
+def _holds(module: Module, kind: type) -> bool:
+    """Whether its programs have such an operation."""
+    return any(isinstance(s.op, kind) for m in module.forms.values() for s in m.forward.statements)
 
 
 def _op(module: Module) -> str:

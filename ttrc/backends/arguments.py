@@ -28,7 +28,7 @@ def expansion(module: Module) -> int:
     return module.forms["recurrent"].plan.expansion or 0
 
 
-SIZES = {"k": "d_k", "v": "d_v", **dict.fromkeys(HIDDEN, "EXPANSION * d_k")}
+SIZES = {"k": "d_k", "j": "d_k", "v": "d_v", **dict.fromkeys(HIDDEN, "EXPANSION * d_k")}
 
 
 def shape_text(state: Tile) -> str:
@@ -49,7 +49,7 @@ def gate_doc(spec: Spec, still: tuple[str, ...]) -> str:
 
 def states_doc(states: list[Tile], expansion: int) -> str:
     """The parts of a state and their shapes."""
-    widths = {"k": "d_k", "v": "d_v", **dict.fromkeys(HIDDEN, f"{expansion} d_k")}
+    widths = {"k": "d_k", "j": "d_k", "v": "d_v", **dict.fromkeys(HIDDEN, f"{expansion} d_k")}
     shapes = [f"[N, HV, {', '.join(widths[a] for a in t.axes)}]" for t in states]
     if len(states) == 1:
         return shapes[0]

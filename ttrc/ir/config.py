@@ -17,6 +17,7 @@ WIDEST = WIDTHS[-1]
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
 MASKS = "_masks"  # works with products of masks
 DECAYED = "_decayed"  # works with decays that differ by key channel: as many exponents as keys
+CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
 
@@ -53,6 +54,11 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_output_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_transition_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
     "chunk_gradients_decayed": {64: Config(32, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_scan_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_scan_reverse_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_output_closed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_solve_closed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_gradients_closed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "deep_scan": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
@@ -100,6 +106,7 @@ def plain_name(kernel: str) -> str:
         .removesuffix(NONLINEAR)
         .removesuffix(MASKS)
         .removesuffix(DECAYED)
+        .removesuffix(CLOSED)
     )
 
 

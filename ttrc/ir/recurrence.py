@@ -67,6 +67,9 @@ class Recurrence:
     With a `link` its weights W = link(S) are read instead of S: p_t = W' k_t and o_t = scale W_t' q_t. In segments
     W = link(S) at the start of each, and inside of it W moves as S does.
 
+    With a `ridge`, one number a head or a key channel, S is the minimum over all tokens so far, see derive_closed; the
+    error is affine, and `decay` that of the history.
+
     With a `network`, S is each of its weight matrices: p_t = f(k_t) at those weights, k_t what comes into a layer and
     e_t the cotangent of what goes out of it, of which the loss' is e(p).
 
@@ -90,6 +93,7 @@ class Recurrence:
     mirror: Expr | None = None  # over S_prev and own
     write: Expr = ONE
     network: MLPMemory | None = None
+    ridge: Expr | None = None
 
     def axes_of(self, expr: Expr) -> tuple[str, ...]:
         """The channels that an expression of gates has a number for each of: none, "k", "v", or both."""

@@ -1,9 +1,9 @@
 """Tile programs: straight-line array code over named axes, what one chunk (or one token) of a layer computes.
 
 Axes: "t" a token of the chunk in its reading role, "s" a token in its writing role (the same tokens, the
-other axis of a C x C tile), "k" a key channel, "v" a value channel, "h1", "h2", ... a channel of a deep memory's hidden
-layers. A tile's axes are a tuple of these, in the order t, s, k, h, v. A token program (recurrent form) has channels
-only.
+other axis of a C x C tile), "k" a key channel, "j" the other key channel of a matrix that has two, "v" a value
+channel, "h1", "h2", ... a channel of a deep memory's hidden layers. A tile's axes are a tuple of these, in the order t,
+s, k, j, h, v. A token program (recurrent form) has channels only.
 
 Every operation here has one adjoint rule (passes/differentiate_tile.py) and one printer in each backend.
 """
@@ -18,7 +18,7 @@ from ttrc.symbolic import Expr
 
 Axes = tuple[str, ...]
 HIDDEN = tuple(f"h{i}" for i in range(1, 8))
-AXIS_ORDER = ("t", "s", "k", *HIDDEN, "v")
+AXIS_ORDER = ("t", "s", "k", "j", *HIDDEN, "v")
 UNKNOWN = "the root"  # what the expression of a Root calls it; no tile has a blank in its name
 SCALE = "scale"  # the read-out's factor
 BEGINS = "begins"  # of a token program: 1 at the first token of a segment, 0 elsewhere
@@ -143,7 +143,8 @@ class CumulativeSum:
 
 @dataclass(frozen=True)
 class Relabel:
-    """The same numbers under another axis: "t" <-> "s", a token's two roles, or "k" <-> "v" where they are as many."""
+    """The same numbers under another axis: "t" <-> "s", a token's two roles, "k" <-> "j", a key channel's, or "k" <->
+    "v" where they are as many."""
 
     arg: Tile
 
@@ -196,8 +197,35 @@ class Substitute:
     @property
     def rows(self) -> tuple[Tile, ...]:
         """What the body takes from outside."""
-        made = {self.unknown, *(s.target for s in self.body)}
-        return tuple(dict.fromkeys(t for s in self.body for t in operands(s.op) if t not in made))
+        return _taken(self.body, self.unknown)
+
+
+@dataclass(frozen=True)
+class Conjugate:
+    """x with A x = rhs, row by row: A is symmetric and positive definite in each row, a matrix over key channels.
+
+    `body` works A x out, its last target, from `unknown`, which stands for x. Found by conjugate gradients,
+    preconditioned by `diagonal`, positive numbers that are no part of the result.
+    """
+
+    rhs: Tile
+    diagonal: Tile
+    unknown: Tile
+    body: tuple[Statement, ...]
+
+    @property
+    def applied(self) -> Tile:
+        return self.body[-1].target
+
+    @property
+    def outside(self) -> tuple[Tile, ...]:
+        """What the body takes from outside."""
+        return _taken(self.body, self.unknown)
+
+
+def _taken(body: tuple[Statement, ...], unknown: Tile) -> tuple[Tile, ...]:
+    made = {unknown, *(s.target for s in body)}
+    return tuple(dict.fromkeys(t for s in body for t in operands(s.op) if t not in made))
 
 
 Op = Union[
@@ -214,6 +242,7 @@ Op = Union[
     Inverse,
     Root,
     Substitute,
+    Conjugate,
 ]
 
 
@@ -277,6 +306,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (base, *args)
         case Substitute(matrix, base):
             return (matrix, base, *op.rows)
+        case Conjugate(rhs, diagonal):
+            return tuple(dict.fromkeys((rhs, diagonal, *op.outside)))
 
 
 def row_axes(tile: Tile) -> Axes:

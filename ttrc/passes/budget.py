@@ -17,6 +17,7 @@ from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Sp
 from ttrc.ir.tile import (
     HIDDEN,
     Compose,
+    Conjugate,
     Contract,
     Decayed,
     Elementwise,
@@ -33,6 +34,7 @@ from ttrc.ir.tile import (
 # Instructions that wait for one another, as many as take the time of one in a chain of matrix products: 0.4 us, at
 # 4 cycles an instruction and 1.75 GHz.
 INSTRUCTIONS = 175
+STEPS = 16  # of conjugate gradients, as a rule in half precision: keys of length 1, a ridge of 1
 REDUCTION = 60  # of a sum over the channels of a row: five shuffles, and a way through shared memory
 
 
@@ -155,7 +157,7 @@ class _Cost:
         self.dtype_bytes, self.gate_bytes = dtype_bytes, gate_bytes
         # A row of a causal C x C tile: on average half of its blocks of 16, and half of the one on the diagonal.
         hidden = dict.fromkeys(HIDDEN, (plan.expansion or 0) * d_k)
-        self.width = {"s": (self.chunk + 16) // 2, "k": d_k, "v": d_v, **hidden}
+        self.width = {"s": (self.chunk + 16) // 2, "k": d_k, "j": d_k, "v": d_v, **hidden}
         self.d_k, self.d_v = d_k, d_v
 
     def of(self, launches: tuple[Launch, ...], segments: int) -> Budget:
@@ -229,7 +231,8 @@ class _Cost:
     def _flops(self, statement: Statement, kernel: Kernel) -> float:
         tokens = self.step if kernel.skeleton is Skeleton.SCAN else self.chunk
         hidden = self._hidden_block(kernel) * self.panels(kernel)
-        blocks = {"t": tokens, "s": tokens, "k": block(self.d_k), **dict.fromkeys(HIDDEN, hidden)}
+        keys = block(self.d_k)
+        blocks = {"t": tokens, "s": tokens, "k": keys, "j": keys, **dict.fromkeys(HIDDEN, hidden)}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
         match statement.op:
@@ -239,6 +242,8 @@ class _Cost:
                     size *= blocks[a]
                 repeated = kernel.skeleton is Skeleton.SCAN and "v" not in (axis, *statement.target.axes)
                 return size * (panels if repeated else 1) / tokens
+            case Conjugate(body=body):
+                return STEPS * sum(self._flops(s, kernel) for s in body)
             case Substitute():  # a block of 16 rows taken off all rows; within blocks there are no products
                 return 2.0 * blocks["v"] * tokens
             case Decayed():

@@ -9,6 +9,7 @@ from ttrc import symbolic
 from ttrc.ir.tile import (
     UNKNOWN,
     Compose,
+    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
@@ -29,11 +30,12 @@ from ttrc.ir.tile import (
     operands,
     ordered,
 )
-from ttrc.passes.slice_program import slice_program
+from ttrc.passes.slice_program import renamed_operands, slice_program
 from ttrc.symbolic import Expr
 
 ROLES = {"t": "s", "s": "t"}
 CHANNELS = {"k": "v", "v": "k"}
+CHANNELS_OF_KEYS = {"k": "j", "j": "k"}
 
 
 class Builder:
@@ -161,6 +163,32 @@ class Builder:
         pull, operands = self._hoist(name, pull, set(used.values()), base.axes, origin)
         args = tuple(sorted((t for t in operands if t.name != UNKNOWN), key=lambda t: t.name))
         return self.emit(name, base.axes, Root(pull, base, args), origin)
+
+    def conjugate(self, name: str, rhs: Tile, diagonal: Tile, apply: Callable[[Tile], Tile], origin: str) -> Tile:
+        """x with apply(x) = rhs, see Conjugate. What its body makes without x stands in front of it."""
+        unknown, start = self.tile(f"{name}_tried", rhs.axes), len(self.statements)
+        known = dict(self._known)
+        last = apply(unknown)
+        new, hanging = self.statements[start:], {unknown}
+        for statement in new:
+            if hanging & set(operands(statement.op)):
+                hanging.add(statement.target)
+        self.statements[start:] = [s for s in new if s.target not in hanging]
+        self._known = known | {key: t for key, t in self._known.items() if t not in hanging}
+        body = slice_program(tuple(s for s in new if s.target in hanging), [last])
+        return self.emit(name, rhs.axes, Conjugate(rhs, diagonal, unknown, body), origin)
+
+    def again(self, statements: tuple[Statement, ...], other: dict[Tile, Tile]) -> dict[Tile, Tile]:
+        """The same statements of other tiles, as a part of the program; says what each tile is there."""
+        for statement in statements:
+            op = renamed_operands(statement.op, other)
+            name = f"{statement.target.name}_again"
+            if isinstance(op, Relabel):
+                (swap,) = [{a: b, b: a} for a, b in zip(op.arg.axes, statement.target.axes) if a != b]
+                other |= {statement.target: self.relabel(op.arg, statement.origin, swap)}
+            else:
+                other |= {statement.target: self.emit(name, statement.target.axes, op, statement.origin)}
+        return other
 
     def inverse(self, matrix: Tile, origin: str) -> Tile:
         return self.emit("inverse", matrix.axes, Inverse(matrix), origin)

@@ -67,7 +67,8 @@ class Moves:
 
 def derive_moves(build: Builder, recurrence: Recurrence, tiles: dict[str, Tile], states: tuple[Tile, ...]) -> Moves:
     """`states` are S and, of a rule with a momentum, M; `tiles` what the gates' names stand for."""
-    decay = _Decay(build, tiles, recurrence.log_decay, "decay", "retention")
+    origin = "retention" if recurrence.ridge is None else "decay"
+    decay = _Decay(build, tiles, recurrence.log_decay, "decay", origin)
     before = decay.until if recurrence.reads_decayed else decay.before
     if recurrence.momentum is None:
         (S,) = states

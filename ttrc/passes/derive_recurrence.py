@@ -2,10 +2,11 @@
 
 gradient:  S = argmin <grad loss(S_at), S> + retention(S, S_prev)
 proximal:  S = argmin loss(S' k, v) + retention(S, S_prev)
+closed:    see derive_closed
 
-Both are solved per element of S, where the gradient of the loss is k_i e_j with e = dL/dp. Divided by the retention's
-curvature m that is k_i (w_i e_j), for m = m_j / w_i: what m has by value channel is a part of the error that is
-written, what it has by key channel a weight w of the keys that write.
+The first two are solved per element of S, where the gradient of the loss is k_i e_j with e = dL/dp. Divided by the
+retention's curvature m that is k_i (w_i e_j), for m = m_j / w_i: what m has by value channel is a part of the error
+that is written, what it has by key channel a weight w of the keys that write.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from dataclasses import replace
 
 from ttrc import symbolic
 from ttrc.errors import SpecError
-from ttrc.ir.recurrence import Affine, ErrorForm, Hebbian, Nonlinear, Recurrence
-from ttrc.language.spec import At, Gradient, LinearMemory, Located, MLPMemory, Per, Proximal, Spec
+from ttrc.ir.recurrence import Affine, ErrorForm, Gate, Hebbian, Nonlinear, Recurrence
+from ttrc.language.spec import At, ClosedForm, Gradient, LinearMemory, Located, MLPMemory, Per, Proximal, Spec
 from ttrc.language.state import state_domain
 from ttrc.language.syntax import Name, Span, walk
+from ttrc.passes.derive_closed import NoClosedForm, solve_closed
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
 from ttrc.passes.read_link import read_link
 from ttrc.symbolic import Expr, Scope
@@ -36,6 +38,8 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         symbols[name] = symbolic.symbol(name)
         axes[symbols[name]] = own
     scope = Scope(symbols, axes)
+    if isinstance(spec.update, ClosedForm):
+        return _closed_form(spec, scope, gates)
 
     link = read_link(spec.retention.link, scope)
     curvature, decay, mirror = _solve_retention(spec, scope)
@@ -83,6 +87,29 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         mirror=mirror,
         write=write,
         network=network,
+    )
+
+
+def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrence:
+    gradient, where = _loss_gradient(spec, scope), spec.retention.decay
+    slope = symbolic.expanded(scope.gradient(symbolic.convert(spec.retention.expr.tree, scope), scope.symbols["S"]))
+    try:
+        error, ridge = solve_closed(scope, _affine(scope, gradient, symbolic.ONE), slope)
+    except NoClosedForm as found:
+        raise _at(spec, getattr(spec, found.section).expr, found.why, expected=found.expected) from None
+    decay = symbolic.ONE if where is None else symbolic.tidy(symbolic.convert(where.tree, scope))
+    used = _sums_in(scope, (*_parts(error), ridge, decay))
+    _check_sums(spec, used)
+    return Recurrence(
+        gates=gates,
+        reductions=tuple(used),
+        gradient=_tidy(gradient),
+        curvature=ridge,
+        decay=decay,
+        log_decay=_log(decay),
+        reads_decayed=True,
+        error=error,
+        ridge=ridge,
     )
 
 

@@ -16,6 +16,7 @@ from ttrc.ir.tile import (
     UNKNOWN,
     Carry,
     Compose,
+    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
@@ -233,6 +234,18 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             for arg, moved in zip(args, slopes):
                 part = tape.elementwise(via(arg), -sym(back) * moved, (*args, target, back))
                 tape.add(arg, build.reduce(via(arg), part, arg.axes, origin))
+        case Conjugate(rhs, diagonal):
+            # With A y = adjoint, y is the cotangent of rhs, and what A is made of has that of A x, taken at x by -y.
+            y = build.emit(via(rhs), target.axes, Conjugate(adjoint, diagonal, op.unknown, op.body), origin)
+            tape.add(rhs, y)
+            again = build.again(op.body, {op.unknown: target})
+            made = {again[s.target] for s in op.body}
+            statements = tuple(s for s in build.statements if s.target in made)
+            negative = tape.elementwise(f"{via(rhs)}_negative", -sym(y), (y,))
+            wanted = tuple(t for t in op.outside if tape.wants(t))
+            for tile, part in zip(wanted, pull_back(build, statements, again[op.applied], negative, wanted, origin)):
+                if part is not None:
+                    tape.add(tile, part)
         case Substitute(matrix, base, transposed=transposed):  # `adjoint` came by way of what is written
             tape.add(base, adjoint)
             row, column = (op.written, adjoint) if transposed else (adjoint, op.written)

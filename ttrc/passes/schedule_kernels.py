@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, plain_name
+from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, WIDE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -63,7 +63,7 @@ JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 
 def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
     """`forward` and `backward` with solves lowered; the backward program repeats the forward statements."""
-    inputs = _buffers(recurrence, backward)
+    inputs = input_buffers(recurrence, backward)
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
     pairs = _pairs_to_keep(forward)
     solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
@@ -74,33 +74,33 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     chunk, step = (CHUNK, LONG_CHUNK) if pairs else (LONG_CHUNK, CHUNK)
     if recurrence.segment:
         chunk = step = recurrence.segment
-    states, d_states = _states("states", carried), _states("d_states", cotangents)
-    outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = _gradients(recurrence, backward)
+    states, d_states = state_buffers("states", carried), state_buffers("d_states", cotangents)
+    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
+    gradients = gradient_buffers(recurrence, backward)
 
     masks = MASKS if _edge_of_moves(forward) else ""
     decayed = DECAYED if any(isinstance(s.op, Decayed) for s in forward.statements) else ""
     kind = NONLINEAR if solved else decayed
 
     def scan(*stores: Buffer) -> Kernel:
-        return _kernel(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
+        return planned(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
 
     def scan_back(*stores: Buffer) -> Kernel:
         memory = (*known, *solved, *seen, *(states if weights else ()))
-        return _kernel(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
+        return planned(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
-    prepare = [_kernel(f"chunk_prepare{masks or decayed}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+    prepare = [planned(f"chunk_prepare{masks or decayed}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
-    output = _kernel(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
+    output = planned(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     read = (*known, *kept, *kept_back)
     apart = _moves_apart(forward, backward)
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
     sooner = (*(b for b in gradients if b not in later), *apart)
-    grads = [_kernel(f"chunk_gradients{kind or masks}", Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
+    grads = [planned(f"chunk_gradients{kind or masks}", Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
-        grads.append(_kernel("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
+        grads.append(planned("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
     kernels = [*prepare, ahead, back, *grads, output]
 
     first, last = tuple(Launch(k) for k in prepare), tuple(Launch(k) for k in grads)
@@ -111,7 +111,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
-        cross = [_kernel(f"chunk_transition{decayed}", Skeleton.SCAN, moved, (), known, moved.carries)]
+        cross = [planned(f"chunk_transition{decayed}", Skeleton.SCAN, moved, (), known, moved.carries)]
         if not moved.statements:
             cross = []
         unit = "ones" if is_elementwise(moved) else "identity"
@@ -137,15 +137,15 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
 
 
 def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
-    inputs, carried = _buffers(recurrence, backward), forward.carries
+    inputs, carried = input_buffers(recurrence, backward), forward.carries
     cotangents = tuple(c for c in backward.carries if c.reverse)
     # A decay's gradient is a small difference of sums over all weights: of rounded ones it would be noise.
-    states = tuple(replace(b, single=True) for b in _states("states", carried))
-    outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = _gradients(recurrence, backward)
+    states = tuple(replace(b, single=True) for b in state_buffers("states", carried))
+    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
+    gradients = gradient_buffers(recurrence, backward)
     axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
     # Of several hidden axes some matrix has two: panels of one would be as large as all of it is with one.
-    scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(_kernel, skeleton=Skeleton.SCAN)
+    scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(planned, skeleton=Skeleton.SCAN)
     made = partial(scan, "deep_scan", program=forward, memory=inputs, carries=carried)
     ahead = made(stores=(*outputs, *states))
     back = scan("deep_scan_reverse", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
@@ -205,7 +205,7 @@ def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:
     return not any(set("kv") & set(t.axes) for s in body for t in (s.target, *operands(s.op)))
 
 
-def _states(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
+def state_buffers(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
     parts = tuple(c.state for c in carries)
     return tuple(Buffer(name, tile, Space.CHUNK, parts) for tile in parts)
 
@@ -240,19 +240,19 @@ def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
 
 def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
     """One kernel each way; the backward one recomputes the states of a block of tokens from its checkpoint."""
-    inputs = _buffers(recurrence, backward)
+    inputs = input_buffers(recurrence, backward)
     carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
-    outputs = tuple(_output(name, tile) for name, tile in forward.outputs)
-    gradients = _gradients(recurrence, backward)
+    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
+    gradients = gradient_buffers(recurrence, backward)
     deep = "" if recurrence.network is None else "deep_"
-    ahead = _kernel(f"{deep}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
-    back = _kernel(f"{deep}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
+    ahead = planned(f"{deep}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
+    back = planned(f"{deep}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
     only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     return Plan(
         "recurrent",
         (ahead, back),
         (only,),
-        keep_all(tuple(replace(b, single=True) for b in _states("states", carried))),
+        keep_all(tuple(replace(b, single=True) for b in state_buffers("states", carried))),
         (),
         CHUNK,
         LONG_CHUNK,
@@ -261,7 +261,7 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     )
 
 
-def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
+def input_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
     parameters = {g.name for g in recurrence.gates if isinstance(g, Parameter)}
 
     def space(name: str) -> Space:
@@ -271,9 +271,9 @@ def _buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
     return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
 
 
-def _gradients(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
+def gradient_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
     wide = {f"d_{name}" for name in _wide_gates(recurrence)}
-    return tuple(replace(_output(name, tile), single=name in wide) for name, tile in program.outputs)
+    return tuple(replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs)
 
 
 def _wide_gates(recurrence: Recurrence) -> set[str]:
@@ -281,11 +281,11 @@ def _wide_gates(recurrence: Recurrence) -> set[str]:
     return {g.name for g in recurrence.gates if g.per.axes}
 
 
-def _output(name: str, tile: Tile) -> Buffer:
+def as_output(name: str, tile: Tile) -> Buffer:
     return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
 
 
-def _kernel(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
+def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
     """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are."""
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)
@@ -305,20 +305,20 @@ def _kernel(name: str, skeleton: Skeleton, program: Program, stores, memory, car
         # A long chunk's C x C tiles leave no room for a sum beside them. Chunks of wide heads are short.
         narrow = narrow_factors(body, results) if long else AS_MADE
         sums_keys = any(sums_values(s) and s.target.axes == ("t", "k") for s in body)
-        wide = Kernel(name, skeleton, False, cut(pulled, AS_MADE, True), ()) if sums_keys else None
+        wide = Kernel(name, skeleton, False, cut(pulled, AS_MADE, True), ()) if sums_keys and name in WIDE else None
         segments = cut(body if long else pulled, narrow, False)
         return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
-    name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton) else name
+    name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton, carries) else name
     body = order_statements(body, tuple(targets))
     segments = (_segment(False, body, (), memory, stores, targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 
 
-def _takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton) -> bool:
+def _takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton, carries: tuple[Carry, ...]) -> bool:
     """Whether a scan's programs need every value channel, and cannot split that axis among them.
 
     A sum over it needs them all. Gradients token by token are written as partial sums, one a program: there it
-    matters only where a channel goes on from a sum.
+    matters only where a channel goes on from a sum, or a state without channels of its own.
     """
     sums = {s.target for s in body if sums_values(s)}
     if any(joins_channels(s) for s in body):
@@ -328,7 +328,7 @@ def _takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton) -> bool:
     for statement in body:
         if sums & set(operands(statement.op)):
             sums.add(statement.target)
-    return any("v" in t.axes for t in sums)
+    return any("v" in t.axes for t in sums) or not sums.isdisjoint(c.next for c in carries)
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:

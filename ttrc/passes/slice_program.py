@@ -7,6 +7,7 @@ from dataclasses import replace
 from ttrc import symbolic
 from ttrc.ir.tile import (
     Compose,
+    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
@@ -70,5 +71,8 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
         case Substitute(matrix, base):
             body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
             return replace(op, matrix=tiles[matrix], base=tiles[base], body=body)
+        case Conjugate(rhs, diagonal):
+            body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
+            return replace(op, rhs=tiles[rhs], diagonal=tiles[diagonal], body=body)
         case Reduce(arg) | Largest(arg) | Mask(arg) | CumulativeSum(arg) | Relabel(arg):
             return replace(op, arg=tiles[arg])

@@ -18,9 +18,9 @@ from ttrc.passes.narrow_factors import Narrow
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import names_of, slice_program
 
-TYPICAL = {"t": 64, "s": 64, "k": 128, "v": 32}  # axes as long as they mostly are, to compare registers
-WIDE = TYPICAL | {"k": 256}
-DEEP = {"t": 16, "s": 16, "k": 128, "v": 128}
+TYPICAL = {"t": 64, "s": 64, "k": 128, "j": 128, "v": 32}  # axes as long as they mostly are, to compare registers
+WIDE = TYPICAL | {"k": 256, "j": 256}
+DEEP = {"t": 16, "s": 16, "k": 128, "j": 128, "v": 128}
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,9 @@ def _places(
                     (place[s.target] for s in once if s.target != target and set(wide) & set(operands(s.op))), default=0
                 )
                 place[target] = max(place[target], min(last, until))
+    for statement in reversed(once):  # what it is made of comes with what was made earlier
+        for tile in made & set(operands(statement.op)):
+            no_later_than(tile, place[statement.target])
     lengths = DEEP if axis != "v" else WIDE if wide_heads else TYPICAL
     _postpone(once, panels, groups, place, narrow.factors, wide_heads, lengths)
     return {s.target: place[s.target] for s in once}

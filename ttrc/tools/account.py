@@ -15,6 +15,7 @@ from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
 from ttrc.ir.tile import (
     Compose,
+    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
@@ -32,6 +33,7 @@ from ttrc.ir.tile import (
 )
 from ttrc.language.spec import (
     At,
+    ClosedForm,
     Exp,
     Gradient,
     Link,
@@ -111,6 +113,8 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
     if loss.weight is not None:
         rows.append(_expression("loss weight", loss.weight))
     rows.append(_expression("retention", retention))
+    if spec.retention.decay is not None:
+        rows.append(_expression("decay", spec.retention.decay))
     if spec.retention.link is not None:
         rows.append(Choice("link", _link(spec.retention.link, spec.memory), spec.retention.link.line))
     rows += [Choice("update", _rule(spec), spec.update.line)]
@@ -172,6 +176,8 @@ def _rule(spec: Spec) -> str:
             return f"one gradient step a token, the gradient taken at the {at.value} state{_kept_step(momentum)}"
         case Proximal():
             return "one proximal (implicit) step a token"
+        case ClosedForm():
+            return "the minimum over the whole history"
     raise AssertionError(spec.update)
 
 
@@ -220,6 +226,7 @@ _OPERATIONS = {
     Relabel: "relabel",
     CumulativeSum: "running sum",
     Root: "root",
+    Conjugate: "conjugate gradients",
     Solve: "triangular solve",
     Inverse: "triangular inverse",
     Substitute: "nonlinear substitution",

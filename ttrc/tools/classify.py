@@ -29,6 +29,8 @@ def headline(module: Module) -> str:
     name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
     if _slope_by_channel(r) is not None:
         name = "channel by channel affine"
+    if r.ridge is not None:
+        return f"linear memory, closed form, {_decay_kind(r)} decay"
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
     memory = "linear memory" if r.network is None else f"memory of {r.network.layers} layers"
@@ -38,11 +40,41 @@ def headline(module: Module) -> str:
 def findings(module: Module) -> tuple[Finding, ...]:
     """The class, each aspect with what shows it."""
     r = module.recurrence
+    if r.ridge is not None:
+        return (*_closed_class(r), _decay_class(r), *_closed_forms(module))
     linked = () if r.link is None else (_link_class(r),)
     kept = _decay_class(r) if r.mirror is None else _mirror_class(r)
     error = _error_class(r) if r.network is None else _layer_class(r)
     steps = () if r.momentum is None else (_momentum_class(r),)
     return (error, kept, *steps, *linked, _read_class(module), *_forms(module))
+
+
+def _closed_class(r: Recurrence) -> tuple[Finding, ...]:
+    e, slope = symbolic.equation(shown(r, written(r))), symbolic.equation(shown(r, r.error.slope))
+    ridge = symbolic.equation(shown(r, r.ridge))
+    return (
+        Finding(
+            "loss",
+            "quadratic: the objective of the past is two matrices, H and G",
+            f"its gradient e = {e} is affine in p with slope {slope}, the same for all value channels, which share H",
+        ),
+        Finding("ridge", "positive, so that there is one minimum", f"lam = {ridge}, and H has no negative eigenvalue"),
+    )
+
+
+def _closed_forms(module: Module) -> tuple[Finding, ...]:
+    recurrent = Finding("recurrent form", "exact to rounding", "H and G are carried, and x is solved for at each token")
+    if "chunk" not in module.forms:
+        return (
+            Finding("chunk form", "none: this rule runs token by token", _why_no_logarithm(module.recurrence)),
+            recurrent,
+        )
+    why = (
+        "H and G are sums over tokens, as any linear memory is: what H makes of a vector is masked linear attention, "
+        "and all rows of a chunk are solved side by side, each with the H of its own token, by conjugate gradients "
+        "until rounding is reached; the adjoint is one more such solve (implicit function theorem)"
+    )
+    return (Finding("chunk form", "exact to rounding for every chunk size", why), recurrent)
 
 
 def _layer_class(r: Recurrence) -> Finding:

@@ -24,6 +24,8 @@ class Step:
 def steps(module: Module) -> tuple[Step, ...]:
     """From the four choices to the recurrence."""
     r = module.recurrence
+    if r.ridge is not None:
+        return _closed(r)
     return (
         Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
         *(() if r.network is None else (_layers(r),)),
@@ -31,6 +33,25 @@ def steps(module: Module) -> tuple[Step, ...]:
         *(() if r.link is None else (_weights(r),)),
         _stationarity(module.spec, r),
         _recurrence(r),
+    )
+
+
+def _closed(r: Recurrence) -> tuple[Step, ...]:
+    """From the loss and the ridge to what is solved."""
+    c, b = shown(r, r.error.slope), shown(r, -r.error.offset)
+    before = "" if r.decay == 1 else f"{factor(shown(r, r.decay))} "
+    used = () if r.decay == 1 else (shown(r, r.decay),)
+    lines = (
+        line(f"H_t = {before}H_prev + c k k'", *used),
+        line(f"G_t = {before}G_prev + k b'", *used),
+        line("( H_t + lam ) x = q"),
+        line("o = scale G_t' x"),
+    )
+    return (
+        Step("Loss", (line("dL/dp = c p - b"), line("c = {}", c), line("b = {}", b)), "weight included"),
+        Step("Retention", (line("dR/dS = lam S"), line("lam = {}", shown(r, r.ridge))), "a ridge: it does not decay"),
+        Step("Update", (line("( H_t + lam ) S_t = G_t"),), "where the slope of all losses so far and the ridge is 0"),
+        Step("Recurrence", lines, "what every form below computes; S itself is never made"),
     )
 
 

@@ -9,6 +9,7 @@ from ttrc import symbolic
 from ttrc.ir.tile import (
     UNKNOWN,
     Compose,
+    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
@@ -138,6 +139,11 @@ def _meaning(target: Tile, op: Op) -> str:
         case Root(pull, base, args):
             names = {t.name: symbol(indexed(t)) for t in args} | {UNKNOWN: symbol("x")}
             return f"root x of x + {symbolic.equation(symbolic.renamed(pull, names))} = {indexed(base)}"
+        case Conjugate(rhs):
+            body = "; ".join(" = ".join(as_assignment(s)) for s in op.body)
+            return (
+                f"{op.unknown.name} with {indexed(op.applied)} = {indexed(rhs)}, by conjugate gradients, where {body}"
+            )
         case Substitute(matrix, base):
             entry = f"{matrix.name}[{'s,t' if op.transposed else 't,s'}] {op.written.name}[s,v]"
             order = "s > t, from the last row on" if op.transposed else "s < t, from the first row on"

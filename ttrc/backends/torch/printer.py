@@ -12,6 +12,7 @@ from ttrc.ir.tile import (
     HIDDEN,
     UNKNOWN,
     Compose,
+    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
@@ -54,6 +55,7 @@ SIZES = {
     "t": "tokens[-1]",
     "s": "tokens[-1]",
     "k": "k.shape[-1]",
+    "j": "k.shape[-1]",
     "v": "v.shape[-1]",
     **dict.fromkeys(HIDDEN, "EXPANSION * k.shape[-1]"),
 }
@@ -73,6 +75,8 @@ class TorchPrinter:
                 return []
             case Substitute():
                 return self._substitute(statement.target, statement.op)
+            case Conjugate():
+                return self._conjugate(statement.target, statement.op)
         return [f"{self.name(statement.target)} = {self.text(statement.op, statement.target)}"]
 
     def _substitute(self, target: Tile, op: Substitute) -> list[str]:
@@ -87,6 +91,16 @@ class TorchPrinter:
             f"    return {written}",
             f"{self.name(target)} = substitute("
             f"{matrix}, {self.name(op.base)}, {written}_of, ({', '.join([*rows, ''])}), reverse={op.transposed})",
+        ]
+
+    def _conjugate(self, target: Tile, op: Conjugate) -> list[str]:
+        """A function of what is tried, and the search."""
+        applied = self.name(op.applied)
+        return [
+            f"def {applied}_to({self.name(op.unknown)}):",
+            *(f"    {line}" for s in op.body for line in self.lines(s)),
+            f"    return {self.name(op.applied)}",
+            f"{self.name(target)} = conjugate({applied}_to, {self.name(op.rhs)}, {self.name(op.diagonal)})",
         ]
 
     def name(self, tile: Tile) -> str:

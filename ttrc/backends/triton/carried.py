@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ttrc.backends.triton.memory import extent, load_block, load_state, offset, room, store_block, store_state
-from ttrc.backends.triton.printer import shape
+from ttrc.backends.triton.printer import TAKEN, shape
 from ttrc.ir.plan import Kernel
 from ttrc.ir.tile import Tile
 
@@ -26,7 +26,7 @@ class State:
 
     @property
     def name(self) -> str:
-        return self.tile.name
+        return TAKEN.get(self.tile.name, self.tile.name)
 
     @property
     def zeros(self) -> str:

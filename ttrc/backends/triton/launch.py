@@ -119,7 +119,7 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
 
 
 # The widths of channels, and of the blocks of registers that hold them.
-WIDTH = {"k": "q.shape[3]", "v": "v.shape[3]", **dict.fromkeys(HIDDEN, "EXPANSION * q.shape[3]")}
+WIDTH = {"k": "q.shape[3]", "j": "q.shape[3]", "v": "v.shape[3]", **dict.fromkeys(HIDDEN, "EXPANSION * q.shape[3]")}
 BLOCK = {axis: f"block({width})" for axis, width in WIDTH.items()} | {"t": "chunk", "s": "chunk"}
 
 
@@ -303,6 +303,8 @@ def _new(buffer: Buffer, form: str) -> str:
             return "v.new_empty(*v.shape[:3], dtype=torch.float32)"
         case ("t", "v"):
             return "v.new_empty(v.shape)"
+        case ("t", "k"):
+            return "v.new_empty(*v.shape[:3], q.shape[3])"
     return "v.new_empty(*v.shape[:3], chunk)"
 
 

@@ -9,8 +9,8 @@ from ttrc.ir.tile import HIDDEN, Tile, row_axes
 from ttrc.language.spec import Domain
 
 VALUES = {"v": "i_v * BV"}  # where the channels of an axis begin that a program holds, of which it holds a part
-WIDTH = {"t": "BT", "s": "BT", "k": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
-BLOCK = {"t": "BT", "s": "BT", "k": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
+WIDTH = {"t": "BT", "s": "BT", "k": "K", "j": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
+BLOCK = {"t": "BT", "s": "BT", "k": "BK", "j": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
 PANELLED = dict.fromkeys(HIDDEN, "((HIDDEN + BH - 1) // BH * BH)")
 # What a gate reads as past the end of a sequence, and of its channels where it has some: inside of its domain, so that
 # nothing in the padding is ever inf or nan.

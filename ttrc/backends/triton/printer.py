@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import singledispatchmethod
 
 from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
+from ttrc.backends.triton.conjugate import search
 from ttrc.backends.triton.memory import BLOCK
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
     Compose,
+    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
@@ -51,6 +53,7 @@ DIALECT = symbolic.Dialect(
         "coarse": "tl.floor(({0}) * 64.0) / 64.0",
     },
 )
+TAKEN = {"H": "H_state"}  # what tiles are called whose names are words of a kernel's head
 OF_KEYS = (("t", "k"), ("s", "k"))
 
 
@@ -69,6 +72,8 @@ class TritonPrinter:
     `wide`: products with a row of keys a token are worked out transposed. Then their rows are key channels, which are
     as many as 8 warps need; of 64 tokens half of the warps would hold a second copy. `flipped` are the variables that
     hold a tile transposed, `rested` those that hold one of them in the inputs' dtype for products still to come.
+
+    `precise`: what is printed is inside of a search, whose products take operands as they are.
     """
 
     raw: set[str]
@@ -76,9 +81,10 @@ class TritonPrinter:
     turned: frozenset[Tile] = frozenset()
     wide: bool = False
     begins: dict[str, str] = field(default_factory=dict)
-    alias: dict[str, str] = field(default_factory=dict)
+    alias: dict[str, str] = field(default_factory=lambda: dict(TAKEN))
     flipped: set[str] = field(default_factory=set)
     rested: dict[tuple[str, bool], str] = field(default_factory=dict)
+    precise: bool = False
 
     def name(self, tile: Tile) -> str:
         return self.alias.get(tile.name, tile.name)
@@ -90,6 +96,8 @@ class TritonPrinter:
             return []
         if isinstance(statement.op, Root):
             return self._search(statement.op, target)
+        if isinstance(statement.op, Conjugate):
+            return self._conjugate(statement.op, target)
         self._stand(statement)
         text = self.text(statement.op, target)
         if target in self.narrow | self.turned:
@@ -188,6 +196,12 @@ class TritonPrinter:
             f"    {moving} = tl.where({longest} > 0, {moving} - 1, 0)",
         ]
 
+    def _conjugate(self, op: Conjugate, target: Tile) -> list[str]:
+        products, inner = any(isinstance(s.op, Contract) for s in op.body), replace(self, precise=True)
+        body = [line for s in op.body for line in inner.lines(s)]
+        given = op.unknown.name, self._float(op.rhs), self._float(op.diagonal)
+        return search(target.name, *given, len(target.axes) - 1, body, inner.name(op.applied), products)
+
     def rests(self, tile: Tile) -> bool:
         """Whether products find it made ready for them."""
         return any(name == self.name(tile) for name, _ in self.rested)
@@ -283,6 +297,8 @@ class TritonPrinter:
         product = self._product(op, target, self._is_flipped(target))
         left = self._operand(product.left, product.left_transposed)
         right = self._operand(product.right, product.right_transposed)
+        if self.precise:
+            return f"exact_dot({left}, {right}, {add}, dtype, PRECISION)"
         return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
 
     def _operand(self, tile: Tile, transposed: bool) -> str:
@@ -292,7 +308,7 @@ class TritonPrinter:
             return self.rested[name, transposed]
         # Transposed before the cast: transposing a narrowed accumulator is miscompiled on Hopper (Triton < 3.7.1).
         text = f"tl.trans({name})" if transposed else name
-        return text if tile.name in self.raw else f"{text}.to(dtype)"
+        return text if self.precise or tile.name in self.raw else f"{text}.to(dtype)"
 
     def _float(self, tile: Tile) -> str:
         return f"{self.name(tile)}.to(tl.float32)" if tile.name in self.raw else self.name(tile)
