@@ -118,6 +118,12 @@ def _implicit_delta(f: Callable, x: Inputs) -> Tensor:
     return f(*_qkv(x), beta=x["beta"] / (1 + x["beta"] * norm2))[0]
 
 
+def _regression(f: Callable, x: Inputs) -> Tensor:
+    """fla scales no queries there."""
+    q = x["q"] * x["q"].shape[-1] ** -0.5
+    return f(q, x["k"], x["v"], g=x["g"], beta=x["beta"], lamb=x["lam"])[0]
+
+
 _FLA = {
     "linear_attention": _fla("chunk_linear_attn", "linear_attn", lambda f, x: f(*_qkv(x), normalize=False)[0]),
     "lightning_attention": _fla(
@@ -129,6 +135,7 @@ _FLA = {
     "longhorn": _fla("chunk_delta_rule", "delta_rule", _implicit_delta),
     "gla": _fla("chunk_gla", "gla", lambda f, x: f(*_qkv(x), g=x["g"])[0]),
     "kda": _fla("chunk_kda", "kda", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0]),
+    "mesanet": _fla("chunk_mesa_net", "mesa_net", _regression),
     "ttt_linear": _another(_segment_memory),
     "gated_deltanet": _fla(
         "chunk_gated_delta_rule", "gated_delta_rule", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0], gated=True

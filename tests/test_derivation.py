@@ -82,6 +82,7 @@ EXPECTED = {
     "channel_rates": nonlinear(
         lambda x: exp(x["g"]), lambda x: x["w"] * torch.minimum(torch.maximum(residual(x), -x["delta"]), x["delta"])
     ),
+    "mesanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "longhorn": affine(
         none,
         lambda x: x["beta"] / (1 + x["beta"] * x["k"].square().sum()),
@@ -386,10 +387,12 @@ REFUSED = {
         ("not quadratic", "not solved for S"),
     ),
     "closed form": (
-        swap(f'rule = "gradient"\n{AT}', 'rule = "closed_form"', RETENTION, '"exp(-g) * norm2(S)"'),
-        "update.rule",
-        19,
-        ("no derivation yet",),
+        swap(
+            f'rule = "gradient"\n{AT}', 'rule = "closed_form"', RETENTION, '"exp(-g) * norm2(S)"', LOSS, '"-dot(p, v)"'
+        ),
+        "loss.expr",
+        14,
+        ("linear in p",),
     ),
     "concave proximal": (
         swap(LOSS, '"-norm2(p - v)/2"', f'rule = "gradient"\n{AT}', PROXIMAL), "loss.expr", 14, ("convex loss",)

@@ -56,17 +56,17 @@ def test_statements_are_tagged_with_their_spec_lines(name):
     lines = spec.source.text.splitlines()
     for file in ("kernels.py", "reference.py"):
         text = texts(name)[file]
-        tags = re.findall(r"^ +# (loss|retention|update), line (\d+)(?:: (.*))?$", text, re.M)
+        tags = re.findall(r"^ +# (loss|retention|decay|update), line (\d+)(?:: (.*))?$", text, re.M)
         assert tags
         for section, number, expression in tags:
             line = lines[int(number) - 1]
             if expression:
-                assert line.startswith("expr") and expression in line
+                assert line.startswith("decay" if section == "decay" else "expr") and expression in line
             else:
                 assert section == "update" and line == "[update]"
         assert "# adjoint of " in text and "# read-out" in text
         assert f"# retention  {spec.retention.expr.text}" in text and f"# loss       {spec.loss.expr.text}" in text
-        assert "# error      dL/dp = " in text and "# state      S = " in text
+        assert "# error      dL/dp = " in text and re.search("^# state      [SH] = ", text, re.M)
 
 
 @every_rule

@@ -294,6 +294,25 @@ def test_the_adjoint_of_a_product_of_masks_transposed(build, monkeypatch):
         assert {"d_g", "d_m"} <= found and not found & {"o", "final_S", "final_M"}
 
 
+CLOSED = Case(B=1, T=19, H=1, HV=1, d_k=4, d_v=3, chunk_size=16)
+CONJUGATE = {
+    "chunk": [("d_q_via_x_negative = -d_q_via_x", "d_q_via_x_negative = d_q_via_x")],
+    "recurrent": [("for _ in range(2 * rhs.shape[-1] + 8)", "for _ in range(2)")],
+}
+
+
+@pytest.mark.parametrize("setting", CONJUGATE)
+def test_a_solve_that_ends_early_or_an_adjoint_of_the_wrong_sign(build, setting):
+    op = build("mesanet", reference=CONJUGATE[setting])
+    found = named(failures(op, setting, CLOSED))
+    assert {"d_k", "d_beta", "d_lam"} <= found and ("o" in found) == (setting == "recurrent")
+
+
+def test_kernels_that_solve_without_what_the_past_left(build):
+    op = build("mesanet", kernels=[("exact_dot(x_tried, H_state", "exact_dot(x_tried, 0.0 * H_state")])
+    assert {"o", "d_q", "d_k", "d_v"} <= named(failures(op, "chunk kernels", CLOSED))
+
+
 def test_gradients_at_the_start_of_another_segment(build):
     op = build("titans_linear", reference=[('{"recurrent": 64}', '{"recurrent": 2}')], op=[("SEGMENT=64", "SEGMENT=2")])
     for setting in ("recurrent", "recurrent kernels"):

@@ -12,7 +12,7 @@ from bench.traffic import HERE, LENGTH, README, WIDTH, in_chunks, inputs
 from ttrc.compiler import analyse
 from ttrc.ir.config import block, default_config
 from ttrc.ir.plan import Skeleton, Space
-from ttrc.ir.tile import HIDDEN
+from ttrc.ir.tile import HIDDEN, Conjugate
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
 from ttrc.passes.budget import budget, cost_again, least_bytes
 from ttrc.runtime.load import load, shipped_specs
@@ -146,6 +146,23 @@ def test_the_budget_of_long_chunks_is_exact(name):
     """States every 128 tokens, scans in steps of 64."""
     for schedule in ("fused", "split", "segments"):
         compare(name, "chunk", length=512, width=64, chunk=128, schedule=schedule)
+
+
+def test_the_budget_of_a_closed_form_is_exact():
+    """In bytes; of its searches, whose steps hang on the inputs, the FLOPs are a rule of thumb."""
+    length, width, name = 128, 16, "mesanet"
+    tallies = counted(name, "chunk", length, width, 64, "auto")
+    costs = budget(module(name), chunk=64, d_k=width, d_v=width, dtype_bytes=2, gate_bytes=GATE)["chunk"]
+    kernels = {k.name: k for k in module(name).forms["chunk"].plan.kernels}
+    for which in PASSES:
+        assert list(tallies[which].kernels) == [kernel for kernel, _ in costs[which].kernels]
+        for kernel, traffic in costs[which].kernels:
+            seen = tallies[which].kernels[kernel]
+            parameters = GATE * width * sum(b.space is Space.HEAD for b in kernels[kernel].loads)
+            assert seen.distinct_load_bytes == traffic.read_bytes * length + parameters, kernel
+            assert seen.distinct_store_bytes == traffic.written_bytes * length, kernel
+            if not any(isinstance(s.op, Conjugate) for s in kernels[kernel].statements):
+                assert seen.dot_flops == traffic.flops * length, kernel
 
 
 @pytest.mark.parametrize("name", ["gated_deltanet", "mamba2", "robust_delta", "momentum_deltanet", "titans_linear"])
