@@ -60,6 +60,7 @@ LOSS, WEIGHT, RETENTION, AT = '"norm2(p - v) / 2"', '"beta"', '"norm2(S - exp(g)
 BETA = 'beta = { per = "head", domain = "unit" }'
 UPDATE_OF_BASE = 'rule = "gradient"\nat = "retained"'
 MLP = 'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = true'
+KERNEL = 'kind = "kernel"\ndegree = 0\nsimilarity = "dot(q, k)"'
 
 
 def of_loss(id: str, expr: str, *says: str, points: Optional[str] = None) -> Row:
@@ -197,7 +198,7 @@ EXPRESSION_ROWS = [
     of_loss("reduce-twice", "sum(norm2(p))", "sum got a number", points="sum(norm2(p))"),
     of_loss("free-of-p", "norm2(v)", 'loss.expr does not use "p"', points="norm2(v)"),
     of_loss("state-in-loss", "norm2(S)", '"S" has no meaning in loss.expr', "retention.expr", points="S"),
-    of_loss("query-in-loss", "dot(p, q)", 'unknown name "q"', points="q"),
+    of_loss("query-in-loss", "dot(p, q)", '"q" has no meaning in loss.expr', points="q"),
     of_loss("unknown-function", "nrom2(p - v)", '"nrom2" is not a function', 'did you mean "norm2"?', points="nrom2"),
     of_loss("call-of-a-name", "p(v)", '"p" is not a function', points="p"),
     of_loss("function-as-name", "norm2 + p", 'unknown name "norm2"', "write norm2(...)", points="norm2"),
@@ -310,17 +311,29 @@ UPDATE_ROWS = [
               "true is of the wrong type", "a whole number", key="update.segment"),
     of_update("momentum-of-state", 'rule = "gradient"\nat = "previous"\nmomentum = "norm2(S)"', 'kind = "linear"',
               '"S" has no meaning in update.momentum', key="update.momentum"),
-    of_update("kernel-gradient", 'rule = "gradient"\nat = "previous"', 'kind = "kernel"\ndegree = 0',
+    of_update("kernel-gradient", 'rule = "gradient"\nat = "previous"', KERNEL,
               'rule = "gradient" makes no sense for [memory] kind = "kernel"', '"closed_form"', key="update.rule"),
-    of_update("kernel-proximal", 'rule = "proximal"', 'kind = "kernel"\ndegree = 1', "makes no sense",
+    of_update("kernel-proximal", 'rule = "proximal"', KERNEL, "makes no sense",
               key="update.rule"),
     of_update("mlp-closed-form", 'rule = "closed_form"', MLP, "makes no sense", "along its gradient",
               key="update.rule"),
     of_update("mlp-proximal", 'rule = "proximal"', MLP, "makes no sense", key="update.rule"),
     of_update("linear-with-layers", 'rule = "proximal"', 'kind = "linear"\nlayers = 2',
               '[memory] with kind = "linear" takes no key "layers"', key="memory.layers"),
-    of_update("kernel-degree", 'rule = "closed_form"', 'kind = "kernel"\ndegree = 7', "7 is out of range",
+    of_update("kernel-degree", 'rule = "closed_form"', KERNEL.replace("0", "7"), "7 is out of range",
               key="memory.degree"),
+    of_update("kernel-without-similarity", 'rule = "closed_form"', 'kind = "kernel"\ndegree = 0',
+              'lacks the key "similarity"', key="memory.similarity"),
+    *(Row(f"similarity-{name}", swap('kind = "linear"', KERNEL.replace("dot(q, k)", text), UPDATE_OF_BASE,
+          'rule = "closed_form"'), (said,), "memory.similarity", 12, points)
+      for name, text, said, points in (
+          ("input", "beta * dot(q, k)", '"beta" is an input', "beta"),
+          ("vector", "q * k", "comes to a key vector [k]", "q * k"),
+          ("value", "dot(v, k)", '"v" has no meaning in memory.similarity', "v"),
+          ("state", "norm2(S)", '"S" has no meaning in memory.similarity', "S"),
+          ("query-alone", "norm2(q)", 'does not use "k"', "norm2(q)"),
+          ("payload", "open(1)", '"open" is not a function', "open"),
+      )),
 ]
 
 MEMORY = 'kind = "linear"'
@@ -365,8 +378,8 @@ WIDER_ROWS = [
             key=THRESHOLD, points="S"),
     of_link("threshold-unknown", SOFT.format("lam"), 'unknown name "lam"', key=THRESHOLD, points="lam"),
     of_link("threshold-payload", SOFT.format("open(1)"), '"open" is not a function', key=THRESHOLD, points="open"),
-    Row("link-kernel", swap(MEMORY, 'kind = "kernel"\ndegree = 0', UPDATE_OF_BASE, 'rule = "closed_form"', RETENTION,
-        LINKED), ('a link makes no sense for [memory] kind = "kernel"', '"linear" or "mlp"'), "retention.link", 19),
+    Row("link-kernel", swap(MEMORY, KERNEL, UPDATE_OF_BASE, 'rule = "closed_form"', RETENTION,
+        LINKED), ('a link makes no sense for [memory] kind = "kernel"', '"linear" or "mlp"'), "retention.link", 20),
     Row("link-vector", swap(MEMORY, 'kind = "vector"', RETENTION, LINKED), ('for [memory] kind = "vector"',),
         "retention.link", 18),
     Row("link-proximal", swap(UPDATE_OF_BASE, 'rule = "proximal"', RETENTION, LINKED),

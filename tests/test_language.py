@@ -140,12 +140,16 @@ def test_memories(memory, expected):
     assert parse_spec(swap(MEMORY, memory)).memory == expected
 
 
+KERNEL = 'kind = "kernel"\ndegree = 0\nsimilarity = "dot(q, k)"'
+
+
 def test_a_kernel_memory_needs_no_retention():
     spec = parse_spec(
-        swap(MEMORY, 'kind = "kernel"\ndegree = 0', UPDATE, 'rule = "closed_form"', LOSS, '"norm2(p - v) / 2 * exp(g)"')
+        swap(MEMORY, KERNEL, UPDATE, 'rule = "closed_form"', LOSS, '"norm2(p - v) / 2 * exp(g)"')
         .replace("norm2(S - exp(g) * S_prev) / 2", "0")
     )  # fmt: skip
-    assert spec.memory == KernelMemory(0) and isinstance(spec.update, ClosedForm)
+    assert isinstance(spec.memory, KernelMemory) and spec.memory.degree == 0 and isinstance(spec.update, ClosedForm)
+    assert spec.memory.similarity.text == "dot(q, k)" and spec.memory.similarity.key == "memory.similarity"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Optional, Union
@@ -17,6 +17,7 @@ from ttrc.language.sections import (
     MOMENTUM,
     RETENTION,
     RIDGE,
+    SIMILARITY,
     THRESHOLD,
     WEIGHT,
     Section,
@@ -72,7 +73,7 @@ def _build(text: str, path: str) -> Spec:
     document = read_document(text)
     check_schema(document)
     data = document.data
-    memory = _memory(data["memory"])
+    memory = _memory(document)
     _check_rule(document, memory)
     _check_link(document, memory)
     _check_decay(document)
@@ -177,18 +178,29 @@ def _gate_axes(
     return {gate.name: frozenset(gate.per.axes) for gate in (*inputs, *parameters)}
 
 
-def _memory(table: dict) -> Memory:
+def _memory(document: Document) -> Memory:
+    table = document.data["memory"]
     match table:
         case {"kind": "linear"}:
             return LinearMemory()
         case {"kind": "vector"}:
             return VectorMemory()
         case {"kind": "kernel", "degree": degree}:
-            return KernelMemory(int(degree))
+            return KernelMemory(int(degree), _similarity(document))
         case {"kind": "mlp"}:
             return MLPMemory(
                 int(table["layers"]), int(table["expansion"]), table["activation"], table["residual"], table["norm"]
             )
+
+
+def _similarity(document: Document) -> Located:
+    """Of two tokens: a gate of one token has no part in it."""
+    gates = document.data.get("inputs", {}) | document.data.get("parameters", {})
+    axes = {name: frozenset(_per(gate).axes) for name, gate in gates.items()}
+    domains = {name: Domain(gate["domain"]) for name, gate in gates.items()}
+    similarity = _Expressions(document, LinearMemory(), axes, domains).read(SIMILARITY, "memory", "similarity")
+    _check_constant(similarity, document.data.get("inputs", {}), "a similarity is of two of them")
+    return similarity
 
 
 # The rules that make sense for a memory, and why no other does.
@@ -267,7 +279,7 @@ def _link(document: Document, expressions: _Expressions, inputs: tuple[Input, ..
             return Softmax(Slice[axis.upper()], _exact(scale), line)
         case {"kind": "soft_threshold"}:
             threshold = expressions.read(THRESHOLD, "retention", "link", "threshold")
-            _check_constant(threshold, inputs)
+            _check_constant(threshold, [gate.name for gate in inputs], "a link is the same for all")
             return SoftThreshold(threshold, line)
         case {"kind": "sigmoid"}:
             return Sigmoid(line)
@@ -280,12 +292,11 @@ def _exact(number: Union[int, float]) -> Fraction:
     return Fraction(str(number))
 
 
-def _check_constant(expression: Located, inputs: tuple[Input, ...]) -> None:
-    moving = {gate.name for gate in inputs}
+def _check_constant(expression: Located, inputs: Collection[str], why: str) -> None:
     for node in walk(expression.tree):
-        if isinstance(node, Name) and node.id in moving:
+        if isinstance(node, Name) and node.id in inputs:
             raise SpecError(
-                f'"{node.id}" is an input, which has a value for every token; a link is the same for all',
+                f'"{node.id}" is an input, which has a value for every token; {why}',
                 line=expression.line,
                 key=expression.key,
                 text=expression.text,
@@ -314,6 +325,8 @@ def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -
         spec.retention.decay,
         spec.update.momentum if isinstance(spec.update, Gradient) else None,
     ]
+    if isinstance(spec.memory, KernelMemory):
+        optional.append(spec.memory.similarity)
     if isinstance(spec.retention.link, SoftThreshold):
         optional.append(spec.retention.link.threshold)
     located = [spec.loss.expr, spec.retention.expr, *filter(None, optional)]

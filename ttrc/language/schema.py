@@ -185,7 +185,11 @@ MEMORIES = {
     ),
     "kernel": _table(
         '[memory] with kind = "kernel"',
-        {"kind": {}, "degree": _integer(0, 1, "degree of the local polynomial: 0 is softmax attention")},
+        {
+            "kind": {},
+            "degree": _integer(0, 1, "degree of the local polynomial: 0 is softmax attention"),
+            "similarity": _expression("the logarithm of how near a key k is to a query q: a number, such as dot(q, k)"),
+        },
     ),
 }
 

@@ -37,11 +37,14 @@ RETENTION = Section(
 )
 RIDGE = Section("retention.expr", ("S",), True, "S", "nothing would hold S where no key has been")
 DECAY = Section("retention.decay", (), True)
+SIMILARITY = Section(
+    "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
+)
 THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
 DEFAULT = Section("default", ("head", "heads"), False)
 
-SECTIONS = (LOSS, WEIGHT, RETENTION, RIDGE, DECAY, THRESHOLD, MOMENTUM, DEFAULT)
+SECTIONS = (LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY, THRESHOLD, MOMENTUM, DEFAULT)
 
 
 def word_axes(memory: Memory) -> dict[str, Axes]:
@@ -53,7 +56,7 @@ def word_axes(memory: Memory) -> dict[str, Axes]:
             key = value = state = _VALUE
         case KernelMemory():  # S is the value that is fitted at a query
             key, value, state = _KEY, _VALUE, _VALUE
-    return {"p": value, "v": value, "k": key, "S": state, "S_prev": state, "head": SCALAR, "heads": SCALAR}
+    return {"p": value, "v": value, "q": key, "k": key, "S": state, "S_prev": state, "head": SCALAR, "heads": SCALAR}
 
 
 def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[str, Axes]) -> Expr:

@@ -110,9 +110,14 @@ class MLPMemory:
 
 @dataclass(frozen=True)
 class KernelMemory:
-    """Nonparametric: all pairs are kept; local polynomial of this degree (0 is softmax attention)."""
+    """Nonparametric: all pairs are kept; local polynomial of this degree (0 is softmax attention).
+
+    A pair weighs exp(similarity), one number of a query (scale already in it), a key and parameters. p and S are the
+    value that is fitted at the query, the same for all pairs.
+    """
 
     degree: int
+    similarity: Located
 
 
 Memory = Union[LinearMemory, VectorMemory, MLPMemory, KernelMemory]
@@ -227,7 +232,8 @@ class ClosedForm:
     """S_t = argmin sum over i <= t of (product of decay_j, i < j <= t) weight_i loss_i(S) + retention_t(S).
 
     The regression that steps of the other rules approach (arXiv 2501.12352). A retention keeps it away from keys that
-    were never seen: a ridge does not decay.
+    were never seen: a ridge does not decay. In a kernel memory weight_i is times exp(similarity(q_t, k_i)), and each
+    query has an S of its own, which is what it reads.
     """
 
     line: int

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ttrc.errors import ArgumentError
-from ttrc.language.spec import ClosedForm, Gradient, LinearMemory, MLPMemory, Per, Spec
+from ttrc.language.spec import ClosedForm, Gradient, KernelMemory, LinearMemory, MLPMemory, Per, Spec
 from ttrc.language.state import axis_widths, initial_names, needs_initial_state, state_parts
 from ttrc.oracle.expressions import Scope, evaluate
+from ttrc.oracle.kernel import fit
 from ttrc.oracle.memory import Matrices, enter, predict, step
 
 __all__ = ["State", "evaluate", "run"]
@@ -40,13 +41,14 @@ def run(
     v              [B, T, HV, dv], HV a multiple of H; value head h reads key head h // (HV // H)
     gates          by name: inputs [B, T, HV, *axes], parameters [HV, *axes];
                    axes are (), (dk,), (dv,) or (dk, dv) as the spec's `per` says
-    scale          of the read-out, by default dk ** -0.5, and 1 for a deep memory
+    scale          of the read-out, by default dk ** -0.5, and 1 for a deep memory; of the query of a kernel memory
     initial_state  [N, HV, dk, dv], or one [N, HV, *axes] for each of state_parts(spec), zero by default where zeros
                    are a start; N = B, or the number of packed sequences
     cu_seqlens     [N + 1] offsets of sequences packed along T, with B = 1
-    returns        o [B, T, HV, dv] and the final state, shaped as the initial one, both in `dtype`
+    returns        o [B, T, HV, dv] and the final state, shaped as the initial one, both in `dtype`; of a kernel
+                   memory, which keeps all tokens and no state, ()
     """
-    if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
+    if not isinstance(spec.memory, (LinearMemory, MLPMemory, KernelMemory)):
         raise NotImplementedError(f"the oracle has no {type(spec.memory).__name__} yet")
     _check_residual(spec, k.shape[-1], v.shape[-1])
     if scale is None:
@@ -115,6 +117,8 @@ def _initial(spec: Spec, given: State | None, sequences: int, k: Tensor, v: Tens
 
 def _sequence(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> tuple[Tensor, Matrices]:
     """tokens: [N, T, HV, ., .]; state: its parts. Returns o [N, T, HV, dv] and the last state."""
+    if isinstance(spec.memory, KernelMemory):
+        return fit(spec, tokens, constants), ()
     weights = spec.memory.layers if isinstance(spec.memory, MLPMemory) else 1
     weights = len(state) if isinstance(spec.update, ClosedForm) else weights
     segment = spec.update.segment if isinstance(spec.update, Gradient) else None
