@@ -17,13 +17,19 @@ from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear
 from ttrc.language.functions import FUNCTIONS
 from ttrc.language.load import load_spec, parse_spec
+from ttrc.language.spec import KernelMemory
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.runtime.load import load
 from ttrc.runtime.verify import Case, verify
 from ttrc.sampling import random_inputs
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
-PATHS = {path.stem: path for folder in ("specs", "tests/unseen") for path in sorted((ROOT / folder).glob("*.toml"))}
+PATHS = {
+    path.stem: path
+    for folder in ("specs", "tests/unseen")
+    for path in sorted((ROOT / folder).glob("*.toml"))
+    if not isinstance(load_spec(path).memory, KernelMemory)
+}  # which have no recurrence: test_attention.py
 HELPERS = vars(load("linear_attention").package.reference)  # functions that every reference.py brings along
 exp = torch.exp
 

@@ -8,6 +8,7 @@ import pytest
 import ttrc
 from ttrc import emit
 from ttrc.language.load import load_spec, parse_spec
+from ttrc.language.spec import KernelMemory
 from ttrc.tools.generate import compare, write
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
@@ -56,17 +57,19 @@ def test_statements_are_tagged_with_their_spec_lines(name):
     lines = spec.source.text.splitlines()
     for file in ("kernels.py", "reference.py"):
         text = texts(name)[file]
-        tags = re.findall(r"^ +# (loss|retention|decay|update), line (\d+)(?:: (.*))?$", text, re.M)
+        tags = re.findall(r"^ +# (loss|retention|decay|similarity|update), line (\d+)(?:: (.*))?$", text, re.M)
         assert tags
         for section, number, expression in tags:
             line = lines[int(number) - 1]
             if expression:
-                assert line.startswith("decay" if section == "decay" else "expr") and expression in line
+                assert line.startswith(("expr", "decay", "similarity")) and expression in line
             else:
                 assert section == "update" and line == "[update]"
-        assert "# adjoint of " in text and "# read-out" in text
+        pairs = isinstance(spec.memory, KernelMemory)
+        assert "# adjoint of " in text and (pairs or "# read-out" in text)
         assert f"# retention  {spec.retention.expr.text}" in text and f"# loss       {spec.loss.expr.text}" in text
-        assert "# error      dL/dp = " in text and re.search("^# state      [SH] = ", text, re.M)
+        opening = "^# fit        o_t = " if pairs else "^# state      [SH] = "
+        assert "# error      dL/dp = " in text and re.search(opening, text, re.M)
 
 
 @every_rule

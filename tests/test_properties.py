@@ -13,7 +13,7 @@ import torch
 import ttrc
 from ttrc import oracle
 from ttrc.language.load import load_spec, parse_spec
-from ttrc.language.spec import Gradient, MLPMemory
+from ttrc.language.spec import Gradient, KernelMemory, MLPMemory
 from ttrc.language.state import initial_names
 from ttrc.runtime.verify import (
     BOUNDS,
@@ -30,7 +30,12 @@ from ttrc.runtime.verify import (
 from ttrc.sampling import random_inputs
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
-PATHS = {path.stem: path for folder in ("specs", "tests/unseen") for path in sorted((ROOT / folder).glob("*.toml"))}
+PATHS = {
+    path.stem: path
+    for folder in ("specs", "tests/unseen")
+    for path in sorted((ROOT / folder).glob("*.toml"))
+    if not isinstance(load_spec(path).memory, KernelMemory)
+}  # which have no state: test_attention.py
 FORMS = ("chunk", "recurrent")
 LOG_DECAYS = {"gated_deltanet": "g", "retnet": "log_gamma", "lightning_attention": "slope", "ridge_delta": "g",
               "undecayed_read": "g"}  # fmt: skip

@@ -2,6 +2,7 @@
 
 Spec --derive_recurrence--> Recurrence
      --derive_chunk, derive_token, derive_deep--> tile Programs
+     (of a kernel memory: --derive_attention--> Attention --derive_pairs--> a tile Program)
      --differentiate_tile--> their adjoints
      --lower_solve, schedule_*--> kernel Plans
      --emit--> __init__.py, op.py, kernels.py, reference.py
@@ -13,20 +14,25 @@ from ttrc.emit import emit
 from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Form, Module
 from ttrc.ir.recurrence import Recurrence
-from ttrc.language.spec import Spec
+from ttrc.language.spec import KernelMemory, Spec
+from ttrc.passes.derive_attention import derive_attention
 from ttrc.passes.derive_chunk import derive_chunk
 from ttrc.passes.derive_closed import closed_chunk, closed_token
 from ttrc.passes.derive_deep import deep_chunk, deep_token
+from ttrc.passes.derive_pairs import derive_pairs
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.passes.derive_token import derive_token
 from ttrc.passes.differentiate_tile import differentiate_tile
 from ttrc.passes.lower_solve import lower_solve
 from ttrc.passes.schedule_closed import schedule_closed
 from ttrc.passes.schedule_kernels import schedule_chunk, schedule_deep, schedule_tokens
+from ttrc.passes.schedule_pairs import schedule_pairs
 
 
 def analyse(spec: Spec) -> Module:
     """Everything there is to know about a spec short of text."""
+    if isinstance(spec.memory, KernelMemory):
+        return _pairs(spec)
     recurrence = derive_recurrence(spec)
     forms = {"chunk": _chunk(recurrence), "recurrent": _recurrent(recurrence)}
     return Module(spec, recurrence, {name: form for name, form in forms.items() if form is not None})
@@ -52,6 +58,15 @@ def _chunk(recurrence: Recurrence) -> Form | None:
     backward = differentiate_tile(forward)
     plan = schedule_chunk(recurrence, lower_solve(forward), lower_solve(backward))
     return Form("chunk", forward, backward, plan)
+
+
+def _pairs(spec: Spec) -> Module:
+    """A memory that keeps all pairs has one form: nothing is carried from token to token."""
+    attention = derive_attention(spec)
+    forward = derive_pairs(attention)
+    backward = differentiate_tile(forward)
+    form = Form("chunk", forward, backward, schedule_pairs(attention, forward, backward))
+    return Module(spec, attention, {"chunk": form})
 
 
 def _recurrent(recurrence: Recurrence) -> Form:

@@ -15,16 +15,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
 from ruff import find_ruff_bin
 
 from ttrc import symbolic
-from ttrc.backends import arguments
+from ttrc.backends import arguments, pairs
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
+from ttrc.ir.attention import Attention
 from ttrc.ir.config import PANELS, WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import BEGINS, GIVEN, Conjugate, Decayed
-from ttrc.language.spec import Spec
+from ttrc.language.spec import KernelMemory, Spec
 from ttrc.language.state import formula
 from ttrc.passes.budget import launch_costs
 from ttrc.paths import templates_dir
@@ -102,6 +103,8 @@ def _title(spec: Spec) -> str:
 def tags(spec: Spec) -> dict[str, str]:
     """What a statement's origin reads as in emitted comments: the spec's line and expression."""
     parts = {"loss": spec.loss.expr, "retention": spec.retention.expr}
+    if isinstance(spec.memory, KernelMemory):
+        parts["similarity"] = spec.memory.similarity
     if spec.retention.decay is not None:
         parts["decay"] = spec.retention.decay
     lines = {origin: f"{origin}, line {part.line}: {comment(part.text)}" for origin, part in parts.items()}
@@ -114,6 +117,8 @@ def tags(spec: Spec) -> dict[str, str]:
 def derivation(module: Module) -> str:
     """The derivation as comment lines: from the spec's choices to the recurrence that the steps compute."""
     spec, r = module.spec, module.recurrence
+    if isinstance(r, Attention):
+        return "\n".join(f"# {line}" for line in pairs.derivation(spec, r, comment))
     if r.ridge is not None:
         return "\n".join(f"# {line}" for line in _closed(spec, r))
     lines = [
@@ -193,6 +198,14 @@ def _read(r: Recurrence) -> str:
 
 def _reference(module: Module) -> str:
     spec = module.spec
+    if isinstance(module.recurrence, Attention):
+        return _render(
+            "torch/pairs.py.jinja",
+            header=_header(spec),
+            title=_title(spec),
+            derivation=derivation(module),
+            **pairs.reference_holes(module, tags(spec)),
+        )
     names = ["q", "k", "v", *arguments.moving(module)]
     forward = {f: print_forward(m.forward, tags(spec)) for f, m in module.forms.items()}
     backward = {f: print_backward(m.backward, m.forward.inputs, tags(spec)) for f, m in module.forms.items()}
@@ -240,13 +253,21 @@ def _kernels(module: Module) -> str:
         header=_header(spec),
         title=_title(spec),
         derivation=derivation(module),
-        prelude=_render(
-            "triton/prelude.py.jinja",
-            channels=_has_channels(module.recurrence.gates, module),
-            decayed=_holds(module, Decayed),
-            conjugate=_holds(module, Conjugate),
-        ),
+        prelude=_prelude(module),
         kernels=bodies,
+    )
+
+
+def _prelude(module: Module) -> str:
+    """What kernels call."""
+    if isinstance(module.recurrence, Attention):
+        common = _render("triton/prelude.py.jinja", channels=False, decayed=False, conjugate=False)
+        return f"{common}\n\n{_render('triton/pairs.py.jinja')}"
+    return _render(
+        "triton/prelude.py.jinja",
+        channels=_has_channels(module.recurrence.gates, module),
+        decayed=_holds(module, Decayed),
+        conjugate=_holds(module, Conjugate),
     )
 
 
@@ -263,6 +284,9 @@ def _holds(module: Module, kind: type) -> bool:
 
 def _op(module: Module) -> str:
     spec = module.spec
+    if isinstance(module.recurrence, Attention):
+        holes = pairs.op_holes(module)
+        return _render("pairs_op.py.jinja", header=_header(spec), name=spec.name, title=_title(spec), **holes)
     gates, still = arguments.moving(module), arguments.still(module)
     parameters = tuple(g.name for g in spec.parameters if g.name not in still)
     plans = {f: m.plan for f, m in module.forms.items()}

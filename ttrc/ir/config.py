@@ -20,11 +20,16 @@ DECAYED = "_decayed"  # works with decays that differ by key channel: as many ex
 CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
+DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
+# Kernels of pairs of tokens, and of sums along sequences: what configurations say they take at once is tokens.
+PAIRS = ("running_sums", "attend", "attend_queries", "attend_keys", "running_sums_reverse")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Value channels a program takes at once (hidden channels, where it walks those), warps, pipeline stages."""
+    """Value channels a program takes at once (hidden channels, where it walks those, or tokens, where they are PAIRS),
+    warps, pipeline stages.
+    """
 
     value_block: int
     warps: int
@@ -75,6 +80,14 @@ DEFAULTS: dict[str, dict[int, Config]] = {
         128: Config(WIDEST, 16, 1),
         256: Config(WIDEST, 16, 1),
     },
+    "attend": {64: Config(128, 8, 2), 128: Config(128, 8, 2), 256: Config(64, 8, 1)},
+    "attend_queries": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
+    "attend_keys": {64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)},
+    "attend_decays": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(64, 8, 1)},
+    "attend_queries_decays": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
+    "attend_keys_decays": {64: Config(64, 4, 2), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "running_sums": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
+    "running_sums_reverse": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
@@ -107,12 +120,18 @@ def plain_name(kernel: str) -> str:
         .removesuffix(MASKS)
         .removesuffix(DECAYED)
         .removesuffix(CLOSED)
+        .removesuffix(DECAYS)
     )
+
+
+def takes_tokens(kernel: str) -> bool:
+    """Whether a configuration's block is of tokens."""
+    return plain_name(kernel) in PAIRS
 
 
 def value_block(kernel: str, config: Config, d_v: int) -> int:
     """Value channels that a program of a kernel takes at once."""
-    return block(d_v) if kernel.endswith(PANELS) else config.value_block
+    return block(d_v) if kernel.endswith(PANELS) or takes_tokens(kernel) else config.value_block
 
 
 def hidden_block(kernel: str, config: Config, hidden: int) -> int:
@@ -139,4 +158,5 @@ def default_configs(kernel: str, longest: int) -> dict[int, Config]:
 def default_config(kernel: str, longest: int, d_k: int, d_v: int) -> Config:
     rows = default_configs(kernel, longest)
     chosen = rows[min(w for w in rows if w >= max(block(d_k), block(d_v)))]
-    return Config(min(chosen.value_block, block(d_v)), chosen.warps, chosen.stages)
+    taken = chosen.value_block if takes_tokens(kernel) else min(chosen.value_block, block(d_v))
+    return Config(taken, chosen.warps, chosen.stages)

@@ -1,9 +1,11 @@
-"""One compiled spec: the recurrence, and for each form its two programs and its plan."""
+"""One compiled spec: what it means, and for each form its two programs and its plan."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Union
 
+from ttrc.ir.attention import Attention
 from ttrc.ir.plan import Plan
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Program
@@ -23,5 +25,5 @@ class Form:
 @dataclass(frozen=True)
 class Module:
     spec: Spec
-    recurrence: Recurrence
+    recurrence: Union[Recurrence, Attention]
     forms: dict[str, Form]

@@ -31,8 +31,8 @@ BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels al
 class Buffer:
     """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.
 
-    A `single` one is float32 whatever the inputs are; gates with channels are, once they are read. Several states lie
-    one behind the other in one block of memory: `parts` are then all of them, in order.
+    A `single` one is float32 whatever the inputs are, a `double` one float64; gates with channels are single, once they
+    are read. Several states lie one behind the other in one block of memory: `parts` are then all of them, in order.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Buffer:
     space: Space
     parts: tuple[Tile, ...] = ()
     single: bool = False
+    double: bool = False
 
 
 class Skeleton(Enum):
@@ -50,6 +51,8 @@ class Skeleton(Enum):
     TOKENS = "tokens"  # as SCAN, token by token
     TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints
     JOIN = "join"  # one program as in SCAN, over segments: their states composed
+    STREAM = "stream"  # one program a block of tokens and head, over the blocks of tokens in the other role
+    WALK = "walk"  # one program a sequence and head: sums along the sequence
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Axes: "t" a token of the chunk in its reading role, "s" a token in its writing role (the same tokens, the
 other axis of a C x C tile), "k" a key channel, "j" the other key channel of a matrix that has two, "v" a value
 channel, "h1", "h2", ... a channel of a deep memory's hidden layers. A tile's axes are a tuple of these, in the order t,
-s, k, j, h, v. A token program (recurrent form) has channels only.
+s, k, j, h, v. A token program (recurrent form) has channels only; one of pairs (kernel memories) has whole sequences
+in the place of a chunk.
 
 Every operation here has one adjoint rule (passes/differentiate_tile.py) and one printer in each backend.
 """
@@ -14,23 +15,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional, Union
 
+from ttrc.ir.axes import HIDDEN, Axes, Tile
+from ttrc.ir.pairs import Attend, Difference, Normaliser, RunningSum
 from ttrc.symbolic import Expr
 
-Axes = tuple[str, ...]
-HIDDEN = tuple(f"h{i}" for i in range(1, 8))
-AXIS_ORDER = ("t", "s", "k", "j", *HIDDEN, "v")
 UNKNOWN = "the root"  # what the expression of a Root calls it; no tile has a blank in its name
 SCALE = "scale"  # the read-out's factor
 BEGINS = "begins"  # of a token program: 1 at the first token of a segment, 0 elsewhere
 GIVEN = (SCALE, BEGINS)  # inputs that are plain numbers, without a gradient
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A named value and its axes; () is a scalar of the chunk."""
-
-    name: str
-    axes: Axes
 
 
 @dataclass(frozen=True)
@@ -243,6 +235,10 @@ Op = Union[
     Root,
     Substitute,
     Conjugate,
+    RunningSum,
+    Difference,
+    Normaliser,
+    Attend,
 ]
 
 
@@ -296,7 +292,7 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (a, b)
         case Decayed(a, b, _, rows, columns):
             return (a, b, *rows, *columns)
-        case Reduce(arg) | Largest(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | Relabel(arg):
+        case Reduce(arg) | Largest(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | RunningSum(arg, _) | Relabel(arg):
             return (arg,)
         case Solve(matrix, rhs, _):
             return (matrix, rhs)
@@ -308,6 +304,12 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (matrix, base, *op.rows)
         case Conjugate(rhs, diagonal):
             return tuple(dict.fromkeys((rhs, diagonal, *op.outside)))
+        case Difference(rows, columns):
+            return (rows, columns)
+        case Normaliser(logits, rest):
+            return (logits,) if rest is None else (logits, rest)
+        case Attend(logits, normaliser, values, rest):
+            return (logits, normaliser, values) if rest is None else (logits, normaliser, values, rest)
 
 
 def row_axes(tile: Tile) -> Axes:
@@ -329,8 +331,3 @@ def joins_channels(statement: Statement) -> bool:
     """Whether it takes key channels for value channels: a program needs all of both then."""
     op = statement.op
     return isinstance(op, Relabel) and ("v" in op.arg.axes) != ("v" in statement.target.axes)
-
-
-def ordered(axes) -> Axes:
-    """The axes in canonical order."""
-    return tuple(a for a in AXIS_ORDER if a in axes)

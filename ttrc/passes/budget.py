@@ -11,11 +11,12 @@ import math
 from typing import Optional
 
 from ttrc import symbolic
-from ttrc.ir.config import block, default_config, hidden_block, value_block
+from ttrc.ir.config import Config, block, default_config, hidden_block, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import (
     HIDDEN,
+    Attend,
     Compose,
     Conjugate,
     Contract,
@@ -35,6 +36,7 @@ from ttrc.ir.tile import (
 # 4 cycles an instruction and 1.75 GHz.
 INSTRUCTIONS = 175
 STEPS = 16  # of conjugate gradients, as a rule in half precision: keys of length 1, a ridge of 1
+LENGTH = 4096  # tokens of a sequence, where none is given
 REDUCTION = 60  # of a sum over the channels of a row: five shuffles, and a way through shared memory
 
 
@@ -48,15 +50,17 @@ def budget(
     chunk: Optional[int] = None,
     schedule: Optional[str] = None,
     segments: int = 1,
+    length: int = LENGTH,
 ) -> dict[str, dict[str, Budget]]:
     """{form: {"forward" | "backward": Budget}} at batch 1 with as many key heads as value heads.
 
     Of each form's first schedule, or of the forms that have one of the name `schedule`, in its own chunks or those of
-    `chunk` tokens; `segments` is how many a sequence is cut into where it is.
+    `chunk` tokens; `segments` is how many a sequence is cut into where it is, and `length` its tokens, which matters
+    where there are products for each pair of them.
     """
     costs = {}
     for name, form in module.forms.items():
-        cost = _Cost(form.plan, chunk, d_k, d_v, dtype_bytes, gate_bytes)
+        cost = _Cost(form.plan, chunk, d_k, d_v, dtype_bytes, gate_bytes, length)
         for chosen in [s for s in form.plan.schedules if s.name == schedule] if schedule else form.plan.schedules[:1]:
             costs[name] = {p: cost.of(getattr(chosen, p), segments) for p in ("forward", "backward")}
     return costs
@@ -84,10 +88,17 @@ def cost_again(
 
 
 def launch_budget(
-    plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4
+    plan: Plan,
+    kernel: Kernel,
+    *,
+    d_k: int,
+    d_v: int,
+    dtype_bytes: int,
+    gate_bytes: int = 4,
+    length: int = LENGTH,
 ) -> tuple[Traffic, float]:
     """One kernel's traffic per token and head, and its serial steps per token of what it walks in one go."""
-    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, gate_bytes)
+    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, gate_bytes, length)
     return cost.traffic(kernel), cost.steps(kernel)
 
 
@@ -151,7 +162,17 @@ def _row_length(op: Substitute) -> int:
 
 
 class _Cost:
-    def __init__(self, plan: Plan, chunk: Optional[int], d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int):
+    def __init__(
+        self,
+        plan: Plan,
+        chunk: Optional[int],
+        d_k: int,
+        d_v: int,
+        dtype_bytes: int,
+        gate_bytes: int,
+        length: int = LENGTH,
+    ):
+        self.length = length
         self.chunk = chunk or plan.tokens(d_k, d_v, dtype_bytes)
         self.step, self.longest = min(self.chunk, plan.step), plan.chunk
         self.dtype_bytes, self.gate_bytes = dtype_bytes, gate_bytes
@@ -172,6 +193,8 @@ class _Cost:
                 return 1.0 / self.step
             case Skeleton.TOKENS | Skeleton.TOKENS_REVERSE:
                 return 1.0
+            case Skeleton.WALK:
+                return 1.0 / self._config(kernel).value_block
         return 0.0
 
     def products(self, kernel: Kernel) -> float:
@@ -186,7 +209,10 @@ class _Cost:
         )
 
     def traffic(self, kernel: Kernel) -> Traffic:
-        read = sum(self._bytes(b, kernel) for b in kernel.loads)
+        loads = kernel.loads
+        if kernel.skeleton is Skeleton.STREAM:  # numbers of both roles are the same in memory
+            loads = {b.name: b for b in loads}.values()
+        read = sum(self._bytes(b, kernel) for b in loads)
         written = sum(self._bytes(b, kernel) for b in kernel.stores)
         states = sum(4 * self._numbers(c.state) for c in kernel.carries if not c.reverse) / self.chunk
         match kernel.skeleton:
@@ -209,6 +235,8 @@ class _Cost:
         features = [self.width[a] for a in row_axes(buffer.tile)]
         partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
         copies = -(-self.d_v // self._value_block(kernel)) if partial else 1
+        if buffer.double:
+            return 8.0
         if not features or buffer.single:
             return self.gate_bytes * math.prod(features) * copies
         return (4 if partial else self.dtype_bytes) * features[0] * copies
@@ -222,6 +250,8 @@ class _Cost:
                 / self.chunk
                 / every
             )
+        if buffer.double:
+            return 8.0
         widths = [{**self.width, "s": self.chunk}[a] for a in row_axes(buffer.tile)]
         return self.dtype_bytes * widths[0] if widths else self.gate_bytes
 
@@ -235,6 +265,8 @@ class _Cost:
         blocks = {"t": tokens, "s": tokens, "k": keys, "j": keys, **dict.fromkeys(HIDDEN, hidden)}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
+        if kernel.skeleton is Skeleton.STREAM:
+            return self._of_pairs(statement, kernel, blocks)
         match statement.op:
             case Contract(_, _, axis):
                 size = 2.0 * blocks[axis]
@@ -254,14 +286,26 @@ class _Cost:
                 return 4.0 * tokens**2 * ((tokens // 16).bit_length() - 1)
         return 0.0
 
+    def _of_pairs(self, statement: Statement, kernel: Kernel, blocks: dict[str, int]) -> float:
+        """Of a token: a product for each pair that it is in, and for the pairs of its block that nobody sees."""
+        pairs = (self.length + self._config(kernel).value_block) / 2
+        match statement.op:
+            case Contract(a, b):
+                channels = (set(a.axes) | set(b.axes)) - {"t", "s"}
+                return 2.0 * math.prod(blocks[c] for c in channels) * pairs
+            case Attend():
+                return 2.0 * blocks["v"] * pairs
+        return 0.0
+
+    def _config(self, kernel: Kernel) -> Config:
+        return default_config(kernel.name, self.longest, self.d_k, self.d_v)
+
     def _value_block(self, kernel: Kernel) -> int:
-        config = default_config(kernel.name, self.longest, self.d_k, self.d_v)
-        return value_block(kernel.name, config, self.d_v)
+        return value_block(kernel.name, self._config(kernel), self.d_v)
 
     def _hidden_block(self, kernel: Kernel) -> int:
         """Hidden channels that a program takes at once."""
-        config = default_config(kernel.name, self.longest, self.d_k, self.d_v)
-        return hidden_block(kernel.name, config, self.width["h1"] or 1)
+        return hidden_block(kernel.name, self._config(kernel), self.width["h1"] or 1)
 
     def panels(self, kernel: Kernel) -> int:
         """Of hidden channels."""

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 from ttrc import symbolic
+from ttrc.ir.axes import ordered
 from ttrc.ir.tile import (
     UNKNOWN,
     Compose,
@@ -28,7 +29,6 @@ from ttrc.ir.tile import (
     Substitute,
     Tile,
     operands,
-    ordered,
 )
 from ttrc.passes.slice_program import renamed_operands, slice_program
 from ttrc.symbolic import Expr
@@ -116,7 +116,9 @@ class Builder:
         return self.emit(name, keep, Largest(arg), origin)
 
     def mask(self, name: str, arg: Tile, relation: Relation | Hidden, fill: float, origin: str) -> Tile:
-        axes = {"t"} | set(arg.axes) if relation is Relation.VALID else arg.axes
+        axes = arg.axes
+        if relation is Relation.VALID and "s" not in axes:
+            axes = {"t", *axes}
         return self.emit(name, axes, Mask(arg, relation, fill), origin)
 
     def cumulative_sum(self, name: str, arg: Tile, origin: str, reverse: bool = False) -> Tile:

@@ -14,21 +14,25 @@ from ttrc import symbolic
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
+    Attend,
     Carry,
     Compose,
     Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
+    Difference,
     Elementwise,
     Inverse,
     Largest,
     Mask,
+    Normaliser,
     Program,
     Reduce,
     Relabel,
     Relation,
     Root,
+    RunningSum,
     Solve,
     Statement,
     Substitute,
@@ -252,5 +256,27 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             outer = build.contract(via(matrix), row, build.relabel(column, origin), "v", origin)
             negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
             tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))
+        case RunningSum(arg, reverse):
+            tape.add(arg, build.emit(via(arg), arg.axes, RunningSum(adjoint, not reverse), origin))
+        case Difference(rows, columns):
+            tape.add(rows, build.reduce(via(rows), adjoint, rows.axes, origin))
+            total = build.reduce(via(columns), adjoint, columns.axes, origin)
+            tape.add(columns, tape.elementwise(via(columns), -sym(total), (total,)))
+        case Attend(logits, normaliser, values, rest):  # the normaliser's share is in it
+            weights = tape.elementwise("weights", symbolic.exp(sym(logits) - sym(normaliser)), (logits, normaliser))
+            tape.add(values, _Product(weights, adjoint, "t"))
+            towards = build.contract("d_weights", adjoint, values, "v", origin)
+            along = build.reduce(
+                "delta", tape.elementwise("o_d_o", sym(target) * sym(adjoint), (target, adjoint)), ("t",), origin
+            )
+            tape.add(
+                logits,
+                tape.elementwise(via(logits), sym(weights) * (sym(towards) - sym(along)), (weights, towards, along)),
+            )
+            if rest is not None:
+                part = -symbolic.exp(sym(rest) - sym(normaliser)) * sym(along)
+                tape.add(rest, tape.elementwise(via(rest), part, (rest, normaliser, along)))
+        case Normaliser():
+            pass  # see Attend
         case Inverse():
             raise AssertionError("solves are lowered to inverses after differentiation, never before")

@@ -6,19 +6,23 @@ from dataclasses import replace
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
+    Attend,
     Compose,
     Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
+    Difference,
     Elementwise,
     Inverse,
     Largest,
     Mask,
+    Normaliser,
     Op,
     Reduce,
     Relabel,
     Root,
+    RunningSum,
     Solve,
     Statement,
     Substitute,
@@ -74,5 +78,11 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
         case Conjugate(rhs, diagonal):
             body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
             return replace(op, rhs=tiles[rhs], diagonal=tiles[diagonal], body=body)
-        case Reduce(arg) | Largest(arg) | Mask(arg) | CumulativeSum(arg) | Relabel(arg):
+        case Difference(rows, columns):
+            return Difference(tiles[rows], tiles[columns])
+        case Normaliser(logits, rest):
+            return Normaliser(tiles[logits], None if rest is None else tiles[rest])
+        case Attend(logits, normaliser, values, rest):
+            return Attend(tiles[logits], tiles[normaliser], tiles[values], None if rest is None else tiles[rest])
+        case Reduce(arg) | Largest(arg) | Mask(arg) | CumulativeSum(arg) | RunningSum(arg) | Relabel(arg):
             return replace(op, arg=tiles[arg])

@@ -166,6 +166,11 @@ def _check_packing(cu_seqlens, B: int, T: int, device) -> int:
 
 def _check_states(spec: Spec, given, sequences: int, HV: int, d_k: int, d_v: int, q: Tensor) -> None:
     parts, widths = state_parts(spec), axis_widths(spec.memory, d_k, d_v)
+    if not parts:
+        if given != ():
+            expected = "None: this memory keeps all pairs, and has no state"
+            raise _wrong("initial_state", f"a {type(given).__name__}", expected)
+        return
     if len(parts) > 1:
         names = ", ".join(part.name for part in parts)
         if not isinstance(given, tuple) or len(given) != len(parts):

@@ -61,8 +61,9 @@ class Operator:
         parameters [HV] (their default where the spec has one), both followed by d_k, d_v or d_k, d_v where they are
         per key channel, per value channel or per element. States [N, HV, d_k, d_v], float32; of a rule with
         momentum a pair of them, S and the last step M. A deep memory has one of each a layer, [N, HV, rows, columns],
-        and needs those that it starts with; its norm_weight and norm_bias are [HV, d_v]. scale multiplies the
-        read-out, by default d_k ** -0.5, and of a deep memory 1 (it multiplies q then).
+        and needs those that it starts with; its norm_weight and norm_bias are [HV, d_v]. A kernel memory keeps all
+        pairs: its states are (), its one form "chunk". scale multiplies the read-out, by default d_k ** -0.5, and of a
+        deep memory 1 (it multiplies q then, as in a kernel memory).
         cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
         result beyond rounding; where gradients are taken at the start of a segment, that is the chunk. backend:

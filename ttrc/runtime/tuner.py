@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from types import ModuleType
@@ -18,7 +18,7 @@ from typing import Optional
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, WHOLE, Config, block
+from ttrc.ir.config import CHUNK, WHOLE, Config, block, takes_tokens
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
@@ -27,6 +27,7 @@ from ttrc.sampling import as_arguments
 
 MOST = 24  # candidates a kernel
 VALUE_BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3)
+TOKEN_BLOCKS = (32, 64, 128, 256)  # of kernels of pairs
 LIGHT = 0.02  # spills, of all instructions, that may be worth what they buy: those outside loops cost next to nothing
 SPILL = 10  # instructions that one of them is worth
 MANY = 128  # heads times sequences from which the regime is "many", as the generated operators count
@@ -163,6 +164,18 @@ def space(d_v: int, whole: bool = False) -> list[Config]:
     return [Config(v, w, s) for v in blocks for w in WARPS if w > 1 or d_v <= 64 for s in STAGES]
 
 
+def space_of(kernel: str, d_v: int) -> list[Config]:
+    """Of a kernel: where its blocks are of tokens, no head dimension bounds them."""
+    if takes_tokens(kernel):
+        return [Config(tokens, w, s) for tokens in TOKEN_BLOCKS for w in WARPS[2:] for s in STAGES]
+    return space(d_v, kernel.endswith(WHOLE))
+
+
+def capped(kernel: str, config: Config, widest: int) -> Config:
+    """A configuration as an operator takes it for heads of so many value channels."""
+    return config if takes_tokens(kernel) else replace(config, value_block=min(config.value_block, widest))
+
+
 def candidates(
     kernel: Kernel,
     default: Config,
@@ -173,7 +186,7 @@ def candidates(
     chunk: int = CHUNK,
 ) -> tuple[list[Config], list[tuple[Config, str]]]:
     """(those to try, the default first and then by predicted time; those left out, with the reason)."""
-    tried = space(shape.d_v, kernel.name.endswith(WHOLE))
+    tried = space_of(kernel.name, shape.d_v)
     everything = {c: footprints(kernel.name, c) for c in dict.fromkeys((default, *tried))}
     some_are_clean = any(known is not None and known.blocks and not known.spills for known in everything.values())
     cost: dict[Config, float] = {}
@@ -237,7 +250,7 @@ class _Search:
         if key in self.known:
             return
         plain = Config(*table[width])
-        default = Config(min(plain.value_block, block(shape.d_v)), plain.warps, plain.stages)
+        default = capped(kernel.name, plain, block(shape.d_v))
         chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most, run.chunk)
         timed: dict[Config, float] = {}
         for config in chosen:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ttrc import oracle
-from ttrc.language.spec import Gradient, MLPMemory, Softmax, Spec
+from ttrc.language.spec import Gradient, KernelMemory, MLPMemory, Softmax, Spec
 from ttrc.language.state import initial_names
 from ttrc.runtime.operator import Operator
 from ttrc.sampling import as_arguments, random_inputs, random_state
@@ -59,6 +59,8 @@ def fitting(spec: Spec, case: Case) -> Case:
         case = replace(case, chunk_size=None)
     if isinstance(spec.memory, MLPMemory) and spec.memory.residual:
         case = replace(case, d_v=case.d_k)
+    if isinstance(spec.memory, KernelMemory) and not case.packed:  # of one pair its weight does not matter
+        case = replace(case, T=max(2, case.T))
     if isinstance(spec.retention.link, Softmax):  # of one channel it is constant: gradients that cancel to rounding
         case = replace(case, d_k=max(2, case.d_k), d_v=max(2, case.d_v))
     return case
@@ -136,7 +138,7 @@ def consult(spec: Spec, given: dict[str, Tensor], cu_seqlens, cotangents) -> dic
 
     def call(x: dict[str, Tensor], packing: Tensor | None) -> Outputs:
         given = as_arguments(spec, x)
-        q, k, v, start = (given.pop(n) for n in ("q", "k", "v", "initial_state"))
+        q, k, v, start = (given.pop(n, None) for n in ("q", "k", "v", "initial_state"))
         return oracle.run(spec, q, k, v, given, initial_state=start, cu_seqlens=packing)
 
     return differentiate(spec, call, given, cu_seqlens, cotangents, torch.float64, "cpu")

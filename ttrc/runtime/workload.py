@@ -47,14 +47,20 @@ def programs(
     segments: int = 1,
     columns: Optional[int] = None,
 ) -> int:
-    """The grid of a launch: parallel kernels have a program a chunk and head, the others one a head and value block.
+    """The grid of a launch: parallel kernels have a program a chunk and head, those of pairs one a block of tokens and
+    head, or a head, the others one a head and value block.
 
     segments: into how many pieces, which run side by side, each sequence is cut. columns: of the carried state, d_v
     where nothing else is said.
     """
     heads = shape.batch * shape.heads
-    if kernel.skeleton is Skeleton.PARALLEL:
-        return heads * -(-shape.length // chunk)
+    match kernel.skeleton:
+        case Skeleton.PARALLEL:
+            return heads * -(-shape.length // chunk)
+        case Skeleton.STREAM:
+            return heads * -(-shape.length // config.value_block)
+        case Skeleton.WALK:
+            return heads
     return heads * segments * -(-(columns or shape.d_v) // value_block(kernel.name, config, shape.d_v))
 
 

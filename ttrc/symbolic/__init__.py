@@ -21,11 +21,13 @@ from ttrc.symbolic.algebra import (
     log_of,
     names,
     number,
+    quadratic_form,
     renamed,
     separated,
     size,
     symbol,
     tidy,
+    without_terms,
 )
 from ttrc.symbolic.code import Dialect, longest_chain, render
 from ttrc.symbolic.equations import (
@@ -80,6 +82,7 @@ __all__ = [
     "number",
     "of_norm",
     "positive_part",
+    "quadratic_form",
     "renamed",
     "render",
     "separated",
@@ -93,4 +96,5 @@ __all__ = [
     "tanh",
     "tidy",
     "value",
+    "without_terms",
 ]

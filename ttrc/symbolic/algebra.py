@@ -140,6 +140,20 @@ def _outline(expr: Expr, variable: Symbol, parts: dict[Expr, Symbol]) -> Expr:
     return expr.func(*(_outline(part, variable, parts) for part in (free, *expr.func.make_args(bound))))
 
 
+def quadratic_form(expr: Expr, a: Symbol, b: Symbol) -> tuple[Expr, Expr, Expr] | None:
+    """The coefficients of a^2, a b and b^2 in an expression that is a sum of these; None where it is not."""
+    if not is_short(expr) or not expr.is_polynomial(a, b):
+        return None
+    found = sympy.Poly(expr, a, b).as_dict()
+    powers = (2, 0), (1, 1), (0, 2)
+    return tuple(found.get(p, ZERO) for p in powers) if found.keys() <= set(powers) else None
+
+
+def without_terms(expr: Expr, names: set[str]) -> Expr:
+    """expr without the terms that are over these names alone, numbers among them."""
+    return sympy.Add(*(term for term in sympy.Add.make_args(expr) if not {s.name for s in term.free_symbols} <= names))
+
+
 def expanded(expr: Expr) -> Expr:
     """A short expression multiplied out."""
     return sympy.expand(expr) if is_short(expr) else expr

@@ -11,18 +11,22 @@ from ttrc.ir.tile import (
     GIVEN,
     HIDDEN,
     UNKNOWN,
+    Attend,
     Compose,
     Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
+    Difference,
     Elementwise,
     Largest,
     Mask,
+    Normaliser,
     Reduce,
     Relabel,
     Relation,
     Root,
+    RunningSum,
     Solve,
     Statement,
     Substitute,
@@ -160,6 +164,24 @@ class TorchPrinter:
     def _(self, op: CumulativeSum, target: Tile) -> str:
         text, axis = self.name(op.arg), -len(target.axes)
         return f"{text}.flip({axis}).cumsum({axis}).flip({axis})" if op.reverse else f"{text}.cumsum({axis})"
+
+    @text.register
+    def _(self, op: RunningSum, target: Tile) -> str:
+        text = f"{self.name(op.arg)}.double()"
+        return f"{text}.flip(-1).cumsum(-1).flip(-1)" if op.reverse else f"{text}.cumsum(-1)"
+
+    @text.register
+    def _(self, op: Difference, target: Tile) -> str:
+        return f"({self.name(op.rows)}[..., :, None] - {self.name(op.columns)}[..., None, :]).to(v.dtype)"
+
+    @text.register
+    def _(self, op: Normaliser, target: Tile) -> str:
+        text = f"torch.logsumexp({self.name(op.logits)}, -1)"
+        return text if op.rest is None else f"torch.logaddexp({text}, {self.name(op.rest)})"
+
+    @text.register
+    def _(self, op: Attend, target: Tile) -> str:
+        return f"torch.exp({self.name(op.logits)} - {self.name(op.normaliser)}[..., None]) @ {self.name(op.values)}"
 
     @text.register
     def _(self, op: Solve, target: Tile) -> str:

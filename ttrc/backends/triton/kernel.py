@@ -14,6 +14,7 @@ from ttrc.backends.triton.memory import (
     waiting_room,
 )
 from ttrc.backends.triton.printer import TritonPrinter
+from ttrc.backends.triton.stream import stream_holes, walk_holes
 from ttrc.ir.config import WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
@@ -39,6 +40,11 @@ DOC = {
     "deep_scan_reverse_panels": "Segments backwards, the weights' cotangents in memory: the cotangents of the inputs.",
     "deep_token_scan": "Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass.",
     "deep_token_scan_reverse": "Token by token backwards, weights recomputed from their checkpoints.",
+    "attend": "A block of queries over its keys: read-outs, and the logarithms of what divides them.",
+    "attend_queries": "A block of queries over its keys once more: cotangents of queries.",
+    "attend_keys": "A block of keys over the queries that see it: cotangents of keys and values.",
+    "running_sums": "Sums along each sequence, in double precision.",
+    "running_sums_reverse": "The adjoint of running_sums: sums from each sequence's end.",
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }
@@ -52,6 +58,11 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         "doc": DOC.get(kernel.name, DOC[plain_name(kernel.name)]),
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
+    match kernel.skeleton:
+        case Skeleton.STREAM:
+            return common | {"lead": _lead(kernel), **stream_holes(kernel, domains, tags)}
+        case Skeleton.WALK:
+            return common | walk_holes(kernel, domains, tags)
     writer = _Writer(kernel, domains, tags)
     if kernel.skeleton is Skeleton.PARALLEL:
         return common | {

@@ -9,6 +9,7 @@ from ttrc.ir.tile import HIDDEN, Tile, row_axes
 from ttrc.language.spec import Domain
 
 VALUES = {"v": "i_v * BV"}  # where the channels of an axis begin that a program holds, of which it holds a part
+ROWS = {"t": ("token", "left"), "s": ("token", "left")}
 WIDTH = {"t": "BT", "s": "BT", "k": "K", "j": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
 BLOCK = {"t": "BT", "s": "BT", "k": "BK", "j": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
 PANELLED = dict.fromkeys(HIDDEN, "((HIDDEN + BH - 1) // BH * BH)")
@@ -28,9 +29,15 @@ INTERIOR = {
 class ChunkMemory:
     """Rows of one chunk: `token` is its first token, `left` how many there are, `i_chunk` its number."""
 
-    def __init__(self, domains: dict[str, Domain], begins: dict[str, str] = VALUES):
-        """`begins` says where the channels of a tile begin, axis by axis."""
-        self.domains, self.begins = domains, begins
+    def __init__(
+        self,
+        domains: dict[str, Domain],
+        begins: dict[str, str] = VALUES,
+        rows: dict[str, tuple[str, str]] = ROWS,
+    ):
+        """`begins` says where the channels of a tile begin, axis by axis; `rows`, of either role, what the first token
+        and the count of those that are left are called."""
+        self.domains, self.begins, self.rows = domains, begins, rows
 
     def load(self, buffer: Buffer) -> str:
         base, row = _base(buffer, self._where(buffer))
@@ -47,13 +54,14 @@ class ChunkMemory:
                 return f"tl.load({base})"
             case Space.WAITING, _:
                 return load_block(base, buffer.tile, self._number(buffer.tile))
-            case _, ("t",) | ("s",):
-                return f"load_vector({base}, token, left, {row}, BT, {self._other(buffer)})"
+            case _, (("t" | "s") as role,):
+                rows = f"{base}, {', '.join(self.rows[role])}, {row}, BT"
+                return f"load_double({rows})" if buffer.double else f"load_vector({rows}, {self._other(buffer)})"
             case _, ("t", "s"):
                 return f"load_lower({base}, token, left, {row}, BT)"
-            case _, ("t", axis):
+            case _, (("t" | "s") as role, axis):
                 width, block, column = WIDTH[axis], BLOCK[axis], self._column(axis)
-                window = f"token, left, {row}, {width}, BT, {block}, {column}"
+                window = f"{', '.join(self.rows[role])}, {row}, {width}, BT, {block}, {column}"
                 if buffer.single:
                     return f"load_gate({base}, {window}, {self._other(buffer)})"
                 return f"load_rows({base}, {window})"
@@ -63,6 +71,11 @@ class ChunkMemory:
         """Of a causal tile "rows" or "columns" of block n, the other axis whole."""
         base, row = _base(buffer, self._where(buffer))
         return f"load_lower_{part}({base}, token, left, {row}, n, BT)"
+
+    def number(self, buffer: Buffer, token: str, present: str) -> str:
+        """That of one token, where it is present."""
+        base, row = _base(buffer, self._where(buffer))
+        return f"tl.load({base} + ({token}) * {row}, mask={present}, other=0.0)"
 
     def first_row(self, buffer: Buffer) -> tuple[str, str]:
         """Where the chunk's rows begin, and the distance from one to the next."""
@@ -105,13 +118,13 @@ class ChunkMemory:
                 return f"tl.store({base}, {name})"
             case Space.WAITING, _:
                 return store_block(base, name, buffer.tile, self._number(buffer.tile))
-            case _, ("t",) | ("s",):
-                return f"store_vector({base}, {name}, token, left, {row}, BT)"
+            case _, (("t" | "s") as role,):
+                return f"store_vector({base}, {name}, {', '.join(self.rows[role])}, {row}, BT)"
             case _, ("t", "s"):
                 return f"store_lower({base}, {name}, token, left, {row}, BT)"
-            case _, ("t", axis):
-                block, column = BLOCK[axis], self._column(axis)
-                return f"store_rows({base}, {name}, token, left, {row}, {WIDTH[axis]}, BT, {block}, {column})"
+            case _, (("t" | "s") as role, axis):
+                rows, block, column = ", ".join(self.rows[role]), BLOCK[axis], self._column(axis)
+                return f"store_rows({base}, {name}, {rows}, {row}, {WIDTH[axis]}, BT, {block}, {column})"
         raise AssertionError(buffer)
 
     def _other(self, buffer: Buffer) -> float:

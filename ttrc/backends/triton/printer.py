@@ -17,6 +17,7 @@ from ttrc.ir.tile import (
     Contract,
     CumulativeSum,
     Decayed,
+    Difference,
     Elementwise,
     Hidden,
     Inverse,
@@ -63,7 +64,9 @@ def shape(tile: Tile) -> str:
 
 @dataclass
 class TritonPrinter:
-    """Prints statements in order. `begins` says where the panels of an axis begin that a loop walks.
+    """Prints statements in order. `begins` says where the panels of an axis begin that a loop walks, `columns` what
+    the tokens that write are numbered by, `end` what numbers of tokens that exist are less than, `edges`, of running
+    sums, those where the tokens that write end and the others begin.
 
     `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
     elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
@@ -81,6 +84,9 @@ class TritonPrinter:
     turned: frozenset[Tile] = frozenset()
     wide: bool = False
     begins: dict[str, str] = field(default_factory=dict)
+    columns: str = "t"
+    end: str = "left"
+    edges: dict[str, str] = field(default_factory=dict)
     alias: dict[str, str] = field(default_factory=lambda: dict(TAKEN))
     flipped: set[str] = field(default_factory=set)
     rested: dict[tuple[str, bool], str] = field(default_factory=dict)
@@ -92,7 +98,7 @@ class TritonPrinter:
     def lines(self, statement: Statement) -> list[str]:
         target = statement.target
         if isinstance(statement.op, Relabel):
-            self._share(target, statement.op.arg)
+            self.share(target, statement.op.arg)
             return []
         if isinstance(statement.op, Root):
             return self._search(statement.op, target)
@@ -133,7 +139,7 @@ class TritonPrinter:
         target, add = statement.target, getattr(statement.op, "add", None)
         self._stand(statement)
         if chained:
-            self._share(target, add)
+            self.share(target, add)
             return []
         if add is not None:
             return [f"{target.name} = {self._along(add, target)}"]
@@ -152,7 +158,8 @@ class TritonPrinter:
             case _:
                 return [f"{name} += {self.text(statement.op, statement.target)}"]
 
-    def _share(self, target: Tile, source: Tile) -> None:
+    def share(self, target: Tile, source: Tile) -> None:
+        """The target is in the variable that holds the source."""
         self.alias[target.name] = self.name(source)
         for group in (self.raw, self.flipped):
             if source.name in group:
@@ -236,6 +243,13 @@ class TritonPrinter:
         return f"decayed_{op.axis}({tiles}, BT, BK, PRECISION)"
 
     @text.register
+    def _(self, op: Difference, target: Tile) -> str:
+        rows, columns = self.name(op.rows), self.name(op.columns)
+        if rows in self.edges:
+            return f"difference_across({self.edges[rows]}, {rows}, {columns})"
+        return f"difference({rows}, {columns})"
+
+    @text.register
     def _(self, op: Reduce, target: Tile) -> str:
         return f"tl.sum({self._float(op.arg)}{self._summed(op.arg, target)})"
 
@@ -261,13 +275,14 @@ class TritonPrinter:
         """Where a mask keeps what it is given."""
         match relation:
             case Relation.CAUSAL:
-                return "t[:, None] >= t[None, :]"
+                return f"t[:, None] >= {self.columns}[None, :]"
             case Relation.STRICT:
-                return "t[:, None] > t[None, :]"
+                return f"t[:, None] > {self.columns}[None, :]"
             case Relation.VALID:
                 axes = self._axes(target)
-                where = ", ".join(":" if a == "t" else "None" for a in axes)
-                return f"(t < left)[{where}]" if len(axes) > 1 else "t < left"
+                tokens = "s" if "s" in axes else "t"
+                where = ", ".join(":" if a == tokens else "None" for a in axes)
+                return f"({tokens} < {self.end})[{where}]" if len(axes) > 1 else f"{tokens} < {self.end}"
             case Relation.FIRST:
                 return "t == 0"
             case Relation.KEYS:
@@ -300,6 +315,10 @@ class TritonPrinter:
         if self.precise:
             return f"exact_dot({left}, {right}, {add}, dtype, PRECISION)"
         return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
+
+    def operand(self, tile: Tile) -> str:
+        """A factor of a product as its axes say."""
+        return self._operand(tile, self._is_flipped(tile))
 
     def _operand(self, tile: Tile, transposed: bool) -> str:
         """A factor; `transposed` is about the variable."""

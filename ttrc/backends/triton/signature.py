@@ -27,7 +27,10 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     config = config or default_config(kernel.name, plan.chunk, d_k, d_v)
     if kernel.skeleton is Skeleton.JOIN:
         return _of_join(config, d_k, d_v)
-    chunk = plan.tokens(d_k, d_v, BYTES[dtype])
+    if kernel.skeleton is Skeleton.WALK:
+        return _of_walk(kernel, config, dtype)
+    tokens = kernel.skeleton is Skeleton.STREAM
+    chunk = config.value_block if tokens else plan.tokens(d_k, d_v, BYTES[dtype])
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
@@ -40,7 +43,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     if asks_begins(kernel):
         constants["SEGMENT"] = plan.segment
     match kernel.skeleton:
-        case Skeleton.PARALLEL:
+        case Skeleton.PARALLEL | Skeleton.STREAM:
             types["N"] = "i32"
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
@@ -66,7 +69,14 @@ def _of_join(config: Config, d_k: int, d_v: int) -> Signature:
     return Signature({**dict.fromkeys(names, "*fp32"), "segments": "i32"}, constants, (), config)
 
 
+def _of_walk(kernel: Kernel, config: Config, dtype: str) -> Signature:
+    types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)} | {"T": "i32"}
+    return Signature(types, {"cu_seqlens": None, "HV": 16, "BT": config.value_block, "PACKED": False}, (), config)
+
+
 def _pointer(buffer: Buffer, kernel: Kernel, dtype: str) -> str:
+    if buffer.double:
+        return "*fp64"
     per_number = buffer.single or buffer.space is Space.HEAD or len(row_axes(buffer.tile)) == 0
     partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
     return "*fp32" if per_number or partial else f"*{dtype}"

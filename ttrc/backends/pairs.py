@@ -1,0 +1,84 @@
+"""The files of a package whose kernels stream over pairs of tokens, as their templates' holes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ttrc import symbolic
+from ttrc.backends import arguments
+from ttrc.backends.torch.emit import print_backward, print_forward
+from ttrc.backends.triton import launch_pairs
+from ttrc.ir.attention import SIZES, Attention
+from ttrc.ir.config import Config, default_configs
+from ttrc.ir.module import Module
+from ttrc.ir.plan import Skeleton
+from ttrc.language.spec import Spec
+
+
+def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[str]:
+    """From the spec's choices to the mean that the kernels compute, line by line."""
+    weight, decay = spec.loss.weight, spec.retention.decay
+    lines = [
+        f"similarity {comment(spec.memory.similarity.text)}",
+        f"loss       {comment(spec.loss.expr.text)}" + (f", weight {comment(weight.text)}" if weight else ""),
+        f"retention  {comment(spec.retention.expr.text)}" + (f", decay {comment(decay.text)}" if decay else ""),
+        f"error      dL/dp = {symbolic.equation(a.gradient)}",
+        "fit        o_t = sum over i <= t of w_ti u_i / "
+        + ("sum of w_ti" if a.log_ridge is None else "(sum of w_ti + exp(r_t))")
+        + f", u = {symbolic.equation(a.value)}"
+        + ("" if a.log_ridge is None else f", r = {symbolic.equation(a.log_ridge)}"),
+    ]
+    log = f"           log w_ti = {symbolic.equation(a.similarity)}"
+    if a.log_weight != symbolic.ZERO:
+        log += f" + {symbolic.equation(a.log_weight)} of token i"
+    if a.log_decay is not None:
+        log += f" + sum over i < j <= t of {symbolic.equation(a.log_decay)}"
+    told = [f"{s} = {text}" for s, text in SIZES.items() if s in a.similarity.free_symbols]
+    return [*lines, ", ".join([log, *told])]
+
+
+def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
+    spec, form = module.spec, module.forms["chunk"]
+    names = ["q", "k", "v", *(g.name for g in (*spec.inputs, *spec.parameters))]
+    return {
+        "step_args": ", ".join(names),
+        "forward": print_forward(form.forward, tags),
+        "backward": print_backward(form.backward, form.forward.inputs, tags),
+        "tensor_names": _tuple(names),
+        "parameter_names": _tuple(g.name for g in spec.parameters),
+    }
+
+
+def op_holes(module: Module) -> dict[str, object]:
+    spec, plan = module.spec, module.forms["chunk"].plan
+    gates = tuple(g.name for g in (*spec.inputs, *spec.parameters))
+    parameters = tuple(g.name for g in spec.parameters)
+    (only,) = plan.schedules
+    return {
+        "gates": gates,
+        "gate_doc": arguments.gate_doc(spec, ()),
+        "parameters": parameters,
+        "saved": [b.name for b in launch_pairs.saved(plan)],
+        "kept": launch_pairs.kept(plan),
+        "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan)),
+        "fake": launch_pairs.fake(plan),
+        "allocate": {
+            "forward": launch_pairs.allocate_forward(plan),
+            "backward": launch_pairs.allocate_backward(plan),
+        },
+        "launch": {
+            "forward": launch_pairs.launches(only.forward),
+            "backward": launch_pairs.launches(only.backward),
+        },
+        "results": launch_pairs.results(plan, gates, parameters),
+        "configs": {k.name: _rows(default_configs(k.name, plan.chunk)) for k in plan.kernels},
+        "walks": [k.name for k in plan.kernels if k.skeleton is Skeleton.WALK],
+    }
+
+
+def _rows(configs: dict[int, Config]) -> dict[int, tuple[int, int, int]]:
+    return {width: (c.value_block, c.warps, c.stages) for width, c in configs.items()}
+
+
+def _tuple(names) -> str:
+    return "".join(f'"{n}", ' for n in names)

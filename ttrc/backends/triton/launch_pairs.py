@@ -1,0 +1,69 @@
+"""A plan of pairs of tokens -> the lines of op.py that allocate its buffers and launch its kernels."""
+
+from __future__ import annotations
+
+from ttrc.backends.triton.kernel import pointers
+from ttrc.ir.plan import Buffer, Launch, Plan, Space
+from ttrc.ir.tile import row_axes
+
+WIDTH = {"k": "q.shape[3]", "v": "v.shape[3]"}
+
+
+def saved(plan: Plan) -> tuple[Buffer, ...]:
+    """What crosses to the backward pass beside o, which the caller has anyway."""
+    return tuple(b for b in plan.saved if b.name != "o")
+
+
+def kept(plan: Plan) -> list[str]:
+    """How the forward pass hands that over."""
+    return [f"{b.name} if save else {b.name}.new_empty(0)" for b in saved(plan)]
+
+
+def fake(plan: Plan) -> str:
+    """What that is where it is asked for, and else nothing."""
+    empty = "v.new_empty(0, dtype={})"
+    return "\n".join(f"{b.name} = {_new(b)} if save else {empty.format(_dtype(b))}" for b in saved(plan))
+
+
+def allocate_forward(plan: Plan) -> str:
+    made = dict.fromkeys(b for k in plan.forward for b in k.stores)
+    return "\n".join(f"{b.name} = {_new(b)}" for b in made)
+
+
+def allocate_backward(plan: Plan) -> str:
+    return "\n".join(f"{b.name} = {_new(b)}" for b in (*plan.scratch, *plan.gradients))
+
+
+def launches(launches: tuple[Launch, ...]) -> str:
+    return "\n".join(_launch(x) for x in launches)
+
+
+def _launch(launch: Launch) -> str:
+    tensors = ", ".join(b.name for b in pointers(launch.kernel))
+    return f'launch("{launch.kernel.name}", q, v, cu_seqlens, chunk, [{tensors}], scale)'
+
+
+def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> str:
+    """The backward function's return values."""
+    stored = {b.name: b for b in plan.gradients}
+    parts = []
+    for name in ("q", "k", "v", *gates):
+        buffer = stored.get(f"d_{name}")
+        if buffer is None:  # no output depends on this input
+            parts.append(f"torch.zeros_like({name})")
+        elif name in parameters:
+            parts.append(f"{buffer.name}.sum((0, 1)).to({name}.dtype)")
+        elif buffer.space is Space.KEY_TOKEN:
+            parts.append(f"per_key_head({buffer.name}, {name})")
+        else:
+            parts.append(f"{buffer.name}.to({name}.dtype)")
+    return ", ".join(parts)
+
+
+def _dtype(buffer: Buffer) -> str:
+    return "torch.float64" if buffer.double else "v.dtype" if row_axes(buffer.tile) else "torch.float32"
+
+
+def _new(buffer: Buffer) -> str:
+    channels = "".join(f", {WIDTH[a]}" for a in row_axes(buffer.tile))
+    return f"v.new_empty(*v.shape[:3]{channels}, dtype={_dtype(buffer)})"

@@ -1,0 +1,160 @@
+"""Kernels that stream over pairs of tokens, and those that sum along a sequence, as their templates' holes."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+from ttrc.backends.triton.memory import ChunkMemory
+from ttrc.backends.triton.printer import TritonPrinter
+from ttrc.ir.plan import Buffer, Kernel, Segment
+from ttrc.ir.tile import Attend, Contract, Difference, Mask, Normaliser, Relation, RunningSum, Statement, Tile
+from ttrc.language.spec import Domain
+
+ROWS = {"t": ("t_first", "t_left"), "s": ("s_first", "s_left")}
+PAIRS = (Relation.CAUSAL, Relation.STRICT)
+
+
+class _Writer:
+    def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
+        raw = {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
+        self.printer = TritonPrinter(raw, columns="s", end="length")
+        self.memory, self.tags, self.origin = ChunkMemory(domains, {}, ROWS), tags, None
+
+    def loads(self, buffers: tuple[Buffer, ...]) -> list[str]:
+        return [f"{b.tile.name} = {self.memory.load(b)}" for b in buffers]
+
+    def stores(self, buffers: tuple[Buffer, ...]) -> list[str]:
+        return [self.memory.store(b, self.printer.name(b.tile)) for b in buffers]
+
+    def tagged(self, statement: Statement, lines: list[str]) -> list[str]:
+        """A comment where the origin changes: the spec line a statement came from, or whose adjoint it is."""
+        if not lines or statement.origin == self.origin:
+            return lines
+        self.origin = statement.origin
+        return [f"# {self.tags.get(statement.origin, statement.origin)}", *lines]
+
+    def statements(self, statements: tuple[Statement, ...]) -> list[str]:
+        return [line for s in statements for line in self.tagged(s, self.printer.lines(s))]
+
+
+class _Stream(_Writer):
+    def edges(self, kernel: Kernel) -> list[str]:
+        """Running sums where the blocks of queries begin that are next to the program's own keys, or are its own: whole
+        blocks lie on two sides of it, so that differences from there lose nothing to the size of sums."""
+        rows = {s.op.rows for s in kernel.statements if isinstance(s.op, Difference)}
+        begin = "s_first + BT, s_left > BT" if kernel.reverse else "t_first, t_left > 0"
+        own = {b.tile: b for b in kernel.loads}
+        return [f"_{t.name}_edge = {self.memory.number(own[t], *begin.split(', '))}" for t in rows]
+
+    def open(self, segment: Segment) -> list[str]:
+        """What the sums start from."""
+        summed = {s.target: s for s in segment.statements if s.target in segment.sums}
+        lines = []
+        for target, statement in summed.items():
+            match statement.op:
+                case Normaliser():
+                    lines += [f'_{target.name}_top = tl.full([BT], float("-inf"), tl.float32)']
+                    lines += [f"_{target.name} = tl.zeros([BT], tl.float32)"]
+                case Attend():
+                    lines += [f"{target.name} = tl.zeros([BT, BV], tl.float32)"]
+                case op:
+                    chained = isinstance(op, Contract) and op.add in summed
+                    lines += self.printer.open_sum(statement, chained)
+        return lines
+
+    def block(self, segment: Segment, *, whole: bool) -> str:
+        """One block of pairs. Of a whole one every pair is seen; names are those of the other kind's again."""
+        printer, self.printer, self.origin = self.printer, deepcopy(self.printer), None
+        if whole:
+            rows = [s.op.rows.name for s in segment.statements if isinstance(s.op, Difference)]
+            self.printer.edges = {name: f"_{name}_edge" for name in rows}
+        lines = self.loads(segment.loads)
+        for s in segment.statements:
+            match s.op:
+                case Mask(arg, relation) if whole and relation in PAIRS:
+                    self.printer.share(s.target, arg)
+                case Normaliser():
+                    pass  # beside the sum that it divides
+                case Attend():
+                    lines += self.tagged(s, self._attend(s.target, s.op, _normaliser(segment)))
+                case _ if s.target in segment.sums:
+                    lines += self.tagged(s, self.printer.add_panel(s))
+                case _:
+                    lines += self.statements((s,))
+        self.printer, self.origin = printer, None
+        return "\n".join(lines)
+
+    def _attend(self, target: Tile, op: Attend, normaliser: Tile) -> list[str]:
+        """Sums relative to the largest logit so far."""
+        o, n, logits = target.name, normaliser.name, self.printer.name(op.logits)
+        values = self.printer.operand(op.values)
+        return [
+            f"_top = tl.maximum(_{n}_top, tl.max({logits}, 1))",
+            f"_shrink, _weights = tl.exp(_{n}_top - _top), tl.exp({logits} - _top[:, None])",
+            f"_{n}, _{n}_top = _{n} * _shrink + tl.sum(_weights, 1), _top",
+            f"{o} = tl.dot(_weights.to(dtype), {values}, {o} * _shrink[:, None], input_precision=PRECISION)",
+        ]
+
+    def close(self, segment: Segment) -> list[str]:
+        """The normaliser, and what it divides."""
+        lines = []
+        for s in segment.statements:
+            match s.op:
+                case Normaliser(_, rest):
+                    n, shrink = s.target.name, ""
+                    if rest is not None:
+                        rest, shrink = self.printer.name(rest), " * _shrink[:, None]"
+                        lines += [
+                            f"_top = tl.maximum(_{n}_top, {rest})",
+                            f"_shrink = tl.exp(_{n}_top - _top)",
+                            f"_{n}, _{n}_top = _{n} * _shrink + tl.exp({rest} - _top), _top",
+                        ]
+                    lines += [f"{n} = _{n}_top + tl.log(_{n})"]
+                case Attend():
+                    o, n = s.target.name, _normaliser(segment).name
+                    lines += [f"{o} = {o}{shrink} / _{n}[:, None]"]
+        return lines
+
+
+def _normaliser(segment: Segment) -> Tile:
+    (found,) = (s.target for s in segment.statements if isinstance(s.op, Normaliser))
+    return found
+
+
+def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
+    before, within, behind = kernel.segments
+    writer = _Stream(kernel, domains, tags)
+    ahead = [
+        *writer.loads(before.loads),
+        *writer.edges(kernel),
+        *writer.statements(before.statements),
+        *writer.open(within),
+    ]
+    whole, diagonal = writer.block(within, whole=True), writer.block(within, whole=False)
+    after = [*writer.close(within), *writer.statements(behind.statements), *writer.stores(behind.stores)]
+    return {
+        "own": "s" if kernel.axis == "t" else "t",
+        "other": kernel.axis,
+        "before": "\n".join(ahead),
+        "whole": whole,
+        "diagonal": diagonal,
+        "behind": "\n".join(after),
+    }
+
+
+def walk_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, object]:
+    (segment,) = kernel.segments
+    writer = _Writer(kernel, domains, tags)
+    lines, sums = writer.loads(segment.loads), []
+    for s in segment.statements:
+        match s.op:
+            case RunningSum(arg, reverse):
+                own, x = f"_{s.target.name}", f"{writer.printer.name(arg)}.to(tl.float64)"
+                sums.append(own)
+                double = any(b.double for b in segment.stores if b.tile == s.target)
+                text = f"{own} + tl.cumsum({x}, 0{', reverse=True' if reverse else ''})"
+                text = text if double else f"({text}).to(tl.float32)"
+                lines += writer.tagged(s, [f"{s.target.name} = {text}", f"{own} += tl.sum({x}, 0)"])
+            case _:
+                lines += writer.statements((s,))
+    return {"reverse": kernel.reverse, "sums": sums, "body": "\n".join([*lines, *writer.stores(segment.stores)])}

@@ -1,0 +1,34 @@
+"""What a spec of a kernel memory means, query by query, after SymPy has differentiated and solved it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ttrc.ir.recurrence import Gate
+from ttrc.language.spec import Domain
+from ttrc.symbolic import Expr, symbol
+
+# What a similarity is made of, beside parameters: products over key channels, the query times the scale. No gate can be
+# called so.
+DOT, QUERY, KEY = symbol("QK"), symbol("QQ", Domain.NONNEGATIVE), symbol("KK", Domain.NONNEGATIVE)
+SIZES = {DOT: "q_t' k_i", QUERY: "q_t' q_t", KEY: "k_i' k_i"}
+
+
+@dataclass(frozen=True)
+class Attention:
+    """o_t = sum over i <= t of w_ti value_i / (sum over i <= t of w_ti + ridge_t),
+
+    log w_ti = similarity(q_t, k_i) + log_weight_i + sum over i < j <= t of log_decay_j.
+
+    `similarity` is over DOT, QUERY and KEY and parameters, `value` over v and gates, the others over gates: those of
+    token i, of token t and of the tokens between. `log_ridge` is None where there is no ridge, `log_decay` where
+    nothing is forgotten.
+    """
+
+    gates: tuple[Gate, ...]
+    gradient: Expr  # dL/dp, the weight included
+    similarity: Expr
+    log_weight: Expr
+    value: Expr
+    log_ridge: Expr | None
+    log_decay: Expr | None

@@ -1,0 +1,171 @@
+"""Spec of a kernel memory -> Attention: the loss differentiated, the fit at each query solved for S.
+
+    S = argmin sum over i <= t of w_ti loss(S, v_i) + retention(S)
+
+With dL/dp = c (p - value) and a retention's slope ridge * S that is sum w c value / (sum w c + ridge): a weighted mean,
+whose weights are worked with as logarithms throughout.
+"""
+
+from __future__ import annotations
+
+from ttrc import symbolic
+from ttrc.errors import SpecError
+from ttrc.ir.attention import DOT, KEY, QUERY, Attention
+from ttrc.language.spec import Located, Per, Spec
+from ttrc.symbolic import ONE, ZERO, Expr, Scope
+
+SIMILAR = "dot(q, k), norm2(q), norm2(k), norm2(q - k) and parameters"
+
+
+def derive_attention(spec: Spec) -> Attention:
+    similarity = spec.memory.similarity
+    if spec.memory.degree:
+        message = "a local polynomial of degree 1 has no derivation yet: each pair would want a system of equations"
+        raise SpecError(message, path=spec.source.path, key="memory.degree", expected="degree = 0, a local constant")
+    gates = (*spec.inputs, *spec.parameters)
+    _check_per_head(spec)
+    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
+    axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: () for g in gates}
+    for name, own in {"p": ("v",), "v": ("v",), "S": ("v",), "q": ("k",), "k": ("k",)}.items():
+        symbols[name] = symbolic.symbol(name)
+        axes[symbols[name]] = own
+    scope = Scope(symbols, axes)
+
+    ridge = _ridge(spec, scope)
+    weight, value, gradient = _solved(spec, scope)
+    near = _similarity(spec, scope)
+    if ridge == 0:  # what is the same for all keys of a query leaves the mean alone
+        near = symbolic.without_terms(near, {QUERY.name, *(p.name for p in spec.parameters)})
+    log_weight = symbolic.log_of(weight) if weight != ONE else ZERO
+    return Attention(
+        gates=gates,
+        gradient=gradient,
+        similarity=_short(spec, similarity, near),
+        log_weight=log_weight if ridge != 0 or symbolic.names(log_weight) else ZERO,
+        value=_short(spec, spec.loss.expr, value),
+        log_ridge=None if ridge == 0 else symbolic.log_of(ridge),
+        log_decay=_log_decay(spec, scope),
+    )
+
+
+def _check_per_head(spec: Spec) -> None:
+    for gate in (*spec.inputs, *spec.parameters):
+        if gate.per is not Per.HEAD:
+            table = "inputs" if gate in spec.inputs else "parameters"
+            raise SpecError(
+                f'"{gate.name}" has a number for each channel; a kernel memory takes one a head so far',
+                path=spec.source.path,
+                line=gate.line,
+                key=f"{table}.{gate.name}",
+                expected='per = "head"',
+            )
+
+
+def _ridge(spec: Spec, scope: Scope) -> Expr:
+    """Of a retention whose slope is ridge * S; 0 where there is none."""
+    where, S = spec.retention.expr, scope.symbols["S"]
+    solved = symbolic.affine(symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), S)), S)
+    if solved is None or scope.axes_of(solved[0]) or _mentions_sums(scope, solved[0]) or solved[1] != 0:
+        raise _at(
+            spec,
+            where,
+            "the retention of a kernel memory is not a number times norm2(S)",
+            expected="a ridge such as lam * norm2(S) / 2, or 0",
+        )
+    ridge = symbolic.tidy(solved[0])
+    if ridge != 0 and not symbolic.is_positive(ridge):
+        raise _at(
+            spec,
+            where,
+            f"the retention's second derivative, {symbolic.equation(ridge)}, is not provably positive",
+            expected="a factor such as exp(lam), or of a parameter whose domain is positive; or no retention, 0",
+        )
+    return ridge
+
+
+def _solved(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
+    """(w, value, gradient): weight times loss has the slope w (p - value)."""
+    where, p = spec.loss.expr, scope.symbols["p"]
+    gradient = scope.gradient(symbolic.convert(where.tree, scope), p)
+    solved = symbolic.affine(symbolic.tidy(symbolic.expanded(gradient)), p)
+    if solved is None or any(_mentions_sums(scope, part) for part in solved) or scope.axes_of(solved[0]):
+        raise _at(
+            spec,
+            where,
+            f"dL/dp = {symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))} is not a number a "
+            "token times p, and something free of p; the fit at a query has no closed form then",
+            expected="a squared error such as norm2(p - v) / 2",
+        )
+    slope, offset = solved
+    weight = ONE if spec.loss.weight is None else symbolic.convert(spec.loss.weight.tree, scope)
+    if not symbolic.is_positive(slope):
+        raise _at(
+            spec,
+            where,
+            f"the loss is not provably convex in p (its second derivative is {symbolic.equation(slope)}), so that "
+            "there is no value that fits best",
+            expected="a squared error such as norm2(p - v) / 2",
+        )
+    if scope.axes_of(weight) or _mentions_sums(scope, weight) or not symbolic.is_positive(weight):
+        raise _at(
+            spec,
+            spec.loss.weight,
+            "a kernel memory works with the logarithm of the weight, which is not provably a positive number of gates",
+            expected='exp(...), or gates whose domain is "positive" or "decay"',
+        )
+    return symbolic.tidy(weight * slope), symbolic.tidy(-offset / slope), symbolic.tidy(weight * gradient)
+
+
+def _similarity(spec: Spec, scope: Scope) -> Expr:
+    where, (q, k) = spec.memory.similarity, (scope.symbols["q"], scope.symbols["k"])
+    first = len(scope.reductions)
+    near = symbolic.convert(where.tree, scope)
+    for reduction in scope.reductions[first:]:
+        form = symbolic.quadratic_form(reduction.body, q, k)
+        if form is None:
+            total = symbolic.equation(symbolic.spelled_out(reduction.symbol, tuple(scope.reductions)))
+            raise _at(spec, where, f"{total} has no derivation in a similarity", expected=f"an expression of {SIMILAR}")
+        squared, product, other = form
+        near = symbolic.in_terms_of(near, reduction.symbol, squared * QUERY + product * DOT + other * KEY)
+    return symbolic.tidy(near)
+
+
+def _log_decay(spec: Spec, scope: Scope) -> Expr | None:
+    where = spec.retention.decay
+    if where is None:
+        return None
+    decay = symbolic.tidy(symbolic.convert(where.tree, scope))
+    if not symbolic.is_positive(decay):
+        raise _at(
+            spec,
+            where,
+            "a kernel memory works with the logarithm of the decay, which is not provably positive",
+            expected="exp(g), or a gate of domain decay",
+        )
+    return None if decay == 1 else symbolic.log_of(decay)
+
+
+def _mentions_sums(scope: Scope, expr: Expr) -> bool:
+    return any(expr.has(r.symbol) for r in scope.reductions)
+
+
+LARGEST = 200  # operations of an expression of each pair
+
+
+def _short(spec: Spec, where: Located, expr: Expr) -> Expr:
+    if symbolic.size(expr) > LARGEST:
+        message = f"this comes to {symbolic.size(expr)} operations, for each pair or each entry"
+        raise _at(spec, where, message, expected=f"at most {LARGEST} operations")
+    return expr
+
+
+def _at(spec: Spec, where: Located, message: str, *, expected: str) -> SpecError:
+    return SpecError(
+        message,
+        path=spec.source.path,
+        line=where.line,
+        key=where.key,
+        text=where.text,
+        span=where.tree.span,
+        expected=expected,
+    )

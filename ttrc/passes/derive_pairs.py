@@ -1,0 +1,84 @@
+"""Attention -> tile program of a whole sequence: what each pair of tokens makes, and sums over pairs.
+
+The axis "t" is that of queries, "s" that of keys and values. No kernel ever holds all pairs: they go through the chip
+tile by tile, which the program need not know.
+"""
+
+from __future__ import annotations
+
+from ttrc import symbolic
+from ttrc.ir.attention import DOT, KEY, QUERY, Attention
+from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile
+from ttrc.passes.builder import Builder, sym
+from ttrc.symbolic import ZERO, Expr, at_least
+
+INFINITY = float("inf")
+FORGOTTEN = -800  # below that a decay is 0 in every float format, and so is its gradient
+
+
+def derive_pairs(attention: Attention) -> Program:
+    inputs = (
+        Tile("q", ("t", "k")),
+        Tile("k", ("s", "k")),
+        Tile("v", ("s", "v")),
+        *(Tile(g.name, ("t",)) for g in attention.gates),
+        Tile(SCALE, ()),
+    )
+    build = Builder(inputs)
+    tiles = {t.name: t for t in inputs}
+
+    def make(name: str, expr: Expr, axis: str, origin: str) -> Tile:
+        """expr over gates and v, those of the token of the axis."""
+        used = symbolic.names(expr)
+        named = {n: t if axis in t.axes else build.relabel(t, origin) for n, t in tiles.items() if n in used}
+        return build.elementwise(name, expr, named, origin) if named else build.constant(name, expr, (axis,), origin)
+
+    values = make("values", attention.value, "s", "loss")
+    rest = None if attention.log_ridge is None else make("rest", attention.log_ridge, "t", "retention")
+    parts = [_similarity(build, tiles, attention)]
+    if attention.log_decay is not None:
+        parts.append(_forgotten(build, make("log_decay", attention.log_decay, "t", "decay")))
+    if attention.log_weight != ZERO:
+        parts.append(make("log_weight", attention.log_weight, "s", "loss"))
+    terms = {t.name: t for t in parts}
+    logits = build.elementwise("logits", sum(map(symbolic.symbol, terms)), terms, "similarity", axes=("t", "s"))
+    logits = build.mask("seen", logits, Relation.CAUSAL, -INFINITY, "causality")
+    normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
+    # Past the end of a sequence there are no queries: nothing weighs anything.
+    normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
+    o = build.emit("o", ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+    return Program(inputs, tuple(build.statements), (), (("o", o),))
+
+
+def _similarity(build: Builder, tiles: dict[str, Tile], attention: Attention) -> Tile:
+    q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
+    used, origin, mentioned = {}, "similarity", symbolic.names(attention.similarity)
+    if DOT.name in mentioned:
+        dot = build.contract("dot", q, k, "k", origin)
+        used[DOT.name] = build.elementwise("scaled", sym(scale) * sym(dot), {t.name: t for t in (scale, dot)}, origin)
+    if QUERY.name in mentioned:
+        norm2 = _norm2(build, q)
+        for _ in "qq":
+            norm2 = build.elementwise("norm2_q", sym(scale) * sym(norm2), {t.name: t for t in (scale, norm2)}, origin)
+        used[QUERY.name] = norm2
+    if KEY.name in mentioned:
+        used[KEY.name] = _norm2(build, k)
+    return build.elementwise("similarity", attention.similarity, tiles | used, origin, axes=("t", "s"))
+
+
+def _norm2(build: Builder, x: Tile) -> Tile:
+    squares = build.elementwise("squares", sym(x) ** 2, {x.name: x}, "similarity")
+    total = build.reduce("norm2", squares, x.axes[:1], "similarity")
+    # Past the end of a sequence all channels are 0, and a similarity may divide by a norm: there the sum reads as 1.
+    return build.mask(f"{total.name}_valid", total, Relation.VALID, 1.0, "similarity")
+
+
+def _forgotten(build: Builder, log_decay: Tile) -> Tile:
+    """The logarithm of what the tokens between leave of each pair, [t, s]; free of every decay on the diagonal, which
+    is said, so that its cotangent is 0 and not a difference."""
+    bounded = at_least(sym(log_decay), FORGOTTEN)
+    bounded = build.elementwise("log_decay_bounded", bounded, {log_decay.name: log_decay}, "decay")
+    sums = build.emit("sums", ("t",), RunningSum(bounded, False), "decay")
+    columns = build.relabel(sums, "decay")
+    gap = build.emit("gap", ("t", "s"), Difference(sums, columns), "decay")
+    return build.mask("gap_apart", gap, Relation.STRICT, 0.0, "causality")
