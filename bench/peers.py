@@ -3,7 +3,7 @@
 fla         flash-linear-attention's chunk kernels (wheel fla-core)
 flashqla    Qwen's TileLang kernels, Hopper and newer
 flashinfer  FlashInfer's gated delta rule, forward only
-sdpa        torch's causal softmax attention, by cuDNN and by flash attention: another function, for scale
+sdpa        torch's causal softmax attention, by cuDNN and by flash attention: for scale, beside another function
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def peers(spec: str) -> tuple[Peer | Absent, ...]:
     makers: list[Callable[[], Peer]] = [*_FLA.get(spec, ())]
     if spec == "gated_deltanet":
         makers += [_flashqla, _flashinfer]
-    return (*(_or_absent(make) for make in makers), *map(_softmax, SOFTMAX))
+    return (*(_or_absent(make) for make in makers), *(_softmax(name, spec) for name in SOFTMAX))
 
 
 def _or_absent(make: Callable[[], Peer]) -> Peer | Absent:
@@ -40,7 +40,7 @@ def _or_absent(make: Callable[[], Peer]) -> Peer | Absent:
         return Absent(make.__name__.lstrip("_"), f"{type(error).__name__}: {error}")
 
 
-def _softmax(name: str) -> Peer:
+def _softmax(name: str, spec: str) -> Peer:
     """One of torch's kernels for softmax attention, and no other in its place where it does not run."""
 
     def call(x: Inputs) -> Tensor:
@@ -49,7 +49,7 @@ def _softmax(name: str) -> Peer:
             o = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != v.shape[1])
         return o.transpose(1, 2)
 
-    return Peer(name, call, same=False)
+    return Peer(name, call, same=spec == "softmax_attention")
 
 
 # fla ------------------------------------------------------------------------------------------------------------
@@ -136,6 +136,8 @@ _FLA = {
     "gla": _fla("chunk_gla", "gla", lambda f, x: f(*_qkv(x), g=x["g"])[0]),
     "kda": _fla("chunk_kda", "kda", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0]),
     "mesanet": _fla("chunk_mesa_net", "mesa_net", _regression),
+    "softmax_attention": _fla("parallel_attn", "attn", lambda f, x: f(*_qkv(x))),
+    "forgetting_attention": _fla("parallel_forgetting_attn", "forgetting_attn", lambda f, x: f(*_qkv(x), g=x["g"])),
     "ttt_linear": _another(_segment_memory),
     "gated_deltanet": _fla(
         "chunk_gated_delta_rule", "gated_delta_rule", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0], gated=True

@@ -11,31 +11,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from ttrc.emit import comment, tags
+from ttrc.ir.attention import Attention
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
-from ttrc.ir.tile import (
-    Compose,
-    Conjugate,
-    Contract,
-    CumulativeSum,
-    Decayed,
-    Elementwise,
-    Inverse,
-    Largest,
-    Mask,
-    Program,
-    Reduce,
-    Relabel,
-    Root,
-    Solve,
-    Statement,
-    Substitute,
-)
+from ttrc.ir.tile import Program, Statement
 from ttrc.language.spec import (
     At,
     ClosedForm,
     Exp,
     Gradient,
+    KernelMemory,
     Link,
     Located,
     LqNorm,
@@ -49,9 +34,9 @@ from ttrc.language.spec import (
     Spec,
 )
 from ttrc.language.state import formula
-from ttrc.passes.budget import budget, cost_again, held_bytes, least_bytes
+from ttrc.passes.budget import LENGTH, budget, cost_again, held_bytes, least_bytes
 from ttrc.passes.slice_program import slice_program
-from ttrc.tools.notation import as_assignment
+from ttrc.tools.notation import OPERATIONS, as_assignment
 
 WIDTH, BYTES, SEGMENTS = 128, 2, 16
 _BUDGETED = {"d_k": WIDTH, "d_v": WIDTH, "dtype_bytes": BYTES}
@@ -140,6 +125,8 @@ def _memory(memory: Memory) -> str:
         case MLPMemory(layers, expansion):
             hidden = f", hidden layers of {expansion} d_k" if layers > 1 else ""
             return f"a network: p = f(k), f(x) = {formula(memory)}{hidden}"
+        case KernelMemory(_, similarity):
+            return f"kernel: all pairs are kept, and weigh exp({comment(similarity.text)}) at a query; p = S"
         case _:
             return "linear: p = S' k, S is d_k x d_v"
 
@@ -212,25 +199,7 @@ def _live(program: Program) -> tuple[Statement, ...]:
 
 def operations(statements: tuple[Statement, ...]) -> dict[str, int]:
     """How often each operation occurs, the commonest first."""
-    return dict(Counter(_OPERATIONS[type(s.op)] for s in statements).most_common())
-
-
-_OPERATIONS = {
-    Elementwise: "elementwise",
-    Contract: "matrix product",
-    Compose: "product of masks",
-    Decayed: "product with decays by channel",
-    Reduce: "sum",
-    Largest: "largest entry",
-    Mask: "mask",
-    Relabel: "relabel",
-    CumulativeSum: "running sum",
-    Root: "root",
-    Conjugate: "conjugate gradients",
-    Solve: "triangular solve",
-    Inverse: "triangular inverse",
-    Substitute: "nonlinear substitution",
-}
+    return dict(Counter(OPERATIONS[type(s.op)] for s in statements).most_common())
 
 
 def runs(kernel: Kernel) -> str:
@@ -247,6 +216,11 @@ def runs(kernel: Kernel) -> str:
             return "token by token backwards, states remade"
         case Skeleton.JOIN:
             return "segments in order"
+        case Skeleton.STREAM:
+            own, other = ("keys", "queries") if kernel.reverse else ("queries", "keys")
+            return f"all blocks of {own} at once, each over its {other}"
+        case Skeleton.WALK:
+            return "each sequence from its end" if kernel.reverse else "each sequence in order"
     raise AssertionError(kernel.skeleton)
 
 
@@ -277,6 +251,8 @@ def passes(plan: Plan) -> tuple[tuple[str, tuple[Kernel, ...]], ...]:
 def sizes(module: Module) -> str:
     """What the budget is for; the chunks are those of the form that long sequences run in."""
     plan = next(iter(module.forms.values())).plan
+    if isinstance(module.recurrence, Attention):
+        return f"d = {WIDTH}, bfloat16, sequences of {LENGTH}"
     return f"d = {WIDTH}, bfloat16, chunks of {plan.tokens(WIDTH, WIDTH, BYTES)}"
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc import symbolic
+from ttrc.ir.attention import Attention
 from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
 from ttrc.symbolic import Expr
+from ttrc.tools import fits
 from ttrc.tools.mathematics import shown, written
 
 
@@ -26,6 +28,8 @@ class Finding:
 def headline(module: Module) -> str:
     """The class in a few words."""
     r = module.recurrence
+    if isinstance(r, Attention):
+        return fits.headline(r)
     name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
     if _slope_by_channel(r) is not None:
         name = "channel by channel affine"
@@ -40,6 +44,8 @@ def headline(module: Module) -> str:
 def findings(module: Module) -> tuple[Finding, ...]:
     """The class, each aspect with what shows it."""
     r = module.recurrence
+    if isinstance(r, Attention):
+        return tuple(Finding(*told) for told in fits.aspects(r))
     if r.ridge is not None:
         return (*_closed_class(r), _decay_class(r), *_closed_forms(module))
     linked = () if r.link is None else (_link_class(r),)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ttrc.compiler import analyse
 from ttrc.emit import comment
+from ttrc.ir.attention import Attention
 from ttrc.ir.module import Form, Module
 from ttrc.ir.tile import Statement
 from ttrc.language.spec import Spec
@@ -20,6 +21,11 @@ PROSE = ("", "runs", "loads", "stores")  # columns that wrap where the terminal 
 RUN_TOGETHER = {"chunk": "a chunk of tokens", "recurrent": "one token"}
 
 
+def _together(name: str, module: Module) -> str:
+    """What a form's program is of."""
+    return "all pairs of a sequence" if isinstance(module.recurrence, Attention) else RUN_TOGETHER[name]
+
+
 def explain(spec: Spec, console: Console) -> None:
     module = analyse(spec)
     console.print(Rule(Text(spec.name, style="bold")))
@@ -28,7 +34,7 @@ def explain(spec: Spec, console: Console) -> None:
     _show(console, "Derivation", derivation(module))
     _show(console, f"Class: {classify.headline(module)}", _findings(module))
     for name, form in module.forms.items():
-        _show(console, f"Program of {RUN_TOGETHER[name]} ({name} form)", _program(account.forward(form), spec))
+        _show(console, f"Program of {_together(name, module)} ({name} form)", _program(account.forward(form), spec))
         _show(console, f"Its adjoint, by reverse-mode differentiation ({name} form)", _adjoint(form, spec))
     _show(console, "Kernel plan", _plan(module))
     _show(console, f"Budget at {account.sizes(module)}, per token and head", _budget(module))

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from ttrc import symbolic
 from ttrc.emit import weighed
+from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Proximal, Spec
 from ttrc.language.state import formula
 from ttrc.symbolic import Expr, symbol
+from ttrc.tools import fits
 from ttrc.tools.notation import Line, factor, line
 
 
@@ -24,6 +26,8 @@ class Step:
 def steps(module: Module) -> tuple[Step, ...]:
     """From the four choices to the recurrence."""
     r = module.recurrence
+    if isinstance(r, Attention):
+        return tuple(Step(*told) for told in fits.derivation(r))
     if r.ridge is not None:
         return _closed(r)
     return (

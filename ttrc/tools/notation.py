@@ -8,19 +8,24 @@ from html import escape
 from ttrc import symbolic
 from ttrc.ir.tile import (
     UNKNOWN,
+    Attend,
     Compose,
+    Conjugate,
     Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
+    Difference,
     Elementwise,
     Inverse,
     Largest,
     Mask,
+    Normaliser,
     Op,
     Reduce,
     Relabel,
     Root,
+    RunningSum,
     Solve,
     Statement,
     Substitute,
@@ -128,8 +133,15 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"largest_{gone} {indexed(arg)}"
         case Mask(arg, relation, fill):
             return f"{indexed(arg)} where {relation.value}, else {fill:g}"
-        case CumulativeSum(arg, reverse):
+        case CumulativeSum(arg, reverse) | RunningSum(arg, reverse):
             return f"running sum of {indexed(arg)} over t" + (", from the end" if reverse else "")
+        case Difference(rows, columns):
+            return f"{indexed(rows)} - {indexed(columns)}"
+        case Normaliser(logits, rest):
+            beside = "" if rest is None else f" + exp({indexed(rest)})"
+            return f"log(sum_s exp({indexed(logits)}){beside})"
+        case Attend(logits, normaliser, values):
+            return f"sum_s exp({indexed(logits)} - {indexed(normaliser)}) {indexed(values)}"
         case Relabel(arg):
             return f"{arg.name}[{','.join(target.axes)}]"
         case Solve(matrix, rhs, transposed):
@@ -153,3 +165,26 @@ def _meaning(target: Tile, op: Op) -> str:
 
 def _entry(tile: Tile, row: str, column: str, transposed: bool) -> str:
     return f"{tile.name}[{column},{row}]" if transposed else f"{tile.name}[{row},{column}]"
+
+
+# What a kind of operation is called where they are counted.
+OPERATIONS = {
+    Elementwise: "elementwise",
+    Contract: "matrix product",
+    Compose: "product of masks",
+    Decayed: "product with decays by channel",
+    Reduce: "sum",
+    Largest: "largest entry",
+    Mask: "mask",
+    Relabel: "relabel",
+    CumulativeSum: "running sum",
+    Root: "root",
+    Conjugate: "conjugate gradients",
+    Solve: "triangular solve",
+    Inverse: "triangular inverse",
+    Substitute: "nonlinear substitution",
+    RunningSum: "running sum",
+    Difference: "difference of running sums",
+    Normaliser: "logarithm of a sum of exponentials",
+    Attend: "weighted mean",
+}

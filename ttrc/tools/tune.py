@@ -23,7 +23,7 @@ from ttrc.runtime import tuned
 from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import Verifier
-from ttrc.runtime.tuner import MOST, Fate, Footprint, Footprints, Report, Trial, space
+from ttrc.runtime.tuner import MOST, Fate, Footprint, Footprints, Report, Trial, capped, space_of
 from ttrc.runtime.tuner import tune as search
 from ttrc.runtime.verify import Case
 from ttrc.runtime.workload import Workload
@@ -133,8 +133,7 @@ def _scheduled(cases: list[Case], schedule: str) -> list[Case]:
 
 
 def _default(op: Operator, trial: Trial) -> Config:
-    value_block, warps, stages = op.package.op.CONFIGS[trial.key.kernel][trial.key.width]
-    return Config(min(value_block, trial.key.width), warps, stages)
+    return capped(trial.key.kernel, Config(*op.package.op.CONFIGS[trial.key.kernel][trial.key.width]), trial.key.width)
 
 
 def _workloads(op: Operator, forms, regimes, width: int, on_gpu: bool) -> dict[str, list[Workload]]:
@@ -159,7 +158,7 @@ def footprints(op: Operator, forms: Sequence[str], width: int, dtype: str, devic
     known = analyse(op.spec).forms
     for form in (known[name] for name in forms):
         for kernel in form.plan.kernels:
-            for config in space(width):
+            for config in space_of(kernel.name, width):
                 s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=config)
                 heads.append((kernel.name, config))
                 jobs.append(

@@ -104,7 +104,7 @@ def shares_of(
     return [
         Share(launch, traffic, steps / segments if launch.segments else steps, products, loops, segments, chunk)
         for launch in launches
-        for traffic, steps in [launch_budget(plan, launch.kernel, **sizes)]
+        for traffic, steps in [launch_budget(plan, launch.kernel, **sizes, length=shape.length)]
         for products in [serial_products(plan, launch.kernel, **sizes)]
         for loops in [inner_loops(plan, launch.kernel, **sizes)]
     ]

@@ -1,0 +1,75 @@
+"""The class of a kernel memory and its derivation, for readers: what classify.py and mathematics.py show of it."""
+
+from __future__ import annotations
+
+from ttrc import symbolic
+from ttrc.ir.attention import SIZES, Attention
+from ttrc.language.spec import Parameter
+from ttrc.symbolic import ZERO
+from ttrc.tools.notation import Line, line
+
+
+def headline(a: Attention) -> str:
+    ridge = "" if a.log_ridge is None else ", ridge"
+    return f"kernel memory, affine error, {_decay_kind(a)} decay{ridge}"
+
+
+def _decay_kind(a: Attention) -> str:
+    if a.log_decay is None:
+        return "no"
+    fixed = {g.name for g in a.gates if isinstance(g, Parameter)}
+    return "constant" if symbolic.names(a.log_decay) <= fixed else "data-dependent"
+
+
+def aspects(a: Attention) -> tuple[tuple[str, str, str], ...]:
+    """(aspect, verdict, because) of each finding."""
+    e, value = symbolic.equation(a.gradient), symbolic.equation(a.value)
+    near = symbolic.equation(a.similarity)
+    found = [
+        (
+            "fit",
+            "a value for each query: a weighted mean of all before it",
+            f"dL/dp = {e} is a positive number times p less {value}, so that the minimum is a mean of the latter",
+        ),
+        ("weights", "exp(similarity), of each pair", f"similarity = {near}, worked with as a logarithm throughout"),
+    ]
+    match _decay_kind(a):
+        case "no":
+            found.append(("decay", "none", "all pairs keep their importance, and nothing is paid for it"))
+        case kind:
+            log = symbolic.equation(a.log_decay)
+            every = "comes per token" if kind == "data-dependent" else "has nothing that comes per token"
+            found.append(
+                ("decay", f"{kind}, a scalar a head", f"log a = {log} {every}; pairs take differences of sums")
+            )
+    if a.log_ridge is not None:
+        log = symbolic.equation(a.log_ridge)
+        found.append(("ridge", "a weight that pulls towards 0", f"exp({log}) stands beside the weights of the pairs"))
+    return (
+        *found,
+        (
+            "chunk form",
+            "exact for every block of tokens",
+            "sums over pairs, block by block, relative to the largest logit so far",
+        ),
+        ("recurrent form", "none: all pairs are kept", "a query weighs every pair anew: no state holds them all"),
+    )
+
+
+def derivation(a: Attention) -> tuple[tuple[str, tuple[Line, ...], str], ...]:
+    """(title, lines, note) of each step."""
+    sizes = [line(f"{{}} = {text}", s) for s, text in SIZES.items() if s in a.similarity.free_symbols]
+    weight, used = "log w_ti = {}", [a.similarity]
+    if a.log_weight != ZERO:
+        weight, used = weight + " + {}", [*used, a.log_weight]
+    if a.log_decay is not None:
+        weight += " + A_t - A_i"
+        sizes.append(line("A_t = A_prev + {}", a.log_decay))
+    mean, ridge = "S_t = sum_i w_ti {} / sum_i w_ti", ()
+    if a.log_ridge is not None:
+        mean, ridge = "S_t = sum_i w_ti {} / ( r + sum_i w_ti )", (line("log r = {}", a.log_ridge),)
+    return (
+        ("Loss", (line("dL/dp = {}", a.gradient),), "weight included; p = S is the value fitted at a query"),
+        ("Weights", (line(weight, *used), *sizes), "of each pair, i <= t; gates are those of token i"),
+        ("Fit", (line(mean, a.value), *ridge, line("o_t = S_t")), "where the slope of the sum over all pairs is 0"),
+    )
