@@ -11,7 +11,6 @@ from ttrc.ir.tile import (
     Attend,
     Compose,
     Conjugate,
-    Conjugate,
     Contract,
     CumulativeSum,
     Decayed,
