@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
 
-from ttrc.emit import comment, tags
+from ttrc.backends.derivation import comment
+from ttrc.emit import tags
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Form, Module
 from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton

@@ -8,8 +8,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from ttrc.backends.derivation import comment
 from ttrc.compiler import analyse
-from ttrc.emit import comment
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Form, Module
 from ttrc.ir.tile import Statement

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ttrc.backends.derivation import comment
 from ttrc.compiler import analyse
-from ttrc.emit import comment
 from ttrc.ir.module import Form, Module
 from ttrc.language.spec import Spec
 from ttrc.paths import templates_dir

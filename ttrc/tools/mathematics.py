@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc import symbolic
-from ttrc.emit import weighed
+from ttrc.backends.derivation import weighed
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence

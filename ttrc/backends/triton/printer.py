@@ -8,6 +8,7 @@ from functools import singledispatchmethod
 from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
 from ttrc.backends.triton.conjugate import search
+from ttrc.backends.triton.dialect import DIALECT
 from ttrc.backends.triton.memory import BLOCK
 from ttrc.ir.tile import (
     GIVEN,
@@ -32,28 +33,6 @@ from ttrc.ir.tile import (
     operands,
 )
 
-DIALECT = symbolic.Dialect(
-    calls={
-        "exp": "tl.exp({0})",
-        "log": "tl.log({0})",
-        "sqrt": "tl.sqrt({0})",
-        "tanh": "tanh({0})",
-        "sigmoid": "tl.sigmoid({0})",
-        "softplus": "softplus({0})",
-        "positive_power": "positive_power({0}, {1})",
-        "pow": "power({0}, {1})",
-        "whole_pow": "whole_power({0}, {1})",
-        "magnitude": "tl.abs({0})",
-        "step_sign": "sign({0})",
-        "log_cosh": "log_cosh({0})",
-        "choose": "tl.where({0} <= {1}, {2}, {3})",
-        "smaller": "tl.minimum({0}, {1})",
-        "larger": "tl.maximum({0}, {1})",
-        "clip": "clip({0}, {1})",
-        "huber": "huber({0}, {1})",
-        "coarse": "tl.floor(({0}) * 64.0) / 64.0",
-    },
-)
 TAKEN = {"H": "H_state"}  # what tiles are called whose names are words of a kernel's head
 OF_KEYS = (("t", "k"), ("s", "k"))
 

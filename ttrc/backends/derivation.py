@@ -1,0 +1,101 @@
+"""The derivation of a rule as comment lines of its generated package: from the spec's choices to what steps compute."""
+
+from __future__ import annotations
+
+from ttrc import symbolic
+from ttrc.backends import pairs
+from ttrc.ir.attention import Attention
+from ttrc.ir.module import Module
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
+from ttrc.language.spec import Spec
+from ttrc.language.state import formula
+
+
+def comment(text: str) -> str:
+    """Text of a user as one line of printable ASCII."""
+    return "".join(c if 32 <= ord(c) < 127 else "?" for c in text)[:200]
+
+
+def derivation(module: Module) -> str:
+    spec, r = module.spec, module.recurrence
+    if isinstance(r, Attention):
+        lines = pairs.derivation(spec, r, comment)
+    else:
+        lines = _recurrence(spec, r) if r.ridge is None else _closed(spec, r)
+    return "\n".join(f"# {line}" for line in lines)
+
+
+def _recurrence(spec: Spec, r: Recurrence) -> list[str]:
+    lines = [
+        f"loss       {comment(spec.loss.expr.text)}"
+        + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
+        f"retention  {comment(spec.retention.expr.text)}",
+        f"error      dL/dp = {symbolic.equation(r.gradient)}",
+        _moved(r),
+    ]
+    reductions = r.reductions
+    if r.network is not None:
+        lines.insert(-1, f"memory     f(x) = {formula(r.network)}")
+        lines.append("           S each W, x what comes into its layer and d the cotangent of what goes out, from e")
+    if r.link is not None:
+        less = f", S less its largest over {', '.join(r.link.shift)}" if r.link.shift else ""
+        lines.insert(-1, f"weights    W = {symbolic.equation(r.link.weights)}{less}")
+        reductions += r.link.sums
+    match r.error:
+        case Affine(slope, offset):
+            e = f"({symbolic.equation(slope)}) p + ({symbolic.equation(offset)})"
+            lines.append(f"           e = {e}, p = {_read(r)}")
+        case Hebbian(offset):
+            lines.append(f"           e = {symbolic.equation(offset)}")
+        case Nonlinear(written, _, root):
+            lines.append(f"           e = {symbolic.equation(written)}, p = {_read(r)}")
+            if root is not None:
+                equation = f"{root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
+                lines.append(f"           {equation}")
+    for reduction in reductions:
+        body = symbolic.equation(reduction.body)
+        lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")
+    return lines
+
+
+def _closed(spec: Spec, r: Recurrence) -> list[str]:
+    """The derivation of a closed form."""
+    a = "" if r.decay == symbolic.ONE else "a "
+    c, b, ridge = (symbolic.equation(e) for e in (r.error.slope, -r.error.offset, r.ridge))
+    return [
+        f"loss       {comment(spec.loss.expr.text)}"
+        + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
+        f"retention  {comment(spec.retention.expr.text)}"
+        + (f", decay {comment(spec.retention.decay.text)}" if spec.retention.decay else ""),
+        f"error      dL/dp = c p - b, c = {c}, b = {b}",
+        f"state      H = {a}H_prev + c k k', G = {a}G_prev + k b'"
+        + (f", a = {symbolic.equation(r.decay)}" if a else ""),
+        f"read-out   o = scale G' x, (H + lam) x = q, lam = {ridge}",
+        *(f"           {s.symbol} = sum over {', '.join(s.axes)} of {symbolic.equation(s.body)}" for s in r.reductions),
+    ]
+
+
+def _moved(r: Recurrence) -> str:
+    """How the state moves, and the last step where that is kept."""
+    own = f"{weighed(r)}k e'" if r.network is None else "x d'"
+    step = f"- {own}" if r.momentum is None else "+ M"
+    state = f"S = a S_prev {step}, a = {symbolic.equation(r.decay)}"
+    if r.mirror is not None:
+        state = f"S = {symbolic.equation(r.mirror)}, own = {step.removeprefix('+ ')}"
+    kept = "" if r.momentum is None else f", M = b M_prev - {own}, b = {symbolic.equation(r.momentum)}"
+    by_entry = f", w = {symbolic.equation(r.write)}" if r.write != symbolic.ONE else ""
+    return f"state      {state}{kept}{by_entry}"
+
+
+def weighed(r: Recurrence) -> str:
+    """What stands in front of k e' where channels write with weights of their own."""
+    return "" if r.write == symbolic.ONE else "w "
+
+
+def _read(r: Recurrence) -> str:
+    """The prediction, and the state that it is made of."""
+    at = "start" if r.segment is not None else "retained" if r.mirror is not None and r.reads_decayed else "prev"
+    state = "a S_prev" if r.reads_decayed and r.mirror is None else f"S_{at}"
+    if r.network is not None:
+        return f"f(k) at {state}"
+    return f"({state})' k" if r.link is None else f"W({state})' k"
