@@ -64,6 +64,26 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_block(base, first, left, stride, n):
+    """Where those rows and columns meet, on the diagonal, [16, 16]."""
+    r, c = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    here = base + first * stride + n * 16 * (stride + 1)
+    return tl.load(here + r * stride + c, mask=n * 16 + r < left, other=0.0)
+
+
+@triton.jit
+def load_line(block, stride, t, left):
+    """Row t of such a block."""
+    return tl.load(block + t * stride + tl.arange(0, 16), mask=t < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_column(block, stride, t, left):
+    r = tl.arange(0, 16)
+    return tl.load(block + r * stride + t, mask=r < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -84,10 +104,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -130,21 +150,39 @@ def block_rows(x, n, COLS: tl.constexpr):
 
 @triton.jit
 def block_numbers(x, n):
-    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
-    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)
 
 
 @triton.jit
-def rows_of(x, COLS: tl.constexpr):
-    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
-    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
-    for _ in tl.static_range(4):
+def halves(x, TIMES: tl.constexpr):
+    """x cut in two along its last axes, all of them two wide: what is left are 2^TIMES parts, the first axis' last."""
+    parts = (x,)
+    for _ in tl.static_range(TIMES):
         finer = ()
         for i in tl.static_range(len(parts)):
             upper, lower = tl.split(parts[i])
             finer = finer + (upper, lower)
         parts = finer
     return parts
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each [1, COLS]: a thread holds all rows of its own columns."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def numbers_of(x):
+    """The numbers of x [16], each in all threads."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def entries_of(x):
+    """The numbers of x [16, 16], row after row."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
 
 
 @triton.jit
@@ -306,32 +344,20 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_nonlinear_error(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    beta_ptr,
-    delta_ptr,
-    v_ptr,
-    left,
-    i_v,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _v, _beta, _delta, _matrix, left, i_v, V: tl.constexpr, BV: tl.constexpr
 ):
-    """error of 16 rows, prediction = begin - matrix @ error; `zeros` stands for lines past `left`."""
-    _rows, _done = rows_of(begin, BV), ()
+    """error of 16 rows, prediction = begin - matrix @ error, all of them cut into rows."""
     _error = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(16):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        prediction = _rows[t]
+        prediction = _begin[t]
         for _s in tl.static_range(t):
-            prediction -= tl.load(_line + _s).to(tl.float32) * _done[_s]
-        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
-        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+            prediction -= _matrix[16 * t + _s] * _done[_s]
+        v = _v[t]
+        beta = _beta[t]
+        delta = _delta[t]
         error = beta * clip(prediction - v, delta)
-        _error = tl.where(tl.arange(0, 16)[:, None] == t, error[None, :], _error)
+        _error = tl.where(tl.arange(0, 16)[:, None] == t, error, _error)
         _done = _done + (error,)
     return _error
 
@@ -434,16 +460,18 @@ def chunk_scan_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
             block = chunk_scan_nonlinear_error(
-                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
-                HV * BT,
-                system_ptr + i_h * BT + token * HV * BT,
-                block_rows(prediction, n, BV),
-                beta_ptr + i_h + (token + n * 16) * HV,
-                delta_ptr + i_h + (token + n * 16) * HV,
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                rows_of(block_rows(prediction, n, BV), BV),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(beta, n).to(tl.float32)),
+                numbers_of(block_numbers(delta, n).to(tl.float32)),
+                entries_of(load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )
@@ -484,38 +512,24 @@ def chunk_scan_nonlinear(
 
 @triton.jit
 def chunk_scan_reverse_nonlinear_d_prediction_via_error(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    beta_ptr,
-    delta_ptr,
-    prediction_ptr,
-    v_ptr,
-    left,
-    i_v,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _prediction, _v, _beta, _delta, _matrix, left, i_v, V: tl.constexpr, BV: tl.constexpr
 ):
-    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix @ d_prediction_via_error; `zeros` stands for lines past `left`."""
-    _rows = rows_of(begin, BV)
+    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix' @ d_prediction_via_error, all of them cut into rows."""
     _d_prediction_via_error = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(15, -1, -1):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        d_error_fed_back = _rows[t]
-        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
-        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
-        prediction = load_row(prediction_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        d_error_fed_back = _begin[t]
+        for _s in tl.static_range(15, t, -1):
+            d_error_fed_back -= _matrix[16 * _s + t] * _done[15 - _s]
+        prediction = _prediction[t]
+        v = _v[t]
+        beta = _beta[t]
+        delta = _delta[t]
         d_prediction_via_error = beta * d_error_fed_back * tl.where(tl.abs(prediction - v) <= delta, 1.0, 0.0)
-        _above = ()
-        for _s in tl.static_range(t):
-            _above = _above + (_rows[_s] - tl.load(_line + _s).to(tl.float32) * d_prediction_via_error,)
-        _rows = _above
         _d_prediction_via_error = tl.where(
-            tl.arange(0, 16)[:, None] == t, d_prediction_via_error[None, :], _d_prediction_via_error
+            tl.arange(0, 16)[:, None] == t, d_prediction_via_error, _d_prediction_via_error
         )
+        _done = _done + (d_prediction_via_error,)
     return _d_prediction_via_error
 
 
@@ -625,17 +639,24 @@ def chunk_scan_reverse_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
             block = chunk_scan_reverse_nonlinear_d_prediction_via_error(
-                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
-                HV * BT,
-                system_ptr + i_h * BT + token * HV * BT,
-                block_rows(d_error_fed_back, n, BV),
-                beta_ptr + i_h + (token + n * 16) * HV,
-                delta_ptr + i_h + (token + n * 16) * HV,
-                prediction_ptr + i_h * V + (token + n * 16) * HV * V,
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                rows_of(
+                    load_rows(
+                        prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
+                    ).to(tl.float32),
+                    BV,
+                ),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(beta, n).to(tl.float32)),
+                numbers_of(block_numbers(delta, n).to(tl.float32)),
+                entries_of(load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )

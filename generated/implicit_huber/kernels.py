@@ -14,7 +14,7 @@ import triton.language as tl
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = beta*clip(p - v, delta)
 # state      S = a S_prev - k e', a = exp(g)
-#            e = beta*clip((p - v)/(beta*sum_2 + 1), delta), p = (a S_prev)' k
+#            e = beta*clip(p - v, delta*(beta*sum_2 + 1))/(beta*sum_2 + 1), p = (a S_prev)' k
 #            sum_2 = sum over k of k**2
 
 
@@ -65,6 +65,26 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_block(base, first, left, stride, n):
+    """Where those rows and columns meet, on the diagonal, [16, 16]."""
+    r, c = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    here = base + first * stride + n * 16 * (stride + 1)
+    return tl.load(here + r * stride + c, mask=n * 16 + r < left, other=0.0)
+
+
+@triton.jit
+def load_line(block, stride, t, left):
+    """Row t of such a block."""
+    return tl.load(block + t * stride + tl.arange(0, 16), mask=t < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_column(block, stride, t, left):
+    r = tl.arange(0, 16)
+    return tl.load(block + r * stride + t, mask=r < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -85,10 +105,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -131,21 +151,39 @@ def block_rows(x, n, COLS: tl.constexpr):
 
 @triton.jit
 def block_numbers(x, n):
-    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
-    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)
 
 
 @triton.jit
-def rows_of(x, COLS: tl.constexpr):
-    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
-    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
-    for _ in tl.static_range(4):
+def halves(x, TIMES: tl.constexpr):
+    """x cut in two along its last axes, all of them two wide: what is left are 2^TIMES parts, the first axis' last."""
+    parts = (x,)
+    for _ in tl.static_range(TIMES):
         finer = ()
         for i in tl.static_range(len(parts)):
             upper, lower = tl.split(parts[i])
             finer = finer + (upper, lower)
         parts = finer
     return parts
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each [1, COLS]: a thread holds all rows of its own columns."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def numbers_of(x):
+    """The numbers of x [16], each in all threads."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def entries_of(x):
+    """The numbers of x [16, 16], row after row."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
 
 
 @triton.jit
@@ -296,35 +334,20 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_nonlinear_error(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    beta_ptr,
-    delta_ptr,
-    _sum_2_valid,
-    v_ptr,
-    left,
-    i_v,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _v, _error_factor, _error_factor_2, _matrix, left, i_v, V: tl.constexpr, BV: tl.constexpr
 ):
-    """error of 16 rows, prediction = begin - matrix @ error; `zeros` stands for lines past `left`."""
-    _rows, _done = rows_of(begin, BV), ()
-    _sum_2_valid_rows = rows_of(_sum_2_valid, 1)
+    """error of 16 rows, prediction = begin - matrix @ error, all of them cut into rows."""
     _error = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(16):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        prediction = _rows[t]
+        prediction = _begin[t]
         for _s in tl.static_range(t):
-            prediction -= tl.load(_line + _s).to(tl.float32) * _done[_s]
-        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
-        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
-        sum_2_valid = _sum_2_valid_rows[t]
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        error = beta * clip((prediction - v) / (beta * sum_2_valid + 1.0), delta)
-        _error = tl.where(tl.arange(0, 16)[:, None] == t, error[None, :], _error)
+            prediction -= _matrix[16 * t + _s] * _done[_s]
+        v = _v[t]
+        error_factor = _error_factor[t]
+        error_factor_2 = _error_factor_2[t]
+        error = error_factor * clip(prediction - v, error_factor_2)
+        _error = tl.where(tl.arange(0, 16)[:, None] == t, error, _error)
         _done = _done + (error,)
     return _error
 
@@ -408,6 +431,12 @@ def chunk_scan_nonlinear(
                 BV,
                 i_v * BV,
             )
+        # loss, line 24: sum(huber(p - v, delta))
+        summands = k.to(tl.float32) * k.to(tl.float32)
+        sum_2 = tl.sum(summands, 1)
+        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+        error_factor = beta / (beta * sum_2_valid + 1.0)
+        error_factor_2 = delta * (beta * sum_2_valid + 1.0)
         # prediction
         carried = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -420,26 +449,23 @@ def chunk_scan_nonlinear(
         # prediction
         seen_factor = tl.exp(coarse_sum + fine_sum)
         seen = carried * seen_factor[:, None]
-        # loss, line 24: sum(huber(p - v, delta))
-        summands = k.to(tl.float32) * k.to(tl.float32)
-        sum_2 = tl.sum(summands, 1)
-        sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
         # update, line 29
         prediction = seen
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
             block = chunk_scan_nonlinear_error(
-                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
-                HV * BT,
-                system_ptr + i_h * BT + token * HV * BT,
-                block_rows(prediction, n, BV),
-                beta_ptr + i_h + (token + n * 16) * HV,
-                delta_ptr + i_h + (token + n * 16) * HV,
-                block_numbers(sum_2_valid, n).to(tl.float32),
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                rows_of(block_rows(prediction, n, BV), BV),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                numbers_of(block_numbers(error_factor_2, n).to(tl.float32)),
+                entries_of(load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )
@@ -453,9 +479,7 @@ def chunk_scan_nonlinear(
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 24: sum(huber(p - v, delta))
-        error = beta[:, None] * clip(
-            (prediction - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0), delta[:, None]
-        )
+        error = error_factor[:, None] * clip(prediction - v.to(tl.float32), error_factor_2[:, None])
         u = -error
         if READ:
             # read-out
@@ -482,48 +506,35 @@ def chunk_scan_nonlinear(
 
 @triton.jit
 def chunk_scan_reverse_nonlinear_d_prediction_via_error(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    beta_ptr,
-    _d_prediction_via_error_factor,
-    delta_ptr,
-    prediction_ptr,
-    _sum_2_valid,
-    v_ptr,
+    _begin,
+    _prediction,
+    _v,
+    _error_factor,
+    _error_factor_2,
+    _matrix,
     left,
     i_v,
-    HV: tl.constexpr,
     V: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix @ d_prediction_via_error; `zeros` stands for lines past `left`."""
-    _rows = rows_of(begin, BV)
-    _d_prediction_via_error_factor_rows = rows_of(_d_prediction_via_error_factor, 1)
-    _sum_2_valid_rows = rows_of(_sum_2_valid, 1)
+    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix' @ d_prediction_via_error, all of them cut into rows."""
     _d_prediction_via_error = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(15, -1, -1):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        d_error_fed_back = _rows[t]
-        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
-        d_prediction_via_error_factor = _d_prediction_via_error_factor_rows[t]
-        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
-        prediction = load_row(prediction_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        sum_2_valid = _sum_2_valid_rows[t]
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
+        d_error_fed_back = _begin[t]
+        for _s in tl.static_range(15, t, -1):
+            d_error_fed_back -= _matrix[16 * _s + t] * _done[15 - _s]
+        prediction = _prediction[t]
+        v = _v[t]
+        error_factor = _error_factor[t]
+        error_factor_2 = _error_factor_2[t]
         d_prediction_via_error = (
-            d_error_fed_back
-            * d_prediction_via_error_factor
-            * tl.where(tl.abs((prediction - v) / (beta * sum_2_valid + 1.0)) <= delta, 1.0, 0.0)
+            d_error_fed_back * error_factor * tl.where(tl.abs(prediction - v) <= error_factor_2, 1.0, 0.0)
         )
-        _above = ()
-        for _s in tl.static_range(t):
-            _above = _above + (_rows[_s] - tl.load(_line + _s).to(tl.float32) * d_prediction_via_error,)
-        _rows = _above
         _d_prediction_via_error = tl.where(
-            tl.arange(0, 16)[:, None] == t, d_prediction_via_error[None, :], _d_prediction_via_error
+            tl.arange(0, 16)[:, None] == t, d_prediction_via_error, _d_prediction_via_error
         )
+        _done = _done + (d_prediction_via_error,)
     return _d_prediction_via_error
 
 
@@ -632,25 +643,31 @@ def chunk_scan_reverse_nonlinear(
         summands = k.to(tl.float32) * k.to(tl.float32)
         sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+        error_factor = beta / (beta * sum_2_valid + 1.0)
+        error_factor_2 = delta * (beta * sum_2_valid + 1.0)
         # adjoint of error
-        d_prediction_via_error_factor = beta / (beta * sum_2_valid + 1.0)
         d_error_fed_back = d_error_via_u
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
             block = chunk_scan_reverse_nonlinear_d_prediction_via_error(
-                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
-                HV * BT,
-                system_ptr + i_h * BT + token * HV * BT,
-                block_rows(d_error_fed_back, n, BV),
-                beta_ptr + i_h + (token + n * 16) * HV,
-                block_numbers(d_prediction_via_error_factor, n).to(tl.float32),
-                delta_ptr + i_h + (token + n * 16) * HV,
-                prediction_ptr + i_h * V + (token + n * 16) * HV * V,
-                block_numbers(sum_2_valid, n).to(tl.float32),
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                rows_of(
+                    load_rows(
+                        prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
+                    ).to(tl.float32),
+                    BV,
+                ),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                numbers_of(block_numbers(error_factor_2, n).to(tl.float32)),
+                entries_of(load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )
@@ -669,15 +686,9 @@ def chunk_scan_reverse_nonlinear(
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_prediction_via_error = (
             d_error_fed_back
-            * d_prediction_via_error_factor[:, None]
+            * error_factor[:, None]
             * tl.where(
-                tl.abs(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                )
-                <= delta[:, None],
-                1.0,
-                0.0,
+                tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None], 1.0, 0.0
             )
         )
         # prediction
@@ -715,11 +726,11 @@ def chunk_gradients_nonlinear(
     g_ptr,
     states_ptr,
     d_states_ptr,
+    d_beta_ptr,
+    d_delta_ptr,
     d_q_ptr,
     d_k_ptr,
     d_v_ptr,
-    d_beta_ptr,
-    d_delta_ptr,
     d_g_ptr,
     scale,
     cu_seqlens,
@@ -768,10 +779,10 @@ def chunk_gradients_nonlinear(
         summands = k.to(tl.float32) * k.to(tl.float32)
         sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
-        # adjoint of error
-        d_prediction_via_error_factor = beta / (beta * sum_2_valid + 1.0)
-        d_sum_2_valid_via_error_factor = beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
-        d_sum_2_valid_via_error_2 = tl.zeros([BT], tl.float32)
+        error_factor = beta / (beta * sum_2_valid + 1.0)
+        error_factor_2 = delta * (beta * sum_2_valid + 1.0)
+        d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
+        d_error_factor_2_via_error_2 = tl.zeros([BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         d_system_via_prediction = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -781,25 +792,28 @@ def chunk_gradients_nonlinear(
             d_error_fed_back = load_rows(
                 d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
             )
-            d_sum_2_valid_via_error = (
-                -d_error_fed_back.to(tl.float32)
-                * d_sum_2_valid_via_error_factor[:, None]
-                * (prediction.to(tl.float32) - v.to(tl.float32))
-                * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
-                )
+            # adjoint of error
+            d_error_factor_via_error = d_error_fed_back.to(tl.float32) * clip(
+                prediction.to(tl.float32) - v.to(tl.float32), error_factor_2[:, None]
             )
-            d_sum_2_valid_via_error_2 += tl.sum(d_sum_2_valid_via_error, 1)
+            d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
+            d_error_factor_2_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * (
+                    1.0
+                    - tl.where(
+                        tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None],
+                        1.0,
+                        0.0,
+                    )
+                )
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            d_error_factor_2_via_error_2 += tl.sum(d_error_factor_2_via_error, 1)
             # loss, line 24: sum(huber(p - v, delta))
-            error = beta[:, None] * clip(
-                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-                delta[:, None],
+            error = error_factor[:, None] * clip(
+                prediction.to(tl.float32) - v.to(tl.float32), error_factor_2[:, None]
             )
             u = -error
             # adjoint of attention
@@ -807,15 +821,9 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_prediction_via_error = (
                 d_error_fed_back.to(tl.float32)
-                * d_prediction_via_error_factor[:, None]
+                * error_factor[:, None]
                 * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
+                    tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None], 1.0, 0.0
                 )
             )
             # adjoint of prediction
@@ -832,6 +840,9 @@ def chunk_gradients_nonlinear(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
+        # adjoint of error_factor_2
+        d_delta_via_error_factor_2 = d_error_factor_2_via_error_2 * (beta * sum_2_valid + 1.0)
+        store_vector(d_delta_ptr + i_h, d_delta_via_error_factor_2, token, left, HV, BT)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -864,6 +875,15 @@ def chunk_gradients_nonlinear(
         d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # adjoint of error_factor
+        d_beta_via_error_factor = d_error_factor_via_error_2 * (
+            -beta * sum_2_valid / whole_power(beta * sum_2_valid + 1.0, 2) + 1.0 / (beta * sum_2_valid + 1.0)
+        )
+        # adjoint of error_factor_2
+        d_beta_via_error_factor_2 = d_error_factor_2_via_error_2 * delta * sum_2_valid
+        # gradient
+        d_beta = d_beta_via_error_factor + d_beta_via_error_factor_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
         _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
         _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
         _d_earlier_via_system = d_earlier_via_system.to(dtype)
@@ -872,7 +892,6 @@ def chunk_gradients_nonlinear(
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # gradient
             d_q_2_pulled = tl.dot(S, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -893,8 +912,15 @@ def chunk_gradients_nonlinear(
         # gradient
         d_q_2 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start, input_precision=PRECISION)
         store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
+        # adjoint of error_factor
+        d_sum_2_valid_via_error_factor = (
+            -d_error_factor_via_error_2 * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
+        )
+        # adjoint of error_factor_2
+        d_sum_2_valid_via_error_factor_2 = beta * d_error_factor_2_via_error_2 * delta
         # adjoint of sum_2_valid
-        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_error_2, 0.0)
+        d_sum_2_valid = d_sum_2_valid_via_error_factor + d_sum_2_valid_via_error_factor_2
+        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid, 0.0)
         # adjoint of summands
         d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
         # adjoint of k_s
@@ -906,8 +932,6 @@ def chunk_gradients_nonlinear(
         d_k_2 = tl.dot(tl.trans(k), _d_earlier_via_system_turned, d_k_s_2, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
-        d_beta_via_error_2 = tl.zeros([BT], tl.float32)
-        d_delta_via_error_2 = tl.zeros([BT], tl.float32)
         d_seen_factor_via_seen_2 = tl.zeros([BT], tl.float32)
         d_k_3 = d_k_2
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -924,71 +948,21 @@ def chunk_gradients_nonlinear(
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             # loss, line 24: sum(huber(p - v, delta))
-            error = beta[:, None] * clip(
-                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-                delta[:, None],
+            error = error_factor[:, None] * clip(
+                prediction.to(tl.float32) - v.to(tl.float32), error_factor_2[:, None]
             )
             u = -error
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of error
-            d_beta_via_error = d_error_fed_back.to(tl.float32) * (
-                -beta[:, None]
-                * sum_2_valid[:, None]
-                * (prediction.to(tl.float32) - v.to(tl.float32))
-                * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
-                )
-                / whole_power(beta[:, None] * sum_2_valid[:, None] + 1.0, 2)
-                + clip(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-                    delta[:, None],
-                )
-            )
-            d_beta_via_error_2 += tl.sum(d_beta_via_error, 1)
-            d_delta_via_error = (
-                beta[:, None]
-                * d_error_fed_back.to(tl.float32)
-                * (
-                    1.0
-                    - tl.where(
-                        tl.abs(
-                            (prediction.to(tl.float32) - v.to(tl.float32))
-                            / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                        )
-                        <= delta[:, None],
-                        1.0,
-                        0.0,
-                    )
-                )
-                * sign(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                )
-            )
-            d_delta_via_error_2 += tl.sum(d_delta_via_error, 1)
             # prediction
             carried = tl.dot(k, S, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 d_error_fed_back.to(tl.float32)
-                * d_prediction_via_error_factor[:, None]
+                * error_factor[:, None]
                 * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
+                    tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None], 1.0, 0.0
                 )
             )
             # adjoint of seen
@@ -1003,21 +977,13 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_v_via_error = (
                 -d_error_fed_back.to(tl.float32)
-                * d_prediction_via_error_factor[:, None]
+                * error_factor[:, None]
                 * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
+                    tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None], 1.0, 0.0
                 )
             )
             store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k_3), token, left, HV * K, K, BT, BK, 0)
-        store_vector(d_beta_ptr + i_h, d_beta_via_error_2, token, left, HV, BT)
-        store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
@@ -1058,10 +1024,10 @@ def chunk_gradients_nonlinear(
         summands = k.to(tl.float32) * k.to(tl.float32)
         sum_2 = tl.sum(summands, 1)
         sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
-        # adjoint of error
-        d_prediction_via_error_factor = beta / (beta * sum_2_valid + 1.0)
-        d_sum_2_valid_via_error_factor = beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
-        d_sum_2_valid_via_error_2 = tl.zeros([BT], tl.float32)
+        error_factor = beta / (beta * sum_2_valid + 1.0)
+        error_factor_2 = delta * (beta * sum_2_valid + 1.0)
+        d_error_factor_via_error_2 = tl.zeros([BT], tl.float32)
+        d_error_factor_2_via_error_2 = tl.zeros([BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         d_system_via_prediction = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -1071,25 +1037,28 @@ def chunk_gradients_nonlinear(
             d_error_fed_back = load_rows(
                 d_error_fed_back_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV
             )
-            d_sum_2_valid_via_error = (
-                -d_error_fed_back.to(tl.float32)
-                * d_sum_2_valid_via_error_factor[:, None]
-                * (prediction.to(tl.float32) - v.to(tl.float32))
-                * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
-                )
+            # adjoint of error
+            d_error_factor_via_error = d_error_fed_back.to(tl.float32) * clip(
+                prediction.to(tl.float32) - v.to(tl.float32), error_factor_2[:, None]
             )
-            d_sum_2_valid_via_error_2 += tl.sum(d_sum_2_valid_via_error, 1)
+            d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
+            d_error_factor_2_via_error = (
+                d_error_fed_back.to(tl.float32)
+                * error_factor[:, None]
+                * (
+                    1.0
+                    - tl.where(
+                        tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None],
+                        1.0,
+                        0.0,
+                    )
+                )
+                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            )
+            d_error_factor_2_via_error_2 += tl.sum(d_error_factor_2_via_error, 1)
             # loss, line 24: sum(huber(p - v, delta))
-            error = beta[:, None] * clip(
-                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-                delta[:, None],
+            error = error_factor[:, None] * clip(
+                prediction.to(tl.float32) - v.to(tl.float32), error_factor_2[:, None]
             )
             u = -error
             # adjoint of attention
@@ -1097,15 +1066,9 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_prediction_via_error = (
                 d_error_fed_back.to(tl.float32)
-                * d_prediction_via_error_factor[:, None]
+                * error_factor[:, None]
                 * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
+                    tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None], 1.0, 0.0
                 )
             )
             # adjoint of prediction
@@ -1122,6 +1085,9 @@ def chunk_gradients_nonlinear(
         fine = -coarse + log_decay_valid
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
+        # adjoint of error_factor_2
+        d_delta_via_error_factor_2 = d_error_factor_2_via_error_2 * (beta * sum_2_valid + 1.0)
+        store_vector(d_delta_ptr + i_h, d_delta_via_error_factor_2, token, left, HV, BT)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -1154,11 +1120,19 @@ def chunk_gradients_nonlinear(
         d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # adjoint of error_factor
+        d_beta_via_error_factor = d_error_factor_via_error_2 * (
+            -beta * sum_2_valid / whole_power(beta * sum_2_valid + 1.0, 2) + 1.0 / (beta * sum_2_valid + 1.0)
+        )
+        # adjoint of error_factor_2
+        d_beta_via_error_factor_2 = d_error_factor_2_via_error_2 * delta * sum_2_valid
+        # gradient
+        d_beta = d_beta_via_error_factor + d_beta_via_error_factor_2
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
         d_q_2_pulled = tl.zeros([BT, BK], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # gradient
             d_q_2_pulled = tl.dot(d_o, tl.trans(S), d_q_2_pulled, input_precision=PRECISION)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
@@ -1179,8 +1153,15 @@ def chunk_gradients_nonlinear(
         # gradient
         d_q_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_2_start, input_precision=PRECISION)
         store_rows(d_q_ptr + i_h * K, d_q_2, token, left, HV * K, K, BT, BK, 0)
+        # adjoint of error_factor
+        d_sum_2_valid_via_error_factor = (
+            -d_error_factor_via_error_2 * beta * beta / whole_power(beta * sum_2_valid + 1.0, 2)
+        )
+        # adjoint of error_factor_2
+        d_sum_2_valid_via_error_factor_2 = beta * d_error_factor_2_via_error_2 * delta
         # adjoint of sum_2_valid
-        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid_via_error_2, 0.0)
+        d_sum_2_valid = d_sum_2_valid_via_error_factor + d_sum_2_valid_via_error_factor_2
+        d_sum_2_via_sum_2_valid = tl.where(t < left, d_sum_2_valid, 0.0)
         # adjoint of summands
         d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[:, None] * k.to(tl.float32)
         # adjoint of k_s
@@ -1192,8 +1173,6 @@ def chunk_gradients_nonlinear(
         d_k_2 = tl.dot(d_earlier_via_system.to(dtype), k, d_k_s_2, input_precision=PRECISION)
         d_kept_factor_via_kept_2 = 0.0
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
-        d_beta_via_error_2 = tl.zeros([BT], tl.float32)
-        d_delta_via_error_2 = tl.zeros([BT], tl.float32)
         d_seen_factor_via_seen_2 = tl.zeros([BT], tl.float32)
         d_k_3 = d_k_2
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -1210,71 +1189,21 @@ def chunk_gradients_nonlinear(
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
             # loss, line 24: sum(huber(p - v, delta))
-            error = beta[:, None] * clip(
-                (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-                delta[:, None],
+            error = error_factor[:, None] * clip(
+                prediction.to(tl.float32) - v.to(tl.float32), error_factor_2[:, None]
             )
             u = -error
             # adjoint of written
             d_written_factor_via_written = d_written * u
             d_written_factor_via_written_2 += tl.sum(d_written_factor_via_written, 1)
-            # adjoint of error
-            d_beta_via_error = d_error_fed_back.to(tl.float32) * (
-                -beta[:, None]
-                * sum_2_valid[:, None]
-                * (prediction.to(tl.float32) - v.to(tl.float32))
-                * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
-                )
-                / whole_power(beta[:, None] * sum_2_valid[:, None] + 1.0, 2)
-                + clip(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-                    delta[:, None],
-                )
-            )
-            d_beta_via_error_2 += tl.sum(d_beta_via_error, 1)
-            d_delta_via_error = (
-                beta[:, None]
-                * d_error_fed_back.to(tl.float32)
-                * (
-                    1.0
-                    - tl.where(
-                        tl.abs(
-                            (prediction.to(tl.float32) - v.to(tl.float32))
-                            / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                        )
-                        <= delta[:, None],
-                        1.0,
-                        0.0,
-                    )
-                )
-                * sign(
-                    (prediction.to(tl.float32) - v.to(tl.float32))
-                    / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                )
-            )
-            d_delta_via_error_2 += tl.sum(d_delta_via_error, 1)
             # prediction
             carried = tl.dot(k, S, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = (
                 d_error_fed_back.to(tl.float32)
-                * d_prediction_via_error_factor[:, None]
+                * error_factor[:, None]
                 * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
+                    tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None], 1.0, 0.0
                 )
             )
             # adjoint of seen
@@ -1289,21 +1218,13 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_v_via_error = (
                 -d_error_fed_back.to(tl.float32)
-                * d_prediction_via_error_factor[:, None]
+                * error_factor[:, None]
                 * tl.where(
-                    tl.abs(
-                        (prediction.to(tl.float32) - v.to(tl.float32))
-                        / (beta[:, None] * sum_2_valid[:, None] + 1.0)
-                    )
-                    <= delta[:, None],
-                    1.0,
-                    0.0,
+                    tl.abs(prediction.to(tl.float32) - v.to(tl.float32)) <= error_factor_2[:, None], 1.0, 0.0
                 )
             )
             store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
-        store_vector(d_beta_ptr + i_h, d_beta_via_error_2, token, left, HV, BT)
-        store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
@@ -1387,14 +1308,16 @@ def chunk_output_nonlinear(
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
     delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     # loss, line 24: sum(huber(p - v, delta))
     summands = k.to(tl.float32) * k.to(tl.float32)
     sum_2 = tl.sum(summands, 1)
     sum_2_valid = tl.where(t < left, sum_2, float("1.0"))
+    error_factor = beta / (beta * sum_2_valid + 1.0)
+    error_factor_2 = delta * (beta * sum_2_valid + 1.0)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -1409,9 +1332,8 @@ def chunk_output_nonlinear(
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 24: sum(huber(p - v, delta))
-        error = beta[:, None] * clip(
-            (prediction.to(tl.float32) - v.to(tl.float32)) / (beta[:, None] * sum_2_valid[:, None] + 1.0),
-            delta[:, None],
+        error = error_factor[:, None] * clip(
+            prediction.to(tl.float32) - v.to(tl.float32), error_factor_2[:, None]
         )
         u = -error
         # read-out
@@ -1480,13 +1402,16 @@ def token_scan(
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         decay = tl.exp(g)
         retained = S * decay
+        # loss, line 24: sum(huber(p - v, delta))
+        summands = k * k
+        sum_2 = tl.sum(summands)
+        error_factor = beta / (beta * sum_2 + 1.0)
+        error_factor_2 = delta * (beta * sum_2 + 1.0)
         # prediction
         products = k[:, None] * retained
         prediction = tl.sum(products, 0)
         # loss, line 24: sum(huber(p - v, delta))
-        summands = k * k
-        sum_2 = tl.sum(summands)
-        error = beta * clip((prediction - v) / (beta * sum_2 + 1.0), delta)
+        error = error_factor * clip(prediction - v, error_factor_2)
         u = -error
         # update, line 29
         S_next = k[:, None] * u[None, :] + retained
@@ -1570,13 +1495,16 @@ def token_scan_reverse(
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
             decay = tl.exp(g)
             retained = S * decay
+            # loss, line 24: sum(huber(p - v, delta))
+            summands = k * k
+            sum_2 = tl.sum(summands)
+            error_factor = beta / (beta * sum_2 + 1.0)
+            error_factor_2 = delta * (beta * sum_2 + 1.0)
             # prediction
             products = k[:, None] * retained
             prediction = tl.sum(products, 0)
             # loss, line 24: sum(huber(p - v, delta))
-            summands = k * k
-            sum_2 = tl.sum(summands)
-            error = beta * clip((prediction - v) / (beta * sum_2 + 1.0), delta)
+            error = error_factor * clip(prediction - v, error_factor_2)
             u = -error
             # update, line 29
             S_next = k[:, None] * u[None, :] + retained
@@ -1596,13 +1524,16 @@ def token_scan_reverse(
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
             decay = tl.exp(g)
             retained = S * decay
+            # loss, line 24: sum(huber(p - v, delta))
+            summands = k * k
+            sum_2 = tl.sum(summands)
+            error_factor = beta / (beta * sum_2 + 1.0)
+            error_factor_2 = delta * (beta * sum_2 + 1.0)
             # prediction
             products = k[:, None] * retained
             prediction = tl.sum(products, 0)
             # loss, line 24: sum(huber(p - v, delta))
-            summands = k * k
-            sum_2 = tl.sum(summands)
-            error = beta * clip((prediction - v) / (beta * sum_2 + 1.0), delta)
+            error = error_factor * clip(prediction - v, error_factor_2)
             u = -error
             # update, line 29
             S_next = k[:, None] * u[None, :] + retained
@@ -1624,11 +1555,8 @@ def token_scan_reverse(
             # adjoint of u
             d_error_via_u = -d_u_via_S_next_2
             # adjoint of error
-            d_prediction_via_error_factor = beta / (beta * sum_2 + 1.0)
             d_prediction_via_error = (
-                d_error_via_u
-                * d_prediction_via_error_factor
-                * tl.where(tl.abs((prediction - v) / (beta * sum_2 + 1.0)) <= delta, 1.0, 0.0)
+                d_error_via_u * error_factor * tl.where(tl.abs(prediction - v) <= error_factor_2, 1.0, 0.0)
             )
             # adjoint of prediction
             d_products_via_prediction = tl.broadcast_to(d_prediction_via_error[None, :], [BK, BV])
@@ -1636,16 +1564,25 @@ def token_scan_reverse(
             d_k_via_products = d_products_via_prediction * retained
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # adjoint of error
-            d_sum_2_via_error_factor = beta * beta / whole_power(beta * sum_2 + 1.0, 2)
-            d_sum_2_via_error = (
-                -d_error_via_u
-                * d_sum_2_via_error_factor
-                * (prediction - v)
-                * tl.where(tl.abs((prediction - v) / (beta * sum_2 + 1.0)) <= delta, 1.0, 0.0)
+            d_error_factor_via_error = d_error_via_u * clip(prediction - v, error_factor_2)
+            d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error)
+            # adjoint of error_factor
+            d_sum_2_via_error_factor = (
+                -d_error_factor_via_error_2 * beta * beta / whole_power(beta * sum_2 + 1.0, 2)
             )
-            d_sum_2_via_error_2 = tl.sum(d_sum_2_via_error)
+            # adjoint of error
+            d_error_factor_2_via_error = (
+                d_error_via_u
+                * error_factor
+                * (1.0 - tl.where(tl.abs(prediction - v) <= error_factor_2, 1.0, 0.0))
+                * sign(prediction - v)
+            )
+            d_error_factor_2_via_error_2 = tl.sum(d_error_factor_2_via_error)
+            # adjoint of error_factor_2
+            d_sum_2_via_error_factor_2 = beta * d_error_factor_2_via_error_2 * delta
             # adjoint of sum_2
-            d_summands_via_sum_2 = tl.broadcast_to(d_sum_2_via_error_2, [BK])
+            d_sum_2 = d_sum_2_via_error_factor + d_sum_2_via_error_factor_2
+            d_summands_via_sum_2 = tl.broadcast_to(d_sum_2, [BK])
             # adjoint of summands
             d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
             # gradient
@@ -1653,9 +1590,7 @@ def token_scan_reverse(
             store_row(d_k_ptr + i_h * K + (partial + token) * HV * K, d_k, K, BK, 0)
             # adjoint of error
             d_v_via_error = (
-                -d_error_via_u
-                * d_prediction_via_error_factor
-                * tl.where(tl.abs((prediction - v) / (beta * sum_2 + 1.0)) <= delta, 1.0, 0.0)
+                -d_error_via_u * error_factor * tl.where(tl.abs(prediction - v) <= error_factor_2, 1.0, 0.0)
             )
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v_via_error, V, BV, i_v * BV)
             # adjoint of products
@@ -1667,29 +1602,20 @@ def token_scan_reverse(
             # adjoint of decay
             d_g_via_decay = d_decay_via_retained_2 * decay
             tl.store(d_g_ptr + i_h + (partial + token) * HV, d_g_via_decay.to(d_g_ptr.dtype.element_ty))
-            # adjoint of error
-            d_beta_via_error = d_error_via_u * (
-                -beta
-                * sum_2
-                * (prediction - v)
-                * tl.where(tl.abs((prediction - v) / (beta * sum_2 + 1.0)) <= delta, 1.0, 0.0)
-                / whole_power(beta * sum_2 + 1.0, 2)
-                + clip((prediction - v) / (beta * sum_2 + 1.0), delta)
+            # adjoint of error_factor
+            d_beta_via_error_factor = d_error_factor_via_error_2 * (
+                -beta * sum_2 / whole_power(beta * sum_2 + 1.0, 2) + 1.0 / (beta * sum_2 + 1.0)
             )
-            d_beta_via_error_2 = tl.sum(d_beta_via_error)
-            tl.store(
-                d_beta_ptr + i_h + (partial + token) * HV, d_beta_via_error_2.to(d_beta_ptr.dtype.element_ty)
-            )
-            d_delta_via_error = (
-                beta
-                * d_error_via_u
-                * (1.0 - tl.where(tl.abs((prediction - v) / (beta * sum_2 + 1.0)) <= delta, 1.0, 0.0))
-                * sign((prediction - v) / (beta * sum_2 + 1.0))
-            )
-            d_delta_via_error_2 = tl.sum(d_delta_via_error)
+            # adjoint of error_factor_2
+            d_beta_via_error_factor_2 = d_error_factor_2_via_error_2 * delta * sum_2
+            # gradient
+            d_beta = d_beta_via_error_factor + d_beta_via_error_factor_2
+            tl.store(d_beta_ptr + i_h + (partial + token) * HV, d_beta.to(d_beta_ptr.dtype.element_ty))
+            # adjoint of error_factor_2
+            d_delta_via_error_factor_2 = d_error_factor_2_via_error_2 * (beta * sum_2 + 1.0)
             tl.store(
                 d_delta_ptr + i_h + (partial + token) * HV,
-                d_delta_via_error_2.to(d_delta_ptr.dtype.element_ty),
+                d_delta_via_error_factor_2.to(d_delta_ptr.dtype.element_ty),
             )
             # adjoint of retained
             d_S_via_retained = d_retained * decay

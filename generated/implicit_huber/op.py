@@ -27,8 +27,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
-    "chunk_scan_nonlinear": {64: (32, 4, 2), 128: (32, 4, 2), 256: (32, 8, 1)},
-    "chunk_scan_reverse_nonlinear": {64: (32, 4, 2), 128: (32, 4, 2), 256: (32, 8, 1)},
+    "chunk_scan_nonlinear": {64: (64, 4, 2), 128: (64, 4, 2), 256: (32, 8, 1)},
+    "chunk_scan_reverse_nonlinear": {64: (64, 4, 2), 128: (64, 4, 2), 256: (32, 8, 1)},
     "chunk_gradients_nonlinear": {64: (16, 4, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_output_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
@@ -191,9 +191,9 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((420, 16384, 0, False), (940, 40960, 10.2, False)),
-                128: ((676, 32768, 0, False), (1964, 131072, 10.2, False)),
-                256: ((1188, 65536, 0, False), (4780, 458752, 10.2, False)),
+                64: ((420, 16384, 0, False), (940, 40960, 9.8, False)),
+                128: ((676, 32768, 0, False), (1964, 131072, 9.8, False)),
+                256: ((1188, 65536, 0, False), (4780, 458752, 9.8, False)),
             },
             "backward": {
                 64: ((1068, 40960, 9.1, False), (1432, 106496, 0, False)),
@@ -203,9 +203,9 @@ COSTS = {
         },
         "split": {
             "forward": {
-                64: ((420, 16384, 0, False), (604, 24576, 8.2, False), (860, 16384, 0, False)),
-                128: ((676, 32768, 0, False), (1372, 81920, 8.2, False), (1884, 49152, 0, False)),
-                256: ((1188, 65536, 0, False), (3676, 294912, 8.2, False), (4700, 163840, 0, False)),
+                64: ((420, 16384, 0, False), (604, 24576, 7.8, False), (860, 16384, 0, False)),
+                128: ((676, 32768, 0, False), (1372, 81920, 7.8, False), (1884, 49152, 0, False)),
+                256: ((1188, 65536, 0, False), (3676, 294912, 7.8, False), (4700, 163840, 0, False)),
             },
             "backward": {
                 64: ((1068, 40960, 9.1, False), (1432, 106496, 0, False)),
@@ -528,11 +528,11 @@ def chunk_backward_triton(
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_error_fed_back = v.new_empty(v.shape)
+    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    d_delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_v = torch.empty_like(v)
-    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch(
@@ -581,11 +581,11 @@ def chunk_backward_triton(
             g,
             states,
             d_states,
+            d_beta,
+            d_delta,
             d_q,
             d_k,
             d_v,
-            d_beta,
-            d_delta,
             d_g,
         ],
         scale,

@@ -99,7 +99,7 @@ def huber(x, d):
 # retention  norm2(S - exp(g) * S_prev) / 2
 # error      dL/dp = beta*clip(p - v, delta)
 # state      S = a S_prev - k e', a = exp(g)
-#            e = beta*clip((p - v)/(beta*sum_2 + 1), delta), p = (a S_prev)' k
+#            e = beta*clip(p - v, delta*(beta*sum_2 + 1))/(beta*sum_2 + 1), p = (a S_prev)' k
 #            sum_2 = sum over k of k**2
 
 
@@ -139,13 +139,14 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
     carried = k @ S
     seen_factor = torch.exp(coarse_sum + fine_sum)
     seen = carried * seen_factor[..., :, None]
+    # loss, line 24: sum(huber(p - v, delta))
+    error_factor = beta / (beta * sum_2_valid + 1.0)
+    error_factor_2 = delta * (beta * sum_2_valid + 1.0)
 
     # update, line 29
-    def error_of(prediction, beta, delta, sum_2_valid, v):
+    def error_of(prediction, error_factor, error_factor_2, v):
         tokens = prediction.shape[:-1]
-        error = beta[..., :, None] * clip(
-            (prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0), delta[..., :, None]
-        )
+        error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
         return error
 
     prediction = substitute(
@@ -153,17 +154,14 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
         seen,
         error_of,
         (
-            beta,
-            delta,
-            sum_2_valid,
+            error_factor,
+            error_factor_2,
             v,
         ),
         reverse=False,
     )
     # loss, line 24: sum(huber(p - v, delta))
-    error = beta[..., :, None] * clip(
-        (prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0), delta[..., :, None]
-    )
+    error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
     u = -error
     # read-out
     overlap_q = q @ k.mT
@@ -220,13 +218,14 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     carried = k @ S
     seen_factor = torch.exp(coarse_sum + fine_sum)
     seen = carried * seen_factor[..., :, None]
+    # loss, line 24: sum(huber(p - v, delta))
+    error_factor = beta / (beta * sum_2_valid + 1.0)
+    error_factor_2 = delta * (beta * sum_2_valid + 1.0)
 
     # update, line 29
-    def error_of(prediction, beta, delta, sum_2_valid, v):
+    def error_of(prediction, error_factor, error_factor_2, v):
         tokens = prediction.shape[:-1]
-        error = beta[..., :, None] * clip(
-            (prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0), delta[..., :, None]
-        )
+        error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
         return error
 
     prediction = substitute(
@@ -234,17 +233,14 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         seen,
         error_of,
         (
-            beta,
-            delta,
-            sum_2_valid,
+            error_factor,
+            error_factor_2,
             v,
         ),
         reverse=False,
     )
     # loss, line 24: sum(huber(p - v, delta))
-    error = beta[..., :, None] * clip(
-        (prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0), delta[..., :, None]
-    )
+    error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
     u = -error
     # read-out
     overlap_q = q @ k.mT
@@ -285,23 +281,14 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of u
     d_u = d_u_s + d_u_via_written
     d_error_via_u = -d_u
-    # adjoint of error
-    d_prediction_via_error_factor = beta / (beta * sum_2_valid + 1.0)
-    d_sum_2_valid_via_error_factor = beta * beta / ((beta * sum_2_valid + 1.0) ** 2)
 
-    def d_prediction_via_error_of(
-        d_error_fed_back, beta, d_prediction_via_error_factor, delta, prediction, sum_2_valid, v
-    ):
+    # adjoint of error
+    def d_prediction_via_error_of(d_error_fed_back, error_factor, error_factor_2, prediction, v):
         tokens = d_error_fed_back.shape[:-1]
         d_prediction_via_error = (
             d_error_fed_back
-            * d_prediction_via_error_factor[..., :, None]
-            * choose(
-                torch.abs((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0)),
-                delta[..., :, None],
-                1.0,
-                0.0,
-            )
+            * error_factor[..., :, None]
+            * choose(torch.abs(prediction - v), error_factor_2[..., :, None], 1.0, 0.0)
         )
         return d_prediction_via_error
 
@@ -310,80 +297,47 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         d_error_via_u,
         d_prediction_via_error_of,
         (
-            beta,
-            d_prediction_via_error_factor,
-            delta,
+            error_factor,
+            error_factor_2,
             prediction,
-            sum_2_valid,
             v,
         ),
         reverse=True,
     )
-    d_beta_via_error = d_error_fed_back * (
-        -beta[..., :, None]
-        * sum_2_valid[..., :, None]
-        * (prediction - v)
-        * choose(
-            torch.abs((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0)),
-            delta[..., :, None],
-            1.0,
-            0.0,
-        )
-        / ((beta[..., :, None] * sum_2_valid[..., :, None] + 1.0) ** 2)
-        + clip((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0), delta[..., :, None])
+    d_error_factor_via_error = d_error_fed_back * clip(prediction - v, error_factor_2[..., :, None])
+    d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
+    d_error_factor_2_via_error = (
+        d_error_fed_back
+        * error_factor[..., :, None]
+        * (1.0 - choose(torch.abs(prediction - v), error_factor_2[..., :, None], 1.0, 0.0))
+        * torch.sign(prediction - v)
     )
-    d_beta_via_error_2 = d_beta_via_error.sum(-1)
-    d_delta_via_error = (
-        beta[..., :, None]
-        * d_error_fed_back
-        * (
-            1.0
-            - choose(
-                torch.abs((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0)),
-                delta[..., :, None],
-                1.0,
-                0.0,
-            )
-        )
-        * torch.sign((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0))
-    )
-    d_delta_via_error_2 = d_delta_via_error.sum(-1)
+    d_error_factor_2_via_error_2 = d_error_factor_2_via_error.sum(-1)
     d_prediction_via_error = (
         d_error_fed_back
-        * d_prediction_via_error_factor[..., :, None]
-        * choose(
-            torch.abs((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0)),
-            delta[..., :, None],
-            1.0,
-            0.0,
-        )
+        * error_factor[..., :, None]
+        * choose(torch.abs(prediction - v), error_factor_2[..., :, None], 1.0, 0.0)
     )
-    d_sum_2_valid_via_error = (
-        -d_error_fed_back
-        * d_sum_2_valid_via_error_factor[..., :, None]
-        * (prediction - v)
-        * choose(
-            torch.abs((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0)),
-            delta[..., :, None],
-            1.0,
-            0.0,
-        )
-    )
-    d_sum_2_valid_via_error_2 = d_sum_2_valid_via_error.sum(-1)
     d_v_via_error = (
         -d_error_fed_back
-        * d_prediction_via_error_factor[..., :, None]
-        * choose(
-            torch.abs((prediction - v) / (beta[..., :, None] * sum_2_valid[..., :, None] + 1.0)),
-            delta[..., :, None],
-            1.0,
-            0.0,
-        )
+        * error_factor[..., :, None]
+        * choose(torch.abs(prediction - v), error_factor_2[..., :, None], 1.0, 0.0)
     )
     # adjoint of prediction
     d_system_via_prediction = d_prediction_via_error @ error.mT
     d_system_via_prediction_2 = -d_system_via_prediction
     d_system_via_prediction_3 = keep_strict(d_system_via_prediction_2)
+    # adjoint of error_factor_2
+    d_beta_via_error_factor_2 = d_error_factor_2_via_error_2 * delta * sum_2_valid
+    d_delta_via_error_factor_2 = d_error_factor_2_via_error_2 * (beta * sum_2_valid + 1.0)
+    d_sum_2_valid_via_error_factor_2 = beta * d_error_factor_2_via_error_2 * delta
+    # adjoint of error_factor
+    d_beta_via_error_factor = d_error_factor_via_error_2 * (
+        -beta * sum_2_valid / ((beta * sum_2_valid + 1.0) ** 2) + 1.0 / (beta * sum_2_valid + 1.0)
+    )
+    d_sum_2_valid_via_error_factor = (
+        -d_error_factor_via_error_2 * beta * beta / ((beta * sum_2_valid + 1.0) ** 2)
+    )
     # adjoint of seen
     d_carried_via_seen = d_prediction_via_error * seen_factor[..., :, None]
     d_seen_factor_via_seen = carried * d_prediction_via_error
@@ -428,7 +382,8 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of log_decay_bounded
     d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(g, -800.0, 0.0, 1.0)
     # adjoint of sum_2_valid
-    d_sum_2_via_sum_2_valid = d_sum_2_valid_via_error_2
+    d_sum_2_valid = d_sum_2_valid_via_error_factor + d_sum_2_valid_via_error_factor_2
+    d_sum_2_via_sum_2_valid = d_sum_2_valid
     # adjoint of sum_2
     d_summands_via_sum_2 = (d_sum_2_via_sum_2_valid[..., :, None]).expand(
         *v.shape[:2], tokens[-1], k.shape[-1]
@@ -445,17 +400,10 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_k_2 = d_k + d_overlap_via_earlier @ k
     d_k_3 = d_k_2 + written @ d_S_next.mT
     d_k_4 = d_k_3 + d_carried_via_seen @ S.mT
+    d_beta = d_beta_via_error_factor + d_beta_via_error_factor_2
     d_S = d_S_via_kept + q.mT @ d_inherited_via_carried_out
     d_S_2 = d_S + k.mT @ d_carried_via_seen
-    return (
-        d_q_2,
-        d_k_4,
-        d_v_via_error,
-        d_g_via_log_decay_bounded,
-        d_beta_via_error_2,
-        d_delta_via_error_2,
-        d_S_2,
-    )
+    return d_q_2, d_k_4, d_v_via_error, d_g_via_log_decay_bounded, d_beta, d_delta_via_error_factor_2, d_S_2
 
 
 def recurrent_step(q, k, v, g, beta, delta, scale, S):
@@ -471,9 +419,9 @@ def recurrent_step(q, k, v, g, beta, delta, scale, S):
     products = k[..., :, None] * retained
     prediction = products.sum(-2)
     # loss, line 24: sum(huber(p - v, delta))
-    error = beta[..., None] * clip(
-        (prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0), delta[..., None]
-    )
+    error_factor = beta / (beta * sum_2 + 1.0)
+    error_factor_2 = delta * (beta * sum_2 + 1.0)
+    error = error_factor[..., None] * clip(prediction - v, error_factor_2[..., None])
     u = -error
     # update, line 29
     S_next = k[..., :, None] * u[..., None, :] + retained
@@ -497,9 +445,9 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     products = k[..., :, None] * retained
     prediction = products.sum(-2)
     # loss, line 24: sum(huber(p - v, delta))
-    error = beta[..., None] * clip(
-        (prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0), delta[..., None]
-    )
+    error_factor = beta / (beta * sum_2 + 1.0)
+    error_factor_2 = delta * (beta * sum_2 + 1.0)
+    error = error_factor[..., None] * clip(prediction - v, error_factor_2[..., None])
     u = -error
     # update, line 29
     S_next = k[..., :, None] * u[..., None, :] + retained
@@ -520,69 +468,34 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of u
     d_error_via_u = -d_u_via_S_next_2
     # adjoint of error
-    d_beta_via_error = d_error_via_u * (
-        -beta[..., None]
-        * sum_2[..., None]
-        * (prediction - v)
-        * choose(
-            torch.abs((prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0)),
-            delta[..., None],
-            1.0,
-            0.0,
-        )
-        / ((beta[..., None] * sum_2[..., None] + 1.0) ** 2)
-        + clip((prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0), delta[..., None])
+    d_error_factor_via_error = d_error_via_u * clip(prediction - v, error_factor_2[..., None])
+    d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
+    d_error_factor_2_via_error = (
+        d_error_via_u
+        * error_factor[..., None]
+        * (1.0 - choose(torch.abs(prediction - v), error_factor_2[..., None], 1.0, 0.0))
+        * torch.sign(prediction - v)
     )
-    d_beta_via_error_2 = d_beta_via_error.sum(-1)
-    d_delta_via_error = (
-        beta[..., None]
-        * d_error_via_u
-        * (
-            1.0
-            - choose(
-                torch.abs((prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0)),
-                delta[..., None],
-                1.0,
-                0.0,
-            )
-        )
-        * torch.sign((prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0))
-    )
-    d_delta_via_error_2 = d_delta_via_error.sum(-1)
-    d_prediction_via_error_factor = beta / (beta * sum_2 + 1.0)
+    d_error_factor_2_via_error_2 = d_error_factor_2_via_error.sum(-1)
     d_prediction_via_error = (
         d_error_via_u
-        * d_prediction_via_error_factor[..., None]
-        * choose(
-            torch.abs((prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0)),
-            delta[..., None],
-            1.0,
-            0.0,
-        )
+        * error_factor[..., None]
+        * choose(torch.abs(prediction - v), error_factor_2[..., None], 1.0, 0.0)
     )
-    d_sum_2_via_error_factor = beta * beta / ((beta * sum_2 + 1.0) ** 2)
-    d_sum_2_via_error = (
-        -d_error_via_u
-        * d_sum_2_via_error_factor[..., None]
-        * (prediction - v)
-        * choose(
-            torch.abs((prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0)),
-            delta[..., None],
-            1.0,
-            0.0,
-        )
-    )
-    d_sum_2_via_error_2 = d_sum_2_via_error.sum(-1)
     d_v_via_error = (
         -d_error_via_u
-        * d_prediction_via_error_factor[..., None]
-        * choose(
-            torch.abs((prediction - v) / (beta[..., None] * sum_2[..., None] + 1.0)),
-            delta[..., None],
-            1.0,
-            0.0,
-        )
+        * error_factor[..., None]
+        * choose(torch.abs(prediction - v), error_factor_2[..., None], 1.0, 0.0)
     )
+    # adjoint of error_factor_2
+    d_beta_via_error_factor_2 = d_error_factor_2_via_error_2 * delta * sum_2
+    d_delta_via_error_factor_2 = d_error_factor_2_via_error_2 * (beta * sum_2 + 1.0)
+    d_sum_2_via_error_factor_2 = beta * d_error_factor_2_via_error_2 * delta
+    # adjoint of error_factor
+    d_beta_via_error_factor = d_error_factor_via_error_2 * (
+        -beta * sum_2 / ((beta * sum_2 + 1.0) ** 2) + 1.0 / (beta * sum_2 + 1.0)
+    )
+    d_sum_2_via_error_factor = -d_error_factor_via_error_2 * beta * beta / ((beta * sum_2 + 1.0) ** 2)
     # adjoint of prediction
     d_products_via_prediction = (d_prediction_via_error[..., None, :]).expand(
         *v.shape[:2], k.shape[-1], v.shape[-1]
@@ -599,18 +512,20 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     # adjoint of decay
     d_g_via_decay = d_decay_via_retained_2 * decay
     # adjoint of sum_2
-    d_summands_via_sum_2 = (d_sum_2_via_error_2[..., None]).expand(*v.shape[:2], k.shape[-1])
+    d_sum_2 = d_sum_2_via_error_factor + d_sum_2_via_error_factor_2
+    d_summands_via_sum_2 = (d_sum_2[..., None]).expand(*v.shape[:2], k.shape[-1])
     # adjoint of summands
     d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
     # gradient
     d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
+    d_beta = d_beta_via_error_factor + d_beta_via_error_factor_2
     return (
         d_q_via_read_2,
         d_k,
         d_v_via_error,
         d_g_via_decay,
-        d_beta_via_error_2,
-        d_delta_via_error_2,
+        d_beta,
+        d_delta_via_error_factor_2,
         d_S_via_retained,
     )
 

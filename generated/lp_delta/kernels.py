@@ -64,6 +64,26 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_block(base, first, left, stride, n):
+    """Where those rows and columns meet, on the diagonal, [16, 16]."""
+    r, c = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    here = base + first * stride + n * 16 * (stride + 1)
+    return tl.load(here + r * stride + c, mask=n * 16 + r < left, other=0.0)
+
+
+@triton.jit
+def load_line(block, stride, t, left):
+    """Row t of such a block."""
+    return tl.load(block + t * stride + tl.arange(0, 16), mask=t < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_column(block, stride, t, left):
+    r = tl.arange(0, 16)
+    return tl.load(block + r * stride + t, mask=r < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -84,10 +104,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -130,21 +150,39 @@ def block_rows(x, n, COLS: tl.constexpr):
 
 @triton.jit
 def block_numbers(x, n):
-    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
-    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)
 
 
 @triton.jit
-def rows_of(x, COLS: tl.constexpr):
-    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
-    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
-    for _ in tl.static_range(4):
+def halves(x, TIMES: tl.constexpr):
+    """x cut in two along its last axes, all of them two wide: what is left are 2^TIMES parts, the first axis' last."""
+    parts = (x,)
+    for _ in tl.static_range(TIMES):
         finer = ()
         for i in tl.static_range(len(parts)):
             upper, lower = tl.split(parts[i])
             finer = finer + (upper, lower)
         parts = finer
     return parts
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each [1, COLS]: a thread holds all rows of its own columns."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def numbers_of(x):
+    """The numbers of x [16], each in all threads."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def entries_of(x):
+    """The numbers of x [16, 16], row after row."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
 
 
 @triton.jit
@@ -279,31 +317,19 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_nonlinear_error(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    _error_factor,
-    v_ptr,
-    left,
-    i_v,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _v, _error_factor, _matrix, left, i_v, V: tl.constexpr, BV: tl.constexpr
 ):
-    """error of 16 rows, prediction = begin - matrix @ error; `zeros` stands for lines past `left`."""
-    _rows, _done = rows_of(begin, BV), ()
-    _error_factor_rows = rows_of(_error_factor, 1)
+    """error of 16 rows, prediction = begin - matrix @ error, all of them cut into rows."""
     _error = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(16):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        prediction = _rows[t]
+        prediction = _begin[t]
         for _s in tl.static_range(t):
-            prediction -= tl.load(_line + _s).to(tl.float32) * _done[_s]
-        error_factor = _error_factor_rows[t]
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        error = error_factor * whole_power(tl.abs(prediction - v), 2) * sign(prediction - v)
-        _error = tl.where(tl.arange(0, 16)[:, None] == t, error[None, :], _error)
+            prediction -= _matrix[16 * t + _s] * _done[_s]
+        v = _v[t]
+        error_factor = _error_factor[t]
+        error = error_factor * (prediction - v) * tl.abs(prediction - v)
+        _error = tl.where(tl.arange(0, 16)[:, None] == t, error, _error)
         _done = _done + (error,)
     return _error
 
@@ -394,15 +420,17 @@ def chunk_scan_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
             block = chunk_scan_nonlinear_error(
-                earlier_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
-                HV * BT,
-                earlier_ptr + i_h * BT + token * HV * BT,
-                block_rows(prediction, n, BV),
-                block_numbers(error_factor, n).to(tl.float32),
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                rows_of(block_rows(prediction, n, BV), BV),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                entries_of(load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )
@@ -417,9 +445,7 @@ def chunk_scan_nonlinear(
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 27: sum(abs(p - v)**3) / 3
         error = (
-            error_factor[:, None]
-            * whole_power(tl.abs(prediction - v.to(tl.float32)), 2)
-            * sign(prediction - v.to(tl.float32))
+            error_factor[:, None] * (prediction - v.to(tl.float32)) * tl.abs(prediction - v.to(tl.float32))
         )
         u = -error
         if READ:
@@ -437,43 +463,23 @@ def chunk_scan_nonlinear(
 
 @triton.jit
 def chunk_scan_reverse_nonlinear_d_prediction_via_error(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    _error_factor,
-    prediction_ptr,
-    v_ptr,
-    left,
-    i_v,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _prediction, _v, _error_factor, _matrix, left, i_v, V: tl.constexpr, BV: tl.constexpr
 ):
-    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix @ d_prediction_via_error; `zeros` stands for lines past `left`."""
-    _rows = rows_of(begin, BV)
-    _error_factor_rows = rows_of(_error_factor, 1)
+    """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix' @ d_prediction_via_error, all of them cut into rows."""
     _d_prediction_via_error = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(15, -1, -1):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        d_error_fed_back = _rows[t]
-        error_factor = _error_factor_rows[t]
-        prediction = load_row(prediction_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        d_prediction_via_error = (
-            2.0
-            * d_error_fed_back
-            * error_factor
-            * whole_power(sign(prediction - v), 2)
-            * tl.abs(prediction - v)
-        )
-        _above = ()
-        for _s in tl.static_range(t):
-            _above = _above + (_rows[_s] - tl.load(_line + _s).to(tl.float32) * d_prediction_via_error,)
-        _rows = _above
+        d_error_fed_back = _begin[t]
+        for _s in tl.static_range(15, t, -1):
+            d_error_fed_back -= _matrix[16 * _s + t] * _done[15 - _s]
+        prediction = _prediction[t]
+        v = _v[t]
+        error_factor = _error_factor[t]
+        d_prediction_via_error = 2.0 * d_error_fed_back * error_factor * tl.abs(prediction - v)
         _d_prediction_via_error = tl.where(
-            tl.arange(0, 16)[:, None] == t, d_prediction_via_error[None, :], _d_prediction_via_error
+            tl.arange(0, 16)[:, None] == t, d_prediction_via_error, _d_prediction_via_error
         )
+        _done = _done + (d_prediction_via_error,)
     return _d_prediction_via_error
 
 
@@ -568,16 +574,23 @@ def chunk_scan_reverse_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
             block = chunk_scan_reverse_nonlinear_d_prediction_via_error(
-                earlier_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
-                HV * BT,
-                earlier_ptr + i_h * BT + token * HV * BT,
-                block_rows(d_error_fed_back, n, BV),
-                block_numbers(error_factor, n).to(tl.float32),
-                prediction_ptr + i_h * V + (token + n * 16) * HV * V,
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
+                rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                rows_of(
+                    load_rows(
+                        prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
+                    ).to(tl.float32),
+                    BV,
+                ),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                entries_of(load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )
@@ -598,7 +611,6 @@ def chunk_scan_reverse_nonlinear(
             2.0
             * d_error_fed_back
             * error_factor[:, None]
-            * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
             * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
         )
         # adjoint of carried_out
@@ -683,8 +695,8 @@ def chunk_gradients_nonlinear(
             )
             error = (
                 error_factor[:, None]
-                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             u = -error
             # adjoint of attention_2
@@ -694,7 +706,6 @@ def chunk_gradients_nonlinear(
                 2.0
                 * d_error_fed_back.to(tl.float32)
                 * error_factor[:, None]
-                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             # adjoint of prediction
@@ -745,22 +756,21 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_error_factor_via_error = (
                 d_error_fed_back.to(tl.float32)
-                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
             d_prediction_via_error = (
                 2.0
                 * d_error_fed_back.to(tl.float32)
                 * error_factor[:, None]
-                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             # loss, line 27: sum(abs(p - v)**3) / 3
             error = (
                 error_factor[:, None]
-                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             u = -error
             # gradient
@@ -771,7 +781,6 @@ def chunk_gradients_nonlinear(
                 (-2.0)
                 * d_error_fed_back.to(tl.float32)
                 * error_factor[:, None]
-                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -799,8 +808,8 @@ def chunk_gradients_nonlinear(
             )
             error = (
                 error_factor[:, None]
-                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             u = -error
             # adjoint of attention_2
@@ -810,7 +819,6 @@ def chunk_gradients_nonlinear(
                 2.0
                 * d_error_fed_back.to(tl.float32)
                 * error_factor[:, None]
-                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             # adjoint of prediction
@@ -857,22 +865,21 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_error_factor_via_error = (
                 d_error_fed_back.to(tl.float32)
-                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             d_error_factor_via_error_2 += tl.sum(d_error_factor_via_error, 1)
             d_prediction_via_error = (
                 2.0
                 * d_error_fed_back.to(tl.float32)
                 * error_factor[:, None]
-                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             # loss, line 27: sum(abs(p - v)**3) / 3
             error = (
                 error_factor[:, None]
-                * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-                * sign(prediction.to(tl.float32) - v.to(tl.float32))
+                * (prediction.to(tl.float32) - v.to(tl.float32))
+                * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             u = -error
             # gradient
@@ -883,7 +890,6 @@ def chunk_gradients_nonlinear(
                 (-2.0)
                 * d_error_fed_back.to(tl.float32)
                 * error_factor[:, None]
-                * whole_power(sign(prediction.to(tl.float32) - v.to(tl.float32)), 2)
                 * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
             )
             store_rows(d_v_ptr + i_h * V, d_v_via_error, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -954,8 +960,8 @@ def chunk_output_nonlinear(
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         error = (
             error_factor[:, None]
-            * whole_power(tl.abs(prediction.to(tl.float32) - v.to(tl.float32)), 2)
-            * sign(prediction.to(tl.float32) - v.to(tl.float32))
+            * (prediction.to(tl.float32) - v.to(tl.float32))
+            * tl.abs(prediction.to(tl.float32) - v.to(tl.float32))
         )
         u = -error
         # read-out
@@ -1025,7 +1031,7 @@ def token_scan(
         products = S * k[:, None]
         prediction = tl.sum(products, 0)
         # loss, line 27: sum(abs(p - v)**3) / 3
-        error = error_factor * whole_power(tl.abs(prediction - v), 2) * sign(prediction - v)
+        error = error_factor * (prediction - v) * tl.abs(prediction - v)
         u = -error
         # update, line 32
         S_next = S + k[:, None] * u[None, :]
@@ -1109,7 +1115,7 @@ def token_scan_reverse(
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
             # loss, line 27: sum(abs(p - v)**3) / 3
-            error = error_factor * whole_power(tl.abs(prediction - v), 2) * sign(prediction - v)
+            error = error_factor * (prediction - v) * tl.abs(prediction - v)
             u = -error
             # update, line 32
             S_next = S + k[:, None] * u[None, :]
@@ -1131,7 +1137,7 @@ def token_scan_reverse(
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
             # loss, line 27: sum(abs(p - v)**3) / 3
-            error = error_factor * whole_power(tl.abs(prediction - v), 2) * sign(prediction - v)
+            error = error_factor * (prediction - v) * tl.abs(prediction - v)
             u = -error
             # update, line 32
             S_next = S + k[:, None] * u[None, :]
@@ -1153,13 +1159,7 @@ def token_scan_reverse(
             # adjoint of u
             d_error_via_u = -d_u_via_S_next_2
             # adjoint of error
-            d_prediction_via_error = (
-                2.0
-                * d_error_via_u
-                * error_factor
-                * whole_power(sign(prediction - v), 2)
-                * tl.abs(prediction - v)
-            )
+            d_prediction_via_error = 2.0 * d_error_via_u * error_factor * tl.abs(prediction - v)
             # adjoint of prediction
             d_products_via_prediction = tl.broadcast_to(d_prediction_via_error[None, :], [BK, BV])
             # adjoint of products
@@ -1169,17 +1169,9 @@ def token_scan_reverse(
             d_k = d_k_via_S_next_2 + d_k_via_products_2
             store_row(d_k_ptr + i_h * K + (partial + token) * HV * K, d_k, K, BK, 0)
             # adjoint of error
-            d_v_via_error = (
-                (-2.0)
-                * d_error_via_u
-                * error_factor
-                * whole_power(sign(prediction - v), 2)
-                * tl.abs(prediction - v)
-            )
+            d_v_via_error = (-2.0) * d_error_via_u * error_factor * tl.abs(prediction - v)
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v_via_error, V, BV, i_v * BV)
-            d_error_factor_via_error = (
-                d_error_via_u * whole_power(tl.abs(prediction - v), 2) * sign(prediction - v)
-            )
+            d_error_factor_via_error = d_error_via_u * (prediction - v) * tl.abs(prediction - v)
             d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error)
             # adjoint of error_factor
             d_beta_via_error_factor = d_error_factor_via_error_2 * rate

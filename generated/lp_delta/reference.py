@@ -117,7 +117,7 @@ def chunk_step(q, k, v, beta, rate, scale, S):
     # update, line 32
     def error_of(prediction, error_factor, v):
         tokens = prediction.shape[:-1]
-        error = error_factor[..., :, None] * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
+        error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
         return error
 
     prediction = substitute(
@@ -131,7 +131,7 @@ def chunk_step(q, k, v, beta, rate, scale, S):
         reverse=False,
     )
     # loss, line 27: sum(abs(p - v)**3) / 3
-    error = error_factor[..., :, None] * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
+    error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
     # read-out
     overlap_q = q @ k.mT
@@ -163,7 +163,7 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     # update, line 32
     def error_of(prediction, error_factor, v):
         tokens = prediction.shape[:-1]
-        error = error_factor[..., :, None] * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
+        error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
         return error
 
     prediction = substitute(
@@ -177,7 +177,7 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
         reverse=False,
     )
     # loss, line 27: sum(abs(p - v)**3) / 3
-    error = error_factor[..., :, None] * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
+    error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
     # read-out
     overlap_q = q @ k.mT
@@ -202,11 +202,7 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     def d_prediction_via_error_of(d_error_fed_back, error_factor, prediction, v):
         tokens = d_error_fed_back.shape[:-1]
         d_prediction_via_error = (
-            2.0
-            * d_error_fed_back
-            * error_factor[..., :, None]
-            * (torch.sign(prediction - v)) ** 2
-            * torch.abs(prediction - v)
+            2.0 * d_error_fed_back * error_factor[..., :, None] * torch.abs(prediction - v)
         )
         return d_prediction_via_error
 
@@ -221,24 +217,10 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
         ),
         reverse=True,
     )
-    d_error_factor_via_error = (
-        d_error_fed_back * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
-    )
+    d_error_factor_via_error = d_error_fed_back * (prediction - v) * torch.abs(prediction - v)
     d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
-    d_prediction_via_error = (
-        2.0
-        * d_error_fed_back
-        * error_factor[..., :, None]
-        * (torch.sign(prediction - v)) ** 2
-        * torch.abs(prediction - v)
-    )
-    d_v_via_error = (
-        (-2.0)
-        * d_error_fed_back
-        * error_factor[..., :, None]
-        * (torch.sign(prediction - v)) ** 2
-        * torch.abs(prediction - v)
-    )
+    d_prediction_via_error = 2.0 * d_error_fed_back * error_factor[..., :, None] * torch.abs(prediction - v)
+    d_v_via_error = (-2.0) * d_error_fed_back * error_factor[..., :, None] * torch.abs(prediction - v)
     # adjoint of prediction
     d_earlier_via_prediction = d_prediction_via_error @ error.mT
     d_earlier_via_prediction_2 = -d_earlier_via_prediction
@@ -270,7 +252,7 @@ def recurrent_step(q, k, v, beta, rate, scale, S):
     prediction = products.sum(-2)
     # loss, line 27: sum(abs(p - v)**3) / 3
     error_factor = beta * rate
-    error = error_factor[..., None] * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
+    error = error_factor[..., None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
     # update, line 32
     S_next = S + k[..., :, None] * u[..., None, :]
@@ -289,7 +271,7 @@ def recurrent_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     prediction = products.sum(-2)
     # loss, line 27: sum(abs(p - v)**3) / 3
     error_factor = beta * rate
-    error = error_factor[..., None] * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
+    error = error_factor[..., None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
     # update, line 32
     S_next = S + k[..., :, None] * u[..., None, :]
@@ -310,22 +292,10 @@ def recurrent_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     # adjoint of u
     d_error_via_u = -d_u_via_S_next_2
     # adjoint of error
-    d_error_factor_via_error = d_error_via_u * (torch.abs(prediction - v)) ** 2 * torch.sign(prediction - v)
+    d_error_factor_via_error = d_error_via_u * (prediction - v) * torch.abs(prediction - v)
     d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
-    d_prediction_via_error = (
-        2.0
-        * d_error_via_u
-        * error_factor[..., None]
-        * (torch.sign(prediction - v)) ** 2
-        * torch.abs(prediction - v)
-    )
-    d_v_via_error = (
-        (-2.0)
-        * d_error_via_u
-        * error_factor[..., None]
-        * (torch.sign(prediction - v)) ** 2
-        * torch.abs(prediction - v)
-    )
+    d_prediction_via_error = 2.0 * d_error_via_u * error_factor[..., None] * torch.abs(prediction - v)
+    d_v_via_error = (-2.0) * d_error_via_u * error_factor[..., None] * torch.abs(prediction - v)
     # adjoint of error_factor
     d_beta_via_error_factor = d_error_factor_via_error_2 * rate
     d_rate_via_error_factor = beta * d_error_factor_via_error_2

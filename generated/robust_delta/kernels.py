@@ -65,6 +65,26 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_block(base, first, left, stride, n):
+    """Where those rows and columns meet, on the diagonal, [16, 16]."""
+    r, c = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    here = base + first * stride + n * 16 * (stride + 1)
+    return tl.load(here + r * stride + c, mask=n * 16 + r < left, other=0.0)
+
+
+@triton.jit
+def load_line(block, stride, t, left):
+    """Row t of such a block."""
+    return tl.load(block + t * stride + tl.arange(0, 16), mask=t < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_column(block, stride, t, left):
+    r = tl.arange(0, 16)
+    return tl.load(block + r * stride + t, mask=r < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -85,10 +105,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -131,21 +151,39 @@ def block_rows(x, n, COLS: tl.constexpr):
 
 @triton.jit
 def block_numbers(x, n):
-    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
-    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)
 
 
 @triton.jit
-def rows_of(x, COLS: tl.constexpr):
-    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
-    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
-    for _ in tl.static_range(4):
+def halves(x, TIMES: tl.constexpr):
+    """x cut in two along its last axes, all of them two wide: what is left are 2^TIMES parts, the first axis' last."""
+    parts = (x,)
+    for _ in tl.static_range(TIMES):
         finer = ()
         for i in tl.static_range(len(parts)):
             upper, lower = tl.split(parts[i])
             finer = finer + (upper, lower)
         parts = finer
     return parts
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each [1, COLS]: a thread holds all rows of its own columns."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def numbers_of(x):
+    """The numbers of x [16], each in all threads."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def entries_of(x):
+    """The numbers of x [16, 16], row after row."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
 
 
 @triton.jit
@@ -296,36 +334,25 @@ def chunk_prepare(
 
 @triton.jit
 def chunk_scan_whole_error(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    v_ptr,
-    beta_ptr,
-    delta_ptr,
-    left,
-    i_v,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _v, _beta, _delta, _matrix, _stride, left, i_v, V: tl.constexpr, BV: tl.constexpr
 ):
-    """error of 16 rows, prediction = begin - matrix @ error; `zeros` stands for lines past `left`."""
-    _rows, _done = rows_of(begin, BV), ()
+    """error of 16 rows, prediction = begin - matrix @ error, all of them cut into rows."""
     _error = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(16):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        prediction = _rows[t]
+        prediction = _begin[t]
+        _line = numbers_of(load_line(_matrix, _stride, t, left))
         for _s in tl.static_range(t):
-            prediction -= tl.load(_line + _s).to(tl.float32) * _done[_s]
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
-        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
+            prediction -= _line[_s] * _done[_s]
+        v = _v[t]
+        beta = _beta[t]
+        delta = _delta[t]
         summands = whole_power(prediction - v, 2)
         sum_1 = tl.sum(summands)
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
         error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
         error = error_factor * (prediction - v)
-        _error = tl.where(tl.arange(0, 16)[:, None] == t, error[None, :], _error)
+        _error = tl.where(tl.arange(0, 16)[:, None] == t, error, _error)
         _done = _done + (error,)
     return _error
 
@@ -426,16 +453,19 @@ def chunk_scan_whole(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
             block = chunk_scan_whole_error(
-                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
+                rows_of(block_rows(prediction, n, BV), BV),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(beta, n).to(tl.float32)),
+                numbers_of(block_numbers(delta, n).to(tl.float32)),
+                system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
                 HV * BT,
-                system_ptr + i_h * BT + token * HV * BT,
-                block_rows(prediction, n, BV),
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
-                beta_ptr + i_h + (token + n * 16) * HV,
-                delta_ptr + i_h + (token + n * 16) * HV,
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )
@@ -480,36 +510,34 @@ def chunk_scan_whole(
 
 @triton.jit
 def chunk_scan_reverse_whole_d_prediction(
-    matrix,
-    stride,
-    zeros,
-    begin,
-    prediction_ptr,
-    v_ptr,
+    _begin,
+    _prediction,
+    _v,
     _error_factor,
-    beta_ptr,
-    delta_ptr,
+    _beta,
+    _delta,
     _sum_1_valid,
+    _matrix,
+    _stride,
     left,
     i_v,
-    HV: tl.constexpr,
     V: tl.constexpr,
     BV: tl.constexpr,
 ):
-    """d_prediction of 16 rows, d_error_fed_back = begin - matrix @ d_prediction; `zeros` stands for lines past `left`."""
-    _rows = rows_of(begin, BV)
-    _error_factor_rows = rows_of(_error_factor, 1)
-    _sum_1_valid_rows = rows_of(_sum_1_valid, 1)
+    """d_prediction of 16 rows, d_error_fed_back = begin - matrix' @ d_prediction, all of them cut into rows."""
     _d_prediction = tl.zeros([16, BV], tl.float32)
+    _done = ()
     for t in tl.static_range(15, -1, -1):
-        _line = tl.where(t < left, matrix + t * stride, zeros)
-        d_error_fed_back = _rows[t]
-        prediction = load_row(prediction_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        v = load_row(v_ptr + t * HV * V, V, BV, i_v * BV, t < left)
-        error_factor = _error_factor_rows[t]
-        beta = tl.load(beta_ptr + t * HV, mask=t < left, other=0.5).to(tl.float32)
-        delta = tl.load(delta_ptr + t * HV, mask=t < left, other=1.0).to(tl.float32)
-        sum_1_valid = _sum_1_valid_rows[t]
+        d_error_fed_back = _begin[t]
+        _line = numbers_of(load_column(_matrix, _stride, t, left))
+        for _s in tl.static_range(15, t, -1):
+            d_error_fed_back -= _line[_s] * _done[15 - _s]
+        prediction = _prediction[t]
+        v = _v[t]
+        error_factor = _error_factor[t]
+        beta = _beta[t]
+        delta = _delta[t]
+        sum_1_valid = _sum_1_valid[t]
         d_error_factor_via_error = d_error_fed_back * (prediction - v)
         d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error)
         d_prediction_via_error = d_error_fed_back * error_factor
@@ -520,11 +548,8 @@ def chunk_scan_reverse_whole_d_prediction(
         d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid, [BV])
         d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
         d_prediction = d_prediction_via_error + d_prediction_via_summands
-        _above = ()
-        for _s in tl.static_range(t):
-            _above = _above + (_rows[_s] - tl.load(_line + _s).to(tl.float32) * d_prediction,)
-        _rows = _above
-        _d_prediction = tl.where(tl.arange(0, 16)[:, None] == t, d_prediction[None, :], _d_prediction)
+        _d_prediction = tl.where(tl.arange(0, 16)[:, None] == t, d_prediction, _d_prediction)
+        _done = _done + (d_prediction,)
     return _d_prediction
 
 
@@ -639,19 +664,27 @@ def chunk_scan_reverse_whole(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
             block = chunk_scan_reverse_whole_d_prediction(
-                system_ptr + i_h * BT + token * HV * BT + n * 16 * (HV * BT + 1),
+                rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                rows_of(
+                    load_rows(
+                        prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
+                    ).to(tl.float32),
+                    BV,
+                ),
+                rows_of(
+                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                        tl.float32
+                    ),
+                    BV,
+                ),
+                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                numbers_of(block_numbers(beta, n).to(tl.float32)),
+                numbers_of(block_numbers(delta, n).to(tl.float32)),
+                numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
+                system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
                 HV * BT,
-                system_ptr + i_h * BT + token * HV * BT,
-                block_rows(d_error_fed_back, n, BV),
-                prediction_ptr + i_h * V + (token + n * 16) * HV * V,
-                v_ptr + i_h * V + (token + n * 16) * HV * V,
-                block_numbers(error_factor, n).to(tl.float32),
-                beta_ptr + i_h + (token + n * 16) * HV,
-                delta_ptr + i_h + (token + n * 16) * HV,
-                block_numbers(sum_1_valid, n).to(tl.float32),
                 left - n * 16,
                 i_v,
-                HV,
                 V,
                 BV,
             )

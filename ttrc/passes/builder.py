@@ -77,20 +77,21 @@ class Builder:
         return self.emit(name, axes, Elementwise(expr, tuple(sorted(operands, key=lambda t: t.name))), origin)
 
     def _hoist(self, name: str, expr: Expr, used: set[Tile], axes, origin: str) -> tuple[Expr, set[Tile]]:
-        """Factors of a product that need fewer axes than the product has are worked out once, on those."""
+        """Factors of a product, and arguments, that need fewer axes than the whole are worked out once, on those."""
         by_symbol = {sym(t): t for t in used}
 
         def axes_of(part: Expr) -> tuple[str, ...]:
             return ordered({a for s in part.free_symbols for a in by_symbol[s].axes})
 
         for own in sorted({t.axes for t in used if len(t.axes) < len(axes)}):
-            expr = symbolic.group_factors(
-                expr,
-                lambda part, own=own: set(axes_of(part)) <= set(own),
-                lambda part, used=used: sym(
-                    self.elementwise(f"{name}_factor", part, {t.name: t for t in used}, origin)
-                ),
-            )
+
+            def belongs(part: Expr, own=own) -> bool:
+                return set(axes_of(part)) <= set(own)
+
+            def made(part: Expr, used=used) -> Expr:
+                return sym(self.elementwise(f"{name}_factor", part, {t.name: t for t in used}, origin))
+
+            expr = symbolic.group_arguments(symbolic.group_factors(expr, belongs, made), belongs, made)
             used |= {s.target for s in self.statements if sym(s.target) in expr.free_symbols}
             by_symbol |= {sym(t): t for t in used}
         return expr, {by_symbol[s] for s in expr.free_symbols}

@@ -70,8 +70,8 @@ def _solve(scope: Scope, pull: Expr, x: Symbol, length: Expr, base: Expr) -> tup
     found = symbolic.clipped(pull, x)
     if found is not None:
         factor, slope, offset, bound = found
-        inside = (slope * base + offset) / (1 + length * factor * slope)
-        return factor * symbolic.clipped_at(inside, bound), None
+        shrink = 1 + length * factor * slope  # outside of the clip, where it is one factor with the others
+        return factor * symbolic.clipped_at(slope * base + offset, bound * shrink) / shrink, None
     unknown = x if x != base else _unknown(scope, "p_new")
     pull = symbolic.substituted(pull, x, unknown)
     return pull, Implicit(unknown, length * pull, base)

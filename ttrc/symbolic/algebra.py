@@ -243,6 +243,16 @@ def group_factors(expr: Expr, belongs, replace) -> Expr:
     return replace(group) * sympy.Mul(*(f for f in factors if f not in inside))
 
 
+def group_arguments(expr: Expr, belongs, replace) -> Expr:
+    """In each function of several arguments in expr, `replace` those that belong, where they are an operation."""
+    if not expr.args:
+        return expr
+    args = [group_arguments(a, belongs, replace) for a in expr.args]
+    if expr.is_Function and len(args) > 1:
+        args = [replace(a) if a.free_symbols and not a.is_Symbol and belongs(a) else a for a in args]
+    return expr.func(*args)
+
+
 def separated(expr: Expr, belongs) -> tuple[Expr, Expr]:
     """(inside, outside): the product of the factors that belong, and that of the rest."""
     factors = sympy.Mul.make_args(sympy.factor(expr) if is_short(expr) else factored(expr))

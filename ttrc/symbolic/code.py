@@ -9,6 +9,7 @@ from sympy.printing.precedence import PRECEDENCE, precedence
 from sympy.printing.str import StrPrinter
 
 from ttrc.symbolic.algebra import Expr
+from ttrc.symbolic.functions import ZERO, magnitude, step_sign
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Dialect:
 
 def render(expr: Expr, dialect: Dialect, spelling: dict[str, str]) -> str:
     """expr as source text of a backend; `spelling` gives the text of each symbol."""
-    return _Code(dialect, spelling).doprint(expr)
+    return _Code(dialect, spelling).doprint(_signed(expr))
 
 
 class _Code(StrPrinter):
@@ -106,6 +107,22 @@ def _is_closed(text: str) -> bool:
     return False
 
 
+def _signed(expr: Expr) -> Expr:
+    """sign(x) |x|^n as x |x|^(n - 1), and sign(x)^2 |x|^n as |x|^n: at 0 the same, and a sign is not worked out."""
+
+    def join(product: Expr) -> Expr:
+        powers = product.as_powers_dict()
+        for sign in [f for f in powers if isinstance(f, step_sign)]:
+            (x,) = sign.args
+            size, times, n = magnitude(x), powers[sign], powers.get(magnitude(x), ZERO)
+            if times.is_Integer and times > 0 and n.is_number and n >= 1:
+                odd = int(times) % 2
+                product = product / (sign**times * size**n) * x**odd * size ** (n - odd)
+        return product
+
+    return expr.replace(lambda part: part.is_Mul, join) if expr.has(step_sign) else expr
+
+
 SIMPLE = {"clip": 2, "huber": 5, "choose": 2, "smaller": 1, "larger": 1, "magnitude": 1, "step_sign": 3, "coarse": 3}
 SPECIAL = 10  # an exponential, a root or a quotient: a unit of its own, and what is done about its argument
 
@@ -115,11 +132,15 @@ def longest_chain(expr: Expr, begins: dict[str, int]) -> int:
 
     `begins` says of the symbols that are waited for how many it took until they were; all else is there already.
     """
+    return _longest_chain(_signed(expr), begins)
+
+
+def _longest_chain(expr: Expr, begins: dict[str, int]) -> int:
     if expr.is_Symbol:
         return begins.get(expr.name, 0)
     if not begins.keys() & {s.name for s in expr.free_symbols}:
         return 0
-    return max(longest_chain(a, begins) for a in expr.args) + _own_length(expr)
+    return max(_longest_chain(a, begins) for a in expr.args) + _own_length(expr)
 
 
 def _own_length(expr: Expr) -> int:

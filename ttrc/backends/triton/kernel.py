@@ -116,11 +116,10 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     raise AssertionError(kernel.skeleton)
 
 
-def functions(kernel: Kernel, domains: dict[str, Domain]) -> list[str]:
+def functions(kernel: Kernel) -> list[str]:
     """The functions that a kernel calls, one for each substitution."""
-    stored = {b.tile: b for b in kernel.loads}
     solved = [s.op for s in kernel.statements if isinstance(s.op, Substitute)]
-    return [substitution.function(kernel.name, op, stored, domains) for op in solved]
+    return [substitution.function(kernel.name, op) for op in solved]
 
 
 def pointers(kernel: Kernel):
@@ -165,7 +164,8 @@ def _forward_part(kernel: Kernel) -> Segment:
 def _only_in_blocks(segment: Segment, tile: Tile) -> bool:
     """Whether all that a tile is for is to be loaded block by block in a substitution."""
     users = [s.op for s in segment.statements if tile in operands(s.op)]
-    return bool(users) and all(isinstance(op, Substitute) and tile != op.base for op in users)
+    apart = all(isinstance(op, Substitute) and (tile == op.matrix or tile in op.rows) for op in users)
+    return bool(users) and apart and (tile.axes == ("t", "s") or substitution.is_read_by_block(tile))
 
 
 def _after(segment: Segment, statement: Statement) -> list[Buffer]:

@@ -44,10 +44,8 @@ class ChunkMemory:
         match buffer.space, buffer.tile.axes:
             case ((Space.CHUNK | Space.SEQUENCE), _):
                 return load_state(base, buffer.tile, self.begins)
-            case Space.HEAD, (_, axis):
-                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
-                row = f"load_gate_row({_of_head(buffer)}, {window}, {self._other(buffer)})"
-                return f"tl.broadcast_to({row}[None, :], [BT, {BLOCK[axis]}])"
+            case Space.HEAD, (_, _):
+                return self._rows(buffer, "BT")
             case Space.HEAD, _:
                 return f"tl.full([BT], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
             case Space.NUMBER, _:
@@ -59,52 +57,40 @@ class ChunkMemory:
                 return f"load_double({rows})" if buffer.double else f"load_vector({rows}, {self._other(buffer)})"
             case _, ("t", "s"):
                 return f"load_lower({base}, token, left, {row}, BT)"
-            case _, (("t" | "s") as role, axis):
-                width, block, column = WIDTH[axis], BLOCK[axis], self._column(axis)
-                window = f"{', '.join(self.rows[role])}, {row}, {width}, BT, {block}, {column}"
-                if buffer.single:
-                    return f"load_gate({base}, {window}, {self._other(buffer)})"
-                return f"load_rows({base}, {window})"
+            case _, (("t" | "s") as role, _):
+                return self._rows(buffer, "BT", *self.rows[role])
         raise AssertionError(buffer)
 
     def lower(self, buffer: Buffer, part: str) -> str:
-        """Of a causal tile "rows" or "columns" of block n, the other axis whole."""
+        """Of a causal tile "rows" or "columns" of block n, the other axis whole, or the "block" where they meet."""
         base, row = _base(buffer, self._where(buffer))
-        return f"load_lower_{part}({base}, token, left, {row}, n, BT)"
+        return f"load_lower_{part}({base}, token, left, {row}, n{'' if part == 'block' else ', BT'})"
 
     def number(self, buffer: Buffer, token: str, present: str) -> str:
         """That of one token, where it is present."""
         base, row = _base(buffer, self._where(buffer))
         return f"tl.load({base} + ({token}) * {row}, mask={present}, other=0.0)"
 
-    def first_row(self, buffer: Buffer) -> tuple[str, str]:
-        """Where the chunk's rows begin, and the distance from one to the next."""
+    def corner(self, buffer: Buffer) -> tuple[str, str]:
+        """Where that block begins, and the distance from one of its rows to the next."""
         base, row = _base(buffer, self._where(buffer))
-        return f"{base} + token * {row}", row
+        return f"{base} + (token + n * 16) * {row} + n * 16", row
 
     def block(self, buffer: Buffer) -> str:
-        """Where the rows of block n of the chunk begin."""
-        base, row = _base(buffer, self._where(buffer))
-        return base if buffer.space is Space.HEAD else f"{base} + (token + n * 16) * {row}"
+        """Of a tile [t, v] the rows of block n, [16, v]."""
+        return self._rows(buffer, "16", "token + n * 16", "left - n * 16")
 
-    def row(self, buffer: Buffer) -> str:
-        """Row t of those that begin at the pointer, of which there are `left`."""
-        pointer = f"{buffer.name}_ptr"
-        _, row = _base(buffer, self._where(buffer))
-        match buffer.space, buffer.tile.axes:
-            case Space.HEAD, (_, axis):
-                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
-                return f"load_gate_row({pointer}, {window}, {self._other(buffer)})"
-            case Space.HEAD, _:
-                return f"tl.load({pointer}).to(tl.float32)"
-            case _, ("t",):
-                return f"tl.load({pointer} + t * {row}, mask=t < left, other={self._other(buffer)}).to(tl.float32)"
-            case _, ("t", axis):
-                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
-                if buffer.single:
-                    return f"load_gate_row({pointer} + t * {row}, {window}, {self._other(buffer)}, t < left)"
-                return f"load_row({pointer} + t * {row}, {window}, t < left)"
-        raise AssertionError(buffer)
+    def _rows(self, buffer: Buffer, rows: str, first: str = "token", left: str = "left") -> str:
+        base, row = _base(buffer, self._where(buffer))
+        _, axis = buffer.tile.axes
+        width, block, column = WIDTH[axis], BLOCK[axis], self._column(axis)
+        if buffer.space is Space.HEAD:
+            one = f"load_gate_row({_of_head(buffer)}, {width}, {block}, {column}, {self._other(buffer)})"
+            return f"tl.broadcast_to({one}[None, :], [{rows}, {block}])"
+        window = f"{first}, {left}, {row}, {width}, {rows}, {block}, {column}"
+        return (
+            f"load_gate({base}, {window}, {self._other(buffer)})" if buffer.single else f"load_rows({base}, {window})"
+        )
 
     def store(self, buffer: Buffer, name: str) -> str:
         base, row = _base(buffer, self._where(buffer))
