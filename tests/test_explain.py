@@ -118,7 +118,7 @@ def page():
             [
                 "linear memory, nonlinear error, data-dependent decay",
                 "one proximal (implicit) step a token",
-                "e = beta*clip((p - v)/(beta*norm2(k) + 1), delta)",
+                "e = beta*clip(p - v, delta*(beta*norm2(k) + 1))/(beta*norm2(k) + 1)",
                 "p + (|k|^2 / m) dL/dp = (a S_prev)' k",
             ],
         ),

@@ -7,10 +7,11 @@ import torch
 
 import ttrc
 from ttrc import oracle
-from ttrc.compiler import analyse
+from ttrc.compiler import analyse, generate
 from ttrc.ir.recurrence import Nonlinear
 from ttrc.ir.tile import Substitute, operands, sums_values
-from ttrc.language.load import parse_spec
+from ttrc.language.load import load_spec, parse_spec
+from ttrc.paths import specs_dir
 from ttrc.runtime.verify import Case, verify
 from ttrc.sampling import random_inputs
 
@@ -169,6 +170,16 @@ def test_the_body_of_a_substitution_goes_row_by_row(loss):
         tiles = {t for s in op.body for t in (s.target, *operands(s.op))}
         assert all("s" not in t.axes and "k" not in t.axes for t in tiles)
         assert op.unknown in {t for s in op.body for t in operands(s.op)}
+
+
+def test_a_row_works_out_no_sign_and_no_quotient():
+    """sign(x) |x|^2 is x |x|, and what is one number a token is worked out before the rows: they wait for less."""
+    rows = {}
+    for name in ("lp_delta", "implicit_huber"):
+        text = generate(load_spec(specs_dir() / f"{name}.toml"))["kernels.py"]
+        rows[name] = text.split("def chunk_scan_nonlinear_error(")[1].split("@triton.jit")[0]
+    assert "tl.abs(prediction - v)" in rows["lp_delta"] and "sign(" not in rows["lp_delta"]
+    assert "clip(prediction - v, " in rows["implicit_huber"] and " / " not in rows["implicit_huber"]
 
 
 # Kinks
