@@ -65,6 +65,26 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
+def load_lower_block(base, first, left, stride, n):
+    """Where those rows and columns meet, on the diagonal, [16, 16]."""
+    r, c = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    here = base + first * stride + n * 16 * (stride + 1)
+    return tl.load(here + r * stride + c, mask=n * 16 + r < left, other=0.0)
+
+
+@triton.jit
+def load_line(block, stride, t, left):
+    """Row t of such a block."""
+    return tl.load(block + t * stride + tl.arange(0, 16), mask=t < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_column(block, stride, t, left):
+    r = tl.arange(0, 16)
+    return tl.load(block + r * stride + t, mask=r < left, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -85,10 +105,10 @@ def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, here=True):
-    """One row in float32, columns column .. column + COLS; zeros past WIDTH, and where it is not here."""
+def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
+    """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
     c = column + tl.arange(0, COLS)
-    return tl.load(base + c, mask=(c < WIDTH) & here, other=0.0).to(tl.float32)
+    return tl.load(base + c, mask=c < WIDTH, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -131,21 +151,39 @@ def block_rows(x, n, COLS: tl.constexpr):
 
 @triton.jit
 def block_numbers(x, n):
-    """Numbers 16 n to 16 n + 15 of x [ROWS], a column."""
-    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)[:, None]
+    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
+    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)
 
 
 @triton.jit
-def rows_of(x, COLS: tl.constexpr):
-    """The 16 rows of x [16, COLS], each a vector whose numbers lie apart from one another: a thread holds its own."""
-    parts = (tl.permute(tl.reshape(x, [2, 2, 2, 2, COLS]), [4, 3, 2, 1, 0]),)
-    for _ in tl.static_range(4):
+def halves(x, TIMES: tl.constexpr):
+    """x cut in two along its last axes, all of them two wide: what is left are 2^TIMES parts, the first axis' last."""
+    parts = (x,)
+    for _ in tl.static_range(TIMES):
         finer = ()
         for i in tl.static_range(len(parts)):
             upper, lower = tl.split(parts[i])
             finer = finer + (upper, lower)
         parts = finer
     return parts
+
+
+@triton.jit
+def rows_of(x, COLS: tl.constexpr):
+    """The 16 rows of x [16, COLS], each [1, COLS]: a thread holds all rows of its own columns."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def numbers_of(x):
+    """The numbers of x [16], each in all threads."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+
+
+@triton.jit
+def entries_of(x):
+    """The numbers of x [16, 16], row after row."""
+    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
 
 
 @triton.jit
