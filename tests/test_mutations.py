@@ -558,10 +558,10 @@ def test_a_gate_of_the_wrong_value_channels(build):
 
 
 @pytest.mark.parametrize("old, new", [
-    ("own, later = (i == j)[None, :, None], (i > j)[None, :, None]",
-     "own, later = (i == j)[None, :, None], (i >= j)[None, :, None]"),
-    ("(t < 16 * m)[:, None]", "(t < 16 * m - 16)[:, None]"),
-    ("tl.where(mine, (row - whole)", "tl.where(mine, 0.5 * (row - whole)"),
+    ("range(0, 4 + (C > 16)", "range(1, 4 + (C > 16)"),
+    ("tl.where(late, 0.0, b * decay)", "tl.where(late, 0.0, b)"),
+    ("(t >> (level + 1))[None, :]", "(t >> (level + 2))[None, :]"),
+    ("tl.where(late, row - whole,", "tl.where(late, 0.5 * (row - whole),"),
 ])  # fmt: skip
 def test_decays_by_key_channel_between_the_wrong_tokens(build, old, new):
     op = build("gla", kernels=[(old, new)])

@@ -20,7 +20,7 @@ from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import PANELS, WHOLE, WIDTHS, Config, default_configs
+from ttrc.ir.config import KEYS, PANELS, WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN, Conjugate, Decayed
@@ -244,6 +244,7 @@ def _op(module: Module) -> str:
         costs=_costs(module),
         whole=[k.name for k in kernels if k.name.endswith(WHOLE)],
         panels=[k.name for k in kernels if k.name.endswith(PANELS)],
+        keys=[k.name for k in kernels if k.name.endswith(KEYS)],
         scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
         parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],

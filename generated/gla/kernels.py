@@ -257,9 +257,20 @@ def whole_power(x, N: tl.constexpr):
 
 
 @triton.jit
-def blocks_apart(x, n, t):
-    """x before block n of 16 tokens (t of it is 16 n - 1), one row [K]."""
-    return tl.sum(tl.where((t == 16 * n - 1)[:, None], x, 0.0), 0)
+def halves(level, t, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr):
+    """Of pieces of 2 * 2 ** level tokens: which rows are of the second half, and decays [C, K] of at most 1: of those
+    since their half began, and of what the others have left until then."""
+    late = ((t >> level) % 2 == 1)[:, None]
+    before = tl.broadcast_to((((t >> level) | 1) << level)[:, None] - 1, [C, K])
+    whole, rest = tl.gather(column, before, 0), tl.gather(more_column, before, 0)
+    gap = tl.where(late, row - whole, whole - column) + tl.where(late, more_row - rest, rest - more_column)
+    return late, tl.exp(gap)
+
+
+@triton.jit
+def one_piece(level, t):
+    """Which pairs of tokens are of one piece of 2 * 2 ** level."""
+    return (t >> (level + 1))[:, None] == (t >> (level + 1))[None, :]
 
 
 @triton.jit
@@ -268,31 +279,15 @@ def decayed_k(
 ):
     """[t, s]: the sum over k of a[t, k] b[s, k] D, D = exp(rows - columns) for s < t, 0 elsewhere. All tiles [C, K].
 
-    Exponents of a block of 16 rows are taken from where the block begins, so that neither factor is more than 1:
-    earlier columns, a matrix product; columns inside of the block one by one, entry by entry.
+    Each pair s < t is of the two halves of one piece of 2, 4, .. or C tokens: exponents are taken from where the second
+    half begins, so that neither factor is more than 1, and all pieces of a length make one matrix product.
     """
-    N: tl.constexpr = C // 16
-    t, n, i = tl.arange(0, C), tl.arange(0, N), tl.arange(0, 16)
-    a3, b3 = tl.reshape(a, [N, 16, K]), tl.reshape(b, [N, 16, K])
-    row3, more3 = tl.reshape(row, [N, 16, K]), tl.reshape(more_row, [N, 16, K])
-    column3, more_column3 = tl.reshape(column, [N, 16, K]), tl.reshape(more_column, [N, 16, K])
-    near = tl.zeros([N, 16, 16], tl.float32)
-    for j in range(0, 15):
-        own, later = (i == j)[None, :, None], (i > j)[None, :, None]
-        gap = row3 - tl.sum(tl.where(own, column3, 0.0), 1)[:, None, :]
-        gap += more3 - tl.sum(tl.where(own, more_column3, 0.0), 1)[:, None, :]
-        pairs = (
-            a3 * tl.sum(tl.where(own, b3, 0.0), 1)[:, None, :] * tl.exp(tl.where(later, gap, float("-inf")))
-        )
-        near = tl.where((i == j)[None, None, :], tl.sum(pairs, 2)[:, :, None], near)
-    diagonal = n[:, None, None, None] == n[None, None, :, None]
-    P = tl.reshape(tl.where(diagonal, near[:, :, None, :], 0.0), [C, C])
-    for m in range(1, N):
-        whole, rest = blocks_apart(column, m, t)[None, :], blocks_apart(more_column, m, t)[None, :]
-        mine, before = (t // 16 == m)[:, None], (t < 16 * m)[:, None]
-        left = a * tl.exp(tl.where(mine, (row - whole) + (more_row - rest), float("-inf")))
-        right = b * tl.exp(tl.where(before, (whole - column) + (rest - more_column), float("-inf")))
-        P = tl.dot(left, tl.trans(right), P, input_precision=PRECISION)
+    t = tl.arange(0, C)
+    P = tl.zeros([C, C], tl.float32)
+    for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
+        late, decay = halves(level, t, row, more_row, column, more_column, C, K)
+        left, right = tl.where(late, a * decay, 0.0), tl.where(late, 0.0, b * decay)
+        P += tl.where(one_piece(level, t), tl.dot(left, tl.trans(right), input_precision=PRECISION), 0.0)
     return P
 
 
@@ -301,31 +296,12 @@ def decayed_s(
     P, b, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
 ):
     """[t, k]: the sum over s of P[t, s] b[s, k] D, see decayed_k."""
-    N: tl.constexpr = C // 16
-    t, n, i = tl.arange(0, C), tl.arange(0, N), tl.arange(0, 16)
-    b3 = tl.reshape(b, [N, 16, K])
-    row3, more3 = tl.reshape(row, [N, 16, K]), tl.reshape(more_row, [N, 16, K])
-    column3, more_column3 = tl.reshape(column, [N, 16, K]), tl.reshape(more_column, [N, 16, K])
-    diagonal = n[:, None, None, None] == n[None, None, :, None]
-    near = tl.sum(tl.where(diagonal, tl.reshape(P, [N, 16, N, 16]), 0.0), 2)
-    x3 = tl.zeros([N, 16, K], tl.float32)
-    for j in range(0, 15):
-        own, later = (i == j)[None, :, None], (i > j)[None, :, None]
-        gap = row3 - tl.sum(tl.where(own, column3, 0.0), 1)[:, None, :]
-        gap += more3 - tl.sum(tl.where(own, more_column3, 0.0), 1)[:, None, :]
-        weight = tl.sum(tl.where((i == j)[None, None, :], near, 0.0), 2)[:, :, None]
-        x3 += (
-            weight
-            * tl.sum(tl.where(own, b3, 0.0), 1)[:, None, :]
-            * tl.exp(tl.where(later, gap, float("-inf")))
-        )
-    x = tl.reshape(x3, [C, K])
-    for m in range(1, N):
-        whole, rest = blocks_apart(column, m, t)[None, :], blocks_apart(more_column, m, t)[None, :]
-        mine, before = (t // 16 == m)[:, None], (t < 16 * m)[:, None]
-        left = tl.exp(tl.where(mine, (row - whole) + (more_row - rest), float("-inf")))
-        right = b * tl.exp(tl.where(before, (whole - column) + (rest - more_column), float("-inf")))
-        x += left * tl.dot(P, right, input_precision=PRECISION)
+    t = tl.arange(0, C)
+    x = tl.zeros([C, K], tl.float32)
+    for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
+        late, decay = halves(level, t, row, more_row, column, more_column, C, K)
+        pairs, right = tl.where(one_piece(level, t), P, 0.0), tl.where(late, 0.0, b * decay)
+        x += tl.where(late, decay * tl.dot(pairs, right, input_precision=PRECISION), 0.0)
     return x
 
 
@@ -334,28 +310,12 @@ def decayed_t(
     P, a, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
 ):
     """[s, k]: the sum over t of P[t, s] a[t, k] D, see decayed_k."""
-    N: tl.constexpr = C // 16
-    t, n, i = tl.arange(0, C), tl.arange(0, N), tl.arange(0, 16)
-    a3 = tl.reshape(a, [N, 16, K])
-    row3, more3 = tl.reshape(row, [N, 16, K]), tl.reshape(more_row, [N, 16, K])
-    column3, more_column3 = tl.reshape(column, [N, 16, K]), tl.reshape(more_column, [N, 16, K])
-    diagonal = n[:, None, None, None] == n[None, None, :, None]
-    near = tl.sum(tl.where(diagonal, tl.reshape(P, [N, 16, N, 16]), 0.0), 2)
-    x3 = tl.zeros([N, 16, K], tl.float32)
-    for j in range(0, 15):
-        own, later = (i == j)[None, :, None], (i > j)[None, :, None]
-        gap = row3 - tl.sum(tl.where(own, column3, 0.0), 1)[:, None, :]
-        gap += more3 - tl.sum(tl.where(own, more_column3, 0.0), 1)[:, None, :]
-        weight = tl.sum(tl.where((i == j)[None, None, :], near, 0.0), 2)[:, :, None]
-        written = tl.sum(weight * a3 * tl.exp(tl.where(later, gap, float("-inf"))), 1)
-        x3 = tl.where(own, written[:, None, :], x3)
-    x = tl.reshape(x3, [C, K])
-    for m in range(1, N):
-        whole, rest = blocks_apart(column, m, t)[None, :], blocks_apart(more_column, m, t)[None, :]
-        mine, before = (t // 16 == m)[:, None], (t < 16 * m)[:, None]
-        left = a * tl.exp(tl.where(mine, (row - whole) + (more_row - rest), float("-inf")))
-        right = tl.exp(tl.where(before, (whole - column) + (rest - more_column), float("-inf")))
-        x += right * tl.dot(tl.trans(P), left, input_precision=PRECISION)
+    t = tl.arange(0, C)
+    x = tl.zeros([C, K], tl.float32)
+    for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
+        late, decay = halves(level, t, row, more_row, column, more_column, C, K)
+        pairs, left = tl.where(one_piece(level, t), P, 0.0), tl.where(late, a * decay, 0.0)
+        x += tl.where(late, 0.0, decay * tl.dot(tl.trans(pairs), left, input_precision=PRECISION))
     return x
 
 
@@ -497,7 +457,6 @@ def chunk_scan_decayed(
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
         if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
@@ -515,8 +474,12 @@ def chunk_scan_decayed(
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_chunk = tl.sum(coarse, 0)
         fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine, 0)
+        if READ:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         if READ:
             q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
@@ -529,9 +492,7 @@ def chunk_scan_decayed(
             o = tl.dot(attention, v, inherited, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse, 0)
         coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine_chunk = tl.sum(fine, 0)
         fine_after = fine_chunk[None, :] - fine_sum
         kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
         kept_factor = tl.exp(coarse_chunk + fine_chunk)
@@ -614,12 +575,12 @@ def chunk_scan_reverse_decayed(
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_chunk = tl.sum(coarse, 0)
         fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine, 0)
+        coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
-        coarse_chunk = tl.sum(coarse, 0)
-        fine_chunk = tl.sum(fine, 0)
         kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor[:, None]
@@ -631,7 +592,7 @@ def chunk_scan_reverse_decayed(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients_decayed(
+def chunk_gradients_keys(
     v_ptr,
     q_ptr,
     k_ptr,
@@ -639,11 +600,12 @@ def chunk_gradients_decayed(
     g_ptr,
     states_ptr,
     d_states_ptr,
+    d_scores_via_attention_ptr,
     attention_ptr,
-    d_k_ptr,
-    d_v_ptr,
     d_q_ptr,
+    d_k_ptr,
     d_g_ptr,
+    d_v_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -678,283 +640,146 @@ def chunk_gradients_decayed(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    if BK > 128:
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * v.to(tl.float32)
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            # adjoint of attention
-            d_attention = tl.dot(d_o, tl.trans(v), d_attention, input_precision=PRECISION)
+    # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
+    panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
+    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+    v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    # adjoint of carried_out
+    d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * v.to(tl.float32)
+    d_carried_out_factor_via_carried_out_2 = tl.sum(d_carried_out_factor_via_carried_out, 1)
+    # adjoint of carried_out_factor
+    d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
+    # adjoint of attention
+    d_attention = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
+    d_scores_via_attention = d_attention * scale
+    store_lower(d_scores_via_attention_ptr + i_h * BT, d_scores_via_attention, token, left, HV * BT, BT)
+    tl.debug_barrier()
+    d_v_2_sum = tl.zeros([BV, BT], tl.float32)
+    self_read = tl.zeros([BT], tl.float32)
+    for i_p in tl.range(0, panels, disable_licm=True):
+        d_S_next = load_rows(
+            d_states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
+        )
+        # adjoint of kept_keys
+        d_kept_keys = tl.dot(v, tl.trans(d_S_next), input_precision=PRECISION)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
         # retention, line 21: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
         coarse_chunk = tl.sum(coarse, 0)
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_after = coarse_chunk[None, :] - coarse_sum
         fine = -coarse + log_decay_valid
         fine_chunk = tl.sum(fine, 0)
-        # adjoint of attention
-        d_scores_via_attention = d_attention * scale
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # adjoint of scores
-        d_k_s_via_scores = decayed_t(
-            d_scores_via_attention,
-            q.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_s_via_scores = -d_k_s_via_scores * k.to(tl.float32)
-        d_q_via_scores = decayed_s(
-            d_scores_via_attention,
-            k.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_via_scores = d_q_via_scores * q.to(tl.float32)
-        # adjoint of fine_sum
-        d_fine_sum_early = d_coarse_sum_s_via_scores + d_coarse_sum_via_scores
-        # adjoint of carried_out_factor
-        d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
-        # adjoint of self_read
-        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
-        # adjoint of self_terms
-        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
-        # gradient
-        d_q_early = d_q_via_scores + d_q_via_self_terms
-        # adjoint of self_terms
-        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
-        # gradient
-        d_k_early = d_k_s_via_scores + d_k_via_self_terms
-        d_kept_factor_via_kept_2 = tl.zeros([BK], tl.float32)
-        d_kept_keys = tl.zeros([BK, BT], tl.float32)
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of kept
-            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept, 1)
-            # adjoint of kept_keys
-            d_kept_keys = tl.dot(d_S_next, tl.trans(v), d_kept_keys, input_precision=PRECISION)
-        # read-out
-        self_terms = k.to(tl.float32) * q.to(tl.float32)
-        self_read = tl.sum(self_terms, 1)
-        carried_out_factor = scale * self_read
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        # adjoint of kept_factor
-        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        coarse_after = coarse_chunk[None, :] - coarse_sum
         fine_after = fine_chunk[None, :] - fine_sum
-        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
-        # adjoint of kept_keys
-        d_coarse_after_via_kept_keys = d_kept_keys * tl.trans(kept_keys)
-        # adjoint of fine_after
-        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_kept_keys, 1)
-        # adjoint of fine_chunk
-        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk[None, :], [BT, BK])
-        # adjoint of fine_after
-        d_fine_sum_via_fine_after = -d_coarse_after_via_kept_keys
-        # adjoint of kept_keys
-        d_k_via_kept_keys = d_kept_keys * tl.exp(tl.trans(coarse_after) + tl.trans(fine_after))
-        # gradient
-        d_k = tl.trans(d_k_early) + d_k_via_kept_keys
-        store_rows(d_k_ptr + i_h * K, tl.trans(d_k), token, left, HV * K, K, BT, BK, 0)
-        d_q_decayed = tl.zeros([BK, BT], tl.float32)
-        for i_v in tl.range(0, blocks):
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of carried_out
-            d_v_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
-            # adjoint of v_s
-            d_v_s = tl.dot(tl.trans(attention), d_o, d_v_via_carried_out, input_precision=PRECISION)
-            # gradient
-            d_v_2 = tl.dot(kept_keys.to(dtype), d_S_next, d_v_s, input_precision=PRECISION)
-            store_rows(d_v_ptr + i_h * V, d_v_2, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of q_decayed
-            d_q_decayed = tl.dot(S, tl.trans(d_o), d_q_decayed, input_precision=PRECISION)
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
-        # adjoint of q_decayed
-        d_coarse_sum_via_q_decayed = d_q_decayed * tl.trans(q_decayed)
-        # adjoint of fine_sum
-        d_fine_sum = d_coarse_sum_via_q_decayed + tl.trans(d_fine_sum_early) + d_fine_sum_via_fine_after
-        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 1, reverse=True)
-        # adjoint of fine
-        d_fine = tl.trans(d_fine_via_fine_chunk) + d_fine_via_fine_sum
-        # adjoint of log_decay_valid
-        d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[None, :], d_fine, 0.0)
-        # adjoint of log_decay_bounded
-        d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(
-            tl.trans(g) <= -800.0, 0.0, 1.0
-        )
-        store_rows(d_g_ptr + i_h * K, tl.trans(d_g_via_log_decay_bounded), token, left, HV * K, K, BT, BK, 0)
-        # adjoint of q_decayed
-        d_q_via_q_decayed = d_q_decayed * scale * tl.exp(tl.trans(coarse_sum) + tl.trans(fine_sum))
-        # gradient
-        d_q = tl.trans(d_q_early) + d_q_via_q_decayed
-        store_rows(d_q_ptr + i_h * K, tl.trans(d_q), token, left, HV * K, K, BT, BK, 0)
-    else:
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of carried_out
-            d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * v.to(tl.float32)
-            d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
-            # adjoint of attention
-            d_attention = tl.dot(d_o, tl.trans(v), d_attention, input_precision=PRECISION)
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        # adjoint of attention
-        d_scores_via_attention = d_attention * scale
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        coarse_sum = tl.cumsum(coarse, 0)
-        fine_sum = tl.cumsum(fine, 0)
-        # adjoint of scores
-        d_k_s_via_scores = decayed_t(
-            d_scores_via_attention,
-            q.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_s_via_scores = -d_k_s_via_scores * k.to(tl.float32)
-        d_q_via_scores = decayed_s(
-            d_scores_via_attention,
-            k.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_via_scores = d_q_via_scores * q.to(tl.float32)
-        # adjoint of fine_sum
-        d_fine_sum_early = d_coarse_sum_s_via_scores + d_coarse_sum_via_scores
-        # adjoint of carried_out_factor
-        d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
-        # adjoint of self_read
-        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
-        # adjoint of self_terms
-        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
-        # gradient
-        d_q_early = d_q_via_scores + d_q_via_self_terms
-        # adjoint of self_terms
-        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
-        # gradient
-        d_k_early = d_k_s_via_scores + d_k_via_self_terms
-        d_kept_factor_via_kept_2 = tl.zeros([BK], tl.float32)
-        d_kept_keys = tl.zeros([BT, BK], tl.float32)
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of kept
-            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept, 1)
-            # adjoint of kept_keys
-            d_kept_keys = tl.dot(v, tl.trans(d_S_next), d_kept_keys, input_precision=PRECISION)
-        # read-out
-        self_terms = k.to(tl.float32) * q.to(tl.float32)
-        self_read = tl.sum(self_terms, 1)
-        carried_out_factor = scale * self_read
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        # adjoint of kept_factor
-        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine_after = fine_chunk[None, :] - fine_sum
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
         # adjoint of kept_keys
         d_coarse_after_via_kept_keys = d_kept_keys * kept_keys
         # adjoint of fine_after
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_kept_keys, 0)
+        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+        # adjoint of kept
+        d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+        d_kept_factor_via_kept_2 = tl.sum(d_kept_factor_via_kept, 1)
+        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk[None, :], [BT, BK])
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_kept_keys
         # adjoint of kept_keys
         d_k_via_kept_keys = d_kept_keys * tl.exp(coarse_after + fine_after)
+        # adjoint of self_read
+        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        # adjoint of self_terms
+        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
         # gradient
-        d_k = d_k_early + d_k_via_kept_keys
-        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
-        d_q_decayed = tl.zeros([BT, BK], tl.float32)
-        for i_v in tl.range(0, blocks):
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of carried_out
-            d_v_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
-            # adjoint of v_s
-            d_v_s = tl.dot(tl.trans(attention), d_o, d_v_via_carried_out, input_precision=PRECISION)
-            # gradient
-            d_v_2 = tl.dot(kept_keys.to(dtype), d_S_next, d_v_s, input_precision=PRECISION)
-            store_rows(d_v_ptr + i_h * V, d_v_2, token, left, HV * V, V, BT, BV, i_v * BV)
-            # adjoint of q_decayed
-            d_q_decayed = tl.dot(d_o, tl.trans(S), d_q_decayed, input_precision=PRECISION)
+        d_k_so_far = d_k_via_kept_keys + d_k_via_self_terms
+        _d_scores_via_attention = load_lower(d_scores_via_attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        # adjoint of scores
+        d_k_s_via_scores = decayed_t(
+            _d_scores_via_attention.to(tl.float32),
+            q.to(tl.float32),
+            coarse_sum,
+            fine_sum,
+            coarse_sum,
+            fine_sum,
+            BT,
+            BK,
+            PRECISION,
+        )
+        d_coarse_sum_s_via_scores = -d_k_s_via_scores * k.to(tl.float32)
+        # adjoint of fine_sum
+        d_fine_sum_so_far = d_coarse_sum_s_via_scores + d_fine_sum_via_fine_after
+        # gradient
+        d_k = d_k_s_via_scores + d_k_so_far
+        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, i_p * BK)
+        # adjoint of q_decayed
+        d_q_decayed = tl.dot(d_o, tl.trans(S), input_precision=PRECISION)
         # retention, line 21: norm2(S - exp(g) * S_prev) / 2
         q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of q_decayed
         d_coarse_sum_via_q_decayed = d_q_decayed * q_decayed
         # adjoint of fine_sum
-        d_fine_sum = d_coarse_sum_via_q_decayed + d_fine_sum_early + d_fine_sum_via_fine_after
+        d_fine_sum_so_far_2 = d_coarse_sum_via_q_decayed + d_fine_sum_so_far
+        # adjoint of q_decayed
+        d_q_via_q_decayed = d_q_decayed * scale * tl.exp(coarse_sum + fine_sum)
+        # adjoint of self_terms
+        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
+        # gradient
+        d_q_so_far = d_q_via_q_decayed + d_q_via_self_terms
+        # adjoint of scores
+        d_q_via_scores = decayed_s(
+            _d_scores_via_attention.to(tl.float32),
+            k.to(tl.float32),
+            coarse_sum,
+            fine_sum,
+            coarse_sum,
+            fine_sum,
+            BT,
+            BK,
+            PRECISION,
+        )
+        d_coarse_sum_via_scores = d_q_via_scores * q.to(tl.float32)
+        # adjoint of fine_sum
+        d_fine_sum = d_coarse_sum_via_scores + d_fine_sum_so_far_2
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
+        # adjoint of fine_chunk
+        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk[None, :], [BT, BK])
         # adjoint of fine
         d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[:, None], d_fine, 0.0)
         # adjoint of log_decay_bounded
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
-        store_rows(d_g_ptr + i_h * K, d_g_via_log_decay_bounded, token, left, HV * K, K, BT, BK, 0)
-        # adjoint of q_decayed
-        d_q_via_q_decayed = d_q_decayed * scale * tl.exp(coarse_sum + fine_sum)
+        store_rows(d_g_ptr + i_h * K, d_g_via_log_decay_bounded, token, left, HV * K, K, BT, BK, i_p * BK)
         # gradient
-        d_q = d_q_early + d_q_via_q_decayed
-        store_rows(d_q_ptr + i_h * K, d_q, token, left, HV * K, K, BT, BK, 0)
+        d_q = d_q_so_far + d_q_via_scores
+        store_rows(d_q_ptr + i_h * K, d_q, token, left, HV * K, K, BT, BK, i_p * BK)
+        d_v_2_sum = tl.dot(
+            tl.trans(d_S_next), tl.trans(kept_keys).to(dtype), d_v_2_sum, input_precision=PRECISION
+        )
+        # read-out
+        self_terms = k.to(tl.float32) * q.to(tl.float32)
+        self_read += tl.sum(self_terms, 1)
+    # read-out
+    carried_out_factor = scale * self_read
+    # adjoint of carried_out
+    d_v_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+    # gradient
+    d_v_2_start = d_v_2_sum + tl.trans(d_v_via_carried_out)
+    # adjoint of v_s
+    d_v_s = tl.dot(tl.trans(d_o), attention, d_v_2_start, input_precision=PRECISION)
+    # gradient
+    d_v_2 = d_v_s
+    store_rows(d_v_ptr + i_h * V, tl.trans(d_v_2), token, left, HV * V, V, BT, BV, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

@@ -25,7 +25,7 @@ CONFIGS = {
     "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
     "chunk_scan_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
     "chunk_scan_reverse_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
-    "chunk_gradients_decayed": {64: (32, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
     "chunk_output_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_transition_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -88,6 +88,9 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
+# They take every value channel, and of the key ones as many at once as configurations say.
+KEYS = ("chunk_gradients_keys",)
+
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
@@ -106,7 +109,7 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
 
 
 def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take.
+    """Half the value or key channels and no pipeline, for a chip without the shared memory that the defaults take.
 
     In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
     registers.
@@ -150,7 +153,7 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
         "chunk_prepare_decayed",
-        "chunk_gradients_decayed",
+        "chunk_gradients_keys",
         "chunk_output_decayed",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -162,7 +165,7 @@ def launch(
         "chunk_prepare_decayed",
         "chunk_scan_decayed",
         "chunk_scan_reverse_decayed",
-        "chunk_gradients_decayed",
+        "chunk_gradients_keys",
         "chunk_output_decayed",
         "chunk_transition_decayed",
     ):
@@ -172,11 +175,12 @@ def launch(
         flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
-        value_block = min(value_block, block(V))
+        key_block = min(value_block, block(K)) if kernel in KEYS else block(K)
+        value_block = block(V) if kernel in KEYS else min(value_block, block(V))
         grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](
-                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
+                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=key_block, BV=value_block,
                 PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
             )  # fmt: skip
             return
@@ -191,46 +195,46 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((592, 24576, 0, False), (976, 24576, 3, False)),
-                128: ((1104, 49152, 0, False), (2128, 81920, 3, False)),
-                256: ((2128, 98304, 0, False), (5200, 294912, 3, False)),
+                64: ((592, 49152, 0, False), (976, 24576, 3, False)),
+                128: ((1104, 98304, 0, False), (2128, 81920, 3, False)),
+                256: ((2128, 196608, 0, False), (5200, 294912, 3, False)),
             },
             "backward": {
-                64: ((640, 8192, 1, False), (1744, 90112, 0, False)),
-                128: ((1536, 32768, 1, False), (3920, 229376, 0, False)),
-                256: ((4096, 131072, 1, False), (9808, 655360, 0, False)),
+                64: ((640, 8192, 1, False), (1904, 139264, 0, False)),
+                128: ((1536, 32768, 1, False), (4080, 327680, 0, False)),
+                256: ((4096, 131072, 1, False), (9968, 851968, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((592, 24576, 0, False), (640, 8192, 1, False), (976, 16384, 0, False)),
-                128: ((1104, 49152, 0, False), (1536, 32768, 1, False), (2128, 49152, 0, False)),
-                256: ((2128, 98304, 0, False), (4096, 131072, 1, False), (5200, 163840, 0, False)),
+                64: ((592, 49152, 0, False), (640, 8192, 1, False), (976, 16384, 0, False)),
+                128: ((1104, 98304, 0, False), (1536, 32768, 1, False), (2128, 49152, 0, False)),
+                256: ((2128, 196608, 0, False), (4096, 131072, 1, False), (5200, 163840, 0, False)),
             },
             "backward": {
-                64: ((640, 8192, 1, False), (1744, 90112, 0, False)),
-                128: ((1536, 32768, 1, False), (3920, 229376, 0, False)),
-                256: ((4096, 131072, 1, False), (9808, 655360, 0, False)),
+                64: ((640, 8192, 1, False), (1904, 139264, 0, False)),
+                128: ((1536, 32768, 1, False), (4080, 327680, 0, False)),
+                256: ((4096, 131072, 1, False), (9968, 851968, 0, False)),
             },
         },
         "segments": {
             "forward": {
                 64: (
-                    (592, 24576, 0, False),
+                    (592, 49152, 0, False),
                     (256, 0, 0, True),
                     (512, 8192, 1, True),
                     (0, 0, 0, False),
                     (976, 24576, 3, True),
                 ),
                 128: (
-                    (1104, 49152, 0, False),
+                    (1104, 98304, 0, False),
                     (512, 0, 0, True),
                     (1024, 32768, 1, True),
                     (0, 0, 0, False),
                     (2128, 81920, 3, True),
                 ),
                 256: (
-                    (2128, 98304, 0, False),
+                    (2128, 196608, 0, False),
                     (1024, 0, 0, True),
                     (2048, 131072, 1, True),
                     (0, 0, 0, False),
@@ -243,21 +247,21 @@ COSTS = {
                     (512, 8192, 1, True),
                     (0, 0, 0, False),
                     (640, 8192, 1, True),
-                    (1744, 90112, 0, False),
+                    (1904, 139264, 0, False),
                 ),
                 128: (
                     (512, 0, 0, True),
                     (1024, 32768, 1, True),
                     (0, 0, 0, False),
                     (1536, 32768, 1, True),
-                    (3920, 229376, 0, False),
+                    (4080, 327680, 0, False),
                 ),
                 256: (
                     (1024, 0, 0, True),
                     (2048, 131072, 1, True),
                     (0, 0, 0, False),
                     (4096, 131072, 1, True),
-                    (9808, 655360, 0, False),
+                    (9968, 851968, 0, False),
                 ),
             },
         },
@@ -590,10 +594,11 @@ def chunk_backward_triton(
         )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
-    d_k = v.new_empty(*v.shape[:3], q.shape[3])
-    d_v = torch.empty_like(v)
+    d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
+    d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
+    d_v = torch.empty_like(v)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
         launch(
@@ -657,12 +662,12 @@ def chunk_backward_triton(
             SAVE=True,
         )
     launch(
-        "chunk_gradients_decayed",
+        "chunk_gradients_keys",
         q,
         v,
         layout,
         chunk,
-        [v, q, k, d_o, g, states, d_states, attention, d_k, d_v, d_q, d_g],
+        [v, q, k, d_o, g, states, d_states, d_scores_via_attention, attention, d_q, d_k, d_g, d_v],
         scale,
     )
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_initial

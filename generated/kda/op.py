@@ -28,7 +28,7 @@ CONFIGS = {
     "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
     "chunk_scan_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
     "chunk_scan_reverse_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
-    "chunk_gradients_decayed": {64: (32, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
     "chunk_output_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_transition_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -91,6 +91,9 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
+# They take every value channel, and of the key ones as many at once as configurations say.
+KEYS = ("chunk_gradients_keys",)
+
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
@@ -109,7 +112,7 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
 
 
 def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take.
+    """Half the value or key channels and no pipeline, for a chip without the shared memory that the defaults take.
 
     In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
     registers.
@@ -153,7 +156,7 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
         "chunk_prepare_decayed",
-        "chunk_gradients_decayed",
+        "chunk_gradients_keys",
         "chunk_output_decayed",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -165,7 +168,7 @@ def launch(
         "chunk_prepare_decayed",
         "chunk_scan_decayed",
         "chunk_scan_reverse_decayed",
-        "chunk_gradients_decayed",
+        "chunk_gradients_keys",
         "chunk_output_decayed",
         "chunk_transition_decayed",
     ):
@@ -175,11 +178,12 @@ def launch(
         flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
-        value_block = min(value_block, block(V))
+        key_block = min(value_block, block(K)) if kernel in KEYS else block(K)
+        value_block = block(V) if kernel in KEYS else min(value_block, block(V))
         grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](
-                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
+                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=key_block, BV=value_block,
                 PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
             )  # fmt: skip
             return
@@ -194,46 +198,46 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((676, 81920, 0, False), (1060, 40960, 5, False)),
-                128: ((1188, 131072, 0, False), (2212, 131072, 5, False)),
-                256: ((2212, 229376, 0, False), (5284, 458752, 5, False)),
+                64: ((676, 131072, 0, False), (1060, 40960, 5, False)),
+                128: ((1188, 229376, 0, False), (2212, 131072, 5, False)),
+                256: ((2212, 425984, 0, False), (5284, 458752, 5, False)),
             },
             "backward": {
-                64: ((932, 40960, 5, False), (1832, 245760, 0, False)),
-                128: ((1956, 131072, 5, False), (4008, 606208, 0, False)),
-                256: ((4772, 458752, 5, False), (9896, 1671168, 0, False)),
+                64: ((932, 40960, 5, False), (2152, 327680, 0, False)),
+                128: ((1956, 131072, 5, False), (4328, 737280, 0, False)),
+                256: ((4772, 458752, 5, False), (10216, 1802240, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((676, 81920, 0, False), (724, 24576, 3, False), (1060, 32768, 0, False)),
-                128: ((1188, 131072, 0, False), (1620, 81920, 3, False), (2212, 98304, 0, False)),
-                256: ((2212, 229376, 0, False), (4180, 294912, 3, False), (5284, 327680, 0, False)),
+                64: ((676, 131072, 0, False), (724, 24576, 3, False), (1060, 32768, 0, False)),
+                128: ((1188, 229376, 0, False), (1620, 81920, 3, False), (2212, 98304, 0, False)),
+                256: ((2212, 425984, 0, False), (4180, 294912, 3, False), (5284, 327680, 0, False)),
             },
             "backward": {
-                64: ((932, 40960, 5, False), (1832, 245760, 0, False)),
-                128: ((1956, 131072, 5, False), (4008, 606208, 0, False)),
-                256: ((4772, 458752, 5, False), (9896, 1671168, 0, False)),
+                64: ((932, 40960, 5, False), (2152, 327680, 0, False)),
+                128: ((1956, 131072, 5, False), (4328, 737280, 0, False)),
+                256: ((4772, 458752, 5, False), (10216, 1802240, 0, False)),
             },
         },
         "segments": {
             "forward": {
                 64: (
-                    (676, 81920, 0, False),
+                    (676, 131072, 0, False),
                     (468, 24576, 3, True),
                     (596, 24576, 3, True),
                     (0, 0, 0, False),
                     (1060, 40960, 5, True),
                 ),
                 128: (
-                    (1188, 131072, 0, False),
+                    (1188, 229376, 0, False),
                     (852, 81920, 3, True),
                     (1108, 81920, 3, True),
                     (0, 0, 0, False),
                     (2212, 131072, 5, True),
                 ),
                 256: (
-                    (2212, 229376, 0, False),
+                    (2212, 425984, 0, False),
                     (1620, 294912, 3, True),
                     (2132, 294912, 3, True),
                     (0, 0, 0, False),
@@ -246,21 +250,21 @@ COSTS = {
                     (804, 40960, 5, True),
                     (0, 0, 0, False),
                     (932, 40960, 5, True),
-                    (1832, 245760, 0, False),
+                    (2152, 327680, 0, False),
                 ),
                 128: (
                     (852, 81920, 3, True),
                     (1444, 131072, 5, True),
                     (0, 0, 0, False),
                     (1956, 131072, 5, True),
-                    (4008, 606208, 0, False),
+                    (4328, 737280, 0, False),
                 ),
                 256: (
                     (1620, 294912, 3, True),
                     (2724, 458752, 5, True),
                     (0, 0, 0, False),
                     (4772, 458752, 5, True),
-                    (9896, 1671168, 0, False),
+                    (10216, 1802240, 0, False),
                 ),
             },
         },
@@ -619,9 +623,11 @@ def chunk_backward_triton(
         )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+    d_overlap_via_system = v.new_empty(*v.shape[:3], chunk)
+    d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
+    d_v = torch.empty_like(v)
     d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
-    d_v = torch.empty_like(v)
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
@@ -687,12 +693,30 @@ def chunk_backward_triton(
             SAVE=True,
         )
     launch(
-        "chunk_gradients_decayed",
+        "chunk_gradients_keys",
         q,
         v,
         layout,
         chunk,
-        [q, k, v, g, beta, d_o, inverse, attention, states, d_states, d_beta, d_q, d_v, d_k, d_g],
+        [
+            q,
+            k,
+            v,
+            g,
+            states,
+            d_states,
+            beta,
+            d_o,
+            inverse,
+            attention,
+            d_overlap_via_system,
+            d_scores_via_attention,
+            d_v,
+            d_beta,
+            d_q,
+            d_k,
+            d_g,
+        ],
         scale,
     )
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_beta.to(beta.dtype), d_initial

@@ -20,6 +20,7 @@ DECAYED = "_decayed"  # works with decays that differ by key channel: as many ex
 CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
+KEYS = "_keys"  # they do, and walk key channels in panels
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
 # Kernels of pairs of tokens, and of sums along sequences: what configurations say they take at once is tokens.
 PAIRS = ("running_sums", "attend", "attend_queries", "attend_keys", "running_sums_reverse")
@@ -27,8 +28,8 @@ PAIRS = ("running_sums", "attend", "attend_queries", "attend_keys", "running_sum
 
 @dataclass(frozen=True)
 class Config:
-    """Value channels a program takes at once (hidden channels, where it walks those, or tokens, where they are PAIRS),
-    warps, pipeline stages.
+    """Value channels a program takes at once (hidden or key channels, where it walks those, or tokens, where they are
+    PAIRS), warps, pipeline stages.
     """
 
     value_block: int
@@ -58,7 +59,7 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan_reverse_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
     "chunk_output_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_transition_decayed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
-    "chunk_gradients_decayed": {64: Config(32, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_gradients_keys": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "chunk_scan_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_reverse_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_output_closed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
@@ -107,7 +108,6 @@ WIDE = {
     "chunk_gradients": 128,
     "chunk_gradients_nonlinear": 32,
     "chunk_gradients_masks": 64,
-    "chunk_gradients_decayed": 128,
 }
 
 
@@ -116,6 +116,7 @@ def plain_name(kernel: str) -> str:
     return (
         kernel.removesuffix(WHOLE)
         .removesuffix(PANELS)
+        .removesuffix(KEYS)
         .removesuffix(NONLINEAR)
         .removesuffix(MASKS)
         .removesuffix(DECAYED)
@@ -131,7 +132,12 @@ def takes_tokens(kernel: str) -> bool:
 
 def value_block(kernel: str, config: Config, d_v: int) -> int:
     """Value channels that a program of a kernel takes at once."""
-    return block(d_v) if kernel.endswith(PANELS) or takes_tokens(kernel) else config.value_block
+    return block(d_v) if kernel.endswith((PANELS, KEYS)) or takes_tokens(kernel) else config.value_block
+
+
+def key_block(kernel: str, config: Config, d_k: int) -> int:
+    """Key channels that a program of a kernel takes at once."""
+    return min(config.value_block, block(d_k)) if kernel.endswith(KEYS) else block(d_k)
 
 
 def hidden_block(kernel: str, config: Config, hidden: int) -> int:

@@ -111,6 +111,13 @@ class Kernel:
         return next((b.parts for s in self.segments for b in s.stores if b.space is Space.WAITING), ())
 
     @property
+    def waiting_pairs(self) -> tuple[Buffer, ...]:
+        """What a parallel one stores for its own later pieces, chunk by chunk."""
+        if self.skeleton is not Skeleton.PARALLEL:
+            return ()
+        return tuple(b for b in self.stores if b in self.loads)
+
+    @property
     def statements(self) -> tuple[Statement, ...]:
         return tuple(x for s in self.segments for x in s.statements)
 

@@ -319,7 +319,7 @@ def row_axes(tile: Tile) -> Axes:
 
 def sums(statement: Statement, axis: str) -> bool:
     """Whether it sums over an axis (or takes the largest along it), which kernels split or walk in panels."""
-    summed = isinstance(statement.op, (Contract, Reduce, Largest)) and axis not in statement.target.axes
+    summed = isinstance(statement.op, (Contract, Decayed, Reduce, Largest)) and axis not in statement.target.axes
     return summed and any(axis in t.axes for t in operands(statement.op))
 
 

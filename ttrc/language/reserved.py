@@ -20,8 +20,8 @@ _OPERATOR = (
 _GENERATED = (
     "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
     "chunk_forward_triton chunk_op chunk_size config conjugate crossing cut dataclass default_chunk ends enter every "
-    "final find_root grads held identity initial join keep_causal keep_first keep_strict kept kernels larger last "
-    "launch lay_out layout leave like op os pack_states per_key_head pieces plain recurrent_backward_op "
+    "final find_root grads held identity initial join keep_causal keep_first keep_strict kept kernels key_block larger "
+    "last launch lay_out layout leave like op os pack_states per_key_head pieces plain recurrent_backward_op "
     "recurrent_forward_triton recurrent_op reference save segments smaller sparse start starts state_dtype "
     "state_shape states stretches sums tensors tokens trail transition unit unpack_states uses_triton within"
 ).split()

@@ -138,8 +138,8 @@ def _products(statement: Statement, tokens: int) -> float:
     match statement.op:
         case Contract() | Compose():
             return 1
-        case Decayed():  # one for each block of 16 tokens but the first
-            return tokens // 16 - 1
+        case Decayed():  # one for each length of pieces: 2, 4, .. tokens
+            return tokens.bit_length() - 1
         case Substitute() as op:  # a product a block, which takes it off all rows, and a chain of instructions a row
             return tokens // 16 + tokens * _row_length(op) / INSTRUCTIONS
     return 0
@@ -279,7 +279,7 @@ class _Cost:
             case Substitute():  # a block of 16 rows taken off all rows; within blocks there are no products
                 return 2.0 * blocks["v"] * tokens
             case Decayed():
-                return 2.0 * tokens * (tokens // 16 - 1) * blocks["k"]
+                return 2.0 * tokens * (tokens.bit_length() - 1) * blocks["k"]
             case Compose():
                 return 2.0 * tokens**2
             case Inverse():  # two products of C x C a doubling, from blocks of 16

@@ -39,7 +39,6 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
     Tile,
-    joins_channels,
     operands,
     sums_values,
 )
@@ -53,6 +52,8 @@ from ttrc.passes.scan_panels import scan_panels
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.passes.split_panels import split_panels
+from ttrc.passes.take_values import takes_all_values
+from ttrc.passes.walk_keys import walk_keys
 
 KEY_HEADS = ("q", "k", "d_q", "d_k")
 THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
@@ -98,7 +99,13 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
     sooner = (*(b for b in gradients if b not in later), *apart)
-    grads = [planned(f"chunk_gradients{kind or masks}", Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
+    waiting: tuple[Buffer, ...] = ()
+    if decayed:
+        grads = [walk_keys("chunk_gradients", backward, sooner, read)]
+        waiting = grads[0].waiting_pairs
+    else:
+        name = f"chunk_gradients{kind or masks}"
+        grads = [planned(name, Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
         grads.append(planned("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
     kernels = [*prepare, ahead, back, *grads, output]
@@ -129,7 +136,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         tuple(kernels),
         tuple(schedules),
         cut_passes(pairs, kept, states, first, scan(*kept)),
-        (*kept_back, *apart),
+        (*kept_back, *apart, *waiting),
         chunk,
         step,
         recurrence.segment,
@@ -308,27 +315,12 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
         wide = Kernel(name, skeleton, False, cut(pulled, AS_MADE, True), ()) if sums_keys and name in WIDE else None
         segments = cut(body if long else pulled, narrow, False)
         return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
-    name = plain_name(name) + WHOLE if _takes_all_values(body, skeleton, carries) else name
-    body = order_statements(body, tuple(targets))
+    name = plain_name(name) + WHOLE if takes_all_values(body, skeleton, carries) else name
+    # Sums over a chunk's tokens come first: what they are of need not wait for them then.
+    sums = [s.target for s in body if isinstance(s.op, Reduce) and (*s.op.arg.axes, *s.target.axes) == ("t", "k", "k")]
+    body = order_statements(body, (*sums, *targets))
     segments = (_segment(False, body, (), memory, stores, targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
-
-
-def _takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton, carries: tuple[Carry, ...]) -> bool:
-    """Whether a scan's programs need every value channel, and cannot split that axis among them.
-
-    A sum over it needs them all. Gradients token by token are written as partial sums, one a program: there it
-    matters only where a channel goes on from a sum, or a state without channels of its own.
-    """
-    sums = {s.target for s in body if sums_values(s)}
-    if any(joins_channels(s) for s in body):
-        return True
-    if skeleton is not Skeleton.TOKENS_REVERSE:
-        return bool(sums)
-    for statement in body:
-        if sums & set(operands(statement.op)):
-            sums.add(statement.target)
-    return any("v" in t.axes for t in sums) or not sums.isdisjoint(c.next for c in carries)
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:

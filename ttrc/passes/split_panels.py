@@ -3,16 +3,19 @@
 A product or sum over that axis belongs to a loop, and is known once that has ended. What a loop needs of
 another's panel it works out again: panels are cheap to make, registers are not there to keep them.
 
-Parallel kernels walk the value axis, scans of deep memories their hidden one. There what is a product for each token
+Parallel kernels walk the value axis, where decays differ by key channel the key axis, and scans of deep memories their
+hidden one. There what is a product for each token
 takes a panel of weights to make again, which is much longer: it waits in memory.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
-from ttrc.ir.tile import Contract, Elementwise, Statement, Tile, operands, sums
+from ttrc.ir.tile import HIDDEN, Contract, Elementwise, Relabel, Statement, Tile, operands, sums
+from ttrc.passes.add_in_turn import add_in_turn
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.narrow_factors import Narrow
 from ttrc.passes.order_statements import order_statements
@@ -21,6 +24,7 @@ from ttrc.passes.slice_program import names_of, slice_program
 TYPICAL = {"t": 64, "s": 64, "k": 128, "j": 128, "v": 32}  # axes as long as they mostly are, to compare registers
 WIDE = TYPICAL | {"k": 256, "j": 256}
 DEEP = {"t": 16, "s": 16, "k": 128, "j": 128, "v": 128}
+BY_KEY = {"t": 64, "s": 64, "k": 32, "v": 128}
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Piece:
 def split_panels(
     body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow, wide_heads: bool = False, axis: str = "v"
 ) -> tuple[Piece, ...]:
+    body = _add_afterwards(body, axis) if axis == "k" else body
     groups = _groups(body, wanted, axis)
     body = _add_early(body, groups, axis)
     made = frozenset(s.target for s in body)
@@ -43,7 +48,7 @@ def split_panels(
     panels, at_hand = [], once
     for group in groups:
         panels.append(slice_program(body, group, at_hand - set(group)))
-        if axis != "v":
+        if axis in HIDDEN:
             at_hand |= {s.target for s in panels[-1] if _is_kept(s, axis)}
     place = _places(body, groups, panels, narrow, wide_heads, axis)
     place |= {t: 0 for t in wanted if t not in made and axis not in t.axes}
@@ -56,7 +61,9 @@ def split_panels(
             pieces.append((True, panels[number], totals, [t for t in wanted if t in groups[number]]))
     # Sums over hidden channels are small: nothing has to take their place at once.
     earlier = [pieces[:i] if axis == "v" else [] for i in range(len(pieces))]
-    return tuple(_piece(*p, earlier[i], pieces[i + 1 :], narrow) for i, p in enumerate(pieces) if p[1] or p[3])
+    return tuple(
+        _piece(*p, earlier[i], pieces[i + 1 :], narrow, axis == "k") for i, p in enumerate(pieces) if p[1] or p[3]
+    )
 
 
 def wait_for_panels(pieces: tuple[Piece, ...]) -> tuple[Tile, ...]:
@@ -89,7 +96,7 @@ def _is_kept(statement: Statement, axis: str) -> bool:
     return isinstance(statement.op, Contract) and axis in axes and bool({"t", "s"} & set(axes))
 
 
-def _piece(panelled: bool, statements, totals, results, earlier, later, narrow: Narrow) -> Piece:
+def _piece(panelled: bool, statements, totals, results, earlier, later, narrow: Narrow, in_turn: bool) -> Piece:
     """Small results first: a sum of a tile that others need too is made while that tile is at hand. Then what is turned
     over, for it leaves the registers. Of the wide ones first what takes the place of a sum just made; then that which
     takes most work, while there is room."""
@@ -103,7 +110,8 @@ def _piece(panelled: bool, statements, totals, results, earlier, later, narrow: 
         return len(t.axes) if t not in narrow.turned else 1.5, t not in from_sum, -len(needs.get(t, ()))
 
     goals.sort(key=order)
-    return Piece(panelled, order_statements(statements, tuple(goals)), totals, tuple(results))
+    arrange = add_in_turn if in_turn and panelled else order_statements
+    return Piece(panelled, arrange(statements, tuple(goals)), totals, tuple(results))
 
 
 def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...], axis: str) -> list[list[Tile]]:
@@ -160,6 +168,38 @@ def _needs(body, targets: list[Tile], axis: str) -> set[Tile]:
 
 def _all_needs(body, targets: list[Tile]) -> set[Tile]:
     return {t for s in slice_program(body, targets) for t in operands(s.op)}
+
+
+def _add_afterwards(body: tuple[Statement, ...], axis: str) -> tuple[Statement, ...]:
+    """An addend that is known after the factors of its sum over panels is added once that is made: no loop waits. Where
+    it is a product itself, that goes on from the sum."""
+    stage = _stages(tuple(replace(s, op=replace(s.op, add=None)) if _adds(s, axis) else s for s in body), axis)
+    summed = {s.target for s in body if sums(s, axis)}
+    uses = Counter(t for s in body for t in operands(s.op))
+    build = Builder(tuple({t for s in body for t in (s.target, *operands(s.op))}))
+    made = {s.target: s for s in body}
+    for statement in body:
+        target, op, origin = statement.target, statement.op, statement.origin
+        if not _adds(statement, axis) or stage.get(op.add, 0) + (op.add in summed) <= stage[target]:
+            continue
+        total = build.emit(f"{target.name}_sum", target.axes, replace(op, add=None), origin)
+        turned = isinstance(getattr(made.get(op.add), "op", None), Relabel)
+        last = made.get(made[op.add].op.arg if turned else op.add)
+        if last is not None and isinstance(last.op, Contract) and uses[last.target] == 1 and not sums(last, axis):
+            start = build.relabel(total, origin) if turned else total
+            if last.op.add is not None:
+                both = {t.name: t for t in (start, last.op.add)}
+                start = build.elementwise(f"{target.name}_start", sym(start) + sym(last.op.add), both, origin)
+            made[last.target] = replace(last, op=replace(last.op, add=start))
+            made[target] = Statement(target, Elementwise(sym(op.add), (op.add,)), origin)
+        else:
+            both = tuple(sorted((total, op.add), key=lambda t: t.name))
+            made[target] = Statement(target, Elementwise(sym(total) + sym(op.add), both), origin)
+    return order_statements((*made.values(), *build.statements), ())
+
+
+def _adds(statement: Statement, axis: str) -> bool:
+    return sums(statement, axis) and getattr(statement.op, "add", None) is not None
 
 
 def _stages(body: tuple[Statement, ...], axis: str) -> dict[Tile, int]:
@@ -256,7 +296,7 @@ def _places(
     for statement in reversed(once):  # what it is made of comes with what was made earlier
         for tile in made & set(operands(statement.op)):
             no_later_than(tile, place[statement.target])
-    lengths = DEEP if axis != "v" else WIDE if wide_heads else TYPICAL
+    lengths = DEEP if axis in HIDDEN else BY_KEY if axis == "k" else WIDE if wide_heads else TYPICAL
     _postpone(once, panels, groups, place, narrow.factors, wide_heads, lengths)
     return {s.target: place[s.target] for s in once}
 

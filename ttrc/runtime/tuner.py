@@ -214,9 +214,10 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
 
 def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
-    # Over blocks of values, or of hidden channels; the others split values over programs.
+    # Over blocks of values, of keys or of hidden channels; the others split values over programs.
     looped = kernel.skeleton is Skeleton.PARALLEL or kernel.in_memory
-    again = (-(-shape.d_v // config.value_block) - 1) * (known.looped or known.instructions) if looped else 0
+    walked = shape.d_k if kernel.axis == "k" else shape.d_v
+    again = (-(-walked // config.value_block) - 1) * (known.looped or known.instructions) if looped else 0
     work = known.instructions + again + SPILL * known.spills
     waves = -(-grid // (multiprocessors * max(known.blocks, 1)))
     return max(grid * work * config.warps / (4 * multiprocessors), waves * work)

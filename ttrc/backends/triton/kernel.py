@@ -7,15 +7,15 @@ from itertools import groupby
 from ttrc.backends.triton import substitution
 from ttrc.backends.triton.carried import carried_states, kept_room
 from ttrc.backends.triton.memory import (
-    VALUES,
+    FIRST,
     ChunkMemory,
     TokenMemory,
     room,
     waiting_room,
 )
-from ttrc.backends.triton.printer import TritonPrinter
+from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.backends.triton.stream import stream_holes, walk_holes
-from ttrc.ir.config import WIDE, plain_name
+from ttrc.ir.config import DECAYED, WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
@@ -66,6 +66,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     writer = _Writer(kernel, domains, tags)
     if kernel.skeleton is Skeleton.PARALLEL:
         return common | {
+            "axis": kernel.axis,
             "body": writer.panels(),
             "wide": "" if kernel.wide is None else _Writer(kernel.wide, domains, tags, wide=True).panels(),
             "widest": WIDE.get(kernel.name),
@@ -181,12 +182,15 @@ class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str], wide: bool = False):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         memory = TokenMemory if tokens else ChunkMemory
-        panels = {} if kernel.axis == "v" else {kernel.axis: "i_p * BH"}
         self.kernel, self.tags, self.domains = kernel, tags, domains
-        self.memory = memory(domains, VALUES | panels)
+        self.memory = memory(domains, FIRST[kernel.axis])
         self.stored = {b.tile: b for b in kernel.loads}
-        raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b)}
-        self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, wide, panels), set()
+        turns = OF_VALUES if kernel.axis == "k" else OF_KEYS if wide else ()
+        # Of these tiles, whole ones, those that later products alone want wait as they are wanted.
+        self.rests = (("t", "s"), *OF_VALUES) if kernel.axis == "k" else (("t", "s"),) if wide else ()
+        self.own = kernel.waiting_pairs
+        raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b) and b not in self.own}
+        self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, turns, self.memory.begins), set()
         self.on_request = _on_request(kernel)
         self.origin = None
 
@@ -197,11 +201,14 @@ class _Writer:
         needed, also = self._apart(segment)
         loads = [b for b in segment.loads if not _only_in_blocks(segment, b.tile)]
         lines = self._loads(b for b in loads if b.tile in needed)
-        lines += _guarded("READ", self._loads(b for b in loads if b.tile not in needed))
+        read = [b for b in loads if b.tile not in needed]
+        # Where exponents as wide as the keys are held, rows of keys that read-outs alone take come with these.
+        late = [b for b in read if self.kernel.name.endswith(DECAYED) and "k" in b.tile.axes]
+        lines += _guarded("READ", self._loads(b for b in read if b not in late))
         made = {s.target for s in segment.statements}
         lines += self._stores(b for b in segment.stores if b.tile not in made)
         for reads, run in groupby(segment.statements, key=lambda s: s.target in also):
-            printed = []
+            printed = self._loads(late) if reads else []
             for s in run:
                 printed += [
                     *self._statement(s),
@@ -237,13 +244,19 @@ class _Writer:
 
     def panels(self) -> str:
         # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
-        lines = self._loads(b for b in self.kernel.loads if "v" not in b.tile.axes)
+        apart = {"v", self.kernel.axis}
+        own = self.own
+        lines = self._loads(b for b in self.kernel.loads if not apart & set(b.tile.axes) and b not in own)
         segments = self.kernel.segments
         for number, segment in enumerate(segments):
+            lines += self._loads(b for b in segment.loads if self.kernel.axis not in b.tile.axes and b not in own)
             lines += self._panel_loop(segment) if segment.panelled else [self.straight(segment)]
-            if self.printer.wide:
+            if set(segment.stores) & set(own):
+                lines.append("tl.debug_barrier()")
+            if self.rests:
                 later = tuple(s for x in segments[number + 1 :] for s in x.statements)
-                lines += self.printer.rest({s.target for s in segment.statements}, later)
+                made = {s.target for s in segment.statements if s.target.axes in self.rests}
+                lines += self.printer.rest(made, later)
         return "\n".join(line for line in lines if line)
 
     def _panel_loop(self, segment: Segment) -> list[str]:
@@ -253,7 +266,11 @@ class _Writer:
             add = statement.op.add if isinstance(statement.op, Contract) else None
             opened += self.printer.open_sum(statement, chained=add in summed)
         axis, made = self.kernel.axis, {s.target for s in segment.statements}
-        waiting = [b for b in segment.loads if axis in b.tile.axes]
+        own = [b for b in segment.loads if b in self.own]
+        for buffer in own:  # as it comes from memory it is of another type, and needs another name
+            self.printer.alias[buffer.tile.name] = f"_{buffer.tile.name}"
+            self.printer.raw.add(buffer.tile.name)
+        waiting = [b for b in segment.loads if axis in b.tile.axes or b in own]
         # Panels of weights hold many registers: each is loaded when it is used.
         body = self._loads(waiting, again=True) if axis == "v" else []
         for statement in segment.statements:

@@ -9,6 +9,8 @@ from ttrc.ir.tile import HIDDEN, Tile, row_axes
 from ttrc.language.spec import Domain
 
 VALUES = {"v": "i_v * BV"}  # where the channels of an axis begin that a program holds, of which it holds a part
+# The same by the axis that a kernel walks. Those that walk key channels hold all value channels.
+FIRST = {"v": VALUES, "k": {"k": "i_p * BK"}} | {a: VALUES | {a: "i_p * BH"} for a in HIDDEN}
 ROWS = {"t": ("token", "left"), "s": ("token", "left")}
 WIDTH = {"t": "BT", "s": "BT", "k": "K", "j": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
 BLOCK = {"t": "BT", "s": "BT", "k": "BK", "j": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}

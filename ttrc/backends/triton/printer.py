@@ -13,6 +13,7 @@ from ttrc.backends.triton.memory import BLOCK
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
+    Axes,
     Compose,
     Conjugate,
     Contract,
@@ -34,7 +35,7 @@ from ttrc.ir.tile import (
 )
 
 TAKEN = {"H": "H_state"}  # what tiles are called whose names are words of a kernel's head
-OF_KEYS = (("t", "k"), ("s", "k"))
+OF_KEYS, OF_VALUES = (("t", "k"), ("s", "k")), (("t", "v"), ("s", "v"))
 
 
 def shape(tile: Tile) -> str:
@@ -51,9 +52,10 @@ class TritonPrinter:
     elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
     the variable that holds it, where that has another name.
 
-    `wide`: products with a row of keys a token are worked out transposed. Then their rows are key channels, which are
-    as many as 8 warps need; of 64 tokens half of the warps would hold a second copy. `flipped` are the variables that
-    hold a tile transposed, `rested` those that hold one of them in the inputs' dtype for products still to come.
+    `turns`: products with these axes, a row of channels a token, are worked out transposed. Then their rows are
+    channels, which are as many as 8 warps need; of 64 tokens half of the warps would hold a second copy. `flipped` are
+    the variables that hold a tile transposed, `rested` those that hold one of them in the inputs' dtype for products
+    still to come.
 
     `precise`: what is printed is inside of a search, whose products take operands as they are.
     """
@@ -61,7 +63,7 @@ class TritonPrinter:
     raw: set[str]
     narrow: frozenset[Tile] = frozenset()
     turned: frozenset[Tile] = frozenset()
-    wide: bool = False
+    turns: tuple[Axes, ...] = ()
     begins: dict[str, str] = field(default_factory=dict)
     columns: str = "t"
     end: str = "left"
@@ -97,8 +99,8 @@ class TritonPrinter:
         return f"tl.trans({self.name(tile)})" if self._is_flipped(tile) else self.name(tile)
 
     def rest(self, made: set[Tile], later: tuple[Statement, ...]) -> list[str]:
-        """Copies of C x C tiles as the products want them that come after a loop, where nothing else does."""
-        names = {self.name(t) for t in made if t.axes == ("t", "s")} - self.raw
+        """Copies of tiles as the products want them that come after a loop, where nothing else does."""
+        names = {self.name(t) for t in made} - self.raw
         names -= {self.name(t) for s in later if not isinstance(s.op, (Contract, Relabel)) for t in operands(s.op)}
         lines = []
         for statement in (s for s in later if isinstance(s.op, Contract)):
@@ -149,8 +151,8 @@ class TritonPrinter:
             self.flipped.add(statement.target.name)
 
     def _flips(self, statement: Statement) -> bool:
-        """Whether a tile is made transposed: a product as wide as the keys, and what is made of such."""
-        if not self.wide or statement.target.axes not in OF_KEYS:
+        """Whether a tile is made transposed: a product with such axes, and what is made of one."""
+        if statement.target.axes not in self.turns:
             return False
         return isinstance(statement.op, Contract) or any(self._is_flipped(t) for t in operands(statement.op))
 
@@ -267,7 +269,7 @@ class TritonPrinter:
             case Relation.KEYS:
                 return f"{self._across(target, 'k')} < K"
             case Relation.VALUES:
-                return f"i_v * BV + {self._across(target, 'v')} < V"
+                return f"{self._across(target, 'v')} < V"
             case Hidden(axis):
                 return f"{self._across(target, axis)} < HIDDEN"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.kernel import asks_begins, has_hidden, pointers
-from ttrc.ir.config import Config, block, default_config, hidden_block, value_block
+from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
 
@@ -34,7 +34,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
-    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": block(d_k)}
+    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": key_block(kernel.name, config, d_k)}
     constants |= {"BV": value_block(kernel.name, config, d_v), "PACKED": False}
     if has_hidden(kernel):
         hidden = plan.expansion * d_k
