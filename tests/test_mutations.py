@@ -559,7 +559,7 @@ def test_a_gate_of_the_wrong_value_channels(build):
 
 @pytest.mark.parametrize("old, new", [
     ("range(0, 4 + (C > 16)", "range(1, 4 + (C > 16)"),
-    ("tl.where(late, 0.0, b * decay)", "tl.where(late, 0.0, b)"),
+    ("row - whole, whole - column)", "row - whole, 0.5 * (whole - column))"),
     ("(t >> (level + 1))[None, :]", "(t >> (level + 2))[None, :]"),
     ("tl.where(late, row - whole,", "tl.where(late, 0.5 * (row - whole),"),
 ])  # fmt: skip

@@ -46,7 +46,7 @@ class Buffer:
 class Skeleton(Enum):
     """The loop around a kernel's body; each has one template."""
 
-    PARALLEL = "parallel"  # one program a chunk and head, the value axis walked in panels
+    PARALLEL = "parallel"  # one program a chunk and head, the value axis (or the key axis) walked in panels
     SCAN = "scan"  # one program a sequence, head and value block, chunks in order, states on chip
     TOKENS = "tokens"  # as SCAN, token by token
     TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints
