@@ -11,10 +11,10 @@ takes a panel of weights to make again, which is much longer: it waits in memory
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ttrc.ir.tile import HIDDEN, Contract, Elementwise, Relabel, Statement, Tile, operands, sums
+from ttrc.ir.tile import HIDDEN, Contract, Elementwise, Statement, Tile, operands, sums
+from ttrc.passes.add_afterwards import add_afterwards, stages
 from ttrc.passes.add_in_turn import add_in_turn
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.narrow_factors import Narrow
@@ -40,7 +40,7 @@ class Piece:
 def split_panels(
     body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow, wide_heads: bool = False, axis: str = "v"
 ) -> tuple[Piece, ...]:
-    body = _add_afterwards(body, axis) if axis == "k" else body
+    body = add_afterwards(body, axis) if axis == "k" else body
     groups = _groups(body, wanted, axis)
     body = _add_early(body, groups, axis)
     made = frozenset(s.target for s in body)
@@ -121,7 +121,7 @@ def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...], axis: str) ->
 
     Segments of deep memories are short, and so are their accumulators: one loop for all of a stage. What is written out
     there takes the place of what loops read: it belongs to the last of them."""
-    stage = _stages(body, axis)
+    stage = stages(body, axis)
     summed = [s.target for s in body if sums(s, axis)]
     written = [t for t in wanted if axis in t.axes]
     deep = axis != "v"
@@ -168,56 +168,6 @@ def _needs(body, targets: list[Tile], axis: str) -> set[Tile]:
 
 def _all_needs(body, targets: list[Tile]) -> set[Tile]:
     return {t for s in slice_program(body, targets) for t in operands(s.op)}
-
-
-def _add_afterwards(body: tuple[Statement, ...], axis: str) -> tuple[Statement, ...]:
-    """An addend that is known after the factors of its sum over panels is added once that is made: no loop waits. Where
-    it is a product itself, that goes on from the sum."""
-    stage = _stages(tuple(replace(s, op=replace(s.op, add=None)) if _adds(s, axis) else s for s in body), axis)
-    summed = {s.target for s in body if sums(s, axis)}
-    uses = Counter(t for s in body for t in operands(s.op))
-    build = Builder(tuple({t for s in body for t in (s.target, *operands(s.op))}))
-    made = {s.target: s for s in body}
-    for statement in body:
-        target, op, origin = statement.target, statement.op, statement.origin
-        if not _adds(statement, axis) or stage.get(op.add, 0) + (op.add in summed) <= stage[target]:
-            continue
-        total = build.emit(f"{target.name}_sum", target.axes, replace(op, add=None), origin)
-        turned = isinstance(getattr(made.get(op.add), "op", None), Relabel)
-        last = made.get(made[op.add].op.arg if turned else op.add)
-        if last is not None and isinstance(last.op, Contract) and uses[last.target] == 1 and not sums(last, axis):
-            start = build.relabel(total, origin) if turned else total
-            if last.op.add is not None:
-                both = {t.name: t for t in (start, last.op.add)}
-                start = build.elementwise(f"{target.name}_start", sym(start) + sym(last.op.add), both, origin)
-            made[last.target] = replace(last, op=replace(last.op, add=start))
-            made[target] = Statement(target, Elementwise(sym(op.add), (op.add,)), origin)
-        else:
-            both = tuple(sorted((total, op.add), key=lambda t: t.name))
-            made[target] = Statement(target, Elementwise(sym(total) + sym(op.add), both), origin)
-    return order_statements((*made.values(), *build.statements), ())
-
-
-def _adds(statement: Statement, axis: str) -> bool:
-    return sums(statement, axis) and getattr(statement.op, "add", None) is not None
-
-
-def _stages(body: tuple[Statement, ...], axis: str) -> dict[Tile, int]:
-    """How many loops, one after the other, must have ended before a tile can be made; for a sum over panels, begun."""
-    stage: dict[Tile, int] = {}
-    summed = {s.target for s in body if sums(s, axis)}
-
-    def known(tile: Tile) -> int:
-        return stage.get(tile, 0) + (tile in summed)
-
-    for statement in body:
-        add = getattr(statement.op, "add", None)
-        rest = [t for t in operands(statement.op) if t is not add]
-        stage[statement.target] = max([known(t) for t in rest], default=0)
-        if add is not None:  # a sum goes on from an addend in the same loop
-            joins = statement.target in summed and add in summed
-            stage[statement.target] = max(stage[statement.target], stage[add] if joins else known(add))
-    return stage
 
 
 def _known_after(body: tuple[Statement, ...], groups: list[list[Tile]], axis: str) -> dict[Tile, int]:
