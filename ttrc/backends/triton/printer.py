@@ -9,7 +9,7 @@ from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
 from ttrc.backends.triton.conjugate import search
 from ttrc.backends.triton.dialect import DIALECT
-from ttrc.backends.triton.memory import BLOCK
+from ttrc.backends.triton.memory import BLOCK, VALUES
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
@@ -64,7 +64,7 @@ class TritonPrinter:
     narrow: frozenset[Tile] = frozenset()
     turned: frozenset[Tile] = frozenset()
     turns: tuple[Axes, ...] = ()
-    begins: dict[str, str] = field(default_factory=dict)
+    begins: dict[str, str] = field(default_factory=lambda: dict(VALUES))
     columns: str = "t"
     end: str = "left"
     edges: dict[str, str] = field(default_factory=dict)
