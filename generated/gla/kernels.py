@@ -257,7 +257,7 @@ def whole_power(x, N: tl.constexpr):
 
 
 @triton.jit
-def halves(level, t, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr):
+def decays_by_half(level, t, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr):
     """Of pieces of 2 * 2 ** level tokens: which rows are of the second half, and decays [C, K] of at most 1: of those
     since their half began, and of what the others have left until then."""
     late = ((t >> level) % 2 == 1)[:, None]
@@ -285,7 +285,7 @@ def decayed_k(
     t = tl.arange(0, C)
     P = tl.zeros([C, C], tl.float32)
     for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
-        late, decay = halves(level, t, row, more_row, column, more_column, C, K)
+        late, decay = decays_by_half(level, t, row, more_row, column, more_column, C, K)
         left, right = tl.where(late, a * decay, 0.0), tl.where(late, 0.0, b * decay)
         P += tl.where(one_piece(level, t), tl.dot(left, tl.trans(right), input_precision=PRECISION), 0.0)
     return P
@@ -299,7 +299,7 @@ def decayed_s(
     t = tl.arange(0, C)
     x = tl.zeros([C, K], tl.float32)
     for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
-        late, decay = halves(level, t, row, more_row, column, more_column, C, K)
+        late, decay = decays_by_half(level, t, row, more_row, column, more_column, C, K)
         pairs, right = tl.where(one_piece(level, t), P, 0.0), tl.where(late, 0.0, b * decay)
         x += tl.where(late, decay * tl.dot(pairs, right, input_precision=PRECISION), 0.0)
     return x
@@ -313,7 +313,7 @@ def decayed_t(
     t = tl.arange(0, C)
     x = tl.zeros([C, K], tl.float32)
     for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
-        late, decay = halves(level, t, row, more_row, column, more_column, C, K)
+        late, decay = decays_by_half(level, t, row, more_row, column, more_column, C, K)
         pairs, left = tl.where(one_piece(level, t), P, 0.0), tl.where(late, a * decay, 0.0)
         x += tl.where(late, 0.0, decay * tl.dot(tl.trans(pairs), left, input_precision=PRECISION))
     return x
