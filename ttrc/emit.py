@@ -7,6 +7,7 @@ comments alone, one escaped line each.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import subprocess
 from functools import cache
@@ -19,11 +20,12 @@ from ttrc.backends.derivation import comment, derivation
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
+from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
 from ttrc.ir.config import KEYS, PANELS, WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
-from ttrc.ir.tile import BEGINS, GIVEN, Conjugate, Decayed
+from ttrc.ir.tile import BEGINS, GIVEN
 from ttrc.language.spec import KernelMemory, Spec
 from ttrc.passes.budget import launch_costs
 from ttrc.paths import templates_dir
@@ -38,10 +40,10 @@ def emit(module: Module) -> dict[str, str]:
         "__init__.py": _render(
             "init.py.jinja", header=_header(module.spec), name=module.spec.name, title=_title(module.spec)
         ),
-        "reference.py": _reference(module),
         "kernels.py": _kernels(module),
         "op.py": _op(module),
     }
+    files["reference.py"] = without_unused(_reference(module), attributes(files["op.py"], "reference"))
     return {name: format_code(text) for name, text in files.items()}
 
 
@@ -117,7 +119,7 @@ def _reference(module: Module) -> str:
             derivation=derivation(module),
             **pairs.reference_holes(module, tags(spec)),
         )
-    names = ["q", "k", "v", *arguments.moving(module)]
+    tensors = ["q", "k", "v", *arguments.moving(module)]
     forward = {f: print_forward(m.forward, tags(spec)) for f, m in module.forms.items()}
     backward = {f: print_backward(m.backward, m.forward.inputs, tags(spec)) for f, m in module.forms.items()}
     return _render(
@@ -126,7 +128,7 @@ def _reference(module: Module) -> str:
         title=_title(spec),
         forms=list(module.forms),
         derivation=derivation(module),
-        step_args=", ".join(names),
+        step_args=", ".join(tensors),
         forward=forward,
         backward=backward,
         given={f: ", ".join(t.name for t in m.forward.inputs if t.name in GIVEN) for f, m in module.forms.items()},
@@ -134,11 +136,9 @@ def _reference(module: Module) -> str:
         cotangents={f: [c.state.name for c in m.backward.carries if c.reverse] for f, m in module.forms.items()},
         handed=len(arguments.handed(module)),
         segments=_segments(module),
-        tensor_names=_tuple(names),
+        tensor_names=_tuple(tensors),
         parameter_names=_tuple(g.name for g in spec.parameters),
         channels=_has_channels(spec.parameters, module),
-        decayed=_holds(module, Decayed),
-        conjugate=_holds(module, Conjugate),
         shapes={f: [arguments.shape_text(c.state) for c in m.forward.carries] for f, m in module.forms.items()},
         expansion=arguments.expansion(module),
     )
@@ -164,21 +164,8 @@ def _kernels(module: Module) -> str:
         header=_header(spec),
         title=_title(spec),
         derivation=derivation(module),
-        prelude=_prelude(module),
+        prelude=without_unused(_render("triton/prelude.py.jinja"), names(ast.parse("\n".join(bodies)))),
         kernels=bodies,
-    )
-
-
-def _prelude(module: Module) -> str:
-    """What kernels call."""
-    if isinstance(module.recurrence, Attention):
-        common = _render("triton/prelude.py.jinja", channels=False, decayed=False, conjugate=False)
-        return f"{common}\n\n{_render('triton/pairs.py.jinja')}"
-    return _render(
-        "triton/prelude.py.jinja",
-        channels=_has_channels(module.recurrence.gates, module),
-        decayed=_holds(module, Decayed),
-        conjugate=_holds(module, Conjugate),
     )
 
 
@@ -186,11 +173,6 @@ def _has_channels(gates, module: Module) -> bool:
     """Whether one of these gates comes with channels, and is not carried as a state is."""
     still = arguments.still(module)
     return any(g.per.axes for g in gates if g.name not in still)
-
-
-def _holds(module: Module, kind: type) -> bool:
-    """Whether its programs have such an operation."""
-    return any(isinstance(s.op, kind) for m in module.forms.values() for s in m.forward.statements)
 
 
 def _op(module: Module) -> str:

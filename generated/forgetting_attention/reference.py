@@ -8,7 +8,6 @@ Tensors inside a step are [B, HV, ...]; q and k have been repeated to the HV val
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 
 def keep_causal(x, fill=0.0):
@@ -21,35 +20,9 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
-def log_cosh(x):
-    return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
-
-
 def choose(a, b, x, y):
     """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
     return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
-
-
-def smaller(x, y):
-    return torch.where(x <= y, x, y)
-
-
-def larger(x, y):
-    return torch.where(x <= y, y, x)
-
-
-def positive_power(x, y):
-    """x ** y where x > 0, 0 elsewhere."""
-    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
-
-
-def clip(x, d):
-    return larger(smaller(x, d), -d)
-
-
-def huber(x, d):
-    inside = clip(x, d)
-    return inside * (x - 0.5 * inside)
 
 
 # similarity dot(q, k)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
 
 def keep_causal(x, fill=0.0):
@@ -23,76 +22,14 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
-def keep_first(x, fill=0.0):
-    """x[t] where t = 0."""
-    return torch.where(torch.arange(x.shape[-1], device=x.device) == 0, x, fill)
-
-
-def substitute(matrix, base, write, rows, reverse):
-    """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
-    x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2
-    order = range(base.shape[axis])
-    for t in reversed(order) if reverse else order:
-        row = base.narrow(axis, t, 1) - matrix.narrow(axis, t, 1) @ written
-        x.narrow(axis, t, 1).copy_(row)
-        written.narrow(axis, t, 1).copy_(write(row, *(r.narrow(axis, t, 1) for r in rows)))
-    return x
-
-
-def find_root(pull, base):
-    """x with x + pull(x) = base, entry by entry; pull gives its own slope too, and never falls.
-
-    The root lies between base and base - pull(base). Newton's steps from x = base; one that would leave what is known
-    to hold the root, or is not half as long as the last, is a bisection instead. An entry rests once the equation is
-    off by no more than rounding.
-    """
-    x, step, rounding = base, torch.full_like(base, torch.inf), 16.0 * torch.finfo(base.dtype).eps
-    first = base - pull(base)[0].clamp(-1e30, 1e30)
-    low, high = torch.minimum(first, base), torch.maximum(first, base)
-    for _ in range(1000):
-        pulled, slope = pull(x)
-        excess = x + pulled - base
-        low, high = torch.where(excess > 0, low, x), torch.where(excess > 0, x, high)
-        share = 1.0 / (1.0 + slope)
-        newton, length = x - excess * share, (excess * share).abs()
-        found = length < rounding * (x.abs() + base.abs() * share)
-        good = found | ((newton >= low) & (newton <= high) & (2.0 * length <= step))
-        following = torch.where(step == 0, x, torch.where(good, newton, 0.5 * (low + high)))
-        x, step = following, torch.where(found, 0.0, (following - x).abs())
-        if not step.any():
-            break
-    return x
-
-
-def log_cosh(x):
-    return torch.abs(x) + F.softplus(-2.0 * torch.abs(x)) - 0.6931471805599453
-
-
 def choose(a, b, x, y):
     """x where a <= b, y elsewhere; two numbers would be in torch's default dtype."""
     return torch.where(a <= b, x if isinstance(x, torch.Tensor) else torch.full_like(a - b, x), y)
 
 
-def smaller(x, y):
-    return torch.where(x <= y, x, y)
-
-
-def larger(x, y):
-    return torch.where(x <= y, y, x)
-
-
 def positive_power(x, y):
     """x ** y where x > 0, 0 elsewhere."""
     return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
-
-
-def clip(x, d):
-    return larger(smaller(x, d), -d)
-
-
-def huber(x, d):
-    inside = clip(x, d)
-    return inside * (x - 0.5 * inside)
 
 
 # loss       sum((square(p - v) + 0.000001)**1.5), weight theta / 128

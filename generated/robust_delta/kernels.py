@@ -65,14 +65,6 @@ def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
 
 
 @triton.jit
-def load_lower_block(base, first, left, stride, n):
-    """Where those rows and columns meet, on the diagonal, [16, 16]."""
-    r, c = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
-    here = base + first * stride + n * 16 * (stride + 1)
-    return tl.load(here + r * stride + c, mask=n * 16 + r < left, other=0.0)
-
-
-@triton.jit
 def load_line(block, stride, t, left):
     """Row t of such a block."""
     return tl.load(block + t * stride + tl.arange(0, 16), mask=t < left, other=0.0).to(tl.float32)
@@ -118,32 +110,6 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
 
 
 @triton.jit
-def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
-    """(I + A)^-1 of a strictly lower tile A [C, C], C a power of two from 16.
-
-    The 16 x 16 diagonal blocks by elimination in float32, then twice the block size at a time:
-    the inverse of [[P, 0], [R, Q]] is [[P^-1, 0], [-Q^-1 R P^-1, Q^-1]].
-    """
-    N: tl.constexpr = C // 16
-    n, i = tl.arange(0, N), tl.arange(0, 16)
-    diagonal = n[:, None, None, None] == n[None, None, :, None]
-    blocks = tl.sum(tl.where(diagonal, tl.reshape(A, [N, 16, N, 16]), 0.0), 2)
-    X = tl.where((i[:, None] == i[None, :])[None, :, :], 1.0, tl.zeros([N, 16, 16], tl.float32))
-    for t in range(0, 15):
-        column = tl.sum(tl.where((i == t)[None, None, :], blocks, 0.0), 2)
-        row = tl.sum(tl.where((i == t)[None, :, None], X, 0.0), 1)
-        X -= column[:, :, None] * row[:, None, :]
-    X = tl.reshape(tl.where(diagonal, X[:, :, None, :], 0.0), [C, C])
-    r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    for level in tl.static_range(4, 8):
-        if (2 << level) <= C:
-            corner = ((r >> (level + 1)) == (c >> (level + 1))) & ((r >> level) > (c >> level))
-            half = tl.dot(X, tl.where(corner, A, 0.0), input_precision=PRECISION)
-            X -= tl.dot(half, X, input_precision=PRECISION)
-    return X
-
-
-@triton.jit
 def block_rows(x, n, COLS: tl.constexpr):
     """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
     return tl.gather(x, tl.broadcast_to(n * 16 + tl.arange(0, 16)[:, None], [16, COLS]), 0)
@@ -178,69 +144,6 @@ def rows_of(x, COLS: tl.constexpr):
 def numbers_of(x):
     """The numbers of x [16], each in all threads."""
     return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
-
-
-@triton.jit
-def entries_of(x):
-    """The numbers of x [16, 16], row after row."""
-    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
-
-
-@triton.jit
-def root_step(x, low, high, step, base, pull, slope):
-    """A step towards x + pull(x) = base, from pull and its slope at x; pull never falls. Returns x, low, high, step.
-
-    The root lies between base and base - pull(base), so that the first x is base. The step is Newton's, but a
-    bisection where that would leave what is known to hold the root, low to high, or is not half as long as the last
-    step. Once the equation is off by no more than rounding, the step is the last: its length is said to be 0.
-    """
-    excess = x + pull - base
-    first, other = step == float("inf"), x - clip(excess, 1e30)
-    low = tl.where(excess > 0, tl.where(first, other, low), x)
-    high = tl.where(excess > 0, x, tl.where(first, other, high))
-    share = 1.0 / (1.0 + slope)
-    newton = x - excess * share
-    found = tl.abs(excess * share) < 2e-6 * (tl.abs(x) + tl.abs(base) * share)
-    good = found | ((newton >= low) & (newton <= high) & (2.0 * tl.abs(excess * share) <= step))
-    following = tl.where(step == 0, x, tl.where(good, newton, 0.5 * (low + high)))
-    return following, low, high, tl.where(found, 0.0, tl.abs(following - x))
-
-
-@triton.jit
-def tanh(x):
-    return 2.0 * tl.sigmoid(2.0 * x) - 1.0
-
-
-@triton.jit
-def softplus(x):
-    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
-
-
-@triton.jit
-def log_cosh(x):
-    return tl.abs(x) + tl.log(0.5 + 0.5 * tl.exp(-2.0 * tl.abs(x)))
-
-
-@triton.jit
-def sign(x):
-    return (x > 0).to(tl.float32) - (x < 0).to(tl.float32)
-
-
-@triton.jit
-def clip(x, d):
-    return tl.minimum(tl.maximum(x, -d), d)
-
-
-@triton.jit
-def huber(x, d):
-    inside = clip(x, d)
-    return inside * (x - 0.5 * inside)
-
-
-@triton.jit
-def power(x, y):
-    """x ** y for x >= 0."""
-    return tl.exp2(y * tl.log2(x))
 
 
 @triton.jit
