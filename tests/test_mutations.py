@@ -553,7 +553,7 @@ def test_padding_of_a_gate_outside_of_its_domain(build):
 
 def test_a_gate_of_the_wrong_value_channels(build):
     op = build("channel_rates", kernels=[("V, V, BT, BV, i_v * BV, 0.5)", "V, V, BT, BV, 0, 0.5)")])
-    wide = dataclasses.replace(CHUNKED, T=18, d_v=40)
+    wide = dataclasses.replace(CHUNKED, T=18, d_v=72)
     assert {"o", "d_w"} <= named(failures(op, "chunk kernels", wide))
 
 
