@@ -3,7 +3,7 @@
 fla         flash-linear-attention's chunk kernels (wheel fla-core)
 flashqla    Qwen's TileLang kernels, Hopper and newer
 flashinfer  FlashInfer's gated delta rule, forward only
-sdpa        torch's causal softmax attention, by cuDNN and by flash attention: for scale, beside another function
+sdpa        torch's causal softmax attention, by cuDNN and by flash attention: beside other rules only for scale
 """
 
 from __future__ import annotations

@@ -65,6 +65,9 @@ UNSEEN = {
         '[parameters]\nsink = { per = "head", domain = "real", default = "head / heads" }',
         retention="exp(sink) * norm2(S) / 2",
     ),
+    "without_v": spec(
+        "without_v", '[inputs]\ng = { per = "head", domain = "log_decay" }', loss="sum((p - exp(g))**2)", decay="exp(g)"
+    ),
     "half_life": spec("half_life", retention="norm2(S) / 2", decay="1 / 2"),
 }
 
@@ -140,10 +143,33 @@ def test_the_mathematics(name):
         assert not verify(operator(name), case, form="chunk", backend="torch", dtype=torch.float64).failures
 
 
-@pytest.mark.parametrize("name", (*SHIPPED, "all_at_once", "capped"))
+@pytest.mark.parametrize("name", (*SHIPPED, "all_at_once", "capped", "without_v"))
 def test_the_kernels(name):
     for case, dtype in (CASES[1], torch.float32), (CASES[2], torch.float32), (CASES[0], torch.float16):
         assert not verify(operator(name), case, form="chunk", backend="triton", dtype=dtype).failures
+
+
+def test_a_query_may_be_its_own_key():
+    """Its distance is 0, or by rounding a little less: no nan there, in outputs or gradients."""
+    near = ttrc.load(spec("near", similarity="-norm(q - k)"))
+    for dtype, backend in (torch.float64, "torch"), (torch.float32, "triton"):
+        x, _, v = (y.to(dtype) for y in tensors(T=40, H=1, d=8))
+        x = x.detach().requires_grad_()
+        o, _ = near(x, x, v, scale=1.0, backend=backend)
+        assert o.isfinite().all() and torch.autograd.grad(o.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("similarity", ["log(square(dot(q, k)))", "sqrt(dot(q, k))"])
+def test_similarities_that_are_singular_between_orthogonal_vectors_are_refused(similarity):
+    with pytest.raises(SpecError, match="no finite derivative") as error:
+        analyse(spec("singular", similarity=similarity))
+    assert error.value.key == "memory.similarity"
+
+
+def test_a_parameter_that_cancels_is_refused():
+    with pytest.raises(SpecError, match='"lam" has no effect') as error:
+        analyse(spec("idle", '[parameters]\nlam = { per = "head", domain = "real" }', similarity="dot(q, k) + lam"))
+    assert error.value.key == "parameters.lam"
 
 
 def test_decays_are_exact_however_long_ago():

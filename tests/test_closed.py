@@ -219,6 +219,7 @@ REFUSED = {
     "no ridge": (text_of(ridge="beta * norm2(S)", beta="head"), "retention.expr", "provably positive"),
     "norm": (text_of(ridge="norm(S)"), "retention.expr", "not quadratic"),
     "pull": (text_of(ridge="norm2(S) / 2 - sum(S)"), "retention.expr", "constant"),
+    "negative decay": (text_of(decay='decay = "-1 / 2"'), "retention.decay", "may be negative"),
 }
 
 

@@ -13,6 +13,7 @@ from hostile_specs import AT, COMPILE_ROWS, LOSS, RETENTION, WEIGHT, swap
 from ttrc import oracle, symbolic
 from ttrc.backends.torch.printer import DIALECT
 from ttrc.compiler import analyse
+from ttrc.emit import _render
 from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear
 from ttrc.language.functions import FUNCTIONS
@@ -30,7 +31,8 @@ PATHS = {
     for path in sorted((ROOT / folder).glob("*.toml"))
     if not isinstance(load_spec(path).memory, KernelMemory)
 }  # which have no recurrence: test_attention.py
-HELPERS = vars(load("linear_attention").package.reference)  # functions that every reference.py brings along
+HELPERS = {"torch": torch, "F": torch.nn.functional}  # and the functions that a reference.py may bring along
+exec(compile(_render("torch/functions.py.jinja"), "functions.py", "exec"), HELPERS)
 exp = torch.exp
 
 

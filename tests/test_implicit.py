@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ttrc
+from test_derivation import HELPERS
 from test_nonlinear import JOINED, LOSSES, SEPARABLE, SPEC
 from ttrc import symbolic
 from ttrc.backends.torch.printer import DIALECT
@@ -154,7 +155,7 @@ def test_more_losses_have_one(loss):
 
 @pytest.fixture(scope="module")
 def find_root():
-    return load("linear_attention").package.reference.find_root
+    return operator("l3").package.reference.find_root
 
 
 PULLS = {  # and its slope
@@ -198,7 +199,7 @@ def test_an_expression_in_numbers_is_the_printed_one():
     """What convexity is judged by, against what kernels work out."""
     terms = "log_cosh(p - v) + softplus(p) + huber(p, delta) + max(p, v)**2 * exp(-abs(p - v)) * log(1 + p**2)"
     module = analyse(spec_of(f"sum({terms})", False))
-    helpers = vars(load("linear_attention").package.reference)
+    helpers = HELPERS
     written = module.recurrence.error.written
     for seed in range(20):
         numbers = dict(zip("pv", torch.randn(2, generator=torch.Generator().manual_seed(seed)).tolist()))

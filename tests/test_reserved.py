@@ -60,3 +60,22 @@ def tile_names() -> set[str]:
     forms = analyse(SPEC).forms.values()
     lowered = {s.target.name for f in forms for k in (*f.plan.forward, *f.plan.backward) for s in k.statements}
     return lowered | {s.target.name for f in forms for s in f.backward.statements}
+
+
+@pytest.mark.parametrize("name", ["forgetting_attention", "kda", "mesanet", "titans_linear"])
+def test_names_of_generated_kernels_are_reserved(name):
+    """Words that a template binds or calls where gates are variables too; tiles are renamed around gates."""
+    module = analyse(load_spec(specs_dir() / f"{name}.toml"))
+    gates = {g.name for g in (*module.spec.inputs, *module.spec.parameters)}
+    statements = [s for f in module.forms.values() for k in f.plan.kernels for s in k.statements]
+    tiles = {s.target.name for s in statements} | {
+        c.state.name for f in module.forms.values() for c in f.backward.carries
+    }
+    bodies = [s for statement in statements for s in getattr(statement.op, "body", ())]
+    unknowns = {s.op.unknown.name for s in statements if hasattr(s.op, "unknown")}
+    allowed = RESERVED | gates | tiles | unknowns | {s.target.name for s in bodies}
+    for kernel in ast.parse(generate(module.spec)["kernels.py"]).body:
+        if isinstance(kernel, ast.FunctionDef) and {f"{g}_ptr" for g in gates} & {a.arg for a in kernel.args.args}:
+            words = {n.id for n in ast.walk(kernel) if isinstance(n, ast.Name)} - allowed
+            words = {w for w in words if not w.startswith("d_") and not w.endswith(("_ptr", "_moved"))}
+            assert not {w for w in words if CAN_BE_A_GATE.fullmatch(w)}, kernel.name

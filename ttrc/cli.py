@@ -328,7 +328,7 @@ def _device(device: str) -> None:
     if device not in ("cpu", "cuda"):
         raise TtrcError(f"--device: got {device!r}, expected cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise TtrcError("--device cuda: torch sees no GPU here; --device cpu runs the kernels in Triton's interpreter")
+        raise TtrcError("--device cuda: torch sees no GPU here; TRITON_INTERPRET=1 runs kernels on the CPU")
 
 
 def _progress():

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ttrc.language.evaluate import evaluate_default
-from ttrc.language.spec import Domain, Input, MLPMemory, Parameter, Softmax, Spec
+from ttrc.language.spec import Domain, Input, KernelMemory, MLPMemory, Parameter, Softmax, Spec
 from ttrc.language.state import Part, axis_widths, initial_names, state_domain, state_parts
 
 # A normal number to a value of the domain, as layers produce them.
@@ -49,7 +49,8 @@ def random_inputs(
 
     Drawn on the CPU, so that a seed means the same anywhere.
 
-    q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1; v [B, T, HV, dv] normal; the initial state as
+    q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1, or about 1 of a kernel memory, whose similarity may
+    hang on it; v [B, T, HV, dv] normal; the initial state as
     `random_state` draws it, in float32; inputs [B, T, HV, *axes]; parameters [HV, *axes], their default where they have
     one, or a number near it where it may be any.
     extreme="strong": a third of each gate's entries at one end of its domain, a third at the other;
@@ -78,9 +79,12 @@ def random_inputs(
         default = default_value(declared, HV, sizes)
         return default + 0.2 * normal(*default.shape) if declared.domain is Domain.REAL else default
 
+    def key(x: Tensor) -> Tensor:
+        return x / dk**0.5 if isinstance(spec.memory, KernelMemory) else normalize(x, dim=-1)
+
     drawn = {
         "q": normal(B, T, H, dk),
-        "k": normalize(normal(B, T, H, dk), dim=-1),
+        "k": key(normal(B, T, H, dk)),
         "v": normal(B, T, HV, dv),
         **{declared.name: gate(declared, B, T, HV) for declared in spec.inputs},
         **{declared.name: parameter(declared) for declared in spec.parameters},

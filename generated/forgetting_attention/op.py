@@ -99,7 +99,7 @@ def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) 
     if smaller == (tokens, warps, stages):
         raise RuntimeError(
             f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
-            f"{q.dtype} ({error}); a smaller chunk_size takes less"
+            f"{q.dtype} ({error})"
         ) from error
     SMALLER[key] = smaller
 
@@ -137,7 +137,9 @@ def launch(
             return
         except OutOfResources as error:  # raised before anything runs
             if chunk:
-                raise
+                raise RuntimeError(
+                    f"{kernel}: too large for this GPU ({error}); chunk_size=None finds what fits"
+                ) from error
             shrink(kernel, q, v, sequences, error)
 
 
@@ -300,12 +302,16 @@ def forgetting_attention(
     queries, and of keys; it changes nothing but rounding. keep_bytes: a backward pass wants o and 12 bytes a token and head
     beside it, and nothing less will do.
     """
-    if initial_state:
+    if initial_state is not None and (isinstance(initial_state, Tensor) or len(initial_state)):
         raise ValueError("initial_state: this memory keeps all pairs and has no state, expected None")
     if form == "reference":
         backend = "torch"
     elif form not in ("auto", "chunk"):
         raise ValueError(f"form: got {form!r}, expected auto, chunk or reference")
+    if schedule != "auto":
+        raise ValueError(f"schedule: got {schedule!r}, expected auto, the only one")
+    if chunk_size not in (None, 16, 32, 64, 128):
+        raise ValueError(f"chunk_size: got {chunk_size!r}, expected None, 16, 32, 64 or 128")
     tensors = [x.contiguous() for x in (q, k, v, g)]
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     ends = None if cu_seqlens is None else cu_seqlens.contiguous()

@@ -23,9 +23,6 @@ class Difference:
     rows: Tile
     columns: Tile
 
-    rows: Tile
-    columns: Tile
-
 
 @dataclass(frozen=True)
 class Normaliser:

@@ -112,13 +112,16 @@ def serial_products(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_byt
 
 def inner_loops(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
     """How often loops run that stand in a step of a scan, or in a chunk's program beside those over value channels:
-    over the blocks of rows of a substitution, panels of hidden channels, the rows of the blocks of an inverse."""
+    over the blocks of rows of a substitution, panels of hidden channels, the rows of the blocks of an inverse, the
+    pieces, by halves of halves, of a chunk that decays by channel."""
     cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4)
     if kernel.in_memory:
         return cost.panels(kernel)
     if any(isinstance(s.op, Substitute) for s in kernel.statements):
         return cost.step // 16
-    return 15 if any(isinstance(s.op, (Inverse, Decayed)) for s in kernel.statements) else 1
+    if any(isinstance(s.op, Inverse) for s in kernel.statements):
+        return 15
+    return cost.chunk.bit_length() - 1 if any(isinstance(s.op, Decayed) for s in kernel.statements) else 1
 
 
 def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, float, bool], ...]:

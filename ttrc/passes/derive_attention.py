@@ -8,6 +8,8 @@ whose weights are worked with as logarithms throughout.
 
 from __future__ import annotations
 
+import math
+
 from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
@@ -37,7 +39,7 @@ def derive_attention(spec: Spec) -> Attention:
     if ridge == 0:  # what is the same for all keys of a query leaves the mean alone
         near = symbolic.without_terms(near, {QUERY.name, *(p.name for p in spec.parameters)})
     log_weight = symbolic.log_of(weight) if weight != ONE else ZERO
-    return Attention(
+    attention = Attention(
         gates=gates,
         gradient=gradient,
         similarity=_short(spec, similarity, near),
@@ -46,6 +48,23 @@ def derive_attention(spec: Spec) -> Attention:
         log_ridge=None if ridge == 0 else symbolic.log_of(ridge),
         log_decay=_log_decay(spec, scope),
     )
+    _check_effects(spec, attention)
+    return attention
+
+
+def _check_effects(spec: Spec, a: Attention) -> None:
+    parts = (a.similarity, a.log_weight, a.value, a.log_ridge, a.log_decay)
+    used = set().union(*(symbolic.names(part) for part in parts if part is not None))
+    for gate in (*spec.inputs, *spec.parameters):
+        if gate.name not in used:
+            table = "inputs" if gate in spec.inputs else "parameters"
+            raise SpecError(
+                f'"{gate.name}" has no effect: it weighs all keys of a query alike, or cancels',
+                path=spec.source.path,
+                line=gate.line,
+                key=f"{table}.{gate.name}",
+                expected="gates that the mean depends on: others have no gradient",
+            )
 
 
 def _check_per_head(spec: Spec) -> None:
@@ -119,7 +138,8 @@ def _solved(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
 def _similarity(spec: Spec, scope: Scope) -> Expr:
     where, (q, k) = spec.memory.similarity, (scope.symbols["q"], scope.symbols["k"])
     first = len(scope.reductions)
-    near = symbolic.convert(where.tree, scope)
+    # A query that is its own key is no distance away: differences of norms may then be a little less than 0.
+    near = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, (q, k))
     for reduction in scope.reductions[first:]:
         form = symbolic.quadratic_form(reduction.body, q, k)
         if form is None:
@@ -127,7 +147,13 @@ def _similarity(spec: Spec, scope: Scope) -> Expr:
             raise _at(spec, where, f"{total} has no derivation in a similarity", expected=f"an expression of {SIMILAR}")
         squared, product, other = form
         near = symbolic.in_terms_of(near, reduction.symbol, squared * QUERY + product * DOT + other * KEY)
-    return symbolic.tidy(near)
+    near = symbolic.tidy(near)
+    slope = symbolic.derivative(near, DOT)
+    others = {s.name: 0.7 for s in slope.free_symbols}
+    if not math.isfinite(symbolic.value(slope, others | {DOT.name: 0.0})):  # as of padding
+        what = "the similarity has no finite derivative where dot(q, k) = 0"
+        raise _at(spec, where, what, expected="one that is smooth there, such as log(square(dot(q, k)) + 0.01)")
+    return near
 
 
 def _log_decay(spec: Spec, scope: Scope) -> Expr | None:

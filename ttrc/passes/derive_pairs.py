@@ -27,13 +27,15 @@ def derive_pairs(attention: Attention) -> Program:
     build = Builder(inputs)
     tiles = {t.name: t for t in inputs}
 
-    def make(name: str, expr: Expr, axis: str, origin: str) -> Tile:
-        """expr over gates and v, those of the token of the axis."""
+    def make(name: str, expr: Expr, axis: str, origin: str, *channels: str) -> Tile:
+        """expr over gates and v, those of the token of the axis; with the channels even where it is free of them."""
         used = symbolic.names(expr)
         named = {n: t if axis in t.axes else build.relabel(t, origin) for n, t in tiles.items() if n in used}
-        return build.elementwise(name, expr, named, origin) if named else build.constant(name, expr, (axis,), origin)
+        if not named:
+            return build.constant(name, expr, (axis, *channels), origin)
+        return build.elementwise(name, expr, named, origin, axes=channels)
 
-    values = make("values", attention.value, "s", "loss")
+    values = make("values", attention.value, "s", "loss", "v")
     rest = None if attention.log_ridge is None else make("rest", attention.log_ridge, "t", "retention")
     parts = [_similarity(build, tiles, attention)]
     if attention.log_decay is not None:
@@ -58,7 +60,7 @@ def _similarity(build: Builder, tiles: dict[str, Tile], attention: Attention) ->
         used[DOT.name] = build.elementwise("scaled", sym(scale) * sym(dot), {t.name: t for t in (scale, dot)}, origin)
     if QUERY.name in mentioned:
         norm2 = _norm2(build, q)
-        for _ in "qq":
+        for _ in range(2):  # the scale's square, by itself, would be a tile and is a plain number
             norm2 = build.elementwise("norm2_q", sym(scale) * sym(norm2), {t.name: t for t in (scale, norm2)}, origin)
         used[QUERY.name] = norm2
     if KEY.name in mentioned:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, ErrorForm, Gate, Hebbian, Nonlinear, Recurrence
-from ttrc.language.spec import At, ClosedForm, Gradient, LinearMemory, Located, MLPMemory, Per, Proximal, Spec
+from ttrc.language.spec import At, ClosedForm, Domain, Gradient, LinearMemory, Located, MLPMemory, Per, Proximal, Spec
 from ttrc.language.state import state_domain
 from ttrc.language.syntax import Name, Span, walk
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
@@ -29,7 +29,8 @@ LARGEST = 200  # operations of a nonlinear error
 
 def derive_recurrence(spec: Spec) -> Recurrence:
     if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
-        raise _refuse(spec, "memory.kind", 'this memory has no derivation yet; kinds "linear" and "mlp" have one')
+        what = 'this memory has no derivation yet; kinds "linear", "mlp" and "kernel" have one'
+        raise SpecError(what, path=spec.source.path, key="memory.kind")
     network = spec.memory if isinstance(spec.memory, MLPMemory) else None
     gates = (*spec.inputs, *spec.parameters)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
@@ -98,6 +99,9 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
     except NoClosedForm as found:
         raise _at(spec, getattr(spec, found.section).expr, found.why, expected=found.expected) from None
     decay = symbolic.ONE if where is None else symbolic.tidy(symbolic.convert(where.tree, scope))
+    if not symbolic.is_positive(decay + symbolic.symbol("any", Domain.POSITIVE)):
+        what = f"the decay {symbolic.equation(decay)} may be negative, and then no S is the minimum"
+        raise _at(spec, where, what, expected="exp(g), or a gate of domain unit or decay")
     used = _sums_in(scope, (*_parts(error), ridge, decay))
     _check_sums(spec, used)
     return Recurrence(

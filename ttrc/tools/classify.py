@@ -161,9 +161,9 @@ def _decay_class(r: Recurrence) -> Finding:
     a, between = symbolic.equation(shown(r, r.decay)), ""
     if r.chunks and r.axes_of(r.decay):
         between = (
-            "; in a chunk it stands between two tokens inside of the sum over key channels: a product of what either "
-            "decays from the start of a block of 16 tokens, so that nothing is more than 1, and within a block each "
-            "pair by itself"
+            "; in a chunk it stands between two tokens inside of the sum over key channels: halves of pieces "
+            "of 2, 4, .. tokens meet where one ends and the other begins, from where either decays, so that nothing is "
+            "more than 1"
         )
     match _decay_kind(r):
         case "no":

@@ -253,8 +253,10 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
     outside, middle, inner = found.instructions - found.looped, found.looped - found.inner, found.inner
     match kernel.skeleton:
         case Skeleton.PARALLEL:
-            panelled = any(s.panelled for s in kernel.of(shape.d_k).segments)
-            return outside + found.looped * (-(-shape.d_v // row.config.value_block) if panelled else share.loops)
+            if not any(s.panelled for s in kernel.of(shape.d_k).segments):
+                return outside + found.looped * share.loops
+            walked = shape.d_k if kernel.axis == "k" else shape.d_v
+            return outside + -(-walked // row.config.value_block) * (middle + inner * share.loops)
         case Skeleton.STREAM:  # over half of the blocks, the mean of all programs; that on the diagonal stands outside
             return outside + found.looped * max(-(-shape.length // row.config.value_block) - 1, 0) / 2
         case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
