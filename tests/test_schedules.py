@@ -116,9 +116,9 @@ def kept_and_made(name, keep_bytes, **options):
     return crossed, [o, *ends, *torch.autograd.grad(total, list(x.values()), allow_unused=True)]
 
 
-def sizes_held(name):
-    op, x = operator(name).package.op, torch.empty(1, 1, 1, 8)
-    return op.held(x, x, segment(name) or 16)
+def sizes_held(name, length=70, cu_seqlens=None):
+    op, x = operator(name).package.op, torch.empty(1, length, 1, 8)
+    return op.held("chunk", x, x, cu_seqlens, segment(name) or 16)
 
 
 @pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "moneta_linear", "momentum_deltanet", "titans"])
@@ -126,21 +126,23 @@ def test_the_operator_and_the_plan_count_what_is_held_alike(name):
     plan = analyse(operator(name).spec).forms["chunk"].plan
     for width in (64, 128, 256):
         for dtype in (torch.bfloat16, torch.float32):
-            x = torch.empty(1, 1, 1, width, dtype=dtype)
             sizes = dict(d_k=width, d_v=width, dtype_bytes=dtype.itemsize)
-            counted = {cut.name: held_bytes(plan, cut, **sizes) for cut in plan.cuts}
-            assert operator(name).package.op.held(x, x, plan.tokens(*sizes.values())) == pytest.approx(counted)
+            for length in (64, 4096):
+                x = torch.empty(1, length, 1, width, dtype=dtype)
+                counted = {cut.name: held_bytes(plan, cut, **sizes, length=length) for cut in plan.cuts}
+                held = operator(name).package.op.held("chunk", x, x, None, plan.tokens(*sizes.values()))
+                assert held == pytest.approx(counted)
 
 
 def test_what_is_held_is_what_crosses():
-    """Of whole stretches, every byte; the sizes of tensors say so."""
-    length, sizes = 128, sizes_held("huber_delta")
+    """Every byte, of half a stretch too; the sizes of tensors say so."""
+    length, sizes = 64, sizes_held("huber_delta", 64)
     for size in sizes.values():
         x = {n: t.requires_grad_() for n, t in inputs("huber_delta", T=length).items()}
         o, _ = operator("huber_delta")(**x, form="chunk", backend="triton", chunk_size=16, keep_bytes=size)
         mine = {t.data_ptr() for t in x.values()}
         crossed = [t for t in o.grad_fn.saved_tensors if t is not None and t.data_ptr() not in mine]
-        assert sum(t.numel() * t.element_size() for t in crossed) == size * length
+        assert sum(t.numel() * t.element_size() for t in crossed) == pytest.approx(size * length)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
@@ -148,7 +150,7 @@ def test_what_is_held_is_what_crosses():
 def test_what_is_made_again_is_what_it_was_to_the_bit(monkeypatch, name, packed):
     monkeypatch.setitem(operator(name).package.op.EVERY, "sparse", 2)  # so that few tokens are several stretches
     options = {"cu_seqlens": torch.tensor([0, 33, 34, 70])} if packed and name != "ttt_mlp" else {}
-    sizes = sizes_held(name)
+    sizes = sizes_held(name, **options)
     assert list(sizes)[0] == "all" and list(sizes)[-1] == "sparse" and (name != "gated_deltanet" or len(sizes) == 3)
     assert sorted(sizes.values(), reverse=True) == list(sizes.values())
     (crossed, wanted), *less = (kept_and_made(name, size, **options) for size in sizes.values())
@@ -217,10 +219,21 @@ def test_what_cannot_be_is_said(options, said):
 def test_what_cannot_be_kept_is_said():
     x = {n: t.requires_grad_() for n, t in inputs("gated_deltanet").items()}
     options = dict(form="chunk", backend="triton", chunk_size=16)
-    with pytest.raises(ValueError, match="keep_bytes: got 1, expected None or at least 2"):
+    with pytest.raises(ValueError, match="keep_bytes: got 1, expected None or at least 4"):
         operator("gated_deltanet")(**x, **options, keep_bytes=1)
     with pytest.raises(ValueError, match="schedule: got 'split', .* where keep_bytes leaves out states"):
-        operator("gated_deltanet")(**x, **options, keep_bytes=2, schedule="split")
+        operator("gated_deltanet")(**x, **options, keep_bytes=4, schedule="split")
+
+
+@pytest.mark.parametrize(
+    "name, form", [("gated_deltanet", "recurrent"), ("mesanet", "chunk"), ("mesanet", "recurrent")]
+)
+def test_a_form_that_keeps_all_says_how_much(name, form):
+    x = {n: t.requires_grad_() for n, t in inputs(name).items()}
+    given = as_arguments(operator(name).spec, x)
+    for call in (operator(name), getattr(operator(name).package, name)):
+        with pytest.raises(ValueError, match="keep_bytes: got 1, expected None or at least "):
+            call(**given, form=form, keep_bytes=1)
 
 
 def test_the_generated_function_says_so_too():

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import ceil
 from typing import Optional
 
 import torch
@@ -168,6 +169,27 @@ def launch(
             return
         except OutOfResources as error:  # raised before anything runs
             shrink(kernel, q, v, layout.sequences, error)
+
+
+def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:
+    """Bytes a token and head of v that a form may keep, quickest first: what is not kept is made again."""
+    size, tokens = v.element_size(), v.shape[0] * v.shape[1]
+    return {
+        "all": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, chunk) / tokens,
+    }
+
+
+def within(
+    most: Optional[float], form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int
+) -> str:
+    """What is kept of at most so many bytes a token and head."""
+    if most is None:
+        return "all"
+    sizes = held(form, q, v, cu_seqlens, chunk)
+    for name, size in sizes.items():
+        if size <= most:
+            return name
+    raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {ceil(min(sizes.values()))}")
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -507,7 +529,7 @@ def elastic_delta(
     states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": the recurrent form, the only one.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
-    keep_bytes: the most, a token and head of v, that the chunk form's kernels keep for the backward pass beside their
+    keep_bytes: the most, a token and head of v, that the form's kernels keep for the backward pass beside their
     inputs, which makes the rest again; None: as much as spares it all work.
     """
     if form == "auto":
@@ -522,7 +544,7 @@ def elastic_delta(
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
-    crossing = "all"
+    crossing = within(keep_bytes, form, q, v, ends, chunk) if save else "all"
     o, final_state, *_ = OPS[form](
         *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule, crossing
     )

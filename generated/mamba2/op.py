@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil
 from typing import Optional
 
 import torch
@@ -376,29 +377,35 @@ def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, lea
     )  # fmt: skip
 
 
-# Chunks from one state that is kept for the backward pass to the next, by how much is kept: all that it takes, what a
-# scan made, or states alone.
-EVERY = {"all": 1, "sparse": 8}
-
-
-def held(q: Tensor, v: Tensor, chunk: int) -> dict[str, float]:
-    """Bytes a token and head of v that are kept, most first; what is kept less is made again, more each time."""
-    size = v.element_size()
+def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:
+    """Bytes a token and head of v that a form may keep, quickest first: what is not kept is made again."""
+    size, tokens = v.element_size(), v.shape[0] * v.shape[1]
+    if form == "chunk":
+        return {
+            "all": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
+            "sparse": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, 8 * chunk) / tokens,
+        }
     return {
-        "all": (q.shape[3] * v.shape[3]) * size / chunk,
-        "sparse": (q.shape[3] * v.shape[3]) * 4 / (8 * chunk),
+        "all": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, chunk) / tokens,
     }
 
 
-def within(most: Optional[float], q: Tensor, v: Tensor, chunk: int) -> str:
+def within(
+    most: Optional[float], form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int
+) -> str:
     """What is kept of at most so many bytes a token and head."""
     if most is None:
         return "all"
-    sizes = held(q, v, chunk)
-    fits = [name for name, size in sizes.items() if size <= most]
-    if not fits:
-        raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {min(sizes.values()):g}")
-    return fits[0]
+    sizes = held(form, q, v, cu_seqlens, chunk)
+    for name, size in sizes.items():
+        if size <= most:
+            return name
+    raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {ceil(min(sizes.values()))}")
+
+
+# Chunks from one state that is kept for the backward pass to the next, by how much is kept: all that it takes, what a
+# scan made, or states alone.
+EVERY = {"all": 1, "sparse": 8}
 
 
 def stretches(layout: Layout, kept: Layout, every: int, chunk: int, device: torch.device) -> Layout:
@@ -541,7 +548,7 @@ def chunk_backward_triton(
     if crossing == "sparse":
         every = EVERY[crossing]
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
-        o, sparse = torch.empty_like(v), states
+        o, sparse = v.new_empty(0), states
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         launch(
             "chunk_scan",
@@ -1094,7 +1101,7 @@ def mamba2(
     states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": recurrent up to 16 tokens, chunk beyond.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
-    keep_bytes: the most, a token and head of v, that the chunk form's kernels keep for the backward pass beside their
+    keep_bytes: the most, a token and head of v, that the form's kernels keep for the backward pass beside their
     inputs, which makes the rest again; None: as much as spares it all work.
     """
     if form == "auto":
@@ -1109,7 +1116,7 @@ def mamba2(
     save = torch.is_grad_enabled() and any(
         x.requires_grad for x in (*tensors, *([] if start is None else [start]))
     )
-    crossing = within(keep_bytes, q, v, chunk) if save and form in ("chunk",) else "all"
+    crossing = within(keep_bytes, form, q, v, ends, chunk) if save else "all"
     o, final_state, *_ = OPS[form](
         *tensors, scale, start, ends, chunk, output_final_state, save, backend, schedule, crossing
     )

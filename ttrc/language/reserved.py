@@ -18,7 +18,7 @@ _OPERATOR = (
 
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
-    "all_chunks annotations backend block blocks choose chunk chunk_backward_op chunk_backward_triton "
+    "all_chunks annotations backend block blocks ceil choose chunk chunk_backward_op chunk_backward_triton "
     "chunk_forward_triton chunk_op chunk_size config conjugate crossing cut dataclass default_chunk ends enter every "
     "final find_root grads held identity initial join keep_causal keep_first keep_strict kept kernels key_block larger "
     "last launch lay_out layout leave like op os pack_states per_key_head pieces plain recurrent_backward_op "

@@ -74,9 +74,9 @@ def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_by
     return {"forward": read + gates + written, "backward": 2 * (read + gates) + written}
 
 
-def held_bytes(plan: Plan, cut: Cut, *, d_k: int, d_v: int, dtype_bytes: int) -> float:
+def held_bytes(plan: Plan, cut: Cut, *, d_k: int, d_v: int, dtype_bytes: int, length: int = LENGTH) -> float:
     """What a cut holds between the passes, per token and value head, beside the inputs."""
-    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4)
+    cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4, length)
     return sum(cost.held(b, cut.every) for b in cut.kept)
 
 
@@ -247,12 +247,9 @@ class _Cost:
     def held(self, buffer: Buffer, every: int) -> float:
         """As it lies in memory: pairs of tokens the masked ones too, states once in so many chunks."""
         if buffer.space is Space.CHUNK:
-            return (
-                (4 if buffer.single or every > 1 else self.dtype_bytes)
-                * self._numbers(buffer.tile)
-                / self.chunk
-                / every
-            )
+            states = -(-self.length // (every * self.chunk))  # the last of fewer tokens is no smaller
+            size = 4 if buffer.single or every > 1 else self.dtype_bytes
+            return size * self._numbers(buffer.tile) * states / self.length
         if buffer.double:
             return 8.0
         widths = [{**self.width, "s": self.chunk}[a] for a in row_axes(buffer.tile)]

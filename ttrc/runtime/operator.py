@@ -70,8 +70,9 @@ class Operator:
         "triton", "torch", or "auto" (Triton on a GPU or, bfloat16 aside, in its interpreter). schedule: how the chunk
         form's kernels share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the
         shapes and the chip. Packed sequences are never cut into segments. keep_bytes: the most, a token and head of
-        v, that the chunk form's kernels keep for the backward pass beside their inputs; the backward pass makes the
-        rest again. None keeps all that it takes, which is fastest. Plain PyTorch keeps what it likes.
+        v, that a form's kernels keep for the backward pass beside their inputs; the chunk form's make the rest again,
+        and a ValueError says how much is least. None keeps all that it takes, which is fastest. Plain PyTorch keeps
+        what it likes.
         Raises ArgumentError, a ValueError that names the argument.
         """
         gates = self._with_defaults(gates, q, v)

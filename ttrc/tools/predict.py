@@ -180,7 +180,7 @@ def _again(module: Module, cut: Cut, name: str, part: Part, compiled: dict[str, 
     found = _of_launches(launched, compiled, part, Roof(part.bandwidth, part.matmul), shape)
     if isinstance(found, str):
         return NoPrediction(*head, found)
-    held = held_bytes(form.plan, cut, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=size)
+    held = held_bytes(form.plan, cut, d_k=shape.d_k, d_v=shape.d_v, dtype_bytes=size, length=shape.length)
     return Prediction(*head, found, together([k.walls for k in found], 0.0), held)
 
 

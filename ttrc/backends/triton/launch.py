@@ -80,19 +80,20 @@ def _is_sparse(plan: Plan, buffer: Buffer) -> bool:
 
 
 def held(plan: Plan, cut: Cut) -> str:
-    """The bytes a token and head that it keeps from the forward to the backward pass."""
+    """The bytes a token and head that it keeps from the forward to the backward pass, as they are allocated."""
     return " + ".join(_held(b, cut.every) for b in blocks(cut.kept))
 
 
 def _held(buffer: Buffer, every: int) -> str:
     if buffer.space is Space.CHUNK:
-        tokens = "chunk" if every == 1 else f"({every} * chunk)"
-        return f"({_numbers(buffer.parts, WIDTH)}) * {4 if buffer.single or every > 1 else 'size'} / {tokens}"
+        chunks = f"all_chunks(v, cu_seqlens, {'chunk' if every == 1 else f'{every} * chunk'})"
+        size = 4 if buffer.single or every > 1 else "size"
+        return f"({_numbers(buffer.parts, WIDTH)}) * {size} * {chunks} / tokens"
     match buffer.tile.axes:
         case ("t",) | ("s",):
             return "4"
-        case (_, "v"):
-            return "v.shape[3] * size"
+        case (_, "k" | "v" as axis):
+            return f"{WIDTH[axis]} * size"
     return "chunk * size"
 
 
@@ -184,7 +185,7 @@ def again(plan: Plan) -> str:
                 own += [
                     "every = EVERY[crossing]",
                     "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
-                    "o, sparse = torch.empty_like(v), states",
+                    f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]
                 if launch.kernel.in_memory:
                     own += ["left = torch.empty_like(sparse)", *_waiting((launch.kernel,), "pieces")]
@@ -258,8 +259,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             tensors += ["states", "trail"]
             extra = ", extra=(v.shape[0] * v.shape[1],)"
         case Skeleton.SCAN:
-            reads = any(b.space not in BETWEEN for b in kernel.stores)
-            flags = f", READ={reads}, SAVE={_saves(plan, launch, direction)}"
+            flags = f", READ={_reads(kernel)}, SAVE={_saves(plan, launch, direction)}"
             sparse = direction == "forward" and len(plan.cuts) > 1
             extra = ", every=every" if sparse else ""
             tensors += ["waiting"] if kernel.waiting else []
@@ -274,6 +274,11 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         flags += ", columns=unit.shape[-1]"
     layout = "pieces" if launch.segments else "kept" if sparse else "layout"
     return f'launch("{kernel.name}", q, v, {layout}, chunk, [{", ".join(tensors)}], scale{extra}{flags})'
+
+
+def _reads(scan: Kernel) -> bool:
+    """Whether a scan reads out, beside what it keeps of its states."""
+    return any(b.space not in BETWEEN for b in scan.stores)
 
 
 def _saves(plan: Plan, launch: Launch, direction: str) -> str:
