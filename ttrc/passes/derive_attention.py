@@ -13,6 +13,7 @@ import math
 from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
+from ttrc.language.document import read_document
 from ttrc.language.spec import Located, Per, Spec
 from ttrc.symbolic import ONE, ZERO, Expr, Scope
 
@@ -23,7 +24,8 @@ def derive_attention(spec: Spec) -> Attention:
     similarity = spec.memory.similarity
     if spec.memory.degree:
         message = "a local polynomial of degree 1 has no derivation yet: each pair would want a system of equations"
-        raise SpecError(message, path=spec.source.path, key="memory.degree", expected="degree = 0, a local constant")
+        line, path = read_document(spec.source.text).line("memory", "degree"), spec.source.path
+        raise SpecError(message, path=path, line=line, key="memory.degree", expected="degree = 0, a local constant")
     gates = (*spec.inputs, *spec.parameters)
     _check_per_head(spec)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}

@@ -16,6 +16,7 @@ from dataclasses import replace
 from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.recurrence import Affine, ErrorForm, Gate, Hebbian, Nonlinear, Recurrence
+from ttrc.language.document import read_document
 from ttrc.language.spec import At, ClosedForm, Domain, Gradient, LinearMemory, Located, MLPMemory, Per, Proximal, Spec
 from ttrc.language.state import state_domain
 from ttrc.language.syntax import Name, Span, walk
@@ -30,7 +31,8 @@ LARGEST = 200  # operations of a nonlinear error
 def derive_recurrence(spec: Spec) -> Recurrence:
     if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
         what = 'this memory has no derivation yet; kinds "linear", "mlp" and "kernel" have one'
-        raise SpecError(what, path=spec.source.path, key="memory.kind")
+        line = read_document(spec.source.text).line("memory", "kind")
+        raise SpecError(what, path=spec.source.path, line=line, key="memory.kind")
     network = spec.memory if isinstance(spec.memory, MLPMemory) else None
     gates = (*spec.inputs, *spec.parameters)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
