@@ -12,7 +12,7 @@ from bench.traffic import HERE, LENGTH, README, WIDTH, in_chunks, inputs
 from ttrc.compiler import analyse
 from ttrc.ir.config import block, default_config
 from ttrc.ir.plan import Skeleton, Space
-from ttrc.ir.tile import HIDDEN, Conjugate
+from ttrc.ir.tile import HIDDEN, Conjugate, row_axes
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
 from ttrc.passes.budget import budget, cost_again, least_bytes
 from ttrc.runtime.load import load, shipped_specs
@@ -217,12 +217,14 @@ def waiting(plan, kernel, width):
     return STATE * sum(math.prod(sizes[a] for a in t.axes) for t in kernel.waiting)
 
 
-def in_memory(name, start):
-    """{pass: bytes a token} that a deep memory's scan reads and writes of its own, beside the states it is handed and
-    those it leaves where it is asked to."""
+def once_read(name, start):
+    """{pass: bytes a token} of what is read once: parameters, by each kernel that loads them; and what a deep memory's
+    scan reads and writes of its own, beside the states it is handed and those it leaves where it is asked to."""
     plan = module(name).forms["chunk"].plan
     spent = dict.fromkeys(PASSES, 0.0)
     for which in PASSES:
+        parameters = [b for kernel in getattr(plan, which) for b in kernel.loads if b.space is Space.HEAD]
+        spent[which] += sum(GATE * WIDTH ** len(row_axes(b.tile)) for b in parameters) / LENGTH
         for kernel in (k for k in getattr(plan, which) if k.in_memory):
             moved = (2 if which == "forward" else 1) * start  # nobody asks for the final state, but for its gradient
             spent[which] += moved + 2 * waiting(plan, kernel, WIDTH) / LENGTH
@@ -260,7 +262,7 @@ def test_the_pages_say_what_the_budget_says():
         costs = budget(module(name), **sizes)["chunk"]
         forward, backward = (costs[which] for which in PASSES)
         start = handed_in(load(name).spec) / LENGTH
-        own = in_memory(name, start)
+        own = once_read(name, start)
         least = f"{sum(least_bytes(module(name), **sizes).values()):.0f}"
         total = f"{forward.bytes + backward.bytes + 2 * start + sum(own.values()):.0f}"
         assert page[name][:4] == [
