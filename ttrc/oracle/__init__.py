@@ -49,7 +49,7 @@ def run(
                    memory, which keeps all tokens and no state, ()
     """
     if not isinstance(spec.memory, (LinearMemory, MLPMemory, KernelMemory)):
-        raise NotImplementedError(f"the oracle has no {type(spec.memory).__name__} yet")
+        raise ArgumentError(f"{spec.name}: the reference reads matrices, networks and kernel memories, no other kind")
     _check_residual(spec, k.shape[-1], v.shape[-1])
     if scale is None:
         scale = 1.0 if isinstance(spec.memory, MLPMemory) else k.shape[-1] ** -0.5

@@ -88,8 +88,6 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
             (S_prev,) = memory.S
             S = argmin(lambda S, scope: loss((S,), scope) + retention(S, scope), retention, scope | {"S_prev": S_prev})
             return replace(memory, S=(S,), W=(S,))
-        case update:
-            raise NotImplementedError(f"the oracle has no {update} yet")
 
     def pulled(S: Tensor, scope: Scope) -> Tensor:
         return total(scope[SLOPE] * S) + retention(S, scope)
@@ -150,7 +148,7 @@ def predict(memory: Architecture, W: Matrices, key: Tensor, scope: Scope) -> Ten
                 spread = (centred.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
                 x = scope["norm_weight"] * centred / spread + scope["norm_bias"]
             return row + x if memory.residual else x
-    raise NotImplementedError(f"the oracle has no {type(memory).__name__} yet")
+    raise AssertionError(memory)
 
 
 # Links

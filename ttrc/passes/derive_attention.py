@@ -15,8 +15,10 @@ from ttrc.errors import SpecError
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
 from ttrc.language.document import read_document
 from ttrc.language.spec import Located, Per, Spec
+from ttrc.passes.refuse import refuse
 from ttrc.symbolic import ONE, ZERO, Expr, Scope
 
+LARGEST = 200  # operations of an expression of each pair
 SIMILAR = "dot(q, k), norm2(q), norm2(k), norm2(q - k) and parameters"
 
 
@@ -87,7 +89,7 @@ def _ridge(spec: Spec, scope: Scope) -> Expr:
     where, S = spec.retention.expr, scope.symbols["S"]
     solved = symbolic.affine(symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), S)), S)
     if solved is None or scope.axes_of(solved[0]) or _mentions_sums(scope, solved[0]) or solved[1] != 0:
-        raise _at(
+        raise refuse(
             spec,
             where,
             "the retention of a kernel memory is not a number times norm2(S)",
@@ -95,7 +97,7 @@ def _ridge(spec: Spec, scope: Scope) -> Expr:
         )
     ridge = symbolic.tidy(solved[0])
     if ridge != 0 and not symbolic.is_positive(ridge):
-        raise _at(
+        raise refuse(
             spec,
             where,
             f"the retention's second derivative, {symbolic.equation(ridge)}, is not provably positive",
@@ -110,7 +112,7 @@ def _solved(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
     gradient = scope.gradient(symbolic.convert(where.tree, scope), p)
     solved = symbolic.affine(symbolic.tidy(symbolic.expanded(gradient)), p)
     if solved is None or any(_mentions_sums(scope, part) for part in solved) or scope.axes_of(solved[0]):
-        raise _at(
+        raise refuse(
             spec,
             where,
             f"dL/dp = {symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))} is not a number a "
@@ -120,7 +122,7 @@ def _solved(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
     slope, offset = solved
     weight = ONE if spec.loss.weight is None else symbolic.convert(spec.loss.weight.tree, scope)
     if not symbolic.is_positive(slope):
-        raise _at(
+        raise refuse(
             spec,
             where,
             f"the loss is not provably convex in p (its second derivative is {symbolic.equation(slope)}), so that "
@@ -128,7 +130,7 @@ def _solved(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
             expected="a squared error such as norm2(p - v) / 2",
         )
     if scope.axes_of(weight) or _mentions_sums(scope, weight) or not symbolic.is_positive(weight):
-        raise _at(
+        raise refuse(
             spec,
             spec.loss.weight,
             "a kernel memory works with the logarithm of the weight, which is not provably a positive number of gates",
@@ -146,7 +148,9 @@ def _similarity(spec: Spec, scope: Scope) -> Expr:
         form = symbolic.quadratic_form(reduction.body, q, k)
         if form is None:
             total = symbolic.equation(symbolic.spelled_out(reduction.symbol, tuple(scope.reductions)))
-            raise _at(spec, where, f"{total} has no derivation in a similarity", expected=f"an expression of {SIMILAR}")
+            raise refuse(
+                spec, where, f"{total} has no derivation in a similarity", expected=f"an expression of {SIMILAR}"
+            )
         squared, product, other = form
         near = symbolic.in_terms_of(near, reduction.symbol, squared * QUERY + product * DOT + other * KEY)
     near = symbolic.tidy(near)
@@ -154,7 +158,7 @@ def _similarity(spec: Spec, scope: Scope) -> Expr:
     others = {s.name: 0.7 for s in slope.free_symbols}
     if not math.isfinite(symbolic.value(slope, others | {DOT.name: 0.0})):  # as of padding
         what = "the similarity has no finite derivative where dot(q, k) = 0"
-        raise _at(spec, where, what, expected="one that is smooth there, such as log(square(dot(q, k)) + 0.01)")
+        raise refuse(spec, where, what, expected="one that is smooth there, such as log(square(dot(q, k)) + 0.01)")
     return near
 
 
@@ -164,7 +168,7 @@ def _log_decay(spec: Spec, scope: Scope) -> Expr | None:
         return None
     decay = symbolic.tidy(symbolic.convert(where.tree, scope))
     if not symbolic.is_positive(decay):
-        raise _at(
+        raise refuse(
             spec,
             where,
             "a kernel memory works with the logarithm of the decay, which is not provably positive",
@@ -177,23 +181,8 @@ def _mentions_sums(scope: Scope, expr: Expr) -> bool:
     return any(expr.has(r.symbol) for r in scope.reductions)
 
 
-LARGEST = 200  # operations of an expression of each pair
-
-
 def _short(spec: Spec, where: Located, expr: Expr) -> Expr:
     if symbolic.size(expr) > LARGEST:
         message = f"this comes to {symbolic.size(expr)} operations, for each pair or each entry"
-        raise _at(spec, where, message, expected=f"at most {LARGEST} operations")
+        raise refuse(spec, where, message, expected=f"at most {LARGEST} operations")
     return expr
-
-
-def _at(spec: Spec, where: Located, message: str, *, expected: str) -> SpecError:
-    return SpecError(
-        message,
-        path=spec.source.path,
-        line=where.line,
-        key=where.key,
-        text=where.text,
-        span=where.tree.span,
-        expected=expected,
-    )

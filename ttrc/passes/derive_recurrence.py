@@ -19,10 +19,11 @@ from ttrc.ir.recurrence import Affine, ErrorForm, Gate, Hebbian, Nonlinear, Recu
 from ttrc.language.document import read_document
 from ttrc.language.spec import At, ClosedForm, Domain, Gradient, LinearMemory, Located, MLPMemory, Per, Proximal, Spec
 from ttrc.language.state import state_domain
-from ttrc.language.syntax import Name, Span, walk
+from ttrc.language.syntax import Name, walk
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
 from ttrc.passes.read_link import read_link
+from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Expr, Scope
 
 LARGEST = 200  # operations of a nonlinear error
@@ -49,7 +50,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     write, stiffness = _shares(scope, curvature)
     gradient = _loss_gradient(spec, scope)
     if network is not None and mirror is not None:
-        raise _at(
+        raise refuse(
             spec,
             spec.retention.expr,
             "a retention of a deep memory that is not quadratic has no derivation yet",
@@ -58,15 +59,14 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     match spec.update:
         case Proximal() if mirror is not None:
             what = "implicit steps of a retention that is not quadratic have no derivation"
-            raise _refuse(spec, "update.rule", f'{what}; rule "gradient" has one')
+            message, where = f'{what}; rule "gradient" has one', {"path": spec.source.path, "line": spec.update.line}
+            raise SpecError(message, **where, key="update.rule")
         case Proximal():
             error = _implicit_step(spec, scope, gradient, write, stiffness)
             reads_decayed = True
         case Gradient(at=at):
             error = _explicit_step(spec, scope, gradient, stiffness)
             reads_decayed = at is At.RETAINED
-        case _:
-            raise _refuse(spec, "update.rule", 'this rule has no derivation yet; "gradient" and "proximal" have one')
 
     momentum = _momentum(spec, scope)
     moved = [e for e in (momentum, mirror) if e is not None]
@@ -99,11 +99,11 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
     try:
         error, ridge = solve_closed(scope, _affine(scope, gradient, symbolic.ONE), slope)
     except NoClosedForm as found:
-        raise _at(spec, getattr(spec, found.section).expr, found.why, expected=found.expected) from None
+        raise refuse(spec, getattr(spec, found.section).expr, found.why, expected=found.expected) from None
     decay = symbolic.ONE if where is None else symbolic.tidy(symbolic.convert(where.tree, scope))
     if not symbolic.is_positive(decay + symbolic.symbol("any", Domain.POSITIVE)):
         what = f"the decay {symbolic.equation(decay)} may be negative, and then no S is the minimum"
-        raise _at(spec, where, what, expected="exp(g), or a gate of domain unit or decay")
+        raise refuse(spec, where, what, expected="exp(g), or a gate of domain unit or decay")
     used = _sums_in(scope, (*_parts(error), ridge, decay))
     _check_sums(spec, used)
     return Recurrence(
@@ -159,7 +159,7 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]
     s, previous = scope.symbols["S"], scope.symbols["S_prev"]
     slope = symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), s))
     if any(scope.depends(r.symbol, on) for r in scope.reductions if slope.has(r.symbol) for on in (s, previous)):
-        raise _at(
+        raise refuse(
             spec,
             where,
             "this retention couples the elements of S through a reduction; no kernel class covers it yet",
@@ -170,7 +170,7 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]
     if solved is None or carried is None:
         mirror = symbolic.invert(slope, s, previous, symbolic.symbol("own"), state_domain(spec))
         if mirror is None:
-            raise _at(
+            raise refuse(
                 spec,
                 where,
                 "the retention is not quadratic in S and S_prev, and the minimum of the update, "
@@ -181,7 +181,7 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]
         return symbolic.ONE, symbolic.ONE, mirror
     curvature = solved[0]
     if not symbolic.is_positive(curvature):
-        raise _at(
+        raise refuse(
             spec,
             where,
             "the retention is not strictly convex in S, so that S cannot be solved for "
@@ -189,7 +189,7 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]
             expected="a term such as norm2(S - S_prev) / 2, with gates whose domain keeps it positive",
         )
     if carried[1] != 0:
-        raise _at(
+        raise refuse(
             spec,
             where,
             "the retention pulls S towards a constant "
@@ -216,7 +216,7 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
     loss = symbolic.convert(spec.loss.expr.tree, scope)
     gradient = weight * scope.gradient(loss, scope.symbols["p"])
     if _tidy(gradient) == 0:
-        raise _at(
+        raise refuse(
             spec,
             spec.loss.expr,
             "the loss does not change with p, so that nothing is ever learned",
@@ -224,7 +224,7 @@ def _loss_gradient(spec: Spec, scope: Scope) -> Expr:
         )
     if "k" in scope.axes_of(gradient):
         where, gate = _mention(spec, {g.name for g in spec.inputs + spec.parameters if g.per is Per.ELEMENT})
-        raise _at(
+        raise refuse(
             spec,
             where,
             f"'{gate.id}' gives p a number for each key channel, and dL/dp is then a sum over them for each value "
@@ -271,7 +271,7 @@ def _explicit_step(spec: Spec, scope: Scope, gradient: Expr, stiffness: Expr) ->
             return Hebbian(offset) if slope == 0 else Affine(slope, offset)
     written = symbolic.finite_at_zero(symbolic.factored(gradient / stiffness), scope, channels)
     if symbolic.size(written) > LARGEST:
-        raise _at(
+        raise refuse(
             spec,
             spec.loss.expr,
             f"the error dL/dp has {symbolic.size(written)} operations, and its derivatives many times as many",
@@ -287,7 +287,7 @@ def _check_sums(spec: Spec, used: list[symbolic.Reduction]) -> None:
             total = symbolic.equation(symbolic.spelled_out(reduction.symbol, tuple(used)))
             elements = {g.name for g in spec.inputs + spec.parameters if g.per is Per.ELEMENT}
             where, gate = _mention(spec, elements & symbolic.names(reduction.body))
-            raise _at(
+            raise refuse(
                 spec,
                 where,
                 f"there is a sum over key and value channels at once, {total}; no kernel class covers that yet",
@@ -299,7 +299,7 @@ def _check_sums(spec: Spec, used: list[symbolic.Reduction]) -> None:
 def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, write: Expr, stiffness: Expr) -> ErrorForm:
     """The error at the implicit point, p' + sum(w k^2) / m * e(p') = p, as a function of the retained prediction p."""
     if "v" in scope.axes_of(write):
-        raise _at(
+        raise refuse(
             spec,
             spec.retention.expr,
             "an implicit step takes k by the curvature of the retention, "
@@ -316,12 +316,12 @@ def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, write: Expr, stiffn
         except NoImplicitStep as found:
             error = symbolic.equation(symbolic.spelled_out(symbolic.factored(gradient), tuple(scope.reductions)))
             message = f"the error dL/dp = {error} {found.why}"
-            raise _at(spec, spec.loss.expr, message, expected=found.expected) from None
+            raise refuse(spec, spec.loss.expr, message, expected=found.expected) from None
     slope, offset = solved
     kappa = length / stiffness
     shrink = 1 + kappa * slope
     if not symbolic.is_positive(shrink):
-        raise _at(
+        raise refuse(
             spec,
             spec.loss.expr,
             "the proximal step needs a convex loss, and this one is not provably so "
@@ -332,19 +332,3 @@ def _implicit_step(spec: Spec, scope: Scope, gradient: Expr, write: Expr, stiffn
     if slope == 0:
         return Hebbian(symbolic.tidy(offset / stiffness))
     return Affine(symbolic.tidy(slope / shrink), symbolic.tidy(offset / shrink))
-
-
-def _at(spec: Spec, where: Located, message: str, *, expected: str, span: Span | None = None) -> SpecError:
-    return SpecError(
-        message,
-        path=spec.source.path,
-        line=where.line,
-        key=where.key,
-        text=where.text,
-        span=span or where.tree.span,
-        expected=expected,
-    )
-
-
-def _refuse(spec: Spec, key: str, message: str) -> SpecError:
-    return SpecError(message, path=spec.source.path, line=getattr(spec.update, "line", None), key=key)
