@@ -100,6 +100,8 @@ def tags(spec: Spec) -> dict[str, str]:
     parts = {"loss": spec.loss.expr, "retention": spec.retention.expr}
     if isinstance(spec.memory, KernelMemory):
         parts["similarity"] = spec.memory.similarity
+    features = {"features.q": spec.features.q, "features.k": spec.features.k}
+    parts |= {origin: part for origin, part in features.items() if part is not None}
     if spec.retention.decay is not None:
         parts["decay"] = spec.retention.decay
     lines = {origin: f"{origin}, line {part.line}: {comment(part.text)}" for origin, part in parts.items()}

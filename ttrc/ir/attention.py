@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttrc.ir.recurrence import Gate
+from ttrc.ir.recurrence import Feature, Gate
 from ttrc.language.spec import Domain
 from ttrc.symbolic import Expr, symbol
 
@@ -32,3 +32,4 @@ class Attention:
     value: Expr
     log_ridge: Expr | None
     log_decay: Expr | None
+    features: tuple[Feature, ...] = ()

@@ -52,6 +52,15 @@ ErrorForm = Union[Hebbian, Affine, Nonlinear]
 
 
 @dataclass(frozen=True)
+class Feature:
+    """What stands in the place of `word`, q or k: expr, entry by entry, over it, gates and `sums` of its channels."""
+
+    word: str
+    expr: Expr
+    sums: tuple[Reduction, ...]
+
+
+@dataclass(frozen=True)
 class Recurrence:
     """S_t = decay * S_{t-1} + M_t, M_t = momentum * M_{t-1} - k_t e_t', without a momentum M_t = -k_t e_t'.
 
@@ -94,6 +103,7 @@ class Recurrence:
     write: Expr = ONE
     network: MLPMemory | None = None
     ridge: Expr | None = None
+    features: tuple[Feature, ...] = ()
 
     def axes_of(self, expr: Expr) -> tuple[str, ...]:
         """The channels that an expression of gates has a number for each of: none, "k", "v", or both."""

@@ -13,6 +13,7 @@ from ttrc.language.document import Document, read_document, read_text
 from ttrc.language.sections import (
     DECAY,
     DEFAULT,
+    FEATURES,
     LOSS,
     MOMENTUM,
     RETENTION,
@@ -30,6 +31,7 @@ from ttrc.language.spec import (
     ClosedForm,
     Domain,
     Exp,
+    Features,
     Gradient,
     Input,
     KernelMemory,
@@ -99,6 +101,7 @@ def _build(text: str, path: str) -> Spec:
         retention=_retention(document, expressions, inputs),
         update=_update(document, expressions),
         source=Source(path, text),
+        features=_features(document, expressions),
     )
     _check_all_used(spec, (*inputs, *declared))
     return spec
@@ -268,6 +271,11 @@ def _retention(document: Document, expressions: _Expressions, inputs: tuple[Inpu
     )
 
 
+def _features(document: Document, expressions: _Expressions) -> Features:
+    given = document.data.get("features", {})
+    return Features(**{word: expressions.read(FEATURES[word], "features", word) for word in given})
+
+
 def _link(document: Document, expressions: _Expressions, inputs: tuple[Input, ...]) -> Optional[Link]:
     line = document.line("retention", "link")
     match document.data["retention"].get("link"):
@@ -323,6 +331,8 @@ def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -
     optional = [
         spec.loss.weight,
         spec.retention.decay,
+        spec.features.q,
+        spec.features.k,
         spec.update.momentum if isinstance(spec.update, Gradient) else None,
     ]
     if isinstance(spec.memory, KernelMemory):

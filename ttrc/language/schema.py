@@ -55,6 +55,17 @@ def json_schema() -> Schema:
             },
             "inputs": _gates("inputs of the operator beyond q, k and v, one value a token", _input()),
             "parameters": _gates("numbers that do not change in time", _parameter()),
+            "features": {
+                **_table(
+                    "[features]",
+                    {
+                        "q": _expression("what stands in the place of queries: a key vector made of q and gates"),
+                        "k": _expression("what stands in the place of keys: a key vector made of k and gates"),
+                    },
+                    required=[],
+                ),
+                "description": "feature maps of queries and keys",
+            },
             "memory": _by("kind", "[memory]", MEMORIES, "the memory's architecture"),
             "loss": _table(
                 "[loss]",

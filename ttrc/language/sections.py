@@ -28,6 +28,7 @@ class Section:
     gates: bool
     must_use: Optional[str] = None
     otherwise: str = ""
+    axes: Axes = SCALAR  # of what it comes to
 
 
 LOSS = Section("loss.expr", ("p", "v", "k"), True, "p", "nothing would be learned: p is the memory's prediction for k")
@@ -40,11 +41,15 @@ DECAY = Section("retention.decay", (), True)
 SIMILARITY = Section(
     "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
 )
+FEATURES = {
+    "q": Section("features.q", ("q",), True, "q", "queries would not be read", _KEY),
+    "k": Section("features.k", ("k",), True, "k", "keys would not be read", _KEY),
+}
 THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
 DEFAULT = Section("default", ("head", "heads"), False)
 
-SECTIONS = (LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY, THRESHOLD, MOMENTUM, DEFAULT)
+SECTIONS = (LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY, *FEATURES.values(), THRESHOLD, MOMENTUM, DEFAULT)
 
 
 def word_axes(memory: Memory) -> dict[str, Axes]:
@@ -70,12 +75,12 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
     axes = infer(tree, scope)
     if section is not DEFAULT:
         check_bounds(tree)
-    if axes != SCALAR:
+    if axes != section.axes:
         raise SpecError(
             f"{section.key} comes to {describe(axes)}",
             span=tree.span,
-            expected="one number",
-            hint="reduce it with sum(...), norm2(...) or dot(a, b)",
+            expected="one number" if section.axes == SCALAR else describe(section.axes),
+            hint=None if section.axes else "reduce it with sum(...), norm2(...) or dot(a, b)",
         )
     # All pairs are kept in a kernel memory, so its retention may be no more than 0.
     free = section is RIDGE and isinstance(memory, KernelMemory)

@@ -132,6 +132,17 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Features:
+    """What stands in the place of keys and queries in all that follows: vectors made of them, gates and sums.
+
+    k of the loss and of a similarity is then the mapped key. The read-out's scale multiplies the mapped query.
+    """
+
+    q: Optional[Located] = None
+    k: Optional[Located] = None
+
+
+@dataclass(frozen=True)
 class LqNorm:
     """W = A / (||A||_q^2 + epsilon)^((q - 2) / 2), the norm over all entries of a matrix (arXiv 2504.13173 Eq 24)."""
 
@@ -253,3 +264,4 @@ class Spec:
     retention: Retention
     update: Update
     source: Source
+    features: Features = Features()

@@ -55,12 +55,16 @@ def run(
         scale = 1.0 if isinstance(spec.memory, MLPMemory) else k.shape[-1] ** -0.5
     repeats = v.shape[2] // k.shape[2]
     tokens = {
-        "q": q.to(dtype).repeat_interleave(repeats, dim=2)[..., None] * scale,
+        "q": q.to(dtype).repeat_interleave(repeats, dim=2)[..., None],
         "k": k.to(dtype).repeat_interleave(repeats, dim=2)[..., None],
         "v": v.to(dtype)[..., None, :],
         **{gate.name: _spread(gates[gate.name].to(dtype), gate.per) for gate in spec.inputs},
     }
     constants = {gate.name: _spread(gates[gate.name].to(dtype), gate.per)[None] for gate in spec.parameters}
+    for name, feature in (("q", spec.features.q), ("k", spec.features.k)):
+        if feature is not None:
+            tokens[name] = evaluate(feature.tree, tokens | constants).expand_as(tokens[name])
+    tokens["q"] = tokens["q"] * scale
     offsets = None if cu_seqlens is None else cu_seqlens.tolist()
     sequences = v.shape[0] if offsets is None else len(offsets) - 1
     state = tuple(x.to(dtype) for x in _initial(spec, initial_state, sequences, k, v))

@@ -15,6 +15,7 @@ from ttrc.errors import SpecError
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
 from ttrc.language.document import read_document
 from ttrc.language.spec import Located, Per, Spec
+from ttrc.passes.derive_features import read_features
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import ONE, ZERO, Expr, Scope
 
@@ -51,6 +52,7 @@ def derive_attention(spec: Spec) -> Attention:
         value=_short(spec, spec.loss.expr, value),
         log_ridge=None if ridge == 0 else symbolic.log_of(ridge),
         log_decay=_log_decay(spec, scope),
+        features=read_features(spec),
     )
     _check_effects(spec, attention)
     return attention
@@ -58,7 +60,8 @@ def derive_attention(spec: Spec) -> Attention:
 
 def _check_effects(spec: Spec, a: Attention) -> None:
     parts = (a.similarity, a.log_weight, a.value, a.log_ridge, a.log_decay)
-    used = set().union(*(symbolic.names(part) for part in parts if part is not None))
+    bodies = (part for f in a.features for part in (f.expr, *(s.body for s in f.sums)))
+    used = set().union(*(symbolic.names(part) for part in (*parts, *bodies) if part is not None))
     for gate in (*spec.inputs, *spec.parameters):
         if gate.name not in used:
             table = "inputs" if gate in spec.inputs else "parameters"

@@ -15,6 +15,7 @@ from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
+from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_moves import Factor, Terms, derive_moves, of
 from ttrc.symbolic import ONE, ZERO, Expr, names
@@ -36,6 +37,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     state = build.tile("S", ("k", "v"))
     states = (state,) if recurrence.momentum is None else (state, build.tile("M", ("k", "v")))
     tiles = {t.name: t for t in inputs}
+    tiles |= derive_features(build, tiles, recurrence.features)
     q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
 
     def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
@@ -54,7 +56,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
     if recurrence.write != ONE:
-        writing = make("writing", recurrence.write * sym(k), origin="retention")
+        writing = make("writing", recurrence.write * sym(k), k, origin="retention")
         k_s = build.relabel(writing, "tokens that write")
     moves = derive_moves(build, recurrence, tiles, states)
     weights = state
@@ -143,7 +145,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     expr, used = seen("inherited", out, q, "read-out")
     if moves.between is not None:  # what a token reads of its own, free of every decay
         own = build.reduce(
-            "self_read", make("self_terms", sym(q) * sym(writing), writing, origin="read-out"), ("t",), "read-out"
+            "self_read", make("self_terms", sym(q) * sym(writing), q, writing, origin="read-out"), ("t",), "read-out"
         )
         expr, used = expr + sym(scale) * sym(own) * sym(u), (*used, own, u)
     carried_out = make("carried_out", expr, *used, origin="read-out")

@@ -19,6 +19,7 @@ from ttrc.language.spec import Domain
 from ttrc.passes.builder import CHANNELS_OF_KEYS, Builder, sym
 from ttrc.passes.derive_chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_sum
+from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_moves import Factor, derive_moves, of
 from ttrc.passes.derive_token import token_inputs
 from ttrc.symbolic import ONE, Expr, Scope, names
@@ -73,6 +74,7 @@ class _Step:
         self.build = Builder(inputs)
         self.H, self.G = self.build.tile("H", KEYS), self.build.tile("G", VALUES)
         self.tiles = tiles = {t.name: t for t in inputs}
+        tiles |= derive_features(self.build, tiles, recurrence.features)
         for reduction in recurrence.known_sums:
             tiles[reduction.symbol.name] = derive_sum(self.build, tiles, reduction)
         self.ridge = self.build.elementwise("ridge", recurrence.curvature, tiles, "retention", (*wide, "k"))

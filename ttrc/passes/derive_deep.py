@@ -13,6 +13,7 @@ from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_sum
+from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_moves import Terms, derive_moves
 from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters, layer_axes
@@ -186,6 +187,7 @@ def _start(recurrence: Recurrence, inputs: tuple[Tile, ...]) -> tuple[Builder, d
     weights = [build.tile(f"W{i}", pair) for i, pair in enumerate(axes, start=1)]
     steps = [build.tile(f"M{i}", pair) for i, pair in enumerate(axes, start=1)]
     tiles = {t.name: t for t in inputs}
+    tiles |= derive_features(build, tiles, recurrence.features)
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
     return build, tiles, weights, steps if recurrence.momentum is not None else []

@@ -10,6 +10,7 @@ from ttrc import symbolic
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
 from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.derive_features import derive_features
 from ttrc.symbolic import ZERO, Expr, at_least
 
 INFINITY = float("inf")
@@ -26,6 +27,11 @@ def derive_pairs(attention: Attention) -> Program:
     )
     build = Builder(inputs)
     tiles = {t.name: t for t in inputs}
+    for feature in attention.features:
+        used, gates = symbolic.names(feature.expr).union(*(symbolic.names(s.body) for s in feature.sums)), dict(tiles)
+        if feature.word == "k":
+            gates |= {g.name: build.relabel(tiles[g.name], "features.k") for g in attention.gates if g.name in used}
+        tiles |= derive_features(build, gates, (feature,))
 
     def make(name: str, expr: Expr, axis: str, origin: str, *channels: str) -> Tile:
         """expr over gates and v, those of the token of the axis; with the channels even where it is free of them."""

@@ -21,6 +21,7 @@ from ttrc.language.spec import At, ClosedForm, Domain, Gradient, LinearMemory, L
 from ttrc.language.state import state_domain
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
+from ttrc.passes.derive_features import read_features
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
 from ttrc.passes.read_link import read_link
 from ttrc.passes.refuse import refuse
@@ -90,6 +91,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         mirror=mirror,
         write=write,
         network=network,
+        features=read_features(spec),
     )
 
 
@@ -116,6 +118,7 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         reads_decayed=True,
         error=error,
         ridge=ridge,
+        features=read_features(spec),
     )
 
 

@@ -7,6 +7,7 @@ from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
+from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link
 from ttrc.symbolic import ONE, Expr, choose
 
@@ -29,6 +30,7 @@ def derive_token(recurrence: Recurrence) -> Program:
     build = Builder(inputs)
     state = build.tile("S", ("k", "v"))
     tiles = {t.name: t for t in inputs}
+    tiles |= derive_features(build, tiles, recurrence.features)
     q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
     carries = []
 
@@ -76,7 +78,7 @@ def derive_token(recurrence: Recurrence) -> Program:
         case Hebbian(offset):
             u = build.elementwise("u", -offset, tiles, "loss", ("v",))
         case error:
-            products = make("products", sym(seen) * sym(k), seen, origin="prediction")
+            products = make("products", sym(seen) * sym(k), seen, k, origin="prediction")
             prediction = build.reduce("prediction", products, ("v",), "prediction")
             match error:
                 case Affine(slope, offset):
@@ -85,9 +87,9 @@ def derive_token(recurrence: Recurrence) -> Program:
                     written = derive_error(build, tiles, error, prediction)
                     u = make("u", -sym(written), written, origin="loss")
 
-    step, of = recurrence.write * sym(k) * sym(u), (u,)
+    step, of = recurrence.write * sym(k) * sym(u), (k, u)
     if recurrence.mirror is not None:
-        whole = moved("S_next", state, make("push", step, u, origin="update"))
+        whole = moved("S_next", state, make("push", step, k, u, origin="update"))
         step, of = sym(whole) - sym(retained), (whole, retained)
     if recurrence.momentum is not None:
         last, (gate, used) = build.tile("M", ("k", "v")), factor("momentum", recurrence.momentum, "update")
@@ -105,7 +107,7 @@ def derive_token(recurrence: Recurrence) -> Program:
         kept = moved("W_kept", start)
         read = make("W_next", sym(kept) + step, kept, *of, origin="update")
         carries.append(Carry("W", carried, read, reverse=False, private=True))
-    read = make("read", sym(q) * sym(read), read, origin="read-out")
+    read = make("read", sym(q) * sym(read), q, read, origin="read-out")
     total = build.reduce("total", read, ("v",), "read-out")
     o = make("o", sym(scale) * sym(total), total, origin="read-out")
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))

@@ -32,24 +32,34 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
     kept = tuple(replace(b, single=True) for b in state_buffers("states", carried))
     kept_back = state_buffers("d_states", cotangents)
     outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
-    (x,) = (s.target for s in forward.statements if isinstance(s.op, Conjugate))
+    ((x, query),) = ((s.target, s.op.rhs) for s in forward.statements if isinstance(s.op, Conjugate))
     solved = Buffer(x.name, x, Space.SOLVED)
     gradients = gradient_buffers(recurrence, backward)
-    (of_query,) = (b for b in gradients if b.name == "d_q")  # it is what the backward pass solves for
-    rest = tuple(b for b in gradients if b != of_query)
+    # What the backward pass solves for is the cotangent of the query, or of what a feature map makes of it.
+    (d_q,) = (b for b in gradients if b.name == "d_q")
+    y = dict(backward.cotangents)[query]
+    of_query = d_q if y == d_q.tile else Buffer(y.name, y, Space.TOKEN)
+    rest = tuple(b for b in gradients if b != d_q)
 
     scan, reverse = f"chunk_scan{CLOSED}", f"chunk_scan_reverse{CLOSED}"
     ahead = planned(scan, Skeleton.SCAN, forward, kept, inputs, carried)
     output = planned(f"chunk_output{CLOSED}", Skeleton.PARALLEL, forward, (*outputs, solved), (*inputs, *kept))
-    solve = planned(f"chunk_solve{CLOSED}", Skeleton.PARALLEL, backward, (of_query,), (*inputs, *kept, solved))
+    solve = planned(
+        f"chunk_solve{CLOSED}",
+        Skeleton.PARALLEL,
+        backward,
+        tuple(dict.fromkeys((of_query, d_q))),
+        (*inputs, *kept, solved),
+    )
     seen = (*inputs, solved, of_query)
     back = planned(reverse, Skeleton.SCAN, backward, kept_back, seen, cotangents)
     read = (*seen, *kept, *kept_back)
     grads = planned(f"chunk_gradients{CLOSED}", Skeleton.PARALLEL, backward, rest, read)
+    scratch = kept_back if of_query == d_q else (*kept_back, of_query)
     only = Schedule(
         "closed",
         (Launch(ahead, *THROUGH), Launch(output)),
         (Launch(solve), Launch(back, *BACK), Launch(grads)),
     )
     kernels = (ahead, output, solve, back, grads)
-    return Plan("chunk", kernels, (only,), keep_all((*kept, solved)), kept_back, CHUNK, CHUNK)
+    return Plan("chunk", kernels, (only,), keep_all((*kept, solved)), scratch, CHUNK, CHUNK)

@@ -1,0 +1,61 @@
+"""Feature maps: a spec with them is the same spec without, fed with what the maps make of q and k."""
+
+import pytest
+import torch
+
+import ttrc
+from ttrc.errors import SpecError
+from ttrc.language.load import parse_spec
+from ttrc.paths import specs_dir
+from ttrc.runtime.verify import Case, verify
+
+UNIT = ("q / sqrt(norm2(q) + 0.000001)", "k / sqrt(norm2(k) + 0.000001)")
+ELU = ("where(q > 0, q + 1, exp(min(q, 0)))", "where(k > 0, k + 1, exp(min(k, 0))) / 4")
+OF_TORCH = {
+    UNIT: lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt(),
+    ELU: lambda x: torch.nn.functional.elu(x) + 1,
+}
+CASE = Case(T=21, d_k=5, d_v=7, chunk_size=16)  # padded channels, and a ragged last chunk
+
+
+def with_features(name, maps):
+    text = (specs_dir() / f"{name}.toml").read_text()
+    return parse_spec(text.replace("[memory]", f'[features]\nq = "{maps[0]}"\nk = "{maps[1]}"\n\n[memory]', 1))
+
+
+@pytest.mark.parametrize("name, maps", [("linear_attention", ELU), ("gated_deltanet", UNIT)])
+@pytest.mark.parametrize("backend, dtype", [("torch", torch.float64), ("triton", torch.float32)])
+def test_kernels_with_features_agree_with_the_oracle(name, maps, backend, dtype):
+    op = ttrc.load(with_features(name, maps))
+    for form in op.forms:
+        assert not verify(op, CASE, form=form, backend=backend, dtype=dtype).failures
+
+
+def test_features_are_what_a_caller_would_do():
+    mapped, plain = ttrc.load(with_features("gated_deltanet", UNIT)), ttrc.load(specs_dir() / "gated_deltanet.toml")
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 21, h, d, generator=draw, dtype=torch.float64) for h, d in ((1, 5), (1, 5), (2, 7)))
+    gates = {"g": -torch.rand(1, 21, 2, generator=draw), "beta": torch.rand(1, 21, 2, generator=draw)}
+    gates = {name: x.double() for name, x in gates.items()}
+    made = {}
+    for op, phi in (mapped, lambda x: x), (plain, OF_TORCH[UNIT]):
+        x = [t.clone().requires_grad_() for t in (q, k, v)]
+        o, _ = op(phi(x[0]), phi(x[1]), x[2], **gates, form="chunk", backend="torch")
+        made[op] = o, *torch.autograd.grad(o.square().sum(), x)
+    for ours, theirs in zip(made[mapped], made[plain]):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "k, says",
+    [
+        ("norm2(k)", "comes to a number"),
+        ("k + q", '"q" has no meaning in features.k'),
+        ("k * v", '"v" has no meaning in features.k'),
+        ("log(abs(k))", "no finite value"),
+    ],
+)
+def test_a_map_that_makes_no_sense_is_refused_in_its_place(k, says):
+    with pytest.raises(SpecError) as refused:
+        ttrc.load(with_features("linear_attention", ("q", k)))
+    assert says in str(refused.value) and refused.value.key == "features.k" and refused.value.span

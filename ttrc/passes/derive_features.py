@@ -1,0 +1,67 @@
+"""Feature maps: a spec's expressions -> SymPy, and those as tile statements in front of every program.
+
+What a kernel wants of a mapped key it works out again from the key, as of any other statement: no bytes are added. A
+gate of a map is one of a value head, and so is the key that it makes.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ttrc import symbolic
+from ttrc.ir.recurrence import Feature
+from ttrc.ir.tile import INSIDE, Relation, Tile
+from ttrc.language.spec import Spec
+from ttrc.passes.builder import Builder
+from ttrc.passes.refuse import refuse
+from ttrc.symbolic import Scope
+
+ORIGIN = "features.{}"
+
+
+def read_features(spec: Spec) -> tuple[Feature, ...]:
+    found = []
+    for word, where in (("q", spec.features.q), ("k", spec.features.k)):
+        if where is None:
+            continue
+        gates = (*spec.inputs, *spec.parameters)
+        symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {word: symbolic.symbol(word)}
+        axes = {symbols[g.name]: g.per.axes for g in gates} | {symbols[word]: ("k",)}
+        scope = Scope(symbols, axes)
+        expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, (symbols[word],))
+        parts = (expr, *(r.body for r in scope.reductions))
+        for part in (*parts, *(symbolic.derivative(part, symbols[word]) for part in parts)):
+            if not math.isfinite(
+                symbolic.value(part, {s.name: 0.0 if s.name == word else 0.7 for s in part.free_symbols})
+            ):
+                what = f"the map has no finite value and derivative where an entry of {word} is 0, as in padding"
+                raise refuse(
+                    spec, where, what, expected=f"one that is smooth there, such as sqrt(square({word}) + 0.01)"
+                )
+        found.append(Feature(word, expr, tuple(scope.reductions)))
+    return tuple(found)
+
+
+def derive_features(build: Builder, tiles: dict[str, Tile], features: tuple[Feature, ...]) -> dict[str, Tile]:
+    """What q and k stand for, those that have a map; `tiles` are what names stand for, those of gates in the same role.
+
+    A map of zeros need not be zero: padded channels, and tokens past the end of a sequence, are masked.
+    """
+    mapped = {}
+    for feature in features:
+        known, x, origin = dict(tiles), tiles[feature.word], ORIGIN.format(feature.word)
+        for reduction in feature.sums:
+            summands = build.elementwise("summands", reduction.body, known, origin)
+            if not symbolic.is_zero_at(reduction.body, (feature.word,)):
+                summands = build.mask("summands_inside", summands, INSIDE["k"], 0.0, origin)
+            total = build.reduce(f"sum_{feature.word}", summands, set(summands.axes) - {"k"}, origin)
+            if len(total.axes) > 0:  # a map may divide by a norm: past the end it reads as 1
+                total = build.mask(f"{total.name}_valid", total, Relation.VALID, 1.0, origin)
+            known[reduction.symbol.name] = total
+        made = build.elementwise(f"mapped_{feature.word}", feature.expr, known, origin, x.axes)
+        if not symbolic.is_zero_at(feature.expr, (feature.word,)):
+            made = build.mask(f"{made.name}_inside", made, INSIDE["k"], 0.0, origin)
+            if len(x.axes) > 1:
+                made = build.mask(f"{made.name}_valid", made, Relation.VALID, 0.0, origin)
+        mapped[feature.word] = made
+    return mapped
