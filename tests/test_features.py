@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import ttrc
+from ttrc.compiler import analyse
 from ttrc.errors import SpecError
 from ttrc.language.load import parse_spec
 from ttrc.paths import specs_dir
 from ttrc.runtime.verify import Case, verify
+from ttrc.tools import account
 
 UNIT = ("q / sqrt(norm2(q) + 0.000001)", "k / sqrt(norm2(k) + 0.000001)")
 ELU = ("where(q > 0, q + 1, exp(min(q, 0)))", "where(k > 0, k + 1, exp(min(k, 0))) / 4")
@@ -59,3 +61,11 @@ def test_a_map_that_makes_no_sense_is_refused_in_its_place(k, says):
     with pytest.raises(SpecError) as refused:
         ttrc.load(with_features("linear_attention", ("q", k)))
     assert says in str(refused.value) and refused.value.key == "features.k" and refused.value.span
+
+
+@pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "gla", "huber_delta"])
+def test_features_move_no_bytes(name):
+    """A kernel works them out again from q and k."""
+    mapped, plain = (analyse(s) for s in (with_features(name, UNIT), with_features(name, ("q", "k"))))
+    for ours, theirs in zip(account.costs(mapped), account.costs(plain)):
+        assert ours.budget.bytes == theirs.budget.bytes and ours.budget.launches == theirs.budget.launches

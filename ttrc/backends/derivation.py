@@ -22,7 +22,9 @@ def derivation(module: Module) -> str:
         lines = pairs.derivation(spec, r, comment)
     else:
         lines = _recurrence(spec, r) if r.ridge is None else _closed(spec, r)
-    return "\n".join(f"# {line}" for line in lines)
+    features = (("q", spec.features.q), ("k", spec.features.k))
+    mapped = [f"features   {word}: {comment(where.text)}" for word, where in features if where is not None]
+    return "\n".join(f"# {line}" for line in (*mapped, *lines))
 
 
 def _recurrence(spec: Spec, r: Recurrence) -> list[str]:

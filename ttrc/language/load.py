@@ -101,7 +101,9 @@ def _build(text: str, path: str) -> Spec:
         retention=_retention(document, expressions, inputs),
         update=_update(document, expressions),
         source=Source(path, text),
-        features=_features(document, expressions),
+        features=Features(
+            **{word: expressions.read(FEATURES[word], "features", word) for word in data.get("features", {})}
+        ),
     )
     _check_all_used(spec, (*inputs, *declared))
     return spec
@@ -271,11 +273,6 @@ def _retention(document: Document, expressions: _Expressions, inputs: tuple[Inpu
     )
 
 
-def _features(document: Document, expressions: _Expressions) -> Features:
-    given = document.data.get("features", {})
-    return Features(**{word: expressions.read(FEATURES[word], "features", word) for word in given})
-
-
 def _link(document: Document, expressions: _Expressions, inputs: tuple[Input, ...]) -> Optional[Link]:
     line = document.line("retention", "link")
     match document.data["retention"].get("link"):
@@ -331,8 +328,7 @@ def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -
     optional = [
         spec.loss.weight,
         spec.retention.decay,
-        spec.features.q,
-        spec.features.k,
+        *vars(spec.features).values(),
         spec.update.momentum if isinstance(spec.update, Gradient) else None,
     ]
     if isinstance(spec.memory, KernelMemory):

@@ -95,7 +95,9 @@ class Cost:
 
 def choices(spec: Spec) -> tuple[Choice, ...]:
     loss, retention = spec.loss, spec.retention.expr
-    rows = [Choice("memory", _memory(spec.memory), None), _expression("loss", loss.expr)]
+    features = (("features q", spec.features.q), ("features k", spec.features.k))
+    rows = [_expression(name, where) for name, where in features if where is not None]
+    rows += [Choice("memory", _memory(spec.memory), None), _expression("loss", loss.expr)]
     if loss.weight is not None:
         rows.append(_expression("loss weight", loss.weight))
     rows.append(_expression("retention", retention))
