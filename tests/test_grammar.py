@@ -56,15 +56,26 @@ GATES = {
 }
 
 
+FEATURES = (
+    "",
+    "",
+    'q = "q / sqrt(norm2(q) + 0.01)"\nk = "k / sqrt(norm2(k) + 0.01)"',
+    'k = "beta * tanh(k) + 0.1"',
+    'q = "softplus(q)"\nk = "where(k > 0, k + 1, exp(min(k, 0))) / (1 + sum(square(k)))"',
+)
+
+
 @st.composite
 def specs(draw) -> str:
     terms = draw(st.lists(st.sampled_from(TERMS), min_size=1, max_size=2, unique=True))
     weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, UPDATES))
     momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update else ""
     link = draw(st.sampled_from(LINKS)) if "gradient" in update else ""
+    features = draw(st.sampled_from(FEATURES))
     body = (
-        f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n'
-        f'[retention]\nexpr = "{retention}"\n{link}\n[update]\n{update}\n{momentum}\n'
+        (f"[features]\n{features}\n" if features else "")
+        + f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n'
+        + f'[retention]\nexpr = "{retention}"\n{link}\n[update]\n{update}\n{momentum}\n'
     )
     words = set("".join(c if c.isalnum() or c == "_" else " " for c in body.replace('"', " ")).split())
     fixed = draw(st.sets(st.sampled_from(sorted(GATES)), max_size=2))
