@@ -108,6 +108,7 @@ EXPECTED = {
     "softmax_over_values": nonlinear(lambda x: exp(x["g"]), lambda x: x["beta"] * torch.tanh(residual(x)), True),
     "barrier_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
     "half_hebbian": affine(none, lambda x: x["beta"], lambda x: -1.25 * x["beta"] * x["v"]),
+    "mapped_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "tilted_target": affine(none, lambda x: x["beta"], lambda x: x["beta"] * (0.1 - x["v"])),
     "twice_weighted": affine(none, lambda x: x["eta"] * x["trust"], lambda x: -x["eta"] * x["trust"] * x["v"]),
     "undecayed_read": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),

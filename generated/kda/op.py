@@ -27,8 +27,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
-    "chunk_scan_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
-    "chunk_scan_reverse_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_scan_decayed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_scan_reverse_decayed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
     "chunk_gradients_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
     "chunk_output_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_transition_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
