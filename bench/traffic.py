@@ -11,11 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,25 +18,17 @@ from typing import Optional
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
 from bench.interpret import interpretable  # noqa: E402
+from bench.sides import HERE, PASSES, PEER_VERSION, Call, Inputs, backward_of, fla, inputs, ours, peers_at_hand  # noqa: E402
 from ttrc.compiler import analyse  # noqa: E402
 from ttrc.passes.budget import least_bytes  # noqa: E402
 from ttrc.runtime.load import load, shipped_specs  # noqa: E402
-from ttrc.runtime.workload import Workload, draw_inputs  # noqa: E402
-from ttrc.sampling import as_arguments  # noqa: E402
 from ttrc.tools.counter import Tally, count  # noqa: E402
-from ttrc.tools.peers import Peer, load_peers, present  # noqa: E402
+from ttrc.tools.peers import Peer  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 MARKS = ("<!-- made by bench.traffic -->\n", "<!-- until here -->\n")
 LENGTH, WIDTH = 512, 128
-PEER_VERSION = "0.6.0"
-FLA = (f"fla-core=={PEER_VERSION}", "einops")
-PASSES = ("forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -58,22 +45,13 @@ class Traffic:
         return sum(row[1] for row in getattr(self, name))
 
 
-def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Tensor]:
-    """q, k, v in dtype and gates in float32, all of them differentiable; batch 1, one head.
-
-    What is counted does not hang on values. Queries and values are zeros, for which every search ends at once.
-    """
-    drawn = draw_inputs(spec, Workload(1, length, 1, width, width), dtype, "cpu")
-    return drawn | {name: torch.zeros_like(drawn[name], requires_grad=True) for name in ("q", "v")}
-
-
-def measure(call: Callable[[dict[str, Tensor]], Tensor], x: dict[str, Tensor]) -> Traffic:
+def measure(call: Call, x: Inputs) -> Traffic:
     """The kernels that a call and its backward pass launch."""
     tokens = x["v"].shape[1]
     with count() as forward:
         o = call(x)
     with count() as backward:
-        torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
+        backward_of(o, x)
     return Traffic(_rows(forward, tokens), _rows(backward, tokens))
 
 
@@ -83,10 +61,7 @@ def in_chunks() -> list[str]:
 
 
 def of_ttrc(name: str, length: int = LENGTH, width: int = WIDTH, schedule: str = "fused") -> Traffic:
-    op = load(name)
-    schedule = schedule if op.schedules else "auto"
-    x = inputs(op.spec, length, width)
-    return measure(lambda x: _called(op, x, schedule), x)
+    return measure(ours(name, schedule), inputs(load(name).spec, length, width))
 
 
 def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> Traffic:
@@ -94,32 +69,10 @@ def of_peer(name: str, peer: Peer, length: int = LENGTH, width: int = WIDTH) -> 
         return measure(peer.call, inputs(load(name).spec, length, width))
 
 
-def _called(op, x: dict[str, Tensor], schedule: str) -> Tensor:
-    given = as_arguments(op.spec, x)
-    call = getattr(op.package, op.spec.name)  # an operator refuses bfloat16 here, for the values that come of it
-    return call(**given, form="chunk", backend="triton", schedule=schedule)[0]
-
-
 def _rows(tally: Tally, tokens: int) -> tuple[tuple[str, int, float], ...]:
     return tuple(
         (k.name, k.launches, (k.distinct_load_bytes + k.distinct_store_bytes) / tokens) for k in tally.kernels.values()
     )
-
-
-@contextmanager
-def peers_at_hand(install: bool) -> Iterator[None]:
-    """fla on the path: from .wheels/ where `make wheels` left it, or fetched into a folder that goes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="ttrc-peers-") as room:
-        if install:
-            options = ["--disable-pip-version-check", "--quiet", "--no-deps", "--target", room]
-            subprocess.run([sys.executable, "-m", "pip", "install", *options, *FLA], check=True)
-        added = [room, str(HERE.parent / ".wheels")]
-        sys.path.extend(added)
-        try:
-            yield
-        finally:
-            for folder in added:
-                sys.path.remove(folder)
 
 
 # The page -------------------------------------------------------------------------------------------------------
@@ -138,10 +91,10 @@ def row(name: str) -> Row:
     module = analyse(load(name).spec)
     least = least_bytes(module, d_k=WIDTH, d_v=WIDTH, dtype_bytes=2)
     counted, relative = {"ttrc": of_ttrc(name)}, False
-    for peer in present(load_peers()(name)):
-        if peer.name == "fla":
-            counted[peer.name] = of_peer(name, peer)
-            relative = not peer.same
+    peer = fla(name)
+    if peer is not None:
+        counted[peer.name] = of_peer(name, peer)
+        relative = not peer.same
     split = of_ttrc(name, schedule="split") if "split" in load(name).schedules else None
     return Row(name, least, counted, split, relative)
 

@@ -8,7 +8,8 @@ from functools import cache
 import pytest
 import torch
 
-from bench.traffic import HERE, LENGTH, README, WIDTH, in_chunks, inputs
+from bench.sides import HERE, inputs
+from bench.traffic import LENGTH, README, WIDTH, in_chunks
 from ttrc.compiler import analyse
 from ttrc.ir.config import block, default_config
 from ttrc.ir.plan import Skeleton, Space

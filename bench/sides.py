@@ -1,0 +1,68 @@
+"""The two sides that are counted: ttrc's operators and their peers, called on the same inputs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ttrc.runtime.load import load
+from ttrc.runtime.workload import Workload, draw_inputs
+from ttrc.sampling import as_arguments
+from ttrc.tools.peers import Peer, load_peers, present
+
+HERE = Path(__file__).resolve().parent
+PEER_VERSION = "0.6.0"
+FLA = (f"fla-core=={PEER_VERSION}", "einops")
+PASSES = ("forward", "backward")
+
+Inputs = dict[str, Tensor]
+Call = Callable[[Inputs], Tensor]
+
+
+def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+    """q, k, v in dtype and gates in float32, all of them differentiable; batch 1, one head.
+
+    What is counted does not hang on values. Queries and values are zeros, for which every search ends at once.
+    """
+    drawn = draw_inputs(spec, Workload(1, length, 1, width, width), dtype, "cpu")
+    return drawn | {name: torch.zeros_like(drawn[name], requires_grad=True) for name in ("q", "v")}
+
+
+def ours(name: str, schedule: str = "fused") -> Call:
+    """A shipped spec's operator in its chunk form, in a schedule where it has several."""
+    op = load(name)
+    call = getattr(op.package, op.spec.name)  # an operator refuses bfloat16 here, for the values that come of it
+    options = dict(form="chunk", backend="triton", schedule=schedule if op.schedules else "auto")
+    return lambda x: call(**as_arguments(op.spec, x), **options)[0]
+
+
+def fla(name: str) -> Peer | None:
+    """flash-linear-attention's operator for a shipped spec, where it has one and is at hand."""
+    return next((peer for peer in present(load_peers()(name)) if peer.name == "fla"), None)
+
+
+def backward_of(o: Tensor, x: Inputs) -> None:
+    torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
+
+
+@contextmanager
+def peers_at_hand(install: bool) -> Iterator[None]:
+    """fla on the path: from .wheels/ where `make wheels` left it, or fetched into a folder that goes afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ttrc-peers-") as room:
+        if install:
+            options = ["--disable-pip-version-check", "--quiet", "--no-deps", "--target", room]
+            subprocess.run([sys.executable, "-m", "pip", "install", *options, *FLA], check=True)
+        added = [room, str(HERE.parent / ".wheels")]
+        sys.path.extend(added)
+        try:
+            yield
+        finally:
+            for folder in added:
+                sys.path.remove(folder)

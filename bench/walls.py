@@ -1,0 +1,341 @@
+"""What kernels issue and move on an H100 that is not there: ttrc and its peers, from binaries. No clock and no GPU.
+
+    python -m bench.walls [SPEC ...] [--install] [--out FILE]
+
+Both sides are called with a GPU on paper (bench.paper), so that their own launches compile. A binary's instructions are
+counted as often as they run: Triton's interpreter says how often the lines run that a loop is made of (bench.trips).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from unittest import mock
+
+import triton
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.errors import OutOfResources
+
+from bench.paper import CHIP, PART, Launch, paper_gpu
+from bench.sides import HERE, PEER_VERSION, backward_of, fla, inputs, ours, peers_at_hand
+from ttrc.runtime.load import load
+
+SIDES = ("ttrc", "fla")
+# Closed forms are not among them: how often their searches step hangs on values, which the interpreter gets wrong.
+SPECS = (
+    "linear_attention",
+    "mamba2",
+    "deltanet",
+    "gated_deltanet",
+    "gla",
+    "kda",
+    "ttt_linear",
+    "softmax_attention",
+    "forgetting_attention",
+)
+LENGTH, WIDTH = 256, 128  # tokens; head dimension
+SHAPE = (8, 4096, 16)  # batch, tokens, heads of the times that are told
+FILE = re.compile(r'## File "([^"]+)", line (\d+)')
+LABEL = re.compile(r"^\s*(\.L_x_\d+):")
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(?:[^;\n]*`\((\.L_x_\d+)\))?")
+
+
+@contextmanager
+def side(name: str, who: str) -> Iterator:
+    """ttrc's or fla's call of a shipped spec."""
+    if who == "ttrc":
+        yield ours(name)
+        return
+    peer = fla(name)
+    with peer.lifted():
+        yield peer.call
+
+
+def by_loops(configs) -> dict[str, list]:
+    """Configurations by what shapes a kernel's loops: not warps, and not stages."""
+    found = defaultdict(list)
+    for config in configs:
+        found[json.dumps(config.kwargs, sort_keys=True, default=str)].append(config)
+    return found
+
+
+# A binary's instructions, as often as they run -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Issued:
+    """Of a launch, as a whole: instructions that warps issue, and how many of those load or store what was spilled."""
+
+    instructions: float
+    spills: float
+
+
+@dataclass(frozen=True)
+class Instruction:
+    place: int
+    name: str
+    line: str  # "file:line"
+    back_to: int | None  # of a jump
+
+
+def read(binary: bytes) -> list[Instruction]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [triton.knobs.nvidia.nvdisasm.path, "-g", "-c", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found, labels, waiting, line = [], {}, [], ""
+    for row in text.splitlines():
+        if said := FILE.search(row):
+            line = f"{said[1]}:{said[2]}"
+        elif said := LABEL.match(row):
+            waiting.append(said[1])
+        elif (said := LINE.search(row)) and said[2] != "NOP":
+            place = int(said[1], 16)
+            labels |= dict.fromkeys(waiting, place)
+            waiting = []
+            found.append((place, said[2], line, said[3] if said[2] == "BRA" else None))
+    return [Instruction(place, name, line, labels.get(to)) for place, name, line, to in found]
+
+
+def issued(launch: Launch, lines: dict[str, float]) -> Issued:
+    """`lines`: executions of each, a program."""
+    code = read(launch.binary)
+    loops = sorted({(i.back_to, i.place) for i in code if i.back_to is not None and i.back_to < i.place})
+    innermost = {i.place: _innermost(loops, i.place, i.place) for i in code}
+    runs = _runs(code, loops, innermost, lines)
+    times = launch.programs * launch.metadata.num_warps
+    return Issued(
+        times * sum(runs[innermost[i.place]] for i in code),
+        times * sum(runs[innermost[i.place]] for i in code if i.name in ("LDL", "STL")),
+    )
+
+
+def _innermost(loops, first: int, last: int, but=None):
+    around = [loop for loop in loops if loop != but and loop[0] <= first and last <= loop[1]]
+    return min(around, key=lambda loop: loop[1] - loop[0], default=None)
+
+
+def _runs(code: list[Instruction], loops, innermost, lines: dict[str, float]) -> dict:
+    """How often the body of each loop runs in a program; None: what stands in no loop.
+
+    A loop is the loop of the source that most of its instructions are from; where several are of one, they share.
+    """
+    sources = {}
+    for loop in loops:
+        votes = Counter(_loop_of(i.line) for i in code if innermost[i.place] == loop)
+        votes.pop(None, None)
+        sources[loop] = votes.most_common(1)[0][0] if votes else None
+    copies, runs = Counter(sources.values()), {None: 1.0}
+    for loop in sorted(loops, key=lambda x: x[0] - x[1]):  # outer ones first
+        source = sources[loop]
+        outer = runs[_innermost(loops, *loop, but=loop)]
+        # A statement of several lines is told once for each time that it comes back to its first.
+        runs[loop] = min((lines[x] for x in source if x in lines), default=0.0) / copies[source] if source else outer
+    return runs
+
+
+def _loop_of(line: str) -> tuple[str, ...] | None:
+    """The innermost loop that a line stands in, if it stands in one: the first line of each statement of its body."""
+    file, number = line.rsplit(":", 1)
+    return _loops_in(file).get(int(number)) if Path(file).is_file() else None
+
+
+@cache
+def _loops_in(file: str) -> dict[int, tuple[str, ...]]:
+    found = {}
+    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):  # outer ones first
+        if isinstance(node, ast.While) or (isinstance(node, ast.For) and "static_range" not in ast.unparse(node.iter)):
+            body = tuple(f"{file}:{statement.lineno}" for statement in node.body)
+            found |= dict.fromkeys(range(node.lineno, node.end_lineno + 1), body)
+    return found
+
+
+# A side's launches ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Per token and head."""
+
+    which: str
+    name: str
+    launches: int
+    bytes: float
+    instructions: float
+    spills: float
+
+    @property
+    def memory_ms(self) -> float:
+        return 1e3 * _tokens() * self.bytes / PART.bandwidth
+
+    @property
+    def issue_ms(self) -> float:
+        return 1e3 * _tokens() * self.instructions / (CHIP.schedulers * PART.multiprocessors * PART.clock)
+
+    @property
+    def ms(self) -> float:
+        return max(self.memory_ms, self.issue_ms)
+
+
+def _tokens() -> int:
+    batch, length, heads = SHAPE
+    return batch * length * heads
+
+
+@dataclass
+class Ear:
+    """Weighs launches on a paper GPU; of an autotuner's configurations it keeps the one that issues least."""
+
+    counted: dict  # what bench.trips found
+    which: str = "forward"
+    choice: str = ""
+
+    def __post_init__(self) -> None:
+        self.heard: list[tuple[str, str, Issued]] = []
+
+    def launch(self, launch: Launch) -> None:
+        key = " ".join([self.which, launch.kernel, self.choice])
+        programs, lines = self.counted["programs"][key], self.counted["lines"][key]
+        per_program = {line: n / programs for line, n in lines.items()}
+        self.heard.append((self.which, launch.kernel, issued(launch, per_program)))
+
+    def tune(self, tuner: Autotuner, *args, **kwargs) -> None:
+        """In the place of Autotuner.run."""
+        tuner.nargs = dict(zip(tuner.arg_names, args))
+        before, best = len(self.heard), None
+        for self.choice, configs in by_loops(tuner.prune_configs(kwargs)).items():
+            for config in {c.num_warps: c for c in reversed(configs)}.values():
+                try:
+                    tuner.fn.run(*args, **kwargs, **config.all_kwargs())
+                except OutOfResources:
+                    continue
+                found = self.heard.pop()
+                if best is None or found[2].instructions < best[2].instructions:
+                    best = found
+        self.choice = ""
+        assert best is not None and len(self.heard) == before
+        self.heard.append(best)
+
+
+@contextmanager
+def compiled_anew() -> Iterator[None]:
+    """A binary in Triton's cache may name files of another checkout with the same text."""
+    before = triton.knobs.cache.dir
+    with tempfile.TemporaryDirectory(prefix="ttrc-walls-") as triton.knobs.cache.dir:
+        try:
+            yield
+        finally:
+            triton.knobs.cache.dir = before
+
+
+def kernels(name: str, who: str) -> list[Kernel]:
+    """A side's, in the order of first launch."""
+    with tempfile.TemporaryDirectory() as room:
+        out = Path(room) / "trips.json"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+        subprocess.run([sys.executable, "-m", "bench.trips", name, who, out], check=True, env=environment)
+        counted = json.loads(out.read_text())
+    ear, x = Ear(counted), inputs(load(name).spec, LENGTH, WIDTH)
+    with paper_gpu(ear.launch), mock.patch.object(Autotuner, "run", lambda *a, **k: ear.tune(*a, **k)):
+        with side(name, who) as call, compiled_anew():
+            o = call(x)
+            ear.which = "backward"
+            backward_of(o, x)
+    found: dict[tuple[str, str], list[Issued]] = defaultdict(list)
+    for which, kernel, weight in ear.heard:
+        found[which, kernel].append(weight)
+    return [
+        Kernel(
+            which,
+            kernel,
+            len(weights),
+            counted["bytes"][which][kernel],
+            sum(w.instructions for w in weights) / LENGTH,
+            sum(w.spills for w in weights) / LENGTH,
+        )
+        for (which, kernel), weights in found.items()
+    ]
+
+
+# The page -------------------------------------------------------------------------------------------------------
+
+
+def page(counted: dict[str, dict[str, list[Kernel]]]) -> str:
+    """By spec and side."""
+    batch, length, heads = SHAPE
+    lines = [
+        "# Which wall",
+        "",
+        "Made by `python -m bench.walls`; do not edit. Nothing here was timed. Instructions are those that",
+        "warps issue, of binaries for sm_90, loops as often as they run; of an autotuner's configurations the one that",
+        "issues least. Bytes are distinct ones, as in TRAFFIC.md. Per token and head, bfloat16,",
+        f"d = {WIDTH}, {LENGTH} tokens.",
+        f"Milliseconds: what an H100 takes at least, for {batch} x {length} tokens and {heads} heads, to move and to",
+        "issue that; and the longer of the two, kernel by kernel. Serial chains and launches are not in it: an",
+        "estimate from below, of both sides alike. What attention issues a token grows with the length, and is told of",
+        f"{LENGTH} tokens. Triton {triton.__version__}, fla-core {PEER_VERSION}.",
+        "",
+        "| spec | by | bytes | instructions | of spills | memory ms | issue ms | longer ms | fla / ttrc |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, sides in counted.items():
+        ours, theirs = (sum(k.ms for k in sides[who]) for who in SIDES)
+        lines += [_summary(name, who, sides[who], f"{theirs / ours:.2f}" if who == "ttrc" else "") for who in SIDES]
+    lines += ["", "## By kernel", ""]
+    lines += ["| spec | by | pass | kernel | bytes | instructions | of spills | binds |"]
+    lines += ["| --- | --- | --- | --- | ---: | ---: | ---: | --- |"]
+    for name, sides in counted.items():
+        for who in SIDES:
+            for k in sides[who]:
+                binds = "memory" if k.memory_ms >= k.issue_ms else "issue"
+                cells = [
+                    name,
+                    who,
+                    k.which,
+                    k.name,
+                    f"{k.bytes:,.0f}",
+                    f"{k.instructions:,.0f}",
+                    f"{k.spills:,.0f}",
+                    binds,
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _summary(name: str, who: str, found: list[Kernel], ratio: str) -> str:
+    sums = [sum(getattr(k, part) for k in found) for part in ("bytes", "instructions", "spills")]
+    times = [sum(getattr(k, part) for k in found) for part in ("memory_ms", "issue_ms", "ms")]
+    cells = [name, who, *(f"{x:,.0f}" for x in sums), *(f"{x:.2f}" for x in times), ratio]
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.walls", description=__doc__.splitlines()[0])
+    parser.add_argument("specs", nargs="*", default=SPECS, help="shipped specs that fla has too")
+    parser.add_argument("--install", action="store_true", help="fetch fla-core into a folder that goes afterwards")
+    parser.add_argument("--out", type=Path, default=HERE / "WALLS.md", help="the page to write")
+    given = parser.parse_args(argv)
+    counted = {}
+    with peers_at_hand(given.install):
+        for name in given.specs:
+            counted[name] = {who: kernels(name, who) for who in SIDES}
+            print(*(_summary(name, who, counted[name][who], "") for who in SIDES), sep="\n", flush=True)
+    given.out.write_text(page(counted), encoding="utf-8")
+    print(f"wrote {given.out}")
+
+
+if __name__ == "__main__":
+    main()
