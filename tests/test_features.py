@@ -13,6 +13,8 @@ from ttrc.tools import account
 
 UNIT = ("q / sqrt(norm2(q) + 0.000001)", "k / sqrt(norm2(k) + 0.000001)")
 ELU = ("where(q > 0, q + 1, exp(min(q, 0)))", "where(k > 0, k + 1, exp(min(k, 0))) / 4")
+SOFTMAX = ("exp(q) / sum(exp(q))", "exp(k) / sum(exp(k))")  # padded channels would be summed
+NO_FLOOR = ("q", "k / norm2(k)")  # past the end a key is 0
 OF_TORCH = {
     UNIT: lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt(),
     ELU: lambda x: torch.nn.functional.elu(x) + 1,
@@ -25,7 +27,17 @@ def with_features(name, maps):
     return parse_spec(text.replace("[memory]", f'[features]\nq = "{maps[0]}"\nk = "{maps[1]}"\n\n[memory]', 1))
 
 
-@pytest.mark.parametrize("name, maps", [("linear_attention", ELU), ("gated_deltanet", UNIT)])
+@pytest.mark.parametrize(
+    "name, maps",
+    [
+        ("linear_attention", ELU),
+        ("gated_deltanet", UNIT),
+        ("gated_deltanet", ELU),  # a key past the end that is not 0 would be written where the state has grown
+        ("linear_attention", SOFTMAX),
+        ("gated_deltanet", NO_FLOOR),
+        ("linear_attention", ("q", "k / (1 - norm2(k / 40))")),
+    ],
+)
 @pytest.mark.parametrize("backend, dtype", [("torch", torch.float64), ("triton", torch.float32)])
 def test_kernels_with_features_agree_with_the_oracle(name, maps, backend, dtype):
     op = ttrc.load(with_features(name, maps))

@@ -55,13 +55,12 @@ def derive_features(build: Builder, tiles: dict[str, Tile], features: tuple[Feat
             if not symbolic.is_zero_at(reduction.body, (feature.word,)):
                 summands = build.mask("summands_inside", summands, INSIDE["k"], 0.0, origin)
             total = build.reduce(f"sum_{feature.word}", summands, set(summands.axes) - {"k"}, origin)
-            if len(total.axes) > 0:  # a map may divide by a norm: past the end it reads as 1
-                total = build.mask(f"{total.name}_valid", total, Relation.VALID, 1.0, origin)
             known[reduction.symbol.name] = total
         made = build.elementwise(f"mapped_{feature.word}", feature.expr, known, origin, x.axes)
-        if not symbolic.is_zero_at(feature.expr, (feature.word,)):
+        zero = symbolic.is_zero_at(feature.expr, (feature.word,))
+        if not zero:
             made = build.mask(f"{made.name}_inside", made, INSIDE["k"], 0.0, origin)
-            if len(x.axes) > 1:
-                made = build.mask(f"{made.name}_valid", made, Relation.VALID, 0.0, origin)
+        if len(x.axes) > 1 and (feature.sums or not zero):  # a map may divide by a sum, which is of zeros there
+            made = build.mask(f"{made.name}_valid", made, Relation.VALID, 0.0, origin)
         mapped[feature.word] = made
     return mapped
