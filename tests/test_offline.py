@@ -211,3 +211,17 @@ def test_deep_memories_fit_and_hardly_spill(tmp_path):
     found = compile_many(jobs)
     assert not [(j.module_path, j.kernel, r) for j, r, n in zip(jobs, found, most) if r.spills > n]
     assert all(occupancy(r, j.num_warps, "sm_90") and r.shared_bytes < 64 * 1024 for j, r in zip(jobs, found))
+
+
+def test_a_search_holds_its_rows_once(tmp_path):
+    """Of 64 rows 8 warps would hold two copies, were the products of an iteration accumulators of one another's."""
+    module = analyse(load("mesanet").spec)
+    (tmp_path / "mesanet.py").write_text(emit(module)["kernels.py"], encoding="utf-8")
+    plan = module.forms["chunk"].plan
+    jobs = []
+    for kernel in (k for k in plan.kernels if plain_name(k.name) in ("chunk_output", "chunk_solve")):
+        s = signature(kernel, plan, d_k=64, d_v=64, dtype="bf16")
+        launched = (s.types, s.constants, "sm_90", s.config.warps, s.config.stages, s.divisible)
+        jobs.append(Job(str(tmp_path / "mesanet.py"), kernel.name, *launched))
+    found = compile_many(jobs)
+    assert len(found) == 2 and not [(j.kernel, r) for j, r in zip(jobs, found) if r.spills]

@@ -71,27 +71,41 @@ def unit_rows(x, AXIS: tl.constexpr):
 
 
 @triton.jit
-def exact_dot(a, b, add, dtype: tl.constexpr, PRECISION: tl.constexpr):
+def exact_dot(a, b, add, dtype: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b + add, where float32 operands lose less than a product's do: each is a sum of two in `dtype`.
 
-    A search takes its products by what it has found so far: what they lose it does not find again.
+    A search takes its products by what it has found so far: what they lose it does not find again. Sums of products are
+    kept APART where add_product says why.
     """
     if dtype == tl.float32:
         return tl.dot(a, b, add, input_precision=PRECISION)
     a_most, b_most = a.to(dtype), b.to(dtype)
-    total = tl.dot(a_most, b_most, add)
+    total = tl.dot(a_most, b_most, None if APART else add)
     if a.dtype != dtype:
-        total = tl.dot((a - a_most.to(tl.float32)).to(dtype), b_most, total)
+        total = add_product((a - a_most.to(tl.float32)).to(dtype), b_most, total, APART)
     if b.dtype != dtype:
-        total = tl.dot(a_most, (b - b_most.to(tl.float32)).to(dtype), total)
+        total = add_product(a_most, (b - b_most.to(tl.float32)).to(dtype), total, APART)
+    if APART and add is not None:
+        total = tl.fma(total, 1.0, add)
     return total
 
 
 @triton.jit
-def conjugate_step(x, residual, direction, size, image, enough, diagonal, AXIS: tl.constexpr):
+def add_product(a, b, total, APART: tl.constexpr):
+    """a @ b + total, whose sum is no accumulator where it is to stay APART.
+
+    Of a product that another goes on from Triton 3.6 splits the rows alone among warps, on sm_90 64 for every 4: of 64
+    rows 8 warps would hold two copies. A sum that it does not see through keeps products apart, and they split columns.
+    """
+    return tl.fma(tl.dot(a, b), 1.0, total) if APART else tl.dot(a, b, total)
+
+
+@triton.jit
+def conjugate_step(x, residual, direction, size, image, enough, inverse, AXIS: tl.constexpr):
     """A step towards A x = rhs in each row; `image` is A times its direction. Returns x, residual, direction, size.
 
-    size is that of the residual, squared and by the diagonal; a row that has come to `enough` stays as it is.
+    size is that of the residual, squared and by the diagonal, which comes as its inverse; a row that has come to
+    `enough` stays as it is.
     """
     going = size > enough
     length = tl.where(
@@ -99,7 +113,7 @@ def conjugate_step(x, residual, direction, size, image, enough, diagonal, AXIS: 
     )
     x += length * direction
     residual -= length * image
-    scaled = residual / diagonal
+    scaled = residual * inverse
     following = tl.where(going, tl.sum(residual * scaled, AXIS, keep_dims=True), size)
     direction = scaled + tl.where(going, following / tl.where(going, size, 1.0), 0.0) * direction
     return x, residual, direction, following
@@ -302,18 +316,19 @@ def chunk_output_closed(
     # update, line 35
     seen_keys_weight = beta[None, :] * since
     _x_rest, _x_unit = unit_rows(q.to(tl.float32), 1)
-    x, x_tried = _x_rest * 0.0, _x_rest / lam
+    _x_inverse = 1.0 / lam
+    x, x_tried = _x_rest * 0.0, _x_rest * _x_inverse
     _x_size = tl.sum(_x_rest * x_tried, 1, keep_dims=True)
     _x_enough = _x_size * (1e-14 if PRECISION == "ieee" else 1e-10)
     _x_going = 2 * BK + 8
     while _x_going > 0:
-        by_H = exact_dot(x_tried, H_state, None, dtype, PRECISION)
+        by_H = exact_dot(x_tried, H_state, None, dtype, BK <= 64, PRECISION)
         by_ridge = by_H * by_ridge_factor[:, None] + lam * x_tried
-        overlap = exact_dot(x_tried, tl.trans(k), None, dtype, PRECISION)
+        overlap = exact_dot(x_tried, tl.trans(k), None, dtype, BK <= 64, PRECISION)
         seen_keys = overlap * seen_keys_weight
-        applied = exact_dot(seen_keys, k, by_ridge, dtype, PRECISION)
+        applied = exact_dot(seen_keys, k, by_ridge, dtype, BK <= 64, PRECISION)
         x, _x_rest, x_tried, _x_size = conjugate_step(
-            x, _x_rest, x_tried, _x_size, applied, _x_enough, lam, 1
+            x, _x_rest, x_tried, _x_size, applied, _x_enough, _x_inverse, 1
         )
         _x_going = tl.where(tl.max(tl.where(_x_size > _x_enough, 1, 0)) > 0, _x_going - 1, 0)
     x *= _x_unit
@@ -435,18 +450,26 @@ def chunk_solve_closed(
     by_ridge_factor = tl.exp(coarse_sum + fine_sum)
     # adjoint of x
     _d_q_via_x_rest, _d_q_via_x_unit = unit_rows(d_x_2, 1)
-    d_q_via_x, x_tried = _d_q_via_x_rest * 0.0, _d_q_via_x_rest / lam
+    _d_q_via_x_inverse = 1.0 / lam
+    d_q_via_x, x_tried = _d_q_via_x_rest * 0.0, _d_q_via_x_rest * _d_q_via_x_inverse
     _d_q_via_x_size = tl.sum(_d_q_via_x_rest * x_tried, 1, keep_dims=True)
     _d_q_via_x_enough = _d_q_via_x_size * (1e-14 if PRECISION == "ieee" else 1e-10)
     _d_q_via_x_going = 2 * BK + 8
     while _d_q_via_x_going > 0:
-        by_H = exact_dot(x_tried, H_state, None, dtype, PRECISION)
+        by_H = exact_dot(x_tried, H_state, None, dtype, BK <= 64, PRECISION)
         by_ridge = by_H * by_ridge_factor[:, None] + lam * x_tried
-        overlap = exact_dot(x_tried, tl.trans(k), None, dtype, PRECISION)
+        overlap = exact_dot(x_tried, tl.trans(k), None, dtype, BK <= 64, PRECISION)
         seen_keys = overlap * seen_keys_weight
-        applied = exact_dot(seen_keys, k, by_ridge, dtype, PRECISION)
+        applied = exact_dot(seen_keys, k, by_ridge, dtype, BK <= 64, PRECISION)
         d_q_via_x, _d_q_via_x_rest, x_tried, _d_q_via_x_size = conjugate_step(
-            d_q_via_x, _d_q_via_x_rest, x_tried, _d_q_via_x_size, applied, _d_q_via_x_enough, lam, 1
+            d_q_via_x,
+            _d_q_via_x_rest,
+            x_tried,
+            _d_q_via_x_size,
+            applied,
+            _d_q_via_x_enough,
+            _d_q_via_x_inverse,
+            1,
         )
         _d_q_via_x_going = tl.where(
             tl.max(tl.where(_d_q_via_x_size > _d_q_via_x_enough, 1, 0)) > 0, _d_q_via_x_going - 1, 0
@@ -890,7 +913,8 @@ def token_scan(
         # update, line 35
         H_next = H_state * decay + k[:, None] * written[None, :]
         _x_rest, _x_unit = unit_rows(q, 0)
-        x, x_tried = _x_rest * 0.0, _x_rest / lam
+        _x_inverse = 1.0 / lam
+        x, x_tried = _x_rest * 0.0, _x_rest * _x_inverse
         _x_size = tl.sum(_x_rest * x_tried, 0, keep_dims=True)
         _x_enough = _x_size * 1e-14
         _x_going = tl.max(tl.where(_x_size > _x_enough, 1, 0))
@@ -900,7 +924,7 @@ def token_scan(
                 by_H = tl.sum(products, 0)
                 applied = by_H + lam * x_tried
                 x, _x_rest, x_tried, _x_size = conjugate_step(
-                    x, _x_rest, x_tried, _x_size, applied, _x_enough, lam, 0
+                    x, _x_rest, x_tried, _x_size, applied, _x_enough, _x_inverse, 0
                 )
                 _x_going = tl.max(tl.where(_x_size > _x_enough, 1, 0))
         x *= _x_unit
@@ -1028,7 +1052,8 @@ def token_scan_reverse_whole(
             H_next = H_state * decay + k[:, None] * written[None, :]
             # adjoint of x
             _d_q_via_x_rest, _d_q_via_x_unit = unit_rows(d_x_via_read_2, 0)
-            d_q_via_x, x_tried = _d_q_via_x_rest * 0.0, _d_q_via_x_rest / lam
+            _d_q_via_x_inverse = 1.0 / lam
+            d_q_via_x, x_tried = _d_q_via_x_rest * 0.0, _d_q_via_x_rest * _d_q_via_x_inverse
             _d_q_via_x_size = tl.sum(_d_q_via_x_rest * x_tried, 0, keep_dims=True)
             _d_q_via_x_enough = _d_q_via_x_size * 1e-14
             _d_q_via_x_going = tl.max(tl.where(_d_q_via_x_size > _d_q_via_x_enough, 1, 0))
@@ -1044,7 +1069,7 @@ def token_scan_reverse_whole(
                         _d_q_via_x_size,
                         applied,
                         _d_q_via_x_enough,
-                        lam,
+                        _d_q_via_x_inverse,
                         0,
                     )
                     _d_q_via_x_going = tl.max(tl.where(_d_q_via_x_size > _d_q_via_x_enough, 1, 0))
@@ -1054,7 +1079,8 @@ def token_scan_reverse_whole(
             d_products_again_via_by_H_again = tl.broadcast_to(d_q_via_x_negative[None, :], [BK, BK])
             # update, line 35
             _x_rest, _x_unit = unit_rows(q, 0)
-            x, x_tried = _x_rest * 0.0, _x_rest / lam
+            _x_inverse = 1.0 / lam
+            x, x_tried = _x_rest * 0.0, _x_rest * _x_inverse
             _x_size = tl.sum(_x_rest * x_tried, 0, keep_dims=True)
             _x_enough = _x_size * 1e-14
             _x_going = tl.max(tl.where(_x_size > _x_enough, 1, 0))
@@ -1064,7 +1090,7 @@ def token_scan_reverse_whole(
                     by_H = tl.sum(products, 0)
                     applied = by_H + lam * x_tried
                     x, _x_rest, x_tried, _x_size = conjugate_step(
-                        x, _x_rest, x_tried, _x_size, applied, _x_enough, lam, 0
+                        x, _x_rest, x_tried, _x_size, applied, _x_enough, _x_inverse, 0
                     )
                     _x_going = tl.max(tl.where(_x_size > _x_enough, 1, 0))
             x *= _x_unit

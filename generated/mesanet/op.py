@@ -27,8 +27,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_scan_closed": {64: (64, 4, 1), 128: (64, 8, 1), 256: (32, 8, 1)},
-    "chunk_output_closed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
-    "chunk_solve_closed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_output_closed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_solve_closed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_scan_reverse_closed": {64: (64, 4, 1), 128: (64, 8, 1), 256: (32, 8, 1)},
     "chunk_gradients_closed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},

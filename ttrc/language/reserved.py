@@ -28,14 +28,13 @@ _GENERATED = (
 
 # Bare words of the kernels' templates.
 _KERNELS = (
-    "at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts chunks clip conjugate_step decayed_k "
-    "decayed_s decayed_t difference difference_across dtype entries_of exact_dot factors first first_chunk halves here "
-    "i i_b i_c i_chunk i_h i_k i_n i_p i_s i_v j left length load_column load_double load_gate load_gate_row load_line "
-    "load_lower load_lower_block load_lower_columns load_lower_rows load_row load_rows load_vector log_cosh matrix n "
-    "numbers_of own "
-    "panels partial positive_power power program r root_step rows_of s s_first s_left sign softplus steps store_lower "
-    "store_row store_rows store_vector stride substitute t t_first t_left tanh token unit_lower_inverse unit_rows "
-    "waiting whole_power written"
+    "add_product at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts chunks clip "
+    "conjugate_step decayed_k decayed_s decayed_t difference difference_across dtype entries_of exact_dot factors "
+    "first first_chunk halves here i i_b i_c i_chunk i_h i_k i_n i_p i_s i_v j left length load_column load_double "
+    "load_gate load_gate_row load_line load_lower load_lower_block load_lower_columns load_lower_rows load_row "
+    "load_rows load_vector log_cosh matrix n numbers_of own panels partial positive_power power program r root_step "
+    "rows_of s s_first s_left sign softplus steps store_lower store_row store_rows store_vector stride substitute t "
+    "t_first t_left tanh token unit_lower_inverse unit_rows waiting whole_power written"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 def search(x: str, tried: str, rhs: str, diagonal: str, axis: int, body: list[str], applied: str, products: bool):
     """The lines that find x, all rows together; `body` makes `applied` of what is tried, by matrix products or not."""
-    size, rest, enough, going, unit = (f"_{x}_{part}" for part in ("size", "rest", "enough", "going", "unit"))
+    parts = ("size", "rest", "enough", "going", "unit", "inverse")
+    size, rest, enough, going, unit, inverse = (f"_{x}_{part}" for part in parts)
     # In half precision, rounding of what the products take is found long before that of float32.
     rounding = '(1e-14 if PRECISION == "ieee" else 1e-10)' if products else "1e-14"
     moved = f"{x}, {rest}, {tried}, {size}"
-    step = [*body, f"{moved} = conjugate_step({moved}, {applied}, {enough}, {diagonal}, {axis})"]
+    step = [*body, f"{moved} = conjugate_step({moved}, {applied}, {enough}, {inverse}, {axis})"]
     left = f"tl.max(tl.where({size} > {enough}, 1, 0))"
     return [
         f"{rest}, {unit} = unit_rows({rhs}, {axis})",
-        f"{x}, {tried} = {rest} * 0.0, {rest} / {diagonal}",
+        f"{inverse} = 1.0 / {diagonal}",
+        f"{x}, {tried} = {rest} * 0.0, {rest} * {inverse}",
         f"{size} = tl.sum({rest} * {tried}, {axis}, keep_dims=True)",
         f"{enough} = {size} * {rounding}",
         *_until_solved(going, left, products, step),

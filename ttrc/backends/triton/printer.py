@@ -294,7 +294,7 @@ class TritonPrinter:
         left = self._operand(product.left, product.left_transposed)
         right = self._operand(product.right, product.right_transposed)
         if self.precise:
-            return f"exact_dot({left}, {right}, {add}, dtype, PRECISION)"
+            return f"exact_dot({left}, {right}, {add}, dtype, BK <= 64, PRECISION)"
         return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
 
     def operand(self, tile: Tile) -> str:
