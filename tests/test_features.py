@@ -19,6 +19,7 @@ OF_TORCH = {
     UNIT: lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt(),
     ELU: lambda x: torch.nn.functional.elu(x) + 1,
 }
+BACKENDS = [("torch", torch.float64), ("triton", torch.float32)]
 CASE = Case(T=21, d_k=5, d_v=7, chunk_size=16)  # padded channels, and a ragged last chunk
 
 
@@ -38,11 +39,31 @@ def with_features(name, maps):
         ("linear_attention", ("q", "k / (1 - norm2(k / 40))")),
     ],
 )
-@pytest.mark.parametrize("backend, dtype", [("torch", torch.float64), ("triton", torch.float32)])
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
 def test_kernels_with_features_agree_with_the_oracle(name, maps, backend, dtype):
     op = ttrc.load(with_features(name, maps))
     for form in op.forms:
         assert not verify(op, CASE, form=form, backend=backend, dtype=dtype).failures
+
+
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
+def test_nothing_is_written_past_the_end(backend, dtype):
+    """This error is not 0 where there is no token, and the mapped key is not, either."""
+    text = with_features("linear_attention", ELU).source.text.replace("-dot(p, v)", "sum(p) - dot(p, v)")
+    op = ttrc.load(parse_spec(text))
+    assert not verify(op, CASE, form="chunk", backend=backend, dtype=dtype).failures
+
+
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
+def test_a_gate_may_be_of_both_maps_and_of_the_rule(backend, dtype):
+    maps = ("q * sigmoid(g)", "k / (1 - g)")
+    for name in ("gated_deltanet", "forgetting_attention"):
+        op = ttrc.load(with_features(name, maps))
+        assert not verify(op, CASE, form="chunk", backend=backend, dtype=dtype).failures, name
+
+
+def test_a_map_is_looked_at_inside_the_domains_of_its_gates():
+    assert ttrc.load(with_features("gated_deltanet", ("q", "k * sqrt(-g)"))).forms
 
 
 def test_features_are_what_a_caller_would_do():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import exp, inf, isfinite
 
 from ttrc.language.spec import Domain
 
@@ -22,6 +22,14 @@ class Interval:
         above = x > self.low if self.open_low else x >= self.low
         below = x < self.high if self.open_high else x <= self.high
         return above and below
+
+    def at(self, normal: float) -> float:
+        """A number between the ends for any number at all."""
+        if isfinite(self.low) and isfinite(self.high):
+            return self.low + (self.high - self.low) / (1 + exp(-normal))
+        if isfinite(self.low):
+            return self.low + exp(normal)
+        return self.high - exp(normal) if isfinite(self.high) else normal
 
 
 INTERVALS = {

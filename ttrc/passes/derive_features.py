@@ -11,35 +11,37 @@ import math
 from ttrc import symbolic
 from ttrc.ir.recurrence import Feature
 from ttrc.ir.tile import INSIDE, Relation, Tile
-from ttrc.language.spec import Spec
+from ttrc.language.domains import INTERVALS
+from ttrc.language.spec import Located, Spec
 from ttrc.passes.builder import Builder
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
 
 ORIGIN = "features.{}"
+SOME = 0.7  # a sum, and where in its domain a gate is, when a map is looked at in one place
 
 
 def read_features(spec: Spec) -> tuple[Feature, ...]:
-    found = []
-    for word, where in (("q", spec.features.q), ("k", spec.features.k)):
-        if where is None:
-            continue
-        gates = (*spec.inputs, *spec.parameters)
-        symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {word: symbolic.symbol(word)}
-        axes = {symbols[g.name]: g.per.axes for g in gates} | {symbols[word]: ("k",)}
-        scope = Scope(symbols, axes)
-        expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, (symbols[word],))
-        parts = (expr, *(r.body for r in scope.reductions))
-        for part in (*parts, *(symbolic.derivative(part, symbols[word]) for part in parts)):
-            if not math.isfinite(
-                symbolic.value(part, {s.name: 0.0 if s.name == word else 0.7 for s in part.free_symbols})
-            ):
-                what = f"the map has no finite value and derivative where an entry of {word} is 0, as in padding"
-                raise refuse(
-                    spec, where, what, expected=f"one that is smooth there, such as sqrt(square({word}) + 0.01)"
-                )
-        found.append(Feature(word, expr, tuple(scope.reductions)))
-    return tuple(found)
+    maps = (("q", spec.features.q), ("k", spec.features.k))
+    return tuple(_read(spec, word, where) for word, where in maps if where is not None)
+
+
+def _read(spec: Spec, word: str, where: Located) -> Feature:
+    gates, x = (*spec.inputs, *spec.parameters), symbolic.symbol(word)
+    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {word: x}
+    scope = Scope(symbols, {symbols[g.name]: g.per.axes for g in gates} | {x: ("k",)})
+    expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, (x,))
+    made = (expr, *(r.body for r in scope.reductions))
+    anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
+    for part in (*made, *(symbolic.derivative(part, x) for part in made)):
+        if not math.isfinite(symbolic.value(part, anywhere | {word: 0.0})):
+            raise refuse(
+                spec,
+                where,
+                f"the map has no finite value and derivative where an entry of {word} is 0, as in padding",
+                expected=f"one that is smooth there, such as sqrt(square({word}) + 0.01)",
+            )
+    return Feature(word, expr, tuple(scope.reductions))
 
 
 def derive_features(build: Builder, tiles: dict[str, Tile], features: tuple[Feature, ...]) -> dict[str, Tile]:

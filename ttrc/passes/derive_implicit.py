@@ -146,12 +146,7 @@ def _within(domain: Domain | None, symbol: Symbol, normal: float) -> float:
     """A number of a gate's domain, or for a sum one of its sign."""
     if domain is None:
         return math.exp(normal) if symbol.is_nonnegative else normal
-    ends = INTERVALS[domain]
-    if math.isfinite(ends.low) and math.isfinite(ends.high):
-        return ends.low + (ends.high - ends.low) / (1 + math.exp(-normal))
-    if math.isfinite(ends.low):
-        return ends.low + math.exp(normal)
-    return ends.high - math.exp(normal) if math.isfinite(ends.high) else normal
+    return INTERVALS[domain].at(normal)
 
 
 def _jump(of, line: list[tuple[float, float]]) -> float | None:
