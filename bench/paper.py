@@ -7,7 +7,7 @@ Libraries that ask what they run on are told an H100.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest import mock
@@ -20,7 +20,7 @@ from ttrc.tools.resources import PARTS, chip
 
 PART = PARTS["H100 SXM"]
 CHIP = chip(PART.target)
-CAPABILITY = (9, 0)
+TOLD = {"get_device_name": "NVIDIA H100 80GB HBM3", "get_device_capability": (9, 0), "device_count": 1}
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,15 @@ class Launch:
 
 @contextmanager
 def paper_gpu(on_launch: Callable[[Launch], None] = lambda launch: None) -> Iterator[None]:
-    """Inside the block kernels compile, and `on_launch` hears of each launch, from tensors on the CPU."""
-    with hopper(), mock.patch.object(driver, "_active", _Driver(on_launch)):
-        yield
+    """Inside the block kernels compile, and `on_launch` hears of each launch, from tensors on the CPU.
 
-
-@contextmanager
-def hopper() -> Iterator[None]:
-    """Inside the block torch and Triton's driver say that there is one H100; nothing can be run on it."""
-    told = {"get_device_name": "NVIDIA H100 80GB HBM3", "get_device_capability": CAPABILITY, "device_count": 1}
-    patches = [mock.patch.object(torch.cuda, name, lambda *_, answer=answer: answer) for name, answer in told.items()]
-    patches.append(mock.patch.object(driver, "_active", _Driver(lambda launch: None)))
-    for patch in patches:
-        patch.start()
-    try:
+    In Triton's interpreter nothing is launched: then it is only what libraries are told.
+    """
+    with ExitStack() as told:
+        for name, answer in TOLD.items():
+            told.enter_context(mock.patch.object(torch.cuda, name, lambda *_, answer=answer: answer))
+        told.enter_context(mock.patch.object(driver, "_active", _Driver(on_launch)))
         yield
-    finally:
-        for patch in reversed(patches):
-            patch.stop()
 
 
 class _Driver:

@@ -1,16 +1,19 @@
-"""The two sides that are counted: ttrc's operators and their peers, called on the same inputs."""
+"""The two sides that are counted: ttrc's operators and fla's, fetched, and called on the same inputs."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from triton import Config
 
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs
@@ -20,6 +23,7 @@ from ttrc.tools.peers import Peer, load_peers, present
 HERE = Path(__file__).resolve().parent
 PEER_VERSION = "0.6.0"
 FLA = (f"fla-core=={PEER_VERSION}", "einops")
+SIDES = ("ttrc", "fla")
 PASSES = ("forward", "backward")
 
 Inputs = dict[str, Tensor]
@@ -48,6 +52,17 @@ def fla(name: str) -> Peer | None:
     return next((peer for peer in present(load_peers()(name)) if peer.name == "fla"), None)
 
 
+@contextmanager
+def side(name: str, who: str) -> Iterator[Call]:
+    """The call of one of SIDES for a shipped spec; inside, fla refuses nothing."""
+    if who == "ttrc":
+        yield ours(name)
+        return
+    peer = fla(name)
+    with peer.lifted():
+        yield peer.call
+
+
 def backward_of(o: Tensor, x: Inputs) -> None:
     torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
 
@@ -66,3 +81,11 @@ def peers_at_hand(install: bool) -> Iterator[None]:
         finally:
             for folder in added:
                 sys.path.remove(folder)
+
+
+def by_loops(configs: Sequence[Config]) -> dict[str, list[Config]]:
+    """An autotuner's configurations by what shapes a kernel's loops: not warps, and not stages."""
+    found = defaultdict(list)
+    for config in configs:
+        found[json.dumps(config.kwargs, sort_keys=True, default=str)].append(config)
+    return found

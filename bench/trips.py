@@ -1,6 +1,6 @@
 """How often each line of a side's kernels runs, counted in Triton's interpreter; `bench.walls` weighs binaries with it.
 
-python -m bench.trips SPEC ttrc|fla OUT.json
+python -m bench.trips SPEC ttrc|fla LENGTH WIDTH OUT.json
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from triton.runtime import interpreter  # noqa: E402
 from triton.runtime.autotuner import Autotuner  # noqa: E402
 
 from bench.interpret import interpretable  # noqa: E402
-from bench.paper import hopper  # noqa: E402
-from bench.sides import backward_of, inputs  # noqa: E402
-from bench.walls import LENGTH, WIDTH, by_loops, side  # noqa: E402
+from bench.paper import paper_gpu  # noqa: E402
+from bench.sides import backward_of, by_loops, inputs, side  # noqa: E402
 from ttrc.runtime.load import load  # noqa: E402
 from ttrc.tools.counter import count  # noqa: E402
 
@@ -81,36 +80,33 @@ def _call(instance, method, *args, **kwargs):
     return method(instance, *args, **kwargs)
 
 
-def main(name: str, who: str, out: str) -> None:
-    found = Lines()
-    x = inputs(load(name).spec, LENGTH, WIDTH)
+def main(name: str, who: str, length: int, width: int, out: str) -> None:
+    found, tallies, moved = Lines(), {}, {}
+    x = inputs(load(name).spec, length, width)
+    replaced = (
+        (interpreter.GridExecutor, "__call__", found.run),
+        (interpreter.InterpreterBuilder, "set_grid_idx", found.place),
+        (Autotuner, "run", found.tune),
+    )
     with ExitStack() as told:
-        told.enter_context(hopper())
+        told.enter_context(paper_gpu())
         told.enter_context(interpretable())
         call = told.enter_context(side(name, who))
-        tallies = {}
         with count() as tallies["forward"]:
             o = call(x)
         with count() as tallies["backward"]:
             backward_of(o, x)
-        for owner, name, method in (
-            (interpreter.GridExecutor, "__call__", found.run),
-            (interpreter.InterpreterBuilder, "set_grid_idx", found.place),
-            (Autotuner, "run", found.tune),
-        ):
-            told.enter_context(mock.patch.object(owner, name, partialmethod(_call, method)))
+        for owner, method, by in replaced:
+            told.enter_context(mock.patch.object(owner, method, partialmethod(_call, by)))
         found.which = "forward"
         o = call(x)
         found.which = "backward"
         backward_of(o, x)
-    moved = {
-        which: {
-            k.name: (k.distinct_load_bytes + k.distinct_store_bytes) / LENGTH for k in tallies[which].kernels.values()
-        }
-        for which, tally in tallies.items()
-    }
+    for which, tally in tallies.items():
+        touched = {k.name: k.distinct_load_bytes + k.distinct_store_bytes for k in tally.kernels.values()}
+        moved[which] = {kernel: n / length for kernel, n in touched.items()}
     Path(out).write_text(json.dumps({"lines": found.lines, "programs": found.programs, "bytes": moved}))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -9,18 +9,15 @@ counted as often as they run: Triton's interpreter says how often the lines run 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -28,11 +25,12 @@ import triton
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.errors import OutOfResources
 
+from bench.issued import Issued, issued
 from bench.paper import CHIP, PART, Launch, paper_gpu
-from bench.sides import HERE, PEER_VERSION, backward_of, fla, inputs, ours, peers_at_hand
+from bench.sides import HERE, PEER_VERSION, SIDES, backward_of, by_loops, inputs, peers_at_hand, side
 from ttrc.runtime.load import load
 
-SIDES = ("ttrc", "fla")
+LENGTH, WIDTH = 256, 128  # tokens; head dimension
 # Closed forms are not among them: how often their searches step hangs on values, which the interpreter gets wrong.
 SPECS = (
     "linear_attention",
@@ -45,125 +43,7 @@ SPECS = (
     "softmax_attention",
     "forgetting_attention",
 )
-LENGTH, WIDTH = 256, 128  # tokens; head dimension
 SHAPE = (8, 4096, 16)  # batch, tokens, heads of the times that are told
-FILE = re.compile(r'## File "([^"]+)", line (\d+)')
-LABEL = re.compile(r"^\s*(\.L_x_\d+):")
-LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(?:[^;\n]*`\((\.L_x_\d+)\))?")
-
-
-@contextmanager
-def side(name: str, who: str) -> Iterator:
-    """ttrc's or fla's call of a shipped spec."""
-    if who == "ttrc":
-        yield ours(name)
-        return
-    peer = fla(name)
-    with peer.lifted():
-        yield peer.call
-
-
-def by_loops(configs) -> dict[str, list]:
-    """Configurations by what shapes a kernel's loops: not warps, and not stages."""
-    found = defaultdict(list)
-    for config in configs:
-        found[json.dumps(config.kwargs, sort_keys=True, default=str)].append(config)
-    return found
-
-
-# A binary's instructions, as often as they run -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Issued:
-    """Of a launch, as a whole: instructions that warps issue, and how many of those load or store what was spilled."""
-
-    instructions: float
-    spills: float
-
-
-@dataclass(frozen=True)
-class Instruction:
-    place: int
-    name: str
-    line: str  # "file:line"
-    back_to: int | None  # of a jump
-
-
-def read(binary: bytes) -> list[Instruction]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
-        file.flush()
-        command = [triton.knobs.nvidia.nvdisasm.path, "-g", "-c", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found, labels, waiting, line = [], {}, [], ""
-    for row in text.splitlines():
-        if said := FILE.search(row):
-            line = f"{said[1]}:{said[2]}"
-        elif said := LABEL.match(row):
-            waiting.append(said[1])
-        elif (said := LINE.search(row)) and said[2] != "NOP":
-            place = int(said[1], 16)
-            labels |= dict.fromkeys(waiting, place)
-            waiting = []
-            found.append((place, said[2], line, said[3] if said[2] == "BRA" else None))
-    return [Instruction(place, name, line, labels.get(to)) for place, name, line, to in found]
-
-
-def issued(launch: Launch, lines: dict[str, float]) -> Issued:
-    """`lines`: executions of each, a program."""
-    code = read(launch.binary)
-    loops = sorted({(i.back_to, i.place) for i in code if i.back_to is not None and i.back_to < i.place})
-    innermost = {i.place: _innermost(loops, i.place, i.place) for i in code}
-    runs = _runs(code, loops, innermost, lines)
-    times = launch.programs * launch.metadata.num_warps
-    return Issued(
-        times * sum(runs[innermost[i.place]] for i in code),
-        times * sum(runs[innermost[i.place]] for i in code if i.name in ("LDL", "STL")),
-    )
-
-
-def _innermost(loops, first: int, last: int, but=None):
-    around = [loop for loop in loops if loop != but and loop[0] <= first and last <= loop[1]]
-    return min(around, key=lambda loop: loop[1] - loop[0], default=None)
-
-
-def _runs(code: list[Instruction], loops, innermost, lines: dict[str, float]) -> dict:
-    """How often the body of each loop runs in a program; None: what stands in no loop.
-
-    A loop is the loop of the source that most of its instructions are from; where several are of one, they share.
-    """
-    sources = {}
-    for loop in loops:
-        votes = Counter(_loop_of(i.line) for i in code if innermost[i.place] == loop)
-        votes.pop(None, None)
-        sources[loop] = votes.most_common(1)[0][0] if votes else None
-    copies, runs = Counter(sources.values()), {None: 1.0}
-    for loop in sorted(loops, key=lambda x: x[0] - x[1]):  # outer ones first
-        source = sources[loop]
-        outer = runs[_innermost(loops, *loop, but=loop)]
-        # A statement of several lines is told once for each time that it comes back to its first.
-        runs[loop] = min((lines[x] for x in source if x in lines), default=0.0) / copies[source] if source else outer
-    return runs
-
-
-def _loop_of(line: str) -> tuple[str, ...] | None:
-    """The innermost loop that a line stands in, if it stands in one: the first line of each statement of its body."""
-    file, number = line.rsplit(":", 1)
-    return _loops_in(file).get(int(number)) if Path(file).is_file() else None
-
-
-@cache
-def _loops_in(file: str) -> dict[int, tuple[str, ...]]:
-    found = {}
-    for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):  # outer ones first
-        if isinstance(node, ast.While) or (isinstance(node, ast.For) and "static_range" not in ast.unparse(node.iter)):
-            body = tuple(f"{file}:{statement.lineno}" for statement in node.body)
-            found |= dict.fromkeys(range(node.lineno, node.end_lineno + 1), body)
-    return found
-
-
-# A side's launches ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,7 +52,6 @@ class Kernel:
 
     which: str
     name: str
-    launches: int
     bytes: float
     instructions: float
     spills: float
@@ -246,7 +125,9 @@ def kernels(name: str, who: str) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as room:
         out = Path(room) / "trips.json"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
-        subprocess.run([sys.executable, "-m", "bench.trips", name, who, out], check=True, env=environment)
+        subprocess.run(
+            [sys.executable, "-m", "bench.trips", name, who, str(LENGTH), str(WIDTH), out], check=True, env=environment
+        )
         counted = json.loads(out.read_text())
     ear, x = Ear(counted), inputs(load(name).spec, LENGTH, WIDTH)
     with paper_gpu(ear.launch), mock.patch.object(Autotuner, "run", lambda *a, **k: ear.tune(*a, **k)):
@@ -261,7 +142,6 @@ def kernels(name: str, who: str) -> list[Kernel]:
         Kernel(
             which,
             kernel,
-            len(weights),
             counted["bytes"][which][kernel],
             sum(w.instructions for w in weights) / LENGTH,
             sum(w.spills for w in weights) / LENGTH,
@@ -301,16 +181,8 @@ def page(counted: dict[str, dict[str, list[Kernel]]]) -> str:
         for who in SIDES:
             for k in sides[who]:
                 binds = "memory" if k.memory_ms >= k.issue_ms else "issue"
-                cells = [
-                    name,
-                    who,
-                    k.which,
-                    k.name,
-                    f"{k.bytes:,.0f}",
-                    f"{k.instructions:,.0f}",
-                    f"{k.spills:,.0f}",
-                    binds,
-                ]
+                counts = (f"{x:,.0f}" for x in (k.bytes, k.instructions, k.spills))
+                cells = [name, who, k.which, k.name, *counts, binds]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

@@ -6,7 +6,8 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Optional
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -21,6 +22,9 @@ ALIGNMENT = 16
 SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(?:[^;\n]*\b0x([0-9a-f]+)\s*;)?")
 SASS_USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 AMD_LINE = re.compile(r"^\t([a-z]\w+)", re.MULTILINE)
+
+
+Line = tuple[int, str, Optional[int]]  # place, operation, and of a branch where to
 
 
 def compile_here(
@@ -96,9 +100,14 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
     )
 
 
-def _depths(lines: list[tuple[int, str, int | None]]) -> list[int]:
-    """In how many loops, one within the other, each line stands. A loop is what a branch jumps back over."""
-    loops = [(to, at) for at, name, to in lines if name == "BRA" and to is not None and to < at]
+def loops_in(lines: Iterable[Line]) -> list[tuple[int, int]]:
+    """First and last place of each loop: what a branch jumps back over."""
+    return [(to, at) for at, name, to in lines if name == "BRA" and to is not None and to < at]
+
+
+def _depths(lines: list[Line]) -> list[int]:
+    """In how many loops, one within the other, each line stands."""
+    loops = loops_in(lines)
     return [sum(first <= at <= last for first, last in loops) for at, _, _ in lines]
 
 
