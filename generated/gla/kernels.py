@@ -64,6 +64,12 @@ def load_vector(base, first, left, stride, LENGTH: tl.constexpr, other):
 
 
 @triton.jit
+def store_vector(base, x, first, left, stride, LENGTH: tl.constexpr):
+    i = tl.arange(0, LENGTH)
+    tl.store(base + first * stride + i * stride, x.to(base.dtype.element_ty), mask=i < left)
+
+
+@triton.jit
 def load_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
     """One row in float32, columns column .. column + COLS; zeros past WIDTH."""
     c = column + tl.arange(0, COLS)
@@ -162,7 +168,11 @@ def chunk_prepare_decayed(
     q_ptr,
     k_ptr,
     g_ptr,
+    q_decayed_ptr,
+    carried_out_factor_ptr,
     attention_ptr,
+    kept_factor_ptr,
+    kept_keys_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -203,12 +213,21 @@ def chunk_prepare_decayed(
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+    # read-out
+    self_terms = k.to(tl.float32) * q.to(tl.float32)
+    self_read = tl.sum(self_terms, 1)
+    carried_out_factor = scale * self_read
+    store_vector(carried_out_factor_ptr + i_h, carried_out_factor, token, left, HV, BT)
     # retention, line 21: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
+    coarse_chunk = tl.sum(coarse, 0)
     fine = -coarse + log_decay_valid
+    fine_chunk = tl.sum(fine, 0)
+    kept_factor = tl.exp(coarse_chunk + fine_chunk)
+    store_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, kept_factor, K, BK, 0)
+    coarse_sum = tl.cumsum(coarse, 0)
     fine_sum = tl.cumsum(fine, 0)
     # read-out
     scores = decayed_k(
@@ -216,15 +235,23 @@ def chunk_prepare_decayed(
     )
     attention = scale * scores
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
+    # retention, line 21: norm2(S - exp(g) * S_prev) / 2
+    coarse_after = coarse_chunk[None, :] - coarse_sum
+    fine_after = fine_chunk[None, :] - fine_sum
+    kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+    store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, 0)
+    q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
+    store_rows(q_decayed_ptr + i_h * K, q_decayed, token, left, HV * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_decayed(
-    q_ptr,
-    k_ptr,
+def chunk_scan(
     v_ptr,
-    g_ptr,
+    q_decayed_ptr,
+    carried_out_factor_ptr,
     attention_ptr,
+    kept_factor_ptr,
+    kept_keys_ptr,
     o_ptr,
     states_ptr,
     enter_ptr,
@@ -232,6 +259,7 @@ def chunk_scan_decayed(
     scale,
     cu_seqlens,
     chunk_starts,
+    step_starts,
     T,
     chunks,
     H: tl.constexpr,
@@ -251,7 +279,7 @@ def chunk_scan_decayed(
     PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -261,6 +289,7 @@ def chunk_scan_decayed(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
+    first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -273,10 +302,13 @@ def chunk_scan_decayed(
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        i_step = first_step + i_s
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        kept_factor = load_row(kept_factor_ptr + (i_step * HV + i_h) * K, K, BK, 0)
+        kept_keys = load_rows(kept_keys_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if READ:
+            q_decayed = load_rows(q_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
+            carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
@@ -290,51 +322,33 @@ def chunk_scan_decayed(
                 BV,
                 i_v * BV,
             )
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
         if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        coarse_sum = tl.cumsum(coarse, 0)
-        fine_sum = tl.cumsum(fine, 0)
-        if READ:
-            q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
             # read-out
-            self_terms = k.to(tl.float32) * q.to(tl.float32)
-            self_read = tl.sum(self_terms, 1)
-            carried_out_factor = scale * self_read
             carried_out_start = carried_out_factor[:, None] * v.to(tl.float32)
-            inherited = tl.dot(q_decayed.to(dtype), S.to(dtype), carried_out_start, input_precision=PRECISION)
+            inherited = tl.dot(q_decayed, S.to(dtype), carried_out_start, input_precision=PRECISION)
             o = tl.dot(attention, v, inherited, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine_after = fine_chunk[None, :] - fine_sum
-        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor[:, None]
         # update, line 23
-        S_next = tl.dot(tl.trans(kept_keys).to(dtype), v, kept, input_precision=PRECISION)
+        S_next = tl.dot(tl.trans(kept_keys), v, kept, input_precision=PRECISION)
         S = S_next
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_reverse_decayed(
-    q_ptr,
-    g_ptr,
+def chunk_scan_reverse(
     d_o_ptr,
+    q_decayed_ptr,
+    kept_factor_ptr,
     d_states_ptr,
     enter_ptr,
     leave_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
+    step_starts,
     T,
     chunks,
     H: tl.constexpr,
@@ -354,7 +368,7 @@ def chunk_scan_reverse_decayed(
     PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = d_o_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -364,6 +378,7 @@ def chunk_scan_reverse_decayed(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
+    first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -376,9 +391,10 @@ def chunk_scan_reverse_decayed(
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        i_step = first_step + i_s
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        q_decayed = load_rows(q_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
+        kept_factor = load_row(kept_factor_ptr + (i_step * HV + i_h) * K, K, BK, 0)
         if SAVE:
             store_rows(
                 d_states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -391,21 +407,10 @@ def chunk_scan_reverse_decayed(
                 BV,
                 i_v * BV,
             )
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        coarse_sum = tl.cumsum(coarse, 0)
-        fine_sum = tl.cumsum(fine, 0)
-        q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor[:, None]
         # gradient
-        d_S = tl.dot(tl.trans(q_decayed).to(dtype), d_o, d_S_via_kept, input_precision=PRECISION)
+        d_S = tl.dot(tl.trans(q_decayed), d_o, d_S_via_kept, input_precision=PRECISION)
         d_S_next = d_S
     if LEAVE:
         store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
@@ -417,15 +422,16 @@ def chunk_gradients_keys(
     q_ptr,
     k_ptr,
     d_o_ptr,
+    carried_out_factor_ptr,
+    attention_ptr,
     g_ptr,
     states_ptr,
     d_states_ptr,
     d_scores_via_attention_ptr,
-    attention_ptr,
     d_q_ptr,
     d_k_ptr,
-    d_g_ptr,
     d_v_ptr,
+    d_g_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -462,6 +468,7 @@ def chunk_gradients_keys(
     t = tl.arange(0, BT)
     # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
     panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
+    carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
     attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
     d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
@@ -470,13 +477,16 @@ def chunk_gradients_keys(
     d_carried_out_factor_via_carried_out_2 = tl.sum(d_carried_out_factor_via_carried_out, 1)
     # adjoint of carried_out_factor
     d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
+    # adjoint of carried_out
+    d_v_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+    # adjoint of v_s
+    d_v_s = tl.dot(tl.trans(d_o), attention, tl.trans(d_v_via_carried_out), input_precision=PRECISION)
     # adjoint of attention
     d_attention = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
     d_scores_via_attention = d_attention * scale
     store_lower(d_scores_via_attention_ptr + i_h * BT, d_scores_via_attention, token, left, HV * BT, BT)
     tl.debug_barrier()
-    d_v_2_sum = tl.zeros([BV, BT], tl.float32)
-    self_read = tl.zeros([BT], tl.float32)
+    d_v_2 = d_v_s
     for i_p in tl.range(0, panels, disable_licm=True):
         d_S_next = load_rows(
             d_states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
@@ -583,31 +593,15 @@ def chunk_gradients_keys(
         # gradient
         d_q = d_q_so_far + d_q_via_scores
         store_rows(d_q_ptr + i_h * K, d_q, token, left, HV * K, K, BT, BK, i_p * BK)
-        d_v_2_sum = tl.dot(
-            tl.trans(d_S_next), tl.trans(kept_keys).to(dtype), d_v_2_sum, input_precision=PRECISION
-        )
-        # read-out
-        self_terms = k.to(tl.float32) * q.to(tl.float32)
-        self_read += tl.sum(self_terms, 1)
-    # read-out
-    carried_out_factor = scale * self_read
-    # adjoint of carried_out
-    d_v_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
-    # gradient
-    d_v_2_start = d_v_2_sum + tl.trans(d_v_via_carried_out)
-    # adjoint of v_s
-    d_v_s = tl.dot(tl.trans(d_o), attention, d_v_2_start, input_precision=PRECISION)
-    # gradient
-    d_v_2 = d_v_s
+        d_v_2 = tl.dot(tl.trans(d_S_next), tl.trans(kept_keys).to(dtype), d_v_2, input_precision=PRECISION)
     store_rows(d_v_ptr + i_h * V, tl.trans(d_v_2), token, left, HV * V, V, BT, BV, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_output_decayed(
-    q_ptr,
-    k_ptr,
+def chunk_output(
     v_ptr,
-    g_ptr,
+    q_decayed_ptr,
+    carried_out_factor_ptr,
     attention_ptr,
     states_ptr,
     o_ptr,
@@ -629,7 +623,7 @@ def chunk_output_decayed(
     PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -648,40 +642,28 @@ def chunk_output_decayed(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+    q_decayed = load_rows(q_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
+    carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
     attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-    # read-out
-    self_terms = k.to(tl.float32) * q.to(tl.float32)
-    self_read = tl.sum(self_terms, 1)
-    carried_out_factor = scale * self_read
-    # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine = -coarse + log_decay_valid
-    fine_sum = tl.cumsum(fine, 0)
-    q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
-    for i_v in tl.range(0, blocks):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # read-out
         carried_out_start = carried_out_factor[:, None] * v.to(tl.float32)
-        inherited = tl.dot(q_decayed.to(dtype), S, carried_out_start, input_precision=PRECISION)
+        inherited = tl.dot(q_decayed, S, carried_out_start, input_precision=PRECISION)
         o = tl.dot(attention, v, inherited, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_transition_decayed(
-    g_ptr,
+def chunk_transition(
+    kept_factor_ptr,
     enter_ptr,
     leave_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
+    step_starts,
     T,
     chunks,
     H: tl.constexpr,
@@ -701,7 +683,7 @@ def chunk_transition_decayed(
     PRECISION: tl.constexpr,
 ):
     """What a state alone becomes from a segment's start to its end."""
-    dtype: tl.constexpr = g_ptr.dtype.element_ty
+    dtype: tl.constexpr = kept_factor_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -711,6 +693,7 @@ def chunk_transition_decayed(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
+    first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -723,15 +706,9 @@ def chunk_transition_decayed(
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        i_step = first_step + i_s
+        kept_factor = load_row(kept_factor_ptr + (i_step * HV + i_h) * K, K, BK, 0)
         # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor[:, None]
         S = kept
     if LEAVE:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from typing import Optional
@@ -24,11 +24,11 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
-    "chunk_scan_decayed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
-    "chunk_scan_reverse_decayed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_gradients_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
-    "chunk_output_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
-    "chunk_transition_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
@@ -41,7 +41,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan_decayed": 128, "chunk_scan_reverse_decayed": 128, "chunk_transition_decayed": 128}
+STEPS = {"chunk_scan": 128, "chunk_scan_reverse": 128, "chunk_transition": 128}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Layout:
     cu_seqlens: Optional[Tensor]
     chunk_starts: Optional[Tensor]
     chunk_owner: Optional[Tensor]
+    step_starts: Optional[Tensor] = None  # chunk_starts, of chunks of which states are not kept at all
 
 
 def lay_out(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> Layout:
@@ -155,20 +156,26 @@ def launch(
     parallel = kernel in (
         "chunk_prepare_decayed",
         "chunk_gradients_keys",
-        "chunk_output_decayed",
+        "chunk_output",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
+    if kernel in (
+        "chunk_scan",
+        "chunk_scan_reverse",
+        "chunk_transition",
+    ):
+        tables += (layout.chunk_starts if layout.step_starts is None else layout.step_starts,)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare_decayed",
-        "chunk_scan_decayed",
-        "chunk_scan_reverse_decayed",
+        "chunk_scan",
+        "chunk_scan_reverse",
         "chunk_gradients_keys",
-        "chunk_output_decayed",
-        "chunk_transition_decayed",
+        "chunk_output",
+        "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -196,73 +203,73 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((592, 49152, 0, False), (976, 24576, 3, False)),
-                128: ((1104, 98304, 0, False), (2128, 81920, 3, False)),
-                256: ((2128, 196608, 0, False), (5200, 294912, 3, False)),
+                64: ((856, 49152, 0, False), (728, 24576, 3, False)),
+                128: ((1628, 98304, 0, False), (1628, 81920, 3, False)),
+                256: ((3172, 196608, 0, False), (4196, 294912, 3, False)),
             },
             "backward": {
-                64: ((640, 8192, 1, False), (1904, 139264, 0, False)),
-                128: ((1536, 32768, 1, False), (4080, 327680, 0, False)),
-                256: ((4096, 131072, 1, False), (9968, 851968, 0, False)),
+                64: ((388, 8192, 1, False), (1908, 139264, 0, False)),
+                128: ((1032, 32768, 1, False), (4084, 327680, 0, False)),
+                256: ((3088, 131072, 1, False), (9972, 851968, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((592, 49152, 0, False), (640, 8192, 1, False), (976, 16384, 0, False)),
-                128: ((1104, 98304, 0, False), (1536, 32768, 1, False), (2128, 49152, 0, False)),
-                256: ((2128, 196608, 0, False), (4096, 131072, 1, False), (5200, 163840, 0, False)),
+                64: ((856, 49152, 0, False), (388, 8192, 1, False), (596, 16384, 0, False)),
+                128: ((1628, 98304, 0, False), (1032, 32768, 1, False), (1364, 49152, 0, False)),
+                256: ((3172, 196608, 0, False), (3088, 131072, 1, False), (3668, 163840, 0, False)),
             },
             "backward": {
-                64: ((640, 8192, 1, False), (1904, 139264, 0, False)),
-                128: ((1536, 32768, 1, False), (4080, 327680, 0, False)),
-                256: ((4096, 131072, 1, False), (9968, 851968, 0, False)),
+                64: ((388, 8192, 1, False), (1908, 139264, 0, False)),
+                128: ((1032, 32768, 1, False), (4084, 327680, 0, False)),
+                256: ((3088, 131072, 1, False), (9972, 851968, 0, False)),
             },
         },
         "segments": {
             "forward": {
                 64: (
-                    (592, 49152, 0, False),
-                    (256, 0, 0, True),
-                    (512, 8192, 1, True),
+                    (856, 49152, 0, False),
+                    (4, 0, 0, True),
+                    (260, 8192, 1, True),
                     (0, 0, 0, False),
-                    (976, 24576, 3, True),
+                    (728, 24576, 3, True),
                 ),
                 128: (
-                    (1104, 98304, 0, False),
-                    (512, 0, 0, True),
-                    (1024, 32768, 1, True),
+                    (1628, 98304, 0, False),
+                    (8, 0, 0, True),
+                    (520, 32768, 1, True),
                     (0, 0, 0, False),
-                    (2128, 81920, 3, True),
+                    (1628, 81920, 3, True),
                 ),
                 256: (
-                    (2128, 196608, 0, False),
-                    (1024, 0, 0, True),
-                    (2048, 131072, 1, True),
+                    (3172, 196608, 0, False),
+                    (16, 0, 0, True),
+                    (1040, 131072, 1, True),
                     (0, 0, 0, False),
-                    (5200, 294912, 3, True),
+                    (4196, 294912, 3, True),
                 ),
             },
             "backward": {
                 64: (
-                    (256, 0, 0, True),
-                    (512, 8192, 1, True),
+                    (4, 0, 0, True),
+                    (260, 8192, 1, True),
                     (0, 0, 0, False),
-                    (640, 8192, 1, True),
-                    (1904, 139264, 0, False),
+                    (388, 8192, 1, True),
+                    (1908, 139264, 0, False),
                 ),
                 128: (
-                    (512, 0, 0, True),
-                    (1024, 32768, 1, True),
+                    (8, 0, 0, True),
+                    (520, 32768, 1, True),
                     (0, 0, 0, False),
-                    (1536, 32768, 1, True),
-                    (4080, 327680, 0, False),
+                    (1032, 32768, 1, True),
+                    (4084, 327680, 0, False),
                 ),
                 256: (
-                    (1024, 0, 0, True),
-                    (2048, 131072, 1, True),
+                    (16, 0, 0, True),
+                    (1040, 131072, 1, True),
                     (0, 0, 0, False),
-                    (4096, 131072, 1, True),
-                    (9968, 851968, 0, False),
+                    (3088, 131072, 1, True),
+                    (9972, 851968, 0, False),
                 ),
             },
         },
@@ -298,13 +305,10 @@ def choose(
     if not set(names) <= set(known):
         where = " where keep_bytes leaves out states" if every > 1 else ""
         raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["chunk_scan_decayed"] if w >= max(block(q.shape[3]), block(v.shape[3])))
-    blocks = -(-v.shape[3] // config("chunk_scan_decayed", q, v, layout.sequences)[0])
+    width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = (
-        layout.all_chunks // layout.sequences,
-        every * chunk // min(chunk, STEPS["chunk_scan_decayed"]),
-    )
+    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -360,7 +364,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
+def cut(layout: Layout, segments: int, chunk: int, device: torch.device, every: int = 1) -> Layout:
     """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
     first = torch.arange(layout.sequences, device=device)[:, None]
     step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
@@ -370,7 +374,10 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layo
     ends = (first * layout.length + step * chunk).flatten()
     ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
     pieces = layout.sequences * segments
-    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
+    steps = (first * -(-every * layout.length // chunk) + step * every).flatten()
+    return Layout(
+        pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None, steps.int()
+    )
 
 
 def ones(like: Tensor) -> Tensor:
@@ -407,7 +414,10 @@ def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: i
     size, tokens = v.element_size(), v.shape[0] * v.shape[1]
     if form == "chunk":
         return {
-            "all": chunk * size
+            "all": q.shape[3] * size
+            + 4
+            + chunk * size
+            + chunk * size
             + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "sparse": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, 8 * chunk) / tokens,
@@ -473,11 +483,18 @@ def chunk_forward_triton(
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     every = EVERY[crossing]
-    kept = layout if every == 1 else lay_out(v, cu_seqlens, every * chunk)
+    kept = (
+        layout
+        if every == 1
+        else replace(lay_out(v, cu_seqlens, every * chunk), step_starts=layout.chunk_starts)
+    )
     schedule, segments = choose("chunk", "forward", schedule, q, v, kept, chunk, every)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
+    q_decayed = v.new_empty(*v.shape[:3], q.shape[3])
+    carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
     attention = v.new_empty(*v.shape[:3], chunk)
+    kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
     states = (
         v.new_empty(
             kept.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32 if every > 1 else v.dtype
@@ -485,15 +502,35 @@ def chunk_forward_triton(
         if save or schedule == "split"
         else v.new_empty(0)
     )
-    launch("chunk_prepare_decayed", q, v, layout, chunk, [q, k, g, attention], scale)
+    kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
+    launch(
+        "chunk_prepare_decayed",
+        q,
+        v,
+        layout,
+        chunk,
+        [q, k, g, q_decayed, carried_out_factor, attention, kept_factor, kept_keys],
+        scale,
+    )
     if schedule == "fused":
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, attention, o, states, initial_state, final_state],
+            [
+                v,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                o,
+                states,
+                initial_state,
+                final_state,
+            ],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -503,12 +540,23 @@ def chunk_forward_triton(
         )
     elif schedule == "split":
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, attention, o, states, initial_state, final_state],
+            [
+                v,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                o,
+                states,
+                initial_state,
+                final_state,
+            ],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -516,20 +564,28 @@ def chunk_forward_triton(
             READ=False,
             SAVE=True,
         )
-        launch("chunk_output_decayed", q, v, layout, chunk, [q, k, v, g, attention, states, o], scale)
+        launch(
+            "chunk_output",
+            q,
+            v,
+            layout,
+            chunk,
+            [v, q_decayed, carried_out_factor, attention, states, o],
+            scale,
+        )
     elif schedule == "segments":
-        pieces = cut(kept, segments, every * chunk, v.device)
+        pieces = cut(kept, segments, every * chunk, v.device, every)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
         unit = ones(sums)
         transition = torch.empty_like(unit)
         launch(
-            "chunk_transition_decayed",
+            "chunk_transition",
             q,
             v,
             pieces,
             chunk,
-            [g, unit, transition],
+            [kept_factor, unit, transition],
             scale,
             every=every,
             ENTER=True,
@@ -539,12 +595,12 @@ def chunk_forward_triton(
             columns=unit.shape[-1],
         )
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, attention, o, states, None, sums],
+            [v, q_decayed, carried_out_factor, attention, kept_factor, kept_keys, o, states, None, sums],
             scale,
             every=every,
             ENTER=False,
@@ -554,12 +610,12 @@ def chunk_forward_triton(
         )
         join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, attention, o, states, starts, None],
+            [v, q_decayed, carried_out_factor, attention, kept_factor, kept_keys, o, states, starts, None],
             scale,
             every=every,
             ENTER=True,
@@ -570,30 +626,61 @@ def chunk_forward_triton(
     return (
         o,
         final_state,
+        q_decayed if crossing == "all" else v.new_empty(0),
+        carried_out_factor if crossing == "all" else v.new_empty(0),
         attention if crossing == "all" else v.new_empty(0),
+        kept_factor if crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
     )
 
 
 def chunk_backward_triton(
-    q, k, v, g, scale, attention, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule, crossing
+    q,
+    k,
+    v,
+    g,
+    scale,
+    q_decayed,
+    carried_out_factor,
+    attention,
+    kept_factor,
+    states,
+    d_o,
+    d_final_state,
+    cu_seqlens,
+    chunk,
+    initial,
+    schedule,
+    crossing,
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     if crossing in ("scanned", "sparse"):
+        q_decayed = v.new_empty(*v.shape[:3], q.shape[3])
+        carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
         attention = v.new_empty(*v.shape[:3], chunk)
-        launch("chunk_prepare_decayed", q, v, layout, chunk, [q, k, g, attention], scale)
+        kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
+        kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
+        launch(
+            "chunk_prepare_decayed",
+            q,
+            v,
+            layout,
+            chunk,
+            [q, k, g, q_decayed, carried_out_factor, attention, kept_factor, kept_keys],
+            scale,
+        )
     if crossing == "sparse":
         every = EVERY[crossing]
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
         o, sparse = v.new_empty(0), states
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, attention, o, states, sparse, None],
+            [v, q_decayed, carried_out_factor, attention, kept_factor, kept_keys, o, states, sparse, None],
             scale,
             ENTER=True,
             LEAVE=False,
@@ -605,17 +692,17 @@ def chunk_backward_triton(
     d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
-    d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
     d_v = torch.empty_like(v)
+    d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
         launch(
-            "chunk_scan_reverse_decayed",
+            "chunk_scan_reverse",
             q,
             v,
             layout,
             chunk,
-            [q, g, d_o, d_states, d_final_state, d_initial],
+            [d_o, q_decayed, kept_factor, d_states, d_final_state, d_initial],
             scale,
             ENTER=d_final_state is not None,
             LEAVE=initial,
@@ -629,12 +716,12 @@ def chunk_backward_triton(
         unit = ones(sums)
         transition = torch.empty_like(unit)
         launch(
-            "chunk_transition_decayed",
+            "chunk_transition",
             q,
             v,
             pieces,
             chunk,
-            [g, unit, transition],
+            [kept_factor, unit, transition],
             scale,
             ENTER=True,
             LEAVE=True,
@@ -643,12 +730,12 @@ def chunk_backward_triton(
             columns=unit.shape[-1],
         )
         launch(
-            "chunk_scan_reverse_decayed",
+            "chunk_scan_reverse",
             q,
             v,
             pieces,
             chunk,
-            [q, g, d_o, d_states, None, sums],
+            [d_o, q_decayed, kept_factor, d_states, None, sums],
             scale,
             ENTER=False,
             LEAVE=True,
@@ -657,12 +744,12 @@ def chunk_backward_triton(
         )
         join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
         launch(
-            "chunk_scan_reverse_decayed",
+            "chunk_scan_reverse",
             q,
             v,
             pieces,
             chunk,
-            [q, g, d_o, d_states, starts, None],
+            [d_o, q_decayed, kept_factor, d_states, starts, None],
             scale,
             ENTER=True,
             LEAVE=False,
@@ -675,7 +762,22 @@ def chunk_backward_triton(
         v,
         layout,
         chunk,
-        [v, q, k, d_o, g, states, d_states, d_scores_via_attention, attention, d_q, d_k, d_g, d_v],
+        [
+            v,
+            q,
+            k,
+            d_o,
+            carried_out_factor,
+            attention,
+            g,
+            states,
+            d_states,
+            d_scores_via_attention,
+            d_q,
+            d_k,
+            d_v,
+            d_g,
+        ],
         scale,
     )
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_initial
@@ -696,7 +798,7 @@ def chunk_op(
     backend: str,
     schedule: str,
     crossing: str = "all",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
@@ -712,6 +814,9 @@ def chunk_op(
         o,
         last,
         v.new_empty(0),
+        v.new_empty(0),
+        v.new_empty(0),
+        v.new_empty(0),
         states,
     )
 
@@ -721,7 +826,16 @@ def _(q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save, backend,
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     every = EVERY[crossing] if triton else 1
+    q_decayed = v.new_empty(*v.shape[:3], q.shape[3]) if triton and crossing == "all" else v.new_empty(0)
+    carried_out_factor = (
+        v.new_empty(*v.shape[:3], dtype=torch.float32) if triton and crossing == "all" else v.new_empty(0)
+    )
     attention = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
+    kept_factor = (
+        v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
+        if triton and crossing == "all"
+        else v.new_empty(0)
+    )
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, every * chunk),
@@ -733,7 +847,15 @@ def _(q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save, backend,
         if save
         else v.new_empty(0)
     )
-    return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, attention, states
+    return (
+        torch.empty_like(v, memory_format=torch.contiguous_format),
+        final_state,
+        q_decayed,
+        carried_out_factor,
+        attention,
+        kept_factor,
+        states,
+    )
 
 
 @torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
@@ -743,7 +865,10 @@ def chunk_backward_op(
     v: Tensor,
     g: Tensor,
     scale: float,
+    q_decayed: Tensor,
+    carried_out_factor: Tensor,
     attention: Tensor,
+    kept_factor: Tensor,
     states: Tensor,
     d_o: Tensor,
     d_final_state: Optional[Tensor],
@@ -762,7 +887,10 @@ def chunk_backward_op(
             v,
             g,
             scale,
+            q_decayed,
+            carried_out_factor,
             attention,
+            kept_factor,
             states,
             d_o,
             d_final_state,
@@ -788,7 +916,10 @@ def _(
     v,
     g,
     scale,
+    q_decayed,
+    carried_out_factor,
     attention,
+    kept_factor,
     states,
     d_o,
     d_final_state,

@@ -195,8 +195,13 @@ def chunk_prepare_decayed(
     k_ptr,
     g_ptr,
     beta_ptr,
+    k_decayed_ptr,
     inverse_ptr,
+    q_decayed_ptr,
+    carried_out_factor_ptr,
     attention_ptr,
+    kept_factor_ptr,
+    kept_keys_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -238,12 +243,21 @@ def chunk_prepare_decayed(
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    # read-out
+    self_terms = k.to(tl.float32) * q.to(tl.float32)
+    self_read = tl.sum(self_terms, 1)
+    carried_out_factor = scale * self_read
+    store_vector(carried_out_factor_ptr + i_h, carried_out_factor, token, left, HV, BT)
     # retention, line 23: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
     coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
+    coarse_chunk = tl.sum(coarse, 0)
     fine = -coarse + log_decay_valid
+    fine_chunk = tl.sum(fine, 0)
+    kept_factor = tl.exp(coarse_chunk + fine_chunk)
+    store_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, kept_factor, K, BK, 0)
+    coarse_sum = tl.cumsum(coarse, 0)
     fine_sum = tl.cumsum(fine, 0)
     # prediction
     overlap = decayed_k(
@@ -260,17 +274,28 @@ def chunk_prepare_decayed(
     )
     attention = scale * scores
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
+    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+    coarse_after = coarse_chunk[None, :] - coarse_sum
+    fine_after = fine_chunk[None, :] - fine_sum
+    kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+    store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, 0)
+    k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+    store_rows(k_decayed_ptr + i_h * K, k_decayed, token, left, HV * K, K, BT, BK, 0)
+    q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
+    store_rows(q_decayed_ptr + i_h * K, q_decayed, token, left, HV * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_decayed(
-    q_ptr,
-    k_ptr,
+def chunk_scan(
     v_ptr,
-    g_ptr,
     beta_ptr,
+    k_decayed_ptr,
     inverse_ptr,
+    q_decayed_ptr,
+    carried_out_factor_ptr,
     attention_ptr,
+    kept_factor_ptr,
+    kept_keys_ptr,
     o_ptr,
     states_ptr,
     enter_ptr,
@@ -278,6 +303,7 @@ def chunk_scan_decayed(
     scale,
     cu_seqlens,
     chunk_starts,
+    step_starts,
     T,
     chunks,
     H: tl.constexpr,
@@ -297,7 +323,7 @@ def chunk_scan_decayed(
     PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -307,6 +333,7 @@ def chunk_scan_decayed(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
+    first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -319,12 +346,16 @@ def chunk_scan_decayed(
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        i_step = first_step + i_s
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        k_decayed = load_rows(k_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        kept_factor = load_row(kept_factor_ptr + (i_step * HV + i_h) * K, K, BK, 0)
+        kept_keys = load_rows(kept_keys_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if READ:
+            q_decayed = load_rows(q_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
+            carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
@@ -338,62 +369,45 @@ def chunk_scan_decayed(
                 BV,
                 i_v * BV,
             )
-        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        coarse_sum = tl.cumsum(coarse, 0)
-        fine_sum = tl.cumsum(fine, 0)
-        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
         # prediction
-        prediction = tl.dot(k_decayed.to(dtype), S.to(dtype), input_precision=PRECISION)
+        prediction = tl.dot(k_decayed, S.to(dtype), input_precision=PRECISION)
         # loss, line 20: norm2(p - v) / 2
         rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
         # update, line 25
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-            # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-            q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
             # read-out
-            self_terms = k.to(tl.float32) * q.to(tl.float32)
-            self_read = tl.sum(self_terms, 1)
-            carried_out_factor = scale * self_read
             carried_out_start = carried_out_factor[:, None] * u
-            inherited = tl.dot(q_decayed.to(dtype), S.to(dtype), carried_out_start, input_precision=PRECISION)
+            inherited = tl.dot(q_decayed, S.to(dtype), carried_out_start, input_precision=PRECISION)
             o = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine_after = fine_chunk[None, :] - fine_sum
-        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor[:, None]
         # update, line 25
-        S_next = tl.dot(tl.trans(kept_keys).to(dtype), u.to(dtype), kept, input_precision=PRECISION)
+        S_next = tl.dot(tl.trans(kept_keys), u.to(dtype), kept, input_precision=PRECISION)
         S = S_next
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_reverse_decayed(
-    q_ptr,
-    k_ptr,
-    g_ptr,
+def chunk_scan_reverse(
     beta_ptr,
     d_o_ptr,
+    k_decayed_ptr,
     inverse_ptr,
+    q_decayed_ptr,
+    carried_out_factor_ptr,
     attention_ptr,
+    kept_factor_ptr,
+    kept_keys_ptr,
     d_states_ptr,
     enter_ptr,
     leave_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
+    step_starts,
     T,
     chunks,
     H: tl.constexpr,
@@ -413,7 +427,7 @@ def chunk_scan_reverse_decayed(
     PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = d_o_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -423,6 +437,7 @@ def chunk_scan_reverse_decayed(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
+    first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -435,13 +450,16 @@ def chunk_scan_reverse_decayed(
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        i_step = first_step + i_s
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        k_decayed = load_rows(k_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        q_decayed = load_rows(q_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
+        carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        kept_factor = load_row(kept_factor_ptr + (i_step * HV + i_h) * K, K, BK, 0)
+        kept_keys = load_rows(kept_keys_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
                 d_states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -454,42 +472,20 @@ def chunk_scan_reverse_decayed(
                 BV,
                 i_v * BV,
             )
-        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        coarse_sum = tl.cumsum(coarse, 0)
-        fine_sum = tl.cumsum(fine, 0)
-        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
-        coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine_after = fine_chunk[None, :] - fine_sum
-        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
-        # read-out
-        self_terms = k.to(tl.float32) * q.to(tl.float32)
-        self_read = tl.sum(self_terms, 1)
-        carried_out_factor = scale * self_read
         # adjoint of carried_out
         d_u_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # adjoint of u_s
         d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_carried_out, input_precision=PRECISION)
         # adjoint of u
-        d_u_2 = tl.dot(kept_keys.to(dtype), d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
+        d_u_2 = tl.dot(kept_keys, d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2.to(dtype), input_precision=PRECISION)
         # adjoint of rhs
         d_prediction_via_rhs = -beta[:, None] * d_rhs_via_u_s
-        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor[:, None]
         # gradient
-        d_S = tl.dot(tl.trans(q_decayed).to(dtype), d_o, d_S_via_kept, input_precision=PRECISION)
-        d_S_2 = tl.dot(
-            tl.trans(k_decayed).to(dtype), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION
-        )
+        d_S = tl.dot(tl.trans(q_decayed), d_o, d_S_via_kept, input_precision=PRECISION)
+        d_S_2 = tl.dot(tl.trans(k_decayed), d_prediction_via_rhs.to(dtype), d_S, input_precision=PRECISION)
         d_S_next = d_S_2
     if LEAVE:
         store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
@@ -497,16 +493,17 @@ def chunk_scan_reverse_decayed(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_keys(
-    q_ptr,
     k_ptr,
     v_ptr,
+    q_ptr,
+    d_o_ptr,
+    carried_out_factor_ptr,
+    attention_ptr,
     g_ptr,
     states_ptr,
     d_states_ptr,
     beta_ptr,
-    d_o_ptr,
     inverse_ptr,
-    attention_ptr,
     d_overlap_via_system_ptr,
     d_scores_via_attention_ptr,
     d_v_ptr,
@@ -532,7 +529,7 @@ def chunk_gradients_keys(
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -550,13 +547,18 @@ def chunk_gradients_keys(
     t = tl.arange(0, BT)
     # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
     panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
+    carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
+    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-    d_u_2_sum = tl.zeros([BV, BT], tl.float32)
+    d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    # adjoint of carried_out
+    d_u_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+    # adjoint of u_s
+    d_u_s = tl.dot(tl.trans(d_o), attention, tl.trans(d_u_via_carried_out), input_precision=PRECISION)
+    d_u_2 = d_u_s
     overlap = tl.zeros([BT, BT], tl.float32)
     prediction = tl.zeros([BV, BT], tl.float32)
-    self_read = tl.zeros([BT], tl.float32)
     for i_p in tl.range(0, panels, disable_licm=True):
         g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
@@ -576,9 +578,7 @@ def chunk_gradients_keys(
             d_states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
         )
         # adjoint of u
-        d_u_2_sum = tl.dot(
-            tl.trans(d_S_next), tl.trans(kept_keys).to(dtype), d_u_2_sum, input_precision=PRECISION
-        )
+        d_u_2 = tl.dot(tl.trans(d_S_next), tl.trans(kept_keys).to(dtype), d_u_2, input_precision=PRECISION)
         # prediction
         overlap += decayed_k(
             k.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
@@ -588,12 +588,8 @@ def chunk_gradients_keys(
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
         # prediction
         prediction = tl.dot(tl.trans(S), tl.trans(k_decayed).to(dtype), prediction, input_precision=PRECISION)
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        # read-out
-        self_terms = k.to(tl.float32) * q.to(tl.float32)
-        self_read += tl.sum(self_terms, 1)
+    _d_u_2 = d_u_2.to(dtype)
     v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
     # loss, line 20: norm2(p - v) / 2
     prediction_shared = -prediction + tl.trans(v.to(tl.float32))
     rhs = beta[None, :] * prediction_shared
@@ -604,17 +600,8 @@ def chunk_gradients_keys(
     d_carried_out_factor_via_carried_out_2 = tl.sum(d_carried_out_factor_via_carried_out, 0)
     # adjoint of carried_out_factor
     d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
-    # read-out
-    carried_out_factor = scale * self_read
-    # adjoint of carried_out
-    d_u_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
     # adjoint of u
-    d_u_2_start = d_u_2_sum + tl.trans(d_u_via_carried_out)
-    # adjoint of u_s
-    d_u_s = tl.dot(tl.trans(d_o), attention, d_u_2_start, input_precision=PRECISION)
-    # adjoint of u
-    d_u_2 = d_u_s
-    d_rhs_via_u_s = tl.dot(d_u_2.to(dtype), inverse, input_precision=PRECISION)
+    d_rhs_via_u_s = tl.dot(_d_u_2, inverse, input_precision=PRECISION)
     # adjoint of rhs
     d_beta_via_rhs = d_rhs_via_u_s * prediction_shared
     d_beta_via_rhs_2 = tl.sum(d_beta_via_rhs, 0)
@@ -631,14 +618,14 @@ def chunk_gradients_keys(
     # adjoint of system
     d_overlap_via_system = beta[:, None] * d_system_via_u_3
     store_lower(d_overlap_via_system_ptr + i_h * BT, d_overlap_via_system, token, left, HV * BT, BT)
-    # adjoint of rhs
-    d_prediction_via_rhs = -beta[None, :] * d_rhs_via_u_s
-    d_v_via_rhs = beta[None, :] * d_rhs_via_u_s
-    store_rows(d_v_ptr + i_h * V, tl.trans(d_v_via_rhs), token, left, HV * V, V, BT, BV, 0)
     # adjoint of attention
     d_attention = tl.dot(d_o, u.to(dtype), input_precision=PRECISION)
     d_scores_via_attention = d_attention * scale
     store_lower(d_scores_via_attention_ptr + i_h * BT, d_scores_via_attention, token, left, HV * BT, BT)
+    # adjoint of rhs
+    d_prediction_via_rhs = -beta[None, :] * d_rhs_via_u_s
+    d_v_via_rhs = beta[None, :] * d_rhs_via_u_s
+    store_rows(d_v_ptr + i_h * V, tl.trans(d_v_via_rhs), token, left, HV * V, V, BT, BV, 0)
     tl.debug_barrier()
     _u_turned = tl.trans(u).to(dtype)
     _d_prediction_via_rhs_turned = tl.trans(d_prediction_via_rhs).to(dtype)
@@ -798,13 +785,13 @@ def chunk_gradients_keys(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_output_decayed(
-    q_ptr,
-    k_ptr,
+def chunk_output(
     v_ptr,
-    g_ptr,
     beta_ptr,
+    k_decayed_ptr,
     inverse_ptr,
+    q_decayed_ptr,
+    carried_out_factor_ptr,
     attention_ptr,
     states_ptr,
     o_ptr,
@@ -826,7 +813,7 @@ def chunk_output_decayed(
     PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -845,52 +832,41 @@ def chunk_output_decayed(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    k_decayed = load_rows(k_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
     inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+    q_decayed = load_rows(q_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
+    carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
     attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-    # read-out
-    self_terms = k.to(tl.float32) * q.to(tl.float32)
-    self_read = tl.sum(self_terms, 1)
-    carried_out_factor = scale * self_read
-    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine = -coarse + log_decay_valid
-    fine_sum = tl.cumsum(fine, 0)
-    k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
-    q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
-    for i_v in tl.range(0, blocks):
+    for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         # prediction
-        prediction = tl.dot(k_decayed.to(dtype), S, input_precision=PRECISION)
+        prediction = tl.dot(k_decayed, S, input_precision=PRECISION)
         # loss, line 20: norm2(p - v) / 2
         rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
         # update, line 25
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         # read-out
         carried_out_start = carried_out_factor[:, None] * u
-        inherited = tl.dot(q_decayed.to(dtype), S, carried_out_start, input_precision=PRECISION)
+        inherited = tl.dot(q_decayed, S, carried_out_start, input_precision=PRECISION)
         o = tl.dot(attention, u.to(dtype), inherited, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_transition_decayed(
-    k_ptr,
-    g_ptr,
+def chunk_transition(
     beta_ptr,
+    k_decayed_ptr,
     inverse_ptr,
+    kept_factor_ptr,
+    kept_keys_ptr,
     enter_ptr,
     leave_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
+    step_starts,
     T,
     chunks,
     H: tl.constexpr,
@@ -910,7 +886,7 @@ def chunk_transition_decayed(
     PRECISION: tl.constexpr,
 ):
     """What a state alone becomes from a segment's start to its end."""
-    dtype: tl.constexpr = k_ptr.dtype.element_ty
+    dtype: tl.constexpr = k_decayed_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -920,6 +896,7 @@ def chunk_transition_decayed(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
+    first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -932,36 +909,22 @@ def chunk_transition_decayed(
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+        i_step = first_step + i_s
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        k_decayed = load_rows(k_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        coarse_sum = tl.cumsum(coarse, 0)
-        coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine_sum = tl.cumsum(fine, 0)
-        fine_after = fine_chunk[None, :] - fine_sum
-        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
-        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        kept_factor = load_row(kept_factor_ptr + (i_step * HV + i_h) * K, K, BK, 0)
+        kept_keys = load_rows(kept_keys_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         # prediction
-        prediction = tl.dot(k_decayed.to(dtype), S.to(dtype), input_precision=PRECISION)
+        prediction = tl.dot(k_decayed, S.to(dtype), input_precision=PRECISION)
         # loss, line 20: norm2(p - v) / 2
         rhs_moved = -beta[:, None] * prediction
         # update, line 25
         u_moved = tl.dot(inverse, rhs_moved.to(dtype), input_precision=PRECISION)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor[:, None]
         # update, line 25
-        S_next_moved = tl.dot(
-            tl.trans(kept_keys).to(dtype), u_moved.to(dtype), kept, input_precision=PRECISION
-        )
+        S_next_moved = tl.dot(tl.trans(kept_keys), u_moved.to(dtype), kept, input_precision=PRECISION)
         S = S_next_moved
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)

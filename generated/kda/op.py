@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 from typing import Optional
@@ -27,11 +27,11 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
-    "chunk_scan_decayed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
-    "chunk_scan_reverse_decayed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_gradients_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
-    "chunk_output_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
-    "chunk_transition_decayed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
@@ -44,7 +44,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan_decayed": 128, "chunk_scan_reverse_decayed": 128, "chunk_transition_decayed": 128}
+STEPS = {"chunk_scan": 128, "chunk_scan_reverse": 128, "chunk_transition": 128}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Layout:
     cu_seqlens: Optional[Tensor]
     chunk_starts: Optional[Tensor]
     chunk_owner: Optional[Tensor]
+    step_starts: Optional[Tensor] = None  # chunk_starts, of chunks of which states are not kept at all
 
 
 def lay_out(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> Layout:
@@ -158,20 +159,26 @@ def launch(
     parallel = kernel in (
         "chunk_prepare_decayed",
         "chunk_gradients_keys",
-        "chunk_output_decayed",
+        "chunk_output",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
+    if kernel in (
+        "chunk_scan",
+        "chunk_scan_reverse",
+        "chunk_transition",
+    ):
+        tables += (layout.chunk_starts if layout.step_starts is None else layout.step_starts,)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare_decayed",
-        "chunk_scan_decayed",
-        "chunk_scan_reverse_decayed",
+        "chunk_scan",
+        "chunk_scan_reverse",
         "chunk_gradients_keys",
-        "chunk_output_decayed",
-        "chunk_transition_decayed",
+        "chunk_output",
+        "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -199,73 +206,73 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((676, 131072, 0, False), (1060, 40960, 5, False)),
-                128: ((1188, 229376, 0, False), (2212, 131072, 5, False)),
-                256: ((2212, 425984, 0, False), (5284, 458752, 5, False)),
+                64: ((1068, 131072, 0, False), (940, 40960, 5, False)),
+                128: ((1968, 229376, 0, False), (1968, 131072, 5, False)),
+                256: ((3768, 425984, 0, False), (4792, 458752, 5, False)),
             },
             "backward": {
-                64: ((932, 40960, 5, False), (2152, 327680, 0, False)),
-                128: ((1956, 131072, 5, False), (4328, 737280, 0, False)),
-                256: ((4772, 458752, 5, False), (10216, 1802240, 0, False)),
+                64: ((812, 40960, 5, False), (2156, 327680, 0, False)),
+                128: ((1712, 131072, 5, False), (4332, 737280, 0, False)),
+                256: ((4280, 458752, 5, False), (10220, 1802240, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((676, 131072, 0, False), (724, 24576, 3, False), (1060, 32768, 0, False)),
-                128: ((1188, 229376, 0, False), (1620, 81920, 3, False), (2212, 98304, 0, False)),
-                256: ((2212, 425984, 0, False), (4180, 294912, 3, False), (5284, 327680, 0, False)),
+                64: ((1068, 131072, 0, False), (600, 24576, 3, False), (808, 32768, 0, False)),
+                128: ((1968, 229376, 0, False), (1372, 81920, 3, False), (1704, 98304, 0, False)),
+                256: ((3768, 425984, 0, False), (3684, 294912, 3, False), (4264, 327680, 0, False)),
             },
             "backward": {
-                64: ((932, 40960, 5, False), (2152, 327680, 0, False)),
-                128: ((1956, 131072, 5, False), (4328, 737280, 0, False)),
-                256: ((4772, 458752, 5, False), (10216, 1802240, 0, False)),
+                64: ((812, 40960, 5, False), (2156, 327680, 0, False)),
+                128: ((1712, 131072, 5, False), (4332, 737280, 0, False)),
+                256: ((4280, 458752, 5, False), (10220, 1802240, 0, False)),
             },
         },
         "segments": {
             "forward": {
                 64: (
-                    (676, 131072, 0, False),
-                    (468, 24576, 3, True),
-                    (596, 24576, 3, True),
+                    (1068, 131072, 0, False),
+                    (344, 24576, 3, True),
+                    (472, 24576, 3, True),
                     (0, 0, 0, False),
-                    (1060, 40960, 5, True),
+                    (940, 40960, 5, True),
                 ),
                 128: (
-                    (1188, 229376, 0, False),
-                    (852, 81920, 3, True),
-                    (1108, 81920, 3, True),
+                    (1968, 229376, 0, False),
+                    (604, 81920, 3, True),
+                    (860, 81920, 3, True),
                     (0, 0, 0, False),
-                    (2212, 131072, 5, True),
+                    (1968, 131072, 5, True),
                 ),
                 256: (
-                    (2212, 425984, 0, False),
-                    (1620, 294912, 3, True),
-                    (2132, 294912, 3, True),
+                    (3768, 425984, 0, False),
+                    (1124, 294912, 3, True),
+                    (1636, 294912, 3, True),
                     (0, 0, 0, False),
-                    (5284, 458752, 5, True),
+                    (4792, 458752, 5, True),
                 ),
             },
             "backward": {
                 64: (
-                    (468, 24576, 3, True),
-                    (804, 40960, 5, True),
+                    (344, 24576, 3, True),
+                    (684, 40960, 5, True),
                     (0, 0, 0, False),
-                    (932, 40960, 5, True),
-                    (2152, 327680, 0, False),
+                    (812, 40960, 5, True),
+                    (2156, 327680, 0, False),
                 ),
                 128: (
-                    (852, 81920, 3, True),
-                    (1444, 131072, 5, True),
+                    (604, 81920, 3, True),
+                    (1200, 131072, 5, True),
                     (0, 0, 0, False),
-                    (1956, 131072, 5, True),
-                    (4328, 737280, 0, False),
+                    (1712, 131072, 5, True),
+                    (4332, 737280, 0, False),
                 ),
                 256: (
-                    (1620, 294912, 3, True),
-                    (2724, 458752, 5, True),
+                    (1124, 294912, 3, True),
+                    (2232, 458752, 5, True),
                     (0, 0, 0, False),
-                    (4772, 458752, 5, True),
-                    (10216, 1802240, 0, False),
+                    (4280, 458752, 5, True),
+                    (10220, 1802240, 0, False),
                 ),
             },
         },
@@ -301,13 +308,10 @@ def choose(
     if not set(names) <= set(known):
         where = " where keep_bytes leaves out states" if every > 1 else ""
         raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["chunk_scan_decayed"] if w >= max(block(q.shape[3]), block(v.shape[3])))
-    blocks = -(-v.shape[3] // config("chunk_scan_decayed", q, v, layout.sequences)[0])
+    width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = (
-        layout.all_chunks // layout.sequences,
-        every * chunk // min(chunk, STEPS["chunk_scan_decayed"]),
-    )
+    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -363,7 +367,7 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
-def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
+def cut(layout: Layout, segments: int, chunk: int, device: torch.device, every: int = 1) -> Layout:
     """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
     first = torch.arange(layout.sequences, device=device)[:, None]
     step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
@@ -373,7 +377,10 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layo
     ends = (first * layout.length + step * chunk).flatten()
     ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
     pieces = layout.sequences * segments
-    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
+    steps = (first * -(-every * layout.length // chunk) + step * every).flatten()
+    return Layout(
+        pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None, steps.int()
+    )
 
 
 def ones(like: Tensor) -> Tensor:
@@ -410,8 +417,13 @@ def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: i
     size, tokens = v.element_size(), v.shape[0] * v.shape[1]
     if form == "chunk":
         return {
-            "all": chunk * size
+            "all": q.shape[3] * size
             + chunk * size
+            + q.shape[3] * size
+            + 4
+            + chunk * size
+            + chunk * size
+            + q.shape[3] * size
             + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "sparse": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, 8 * chunk) / tokens,
@@ -477,12 +489,21 @@ def chunk_forward_triton(
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     every = EVERY[crossing]
-    kept = layout if every == 1 else lay_out(v, cu_seqlens, every * chunk)
+    kept = (
+        layout
+        if every == 1
+        else replace(lay_out(v, cu_seqlens, every * chunk), step_starts=layout.chunk_starts)
+    )
     schedule, segments = choose("chunk", "forward", schedule, q, v, kept, chunk, every)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
+    k_decayed = v.new_empty(*v.shape[:3], q.shape[3])
     inverse = v.new_empty(*v.shape[:3], chunk)
+    q_decayed = v.new_empty(*v.shape[:3], q.shape[3])
+    carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
     attention = v.new_empty(*v.shape[:3], chunk)
+    kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
+    kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
     states = (
         v.new_empty(
             kept.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32 if every > 1 else v.dtype
@@ -490,15 +511,37 @@ def chunk_forward_triton(
         if save or schedule == "split"
         else v.new_empty(0)
     )
-    launch("chunk_prepare_decayed", q, v, layout, chunk, [q, k, g, beta, inverse, attention], scale)
+    launch(
+        "chunk_prepare_decayed",
+        q,
+        v,
+        layout,
+        chunk,
+        [q, k, g, beta, k_decayed, inverse, q_decayed, carried_out_factor, attention, kept_factor, kept_keys],
+        scale,
+    )
     if schedule == "fused":
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, beta, inverse, attention, o, states, initial_state, final_state],
+            [
+                v,
+                beta,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                o,
+                states,
+                initial_state,
+                final_state,
+            ],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -508,12 +551,26 @@ def chunk_forward_triton(
         )
     elif schedule == "split":
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, beta, inverse, attention, o, states, initial_state, final_state],
+            [
+                v,
+                beta,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                o,
+                states,
+                initial_state,
+                final_state,
+            ],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -522,27 +579,27 @@ def chunk_forward_triton(
             SAVE=True,
         )
         launch(
-            "chunk_output_decayed",
+            "chunk_output",
             q,
             v,
             layout,
             chunk,
-            [q, k, v, g, beta, inverse, attention, states, o],
+            [v, beta, k_decayed, inverse, q_decayed, carried_out_factor, attention, states, o],
             scale,
         )
     elif schedule == "segments":
-        pieces = cut(kept, segments, every * chunk, v.device)
+        pieces = cut(kept, segments, every * chunk, v.device, every)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
         unit = identity(sums)
         transition = torch.empty_like(unit)
         launch(
-            "chunk_transition_decayed",
+            "chunk_transition",
             q,
             v,
             pieces,
             chunk,
-            [k, g, beta, inverse, unit, transition],
+            [beta, k_decayed, inverse, kept_factor, kept_keys, unit, transition],
             scale,
             every=every,
             ENTER=True,
@@ -552,12 +609,26 @@ def chunk_forward_triton(
             columns=unit.shape[-1],
         )
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, beta, inverse, attention, o, states, None, sums],
+            [
+                v,
+                beta,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                o,
+                states,
+                None,
+                sums,
+            ],
             scale,
             every=every,
             ENTER=False,
@@ -567,12 +638,26 @@ def chunk_forward_triton(
         )
         join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, beta, inverse, attention, o, states, starts, None],
+            [
+                v,
+                beta,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                o,
+                states,
+                starts,
+                None,
+            ],
             scale,
             every=every,
             ENTER=True,
@@ -583,8 +668,13 @@ def chunk_forward_triton(
     return (
         o,
         final_state,
+        k_decayed if crossing == "all" else v.new_empty(0),
         inverse if crossing == "all" else v.new_empty(0),
+        q_decayed if crossing == "all" else v.new_empty(0),
+        carried_out_factor if crossing == "all" else v.new_empty(0),
         attention if crossing == "all" else v.new_empty(0),
+        kept_factor if crossing == "all" else v.new_empty(0),
+        kept_keys if crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
     )
 
@@ -596,8 +686,13 @@ def chunk_backward_triton(
     g,
     beta,
     scale,
+    k_decayed,
     inverse,
+    q_decayed,
+    carried_out_factor,
     attention,
+    kept_factor,
+    kept_keys,
     states,
     d_o,
     d_final_state,
@@ -609,21 +704,60 @@ def chunk_backward_triton(
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     if crossing in ("scanned", "sparse"):
+        k_decayed = v.new_empty(*v.shape[:3], q.shape[3])
         inverse = v.new_empty(*v.shape[:3], chunk)
+        q_decayed = v.new_empty(*v.shape[:3], q.shape[3])
+        carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
         attention = v.new_empty(*v.shape[:3], chunk)
-        launch("chunk_prepare_decayed", q, v, layout, chunk, [q, k, g, beta, inverse, attention], scale)
+        kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
+        kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
+        launch(
+            "chunk_prepare_decayed",
+            q,
+            v,
+            layout,
+            chunk,
+            [
+                q,
+                k,
+                g,
+                beta,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+            ],
+            scale,
+        )
     if crossing == "sparse":
         every = EVERY[crossing]
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
         o, sparse = v.new_empty(0), states
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         launch(
-            "chunk_scan_decayed",
+            "chunk_scan",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, beta, inverse, attention, o, states, sparse, None],
+            [
+                v,
+                beta,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                o,
+                states,
+                sparse,
+                None,
+            ],
             scale,
             ENTER=True,
             LEAVE=False,
@@ -642,12 +776,25 @@ def chunk_backward_triton(
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
         launch(
-            "chunk_scan_reverse_decayed",
+            "chunk_scan_reverse",
             q,
             v,
             layout,
             chunk,
-            [q, k, g, beta, d_o, inverse, attention, d_states, d_final_state, d_initial],
+            [
+                beta,
+                d_o,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                d_states,
+                d_final_state,
+                d_initial,
+            ],
             scale,
             ENTER=d_final_state is not None,
             LEAVE=initial,
@@ -661,12 +808,12 @@ def chunk_backward_triton(
         unit = identity(sums)
         transition = torch.empty_like(unit)
         launch(
-            "chunk_transition_decayed",
+            "chunk_transition",
             q,
             v,
             pieces,
             chunk,
-            [k, g, beta, inverse, unit, transition],
+            [beta, k_decayed, inverse, kept_factor, kept_keys, unit, transition],
             scale,
             ENTER=True,
             LEAVE=True,
@@ -675,12 +822,25 @@ def chunk_backward_triton(
             columns=unit.shape[-1],
         )
         launch(
-            "chunk_scan_reverse_decayed",
+            "chunk_scan_reverse",
             q,
             v,
             pieces,
             chunk,
-            [q, k, g, beta, d_o, inverse, attention, d_states, None, sums],
+            [
+                beta,
+                d_o,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                d_states,
+                None,
+                sums,
+            ],
             scale,
             ENTER=False,
             LEAVE=True,
@@ -689,12 +849,25 @@ def chunk_backward_triton(
         )
         join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
         launch(
-            "chunk_scan_reverse_decayed",
+            "chunk_scan_reverse",
             q,
             v,
             pieces,
             chunk,
-            [q, k, g, beta, d_o, inverse, attention, d_states, starts, None],
+            [
+                beta,
+                d_o,
+                k_decayed,
+                inverse,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                d_states,
+                starts,
+                None,
+            ],
             scale,
             ENTER=True,
             LEAVE=False,
@@ -708,16 +881,17 @@ def chunk_backward_triton(
         layout,
         chunk,
         [
-            q,
             k,
             v,
+            q,
+            d_o,
+            carried_out_factor,
+            attention,
             g,
             states,
             d_states,
             beta,
-            d_o,
             inverse,
-            attention,
             d_overlap_via_system,
             d_scores_via_attention,
             d_v,
@@ -747,7 +921,7 @@ def chunk_op(
     backend: str,
     schedule: str,
     crossing: str = "all",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
@@ -777,6 +951,11 @@ def chunk_op(
         last,
         v.new_empty(0),
         v.new_empty(0),
+        v.new_empty(0),
+        v.new_empty(0),
+        v.new_empty(0),
+        v.new_empty(0),
+        v.new_empty(0),
         states,
     )
 
@@ -788,8 +967,19 @@ def _(
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
     every = EVERY[crossing] if triton else 1
+    k_decayed = v.new_empty(*v.shape[:3], q.shape[3]) if triton and crossing == "all" else v.new_empty(0)
     inverse = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
+    q_decayed = v.new_empty(*v.shape[:3], q.shape[3]) if triton and crossing == "all" else v.new_empty(0)
+    carried_out_factor = (
+        v.new_empty(*v.shape[:3], dtype=torch.float32) if triton and crossing == "all" else v.new_empty(0)
+    )
     attention = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
+    kept_factor = (
+        v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
+        if triton and crossing == "all"
+        else v.new_empty(0)
+    )
+    kept_keys = v.new_empty(*v.shape[:3], q.shape[3]) if triton and crossing == "all" else v.new_empty(0)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, every * chunk),
@@ -801,7 +991,18 @@ def _(
         if save
         else v.new_empty(0)
     )
-    return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, inverse, attention, states
+    return (
+        torch.empty_like(v, memory_format=torch.contiguous_format),
+        final_state,
+        k_decayed,
+        inverse,
+        q_decayed,
+        carried_out_factor,
+        attention,
+        kept_factor,
+        kept_keys,
+        states,
+    )
 
 
 @torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
@@ -812,8 +1013,13 @@ def chunk_backward_op(
     g: Tensor,
     beta: Tensor,
     scale: float,
+    k_decayed: Tensor,
     inverse: Tensor,
+    q_decayed: Tensor,
+    carried_out_factor: Tensor,
     attention: Tensor,
+    kept_factor: Tensor,
+    kept_keys: Tensor,
     states: Tensor,
     d_o: Tensor,
     d_final_state: Optional[Tensor],
@@ -833,8 +1039,13 @@ def chunk_backward_op(
             g,
             beta,
             scale,
+            k_decayed,
             inverse,
+            q_decayed,
+            carried_out_factor,
             attention,
+            kept_factor,
+            kept_keys,
             states,
             d_o,
             d_final_state,
@@ -874,8 +1085,13 @@ def _(
     g,
     beta,
     scale,
+    k_decayed,
     inverse,
+    q_decayed,
+    carried_out_factor,
     attention,
+    kept_factor,
+    kept_keys,
     states,
     d_o,
     d_final_state,

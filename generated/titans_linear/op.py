@@ -358,7 +358,6 @@ def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: i
             "all": chunk * size
             + 4
             + 4
-            + 4
             + chunk * size
             + (2 * q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "scanned": (2 * q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
@@ -432,7 +431,6 @@ def chunk_forward_triton(
     attention = v.new_empty(*v.shape[:3], chunk)
     inherited_steps = v.new_empty(*v.shape[:3], dtype=torch.float32)
     written_steps_t = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    inherited_steps_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
     mask_out = v.new_empty(*v.shape[:3], chunk)
     states = (
         v.new_empty(
@@ -444,6 +442,7 @@ def chunk_forward_triton(
         if save or schedule == "split"
         else v.new_empty(0)
     )
+    inherited_steps_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
     launch(
         "chunk_prepare_masks",
         q,
@@ -526,7 +525,6 @@ def chunk_forward_triton(
         attention if crossing == "all" else v.new_empty(0),
         inherited_steps if crossing == "all" else v.new_empty(0),
         written_steps_t if crossing == "all" else v.new_empty(0),
-        inherited_steps_2 if save and crossing == "all" else v.new_empty(0),
         mask_out if save and crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
     )
@@ -543,7 +541,6 @@ def chunk_backward_triton(
     attention,
     inherited_steps,
     written_steps_t,
-    inherited_steps_2,
     mask_out,
     states,
     d_o,
@@ -559,8 +556,8 @@ def chunk_backward_triton(
         attention = v.new_empty(*v.shape[:3], chunk)
         inherited_steps = v.new_empty(*v.shape[:3], dtype=torch.float32)
         written_steps_t = v.new_empty(*v.shape[:3], dtype=torch.float32)
-        inherited_steps_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
         mask_out = v.new_empty(*v.shape[:3], chunk)
+        inherited_steps_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
         launch(
             "chunk_prepare_masks",
             q,
@@ -716,7 +713,7 @@ def chunk_op(
     backend: str,
     schedule: str,
     crossing: str = "all",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
@@ -745,7 +742,6 @@ def chunk_op(
     return (
         o,
         last,
-        v.new_empty(0),
         v.new_empty(0),
         v.new_empty(0),
         v.new_empty(0),
@@ -782,11 +778,6 @@ def _(
     written_steps_t = (
         v.new_empty(*v.shape[:3], dtype=torch.float32) if triton and crossing == "all" else v.new_empty(0)
     )
-    inherited_steps_2 = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32)
-        if save and triton and crossing == "all"
-        else v.new_empty(0)
-    )
     mask_out = v.new_empty(*v.shape[:3], chunk) if save and triton and crossing == "all" else v.new_empty(0)
     states = (
         v.new_empty(
@@ -804,7 +795,6 @@ def _(
         attention,
         inherited_steps,
         written_steps_t,
-        inherited_steps_2,
         mask_out,
         states,
     )
@@ -822,7 +812,6 @@ def chunk_backward_op(
     attention: Tensor,
     inherited_steps: Tensor,
     written_steps_t: Tensor,
-    inherited_steps_2: Tensor,
     mask_out: Tensor,
     states: Tensor,
     d_o: Tensor,
@@ -847,7 +836,6 @@ def chunk_backward_op(
             attention,
             inherited_steps,
             written_steps_t,
-            inherited_steps_2,
             mask_out,
             states,
             d_o,
@@ -893,7 +881,6 @@ def _(
     attention,
     inherited_steps,
     written_steps_t,
-    inherited_steps_2,
     mask_out,
     states,
     d_o,

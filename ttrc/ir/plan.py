@@ -18,7 +18,7 @@ class Space(Enum):
     SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
     HEAD = "HV"  # parameters: constant in time, one number a head or one each of its channels
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
-    NUMBER = "chunks, HV, one"  # a number a chunk, float32
+    NUMBER = "chunks, HV, one"  # a number a chunk, or one for each key channel, float32
     SEQUENCE = "N, HV"  # the states that a kernel carries, one behind the other, where it leaves them; float32
     WAITING = "N, HV, chunk"  # tiles of one chunk that wait while a loop over panels has the registers; float32
 
@@ -122,6 +122,11 @@ class Kernel:
         return tuple(x for s in self.segments for x in s.statements)
 
     @property
+    def numbered(self) -> bool:
+        """Whether it is a scan that loads what lies in memory chunk by chunk, whatever of states is kept."""
+        return self.skeleton is Skeleton.SCAN and any(b.space is Space.NUMBER for b in self.loads)
+
+    @property
     def in_memory(self) -> bool:
         """Whether its states are not on chip."""
         return self.skeleton is Skeleton.SCAN and any(s.panelled for s in self.segments)
@@ -172,10 +177,11 @@ class Plan:
     """One form's kernels, and the schedules that run them, of which the first is for a chip that is full anyway.
 
     `cuts` say what may cross from the forward to the backward pass: first all that the latter loads, then less and
-    less, each with the launches of the cut before it and more. `scratch` buffers live inside one pass. States are kept
-    every `chunk` tokens, or less where the chip has no room for tiles of that length, unless chunks are the segments of
-    the rule, of `segment` tokens; a scan takes at most `step` tokens at a time, several of its steps a chunk then.
-    Hidden layers, where there are any, are `expansion` times as wide as a key.
+    less, each with the launches of the cut before it and more. `scratch` buffers live inside the backward pass,
+    `passing` ones inside the forward one. States are kept every `chunk` tokens, or less where the chip has no room for
+    tiles of that length, unless chunks are the segments of the rule, of `segment` tokens; a scan takes at most `step`
+    tokens at a time, several of its steps a chunk then. Hidden layers, where there are any, are `expansion` times as
+    wide as a key.
     """
 
     form: str
@@ -187,6 +193,7 @@ class Plan:
     step: int
     segment: Optional[int] = None
     expansion: Optional[int] = None
+    passing: tuple[Buffer, ...] = ()
 
     def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
         """Tokens a chunk, where none are asked for."""

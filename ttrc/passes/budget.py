@@ -232,7 +232,7 @@ class _Cost:
             case Space.HEAD:
                 return 0.0
             case Space.NUMBER:
-                return self.gate_bytes / self.chunk
+                return self.gate_bytes * self._numbers(buffer.tile) / self.chunk
             case Space.CHUNK:
                 return (4 if buffer.single else self.dtype_bytes) * self._numbers(buffer.tile) / self.chunk
         features = [self.width[a] for a in row_axes(buffer.tile)]

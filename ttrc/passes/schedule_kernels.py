@@ -66,7 +66,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     """`forward` and `backward` with solves lowered; the backward program repeats the forward statements."""
     inputs = input_buffers(recurrence, backward)
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
-    pairs = _pairs_to_keep(forward)
+    decayed = DECAYED if any(isinstance(s.op, Decayed) for s in forward.statements) else ""
+    pairs = _known_without_values(forward) if decayed else _pairs_to_keep(forward)
     solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
     known, weights = (*inputs, *pairs), weights_of(forward)
     seen = _seen_states(forward, backward, (*known, *solved), weights)
@@ -80,8 +81,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     gradients = gradient_buffers(recurrence, backward)
 
     masks = MASKS if _edge_of_moves(forward) else ""
-    decayed = DECAYED if any(isinstance(s.op, Decayed) for s in forward.statements) else ""
-    kind = NONLINEAR if solved else decayed
+    kind = NONLINEAR if solved else ""
 
     def scan(*stores: Buffer) -> Kernel:
         return planned(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
@@ -94,7 +94,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
     output = planned(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
-    read = (*known, *kept, *kept_back)
+    # Rows of decayed keys are made again where their exponents are wanted anyway.
+    read = (*(b for b in known if b not in pairs or "k" not in b.tile.axes), *kept, *kept_back)
     apart = _moves_apart(forward, backward)
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
@@ -118,7 +119,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
-        cross = [planned(f"chunk_transition{decayed}", Skeleton.SCAN, moved, (), known, moved.carries)]
+        cross = [planned("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)]
         if not moved.statements:
             cross = []
         unit = "ones" if is_elementwise(moved) else "identity"
@@ -131,15 +132,17 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
             )
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
+    taken = {b for s in schedules for launch in s.backward for b in launch.kernel.loads}
     return Plan(
         "chunk",
         tuple(kernels),
         tuple(schedules),
-        cut_passes(pairs, kept, states, first, scan(*kept)),
+        cut_passes(tuple(b for b in pairs if b in taken), kept, states, first, scan(*kept)),
         (*kept_back, *apart, *waiting),
         chunk,
         step,
         recurrence.segment,
+        passing=tuple(b for b in pairs if b not in taken),
     )
 
 
@@ -189,21 +192,36 @@ def _moves_apart(forward: Program, backward: Program) -> tuple[Buffer, ...]:
     edge = _edge_of_moves(forward)
     cotangents = dict(backward.cotangents)
     apart = dict.fromkeys(cotangents[t] for t in edge if t in cotangents)
-    return tuple(Buffer(t.name, t, Space.TOKEN if t.axes else Space.NUMBER) for t in apart)
+    return tuple(Buffer(t.name, t, _space(t)) for t in apart)
 
 
 def _edge_of_moves(forward: Program) -> tuple[Tile, ...]:
     """Where masks are products of masks: what is made of gates alone and used with more than these."""
-    if not any(isinstance(s.op, Compose) for s in forward.statements):
-        return ()
-    inside = {t for t in forward.inputs if not set("kv") & set(t.axes)}
+    return _edge(forward, "kv") if any(isinstance(s.op, Compose) for s in forward.statements) else ()
+
+
+def _known_without_values(forward: Program) -> tuple[Buffer, ...]:
+    """Where decays differ by key channel: all that is made of neither values nor states and used with these.
+
+    Each program of a block of value channels would work out the exponents of all key channels again.
+    """
+    return tuple(Buffer(t.name, t, _space(t)) for t in _edge(forward, "v"))
+
+
+def _space(tile: Tile) -> Space:
+    return Space.TOKEN if set("ts") & set(tile.axes) else Space.NUMBER
+
+
+def _edge(forward: Program, outside: str) -> tuple[Tile, ...]:
+    """What is made of inputs without these axes alone, and used with more than such."""
+    inside = {t for t in forward.inputs if not set(outside) & set(t.axes)}
     made: set[Tile] = set()
     for statement in forward.statements:
         if inside.issuperset(operands(statement.op)):
             inside.add(statement.target)
             made.add(statement.target)
-    outside = [s for s in forward.statements if s.target not in inside]
-    return tuple(dict.fromkeys(t for s in outside for t in operands(s.op) if t in made))
+    users = [s for s in forward.statements if s.target not in inside]
+    return tuple(dict.fromkeys(t for s in users for t in operands(s.op) if t in made))
 
 
 def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:
@@ -228,12 +246,12 @@ def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
     """The C x C tiles that the scan multiplies values with, and sums over such tiles, where it takes a solve to make or
-    to use one of them, a product of masks, or one with decays by channel.
+    to use one of them, or a product of masks.
 
     Such a rule has a parallel kernel in front of its scan anyway; what that kernel knows, the scan, which is short of
     registers and on the serial path, does not work out again. A rule without a solve keeps to one kernel.
     """
-    if not any(isinstance(s.op, (Inverse, Substitute, Compose, Decayed)) for s in forward.statements):
+    if not any(isinstance(s.op, (Inverse, Substitute, Compose)) for s in forward.statements):
         return ()
     turned = {s.op.arg: s.target for s in forward.statements if isinstance(s.op, Relabel)}
     sums = [s.target for s in forward.statements if isinstance(s.op, Reduce) and s.op.arg.axes == ("t", "s")]

@@ -15,7 +15,7 @@ from ttrc.backends.triton.memory import (
 )
 from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.backends.triton.stream import stream_holes, walk_holes
-from ttrc.ir.config import DECAYED, WIDE, plain_name
+from ttrc.ir.config import WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
@@ -86,6 +86,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 "lead": _lead(kernel),
                 "in_memory": kernel.in_memory,
                 "waiting": waiting_room(*kernel.waiting),
+                "numbered": kernel.numbered,
                 **writer.states(kernel.reverse),
             }
         case Skeleton.TOKENS:
@@ -183,7 +184,7 @@ class _Writer:
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         memory = TokenMemory if tokens else ChunkMemory
         self.kernel, self.tags, self.domains = kernel, tags, domains
-        self.memory = memory(domains, FIRST[kernel.axis])
+        self.memory = memory(domains, FIRST[kernel.axis], number="i_step" if kernel.numbered else "i_chunk")
         self.stored = {b.tile: b for b in kernel.loads}
         turns = OF_VALUES if kernel.axis == "k" else OF_KEYS if wide else ()
         # Of these tiles, whole ones, those that later products alone want wait as they are wanted.
@@ -201,14 +202,11 @@ class _Writer:
         needed, also = self._apart(segment)
         loads = [b for b in segment.loads if not _only_in_blocks(segment, b.tile)]
         lines = self._loads(b for b in loads if b.tile in needed)
-        read = [b for b in loads if b.tile not in needed]
-        # Where exponents as wide as the keys are held, rows of keys that read-outs alone take come with these.
-        late = [b for b in read if self.kernel.name.endswith(DECAYED) and "k" in b.tile.axes]
-        lines += _guarded("READ", self._loads(b for b in read if b not in late))
+        lines += _guarded("READ", self._loads(b for b in loads if b.tile not in needed))
         made = {s.target for s in segment.statements}
         lines += self._stores(b for b in segment.stores if b.tile not in made)
         for reads, run in groupby(segment.statements, key=lambda s: s.target in also):
-            printed = self._loads(late) if reads else []
+            printed = []
             for s in run:
                 printed += [
                     *self._statement(s),

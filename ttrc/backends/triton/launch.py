@@ -14,7 +14,7 @@ MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
 
 def allocate_forward(plan: Plan) -> str:
     lines = ["o = torch.empty_like(v)", _end(plan, "final_state")]
-    for buffer in blocks(plan.saved):
+    for buffer in blocks((*plan.saved, *plan.passing)):
         text = _new_states(buffer) if _is_sparse(plan, buffer) else _new(buffer, plan.form)
         readers = {s.name for s in plan.schedules for x in s.forward if _loads(x, buffer)}
         beside = any(b.name == buffer.name for k in plan.forward if k.skeleton is Skeleton.PARALLEL for b in k.stores)
@@ -189,7 +189,7 @@ def again(plan: Plan) -> str:
                 ]
                 if launch.kernel.in_memory:
                     own += ["left = torch.empty_like(sparse)", *_waiting((launch.kernel,), "pieces")]
-            own += [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.saved) if b in launch.kernel.stores]
+            own += [f"{b.name} = {_new(b, plan.form)}" for b in blocks((*plan.saved, *plan.passing)) if b in launch.kernel.stores]
             own.append(_launch(plan, launch, "again"))
         lines += [f"    {line}" for line in own]
     return "\n".join(lines)
@@ -204,9 +204,10 @@ def _cut(way: tuple[Launch, ...], sparse: bool) -> list[str]:
     """The segments, and the float32 states that cross between their launches."""
     (unit,) = {x.enter for x in way if x.leave == "transition"} or {"ones"}
     transition = "torch.empty_like(unit)" if any(x.leave == "transition" for x in way) else "unit"
-    whole = "kept, segments, every * chunk" if sparse else "layout, segments, chunk"
+    whole = "kept, segments, every * chunk, v.device" if sparse else "layout, segments, chunk, v.device"
+    every = ", every" if sparse and any(x.kernel.numbered for x in way) else ""
     return [
-        f"pieces = cut({whole}, v.device)",
+        f"pieces = cut({whole}{every})",
         "sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)",
         "starts = torch.empty_like(sums)",
         f"unit = {unit}(sums)",
@@ -304,6 +305,8 @@ def _new(buffer: Buffer, form: str) -> str:
     match buffer.tile.axes:
         case ():
             return "v.new_empty(layout.all_chunks, v.shape[2], dtype=torch.float32)"
+        case ("k",):
+            return "v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)"
         case ("t",) | ("s",):
             return "v.new_empty(*v.shape[:3], dtype=torch.float32)"
         case ("t", "v"):

@@ -36,13 +36,14 @@ class ChunkMemory:
         domains: dict[str, Domain],
         begins: dict[str, str] = VALUES,
         rows: dict[str, tuple[str, str]] = ROWS,
+        number: str = "i_chunk",
     ):
         """`begins` says where the channels of a tile begin, axis by axis; `rows`, of either role, what the first token
-        and the count of those that are left are called."""
-        self.domains, self.begins, self.rows = domains, begins, rows
+        and the count of those that are left are called; `number` what chunks are counted by of which all lie there."""
+        self.domains, self.begins, self.rows, self.number = domains, begins, rows, number
 
     def load(self, buffer: Buffer) -> str:
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         match buffer.space, buffer.tile.axes:
             case ((Space.CHUNK | Space.SEQUENCE), _):
                 return load_state(base, buffer.tile, self.begins)
@@ -50,8 +51,10 @@ class ChunkMemory:
                 return self._rows(buffer, "BT")
             case Space.HEAD, _:
                 return f"tl.full([BT], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
-            case Space.NUMBER, _:
+            case Space.NUMBER, ():
                 return f"tl.load({base})"
+            case Space.NUMBER, (axis,):
+                return f"load_row({base}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
             case Space.WAITING, _:
                 return load_block(base, buffer.tile, self._number(buffer.tile))
             case _, (("t" | "s") as role,):
@@ -65,17 +68,17 @@ class ChunkMemory:
 
     def lower(self, buffer: Buffer, part: str) -> str:
         """Of a causal tile "rows" or "columns" of block n, the other axis whole, or the "block" where they meet."""
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         return f"load_lower_{part}({base}, token, left, {row}, n{'' if part == 'block' else ', BT'})"
 
-    def number(self, buffer: Buffer, token: str, present: str) -> str:
+    def one(self, buffer: Buffer, token: str, present: str) -> str:
         """That of one token, where it is present."""
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         return f"tl.load({base} + ({token}) * {row}, mask={present}, other=0.0)"
 
     def corner(self, buffer: Buffer) -> tuple[str, str]:
         """Where that block begins, and the distance from one of its rows to the next."""
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         return f"{base} + (token + n * 16) * {row} + n * 16", row
 
     def block(self, buffer: Buffer) -> str:
@@ -83,7 +86,7 @@ class ChunkMemory:
         return self._rows(buffer, "16", "token + n * 16", "left - n * 16")
 
     def _rows(self, buffer: Buffer, rows: str, first: str = "token", left: str = "left") -> str:
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         _, axis = buffer.tile.axes
         width, block, column = WIDTH[axis], BLOCK[axis], self._column(axis)
         if buffer.space is Space.HEAD:
@@ -95,15 +98,17 @@ class ChunkMemory:
         )
 
     def store(self, buffer: Buffer, name: str) -> str:
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
                 # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.
                 return store_state(base, name, buffer.tile, self.begins, "at_bound")
             case Space.SEQUENCE, _:
                 return store_state(base, name, buffer.tile, self.begins)
-            case Space.NUMBER, _:
+            case Space.NUMBER, ():
                 return f"tl.store({base}, {name})"
+            case Space.NUMBER, (axis,):
+                return f"store_row({base}, {name}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
             case Space.WAITING, _:
                 return store_block(base, name, buffer.tile, self._number(buffer.tile))
             case _, (("t" | "s") as role,):
@@ -125,6 +130,14 @@ class ChunkMemory:
     def _column(self, axis: str) -> str:
         return self.begins.get(axis, "0")
 
+    def _base(self, buffer: Buffer) -> tuple[str, str]:
+        """A pointer expression for the program's head, and the distance from one token to the next."""
+        if buffer.space is Space.NUMBER:
+            where = f"{self.number} * HV + i_h"
+            size = "".join(f" * {WIDTH[a]}" for a in buffer.tile.axes)
+            return f"{buffer.name}_ptr + " + (f"({where}){size}" if size else where), ""
+        return _base(buffer, self._where(buffer))
+
     def _where(self, buffer: Buffer) -> str:
         # Cotangents of q and k are written for every value head; the launcher sums the groups.
         return "i_k" if buffer.space is Space.KEY_TOKEN and not buffer.name.startswith("d_") else "i_h"
@@ -134,7 +147,7 @@ class TokenMemory(ChunkMemory):
     """One row: the token itself. Cotangents without a value axis are written as partial sums, one a value block."""
 
     def load(self, buffer: Buffer) -> str:
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         at = _of_head(buffer) if buffer.space is Space.HEAD else f"{base} + token * {row}"
         match buffer.tile.axes:
             case ():
@@ -150,7 +163,7 @@ class TokenMemory(ChunkMemory):
         raise AssertionError(buffer)
 
     def store(self, buffer: Buffer, name: str) -> str:
-        base, row = _base(buffer, self._where(buffer))
+        base, row = self._base(buffer)
         token = "token" if _has_values(buffer.tile) else "(partial + token)"
         match buffer.tile.axes:
             case ():
@@ -257,7 +270,6 @@ def _width(buffer: Buffer) -> str:
 
 
 def _base(buffer: Buffer, head: str) -> tuple[str, str]:
-    """A pointer expression for the program's head, and the distance from one token to the next."""
     if buffer.space is Space.CHUNK:
         own, size = offset(buffer.tile, buffer.parts), extent(*buffer.parts)
         return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * {size}{own}", ""
@@ -266,7 +278,5 @@ def _base(buffer: Buffer, head: str) -> tuple[str, str]:
     if buffer.space is Space.WAITING:
         before = buffer.parts[: buffer.parts.index(buffer.tile)]
         return "waiting" + (f" + {waiting_room(*before)}" if before else ""), ""
-    if buffer.space is Space.NUMBER:
-        return f"{buffer.name}_ptr + i_chunk * HV + i_h", ""
     heads, width = "H" if head == "i_k" else "HV", _width(buffer)
     return f"{buffer.name}_ptr + {head}{width}", f"{heads}{width}" if width else heads

@@ -48,6 +48,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
             types |= {"waiting_ptr": "*fp32"} if kernel.waiting else {}
+            constants |= {"step_starts": None} if kernel.numbered else {}
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             step = min(chunk, plan.step)
             constants |= {"BT": step, "EVERY": chunk // step, "SPARSE": False, **precision}

@@ -44,7 +44,7 @@ class _Stream(_Writer):
         rows = {s.op.rows for s in kernel.statements if isinstance(s.op, Difference)}
         begin = "s_first + BT, s_left > BT" if kernel.reverse else "t_first, t_left > 0"
         own = {b.tile: b for b in kernel.loads}
-        return [f"_{t.name}_edge = {self.memory.number(own[t], *begin.split(', '))}" for t in rows]
+        return [f"_{t.name}_edge = {self.memory.one(own[t], *begin.split(', '))}" for t in rows]
 
     def open(self, segment: Segment) -> list[str]:
         """What the sums start from."""
