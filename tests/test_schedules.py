@@ -121,7 +121,7 @@ def sizes_held(name, length=70, cu_seqlens=None):
     return op.held("chunk", x, x, cu_seqlens, segment(name) or 16)
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "moneta_linear", "momentum_deltanet", "titans"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "kda", "moneta_linear", "momentum_deltanet", "titans"])
 def test_the_operator_and_the_plan_count_what_is_held_alike(name):
     plan = analyse(operator(name).spec).forms["chunk"].plan
     for width in (64, 128, 256):
@@ -146,7 +146,7 @@ def test_what_is_held_is_what_crosses():
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
-@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "mamba2", "ttt_mlp"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "kda", "mamba2", "ttt_mlp"])
 def test_what_is_made_again_is_what_it_was_to_the_bit(monkeypatch, name, packed):
     monkeypatch.setitem(operator(name).package.op.EVERY, "sparse", 2)  # so that few tokens are several stretches
     options = {"cu_seqlens": torch.tensor([0, 33, 34, 70])} if packed and name != "ttt_mlp" else {}
@@ -161,11 +161,12 @@ def test_what_is_made_again_is_what_it_was_to_the_bit(monkeypatch, name, packed)
     assert counts == sorted(counts, reverse=True) and len(set(counts)) == len(counts)
 
 
-def test_a_sequence_in_segments_keeps_the_states_of_stretches_too(monkeypatch):
+@pytest.mark.parametrize("name", ["gated_deltanet", "kda"])
+def test_a_sequence_in_segments_keeps_the_states_of_stretches_too(monkeypatch, name):
     """Segments are of whole stretches then: others than where all is kept, so that the last digits differ."""
-    monkeypatch.setitem(operator("gated_deltanet").package.op.EVERY, "sparse", 2)
-    _, wanted = kept_and_made("gated_deltanet", None)
-    crossed, made = kept_and_made("gated_deltanet", sizes_held("gated_deltanet")["sparse"], schedule="segments")
+    monkeypatch.setitem(operator(name).package.op.EVERY, "sparse", 2)
+    _, wanted = kept_and_made(name, None)
+    crossed, made = kept_and_made(name, sizes_held(name)["sparse"], schedule="segments")
     assert max(t.shape[0] for t in crossed if t.dim() == 4 and t.shape[1:] == (1, 8, 8)) == 3  # of five chunks
     for a, b in zip(made, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

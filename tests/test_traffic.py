@@ -95,7 +95,7 @@ def compare(name, form, length, width, chunk, schedule="auto"):
 
 
 @pytest.mark.parametrize("schedule", ["fused", "split", "segments"])
-@pytest.mark.parametrize("name", ["gated_deltanet", "linear_attention", "mamba2"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "kda", "linear_attention", "mamba2"])
 def test_the_chunk_forms_budget_is_exact(name, schedule):
     compare(name, "chunk", length=256, width=64, chunk=64, schedule=schedule)
 
@@ -112,7 +112,7 @@ def test_the_budget_of_two_states_is_exact(name, schedule):
     compare(name, "chunk", length=256, width=64, chunk=64, schedule=schedule)
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "gla", "huber_delta"])
 def test_the_budget_of_what_is_made_again_is_exact(name):
     """Two stretches of eight chunks: the forward pass keeps a state of each, in float32, and the backward pass scans
     from there."""

@@ -377,9 +377,11 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device, every: 
     ends = (first * layout.length + step * chunk).flatten()
     ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
     pieces = layout.sequences * segments
-    steps = (first * -(-every * layout.length // chunk) + step * every).flatten()
+    steps = (
+        None if every == 1 else (first * -(-every * layout.length // chunk) + step * every).flatten().int()
+    )
     return Layout(
-        pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None, steps.int()
+        pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None, steps
     )
 
 
@@ -422,7 +424,7 @@ def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: i
             + q.shape[3] * size
             + 4
             + chunk * size
-            + chunk * size
+            + q.shape[3] * 4 * all_chunks(v, cu_seqlens, chunk) / tokens
             + q.shape[3] * size
             + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
@@ -975,7 +977,7 @@ def _(
     )
     attention = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
     kept_factor = (
-        v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
+        v.new_empty(all_chunks(v, cu_seqlens, chunk), v.shape[2], q.shape[3], dtype=torch.float32)
         if triton and crossing == "all"
         else v.new_empty(0)
     )

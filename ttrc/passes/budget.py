@@ -250,6 +250,8 @@ class _Cost:
             states = -(-self.length // (every * self.chunk))  # the last of fewer tokens is no smaller
             size = 4 if buffer.single or every > 1 else self.dtype_bytes
             return size * self._numbers(buffer.tile) * states / self.length
+        if buffer.space is Space.NUMBER:
+            return self.gate_bytes * self._numbers(buffer.tile) * -(-self.length // self.chunk) / self.length
         if buffer.double:
             return 8.0
         widths = [{**self.width, "s": self.chunk}[a] for a in row_axes(buffer.tile)]

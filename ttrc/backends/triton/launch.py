@@ -89,6 +89,8 @@ def _held(buffer: Buffer, every: int) -> str:
         chunks = f"all_chunks(v, cu_seqlens, {'chunk' if every == 1 else f'{every} * chunk'})"
         size = 4 if buffer.single or every > 1 else "size"
         return f"({_numbers(buffer.parts, WIDTH)}) * {size} * {chunks} / tokens"
+    if buffer.space is Space.NUMBER:
+        return f"{_numbers((buffer.tile,), WIDTH)} * 4 * all_chunks(v, cu_seqlens, chunk) / tokens"
     match buffer.tile.axes:
         case ("t",) | ("s",):
             return "4"
@@ -116,7 +118,8 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
     if "v" in buffer.tile.axes:
         return f"{buffer.name} = v.new_empty(v.shape) if {_kept(plan, buffer, 'save and triton')} else v.new_empty(0)"
     wanted = _kept(plan, buffer, "triton" if _is_read(plan, buffer) else "save and triton")
-    return f"{buffer.name} = {_new(buffer, plan.form)} if {wanted} else v.new_empty(0)"
+    text = _new(buffer, plan.form).replace("layout.all_chunks", "all_chunks(v, cu_seqlens, chunk)")
+    return f"{buffer.name} = {text} if {wanted} else v.new_empty(0)"
 
 
 # The widths of channels, and of the blocks of registers that hold them.
