@@ -231,6 +231,7 @@ def _op(module: Module) -> str:
         keys=[k.name for k in kernels if k.name.endswith(KEYS)],
         scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
         parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
+        tables=any(k.ones for k in kernels),
         numbered=[k.name for k in kernels if k.numbered],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],
         auto_rule='"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',

@@ -23,10 +23,10 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
+    "chunk_prepare_keys": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 4, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -81,6 +81,23 @@ def block(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+@lru_cache(maxsize=None)
+def ones_where(chunk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Of which tokens s a sum is for each token t, [tables, t, s]: those until t, before it, from it on, after it; and of
+    each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t, and before it in
+    tables of their own; of the first half those after t.
+    """
+    t, levels = (
+        torch.arange(chunk, device=device),
+        torch.arange((chunk - 1).bit_length(), device=device)[:, None, None],
+    )
+    row = t[:, None]
+    until, before, after = t <= row, t < row, t > row
+    near, late = (row ^ t) >> levels == 0, (row >> levels) % 2 == 1
+    halves = [near & torch.where(late, own, after) for own in (until, before)]
+    return torch.cat([torch.stack([until, before, t >= row, after]), *halves]).to(dtype)
+
+
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
     rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
     width = min([w for w in rows if w >= widest] or [max(rows)])
@@ -91,7 +108,10 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 # They take every value channel, and of the key ones as many at once as configurations say.
-KEYS = ("chunk_gradients_keys",)
+KEYS = (
+    "chunk_prepare_keys",
+    "chunk_gradients_keys",
+)
 
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
@@ -154,7 +174,7 @@ def launch(
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
-        "chunk_prepare_decayed",
+        "chunk_prepare_keys",
         "chunk_gradients_keys",
         "chunk_output",
     )
@@ -170,7 +190,7 @@ def launch(
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
-        "chunk_prepare_decayed",
+        "chunk_prepare_keys",
         "chunk_scan",
         "chunk_scan_reverse",
         "chunk_gradients_keys",
@@ -208,9 +228,9 @@ COSTS = {
                 256: ((3172, 196608, 0, False), (4196, 294912, 3, False)),
             },
             "backward": {
-                64: ((388, 8192, 1, False), (1908, 139264, 0, False)),
-                128: ((1032, 32768, 1, False), (4084, 327680, 0, False)),
-                256: ((3088, 131072, 1, False), (9972, 851968, 0, False)),
+                64: ((728, 24576, 3, False), (1696, 122880, 0, False)),
+                128: ((1628, 81920, 3, False), (3744, 278528, 0, False)),
+                256: ((4196, 294912, 3, False), (9376, 688128, 0, False)),
             },
         },
         "split": {
@@ -220,9 +240,9 @@ COSTS = {
                 256: ((3172, 196608, 0, False), (3088, 131072, 1, False), (3668, 163840, 0, False)),
             },
             "backward": {
-                64: ((388, 8192, 1, False), (1908, 139264, 0, False)),
-                128: ((1032, 32768, 1, False), (4084, 327680, 0, False)),
-                256: ((3088, 131072, 1, False), (9972, 851968, 0, False)),
+                64: ((728, 24576, 3, False), (1696, 122880, 0, False)),
+                128: ((1628, 81920, 3, False), (3744, 278528, 0, False)),
+                256: ((4196, 294912, 3, False), (9376, 688128, 0, False)),
             },
         },
         "segments": {
@@ -254,22 +274,22 @@ COSTS = {
                     (4, 0, 0, True),
                     (260, 8192, 1, True),
                     (0, 0, 0, False),
-                    (388, 8192, 1, True),
-                    (1908, 139264, 0, False),
+                    (728, 24576, 3, True),
+                    (1696, 122880, 0, False),
                 ),
                 128: (
                     (8, 0, 0, True),
                     (520, 32768, 1, True),
                     (0, 0, 0, False),
-                    (1032, 32768, 1, True),
-                    (4084, 327680, 0, False),
+                    (1628, 81920, 3, True),
+                    (3744, 278528, 0, False),
                 ),
                 256: (
                     (16, 0, 0, True),
                     (1040, 131072, 1, True),
                     (0, 0, 0, False),
-                    (3088, 131072, 1, True),
-                    (9972, 851968, 0, False),
+                    (4196, 294912, 3, True),
+                    (9376, 688128, 0, False),
                 ),
             },
         },
@@ -420,6 +440,7 @@ def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: i
             + 4
             + chunk * size
             + q.shape[3] * 4 * all_chunks(v, cu_seqlens, chunk) / tokens
+            + q.shape[3] * size
             + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
             "sparse": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, 8 * chunk) / tokens,
@@ -497,6 +518,7 @@ def chunk_forward_triton(
     carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
     attention = v.new_empty(*v.shape[:3], chunk)
     kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
+    kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
     states = (
         v.new_empty(
             kept.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32 if every > 1 else v.dtype
@@ -504,14 +526,23 @@ def chunk_forward_triton(
         if save or schedule == "split"
         else v.new_empty(0)
     )
-    kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
     launch(
-        "chunk_prepare_decayed",
+        "chunk_prepare_keys",
         q,
         v,
         layout,
         chunk,
-        [q, k, g, q_decayed, carried_out_factor, attention, kept_factor, kept_keys],
+        [
+            q,
+            k,
+            g,
+            q_decayed,
+            kept_factor,
+            kept_keys,
+            carried_out_factor,
+            attention,
+            ones_where(chunk, v.device, v.dtype),
+        ],
         scale,
     )
     if schedule == "fused":
@@ -632,6 +663,7 @@ def chunk_forward_triton(
         carried_out_factor if crossing == "all" else v.new_empty(0),
         attention if crossing == "all" else v.new_empty(0),
         kept_factor if crossing == "all" else v.new_empty(0),
+        kept_keys if crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
     )
 
@@ -646,6 +678,7 @@ def chunk_backward_triton(
     carried_out_factor,
     attention,
     kept_factor,
+    kept_keys,
     states,
     d_o,
     d_final_state,
@@ -663,12 +696,22 @@ def chunk_backward_triton(
         kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
         kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
         launch(
-            "chunk_prepare_decayed",
+            "chunk_prepare_keys",
             q,
             v,
             layout,
             chunk,
-            [q, k, g, q_decayed, carried_out_factor, attention, kept_factor, kept_keys],
+            [
+                q,
+                k,
+                g,
+                q_decayed,
+                kept_factor,
+                kept_keys,
+                carried_out_factor,
+                attention,
+                ones_where(chunk, v.device, v.dtype),
+            ],
             scale,
         )
     if crossing == "sparse":
@@ -692,9 +735,9 @@ def chunk_backward_triton(
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
+    d_v = torch.empty_like(v)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
-    d_v = torch.empty_like(v)
     d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
@@ -704,11 +747,22 @@ def chunk_backward_triton(
             v,
             layout,
             chunk,
-            [d_o, q_decayed, kept_factor, d_states, d_final_state, d_initial],
+            [
+                d_o,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                d_states,
+                d_v,
+                d_final_state,
+                d_initial,
+            ],
             scale,
             ENTER=d_final_state is not None,
             LEAVE=initial,
-            READ=False,
+            READ=True,
             SAVE=True,
         )
     elif schedule == "segments":
@@ -737,7 +791,18 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [d_o, q_decayed, kept_factor, d_states, None, sums],
+            [
+                d_o,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                d_states,
+                d_v,
+                None,
+                sums,
+            ],
             scale,
             ENTER=False,
             LEAVE=True,
@@ -751,11 +816,22 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [d_o, q_decayed, kept_factor, d_states, starts, None],
+            [
+                d_o,
+                q_decayed,
+                carried_out_factor,
+                attention,
+                kept_factor,
+                kept_keys,
+                d_states,
+                d_v,
+                starts,
+                None,
+            ],
             scale,
             ENTER=True,
             LEAVE=False,
-            READ=False,
+            READ=True,
             SAVE=True,
         )
     launch(
@@ -769,16 +845,14 @@ def chunk_backward_triton(
             q,
             k,
             d_o,
-            carried_out_factor,
-            attention,
             g,
             states,
             d_states,
             d_scores_via_attention,
             d_q,
             d_k,
-            d_v,
             d_g,
+            ones_where(chunk, v.device, v.dtype),
         ],
         scale,
     )
@@ -800,7 +874,7 @@ def chunk_op(
     backend: str,
     schedule: str,
     crossing: str = "all",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
@@ -815,6 +889,7 @@ def chunk_op(
     return (
         o,
         last,
+        v.new_empty(0),
         v.new_empty(0),
         v.new_empty(0),
         v.new_empty(0),
@@ -838,6 +913,7 @@ def _(q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save, backend,
         if triton and crossing == "all"
         else v.new_empty(0)
     )
+    kept_keys = v.new_empty(*v.shape[:3], q.shape[3]) if triton and crossing == "all" else v.new_empty(0)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, every * chunk),
@@ -856,6 +932,7 @@ def _(q, k, v, g, scale, initial_state, cu_seqlens, chunk, final, save, backend,
         carried_out_factor,
         attention,
         kept_factor,
+        kept_keys,
         states,
     )
 
@@ -871,6 +948,7 @@ def chunk_backward_op(
     carried_out_factor: Tensor,
     attention: Tensor,
     kept_factor: Tensor,
+    kept_keys: Tensor,
     states: Tensor,
     d_o: Tensor,
     d_final_state: Optional[Tensor],
@@ -893,6 +971,7 @@ def chunk_backward_op(
             carried_out_factor,
             attention,
             kept_factor,
+            kept_keys,
             states,
             d_o,
             d_final_state,
@@ -922,6 +1001,7 @@ def _(
     carried_out_factor,
     attention,
     kept_factor,
+    kept_keys,
     states,
     d_o,
     d_final_state,

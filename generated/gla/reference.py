@@ -12,24 +12,30 @@ import math
 import torch
 
 
-def decays(rows, more_rows, columns, more_columns):
-    """D[t, s, k] = exp(rows[t, k] - columns[s, k]) for s < t, 0 elsewhere; exponents in two parts."""
-    apart = lambda x, y: x[..., :, None, :] - y[..., None, :, :]
-    gap = apart(rows, columns) + apart(more_rows, more_columns)
+def delayed(x, axis, by):
+    """x one place further on, a zero in front; by: 1, or -1 backwards."""
+    edge, rest = torch.zeros_like(x.narrow(axis, 0, 1)), x.narrow(axis, 0 if by > 0 else 1, x.shape[axis] - 1)
+    return torch.cat([edge, rest] if by > 0 else [rest, edge], axis)
+
+
+def decays(steps, own):
+    """D[t, s, k] = exp(sum of steps[i, k], s < i <= t, or i < t without own) for s < t, 0 elsewhere."""
+    sums = steps.double().cumsum(-2)
+    gap = (sums if own else delayed(sums, -2, 1))[..., :, None, :] - sums[..., None, :, :]
     later = torch.ones(gap.shape[-3:-1], dtype=torch.bool, device=gap.device).tril(-1)
-    return torch.exp(gap.masked_fill(~later[..., None], -torch.inf))
+    return torch.exp(gap.masked_fill(~later[..., None], -torch.inf)).to(steps.dtype)
 
 
-def decayed_k(a, b, *exponents):
-    return torch.einsum("...tk,...sk,...tsk->...ts", a, b, decays(*exponents))
+def decayed_k(a, b, *steps):
+    return torch.einsum("...tk,...sk,...tsk->...ts", a, b, decays(*steps))
 
 
-def decayed_s(a, b, *exponents):
-    return torch.einsum("...ts,...sk,...tsk->...tk", a, b, decays(*exponents))
+def decayed_s(a, b, *steps):
+    return torch.einsum("...ts,...sk,...tsk->...tk", a, b, decays(*steps))
 
 
-def decayed_t(a, b, *exponents):
-    return torch.einsum("...ts,...tk,...tsk->...sk", a, b, decays(*exponents))
+def decayed_t(a, b, *steps):
+    return torch.einsum("...ts,...tk,...tsk->...sk", a, b, decays(*steps))
 
 
 def choose(a, b, x, y):
@@ -50,19 +56,14 @@ def chunk_step(q, k, v, g, scale, S):
     # retention, line 21: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
-    coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
-    fine = -coarse + log_decay_valid
-    coarse_sum = coarse.cumsum(-2)
-    coarse_chunk = coarse.sum(-2)
-    coarse_after = coarse_chunk[..., None, :] - coarse_sum
-    fine_sum = fine.cumsum(-2)
-    fine_chunk = fine.sum(-2)
-    fine_after = fine_chunk[..., None, :] - fine_sum
+    steps_until = log_decay_valid.cumsum(-2)
+    steps_after = delayed(log_decay_valid, -2, -1).flip(-2).cumsum(-2).flip(-2)
+    steps_total = log_decay_valid.sum(-2)
     # read-out
-    scores = decayed_k(q, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    scores = decayed_k(q, k, log_decay_valid, True)
     attention = scale * scores
     # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-    q_decayed = q * scale * torch.exp(coarse_sum + fine_sum)
+    q_decayed = q * scale * torch.exp(steps_until)
     # read-out
     inherited = q_decayed @ S
     self_terms = k * q
@@ -71,8 +72,8 @@ def chunk_step(q, k, v, g, scale, S):
     carried_out = carried_out_factor[..., :, None] * v + inherited
     o = carried_out + attention @ v
     # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-    kept_keys = k * torch.exp(coarse_after + fine_after)
-    kept_factor = torch.exp(coarse_chunk + fine_chunk)
+    kept_keys = k * torch.exp(steps_after)
+    kept_factor = torch.exp(steps_total)
     kept = S * kept_factor[..., :, None]
     # update, line 23
     S_next = kept + kept_keys.mT @ v
@@ -85,36 +86,31 @@ def chunk_step_backward(q, k, v, g, scale, S, d_o, d_S_next):
     # retention, line 21: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
-    coarse = torch.floor((log_decay_valid) * 64.0) / 64.0
-    fine = -coarse + log_decay_valid
-    coarse_sum = coarse.cumsum(-2)
-    coarse_chunk = coarse.sum(-2)
-    coarse_after = coarse_chunk[..., None, :] - coarse_sum
-    fine_sum = fine.cumsum(-2)
-    fine_chunk = fine.sum(-2)
-    fine_after = fine_chunk[..., None, :] - fine_sum
+    steps_until = log_decay_valid.cumsum(-2)
+    steps_after = delayed(log_decay_valid, -2, -1).flip(-2).cumsum(-2).flip(-2)
+    steps_total = log_decay_valid.sum(-2)
     # read-out
-    scores = decayed_k(q, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
+    scores = decayed_k(q, k, log_decay_valid, True)
     attention = scale * scores
     # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-    q_decayed = q * scale * torch.exp(coarse_sum + fine_sum)
+    q_decayed = q * scale * torch.exp(steps_until)
     # read-out
     self_terms = k * q
     self_read = self_terms.sum(-1)
     carried_out_factor = scale * self_read
     # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-    kept_keys = k * torch.exp(coarse_after + fine_after)
-    kept_factor = torch.exp(coarse_chunk + fine_chunk)
+    kept_keys = k * torch.exp(steps_after)
+    kept_factor = torch.exp(steps_total)
     # adjoint of kept
     d_S_via_kept = d_S_next * kept_factor[..., :, None]
     d_kept_factor_via_kept = S * d_S_next
     d_kept_factor_via_kept_2 = d_kept_factor_via_kept.sum(-1)
     # adjoint of kept_factor
-    d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+    d_steps_total_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
     # adjoint of kept_keys
     d_kept_keys = v @ d_S_next.mT
-    d_coarse_after_via_kept_keys = d_kept_keys * kept_keys
-    d_k_via_kept_keys = d_kept_keys * torch.exp(coarse_after + fine_after)
+    d_k_via_kept_keys = d_kept_keys * torch.exp(steps_after)
+    d_steps_after_via_kept_keys = d_kept_keys * kept_keys
     # adjoint of carried_out
     d_carried_out_factor_via_carried_out = d_o * v
     d_carried_out_factor_via_carried_out_2 = d_carried_out_factor_via_carried_out.sum(-1)
@@ -130,36 +126,36 @@ def chunk_step_backward(q, k, v, g, scale, S, d_o, d_S_next):
     d_q_via_self_terms = d_self_terms_via_self_read * k
     # adjoint of q_decayed
     d_q_decayed = d_o @ S.mT
-    d_coarse_sum_via_q_decayed = d_q_decayed * q_decayed
-    d_q_via_q_decayed = d_q_decayed * scale * torch.exp(coarse_sum + fine_sum)
+    d_q_via_q_decayed = d_q_decayed * scale * torch.exp(steps_until)
+    d_steps_until_via_q_decayed = d_q_decayed * q_decayed
     # adjoint of attention
     d_attention = d_o @ v.mT
     d_scores_via_attention = d_attention * scale
     # adjoint of scores
-    d_q_via_scores = decayed_s(d_scores_via_attention, k, coarse_sum, fine_sum, coarse_sum, fine_sum)
-    d_k_s_via_scores = decayed_t(d_scores_via_attention, q, coarse_sum, fine_sum, coarse_sum, fine_sum)
-    d_coarse_sum_via_scores = d_q_via_scores * q
-    d_coarse_sum_s_via_scores = -d_k_s_via_scores * k
+    d_q_via_scores = decayed_s(d_scores_via_attention, k, log_decay_valid, True)
+    d_k_s_via_scores = decayed_t(d_scores_via_attention, q, log_decay_valid, True)
+    d_log_decay_valid_via_scores = d_q_via_scores * q
+    d_log_decay_valid_via_scores_2 = -d_k_s_via_scores * k
     # adjoint of v_s
     d_v_s = attention.mT @ d_o
-    # adjoint of fine_after
-    d_fine_chunk_via_fine_after = d_coarse_after_via_kept_keys.sum(-2)
-    d_fine_sum_via_fine_after = -d_coarse_after_via_kept_keys
-    # adjoint of fine_chunk
-    d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None, :]).expand(*v.shape[:2], tokens[-1], k.shape[-1])
-    # adjoint of fine_sum
-    d_fine_sum = (
-        d_coarse_sum_s_via_scores
-        + d_coarse_sum_via_q_decayed
-        + d_coarse_sum_via_scores
-        + d_fine_sum_via_fine_after
+    # adjoint of steps_total
+    d_log_decay_valid_via_steps_total = (d_steps_total_via_kept_factor[..., None, :]).expand(
+        *v.shape[:2], tokens[-1], k.shape[-1]
     )
-    d_fine_via_fine_sum = d_fine_sum.flip(-2).cumsum(-2).flip(-2)
-    # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    # adjoint of steps_after
+    d_log_decay_valid_via_steps_after = delayed(d_steps_after_via_kept_keys, -2, 1).cumsum(-2)
+    # adjoint of steps_until
+    d_steps_until = (
+        d_log_decay_valid_via_scores + d_log_decay_valid_via_scores_2 + d_steps_until_via_q_decayed
+    )
+    d_log_decay_valid_via_steps_until = d_steps_until.flip(-2).cumsum(-2).flip(-2)
     # adjoint of log_decay_valid
-    d_log_decay_bounded_via_log_decay_valid = d_fine
+    d_log_decay_valid = (
+        d_log_decay_valid_via_steps_after
+        + d_log_decay_valid_via_steps_total
+        + d_log_decay_valid_via_steps_until
+    )
+    d_log_decay_bounded_via_log_decay_valid = d_log_decay_valid
     # adjoint of log_decay_bounded
     d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(g, -800.0, 0.0, 1.0)
     # gradient

@@ -109,66 +109,66 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def decays_by_half(level, t, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr):
-    """Of pieces of 2 * 2 ** level tokens: which rows are of the second half, and decays [C, K] of at most 1: of those
-    since their half began, and of what the others have left until then."""
-    late = ((t >> level) % 2 == 1)[:, None]
-    before = tl.broadcast_to((((t >> level) | 1) << level)[:, None] - 1, [C, K])
-    whole, rest = tl.gather(column, before, 0), tl.gather(more_column, before, 0)
-    gap = tl.where(late, row - whole, whole - column) + tl.where(late, more_row - rest, rest - more_column)
-    return late, tl.exp(gap)
+def in_halves(x, dtype: tl.constexpr):
+    """Two numbers of a type whose sum is x, to twice as many digits as the type has."""
+    high = x.to(dtype)
+    return high, (x - high.to(tl.float32)).to(dtype)
 
 
 @triton.jit
-def one_piece(level, t):
-    """Which pairs of tokens are of one piece of 2 * 2 ** level."""
-    return (t >> (level + 1))[:, None] == (t >> (level + 1))[None, :]
+def sum_where(ones, high, low, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums over the tokens of high + low, both [C, K]: a table says for each token of which others."""
+    t = tl.arange(0, C)
+    where = tl.load(ones + t[:, None] * C + t[None, :])
+    total = tl.dot(where, high, input_precision=PRECISION)
+    return total if high.dtype == tl.float32 else tl.dot(where, low, total, input_precision=PRECISION)
 
 
 @triton.jit
-def decayed_k(
-    a, b, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
-):
-    """[t, s]: the sum over k of a[t, k] b[s, k] D, D = exp(rows - columns) for s < t, 0 elsewhere. All tiles [C, K].
+def running_sum(ones, x, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Sums along the tokens of [C, K] as a table says: a product, which takes x in two parts, for it rounds them."""
+    high, low = in_halves(x, ones.dtype.element_ty)
+    return sum_where(ones, high, low, C, PRECISION)
+
+
+@triton.jit
+def decay_by_half(ones, level, t, high, low, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Of pieces of 2 * 2 ** level tokens: which tokens are of the second half, and decays [C, K] of at most 1: of those
+    since their half began, and of what the others have left until then. high + low are their logarithms token by token.
+    """
+    gap = sum_where(ones + level * C * C, high, low, C, PRECISION)
+    return ((t >> level) & 1)[:, None] == 1, tl.exp(gap)
+
+
+@triton.jit
+def across(level, t):
+    """Which pairs of tokens are of the two halves of one piece."""
+    return ((t[:, None] ^ t[None, :]) >> level) == 1
+
+
+@triton.jit
+def decayed_pairs(P, level, t, late, decay, a, b, PRECISION: tl.constexpr):
+    """P [t, s] with, for s < t of the two halves of one piece, the sum over k of a[t, k] b[s, k] D added.
 
     Each pair s < t is of the two halves of one piece of 2, 4, .. or C tokens: exponents are taken from where the second
     half begins, so that neither factor is more than 1, and all pieces of a length make one matrix product.
     """
-    t = tl.arange(0, C)
-    P = tl.zeros([C, C], tl.float32)
-    for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
-        late, decay = decays_by_half(level, t, row, more_row, column, more_column, C, K)
-        left, right = tl.where(late, a * decay, 0.0), tl.where(late, 0.0, b * decay)
-        P += tl.where(one_piece(level, t), tl.dot(left, tl.trans(right), input_precision=PRECISION), 0.0)
-    return P
+    x = tl.where(late, a, b).to(tl.float32) * decay
+    return tl.where(across(level, t), P + tl.dot(x, tl.trans(x), input_precision=PRECISION), P)
 
 
 @triton.jit
-def decayed_s(
-    P, b, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
-):
-    """[t, k]: the sum over s of P[t, s] b[s, k] D, see decayed_k."""
-    t = tl.arange(0, C)
-    x = tl.zeros([C, K], tl.float32)
-    for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
-        late, decay = decays_by_half(level, t, row, more_row, column, more_column, C, K)
-        pairs, right = tl.where(one_piece(level, t), P, 0.0), tl.where(late, 0.0, b * decay)
-        x += tl.where(late, decay * tl.dot(pairs, right, input_precision=PRECISION), 0.0)
-    return x
+def both_halves(P, t):
+    """P [t, s] of s < t, and there too where t < s."""
+    return tl.where(t[:, None] > t[None, :], P, tl.trans(P))
 
 
 @triton.jit
-def decayed_t(
-    P, a, row, more_row, column, more_column, C: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr
-):
-    """[s, k]: the sum over t of P[t, s] a[t, k] D, see decayed_k."""
-    t = tl.arange(0, C)
-    x = tl.zeros([C, K], tl.float32)
-    for level in range(0, 4 + (C > 16) + (C > 32) + (C > 64)):
-        late, decay = decays_by_half(level, t, row, more_row, column, more_column, C, K)
-        pairs, left = tl.where(one_piece(level, t), P, 0.0), tl.where(late, a * decay, 0.0)
-        x += tl.where(late, 0.0, decay * tl.dot(tl.trans(pairs), left, input_precision=PRECISION))
-    return x
+def decayed_back(P, level, t, late, decay, a, b, PRECISION: tl.constexpr):
+    """The adjoint of decayed_pairs, given that of its pairs: of rows a and of columns b, both [C, K]."""
+    x = (tl.where(late, a, b).to(tl.float32) * decay).to(P.dtype)
+    y = decay * tl.dot(tl.where(across(level, t), P, 0.0), x, input_precision=PRECISION)
+    return tl.where(late, y, 0.0), tl.where(late, 0.0, y)
 
 
 @triton.jit
@@ -190,18 +190,20 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_prepare_decayed(
+def chunk_prepare_keys(
     q_ptr,
     k_ptr,
     g_ptr,
     beta_ptr,
     k_decayed_ptr,
-    inverse_ptr,
     q_decayed_ptr,
-    carried_out_factor_ptr,
-    attention_ptr,
     kept_factor_ptr,
     kept_keys_ptr,
+    overlap_ptr,
+    inverse_ptr,
+    carried_out_factor_ptr,
+    attention_ptr,
+    ones_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -236,53 +238,54 @@ def chunk_prepare_decayed(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+    # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
+    panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    overlap = tl.zeros([BT, BT], tl.float32)
+    scores = tl.zeros([BT, BT], tl.float32)
+    self_read = tl.zeros([BT], tl.float32)
+    for i_p in tl.range(0, panels, disable_licm=True):
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        # prediction
+        _high, _low = in_halves(log_decay_valid, dtype)
+        for level in range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64)):
+            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
+            overlap = decayed_pairs(overlap, level, t, late, decay, k, k, PRECISION)
+            scores = decayed_pairs(scores, level, t, late, decay, q, k, PRECISION)
+        # read-out
+        self_terms = k.to(tl.float32) * q.to(tl.float32)
+        self_read += tl.sum(self_terms, 1)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        steps_total = tl.sum(log_decay_valid, 0)
+        kept_factor = tl.exp(steps_total)
+        store_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, kept_factor, K, BK, i_p * BK)
+        steps_until = running_sum(ones_ptr, log_decay_valid, BT, PRECISION)
+        k_decayed = k.to(tl.float32) * tl.exp(steps_until)
+        store_rows(k_decayed_ptr + i_h * K, k_decayed, token, left, HV * K, K, BT, BK, i_p * BK)
+        q_decayed = q.to(tl.float32) * scale * tl.exp(steps_until)
+        store_rows(q_decayed_ptr + i_h * K, q_decayed, token, left, HV * K, K, BT, BK, i_p * BK)
+        steps_after = running_sum(ones_ptr + 3 * BT * BT, log_decay_valid, BT, PRECISION)
+        kept_keys = k.to(tl.float32) * tl.exp(steps_after)
+        store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, i_p * BK)
+    overlap = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+    scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
+    store_lower(overlap_ptr + i_h * BT, overlap, token, left, HV * BT, BT)
     # read-out
-    self_terms = k.to(tl.float32) * q.to(tl.float32)
-    self_read = tl.sum(self_terms, 1)
     carried_out_factor = scale * self_read
     store_vector(carried_out_factor_ptr + i_h, carried_out_factor, token, left, HV, BT)
-    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_chunk = tl.sum(coarse, 0)
-    fine = -coarse + log_decay_valid
-    fine_chunk = tl.sum(fine, 0)
-    kept_factor = tl.exp(coarse_chunk + fine_chunk)
-    store_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, kept_factor, K, BK, 0)
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine_sum = tl.cumsum(fine, 0)
-    # prediction
-    overlap = decayed_k(
-        k.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
-    )
     # loss, line 20: norm2(p - v) / 2
     system = beta[:, None] * overlap
     # update, line 25
     inverse = unit_lower_inverse(system, BT, PRECISION)
     store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
     # read-out
-    scores = decayed_k(
-        q.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
-    )
     attention = scale * scores
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
-    # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-    coarse_after = coarse_chunk[None, :] - coarse_sum
-    fine_after = fine_chunk[None, :] - fine_sum
-    kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
-    store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, 0)
-    k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
-    store_rows(k_decayed_ptr + i_h * K, k_decayed, token, left, HV * K, K, BT, BK, 0)
-    q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
-    store_rows(q_decayed_ptr + i_h * K, q_decayed, token, left, HV * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -298,6 +301,7 @@ def chunk_scan(
     kept_keys_ptr,
     o_ptr,
     states_ptr,
+    prediction_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -371,6 +375,8 @@ def chunk_scan(
             )
         # prediction
         prediction = tl.dot(k_decayed, S.to(dtype), input_precision=PRECISION)
+        if SAVE and not SPARSE:
+            store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 20: norm2(p - v) / 2
         rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
         # update, line 25
@@ -402,6 +408,7 @@ def chunk_scan_reverse(
     kept_factor_ptr,
     kept_keys_ptr,
     d_states_ptr,
+    d_u_2_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -478,6 +485,8 @@ def chunk_scan_reverse(
         d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_carried_out, input_precision=PRECISION)
         # adjoint of u
         d_u_2 = tl.dot(kept_keys, d_S_next.to(dtype), d_u_s, input_precision=PRECISION)
+        if SAVE:
+            store_rows(d_u_2_ptr + i_h * V, d_u_2, token, left, HV * V, V, BT, BV, i_v * BV)
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2.to(dtype), input_precision=PRECISION)
         # adjoint of rhs
         d_prediction_via_rhs = -beta[:, None] * d_rhs_via_u_s
@@ -493,24 +502,26 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_keys(
-    k_ptr,
     v_ptr,
     q_ptr,
+    k_ptr,
+    beta_ptr,
     d_o_ptr,
-    carried_out_factor_ptr,
-    attention_ptr,
+    inverse_ptr,
+    overlap_ptr,
+    prediction_ptr,
+    d_u_2_ptr,
     g_ptr,
     states_ptr,
     d_states_ptr,
-    beta_ptr,
-    inverse_ptr,
     d_overlap_via_system_ptr,
     d_scores_via_attention_ptr,
     d_v_ptr,
-    d_beta_ptr,
     d_q_ptr,
     d_k_ptr,
     d_g_ptr,
+    d_beta_ptr,
+    ones_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -529,7 +540,7 @@ def chunk_gradients_keys(
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
-    dtype: tl.constexpr = k_ptr.dtype.element_ty
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -547,75 +558,35 @@ def chunk_gradients_keys(
     t = tl.arange(0, BT)
     # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
     panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
-    carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
-    attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
-    # adjoint of carried_out
-    d_u_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
-    # adjoint of u_s
-    d_u_s = tl.dot(tl.trans(d_o), attention, tl.trans(d_u_via_carried_out), input_precision=PRECISION)
-    d_u_2 = d_u_s
-    overlap = tl.zeros([BT, BT], tl.float32)
-    prediction = tl.zeros([BV, BT], tl.float32)
-    for i_p in tl.range(0, panels, disable_licm=True):
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
-        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        coarse_sum = tl.cumsum(coarse, 0)
-        coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        fine_sum = tl.cumsum(fine, 0)
-        fine_after = fine_chunk[None, :] - fine_sum
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
-        d_S_next = load_rows(
-            d_states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
-        )
-        # adjoint of u
-        d_u_2 = tl.dot(tl.trans(d_S_next), tl.trans(kept_keys).to(dtype), d_u_2, input_precision=PRECISION)
-        # prediction
-        overlap += decayed_k(
-            k.to(tl.float32), k.to(tl.float32), coarse_sum, fine_sum, coarse_sum, fine_sum, BT, BK, PRECISION
-        )
-        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
-        # prediction
-        prediction = tl.dot(tl.trans(S), tl.trans(k_decayed).to(dtype), prediction, input_precision=PRECISION)
-    _d_u_2 = d_u_2.to(dtype)
+    overlap = load_lower(overlap_ptr + i_h * BT, token, left, HV * BT, BT)
     v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    d_u_2 = load_rows(d_u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
     # loss, line 20: norm2(p - v) / 2
-    prediction_shared = -prediction + tl.trans(v.to(tl.float32))
-    rhs = beta[None, :] * prediction_shared
+    prediction_shared = -prediction.to(tl.float32) + v.to(tl.float32)
+    rhs = beta[:, None] * prediction_shared
     # update, line 25
-    u = tl.dot(rhs.to(dtype), tl.trans(inverse), input_precision=PRECISION)
+    u = tl.dot(tl.trans(rhs).to(dtype), tl.trans(inverse), input_precision=PRECISION)
     # adjoint of carried_out
     d_carried_out_factor_via_carried_out = tl.trans(d_o.to(tl.float32)) * u
     d_carried_out_factor_via_carried_out_2 = tl.sum(d_carried_out_factor_via_carried_out, 0)
     # adjoint of carried_out_factor
     d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
     # adjoint of u
-    d_rhs_via_u_s = tl.dot(_d_u_2, inverse, input_precision=PRECISION)
+    d_rhs_via_u_s = tl.dot(tl.trans(d_u_2), inverse, input_precision=PRECISION)
     # adjoint of rhs
-    d_beta_via_rhs = d_rhs_via_u_s * prediction_shared
+    d_beta_via_rhs = d_rhs_via_u_s * tl.trans(prediction_shared)
     d_beta_via_rhs_2 = tl.sum(d_beta_via_rhs, 0)
     # adjoint of u
     d_system_via_u = tl.dot(tl.trans(d_rhs_via_u_s).to(dtype), u.to(dtype), input_precision=PRECISION)
     d_system_via_u_2 = -d_system_via_u
     d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
     # adjoint of system
-    d_beta_via_system = d_system_via_u_3 * overlap
+    d_beta_via_system = d_system_via_u_3 * overlap.to(tl.float32)
     d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
-    # gradient
-    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
-    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
-    # adjoint of system
     d_overlap_via_system = beta[:, None] * d_system_via_u_3
     store_lower(d_overlap_via_system_ptr + i_h * BT, d_overlap_via_system, token, left, HV * BT, BT)
     # adjoint of attention
@@ -630,170 +601,137 @@ def chunk_gradients_keys(
     _u_turned = tl.trans(u).to(dtype)
     _d_prediction_via_rhs_turned = tl.trans(d_prediction_via_rhs).to(dtype)
     for i_p in tl.range(0, panels, disable_licm=True):
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
+        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        _d_overlap_via_system = load_lower(d_overlap_via_system_ptr + i_h * BT, token, left, HV * BT, BT)
+        _d_scores_via_attention = load_lower(d_scores_via_attention_ptr + i_h * BT, token, left, HV * BT, BT)
+        # adjoint of scores
+        _high, _low = in_halves(log_decay_valid, dtype)
+        d_q_via_scores = tl.zeros([BT, BK], tl.float32)
+        d_k_s_via_scores = tl.zeros([BT, BK], tl.float32)
+        d_k_via_overlap = tl.zeros([BT, BK], tl.float32)
+        d_k_s_via_overlap = tl.zeros([BT, BK], tl.float32)
+        _pairs0 = both_halves(_d_overlap_via_system, t)
+        _pairs1 = both_halves(_d_scores_via_attention, t)
+        for level in range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64)):
+            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
+            _rows, _columns = decayed_back(_pairs0, level, t, late, decay, k, k, PRECISION)
+            d_k_via_overlap += _rows
+            d_k_s_via_overlap += _columns
+            _rows, _columns = decayed_back(_pairs1, level, t, late, decay, q, k, PRECISION)
+            d_q_via_scores += _rows
+            d_k_s_via_scores += _columns
+        d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)
+        # adjoint of self_read
+        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
+        # adjoint of self_terms
+        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
+        # gradient
+        d_q_so_far = d_q_via_scores + d_q_via_self_terms
+        # adjoint of scores
+        d_log_decay_valid_via_scores_2 = -d_k_s_via_scores * k.to(tl.float32)
+        # adjoint of steps_until
+        d_steps_until_so_far = d_log_decay_valid_via_scores + d_log_decay_valid_via_scores_2
+        # adjoint of overlap
+        d_log_decay_valid_via_overlap = d_k_via_overlap * k.to(tl.float32)
+        # adjoint of steps_until
+        d_steps_until_so_far_2 = d_log_decay_valid_via_overlap + d_steps_until_so_far
+        # adjoint of self_terms
+        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
+        # gradient
+        d_k_so_far = d_k_via_overlap + d_k_via_self_terms
+        # adjoint of overlap
+        d_log_decay_valid_via_overlap_2 = -d_k_s_via_overlap * k.to(tl.float32)
+        # adjoint of steps_until
+        d_steps_until_so_far_3 = d_log_decay_valid_via_overlap_2 + d_steps_until_so_far_2
+        # adjoint of k_s
+        d_k_s = d_k_s_via_overlap + d_k_s_via_scores
+        # gradient
+        d_k_so_far_2 = d_k_s + d_k_so_far
         d_S_next = load_rows(
             d_states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
         )
         # adjoint of kept_keys
         d_kept_keys = tl.dot(_u_turned, tl.trans(d_S_next), input_precision=PRECISION)
-        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse, 0)
-        coarse_sum = tl.cumsum(coarse, 0)
-        coarse_after = coarse_chunk[None, :] - coarse_sum
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine, 0)
-        fine_sum = tl.cumsum(fine, 0)
-        fine_after = fine_chunk[None, :] - fine_sum
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        kept_keys = k.to(tl.float32) * tl.exp(coarse_after + fine_after)
+        steps_after = running_sum(ones_ptr + 3 * BT * BT, log_decay_valid, BT, PRECISION)
+        kept_keys = k.to(tl.float32) * tl.exp(steps_after)
         # adjoint of kept_keys
-        d_coarse_after_via_kept_keys = d_kept_keys * kept_keys
-        # adjoint of fine_after
-        d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_kept_keys, 0)
+        d_steps_after_via_kept_keys = d_kept_keys * kept_keys
+        # adjoint of steps_after
+        d_log_decay_valid_via_steps_after = running_sum(
+            ones_ptr + 1 * BT * BT, d_steps_after_via_kept_keys, BT, PRECISION
+        )
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
         # adjoint of kept
         d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
         d_kept_factor_via_kept_2 = tl.sum(d_kept_factor_via_kept, 1)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        steps_total = tl.sum(log_decay_valid, 0)
+        kept_factor = tl.exp(steps_total)
         # adjoint of kept_factor
-        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # adjoint of fine_chunk
-        d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        # adjoint of fine_after
-        d_fine_sum_via_fine_after = -d_coarse_after_via_kept_keys
+        d_steps_total_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # adjoint of steps_total
+        d_log_decay_valid_via_steps_total = tl.broadcast_to(d_steps_total_via_kept_factor[None, :], [BT, BK])
+        # adjoint of log_decay_valid
+        d_log_decay_valid_so_far = d_log_decay_valid_via_steps_after + d_log_decay_valid_via_steps_total
         # adjoint of kept_keys
-        d_k_via_kept_keys = d_kept_keys * tl.exp(coarse_after + fine_after)
-        # adjoint of self_read
-        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        # adjoint of self_terms
-        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
+        d_k_via_kept_keys = d_kept_keys * tl.exp(steps_after)
         # gradient
-        d_k_so_far = d_k_via_kept_keys + d_k_via_self_terms
+        d_k_so_far_3 = d_k_so_far_2 + d_k_via_kept_keys
         # adjoint of k_decayed
         d_k_decayed = tl.dot(_d_prediction_via_rhs_turned, tl.trans(S), input_precision=PRECISION)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        k_decayed = k.to(tl.float32) * tl.exp(coarse_sum + fine_sum)
+        steps_until = running_sum(ones_ptr, log_decay_valid, BT, PRECISION)
+        k_decayed = k.to(tl.float32) * tl.exp(steps_until)
         # adjoint of k_decayed
-        d_coarse_sum_via_k_decayed = d_k_decayed * k_decayed
-        # adjoint of fine_sum
-        d_fine_sum_so_far = d_coarse_sum_via_k_decayed + d_fine_sum_via_fine_after
+        d_steps_until_via_k_decayed = d_k_decayed * k_decayed
+        # adjoint of steps_until
+        d_steps_until_so_far_4 = d_steps_until_so_far_3 + d_steps_until_via_k_decayed
         # adjoint of k_decayed
-        d_k_via_k_decayed = d_k_decayed * tl.exp(coarse_sum + fine_sum)
+        d_k_via_k_decayed = d_k_decayed * tl.exp(steps_until)
         # gradient
-        d_k_so_far_2 = d_k_so_far + d_k_via_k_decayed
-        _d_overlap_via_system = load_lower(d_overlap_via_system_ptr + i_h * BT, token, left, HV * BT, BT)
-        # adjoint of overlap
-        d_k_via_overlap = decayed_s(
-            _d_overlap_via_system.to(tl.float32),
-            k.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_via_overlap = d_k_via_overlap * k.to(tl.float32)
-        # adjoint of fine_sum
-        d_fine_sum_so_far_2 = d_coarse_sum_via_overlap + d_fine_sum_so_far
-        # gradient
-        d_k_so_far_3 = d_k_so_far_2 + d_k_via_overlap
+        d_k = d_k_so_far_3 + d_k_via_k_decayed
+        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, i_p * BK)
         # adjoint of q_decayed
         d_q_decayed = tl.dot(d_o, tl.trans(S), input_precision=PRECISION)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        q_decayed = q.to(tl.float32) * scale * tl.exp(coarse_sum + fine_sum)
+        q_decayed = q.to(tl.float32) * scale * tl.exp(steps_until)
         # adjoint of q_decayed
-        d_coarse_sum_via_q_decayed = d_q_decayed * q_decayed
-        # adjoint of fine_sum
-        d_fine_sum_so_far_3 = d_coarse_sum_via_q_decayed + d_fine_sum_so_far_2
-        # adjoint of q_decayed
-        d_q_via_q_decayed = d_q_decayed * scale * tl.exp(coarse_sum + fine_sum)
-        # adjoint of self_terms
-        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
-        # gradient
-        d_q_so_far = d_q_via_q_decayed + d_q_via_self_terms
-        _d_scores_via_attention = load_lower(d_scores_via_attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        # adjoint of scores
-        d_q_via_scores = decayed_s(
-            _d_scores_via_attention.to(tl.float32),
-            k.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_via_scores = d_q_via_scores * q.to(tl.float32)
-        # adjoint of fine_sum
-        d_fine_sum_so_far_4 = d_coarse_sum_via_scores + d_fine_sum_so_far_3
-        # gradient
-        d_q = d_q_so_far + d_q_via_scores
-        store_rows(d_q_ptr + i_h * K, d_q, token, left, HV * K, K, BT, BK, i_p * BK)
-        # adjoint of overlap
-        d_k_s_via_overlap = decayed_t(
-            _d_overlap_via_system.to(tl.float32),
-            k.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_s_via_overlap = -d_k_s_via_overlap * k.to(tl.float32)
-        # adjoint of scores
-        d_k_s_via_scores = decayed_t(
-            _d_scores_via_attention.to(tl.float32),
-            q.to(tl.float32),
-            coarse_sum,
-            fine_sum,
-            coarse_sum,
-            fine_sum,
-            BT,
-            BK,
-            PRECISION,
-        )
-        d_coarse_sum_s_via_scores = -d_k_s_via_scores * k.to(tl.float32)
-        # adjoint of fine_sum_s
-        d_fine_sum_s = d_coarse_sum_s_via_overlap + d_coarse_sum_s_via_scores
-        # adjoint of fine_sum
-        d_fine_sum = d_fine_sum_s + d_fine_sum_so_far_4
-        d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
-        # adjoint of fine_chunk
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk[None, :], [BT, BK])
-        # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_steps_until_via_q_decayed = d_q_decayed * q_decayed
+        # adjoint of steps_until
+        d_steps_until = d_steps_until_so_far_4 + d_steps_until_via_q_decayed
+        d_log_decay_valid_via_steps_until = running_sum(ones_ptr + 2 * BT * BT, d_steps_until, BT, PRECISION)
         # adjoint of log_decay_valid
-        d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[:, None], d_fine, 0.0)
+        d_log_decay_valid = d_log_decay_valid_so_far + d_log_decay_valid_via_steps_until
+        d_log_decay_bounded_via_log_decay_valid = tl.where((t < left)[:, None], d_log_decay_valid, 0.0)
         # adjoint of log_decay_bounded
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_rows(d_g_ptr + i_h * K, d_g_via_log_decay_bounded, token, left, HV * K, K, BT, BK, i_p * BK)
-        # adjoint of k_s
-        d_k_s = d_k_s_via_overlap + d_k_s_via_scores
+        # adjoint of q_decayed
+        d_q_via_q_decayed = d_q_decayed * scale * tl.exp(steps_until)
         # gradient
-        d_k = d_k_s + d_k_so_far_3
-        store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, i_p * BK)
+        d_q = d_q_so_far + d_q_via_q_decayed
+        store_rows(d_q_ptr + i_h * K, d_q, token, left, HV * K, K, BT, BK, i_p * BK)
+    # gradient
+    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output(
     v_ptr,
     beta_ptr,
-    k_decayed_ptr,
     inverse_ptr,
     q_decayed_ptr,
     carried_out_factor_ptr,
     attention_ptr,
     states_ptr,
+    prediction_ptr,
     o_ptr,
     scale,
     cu_seqlens,
@@ -833,7 +771,6 @@ def chunk_output(
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    k_decayed = load_rows(k_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
     inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
     q_decayed = load_rows(q_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
     carried_out_factor = load_vector(carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0)
@@ -841,10 +778,9 @@ def chunk_output(
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # prediction
-        prediction = tl.dot(k_decayed, S, input_precision=PRECISION)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 20: norm2(p - v) / 2
-        rhs = -beta[:, None] * prediction + beta[:, None] * v.to(tl.float32)
+        rhs = -beta[:, None] * prediction.to(tl.float32) + beta[:, None] * v.to(tl.float32)
         # update, line 25
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         # read-out

@@ -26,10 +26,10 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_decayed": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
+    "chunk_prepare_keys": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 4, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -84,6 +84,23 @@ def block(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+@lru_cache(maxsize=None)
+def ones_where(chunk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Of which tokens s a sum is for each token t, [tables, t, s]: those until t, before it, from it on, after it; and of
+    each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t, and before it in
+    tables of their own; of the first half those after t.
+    """
+    t, levels = (
+        torch.arange(chunk, device=device),
+        torch.arange((chunk - 1).bit_length(), device=device)[:, None, None],
+    )
+    row = t[:, None]
+    until, before, after = t <= row, t < row, t > row
+    near, late = (row ^ t) >> levels == 0, (row >> levels) % 2 == 1
+    halves = [near & torch.where(late, own, after) for own in (until, before)]
+    return torch.cat([torch.stack([until, before, t >= row, after]), *halves]).to(dtype)
+
+
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
     rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
     width = min([w for w in rows if w >= widest] or [max(rows)])
@@ -94,7 +111,10 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 # They take every value channel, and of the key ones as many at once as configurations say.
-KEYS = ("chunk_gradients_keys",)
+KEYS = (
+    "chunk_prepare_keys",
+    "chunk_gradients_keys",
+)
 
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
@@ -157,7 +177,7 @@ def launch(
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
-        "chunk_prepare_decayed",
+        "chunk_prepare_keys",
         "chunk_gradients_keys",
         "chunk_output",
     )
@@ -173,7 +193,7 @@ def launch(
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
-        "chunk_prepare_decayed",
+        "chunk_prepare_keys",
         "chunk_scan",
         "chunk_scan_reverse",
         "chunk_gradients_keys",
@@ -206,50 +226,50 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((1068, 131072, 0, False), (940, 40960, 5, False)),
-                128: ((1968, 229376, 0, False), (1968, 131072, 5, False)),
-                256: ((3768, 425984, 0, False), (4792, 458752, 5, False)),
+                64: ((1148, 131072, 0, False), (1068, 40960, 5, False)),
+                128: ((2048, 229376, 0, False), (2224, 131072, 5, False)),
+                256: ((3848, 425984, 0, False), (5304, 458752, 5, False)),
             },
             "backward": {
-                64: ((812, 40960, 5, False), (2156, 327680, 0, False)),
-                128: ((1712, 131072, 5, False), (4332, 737280, 0, False)),
-                256: ((4280, 458752, 5, False), (10220, 1802240, 0, False)),
+                64: ((940, 40960, 5, False), (2408, 253952, 0, False)),
+                128: ((1968, 131072, 5, False), (4840, 557056, 0, False)),
+                256: ((4792, 458752, 5, False), (11240, 1310720, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((1068, 131072, 0, False), (600, 24576, 3, False), (808, 32768, 0, False)),
-                128: ((1968, 229376, 0, False), (1372, 81920, 3, False), (1704, 98304, 0, False)),
-                256: ((3768, 425984, 0, False), (3684, 294912, 3, False), (4264, 327680, 0, False)),
+                64: ((1148, 131072, 0, False), (728, 24576, 3, False), (808, 24576, 0, False)),
+                128: ((2048, 229376, 0, False), (1628, 81920, 3, False), (1704, 65536, 0, False)),
+                256: ((3848, 425984, 0, False), (4196, 294912, 3, False), (4264, 196608, 0, False)),
             },
             "backward": {
-                64: ((812, 40960, 5, False), (2156, 327680, 0, False)),
-                128: ((1712, 131072, 5, False), (4332, 737280, 0, False)),
-                256: ((4280, 458752, 5, False), (10220, 1802240, 0, False)),
+                64: ((940, 40960, 5, False), (2408, 253952, 0, False)),
+                128: ((1968, 131072, 5, False), (4840, 557056, 0, False)),
+                256: ((4792, 458752, 5, False), (11240, 1310720, 0, False)),
             },
         },
         "segments": {
             "forward": {
                 64: (
-                    (1068, 131072, 0, False),
+                    (1148, 131072, 0, False),
                     (344, 24576, 3, True),
                     (472, 24576, 3, True),
                     (0, 0, 0, False),
-                    (940, 40960, 5, True),
+                    (1068, 40960, 5, True),
                 ),
                 128: (
-                    (1968, 229376, 0, False),
+                    (2048, 229376, 0, False),
                     (604, 81920, 3, True),
                     (860, 81920, 3, True),
                     (0, 0, 0, False),
-                    (1968, 131072, 5, True),
+                    (2224, 131072, 5, True),
                 ),
                 256: (
-                    (3768, 425984, 0, False),
+                    (3848, 425984, 0, False),
                     (1124, 294912, 3, True),
                     (1636, 294912, 3, True),
                     (0, 0, 0, False),
-                    (4792, 458752, 5, True),
+                    (5304, 458752, 5, True),
                 ),
             },
             "backward": {
@@ -257,22 +277,22 @@ COSTS = {
                     (344, 24576, 3, True),
                     (684, 40960, 5, True),
                     (0, 0, 0, False),
-                    (812, 40960, 5, True),
-                    (2156, 327680, 0, False),
+                    (940, 40960, 5, True),
+                    (2408, 253952, 0, False),
                 ),
                 128: (
                     (604, 81920, 3, True),
                     (1200, 131072, 5, True),
                     (0, 0, 0, False),
-                    (1712, 131072, 5, True),
-                    (4332, 737280, 0, False),
+                    (1968, 131072, 5, True),
+                    (4840, 557056, 0, False),
                 ),
                 256: (
                     (1124, 294912, 3, True),
                     (2232, 458752, 5, True),
                     (0, 0, 0, False),
-                    (4280, 458752, 5, True),
-                    (10220, 1802240, 0, False),
+                    (4792, 458752, 5, True),
+                    (11240, 1310720, 0, False),
                 ),
             },
         },
@@ -426,8 +446,11 @@ def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: i
             + chunk * size
             + q.shape[3] * 4 * all_chunks(v, cu_seqlens, chunk) / tokens
             + q.shape[3] * size
-            + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
-            "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
+            + chunk * size
+            + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens
+            + v.shape[3] * size,
+            "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens
+            + v.shape[3] * size,
             "sparse": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, 8 * chunk) / tokens,
         }
     return {
@@ -506,6 +529,7 @@ def chunk_forward_triton(
     attention = v.new_empty(*v.shape[:3], chunk)
     kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
     kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
+    overlap = v.new_empty(*v.shape[:3], chunk)
     states = (
         v.new_empty(
             kept.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32 if every > 1 else v.dtype
@@ -513,13 +537,32 @@ def chunk_forward_triton(
         if save or schedule == "split"
         else v.new_empty(0)
     )
+    prediction = (
+        v.new_empty(v.shape)
+        if save and crossing in ("all", "scanned") or schedule == "split"
+        else v.new_empty(0)
+    )
     launch(
-        "chunk_prepare_decayed",
+        "chunk_prepare_keys",
         q,
         v,
         layout,
         chunk,
-        [q, k, g, beta, k_decayed, inverse, q_decayed, carried_out_factor, attention, kept_factor, kept_keys],
+        [
+            q,
+            k,
+            g,
+            beta,
+            k_decayed,
+            q_decayed,
+            kept_factor,
+            kept_keys,
+            overlap,
+            inverse,
+            carried_out_factor,
+            attention,
+            ones_where(chunk, v.device, v.dtype),
+        ],
         scale,
     )
     if schedule == "fused":
@@ -541,6 +584,7 @@ def chunk_forward_triton(
                 kept_keys,
                 o,
                 states,
+                prediction,
                 initial_state,
                 final_state,
             ],
@@ -570,6 +614,7 @@ def chunk_forward_triton(
                 kept_keys,
                 o,
                 states,
+                prediction,
                 initial_state,
                 final_state,
             ],
@@ -586,7 +631,7 @@ def chunk_forward_triton(
             v,
             layout,
             chunk,
-            [v, beta, k_decayed, inverse, q_decayed, carried_out_factor, attention, states, o],
+            [v, beta, inverse, q_decayed, carried_out_factor, attention, states, prediction, o],
             scale,
         )
     elif schedule == "segments":
@@ -628,6 +673,7 @@ def chunk_forward_triton(
                 kept_keys,
                 o,
                 states,
+                prediction,
                 None,
                 sums,
             ],
@@ -657,6 +703,7 @@ def chunk_forward_triton(
                 kept_keys,
                 o,
                 states,
+                prediction,
                 starts,
                 None,
             ],
@@ -677,7 +724,9 @@ def chunk_forward_triton(
         attention if crossing == "all" else v.new_empty(0),
         kept_factor if crossing == "all" else v.new_empty(0),
         kept_keys if crossing == "all" else v.new_empty(0),
+        overlap if save and crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
+        prediction if save and crossing in ("all", "scanned") else v.new_empty(0),
     )
 
 
@@ -695,7 +744,9 @@ def chunk_backward_triton(
     attention,
     kept_factor,
     kept_keys,
+    overlap,
     states,
+    prediction,
     d_o,
     d_final_state,
     cu_seqlens,
@@ -713,8 +764,9 @@ def chunk_backward_triton(
         attention = v.new_empty(*v.shape[:3], chunk)
         kept_factor = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)
         kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
+        overlap = v.new_empty(*v.shape[:3], chunk)
         launch(
-            "chunk_prepare_decayed",
+            "chunk_prepare_keys",
             q,
             v,
             layout,
@@ -725,12 +777,14 @@ def chunk_backward_triton(
                 g,
                 beta,
                 k_decayed,
-                inverse,
                 q_decayed,
-                carried_out_factor,
-                attention,
                 kept_factor,
                 kept_keys,
+                overlap,
+                inverse,
+                carried_out_factor,
+                attention,
+                ones_where(chunk, v.device, v.dtype),
             ],
             scale,
         )
@@ -739,6 +793,7 @@ def chunk_backward_triton(
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
         o, sparse = v.new_empty(0), states
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+        prediction = v.new_empty(v.shape)
         launch(
             "chunk_scan",
             q,
@@ -757,6 +812,7 @@ def chunk_backward_triton(
                 kept_keys,
                 o,
                 states,
+                prediction,
                 sparse,
                 None,
             ],
@@ -768,13 +824,14 @@ def chunk_backward_triton(
         )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+    d_u_2 = v.new_empty(v.shape)
     d_overlap_via_system = v.new_empty(*v.shape[:3], chunk)
     d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
     d_v = torch.empty_like(v)
-    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
+    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
         launch(
@@ -794,6 +851,7 @@ def chunk_backward_triton(
                 kept_factor,
                 kept_keys,
                 d_states,
+                d_u_2,
                 d_final_state,
                 d_initial,
             ],
@@ -840,6 +898,7 @@ def chunk_backward_triton(
                 kept_factor,
                 kept_keys,
                 d_states,
+                d_u_2,
                 None,
                 sums,
             ],
@@ -867,6 +926,7 @@ def chunk_backward_triton(
                 kept_factor,
                 kept_keys,
                 d_states,
+                d_u_2,
                 starts,
                 None,
             ],
@@ -883,24 +943,26 @@ def chunk_backward_triton(
         layout,
         chunk,
         [
-            k,
             v,
             q,
+            k,
+            beta,
             d_o,
-            carried_out_factor,
-            attention,
+            inverse,
+            overlap,
+            prediction,
+            d_u_2,
             g,
             states,
             d_states,
-            beta,
-            inverse,
             d_overlap_via_system,
             d_scores_via_attention,
             d_v,
-            d_beta,
             d_q,
             d_k,
             d_g,
+            d_beta,
+            ones_where(chunk, v.device, v.dtype),
         ],
         scale,
     )
@@ -923,7 +985,7 @@ def chunk_op(
     backend: str,
     schedule: str,
     crossing: str = "all",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
@@ -958,7 +1020,9 @@ def chunk_op(
         v.new_empty(0),
         v.new_empty(0),
         v.new_empty(0),
+        v.new_empty(0),
         states,
+        v.new_empty(0),
     )
 
 
@@ -982,6 +1046,7 @@ def _(
         else v.new_empty(0)
     )
     kept_keys = v.new_empty(*v.shape[:3], q.shape[3]) if triton and crossing == "all" else v.new_empty(0)
+    overlap = v.new_empty(*v.shape[:3], chunk) if save and triton and crossing == "all" else v.new_empty(0)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, every * chunk),
@@ -993,6 +1058,9 @@ def _(
         if save
         else v.new_empty(0)
     )
+    prediction = (
+        v.new_empty(v.shape) if save and triton and crossing in ("all", "scanned") else v.new_empty(0)
+    )
     return (
         torch.empty_like(v, memory_format=torch.contiguous_format),
         final_state,
@@ -1003,7 +1071,9 @@ def _(
         attention,
         kept_factor,
         kept_keys,
+        overlap,
         states,
+        prediction,
     )
 
 
@@ -1022,7 +1092,9 @@ def chunk_backward_op(
     attention: Tensor,
     kept_factor: Tensor,
     kept_keys: Tensor,
+    overlap: Tensor,
     states: Tensor,
+    prediction: Tensor,
     d_o: Tensor,
     d_final_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
@@ -1048,7 +1120,9 @@ def chunk_backward_op(
             attention,
             kept_factor,
             kept_keys,
+            overlap,
             states,
+            prediction,
             d_o,
             d_final_state,
             cu_seqlens,
@@ -1094,7 +1168,9 @@ def _(
     attention,
     kept_factor,
     kept_keys,
+    overlap,
     states,
+    prediction,
     d_o,
     d_final_state,
     cu_seqlens,

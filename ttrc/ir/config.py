@@ -16,7 +16,6 @@ WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
 MASKS = "_masks"  # works with products of masks
-DECAYED = "_decayed"  # works with decays that differ by key channel: as many exponents as keys
 CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
@@ -54,8 +53,8 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_prepare_masks": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "chunk_scan_reverse_masks": {64: Config(32, 4, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 1)},
     "chunk_gradients_masks": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
-    "chunk_prepare_decayed": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
-    "chunk_gradients_keys": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_prepare_keys": {64: Config(64, 4, 1), 128: Config(64, 4, 1), 256: Config(64, 4, 1)},
+    "chunk_gradients_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_scan_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_reverse_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_output_closed": {64: Config(64, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
@@ -115,7 +114,6 @@ def plain_name(kernel: str) -> str:
         .removesuffix(KEYS)
         .removesuffix(NONLINEAR)
         .removesuffix(MASKS)
-        .removesuffix(DECAYED)
         .removesuffix(CLOSED)
         .removesuffix(DECAYS)
     )

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Optional
 
 from ttrc.ir.config import WIDE, block, default_chunk
-from ttrc.ir.tile import Carry, Statement, Tile
+from ttrc.ir.tile import Carry, CumulativeSum, Decayed, Statement, Tile, operands
 
 
 class Space(Enum):
@@ -125,6 +125,12 @@ class Kernel:
     def numbered(self) -> bool:
         """Whether it is a scan that loads what lies in memory chunk by chunk, whatever of states is kept."""
         return self.skeleton is Skeleton.SCAN and any(b.space is Space.NUMBER for b in self.loads)
+
+    @property
+    def ones(self) -> bool:
+        """Whether it sums along the tokens what is as wide as keys, by products with tables of zeros and ones."""
+        long = (s for s in self.statements if isinstance(s.op, (CumulativeSum, Decayed)))
+        return any("k" in t.axes for s in long for t in operands(s.op))
 
     @property
     def in_memory(self) -> bool:

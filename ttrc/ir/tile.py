@@ -55,22 +55,22 @@ class Compose:
 
 @dataclass(frozen=True)
 class Decayed:
-    """A product with a decay between each two tokens that differs by key channel, D = exp(rows[t,k] - columns[s,k]) for
-    s < t and 0 elsewhere. Summed over an axis it is one of
+    """A product with a decay between each two tokens that differs by key channel: for s < t, D is exp of the sum of
+    steps[i,k] over the tokens i behind s and up to t, t itself among them if `own`; it is 0 elsewhere. Summed over an
+    axis it is one of
 
         k   [t, s]   a[t,k] b[s,k] D
         s   [t, k]   a[t,s] b[s,k] D
         t   [s, k]   a[t,s] b[t,k] D
 
-    rows and columns are two tiles each, whose sum the exponent is: differences are taken one by one. They fall over
-    the tokens, and columns are no larger than the rows of later tokens, so that D is at most 1.
+    No step is more than 0, so that D is at most 1.
     """
 
     a: Tile
     b: Tile
     axis: str
-    rows: tuple[Tile, Tile]
-    columns: tuple[Tile, Tile]
+    steps: Tile
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,12 @@ class Mask:
 
 @dataclass(frozen=True)
 class CumulativeSum:
-    """Inclusive running sum along "t" within the chunk; from the last token backwards if reverse."""
+    """Running sum along "t" within the chunk, from the last token backwards if reverse; of a token's own number too,
+    unless it is exclusive."""
 
     arg: Tile
     reverse: bool
+    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -290,9 +292,9 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (a, b) if add is None else (a, b, add)
         case Compose(a, b):
             return (a, b)
-        case Decayed(a, b, _, rows, columns):
-            return (a, b, *rows, *columns)
-        case Reduce(arg) | Largest(arg) | Mask(arg, _, _) | CumulativeSum(arg, _) | RunningSum(arg, _) | Relabel(arg):
+        case Decayed(a, b, _, steps):
+            return (a, b, steps)
+        case Reduce(arg) | Largest(arg) | Mask(arg, _, _) | CumulativeSum(arg) | RunningSum(arg, _) | Relabel(arg):
             return (arg,)
         case Solve(matrix, rhs, _):
             return (matrix, rhs)

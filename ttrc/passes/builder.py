@@ -106,9 +106,9 @@ class Builder:
     def compose(self, name: str, a: Tile, b: Tile, origin: str, a_transposed=False, b_transposed=False) -> Tile:
         return self.emit(name, ("t", "s"), Compose(a, b, a_transposed, b_transposed), origin)
 
-    def decayed(self, name: str, a: Tile, b: Tile, axis: str, rows, columns, origin: str) -> Tile:
+    def decayed(self, name: str, a: Tile, b: Tile, axis: str, steps: Tile, own: bool, origin: str) -> Tile:
         axes = {"k": ("t", "s"), "s": ("t", "k"), "t": ("s", "k")}[axis]
-        return self.emit(name, axes, Decayed(a, b, axis, rows, columns), origin)
+        return self.emit(name, axes, Decayed(a, b, axis, steps, own), origin)
 
     def reduce(self, name: str, arg: Tile, keep, origin: str) -> Tile:
         return arg if ordered(keep) == arg.axes else self.emit(name, keep, Reduce(arg), origin)
@@ -122,8 +122,8 @@ class Builder:
             axes = {"t", *axes}
         return self.emit(name, axes, Mask(arg, relation, fill), origin)
 
-    def cumulative_sum(self, name: str, arg: Tile, origin: str, reverse: bool = False) -> Tile:
-        return self.emit(name, arg.axes, CumulativeSum(arg, reverse), origin)
+    def cumulative_sum(self, name: str, arg: Tile, origin: str, reverse: bool = False, exclusive: bool = False) -> Tile:
+        return self.emit(name, arg.axes, CumulativeSum(arg, reverse, exclusive), origin)
 
     def relabel(self, arg: Tile, origin: str, swap: dict[str, str] = ROLES) -> Tile:
         """arg under the other token axis, or the other channels'; doing it twice gives arg back."""

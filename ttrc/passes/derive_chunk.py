@@ -93,7 +93,8 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     def system(row: Factor = Factor()) -> Tile:
         """How much a token's prediction moves with what earlier ones write."""
         if moves.between is not None:
-            pairs = build.decayed("overlap", k, k_s, "k", moves.between.read, moves.between.columns, "prediction")
+            between = moves.between
+            pairs = build.decayed("overlap", k, k_s, "k", between.steps, between.reads_own, "prediction")
             return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin="loss")
         overlap = build.contract("overlap", k, k_s, "k", "prediction")
         return masked("system", overlap, moves.read_mask, strict=True, by=row)
@@ -129,8 +130,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
 
     u_s = build.relabel(u, "tokens that write")
     if moves.between is not None:
-        exponents = moves.between.out, moves.between.columns
-        scores = build.decayed("scores", q, k_s, "k", *exponents, "read-out")
+        scores = build.decayed("scores", q, k_s, "k", moves.between.steps, True, "read-out")
         attention = make("attention", sym(scale) * sym(scores), scores, origin="read-out")
     else:
         scores = build.contract("overlap_q", q, k_s, "k", "read-out")

@@ -39,11 +39,10 @@ Terms = tuple[tuple[Tile, Factor], ...]  # a sum over carried states, each with 
 
 @dataclass(frozen=True)
 class Between:
-    """The exponents of a decay by key channel, each as two tiles: of tokens that predict, that read out, that write."""
+    """The logarithm of a decay by key channel, token by token; whether a prediction sees its own token's."""
 
-    read: tuple[Tile, Tile]
-    out: tuple[Tile, Tile]
-    columns: tuple[Tile, Tile]
+    steps: Tile
+    reads_own: bool
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def derive_moves(build: Builder, recurrence: Recurrence, tiles: dict[str, Tile],
         (S,) = states
         if recurrence.axes_of(recurrence.decay):
             following = (S, ((S, decay.total),), decay.after)
-            between = decay.between(recurrence.reads_decayed)
+            between = Between(decay.steps, recurrence.reads_decayed)
             return Moves(((S, before),), ((S, decay.until),), None, None, (following,), between)
         read_mask = decay.since(strict=True, reads_decayed=recurrence.reads_decayed)
         return Moves(
@@ -149,7 +148,9 @@ class _Decay:
 
     Differences of running sums lose what the sums' size costs them: with a log-decay of -30 a token they would be
     wrong in the fifth digit. So the sum is kept in two parts, multiples of 1/64, whose sums and differences are
-    exact, and the small rest. Below FORGOTTEN a decay is 0 in every float format, and so is its gradient.
+    exact, and the small rest. Where a decay differs by key channel no difference is taken: its factors are sums of
+    their own, and so are its exponents between tokens. Below FORGOTTEN a decay is 0 in every float format, and so is
+    its gradient.
     """
 
     build: Builder
@@ -161,6 +162,7 @@ class _Decay:
     before: Factor = field(default=Factor(), init=False)
     after: Factor = field(default=Factor(), init=False)
     total: Factor = field(default=Factor(), init=False)
+    steps: Tile | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self._gaps: dict[str, tuple[Tile, Tile]] = {}
@@ -173,7 +175,16 @@ class _Decay:
         else:
             raw = build.constant(name, self.log, ("t",), self.origin)
         bounded = self._make(f"log_{self.name}_bounded", at_least(sym(raw), FORGOTTEN), raw)
-        g = build.mask(f"log_{self.name}_valid", bounded, Relation.VALID, 0.0, self.origin)
+        g = self.steps = build.mask(f"log_{self.name}_valid", bounded, Relation.VALID, 0.0, self.origin)
+        if "k" in g.axes:
+            sums = (
+                build.cumulative_sum("steps_until", g, self.origin),
+                build.cumulative_sum("steps_before", g, self.origin, exclusive=True),
+                build.cumulative_sum("steps_after", g, self.origin, reverse=True, exclusive=True),
+                build.reduce("steps_total", g, {"k"}, self.origin),
+            )
+            self.until, self.before, self.after, self.total = (Factor(exp(sym(s)), (s,)) for s in sums)
+            return
         whole = self._make("coarse", coarse(sym(g)), g)
         rest = self._make("fine", sym(g) - sym(whole), g, whole)
         roles = []
@@ -205,12 +216,6 @@ class _Decay:
         gap = build.mask("gap_apart", gap, Relation.STRICT, 0.0, "causality")
         gap = build.mask("gap_masked", gap, CAUSAL, NEGATIVE_INFINITY, "causality")
         return self._make("since", exp(sym(gap)), gap)
-
-    def between(self, reads_decayed: bool) -> Between:
-        """The exponents for a decay by key channel."""
-        until, before = zip(*self._gaps.values())
-        columns = tuple(self.build.relabel(tile, "tokens that write") for tile in until)
-        return Between(until if reads_decayed else before, until, columns)
 
     def _make(self, name: str, expr: Expr, *args: Tile) -> Tile:
         return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)

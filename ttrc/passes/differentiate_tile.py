@@ -196,15 +196,19 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             tape.add(b, build.compose(via(b), a, adjoint, origin, a_transposed=True))
         case Compose():
             raise AssertionError("transposed products stand in adjoints alone")
-        case Decayed(a, b, "k", rows, columns):
-            d_a = build.decayed(via(a), adjoint, b, "s", rows, columns, origin)
-            d_b = build.decayed(via(b), adjoint, a, "t", rows, columns, origin)
+        case Decayed(a, b, "k", steps, own):
+            d_a = build.decayed(via(a), adjoint, b, "s", steps, own, origin)
+            d_b = build.decayed(via(b), adjoint, a, "t", steps, own, origin)
             tape.add(a, d_a)
             tape.add(b, d_b)
-            for sign, own, cotangent, exponents in (1, a, d_a, rows), (-1, b, d_b, columns):
-                part = tape.elementwise(via(exponents[0]), sign * sym(own) * sym(cotangent), (own, cotangent))
-                for exponent in exponents:
-                    tape.add(exponent, part)
+            row = tape.elementwise(via(steps), sym(a) * sym(d_a), (a, d_a))
+            column = build.relabel(tape.elementwise(via(steps), -sym(b) * sym(d_b), (b, d_b)), origin)
+            # Exponents are differences of running sums, which the program has: one sum backwards for all that they do.
+            sums = build.cumulative_sum("", steps, origin)
+            tape.add(sums, row)
+            tape.add(sums, column)
+            if not own:
+                tape.add(steps, tape.elementwise(via(steps), -sym(row), (row,)))
         case Decayed():
             raise AssertionError("sums over tokens stand in adjoints alone")
         case Reduce(arg):
@@ -214,8 +218,8 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
         case Mask(arg, relation, _):
             masked = build.mask(via(arg), adjoint, relation, 0.0, origin)
             tape.add(arg, build.reduce(via(arg), masked, arg.axes, origin))
-        case CumulativeSum(arg, reverse):
-            tape.add(arg, build.cumulative_sum(via(arg), adjoint, origin, reverse=not reverse))
+        case CumulativeSum(arg, reverse, exclusive):
+            tape.add(arg, build.cumulative_sum(via(arg), adjoint, origin, not reverse, exclusive))
         case Relabel(arg):
             swap = {new: old for old, new in zip(arg.axes, target.axes) if old != new}
             tape.add(arg, build.relabel(adjoint, origin, swap))

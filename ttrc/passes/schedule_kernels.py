@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, WIDE, plain_name
+from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, WIDE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -50,7 +50,7 @@ from ttrc.passes.order_statements import order_statements
 from ttrc.passes.pull_factors import pull_factors
 from ttrc.passes.scan_panels import scan_panels
 from ttrc.passes.simplify_tile import simplify_tile
-from ttrc.passes.slice_program import slice_program
+from ttrc.passes.slice_program import names_of, slice_program
 from ttrc.passes.split_panels import split_panels
 from ttrc.passes.take_values import takes_all_values
 from ttrc.passes.walk_keys import walk_keys
@@ -66,8 +66,9 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     """`forward` and `backward` with solves lowered; the backward program repeats the forward statements."""
     inputs = input_buffers(recurrence, backward)
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
-    decayed = DECAYED if any(isinstance(s.op, Decayed) for s in forward.statements) else ""
-    pairs = _known_without_values(forward) if decayed else _pairs_to_keep(forward)
+    decayed = any(isinstance(s.op, Decayed) for s in forward.statements)
+    gradients = gradient_buffers(recurrence, backward)
+    pairs = _known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
     solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
     known, weights = (*inputs, *pairs), weights_of(forward)
     seen = _seen_states(forward, backward, (*known, *solved), weights)
@@ -78,7 +79,6 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         chunk = step = recurrence.segment
     states, d_states = state_buffers("states", carried), state_buffers("d_states", cotangents)
     outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
-    gradients = gradient_buffers(recurrence, backward)
 
     masks = MASKS if _edge_of_moves(forward) else ""
     kind = NONLINEAR if solved else ""
@@ -90,16 +90,24 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         memory = (*known, *solved, *seen, *(states if weights else ()))
         return planned(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
-    prepare = [planned(f"chunk_prepare{masks or decayed}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+    if decayed:
+        prepare = [walk_keys("chunk_prepare", forward, pairs, inputs)]
+    else:
+        prepare = [planned(f"chunk_prepare{masks}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
-    ahead, back = scan(*outputs, *kept), scan_back(*kept_back)
+    whole: tuple[Buffer, ...] = ()
+    if decayed:
+        inside = [b.tile for b in (*known, *kept, *kept_back)]
+        seen_too, fed_too, whole = _sums_of_scans(forward, backward, gradients, inside)
+        kept, kept_back = (*kept, *seen_too), (*kept_back, *fed_too)
+    ahead, back = scan(*outputs, *kept), scan_back(*kept_back, *whole)
     output = planned(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     # Rows of decayed keys are made again where their exponents are wanted anyway.
     read = (*(b for b in known if b not in pairs or "k" not in b.tile.axes), *kept, *kept_back)
     apart = _moves_apart(forward, backward)
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
-    sooner = (*(b for b in gradients if b not in later), *apart)
+    sooner = (*(b for b in gradients if b not in (*later, *whole)), *apart)
     waiting: tuple[Buffer, ...] = ()
     if decayed:
         grads = [walk_keys("chunk_gradients", backward, sooner, read)]
@@ -200,12 +208,43 @@ def _edge_of_moves(forward: Program) -> tuple[Tile, ...]:
     return _edge(forward, "kv") if any(isinstance(s.op, Compose) for s in forward.statements) else ()
 
 
-def _known_without_values(forward: Program) -> tuple[Buffer, ...]:
-    """Where decays differ by key channel: all that is made of neither values nor states and used with these.
+def _known_without_values(forward: Program, backward: Program, gradients: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+    """Where decays differ by key channel: all that is made of neither values nor states and used with these, and what
+    the gradients want of the pairs of tokens.
 
     Each program of a block of value channels would work out the exponents of all key channels again.
     """
-    return tuple(Buffer(t.name, t, _space(t)) for t in _edge(forward, "v"))
+    edge = _edge(forward, "v")
+    wanted = slice_program(backward.statements, [b.tile for b in gradients], frozenset(t for t in edge if "s" in t.axes))
+    pairs = (s.target for s in wanted if isinstance(s.op, Decayed) and s.op.axis == "k")
+    return tuple(Buffer(t.name, t, _space(t)) for t in dict.fromkeys((*edge, *pairs)))
+
+
+def _sums_of_scans(
+    forward: Program, backward: Program, gradients: tuple[Buffer, ...], memory: list[Tile]
+) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...], tuple[Buffer, ...]]:
+    """What gradients take of each token's products with states, or with their cotangents, which are at hand in the
+    scans: of the one forwards, of the one backwards, and the gradients that the latter may as well finish.
+
+    A kernel that walks key channels would walk them once more for these sums.
+    """
+    body = slice_program(backward.statements, [b.tile for b in gradients], frozenset(memory))
+    ends = {s.op.add: s.target for s in body if isinstance(s.op, Contract)}
+    names = names_of(backward.statements)
+    finished = {names.get(b.tile, b.tile): b for b in gradients}
+    early, late, whole = [], [], []
+    for statement in body:
+        if not isinstance(statement.op, Contract) or statement.op.axis != "k" or "v" not in statement.target.axes:
+            continue
+        tile = statement.target
+        while tile in ends:
+            tile = ends[tile]
+        if tile in finished:
+            whole.append(finished[tile])
+        else:
+            (early if any(s.target == tile for s in forward.statements) else late).append(tile)
+    seen, fed = (tuple(Buffer(t.name, t, Space.SOLVED) for t in dict.fromkeys(x)) for x in (early, late))
+    return seen, fed, tuple(dict.fromkeys(whole))
 
 
 def _space(tile: Tile) -> Space:

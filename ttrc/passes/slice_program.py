@@ -62,9 +62,8 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return Contract(tiles[a], tiles[b], axis, None if add is None else tiles[add])
         case Compose(a, b):
             return replace(op, a=tiles[a], b=tiles[b])
-        case Decayed(a, b):
-            rows, columns = (tuple(tiles[t] for t in part) for part in (op.rows, op.columns))
-            return replace(op, a=tiles[a], b=tiles[b], rows=rows, columns=columns)
+        case Decayed(a, b, _, steps):
+            return replace(op, a=tiles[a], b=tiles[b], steps=tiles[steps])
         case Solve(matrix, rhs, transposed):
             return Solve(tiles[matrix], tiles[rhs], transposed)
         case Inverse(matrix):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ttrc.ir.tile import HIDDEN, Contract, Elementwise, Statement, Tile, operands, sums
+from ttrc.ir.tile import HIDDEN, Contract, Decayed, Elementwise, Statement, Tile, operands, sums
 from ttrc.passes.add_afterwards import add_afterwards, stages
 from ttrc.passes.add_in_turn import add_in_turn
 from ttrc.passes.builder import Builder, sym
@@ -106,10 +106,15 @@ def _piece(panelled: bool, statements, totals, results, earlier, later, narrow: 
     summed = {t for _, _, made, _ in earlier[-1:] for t in made if t.axes == ("t", "k")}
     from_sum = {t for t, code in needs.items() if summed & {x for s in code for x in operands(s.op)}}
 
-    def order(t: Tile) -> tuple[float, bool, int]:
-        return len(t.axes) if t not in narrow.turned else 1.5, t not in from_sum, -len(needs.get(t, ()))
+    decayed = [s.target for s in statements if isinstance(s.op, Decayed)]
+
+    def order(t: Tile) -> tuple[bool, float, bool, int]:
+        size = len(t.axes) if t not in narrow.turned else 1.5
+        return t in decayed, size, t not in from_sum, -len(needs.get(t, ()))
 
     goals.sort(key=order)
+    # A loop over lengths of pieces holds many registers: it stands where nothing else waits.
+    goals = [*(t for t in decayed if t not in goals), *goals]
     arrange = add_in_turn if in_turn and panelled else order_statements
     return Piece(panelled, arrange(statements, tuple(goals)), totals, tuple(results))
 

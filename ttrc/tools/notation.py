@@ -121,9 +121,9 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"{indexed(add)} + sum_{axis} {indexed(a)} {indexed(b)}"
         case Compose(a, b):
             return f"sum_r {_entry(a, 't', 'r', op.a_transposed)} {_entry(b, 'r', 's', op.b_transposed)}"
-        case Decayed(a, b, axis, rows, columns):
-            gap = f"{' + '.join(map(indexed, rows))} - {' - '.join(map(indexed, columns))}"
-            return f"sum_{axis} {indexed(a)} {indexed(b)} exp({gap}) where s < t"
+        case Decayed(a, b, axis, steps, own):
+            until = "<=" if own else "<"
+            return f"sum_{axis} {indexed(a)} {indexed(b)} exp(sum_i {steps.name}[i,k] where s < i {until} t) where s < t"
         case Reduce(arg):
             gone = ",".join(a for a in arg.axes if a not in target.axes)
             return f"sum_{gone} {indexed(arg)}"
@@ -133,7 +133,8 @@ def _meaning(target: Tile, op: Op) -> str:
         case Mask(arg, relation, fill):
             return f"{indexed(arg)} where {relation.value}, else {fill:g}"
         case CumulativeSum(arg, reverse) | RunningSum(arg, reverse):
-            return f"running sum of {indexed(arg)} over t" + (", from the end" if reverse else "")
+            others = ", of the others alone" if getattr(op, "exclusive", False) else ""
+            return f"running sum of {indexed(arg)} over t" + (", from the end" if reverse else "") + others
         case Difference(rows, columns):
             return f"{indexed(rows)} - {indexed(columns)}"
         case Normaliser(logits, rest):

@@ -142,8 +142,8 @@ class TorchPrinter:
 
     @text.register
     def _(self, op: Decayed, target: Tile) -> str:
-        tiles = (op.a, op.b, *op.rows, *op.columns)
-        return f"decayed_{op.axis}({', '.join(self.name(t) for t in tiles)})"
+        tiles = (op.a, op.b, op.steps)
+        return f"decayed_{op.axis}({', '.join(self.name(t) for t in tiles)}, {op.own})"
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
@@ -163,6 +163,8 @@ class TorchPrinter:
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
         text, axis = self.name(op.arg), -len(target.axes)
+        if op.exclusive:
+            text = f"delayed({text}, {axis}, {-1 if op.reverse else 1})"
         return f"{text}.flip({axis}).cumsum({axis}).flip({axis})" if op.reverse else f"{text}.cumsum({axis})"
 
     @text.register

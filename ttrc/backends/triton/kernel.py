@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ttrc.backends.triton import substitution
+from ttrc.backends.triton import decayed, substitution
 from ttrc.backends.triton.carried import carried_states, kept_room
 from ttrc.backends.triton.memory import (
     FIRST,
@@ -17,7 +17,7 @@ from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.backends.triton.stream import stream_holes, walk_holes
 from ttrc.ir.config import WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
+from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Decayed, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -56,7 +56,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     common = {
         "name": kernel.name,
         "doc": DOC.get(kernel.name, DOC[plain_name(kernel.name)]),
-        "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
+        "pointers": ", ".join([*(f"{b.name}_ptr" for b in pointers(kernel)), *["ones_ptr"] * kernel.ones]),
     }
     match kernel.skeleton:
         case Skeleton.STREAM:
@@ -204,6 +204,7 @@ class _Writer:
         lines = self._loads(b for b in loads if b.tile in needed)
         lines += _guarded("READ", self._loads(b for b in loads if b.tile not in needed))
         made = {s.target for s in segment.statements}
+        self.together = decayed.together(segment.statements)
         lines += self._stores(b for b in segment.stores if b.tile not in made)
         for reads, run in groupby(segment.statements, key=lambda s: s.target in also):
             printed = []
@@ -269,20 +270,25 @@ class _Writer:
             self.printer.alias[buffer.tile.name] = f"_{buffer.tile.name}"
             self.printer.raw.add(buffer.tile.name)
         waiting = [b for b in segment.loads if axis in b.tile.axes or b in own]
+        self.together = decayed.together(segment.statements)
         # Panels of weights hold many registers: each is loaded when it is used.
         body = self._loads(waiting, again=True) if axis == "v" else []
         for statement in segment.statements:
-            now = [b for b in waiting if b.tile in operands(statement.op)] if axis != "v" else []
+            wanted = {*operands(statement.op), *decayed.taken(self.together.get(statement, ()))}
+            now = [b for b in waiting if b.tile in wanted] if axis != "v" else []
             waiting = [b for b in waiting if b not in now]
             body += self._loads(now, again=True)
             body += self._stores(b for b in segment.stores if b.tile in {x.tile for x in now})
-            if statement.target in summed:
+            if isinstance(statement.op, Decayed):
+                body += self._decayed(statement, set(summed))
+            elif statement.target in summed:
                 body += self._tagged(statement, self.printer.add_panel(statement))
             else:
                 body += self._statement(statement)
             body += self._stores(b for b in segment.stores if b.tile == statement.target and b.tile not in summed)
         self.origin = None
-        after = self._stores(b for b in segment.stores if b.tile in summed)
+        after = [line for s in summed.values() for line in decayed.closed(s)]
+        after += self._stores(b for b in segment.stores if b.tile in summed)
         # What is the same for all panels would be held in registers; but operands of products that are worked out,
         # not loaded, must go to shared memory in front of the loop.
         inside = {b.tile for b in segment.loads} | made
@@ -292,7 +298,17 @@ class _Writer:
         walk = "i_v in tl.range(0, blocks" if axis == "v" else "i_p in tl.range(0, panels"
         return [*opened, f"for {walk}{hoisted}):", *(f"    {line}" for line in body), *after]
 
+    def _decayed(self, statement: Statement, summed: set[Tile]) -> list[str]:
+        """All that is made in the loop that makes it, unless that stands further up."""
+        group = self.together[statement]
+        if not group:
+            return []
+        whole = [line for s in group if s.target not in summed for line in decayed.closed(s)]
+        return self._tagged(statement, [*decayed.lines(group, self.printer, summed), *whole])
+
     def _statement(self, statement) -> list[str]:
+        if isinstance(statement.op, Decayed):
+            return self._decayed(statement, set())
         if isinstance(statement.op, Substitute):
             target, op = statement.target, statement.op
             lines = substitution.solve(self.kernel.name, target, op, self.printer, self.stored, self.domains)

@@ -254,6 +254,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
     if kernel.skeleton is Skeleton.JOIN:
         return f'join("{kernel.name}", q, v, sums, transition, starts, {enter}, {launch.leave}, segments)'
     tensors = [b.name for b in pointers(next(k for k in plan.kernels if k.name == kernel.name))]
+    tensors += ["ones_where(chunk, v.device, v.dtype)"] if kernel.ones else []
     extra, flags, sparse = "", "", False
     match kernel.skeleton:
         case Skeleton.TOKENS:

@@ -38,6 +38,18 @@ TAKEN = {"H": "H_state"}  # what tiles are called whose names are words of a ker
 OF_KEYS, OF_VALUES = (("t", "k"), ("s", "k")), (("t", "v"), ("s", "v"))
 
 
+LEVELS = "4 + (BT > 16) + (BT > 32) + (BT > 64)"  # lengths of pieces: 2, 4, .. BT tokens
+
+
+def table(op: CumulativeSum | Decayed) -> str:
+    """Where the tables begin, [BT, BT] each, that say which tokens' numbers are summed: four for running sums, then
+    one for each length of pieces of decays, with a token's own and without."""
+    if isinstance(op, CumulativeSum):
+        number = 2 * op.reverse + op.exclusive
+        return f"ones_ptr + {number} * BT * BT" if number else "ones_ptr"
+    return "ones_ptr + 4 * BT * BT" if op.own else f"ones_ptr + (4 + {LEVELS}) * BT * BT"
+
+
 def shape(tile: Tile) -> str:
     return "[" + ", ".join(BLOCK[a] for a in tile.axes) + "]"
 
@@ -219,11 +231,6 @@ class TritonPrinter:
         return f"tl.dot({a}, {b}, input_precision=PRECISION)"
 
     @text.register
-    def _(self, op: Decayed, target: Tile) -> str:
-        tiles = ", ".join(self._upright_float(t) for t in (op.a, op.b, *op.rows, *op.columns))
-        return f"decayed_{op.axis}({tiles}, BT, BK, PRECISION)"
-
-    @text.register
     def _(self, op: Difference, target: Tile) -> str:
         rows, columns = self.name(op.rows), self.name(op.columns)
         if rows in self.edges:
@@ -245,8 +252,9 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
-        tokens = self._axes(op.arg).index("t")
-        return f"tl.cumsum({self._float(op.arg)}, {tokens}{', reverse=True' if op.reverse else ''})"
+        if len(target.axes) > 1:
+            return f"running_sum({table(op)}, {self._upright_float(op.arg)}, BT, PRECISION)"
+        return f"tl.cumsum({self._float(op.arg)}, 0{', reverse=True' if op.reverse else ''})"
 
     @text.register
     def _(self, op: Inverse, target: Tile) -> str:

@@ -44,6 +44,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
         constants["SEGMENT"] = plan.segment
     match kernel.skeleton:
         case Skeleton.PARALLEL | Skeleton.STREAM:
+            types |= {"ones_ptr": f"*{dtype}"} if kernel.ones else {}
             types["N"] = "i32"
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:

@@ -1,0 +1,60 @@
+"""Products with decays by key channel: all that have the same decays are made in one loop over lengths of pieces."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from ttrc.backends.triton.printer import LEVELS, TritonPrinter, shape, table
+from ttrc.ir.tile import Decayed, Statement, Tile, operands
+
+Together = tuple[Statement, ...]
+
+
+def together(statements: tuple[Statement, ...]) -> dict[Statement, Together]:
+    """By its first statement, what one loop makes: all that it takes is known by then. Nothing for the others of it."""
+    groups: dict[Statement, list[Statement]] = {}
+    made = {s.target: number for number, s in enumerate(statements)}
+    for statement in (s for s in statements if isinstance(s.op, Decayed)):
+        known = max((made.get(t, -1) for t in operands(statement.op)), default=-1)
+        ready = (f for f, g in groups.items() if g and _decays(f) == _decays(statement) and known < made[f.target])
+        first = next(ready, statement)
+        groups.setdefault(first, []).append(statement)
+        groups.setdefault(statement, [])
+    return {first: tuple(group) for first, group in groups.items()}
+
+
+def taken(group: Together) -> tuple[Tile, ...]:
+    return tuple(dict.fromkeys(t for s in group for t in operands(s.op)))
+
+
+def lines(group: Together, printer: TritonPrinter, summed: set[Tile]) -> list[str]:
+    """The loop, and in front of it what starts from nothing: what is `summed` over panels goes on from where it is."""
+    pairs, body = [s for s in group if s.op.axis == "k"], []
+    ahead = [f"_high, _low = in_halves({printer.upright(group[0].op.steps)}, dtype)"]
+    ahead += [f"{s.target.name} = tl.zeros({shape(s.target)}, tl.float32)" for s in group if s.target not in summed]
+    for statement in pairs:
+        factors = f"{printer.upright(statement.op.a)}, {printer.upright(statement.op.b)}"
+        name = statement.target.name
+        body.append(f"{name} = decayed_pairs({name}, level, t, late, decay, {factors}, PRECISION)")
+    back = sorted((s for s in group if s.op.axis != "k"), key=lambda s: s.op.a.name)
+    for number, (matrix, both) in enumerate(groupby(back, key=lambda s: s.op.a)):
+        by_axis = {s.op.axis: s for s in both}
+        ahead.append(f"_pairs{number} = both_halves({printer.operand(matrix)}, t)")
+        rows, columns = (by_axis.get(axis, next(iter(by_axis.values()))).op.b for axis in "ts")
+        factors = f"{printer.upright(rows)}, {printer.upright(columns)}"
+        body.append(f"_rows, _columns = decayed_back(_pairs{number}, level, t, late, decay, {factors}, PRECISION)")
+        body += [f"{s.target.name} += {'_rows' if axis == 's' else '_columns'}" for axis, s in by_axis.items()]
+    decay = f"late, decay = decay_by_half({table(group[0].op)}, level, t, _high, _low, BT, PRECISION)"
+    return [*ahead, f"for level in range(0, {LEVELS}):", *(f"    {line}" for line in (decay, *body))]
+
+
+def closed(statement: Statement) -> list[str]:
+    """What ends a sum over channels: it has no meaning but below the diagonal."""
+    if not isinstance(statement.op, Decayed) or statement.op.axis != "k":
+        return []
+    name = statement.target.name
+    return [f"{name} = tl.where(t[:, None] > t[None, :], {name}, 0.0)"]
+
+
+def _decays(statement: Statement) -> tuple[Tile, bool]:
+    return statement.op.steps, statement.op.own
