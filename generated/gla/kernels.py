@@ -127,7 +127,7 @@ def decayed_pairs(P, level, t, late, decay, a, b, PRECISION: tl.constexpr):
     Each pair s < t is of the two halves of one piece of 2, 4, .. or C tokens: exponents are taken from where the second
     half begins, so that neither factor is more than 1, and all pieces of a length make one matrix product.
     """
-    x = tl.where(late, a, b).to(tl.float32) * decay
+    x = (tl.where(late, a, b).to(tl.float32) * decay).to(a.dtype)
     return tl.where(across(level, t), P + tl.dot(x, tl.trans(x), input_precision=PRECISION), P)
 
 
@@ -210,23 +210,18 @@ def chunk_prepare_keys(
     t = tl.arange(0, BT)
     # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
     panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
-    scores = tl.zeros([BT, BT], tl.float32)
     self_read = tl.zeros([BT], tl.float32)
+    scores = tl.zeros([BT, BT], tl.float32)
     for i_p in tl.range(0, panels, disable_licm=True):
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        # read-out
+        self_terms = k.to(tl.float32) * q.to(tl.float32)
+        self_read += tl.sum(self_terms, 1)
         g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
         # retention, line 21: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        # read-out
-        _high, _low = in_halves(log_decay_valid, dtype)
-        for level in range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64)):
-            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
-            scores = decayed_pairs(scores, level, t, late, decay, q, k, PRECISION)
-        self_terms = k.to(tl.float32) * q.to(tl.float32)
-        self_read += tl.sum(self_terms, 1)
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
         steps_total = tl.sum(log_decay_valid, 0)
         kept_factor = tl.exp(steps_total)
         store_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, kept_factor, K, BK, i_p * BK)
@@ -236,6 +231,11 @@ def chunk_prepare_keys(
         steps_after = running_sum(ones_ptr + 3 * BT * BT, log_decay_valid, BT, PRECISION)
         kept_keys = k.to(tl.float32) * tl.exp(steps_after)
         store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, i_p * BK)
+        # read-out
+        _high, _low = in_halves(log_decay_valid, dtype)
+        for level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
+            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
+            scores = decayed_pairs(scores, level, t, late, decay, q, k, PRECISION)
     scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
     # read-out
     carried_out_factor = scale * self_read
@@ -507,7 +507,7 @@ def chunk_gradients_keys(
         d_q_via_scores = tl.zeros([BT, BK], tl.float32)
         d_k_s_via_scores = tl.zeros([BT, BK], tl.float32)
         _pairs0 = both_halves(_d_scores_via_attention, t)
-        for level in range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64)):
+        for level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
             late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
             _rows, _columns = decayed_back(_pairs0, level, t, late, decay, q, k, PRECISION)
             d_q_via_scores += _rows
