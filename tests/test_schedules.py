@@ -121,7 +121,9 @@ def sizes_held(name, length=70, cu_seqlens=None):
     return op.held("chunk", x, x, cu_seqlens, segment(name) or 16)
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "kda", "moneta_linear", "momentum_deltanet", "titans"])
+@pytest.mark.parametrize(
+    "name", ["gated_deltanet", "huber_delta", "kda", "moneta_linear", "momentum_deltanet", "titans"]
+)
 def test_the_operator_and_the_plan_count_what_is_held_alike(name):
     plan = analyse(operator(name).spec).forms["chunk"].plan
     for width in (64, 128, 256):

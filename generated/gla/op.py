@@ -23,10 +23,10 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_keys": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 4, 1)},
+    "chunk_prepare_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_gradients_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},

@@ -190,7 +190,7 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_prepare_keys(
+def chunk_prepare_solved_keys(
     q_ptr,
     k_ptr,
     g_ptr,
@@ -500,7 +500,7 @@ def chunk_scan_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients_keys(
+def chunk_gradients_solved_keys(
     v_ptr,
     q_ptr,
     k_ptr,
@@ -516,10 +516,10 @@ def chunk_gradients_keys(
     d_overlap_via_system_ptr,
     d_scores_via_attention_ptr,
     d_v_ptr,
+    d_beta_ptr,
     d_q_ptr,
     d_k_ptr,
     d_g_ptr,
-    d_beta_ptr,
     ones_ptr,
     scale,
     cu_seqlens,
@@ -586,6 +586,10 @@ def chunk_gradients_keys(
     # adjoint of system
     d_beta_via_system = d_system_via_u_3 * overlap.to(tl.float32)
     d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+    # gradient
+    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+    # adjoint of system
     d_overlap_via_system = beta[:, None] * d_system_via_u_3
     store_lower(d_overlap_via_system_ptr + i_h * BT, d_overlap_via_system, token, left, HV * BT, BT)
     # adjoint of attention
@@ -716,9 +720,6 @@ def chunk_gradients_keys(
         # gradient
         d_q = d_q_so_far + d_q_via_q_decayed
         store_rows(d_q_ptr + i_h * K, d_q, token, left, HV * K, K, BT, BK, i_p * BK)
-    # gradient
-    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
-    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

@@ -26,10 +26,10 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_keys": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 4, 1)},
+    "chunk_prepare_solved_keys": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_gradients_solved_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -112,8 +112,8 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 # They take every value channel, and of the key ones as many at once as configurations say.
 KEYS = (
-    "chunk_prepare_keys",
-    "chunk_gradients_keys",
+    "chunk_prepare_solved_keys",
+    "chunk_gradients_solved_keys",
 )
 
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
@@ -177,8 +177,8 @@ def launch(
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
-        "chunk_prepare_keys",
-        "chunk_gradients_keys",
+        "chunk_prepare_solved_keys",
+        "chunk_gradients_solved_keys",
         "chunk_output",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -193,10 +193,10 @@ def launch(
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
-        "chunk_prepare_keys",
+        "chunk_prepare_solved_keys",
         "chunk_scan",
         "chunk_scan_reverse",
-        "chunk_gradients_keys",
+        "chunk_gradients_solved_keys",
         "chunk_output",
         "chunk_transition",
     ):
@@ -543,7 +543,7 @@ def chunk_forward_triton(
         else v.new_empty(0)
     )
     launch(
-        "chunk_prepare_keys",
+        "chunk_prepare_solved_keys",
         q,
         v,
         layout,
@@ -766,7 +766,7 @@ def chunk_backward_triton(
         kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
         overlap = v.new_empty(*v.shape[:3], chunk)
         launch(
-            "chunk_prepare_keys",
+            "chunk_prepare_solved_keys",
             q,
             v,
             layout,
@@ -828,10 +828,10 @@ def chunk_backward_triton(
     d_overlap_via_system = v.new_empty(*v.shape[:3], chunk)
     d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
     d_v = torch.empty_like(v)
+    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_g = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-    d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
         launch(
@@ -937,7 +937,7 @@ def chunk_backward_triton(
             SAVE=True,
         )
     launch(
-        "chunk_gradients_keys",
+        "chunk_gradients_solved_keys",
         q,
         v,
         layout,
@@ -958,10 +958,10 @@ def chunk_backward_triton(
             d_overlap_via_system,
             d_scores_via_attention,
             d_v,
+            d_beta,
             d_q,
             d_k,
             d_g,
-            d_beta,
             ones_where(chunk, v.device, v.dtype),
         ],
         scale,

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, WIDE, plain_name
+from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, SOLVED, WHOLE, WIDE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -67,6 +67,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     inputs = input_buffers(recurrence, backward)
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
     decayed = any(isinstance(s.op, Decayed) for s in forward.statements)
+    solves = SOLVED if any(isinstance(s.op, (Inverse, Substitute)) for s in forward.statements) else ""
     gradients = gradient_buffers(recurrence, backward)
     pairs = _known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
     solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
@@ -91,7 +92,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         return planned(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
     if decayed:
-        prepare = [walk_keys("chunk_prepare", forward, pairs, inputs)]
+        prepare = [walk_keys(f"chunk_prepare{solves}", forward, pairs, inputs)]
     else:
         prepare = [planned(f"chunk_prepare{masks}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
@@ -110,7 +111,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     sooner = (*(b for b in gradients if b not in (*later, *whole)), *apart)
     waiting: tuple[Buffer, ...] = ()
     if decayed:
-        grads = [walk_keys("chunk_gradients", backward, sooner, read)]
+        grads = [walk_keys(f"chunk_gradients{solves}", backward, sooner, read)]
         waiting = grads[0].waiting_pairs
     else:
         name = f"chunk_gradients{kind or masks}"
@@ -215,7 +216,9 @@ def _known_without_values(forward: Program, backward: Program, gradients: tuple[
     Each program of a block of value channels would work out the exponents of all key channels again.
     """
     edge = _edge(forward, "v")
-    wanted = slice_program(backward.statements, [b.tile for b in gradients], frozenset(t for t in edge if "s" in t.axes))
+    wanted = slice_program(
+        backward.statements, [b.tile for b in gradients], frozenset(t for t in edge if "s" in t.axes)
+    )
     pairs = (s.target for s in wanted if isinstance(s.op, Decayed) and s.op.axis == "k")
     return tuple(Buffer(t.name, t, _space(t)) for t in dict.fromkeys((*edge, *pairs)))
 

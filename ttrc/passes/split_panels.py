@@ -248,6 +248,10 @@ def _places(
                     (place[s.target] for s in once if s.target != target and set(wide) & set(operands(s.op))), default=0
                 )
                 place[target] = max(place[target], min(last, until))
+    for statement in once if axis == "k" else ():  # small sums of what is known take its place
+        parts = operands(statement.op)
+        if parts and len(statement.target.axes) < 2 and not known_after[statement.target] and made.issuperset(parts):
+            place[statement.target] = max(place[t] for t in parts)
     for statement in reversed(once):  # what it is made of comes with what was made earlier
         for tile in made & set(operands(statement.op)):
             no_later_than(tile, place[statement.target])

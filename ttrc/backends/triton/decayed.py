@@ -45,7 +45,11 @@ def lines(group: Together, printer: TritonPrinter, summed: set[Tile]) -> list[st
         body.append(f"_rows, _columns = decayed_back(_pairs{number}, level, t, late, decay, {factors}, PRECISION)")
         body += [f"{s.target.name} += {'_rows' if axis == 's' else '_columns'}" for axis, s in by_axis.items()]
     decay = f"late, decay = decay_by_half({table(group[0].op)}, level, t, _high, _low, BT, PRECISION)"
-    return [*ahead, f"for level in tl.range(0, {LEVELS}, disable_licm=True):", *(f"    {line}" for line in (decay, *body))]
+    return [
+        *ahead,
+        f"for level in tl.range(0, {LEVELS}, disable_licm=True):",
+        *(f"    {line}" for line in (decay, *body)),
+    ]
 
 
 def closed(statement: Statement) -> list[str]:

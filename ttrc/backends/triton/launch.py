@@ -192,7 +192,11 @@ def again(plan: Plan) -> str:
                 ]
                 if launch.kernel.in_memory:
                     own += ["left = torch.empty_like(sparse)", *_waiting((launch.kernel,), "pieces")]
-            own += [f"{b.name} = {_new(b, plan.form)}" for b in blocks((*plan.saved, *plan.passing)) if b in launch.kernel.stores]
+            own += [
+                f"{b.name} = {_new(b, plan.form)}"
+                for b in blocks((*plan.saved, *plan.passing))
+                if b in launch.kernel.stores
+            ]
             own.append(_launch(plan, launch, "again"))
         lines += [f"    {line}" for line in own]
     return "\n".join(lines)
