@@ -24,7 +24,8 @@ def derivation(module: Module) -> str:
         lines = _recurrence(spec, r) if r.ridge is None else _closed(spec, r)
     features = (("q", spec.features.q), ("k", spec.features.k))
     mapped = [f"features   {word}: {comment(where.text)}" for word, where in features if where is not None]
-    return "\n".join(f"# {line}" for line in (*mapped, *lines))
+    read = () if spec.read is None else (f"output     o = {comment(spec.read.text)}, r what the memory answers to q",)
+    return "\n".join(f"# {line}" for line in (*mapped, *lines, *read))
 
 
 def _recurrence(spec: Spec, r: Recurrence) -> list[str]:

@@ -47,9 +47,15 @@ FEATURES = {
 }
 THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
+READ = Section(
+    "read.expr", ("r", "v", "q", "k"), True, "r", "nothing would be read: r is what the memory answers to q", _VALUE
+)
 DEFAULT = Section("default", ("head", "heads"), False)
 
-SECTIONS = (LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY, *FEATURES.values(), THRESHOLD, MOMENTUM, DEFAULT)
+SECTIONS = (
+    *(LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY),
+    *(*FEATURES.values(), THRESHOLD, MOMENTUM, READ, DEFAULT),
+)
 
 
 def word_axes(memory: Memory) -> dict[str, Axes]:
@@ -61,7 +67,8 @@ def word_axes(memory: Memory) -> dict[str, Axes]:
             key = value = state = _VALUE
         case KernelMemory():  # S is the value that is fitted at a query
             key, value, state = _KEY, _VALUE, _VALUE
-    return {"p": value, "v": value, "q": key, "k": key, "S": state, "S_prev": state, "head": SCALAR, "heads": SCALAR}
+    matrices, tokens = {"S": state, "S_prev": state}, {"p": value, "r": value, "v": value, "q": key, "k": key}
+    return tokens | matrices | {"head": SCALAR, "heads": SCALAR}
 
 
 def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[str, Axes]) -> Expr:

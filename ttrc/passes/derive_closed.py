@@ -21,6 +21,7 @@ from ttrc.passes.derive_chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_moves import Factor, derive_moves, of
+from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.passes.derive_token import token_inputs
 from ttrc.symbolic import ONE, Expr, Scope, names
 
@@ -132,7 +133,8 @@ def closed_chunk(recurrence: Recurrence) -> Program:
     attention = masked("attention", pairs, Factor(sym(scale), (scale,)), "read-out")
     inherited = build.contract("inherited", x, step.G, "k", "read-out")
     start = make("carried_out", sym(scale) * until.expr * sym(inherited), inherited, *until.tiles, origin="read-out")
-    o = build.contract("o", attention, b_s, "s", "read-out", add=start)
+    answer = build.contract(answer_name(recurrence.readout), attention, b_s, "s", "read-out", add=start)
+    o = derive_readout(build, tiles, recurrence.readout, answer)
 
     following = []
     for state, written in (step.H, step.across(k)), (step.G, step.b):
@@ -166,5 +168,6 @@ def closed_token(recurrence: Recurrence) -> Program:
     x = build.conjugate("x", q, step.ridge, applied, "update")
     read = make("read", sym(x) * sym(G), x, G, origin="read-out")
     total = build.reduce("total", read, ("v",), "read-out")
-    o = make("o", sym(scale) * sym(total), total, origin="read-out")
+    answer = make(answer_name(recurrence.readout), sym(scale) * sym(total), total, origin="read-out")
+    o = derive_readout(build, tiles, recurrence.readout, answer)
     return step.end(inputs, o, H, G)
