@@ -164,4 +164,4 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         kept = make("kept", expr, *used, origin="retention")
         after = build.contract(f"{own.name}_next", keys, written, "t", "update", add=kept)
         carries.append(Carry(own.name, own, after, reverse=False))
-    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))
+    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)

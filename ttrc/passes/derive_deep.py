@@ -197,7 +197,8 @@ def _start(recurrence: Recurrence, inputs: tuple[Tile, ...]) -> tuple[Builder, d
 def _program(recurrence: Recurrence, build: Builder, inputs, tiles, carries, answer: Tile, private=()) -> Program:
     o = derive_readout(build, tiles, recurrence.readout, answer)
     fixed = (Carry(tile.name, tile, tile, reverse=False) for tile in fixed_parameters(recurrence.network))
-    return Program(inputs, tuple(build.statements), (*carries, *fixed, *private), (("o", o),))
+    every = (*carries, *fixed, *private)
+    return Program(inputs, tuple(build.statements), every, (("o", o),), answer=answer)
 
 
 def _scaled(build: Builder, tiles: dict[str, Tile]) -> Tile:

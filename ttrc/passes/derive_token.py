@@ -112,7 +112,7 @@ def derive_token(recurrence: Recurrence) -> Program:
     total = build.reduce("total", read, ("v",), "read-out")
     answer = make(answer_name(recurrence.readout), sym(scale) * sym(total), total, origin="read-out")
     o = derive_readout(build, tiles, recurrence.readout, answer)
-    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))
+    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)
 
 
 def _mirrored(build: Builder, tiles: dict[str, Tile], recurrence: Recurrence, state: Tile, own: Tile | None) -> Tile:

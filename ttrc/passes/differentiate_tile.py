@@ -69,9 +69,8 @@ def differentiate_tile(forward: Program) -> Program:
         for c, cotangent in zip(forward.carries, leaving)
     )
     kept = tuple((name, tile) for name, tile in outputs if tile is not None)
-    return Program(
-        (*forward.inputs, *cotangents), tuple(build.statements), (*forward.carries, *reverse), kept, tape.known
-    )
+    inputs, carries = (*forward.inputs, *cotangents), (*forward.carries, *reverse)
+    return Program(inputs, tuple(build.statements), carries, kept, tape.known, forward.answer)
 
 
 def pull_back(
