@@ -12,6 +12,7 @@ from ttrc.ir.attention import SIZES, Attention
 from ttrc.ir.config import Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
+from ttrc.ir.tile import row_axes
 from ttrc.language.spec import Spec
 
 
@@ -46,6 +47,7 @@ def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
         "backward": print_backward(form.backward, form.forward.inputs, tags),
         "tensor_names": _tuple(names),
         "parameter_names": _tuple(g.name for g in spec.parameters),
+        "channels": any(g.per.axes for g in spec.parameters),
     }
 
 
@@ -60,7 +62,8 @@ def op_holes(module: Module) -> dict[str, object]:
         "parameters": parameters,
         "saved": [b.name for b in launch_pairs.saved(plan)],
         "kept": launch_pairs.kept(plan),
-        "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan)),
+        "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan) if not row_axes(b.tile)),
+        "rows": [b.name for b in launch_pairs.saved(plan) if row_axes(b.tile)],
         "fake": launch_pairs.fake(plan),
         "allocate": {
             "forward": launch_pairs.allocate_forward(plan),
