@@ -270,15 +270,18 @@ def input_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...
     def space(name: str) -> Space:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
-    wide = _wide_gates(recurrence)
+    wide = _wide_gates(recurrence, program)
     return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
 
 
 def gradient_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    wide = {f"d_{name}" for name in _wide_gates(recurrence)}
+    wide = {f"d_{name}" for name in _wide_gates(recurrence, program)}
     return tuple(replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs)
 
 
-def _wide_gates(recurrence: Recurrence) -> set[str]:
-    """Gates with channels: as gates are, they and their gradients are no less than float32."""
-    return {g.name for g in recurrence.gates if g.per.axes}
+def _wide_gates(recurrence: Recurrence, program: Program) -> set[str]:
+    """Gates of the memory with channels: as gates are, they and their gradients are no less than float32. One of the
+    read-out alone is a row of a token, as v is."""
+    goals = [program.answer, *(c.next for c in program.carries if not c.reverse)]
+    used = {t.name for s in slice_program(program.statements, goals) for t in operands(s.op)}
+    return {g.name for g in recurrence.gates if g.per.axes and g.name in used}

@@ -99,9 +99,7 @@ def _buffers(attention: Attention, program: Program) -> tuple[Buffer, ...]:
     def space(name: str) -> Space:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
-    # Gates with channels are float32 once they are read, and inside of their domain in the padding.
-    wide = {g.name for g in attention.gates if g.per.axes}
-    return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
+    return tuple(Buffer(t.name, t, space(t.name)) for t in program.inputs if t.name not in GIVEN)
 
 
 def _sum(tile: Tile) -> Buffer:
