@@ -53,6 +53,7 @@ GATES = {
     "lam": "nonnegative",
     "delta": "positive",
     "raw": "real",
+    "z": "real",
 }
 
 
@@ -65,24 +66,37 @@ FEATURES = (
 )
 
 
+READOUTS = (
+    "",
+    "",
+    "sigmoid(z) * r + v / 2",
+    "tanh(r) * (1 + eta) + z",
+    "r / sqrt(norm2(r) / count(r) + 0.1) + dot(q, k) * v",
+)
+
+
 @st.composite
 def specs(draw) -> str:
     terms = draw(st.lists(st.sampled_from(TERMS), min_size=1, max_size=2, unique=True))
     weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, UPDATES))
     momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update else ""
     link = draw(st.sampled_from(LINKS)) if "gradient" in update else ""
-    features = draw(st.sampled_from(FEATURES))
+    features, read = (draw(st.sampled_from(choices)) for choices in (FEATURES, READOUTS))
     body = (
         (f"[features]\n{features}\n" if features else "")
         + f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n'
         + f'[retention]\nexpr = "{retention}"\n{link}\n[update]\n{update}\n{momentum}\n'
+        + (f'[read]\nexpr = "{read}"\n' if read else "")
     )
     words = set("".join(c if c.isalnum() or c == "_" else " " for c in body.replace('"', " ")).split())
     fixed = draw(st.sets(st.sampled_from(sorted(GATES)), max_size=2))
     tables = {"inputs": "", "parameters": ""}
     for name, domain in GATES.items():
         if name in words:
-            tables["parameters" if name in fixed else "inputs"] += f'{name} = {{ per = "head", domain = "{domain}" }}\n'
+            per = "value_channel" if name == "z" else "head"
+            tables["parameters" if name in fixed else "inputs"] += (
+                f'{name} = {{ per = "{per}", domain = "{domain}" }}\n'
+            )
     head = 'schema = 1\nname = "drawn"\nreference = ""\n'
     declared = "".join(f"[{table}]\n{rows}" for table, rows in tables.items() if rows)
     return head + declared + '[memory]\nkind = "linear"\n' + body

@@ -12,6 +12,7 @@ from ttrc.ir.attention import SIZES, Attention
 from ttrc.ir.config import Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
+from ttrc.ir.recurrence import answered
 from ttrc.ir.tile import row_axes
 from ttrc.language.spec import Spec
 
@@ -24,7 +25,7 @@ def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[
         f"loss       {comment(spec.loss.expr.text)}" + (f", weight {comment(weight.text)}" if weight else ""),
         f"retention  {comment(spec.retention.expr.text)}" + (f", decay {comment(decay.text)}" if decay else ""),
         f"error      dL/dp = {symbolic.equation(a.gradient)}",
-        "fit        o_t = sum over i <= t of w_ti u_i / "
+        f"fit        {answered(a.readout)}_t = sum over i <= t of w_ti u_i / "
         + ("sum of w_ti" if a.log_ridge is None else "(sum of w_ti + exp(r_t))")
         + f", u = {symbolic.equation(a.value)}"
         + ("" if a.log_ridge is None else f", r = {symbolic.equation(a.log_ridge)}"),

@@ -71,6 +71,11 @@ class Readout:
     sums: tuple[Reduction, ...]
 
 
+def answered(readout: Readout | None) -> str:
+    """What formulas call what the memory answers: the output, where nothing else is made of it."""
+    return "o" if readout is None else "r"
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """S_t = decay * S_{t-1} + M_t, M_t = momentum * M_{t-1} - k_t e_t', without a momentum M_t = -k_t e_t'.

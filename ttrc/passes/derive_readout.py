@@ -81,7 +81,7 @@ def derive_readout(build: Builder, tiles: dict[str, Tile], readout: Readout | No
         (axis,) = reduction.axes
         if "q" in symbolic.names(reduction.body):
             known["q"] = build.elementwise("query", scale * query, args, ORIGIN)
-        summands = build.elementwise("summands", reduction.body, known, ORIGIN)
+        summands = build.elementwise("summands", reduction.body, known, ORIGIN, reduction.axes)
         if axis == "v" or not symbolic.is_zero_at(reduction.body, PADDED):
             summands = build.mask("summands_inside", summands, INSIDE[axis], 0.0, ORIGIN)
         total = build.reduce(f"{reduction.symbol.name}_read", summands, set(summands.axes) - {axis}, ORIGIN)

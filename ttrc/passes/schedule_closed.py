@@ -25,14 +25,14 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
     # What a solve takes of the past is as exact as its result is to be.
     kept = tuple(replace(b, single=True) for b in state_buffers("states", carried))
     kept_back = state_buffers("d_states", cotangents)
-    ((x, query),) = ((s.target, s.op.rhs) for s in forward.statements if isinstance(s.op, Conjugate))
+    (x,) = (s.target for s in forward.statements if isinstance(s.op, Conjugate))
     solved = Buffer(x.name, x, Space.SOLVED)
     gradients = gradient_buffers(recurrence, backward)
     readout = schedule_readout(forward, backward, inputs, gradients)
     outputs, gradients = readout.outputs, tuple(b for b in gradients if b not in readout.gradients)
-    # What the backward pass solves for is the cotangent of the query, or of what a feature map makes of it.
+    # What the backward pass solves for is the cotangent of the query, or goes on to it: by a feature map, by a sum.
     (d_q,) = (b for b in gradients if b.name == "d_q")
-    y = dict(backward.cotangents)[query]
+    (y,) = (s.target for s in backward.statements if isinstance(s.op, Conjugate) and s.target != x)
     of_query = d_q if y == d_q.tile else Buffer(y.name, y, Space.TOKEN)
     rest = tuple(b for b in gradients if b != d_q)
 

@@ -144,7 +144,7 @@ def _is_of_both(tile: Tile, made: dict[Tile, Statement], needs: dict[Tile, set[s
     """Whether a gradient takes what both kinds of programs make: numbers of one role that go to the other's."""
     if needs[tile] - {"t"} and needs[tile] - {"s"}:
         return True
-    return tile.axes == ("t",) and "t" in needs[tile] and not isinstance(made[tile].op, Relabel)
+    return tile.axes[0] in needs[tile] and not isinstance(made[tile].op, Relabel)
 
 
 def _met(made: dict[Tile, Statement], needs, at_hand: frozenset[Tile], tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
@@ -153,7 +153,7 @@ def _met(made: dict[Tile, Statement], needs, at_hand: frozenset[Tile], tiles: tu
     for tile in tiles:
         if tile in at_hand:
             continue
-        if needs[tile] in (set(), {"s"}, {"t"}) and not isinstance(made[tile].op, Relabel):
+        if needs[tile] <= {STREAMS[tile.axes[0]]} and not isinstance(made[tile].op, Relabel):
             found[tile] = None
         else:
             found |= dict.fromkeys(_met(made, needs, at_hand, operands(made[tile].op)))

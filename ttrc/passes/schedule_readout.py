@@ -47,23 +47,26 @@ def schedule_readout(
         return Readout(outputs, (), (), (), (), ())
     kept, cotangent = Buffer(answer.name, answer, Space.TOKEN), Buffer(given.name, given, Space.TOKEN)
     memory = (*inputs, kept)
-    alone = {t for t in _made_of(backward, known) if t not in known}
+    alone = _made_alone(backward, known, given)
     own = tuple(b for b in gradients if b.tile in alone)
     rest = _handed_on(backward, known, given, alone, [b.tile for b in gradients if b not in own])
+    back = rest if given in known else (cotangent, *rest)
     forth = planned("chunk_read", Skeleton.PARALLEL, forward, outputs, memory)
-    stores = (*own, cotangent, *rest)
-    reverse = planned("chunk_read_reverse", Skeleton.PARALLEL, backward, stores, memory)
-    return Readout((kept,), (cotangent, *rest), (Launch(forth),), (Launch(reverse),), (kept,), own)
+    reverse = [planned("chunk_read_reverse", Skeleton.PARALLEL, backward, (*own, *back), memory)] if own or back else []
+    return Readout((kept,), back, (Launch(forth),), tuple(map(Launch, reverse)), (kept,), own)
 
 
-def _made_of(program: Program, known: frozenset[Tile]) -> set[Tile]:
-    """What is made of the known tiles row by row, without a state and without a second token."""
-    found = set(known) | {t for t in program.inputs if not t.axes}
+def _made_alone(program: Program, known: frozenset[Tile], given: Tile) -> set[Tile]:
+    """What is made of the known tiles row by row, without a state and without a second token; and not of the cotangent
+    of the answer, unless that is the output's."""
+    found = known | {t for t in program.inputs if not t.axes}
+    made: set[Tile] = set()
     for statement in program.statements:
-        pairs = {"t", "s"} <= {a for t in operands(statement.op) for a in t.axes}
-        if not pairs and not isinstance(statement.op, (Contract, Decayed)) and found.issuperset(operands(statement.op)):
-            found.add(statement.target)
-    return found
+        used = set(operands(statement.op))
+        of_pairs = isinstance(statement.op, (Contract, Decayed)) or {"t", "s"} <= {a for t in used for a in t.axes}
+        if not of_pairs and used <= found | made and statement.target != given:
+            made.add(statement.target)
+    return made
 
 
 def _handed_on(
@@ -72,12 +75,11 @@ def _handed_on(
     """What the other gradients take of the read-out's adjoint beside the cotangent of the answer, where it takes the
     answer or a sum over value channels to make it; for less, they make it again."""
     code = slice_program(program.statements, gradients, frozenset({given}))
-    edge = dict.fromkeys(t for s in code if s.target not in alone for t in operands(s.op) if t in alone and t != given)
+    edge = dict.fromkeys(t for s in code if s.target not in alone for t in operands(s.op) if t in alone)
     dear = [t for t in edge if _is_dear(program, known, t)]
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in dear)
 
 
 def _is_dear(program: Program, known: frozenset[Tile], tile: Tile) -> bool:
     code = slice_program(program.statements, [tile], known)
-    answers = {t for t in known if t == program.answer}
-    return any(sums_values(s) or answers & set(operands(s.op)) for s in code)
+    return any(sums_values(s) or program.answer in operands(s.op) for s in code)
