@@ -18,7 +18,10 @@ NORM = "z * r / sqrt(norm2(r) / count(r) + 0.01)"
 BONUS = "r + dot(q, u * k) * v"
 MIXED = "r * exp(-norm2(r) / 100) + (sum(v * z) / 8 + dot(q, k)) * y * v"
 BEYOND = "r + 1 + sum(z * z + 1) / 100 * v"  # a sum of padded channels would show, and what is past the end
+ADDED = "tanh(r) * y + z + v"  # its cotangent is the output's
+LOG = "r + v * log(norm2(r)) / 9"  # past the end a sum is of zeros
 READOUTS = {"gate": GATE, "skip": SKIP, "tanh": TANH, "norm": NORM, "bonus": BONUS, "mixed": MIXED, "beyond": BEYOND}
+READOUTS |= {"added": ADDED, "log": LOG}
 OTHERS = [("huber_delta", NORM), ("momentum_deltanet", TANH), ("gla", SKIP), ("gla", NORM)]
 OTHERS += [("robust_delta", GATE), ("robust_delta", NORM)]
 BACKENDS = [("torch", torch.float64), ("triton", torch.float32)]
@@ -42,7 +45,7 @@ def total(x):
     return x.sum(-1, keepdim=True)
 
 
-OF_TORCH = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "sqrt": torch.sqrt}
+OF_TORCH = {"log": torch.log, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "exp": torch.exp, "sqrt": torch.sqrt}
 OF_TORCH |= {"dot": dot, "norm2": norm2, "count": count, "sum": total}
 
 

@@ -86,7 +86,8 @@ def _check_per_head(spec: Spec) -> None:
         if gate.per is not Per.HEAD and gate.name in used:
             table = "inputs" if gate in spec.inputs else "parameters"
             raise SpecError(
-                f'"{gate.name}" has a number for each channel; a kernel memory takes one a head but in read.expr',
+                f'"{gate.name}" has a number for each channel; a kernel memory takes one a head so far, '
+                "but in read.expr",
                 path=spec.source.path,
                 line=gate.line,
                 key=f"{table}.{gate.name}",
