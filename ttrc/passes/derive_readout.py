@@ -22,7 +22,7 @@ from ttrc.symbolic import Scope
 
 ORIGIN = "read"
 WORDS = {"r": ("v",), "v": ("v",), "q": ("k",), "k": ("k",)}
-PADDED = ("q", "k")  # what is 0 in the padding of its channels
+PADDED = ("q", "k")  # what is 0 in the padding of its channels: an answer may hold anything there
 SOME = 0.7  # a sum, and where in its domain a gate is, when a read-out is looked at in one place
 LARGEST = 100  # operations
 
@@ -82,7 +82,7 @@ def derive_readout(build: Builder, tiles: dict[str, Tile], readout: Readout | No
         if "q" in symbolic.names(reduction.body):
             known["q"] = build.elementwise("query", scale * query, args, ORIGIN)
         summands = build.elementwise("summands", reduction.body, known, ORIGIN, reduction.axes)
-        if axis == "v" or not symbolic.is_zero_at(reduction.body, PADDED):
+        if not symbolic.is_zero_at(reduction.body, PADDED):
             summands = build.mask("summands_inside", summands, INSIDE[axis], 0.0, ORIGIN)
         total = build.reduce(f"{reduction.symbol.name}_read", summands, set(summands.axes) - {axis}, ORIGIN)
         if total.axes:
