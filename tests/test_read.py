@@ -180,6 +180,19 @@ def test_a_gate_of_ones_is_none(backend, dtype, bound):
     assert max(relative_rms(made[n], right[n]) for n in right) < bound
 
 
+@pytest.mark.parametrize("name, save", [("gated_deltanet", True), ("gated_deltanet", False), ("mesanet", True),
+                                        ("softmax_attention", True), ("softmax_attention", False)])  # fmt: skip
+def test_ops_with_a_read_out_pass_opcheck(name, save):
+    """What is kept beside the states is told to compilers as it is, whether a backward pass follows or not."""
+    op = ttrc.load(reading(name, NORM))
+    x = {n: t.requires_grad_(save) for n, t in drawn(op, dtype=torch.float32).items()}
+    options = dict(scale=0.4, initial_state=None, cu_seqlens=None, chunk=16, final=True, save=save, backend="triton")
+    options |= dict(schedule="auto", crossing="all")
+    raw = op.package.op.chunk_op
+    names = [argument.name for argument in raw._opoverload._schema.arguments]
+    torch.library.opcheck(raw, tuple((x | options)[n] for n in names), test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("schedule", ["fused", "split", "segments"])
 @pytest.mark.parametrize("expr", [SKIP, NORM])
 def test_every_schedule_reads_out(expr, schedule):
