@@ -24,6 +24,7 @@ READOUTS = {"gate": GATE, "skip": SKIP, "tanh": TANH, "norm": NORM, "bonus": BON
 READOUTS |= {"added": ADDED, "log": LOG}
 OTHERS = [("huber_delta", NORM), ("momentum_deltanet", TANH), ("gla", SKIP), ("gla", NORM)]
 OTHERS += [("robust_delta", GATE), ("robust_delta", NORM)]
+BY_TOKEN_ALONE = [("entropy_delta", SKIP), ("elastic_delta", NORM)]
 BACKENDS = [("torch", torch.float64), ("triton", torch.float32)]
 CASE = Case(B=1, T=21, d_k=5, d_v=7, chunk_size=16)  # padded channels, and a ragged last chunk
 BY_TOKEN = Case(B=1, T=3, d_k=5, d_v=7)
@@ -90,6 +91,14 @@ def test_read_outs_agree_with_the_oracle(name, expr, backend, dtype):
 @pytest.mark.parametrize("backend, dtype", BACKENDS)
 def test_read_outs_of_every_kind_of_kernel(name, expr, backend, dtype):
     assert not verify(ttrc.load(reading(name, expr)), CASE, form="chunk", backend=backend, dtype=dtype).failures
+
+
+@pytest.mark.parametrize("name, expr", BY_TOKEN_ALONE)
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
+def test_read_outs_of_rules_that_run_token_by_token(name, expr, backend, dtype):
+    op = ttrc.load(reading(name, expr))
+    assert op.forms == ("recurrent",)
+    assert not verify(op, BY_TOKEN, form="recurrent", backend=backend, dtype=dtype).failures
 
 
 @pytest.mark.parametrize("name", ["gated_deltanet", "forgetting_attention"])

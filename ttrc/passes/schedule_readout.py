@@ -19,7 +19,7 @@ from ttrc.passes.slice_program import slice_program
 
 
 @dataclass(frozen=True)
-class Readout:
+class ReadoutPlan:
     """What the memory's kernels put out, and take of its adjoint; the launches behind the forward pass, and in front of
     the backward one; what crosses between the passes for these; the gradients that they make."""
 
@@ -37,14 +37,14 @@ class Readout:
 
 def schedule_readout(
     forward: Program, backward: Program, inputs: tuple[Buffer, ...], gradients: tuple[Buffer, ...]
-) -> Readout:
+) -> ReadoutPlan:
     answer, outputs = forward.answer, tuple(as_output(name, tile) for name, tile in forward.outputs)
     given = dict(backward.cotangents)[answer]
     known = frozenset(b.tile for b in inputs) | {answer}
     made = slice_program(forward.statements, [b.tile for b in outputs], known)
     back = slice_program(backward.statements, [given], known)
     if not any(map(sums_values, (*made, *back))) and not any(answer in operands(s.op) for s in back):
-        return Readout(outputs, (), (), (), (), ())
+        return ReadoutPlan(outputs, (), (), (), (), ())
     kept, cotangent = Buffer(answer.name, answer, Space.TOKEN), Buffer(given.name, given, Space.TOKEN)
     memory = (*inputs, kept)
     alone = _made_alone(backward, known, given)
@@ -53,7 +53,7 @@ def schedule_readout(
     back = rest if given in known else (cotangent, *rest)
     forth = planned("chunk_read", Skeleton.PARALLEL, forward, outputs, memory)
     reverse = [planned("chunk_read_reverse", Skeleton.PARALLEL, backward, (*own, *back), memory)] if own or back else []
-    return Readout((kept,), back, (Launch(forth),), tuple(map(Launch, reverse)), (kept,), own)
+    return ReadoutPlan((kept,), back, (Launch(forth),), tuple(map(Launch, reverse)), (kept,), own)
 
 
 def _made_alone(program: Program, known: frozenset[Tile], given: Tile) -> set[Tile]:
