@@ -109,6 +109,15 @@ def test_read_outs_in_half_precision(name, expr):
     assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float16).failures
 
 
+@pytest.mark.parametrize("name", ["softmax_attention", "mesanet", "ttt_linear"])
+@pytest.mark.parametrize("expr", [SKIP, MIXED])
+def test_read_outs_of_packed_sequences(name, expr):
+    """One of them a single token; the linear ones of tests/unseen are among all rules in test_properties.py."""
+    op = ttrc.load(reading(name, expr))
+    case = Case(T=21, packed=(17, 1, 3), d_k=6, d_v=6, chunk_size=None if name == "ttt_linear" else 16)
+    assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float32).failures
+
+
 @pytest.mark.parametrize("domain", ["positive", "negative", "decay"])
 def test_a_gate_is_inside_its_domain_in_the_padding(domain):
     op = ttrc.load(reading("gated_deltanet", "r / z + log(abs(z)) * v", {"z": domain}))
