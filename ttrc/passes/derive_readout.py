@@ -16,7 +16,7 @@ from ttrc.ir.tile import INSIDE, SCALE, Relation, Tile
 from ttrc.language.domains import INTERVALS
 from ttrc.language.spec import Per, Spec
 from ttrc.language.syntax import Name, walk
-from ttrc.passes.builder import Builder
+from ttrc.passes.builder import Builder, sym
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
 
@@ -44,8 +44,8 @@ def read_readout(spec: Spec) -> Readout | None:
     if any(len(r.axes) > 1 for r in scope.reductions):
         gate = next(n for n in walk(where.tree) if isinstance(n, Name) and n.id in elements)
         message = f'"{gate.id}" has a number for each entry of the state; a read-out takes gates of channels'
-        raise refuse(spec, where, message, expected='gates with per = "head", "key_channel" or "value_channel"',
-                     span=gate.span)  # fmt: skip
+        expected = 'gates with per = "head", "key_channel" or "value_channel"'
+        raise refuse(spec, where, message, expected=expected, span=gate.span)
     made = (expr, *(r.body for r in scope.reductions))
     anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
     empty = anywhere | dict.fromkeys(WORDS, 0.0)
@@ -53,9 +53,7 @@ def read_readout(spec: Spec) -> Readout | None:
     if not all(math.isfinite(symbolic.value(part, empty)) for part in (*made, *slopes)):
         message = "the read-out has no finite value and derivative where r, v, q and k are 0, as in padding"
         raise refuse(spec, where, message, expected="one that is smooth there, such as sqrt(square(r) + 0.01)")
-    if symbolic.derivative(expr, words["r"]) == 0 and not any(
-        scope.depends(r.body, words["r"]) for r in scope.reductions
-    ):
+    if not scope.depends(expr, words["r"]):
         raise refuse(spec, where, "r cancels, so that nothing is read", expected="an expression that r makes different")
     return Readout(expr, tuple(scope.reductions))
 
@@ -73,14 +71,11 @@ def derive_readout(build: Builder, tiles: dict[str, Tile], readout: Readout | No
     """
     if readout is None:
         return answer
-    known = tiles | {"r": answer}
-    if SCALE in tiles:
-        query, scale = (symbolic.symbol(tiles[name].name) for name in ("q", SCALE))
-        args = {t.name: t for t in (tiles["q"], tiles[SCALE])}
+    known, q, scale = tiles | {"r": answer}, tiles["q"], tiles[SCALE]
     for reduction in readout.sums:
         (axis,) = reduction.axes
         if "q" in symbolic.names(reduction.body):
-            known["q"] = build.elementwise("query", scale * query, args, ORIGIN)
+            known["q"] = build.elementwise("query", sym(scale) * sym(q), {t.name: t for t in (scale, q)}, ORIGIN)
         summands = build.elementwise("summands", reduction.body, known, ORIGIN, reduction.axes)
         if not symbolic.is_zero_at(reduction.body, PADDED):
             summands = build.mask("summands_inside", summands, INSIDE[axis], 0.0, ORIGIN)
