@@ -76,6 +76,11 @@ def of_retention(id: str, expr: str, *says: str, points: Optional[str] = None, s
     return Row(id, swap(RETENTION, f"'{expr}'"), says, "retention.expr", 17, points, stage)
 
 
+def of_read(id: str, expr: str, *says: str, points: Optional[str] = None, stage: str = "language") -> Row:
+    """A read-out on line 24."""
+    return Row(id, f"{BASE}\n[read]\nexpr = '{expr}'\n", says, "read.expr", 24, points, stage)
+
+
 def of_link(id: str, link: str, *says: str, key: str = "retention.link", points: Optional[str] = None) -> Row:
     """A link on line 18."""
     return Row(id, swap(RETENTION, f"{RETENTION}\nlink = {link}"), says, key, 18, points)
@@ -277,6 +282,20 @@ EXPRESSION_ROWS = [
     of_retention("retention-matrix", "exp(g) * S_prev - S", "comes to a matrix [k, v]", points="exp(g) * S_prev - S"),
     of_retention("p-in-retention", "norm2(S) + norm2(p)", '"p" has no meaning in retention.expr', points="p"),
     of_retention("previous-misspelt", "norm2(S - S_pref)", 'unknown name "S_pref"', '"S_prev"?', points="S_pref"),
+    of_read("read-number", "norm2(r)", "read.expr comes to a number", "a value vector [v]", points="norm2(r)"),
+    of_read("read-key", "r * k", "a value vector [v] and a key vector [k]", "dot(a, b)", points="r * k"),
+    of_read("read-without-answer", "v", 'read.expr does not use "r"', "nothing would be read", points="v"),
+    of_read("read-state", "r + sum(S)", '"S" has no meaning in read.expr', "retention.expr", points="S"),
+    of_read("read-prediction", "r - p", '"p" has no meaning in read.expr', "loss.expr", points="p"),
+    of_read("read-unknown", "sigmoid(z) * r", 'unknown name "z"', points="z"),
+    of_read("read-nowhere", "log(g) * r", "no real number", '"g" is declared log_decay', points="log(g)"),
+    of_read("read-count-of-number", "r / count(g)", "count got a number", points="count(g)"),
+    of_read("read-payload", "r * open(1)", '"open" is not a function', points="open"),
+    Row("read-empty", BASE + "\n[read]\n", ('[read] lacks the key "expr"',), "read.expr", 23),
+    Row("read-surplus", BASE + '\n[read]\nexpr = "r"\nscale = 2\n', ('[read] takes no key "scale"',), "read.scale", 25),
+    of_loss("answer-in-loss", "norm2(p - r)", '"r" has no meaning in loss.expr', "read.expr", points="r"),
+    of_loss("count-in-loss", "norm2(p - v) / count(p)", "count has no meaning in loss.expr", "read.expr",
+            points="count(p)"),
     of_default("default-of-gate", "beta", 'unknown name "beta"', "head, heads", points="beta"),
     of_default("default-reduces", "sum(head)", "sum got a number", points="sum(head)"),
     of_default("default-overflows", "10**(10**(head + 9))", "too large"),
@@ -422,6 +441,9 @@ COMPILE_ROWS = [
     of_retention("linear-in-S", "sum(S) * exp(g)", "not strictly convex", stage="compile"),
     of_retention("flat", "norm2(S - exp(g) * S_prev) - norm2(S)", "not strictly convex", stage="compile"),
     of_retention("saddle", "norm2(S - exp(g) * S_prev) - 2 * norm2(S)", "not strictly convex", stage="compile"),
+    of_read("read-infinite", "r / norm2(v - v)", "no finite value", "as in padding", stage="compile"),
+    of_read("read-pole", "v / r", "no finite value and derivative", stage="compile"),
+    of_read("read-cancelled", "r - r + v", "r cancels", stage="compile"),
     of_retention("cancelled", "norm2(S_prev) * exp(g) + sum(S - S)", "not strictly convex", stage="compile"),
 ]
 # fmt: on

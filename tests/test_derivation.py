@@ -108,6 +108,8 @@ EXPECTED = {
     "softmax_over_values": nonlinear(lambda x: exp(x["g"]), lambda x: x["beta"] * torch.tanh(residual(x)), True),
     "barrier_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
     "half_hebbian": affine(none, lambda x: x["beta"], lambda x: -1.25 * x["beta"] * x["v"]),
+    "gated_output": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "normed_output": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
     "mapped_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "tilted_target": affine(none, lambda x: x["beta"], lambda x: x["beta"] * (0.1 - x["v"])),
     "twice_weighted": affine(none, lambda x: x["eta"] * x["trust"], lambda x: -x["eta"] * x["trust"] * x["v"]),

@@ -65,8 +65,16 @@ FEATURES = (
 )
 
 
+READOUTS = (
+    "sigmoid(z) * r + v / 2",
+    "tanh(r) * (1 + beta) + z",
+    "r / sqrt(norm2(r) / count(r) + 0.1) + dot(q, k) * v",
+    "z * r + sum(z * v) / 8 * v",
+)
+
+
 @st.composite
-def specs(draw) -> str:
+def specs(draw, readouts: tuple[str, ...] = ()) -> str:
     terms = draw(st.lists(st.sampled_from(TERMS), min_size=1, max_size=2, unique=True))
     weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, UPDATES))
     momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update else ""
@@ -76,6 +84,7 @@ def specs(draw) -> str:
         (f"[features]\n{features}\n" if features else "")
         + f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n'
         + f'[retention]\nexpr = "{retention}"\n{link}\n[update]\n{update}\n{momentum}\n'
+        + (f'[read]\nexpr = "{draw(st.sampled_from(readouts))}"\n' if readouts else "")
     )
     words = set("".join(c if c.isalnum() or c == "_" else " " for c in body.replace('"', " ")).split())
     fixed = draw(st.sets(st.sampled_from(sorted(GATES)), max_size=2))
@@ -83,6 +92,8 @@ def specs(draw) -> str:
     for name, domain in GATES.items():
         if name in words:
             tables["parameters" if name in fixed else "inputs"] += f'{name} = {{ per = "head", domain = "{domain}" }}\n'
+    if "z" in words:
+        tables["inputs"] += 'z = { per = "value_channel", domain = "real" }\n'
     head = 'schema = 1\nname = "drawn"\nreference = ""\n'
     declared = "".join(f"[{table}]\n{rows}" for table, rows in tables.items() if rows)
     return head + declared + '[memory]\nkind = "linear"\n' + body
@@ -105,16 +116,28 @@ def cases(draw) -> Case:
 
 
 # A failing rule is short as it is: to shrink it would take minutes of compiling.
-@settings(
-    max_examples=12,
+drawn = settings(
     deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+@settings(drawn, max_examples=12)
 @given(specs(), cases())
 def test_a_rule_drawn_from_the_grammar_takes_the_whole_road(text, case):
+    takes_the_whole_road(text, case)
+
+
+@settings(drawn, max_examples=6)
+@given(specs(READOUTS), cases())
+def test_so_does_one_with_a_read_out(text, case):
+    takes_the_whole_road(text, case)
+
+
+def takes_the_whole_road(text, case):
     """Compiled, then held against the oracle: plain PyTorch in float64 in every form, and the kernels in float32."""
     spec = parse_spec(text)
     try:

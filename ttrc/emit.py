@@ -104,6 +104,8 @@ def tags(spec: Spec) -> dict[str, str]:
     parts |= {origin: part for origin, part in features.items() if part is not None}
     if spec.retention.decay is not None:
         parts["decay"] = spec.retention.decay
+    if spec.read is not None:
+        parts["read"] = spec.read
     lines = {origin: f"{origin}, line {part.line}: {comment(part.text)}" for origin, part in parts.items()}
     lines["update"] = f"update, line {spec.update.line}"
     if spec.retention.link is not None:

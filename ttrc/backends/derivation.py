@@ -6,7 +6,7 @@ from ttrc import symbolic
 from ttrc.backends import pairs
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence, answered
 from ttrc.language.spec import Spec
 from ttrc.language.state import formula
 
@@ -24,7 +24,8 @@ def derivation(module: Module) -> str:
         lines = _recurrence(spec, r) if r.ridge is None else _closed(spec, r)
     features = (("q", spec.features.q), ("k", spec.features.k))
     mapped = [f"features   {word}: {comment(where.text)}" for word, where in features if where is not None]
-    return "\n".join(f"# {line}" for line in (*mapped, *lines))
+    read = () if spec.read is None else (f"output     o = {comment(spec.read.text)}, r what the memory answers to q",)
+    return "\n".join(f"# {line}" for line in (*mapped, *lines, *read))
 
 
 def _recurrence(spec: Spec, r: Recurrence) -> list[str]:
@@ -72,7 +73,7 @@ def _closed(spec: Spec, r: Recurrence) -> list[str]:
         f"error      dL/dp = c p - b, c = {c}, b = {b}",
         f"state      H = {a}H_prev + c k k', G = {a}G_prev + k b'"
         + (f", a = {symbolic.equation(r.decay)}" if a else ""),
-        f"read-out   o = scale G' x, (H + lam) x = q, lam = {ridge}",
+        f"read-out   {answered(r.readout)} = scale G' x, (H + lam) x = q, lam = {ridge}",
         *(f"           {s.symbol} = sum over {', '.join(s.axes)} of {symbolic.equation(s.body)}" for s in r.reductions),
     ]
 

@@ -12,6 +12,8 @@ from ttrc.ir.attention import SIZES, Attention
 from ttrc.ir.config import Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
+from ttrc.ir.recurrence import answered
+from ttrc.ir.tile import row_axes
 from ttrc.language.spec import Spec
 
 
@@ -23,7 +25,7 @@ def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[
         f"loss       {comment(spec.loss.expr.text)}" + (f", weight {comment(weight.text)}" if weight else ""),
         f"retention  {comment(spec.retention.expr.text)}" + (f", decay {comment(decay.text)}" if decay else ""),
         f"error      dL/dp = {symbolic.equation(a.gradient)}",
-        "fit        o_t = sum over i <= t of w_ti u_i / "
+        f"fit        {answered(a.readout)}_t = sum over i <= t of w_ti u_i / "
         + ("sum of w_ti" if a.log_ridge is None else "(sum of w_ti + exp(r_t))")
         + f", u = {symbolic.equation(a.value)}"
         + ("" if a.log_ridge is None else f", r = {symbolic.equation(a.log_ridge)}"),
@@ -46,6 +48,7 @@ def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
         "backward": print_backward(form.backward, form.forward.inputs, tags),
         "tensor_names": _tuple(names),
         "parameter_names": _tuple(g.name for g in spec.parameters),
+        "channels": any(g.per.axes for g in spec.parameters),
     }
 
 
@@ -60,7 +63,8 @@ def op_holes(module: Module) -> dict[str, object]:
         "parameters": parameters,
         "saved": [b.name for b in launch_pairs.saved(plan)],
         "kept": launch_pairs.kept(plan),
-        "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan)),
+        "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan) if not row_axes(b.tile)),
+        "rows": [b.name for b in launch_pairs.saved(plan) if row_axes(b.tile)],
         "fake": launch_pairs.fake(plan),
         "allocate": {
             "forward": launch_pairs.allocate_forward(plan),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttrc.ir.recurrence import Feature, Gate
+from ttrc.ir.recurrence import Feature, Gate, Readout
 from ttrc.language.spec import Domain
 from ttrc.symbolic import Expr, symbol
 
@@ -33,3 +33,4 @@ class Attention:
     log_ridge: Expr | None
     log_decay: Expr | None
     features: tuple[Feature, ...] = ()
+    readout: Readout | None = None

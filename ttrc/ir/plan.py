@@ -32,7 +32,8 @@ class Buffer:
     """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.
 
     A `single` one is float32 whatever the inputs are, a `double` one float64; gates with channels are single, once they
-    are read. Several states lie one behind the other in one block of memory: `parts` are then all of them, in order.
+    are read, but for those of the read-out alone. Several states lie one behind the other in one block of memory:
+    `parts` are then all of them, in order.
     """
 
     name: str

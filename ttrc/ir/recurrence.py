@@ -61,6 +61,22 @@ class Feature:
 
 
 @dataclass(frozen=True)
+class Readout:
+    """A token's output: expr, a value channel each, over r, what the memory answers, over v, gates and `sums`.
+
+    A sum is over the value channels of r, v and gates, or over the key channels of q, k and gates.
+    """
+
+    expr: Expr
+    sums: tuple[Reduction, ...]
+
+
+def answered(readout: Readout | None) -> str:
+    """What formulas call what the memory answers: the output, where nothing else is made of it."""
+    return "o" if readout is None else "r"
+
+
+@dataclass(frozen=True)
 class Recurrence:
     """S_t = decay * S_{t-1} + M_t, M_t = momentum * M_{t-1} - k_t e_t', without a momentum M_t = -k_t e_t'.
 
@@ -104,6 +120,7 @@ class Recurrence:
     network: MLPMemory | None = None
     ridge: Expr | None = None
     features: tuple[Feature, ...] = ()
+    readout: Readout | None = None
 
     def axes_of(self, expr: Expr) -> tuple[str, ...]:
         """The channels that an expression of gates has a number for each of: none, "k", "v", or both."""

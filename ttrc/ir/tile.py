@@ -274,7 +274,8 @@ class Carry:
 class Program:
     """inputs and the carried states go in; outputs {public name: tile} and the next states come out.
 
-    An adjoint says what the cotangents of the forward tiles are, where they have one.
+    An adjoint says what the cotangents of the forward tiles are, where they have one. `answer` is what the memory
+    answers to a query: the output, or what that is made of.
     """
 
     inputs: tuple[Tile, ...]
@@ -282,6 +283,7 @@ class Program:
     carries: tuple[Carry, ...]
     outputs: tuple[tuple[str, Tile], ...]
     cotangents: tuple[tuple[Tile, Tile], ...] = ()
+    answer: Optional[Tile] = None
 
 
 def operands(op: Op) -> tuple[Tile, ...]:

@@ -23,6 +23,7 @@ _TABLE = (
     Function("dot", (2, 2), "reduction", "sum of the entries of a * b"),
     Function("norm", (1, 1), "reduction", "square root of the sum of squares"),
     Function("norm2", (1, 1), "reduction", "sum of squares: the norm squared"),
+    Function("count", (1, 1), "reduction", "number of entries, of a vector its channels"),
     Function("huber", (2, 2), "elementwise", "huber(x, delta): x**2 / 2 up to |x| = delta, then a line"),
     Function("log_cosh", (1, 1), "elementwise", "log of the hyperbolic cosine"),
     Function("abs", (1, 1), "elementwise", "absolute value"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Optional, Union
@@ -10,20 +9,20 @@ from typing import Optional, Union
 from ttrc.errors import SpecError, placing
 from ttrc.language.complaints import check_schema
 from ttrc.language.document import Document, read_document, read_text
+from ttrc.language.expressions import Expressions, check_constant
 from ttrc.language.sections import (
     DECAY,
     DEFAULT,
     FEATURES,
     LOSS,
     MOMENTUM,
+    READ,
     RETENTION,
     RIDGE,
     SIMILARITY,
     THRESHOLD,
     WEIGHT,
-    Section,
     check_default,
-    read_expression,
 )
 from ttrc.language.shapes import Axes
 from ttrc.language.spec import (
@@ -55,8 +54,7 @@ from ttrc.language.spec import (
     Update,
     VectorMemory,
 )
-from ttrc.language.syntax import Name, Number, Span, names, walk
-from ttrc.language.values import check_values
+from ttrc.language.syntax import Number, Span, names
 
 
 def load_spec(path: Union[str, Path]) -> Spec:
@@ -85,7 +83,7 @@ def _build(text: str, path: str) -> Spec:
     )
     declared = tuple(_parameter(document, name, memory) for name in data.get("parameters", {}))
     brought = _norm_parameters(document, memory)
-    expressions = _Expressions(
+    expressions = Expressions(
         document,
         memory,
         _gate_axes(document, inputs, declared, brought),
@@ -104,29 +102,10 @@ def _build(text: str, path: str) -> Spec:
         features=Features(
             **{word: expressions.read(FEATURES[word], "features", word) for word in data.get("features", {})}
         ),
+        read=expressions.read(READ, "read", "expr") if "read" in data else None,
     )
     _check_all_used(spec, (*inputs, *declared))
     return spec
-
-
-class _Expressions:
-    """Reads a key of the document as an expression over the declared gates."""
-
-    def __init__(self, document: Document, memory: Memory, gates: Mapping[str, Axes], domains: Mapping[str, Domain]):
-        self.document, self.memory, self.gates, self.domains = document, memory, gates, domains
-
-    def read(self, section: Section, *keys: str) -> Located:
-        text = self.document.data
-        for key in keys:
-            text = text[key]
-        line, key = self.document.line(*keys), ".".join(keys)
-        with placing(line=line, key=key, text=text):
-            tree = read_expression(text, section, self.memory, self.gates)
-            check_values(tree, self.domains)
-            return Located(tree, text, key, line)
-
-    def read_if_given(self, section: Section, table: str, key: str) -> Optional[Located]:
-        return self.read(section, table, key) if key in self.document.data[table] else None
 
 
 def _per(gate: dict) -> Per:
@@ -137,7 +116,7 @@ def _parameter(document: Document, name: str, memory: Memory) -> Parameter:
     gate, domain = document.data["parameters"][name], Domain(document.data["parameters"][name]["domain"])
     default = None
     if "default" in gate:
-        default = _Expressions(document, memory, {}, {}).read(DEFAULT, "parameters", name, "default")
+        default = Expressions(document, memory, {}, {}).read(DEFAULT, "parameters", name, "default")
         with placing(line=default.line, key=default.key, text=default.text):
             check_default(default.tree, domain)
     return Parameter(name, _per(gate), domain, document.line("parameters", name), default)
@@ -203,8 +182,8 @@ def _similarity(document: Document) -> Located:
     gates = document.data.get("inputs", {}) | document.data.get("parameters", {})
     axes = {name: frozenset(_per(gate).axes) for name, gate in gates.items()}
     domains = {name: Domain(gate["domain"]) for name, gate in gates.items()}
-    similarity = _Expressions(document, LinearMemory(), axes, domains).read(SIMILARITY, "memory", "similarity")
-    _check_constant(similarity, document.data.get("inputs", {}), "a similarity is of two of them")
+    similarity = Expressions(document, LinearMemory(), axes, domains).read(SIMILARITY, "memory", "similarity")
+    check_constant(similarity, document.data.get("inputs", {}), "a similarity is of two of them")
     return similarity
 
 
@@ -264,7 +243,7 @@ def _check_decay(document: Document) -> None:
         )
 
 
-def _retention(document: Document, expressions: _Expressions, inputs: tuple[Input, ...]) -> Retention:
+def _retention(document: Document, expressions: Expressions, inputs: tuple[Input, ...]) -> Retention:
     section = RIDGE if document.data["update"]["rule"] == "closed_form" else RETENTION
     return Retention(
         expressions.read(section, "retention", "expr"),
@@ -273,7 +252,7 @@ def _retention(document: Document, expressions: _Expressions, inputs: tuple[Inpu
     )
 
 
-def _link(document: Document, expressions: _Expressions, inputs: tuple[Input, ...]) -> Optional[Link]:
+def _link(document: Document, expressions: Expressions, inputs: tuple[Input, ...]) -> Optional[Link]:
     line = document.line("retention", "link")
     match document.data["retention"].get("link"):
         case None:
@@ -284,7 +263,7 @@ def _link(document: Document, expressions: _Expressions, inputs: tuple[Input, ..
             return Softmax(Slice[axis.upper()], _exact(scale), line)
         case {"kind": "soft_threshold"}:
             threshold = expressions.read(THRESHOLD, "retention", "link", "threshold")
-            _check_constant(threshold, [gate.name for gate in inputs], "a link is the same for all")
+            check_constant(threshold, [gate.name for gate in inputs], "a link is the same for all")
             return SoftThreshold(threshold, line)
         case {"kind": "sigmoid"}:
             return Sigmoid(line)
@@ -297,21 +276,7 @@ def _exact(number: Union[int, float]) -> Fraction:
     return Fraction(str(number))
 
 
-def _check_constant(expression: Located, inputs: Collection[str], why: str) -> None:
-    for node in walk(expression.tree):
-        if isinstance(node, Name) and node.id in inputs:
-            raise SpecError(
-                f'"{node.id}" is an input, which has a value for every token; {why}',
-                line=expression.line,
-                key=expression.key,
-                text=expression.text,
-                span=node.span,
-                expected="numbers and parameters",
-                hint="declare it in [parameters]",
-            )
-
-
-def _update(document: Document, expressions: _Expressions) -> Update:
+def _update(document: Document, expressions: Expressions) -> Update:
     table, line = document.data["update"], document.line("update")
     match table["rule"]:
         case "gradient":
@@ -329,6 +294,7 @@ def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -
         spec.loss.weight,
         spec.retention.decay,
         *vars(spec.features).values(),
+        spec.read,
         spec.update.momentum if isinstance(spec.update, Gradient) else None,
     ]
     if isinstance(spec.memory, KernelMemory):

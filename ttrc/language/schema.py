@@ -87,6 +87,18 @@ def json_schema() -> Schema:
                 required=["expr"],
             ),
             "update": _by("rule", "[update]", UPDATES, "how the state moves"),
+            "read": {
+                **_table(
+                    "[read]",
+                    {
+                        "expr": _expression(
+                            "a token's output: a value vector made of r, what the memory answers to q, of v and gates, "
+                            "and of sums, of q and k too"
+                        )
+                    },
+                ),
+                "description": "how outputs are read",
+            },
         },
         required=["schema", "name", "reference", "memory", "loss", "retention", "update"],
     )

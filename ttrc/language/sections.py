@@ -13,7 +13,7 @@ from ttrc.language.evaluate import evaluate_default
 from ttrc.language.parse import parse
 from ttrc.language.shapes import SCALAR, Axes, Scope, describe, infer
 from ttrc.language.spec import Domain, KernelMemory, LinearMemory, Memory, MLPMemory, VectorMemory
-from ttrc.language.syntax import Expr, Name, names, walk
+from ttrc.language.syntax import Call, Expr, Name, names, walk
 
 _KEY, _VALUE = frozenset({"k"}), frozenset({"v"})
 _HEAD_COUNTS = (1, 8, 64)  # a default is tried on these
@@ -29,6 +29,7 @@ class Section:
     must_use: Optional[str] = None
     otherwise: str = ""
     axes: Axes = SCALAR  # of what it comes to
+    counts: bool = False  # whether it may ask how many channels there are
 
 
 LOSS = Section("loss.expr", ("p", "v", "k"), True, "p", "nothing would be learned: p is the memory's prediction for k")
@@ -42,14 +43,26 @@ SIMILARITY = Section(
     "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
 )
 FEATURES = {
-    "q": Section("features.q", ("q",), True, "q", "queries would not be read", _KEY),
-    "k": Section("features.k", ("k",), True, "k", "keys would not be read", _KEY),
+    "q": Section("features.q", ("q",), True, "q", "queries would not be read", _KEY, counts=True),
+    "k": Section("features.k", ("k",), True, "k", "keys would not be read", _KEY, counts=True),
 }
 THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
+READ = Section(
+    "read.expr",
+    ("r", "v", "q", "k"),
+    True,
+    "r",
+    "nothing would be read: r is what the memory answers to q",
+    _VALUE,
+    counts=True,
+)
 DEFAULT = Section("default", ("head", "heads"), False)
 
-SECTIONS = (LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY, *FEATURES.values(), THRESHOLD, MOMENTUM, DEFAULT)
+SECTIONS = (
+    *(LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY),
+    *(*FEATURES.values(), THRESHOLD, MOMENTUM, READ, DEFAULT),
+)
 
 
 def word_axes(memory: Memory) -> dict[str, Axes]:
@@ -61,7 +74,8 @@ def word_axes(memory: Memory) -> dict[str, Axes]:
             key = value = state = _VALUE
         case KernelMemory():  # S is the value that is fitted at a query
             key, value, state = _KEY, _VALUE, _VALUE
-    return {"p": value, "v": value, "q": key, "k": key, "S": state, "S_prev": state, "head": SCALAR, "heads": SCALAR}
+    matrices, tokens = {"S": state, "S_prev": state}, {"p": value, "r": value, "v": value, "q": key, "k": key}
+    return tokens | matrices | {"head": SCALAR, "heads": SCALAR}
 
 
 def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[str, Axes]) -> Expr:
@@ -73,6 +87,7 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
     if section is RETENTION and isinstance(memory, MLPMemory):
         _check_fits_every_matrix(tree, gates)
     axes = infer(tree, scope)
+    _check_counts(tree, section)
     if section is not DEFAULT:
         check_bounds(tree)
     if axes != section.axes:
@@ -117,6 +132,18 @@ def _check_fits_every_matrix(tree: Expr, gates: Mapping[str, Axes]) -> None:
                 span=node.span,
                 expected='gates with per = "head"',
                 hint="the matrices differ in shape: one number a head fits them all",
+            )
+
+
+def _check_counts(tree: Expr, section: Section) -> None:
+    for node in walk(tree):
+        if isinstance(node, Call) and node.function == "count" and not section.counts:
+            allowed = " and ".join(sorted(other.key for other in SECTIONS if other.counts))
+            raise SpecError(
+                f"count has no meaning in {section.key}",
+                span=node.span,
+                expected="a number, or a parameter",
+                hint=f"count is a function of {allowed}",
             )
 
 

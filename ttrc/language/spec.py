@@ -265,3 +265,4 @@ class Spec:
     update: Update
     source: Source
     features: Features = Features()
+    read: Optional[Located] = None  # the output o, a value vector, of what the memory answers to q: r where absent

@@ -17,6 +17,7 @@ from ttrc.language.state import axis_widths, initial_names, needs_initial_state,
 from ttrc.oracle.expressions import Scope, evaluate
 from ttrc.oracle.kernel import fit
 from ttrc.oracle.memory import Matrices, enter, predict, step
+from ttrc.oracle.read import read_out
 
 __all__ = ["State", "evaluate", "run"]
 
@@ -133,6 +134,6 @@ def _sequence(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> t
         if segment is not None and t % segment == 0:
             memory = enter(spec, scope, memory.S, memory.M)
         memory = step(spec, scope, memory)
-        outputs.append(predict(spec.memory, memory.W, scope["q"], scope)[..., 0, :])
+        outputs.append(read_out(spec, scope, predict(spec.memory, memory.W, scope["q"], scope)))
     o = torch.stack(outputs, dim=1) if outputs else tokens["v"][..., 0, :]
     return o, (*memory.S, *memory.M)

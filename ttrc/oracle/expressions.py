@@ -83,4 +83,5 @@ FUNCTIONS = {
     "dot": lambda x, y: total(x * y),
     "norm2": lambda x: total(x * x),
     "norm": norm,
+    "count": lambda x: x.new_full((1, 1, 1, 1), float(x.shape[-2] * x.shape[-1])),
 }

@@ -9,6 +9,7 @@ from ttrc.errors import CheckFailed
 from ttrc.language.spec import KernelMemory, Spec
 from ttrc.oracle.expressions import Scope, evaluate
 from ttrc.oracle.minimise import argmin
+from ttrc.oracle.read import read_out
 
 IMPORTANCE = "importance"  # of what came before: products of decays, [N, HV, i, 1, 1]
 PAST = "past {}"  # a token's tensors, all tokens up to this one, [N, HV, i, ., .]; no expression can name it
@@ -31,7 +32,7 @@ def fit(spec: Spec, tokens: Scope, constants: Scope) -> Tensor:
             importance = importance * evaluate(spec.retention.decay.tree, scope)[:, :, None]
         importance = torch.cat([importance, importance.new_ones(*importance.shape[:2], 1, 1, 1)], dim=2)
         scope |= {PAST.format(name): x[:, :, : t + 1] for name, x in history.items()} | {IMPORTANCE: importance}
-        outputs.append(_fit_at(spec, scope, constants, torch.zeros_like(scope["v"]))[..., 0, :])
+        outputs.append(read_out(spec, scope, _fit_at(spec, scope, constants, torch.zeros_like(scope["v"]))))
     return torch.stack(outputs, dim=1) if outputs else tokens["v"][..., 0, :]
 
 

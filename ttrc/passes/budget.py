@@ -69,7 +69,12 @@ def budget(
 def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_bytes: int = 4) -> dict[str, float]:
     """Each input read once, each output written once."""
     widths = {"k": d_k, "v": d_v}
-    gates = gate_bytes * sum(math.prod(widths[a] for a in g.per.axes) for g in module.spec.inputs)
+    single = {b.name for f in module.forms.values() for k in f.plan.kernels for b in k.loads if b.single}
+    rows = {g.name for g in module.spec.inputs if g.per.axes} - single  # of the read-out alone: as v is
+    gates = sum(
+        (dtype_bytes if g.name in rows else gate_bytes) * math.prod(widths[a] for a in g.per.axes)
+        for g in module.spec.inputs
+    )
     read, written = dtype_bytes * (2 * d_k + d_v), dtype_bytes * d_v
     return {"forward": read + gates + written, "backward": 2 * (read + gates) + written}
 

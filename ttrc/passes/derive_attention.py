@@ -15,7 +15,9 @@ from ttrc.errors import SpecError
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
 from ttrc.language.document import read_document
 from ttrc.language.spec import Located, Per, Spec
+from ttrc.language.syntax import names
 from ttrc.passes.derive_features import read_features
+from ttrc.passes.derive_readout import read_readout
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import ONE, ZERO, Expr, Scope
 
@@ -53,6 +55,7 @@ def derive_attention(spec: Spec) -> Attention:
         log_ridge=None if ridge == 0 else symbolic.log_of(ridge),
         log_decay=_log_decay(spec, scope),
         features=read_features(spec),
+        readout=read_readout(spec),
     )
     _check_effects(spec, attention)
     return attention
@@ -60,7 +63,8 @@ def derive_attention(spec: Spec) -> Attention:
 
 def _check_effects(spec: Spec, a: Attention) -> None:
     parts = (a.similarity, a.log_weight, a.value, a.log_ridge, a.log_decay)
-    bodies = (part for f in a.features for part in (f.expr, *(s.body for s in f.sums)))
+    written = (*a.features, *(() if a.readout is None else (a.readout,)))
+    bodies = (part for w in written for part in (w.expr, *(s.body for s in w.sums)))
     used = set().union(*(symbolic.names(part) for part in (*parts, *bodies) if part is not None))
     for gate in (*spec.inputs, *spec.parameters):
         if gate.name not in used:
@@ -75,11 +79,15 @@ def _check_effects(spec: Spec, a: Attention) -> None:
 
 
 def _check_per_head(spec: Spec) -> None:
+    parts = [spec.memory.similarity, spec.loss.expr, spec.loss.weight, spec.retention.expr, spec.retention.decay]
+    parts += vars(spec.features).values()
+    used = frozenset().union(*(names(part.tree) for part in parts if part is not None))
     for gate in (*spec.inputs, *spec.parameters):
-        if gate.per is not Per.HEAD:
+        if gate.per is not Per.HEAD and gate.name in used:
             table = "inputs" if gate in spec.inputs else "parameters"
             raise SpecError(
-                f'"{gate.name}" has a number for each channel; a kernel memory takes one a head so far',
+                f'"{gate.name}" has a number for each channel; a kernel memory takes one a head so far, '
+                "but in read.expr",
                 path=spec.source.path,
                 line=gate.line,
                 key=f"{table}.{gate.name}",

@@ -18,6 +18,7 @@ from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_moves import Factor, Terms, derive_moves, of
+from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.symbolic import ONE, ZERO, Expr, names
 
 
@@ -149,7 +150,9 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         )
         expr, used = expr + sym(scale) * sym(own) * sym(u), (*used, own, u)
     carried_out = make("carried_out", expr, *used, origin="read-out")
-    o = build.contract("o", attention, u_s, "s", "read-out", add=carried_out)
+    name = answer_name(recurrence.readout)
+    answer = build.contract(name, attention, u_s, "s", "read-out", add=carried_out)
+    o = derive_readout(build, tiles, recurrence.readout, answer)
 
     carries = []
     for own, terms, factor in moves.following:
@@ -161,4 +164,4 @@ def derive_chunk(recurrence: Recurrence) -> Program:
         kept = make("kept", expr, *used, origin="retention")
         after = build.contract(f"{own.name}_next", keys, written, "t", "update", add=kept)
         carries.append(Carry(own.name, own, after, reverse=False))
-    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))
+    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)

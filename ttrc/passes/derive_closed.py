@@ -21,6 +21,7 @@ from ttrc.passes.derive_chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_moves import Factor, derive_moves, of
+from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.passes.derive_token import token_inputs
 from ttrc.symbolic import ONE, Expr, Scope, names
 
@@ -71,7 +72,7 @@ class _Step:
     """What the programs of a chunk and of a token have in common; `wide` are the axes of the token, if any."""
 
     def __init__(self, recurrence: Recurrence, inputs: tuple[Tile, ...], wide: tuple[str, ...]):
-        self.build = Builder(inputs)
+        self.build, self.readout = Builder(inputs), recurrence.readout
         self.H, self.G = self.build.tile("H", KEYS), self.build.tile("G", VALUES)
         self.tiles = tiles = {t.name: t for t in inputs}
         tiles |= derive_features(self.build, tiles, recurrence.features)
@@ -93,9 +94,10 @@ class _Step:
             return Factor(expr)
         return of(self.make(name, expr, origin=origin))
 
-    def end(self, inputs: tuple[Tile, ...], o: Tile, H: Tile, G: Tile) -> Program:
+    def end(self, inputs: tuple[Tile, ...], answer: Tile, H: Tile, G: Tile) -> Program:
+        o = derive_readout(self.build, self.tiles, self.readout, answer)
         carries = Carry("H", self.H, H, reverse=False), Carry("G", self.G, G, reverse=False)
-        return Program(inputs, tuple(self.build.statements), carries, (("o", o),))
+        return Program(inputs, tuple(self.build.statements), carries, (("o", o),), answer=answer)
 
 
 def closed_chunk(recurrence: Recurrence) -> Program:
@@ -132,7 +134,7 @@ def closed_chunk(recurrence: Recurrence) -> Program:
     attention = masked("attention", pairs, Factor(sym(scale), (scale,)), "read-out")
     inherited = build.contract("inherited", x, step.G, "k", "read-out")
     start = make("carried_out", sym(scale) * until.expr * sym(inherited), inherited, *until.tiles, origin="read-out")
-    o = build.contract("o", attention, b_s, "s", "read-out", add=start)
+    answer = build.contract(answer_name(recurrence.readout), attention, b_s, "s", "read-out", add=start)
 
     following = []
     for state, written in (step.H, step.across(k)), (step.G, step.b):
@@ -141,7 +143,7 @@ def closed_chunk(recurrence: Recurrence) -> Program:
         written = make("written", expr, written, *after.tiles, *by.tiles, origin="decay")
         kept = make("kept", total.expr * sym(state), state, *total.tiles, origin="decay")
         following.append(build.contract(f"{state.name}_next", k, written, "t", "update", add=kept))
-    return step.end(inputs, o, *following)
+    return step.end(inputs, answer, *following)
 
 
 def closed_token(recurrence: Recurrence) -> Program:
@@ -166,5 +168,5 @@ def closed_token(recurrence: Recurrence) -> Program:
     x = build.conjugate("x", q, step.ridge, applied, "update")
     read = make("read", sym(x) * sym(G), x, G, origin="read-out")
     total = build.reduce("total", read, ("v",), "read-out")
-    o = make("o", sym(scale) * sym(total), total, origin="read-out")
-    return step.end(inputs, o, H, G)
+    answer = make(answer_name(recurrence.readout), sym(scale) * sym(total), total, origin="read-out")
+    return step.end(inputs, answer, H, G)

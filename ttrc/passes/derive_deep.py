@@ -17,6 +17,7 @@ from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_moves import Terms, derive_moves
 from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters, layer_axes
+from ttrc.passes.derive_readout import derive_readout
 from ttrc.symbolic import ONE, ZERO, Expr, choose
 
 
@@ -42,7 +43,7 @@ def deep_chunk(recurrence: Recurrence) -> Program:
     carries = [_moved(build, layer, own, *following) for layer, move in zip(layers, moves)
                for own, *following in move.following]  # fmt: skip
     carries.sort(key=lambda c: (*states, *steps).index(c.state))
-    return _program(recurrence, build, inputs, carries, passed.result)
+    return _program(recurrence, build, inputs, tiles, carries, passed.result)
 
 
 def _linking(recurrence: Recurrence) -> list[str]:
@@ -164,7 +165,7 @@ def deep_token(recurrence: Recurrence) -> Program:
         lambda i, x: _product(build, f"layer{i + 1}_read", x, read[i], "read-out"),
         "read-out",
     )
-    return _program(recurrence, build, inputs, carries, passed.result, private)
+    return _program(recurrence, build, inputs, tiles, carries, passed.result, private)
 
 
 def _inputs(recurrence: Recurrence, token: tuple[str, ...]) -> tuple[Tile, ...]:
@@ -193,9 +194,11 @@ def _start(recurrence: Recurrence, inputs: tuple[Tile, ...]) -> tuple[Builder, d
     return build, tiles, weights, steps if recurrence.momentum is not None else []
 
 
-def _program(recurrence: Recurrence, build: Builder, inputs, carries, o: Tile, private=()) -> Program:
+def _program(recurrence: Recurrence, build: Builder, inputs, tiles, carries, answer: Tile, private=()) -> Program:
+    o = derive_readout(build, tiles, recurrence.readout, answer)
     fixed = (Carry(tile.name, tile, tile, reverse=False) for tile in fixed_parameters(recurrence.network))
-    return Program(inputs, tuple(build.statements), (*carries, *fixed, *private), (("o", o),))
+    every = (*carries, *fixed, *private)
+    return Program(inputs, tuple(build.statements), every, (("o", o),), answer=answer)
 
 
 def _scaled(build: Builder, tiles: dict[str, Tile]) -> Tile:

@@ -53,7 +53,7 @@ def derive_features(build: Builder, tiles: dict[str, Tile], features: tuple[Feat
     for feature in features:
         known, x, origin = dict(tiles), tiles[feature.word], ORIGIN.format(feature.word)
         for reduction in feature.sums:
-            summands = build.elementwise("summands", reduction.body, known, origin)
+            summands = build.elementwise("summands", reduction.body, known, origin, reduction.axes)
             if not symbolic.is_zero_at(reduction.body, (feature.word,)):
                 summands = build.mask("summands_inside", summands, INSIDE["k"], 0.0, origin)
             total = build.reduce(f"sum_{feature.word}", summands, set(summands.axes) - {"k"}, origin)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
+from ttrc.ir.recurrence import Readout
 from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_features import derive_features
+from ttrc.passes.derive_readout import ORIGIN as READ
+from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.symbolic import ZERO, Expr, at_least
 
 INFINITY = float("inf")
@@ -22,7 +25,7 @@ def derive_pairs(attention: Attention) -> Program:
         Tile("q", ("t", "k")),
         Tile("k", ("s", "k")),
         Tile("v", ("s", "v")),
-        *(Tile(g.name, ("t",)) for g in attention.gates),
+        *(Tile(g.name, ("t", *g.per.axes)) for g in attention.gates),
         Tile(SCALE, ()),
     )
     build = Builder(inputs)
@@ -54,8 +57,17 @@ def derive_pairs(attention: Attention) -> Program:
     normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
     # Past the end of a sequence there are no queries: nothing weighs anything.
     normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
-    o = build.emit("o", ("t", "v"), Attend(logits, normaliser, values, rest), "update")
-    return Program(inputs, tuple(build.statements), (), (("o", o),))
+    name = answer_name(attention.readout)
+    answer = build.emit(name, ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+    asked = {} if attention.readout is None else _asked(build, tiles, attention.readout)
+    o = derive_readout(build, tiles | asked, attention.readout, answer)
+    return Program(inputs, tuple(build.statements), (), (("o", o),), answer=answer)
+
+
+def _asked(build: Builder, tiles: dict[str, Tile], readout: Readout) -> dict[str, Tile]:
+    """The key and the value of the token that asks, those that its read-out uses."""
+    used = symbolic.names(readout.expr).union(*(symbolic.names(s.body) for s in readout.sums))
+    return {name: build.relabel(tiles[name], READ) for name in ("k", "v") if name in used}
 
 
 def _similarity(build: Builder, tiles: dict[str, Tile], attention: Attention) -> Tile:

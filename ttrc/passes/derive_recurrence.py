@@ -23,6 +23,7 @@ from ttrc.language.syntax import Name, walk
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
 from ttrc.passes.derive_features import read_features
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
+from ttrc.passes.derive_readout import read_readout
 from ttrc.passes.read_link import read_link
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Expr, Scope
@@ -92,6 +93,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         write=write,
         network=network,
         features=read_features(spec),
+        readout=read_readout(spec),
     )
 
 
@@ -119,6 +121,7 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         error=error,
         ridge=ridge,
         features=read_features(spec),
+        readout=read_readout(spec),
     )
 
 

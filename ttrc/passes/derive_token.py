@@ -9,6 +9,7 @@ from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link
+from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.symbolic import ONE, Expr, choose
 
 INNER = 0.5  # inside of every domain that a state may have
@@ -109,8 +110,9 @@ def derive_token(recurrence: Recurrence) -> Program:
         carries.append(Carry("W", carried, read, reverse=False, private=True))
     read = make("read", sym(q) * sym(read), q, read, origin="read-out")
     total = build.reduce("total", read, ("v",), "read-out")
-    o = make("o", sym(scale) * sym(total), total, origin="read-out")
-    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),))
+    answer = make(answer_name(recurrence.readout), sym(scale) * sym(total), total, origin="read-out")
+    o = derive_readout(build, tiles, recurrence.readout, answer)
+    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)
 
 
 def _mirrored(build: Builder, tiles: dict[str, Tile], recurrence: Recurrence, state: Tile, own: Tile | None) -> Tile:

@@ -64,14 +64,16 @@ def differentiate_tile(forward: Program) -> Program:
 
     tape.origin = "gradient"
     outputs = [(f"d_{t.name}", tape.total(t)) for t in forward.inputs if t.name not in GIVEN]
+    # What is added to an output has the output's cotangent, and a kernel stores what it has made.
+    copies = {t: Elementwise(sym(t), (t,)) for _, t in outputs if t in cotangents}
+    outputs = [(n, build.emit(n, t.axes, copies[t], tape.origin) if t in copies else t) for n, t in outputs]
     reverse = tuple(
         Carry(f"d_{c.label}", cotangent, tape.total(c.state), reverse=True, private=c.private)
         for c, cotangent in zip(forward.carries, leaving)
     )
     kept = tuple((name, tile) for name, tile in outputs if tile is not None)
-    return Program(
-        (*forward.inputs, *cotangents), tuple(build.statements), (*forward.carries, *reverse), kept, tape.known
-    )
+    inputs, carries = (*forward.inputs, *cotangents), (*forward.carries, *reverse)
+    return Program(inputs, tuple(build.statements), carries, kept, tape.known, forward.answer)
 
 
 def pull_back(

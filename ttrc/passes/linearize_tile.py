@@ -19,7 +19,7 @@ def linearize_tile(program: Program, carry: Carry) -> Optional[Program]:
     """The program that carries a tangent of `carry` through a chunk, in the state's own tile; None if not affine."""
     build = Builder((*program.inputs, *(c.state for c in program.carries)), program.statements)
     tangents: dict[Tile, Tile] = {carry.state: carry.state}
-    for statement in program.statements:
+    for statement in slice_program(program.statements, [carry.next], frozenset({carry.state})):
         moved = [t for t in operands(statement.op) if t in tangents]
         if moved and not _push(build, tangents, statement.target, statement.op, moved, statement.origin):
             return None

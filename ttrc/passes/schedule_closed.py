@@ -14,15 +14,9 @@ from ttrc.ir.plan import Buffer, Launch, Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Conjugate, Program
 from ttrc.passes.cut_passes import keep_all
-from ttrc.passes.schedule_kernels import (
-    BACK,
-    THROUGH,
-    as_output,
-    gradient_buffers,
-    input_buffers,
-    planned,
-    state_buffers,
-)
+from ttrc.passes.plan_kernel import planned
+from ttrc.passes.schedule_kernels import BACK, THROUGH, gradient_buffers, input_buffers, state_buffers
+from ttrc.passes.schedule_readout import schedule_readout
 
 
 def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -31,13 +25,14 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
     # What a solve takes of the past is as exact as its result is to be.
     kept = tuple(replace(b, single=True) for b in state_buffers("states", carried))
     kept_back = state_buffers("d_states", cotangents)
-    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
-    ((x, query),) = ((s.target, s.op.rhs) for s in forward.statements if isinstance(s.op, Conjugate))
+    (x,) = (s.target for s in forward.statements if isinstance(s.op, Conjugate))
     solved = Buffer(x.name, x, Space.SOLVED)
     gradients = gradient_buffers(recurrence, backward)
-    # What the backward pass solves for is the cotangent of the query, or of what a feature map makes of it.
+    readout = schedule_readout(forward, backward, inputs, gradients)
+    outputs, gradients = readout.outputs, tuple(b for b in gradients if b not in readout.gradients)
+    # What the backward pass solves for is the cotangent of the query, or goes on to it: by a feature map, by a sum.
     (d_q,) = (b for b in gradients if b.name == "d_q")
-    y = dict(backward.cotangents)[query]
+    (y,) = (s.target for s in backward.statements if isinstance(s.op, Conjugate) and s.target != x)
     of_query = d_q if y == d_q.tile else Buffer(y.name, y, Space.TOKEN)
     rest = tuple(b for b in gradients if b != d_q)
 
@@ -49,17 +44,17 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
         Skeleton.PARALLEL,
         backward,
         tuple(dict.fromkeys((of_query, d_q))),
-        (*inputs, *kept, solved),
+        (*inputs, *kept, solved, *readout.back),
     )
-    seen = (*inputs, solved, of_query)
+    seen = (*inputs, solved, of_query, *readout.back)
     back = planned(reverse, Skeleton.SCAN, backward, kept_back, seen, cotangents)
-    read = (*seen, *kept, *kept_back)
+    read = (*seen, *kept, *kept_back, *readout.kept)
     grads = planned(f"chunk_gradients{CLOSED}", Skeleton.PARALLEL, backward, rest, read)
-    scratch = kept_back if of_query == d_q else (*kept_back, of_query)
+    scratch = (*readout.back, *kept_back, *(() if of_query == d_q else (of_query,)))
     only = Schedule(
         "closed",
-        (Launch(ahead, *THROUGH), Launch(output)),
-        (Launch(solve), Launch(back, *BACK), Launch(grads)),
+        (Launch(ahead, *THROUGH), Launch(output), *readout.behind),
+        (*readout.ahead, Launch(solve), Launch(back, *BACK), Launch(grads)),
     )
-    kernels = (ahead, output, solve, back, grads)
-    return Plan("chunk", kernels, (only,), keep_all((*kept, solved)), scratch, CHUNK, CHUNK)
+    kernels = (ahead, output, solve, back, grads, *readout.kernels)
+    return Plan("chunk", kernels, (only,), keep_all((*kept, solved, *readout.kept)), scratch, CHUNK, CHUNK)

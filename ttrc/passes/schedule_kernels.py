@@ -22,8 +22,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, SOLVED, WHOLE, WIDE, plain_name
-from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
+from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, SOLVED
+from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
     GIVEN,
@@ -36,26 +36,19 @@ from ttrc.ir.tile import (
     Program,
     Reduce,
     Relabel,
-    Statement,
     Substitute,
     Tile,
     operands,
-    sums_values,
 )
 from ttrc.language.spec import Parameter
 from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
-from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
-from ttrc.passes.order_statements import order_statements
-from ttrc.passes.pull_factors import pull_factors
+from ttrc.passes.plan_kernel import KEY_HEADS, as_output, planned
 from ttrc.passes.scan_panels import scan_panels
-from ttrc.passes.simplify_tile import simplify_tile
+from ttrc.passes.schedule_readout import schedule_readout
 from ttrc.passes.slice_program import names_of, slice_program
-from ttrc.passes.split_panels import split_panels
-from ttrc.passes.take_values import takes_all_values
 from ttrc.passes.walk_keys import walk_keys
 
-KEY_HEADS = ("q", "k", "d_q", "d_k")
 THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
 BACK = ("d_final_state", "d_initial")
 JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
@@ -68,10 +61,12 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
     decayed = any(isinstance(s.op, Decayed) for s in forward.statements)
     solves = SOLVED if any(isinstance(s.op, (Inverse, Substitute)) for s in forward.statements) else ""
-    gradients = gradient_buffers(recurrence, backward)
-    pairs = _known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
     solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
-    known, weights = (*inputs, *pairs), weights_of(forward)
+    gradients = gradient_buffers(recurrence, backward)
+    readout = schedule_readout(forward, backward, inputs, gradients)
+    outputs, gradients = readout.outputs, tuple(b for b in gradients if b not in readout.gradients)
+    pairs = _known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
+    known, weights = (*inputs, *pairs, *readout.back), weights_of(forward)
     seen = _seen_states(forward, backward, (*known, *solved), weights)
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
     # in front of a scan are those of its steps.
@@ -79,7 +74,6 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     if recurrence.segment:
         chunk = step = recurrence.segment
     states, d_states = state_buffers("states", carried), state_buffers("d_states", cotangents)
-    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
 
     masks = MASKS if _edge_of_moves(forward) else ""
     kind = NONLINEAR if solved else ""
@@ -98,13 +92,14 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
     whole: tuple[Buffer, ...] = ()
     if decayed:
-        inside = [b.tile for b in (*known, *kept, *kept_back)]
+        inside = [b.tile for b in (*known, *kept, *readout.kept, *kept_back)]
         seen_too, fed_too, whole = _sums_of_scans(forward, backward, gradients, inside)
         kept, kept_back = (*kept, *seen_too), (*kept_back, *fed_too)
+    saved = (*kept, *readout.kept)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back, *whole)
     output = planned(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     # Rows of decayed keys are made again where their exponents are wanted anyway.
-    read = (*(b for b in known if b not in pairs or "k" not in b.tile.axes), *kept, *kept_back)
+    read = (*(b for b in known if b not in pairs or "k" not in b.tile.axes), *saved, *kept_back)
     apart = _moves_apart(forward, backward)
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
@@ -118,11 +113,12 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         grads = [planned(name, Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
         grads.append(planned("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
-    kernels = [*prepare, ahead, back, *grads, output]
+    kernels = [*prepare, ahead, back, *grads, output, *readout.kernels]
 
     first, last = tuple(Launch(k) for k in prepare), tuple(Launch(k) for k in grads)
-    fused = Schedule("fused", (*first, Launch(ahead, *THROUGH)), (Launch(back, *BACK), *last))
-    split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output)), fused.backward)
+    behind, front = readout.behind, readout.ahead
+    fused = Schedule("fused", (*first, Launch(ahead, *THROUGH), *behind), (*front, Launch(back, *BACK), *last))
+    split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output), *behind), fused.backward)
     schedules = [fused, split]
 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
@@ -136,8 +132,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         schedules.append(
             Schedule(
                 "segments",
-                (*first, *transition, *_by_segment(scan(), JOIN, ahead, THROUGH)),
-                (*transition, *_by_segment(scan_back(), JOIN_REVERSE, back, BACK), *last),
+                (*first, *transition, *_by_segment(scan(), JOIN, ahead, THROUGH), *behind),
+                (*front, *transition, *_by_segment(scan_back(), JOIN_REVERSE, back, BACK), *last),
             )
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
@@ -146,8 +142,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         "chunk",
         tuple(kernels),
         tuple(schedules),
-        cut_passes(tuple(b for b in pairs if b in taken), kept, states, first, scan(*kept)),
-        (*kept_back, *apart, *waiting),
+        cut_passes(tuple(b for b in pairs if b in taken), saved, states, first, scan(*saved)),
+        (*readout.back, *kept_back, *apart, *waiting),
         chunk,
         step,
         recurrence.segment,
@@ -334,57 +330,18 @@ def input_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...
     def space(name: str) -> Space:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
-    wide = _wide_gates(recurrence)
+    wide = _wide_gates(recurrence, program)
     return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
 
 
 def gradient_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    wide = {f"d_{name}" for name in _wide_gates(recurrence)}
+    wide = {f"d_{name}" for name in _wide_gates(recurrence, program)}
     return tuple(replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs)
 
 
-def _wide_gates(recurrence: Recurrence) -> set[str]:
-    """Gates with channels: as gates are, they and their gradients are no less than float32."""
-    return {g.name for g in recurrence.gates if g.per.axes}
-
-
-def as_output(name: str, tile: Tile) -> Buffer:
-    return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
-
-
-def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
-    """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are."""
-    carried = {c.state for c in carries}
-    at_hand = frozenset({b.tile for b in memory} | carried)
-    targets = [b.tile for b in stores] + [c.next for c in carries]
-    sliced = slice_program(program.statements, targets, at_hand)
-    body = simplify_tile(sliced, tuple(targets))
-    if skeleton is Skeleton.PARALLEL:
-        results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
-        pulled = simplify_tile(pull_factors(sliced, results), results)
-
-        def cut(body: tuple[Statement, ...], narrow: Narrow, wide: bool) -> tuple[Segment, ...]:
-            return tuple(
-                _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
-                for p in split_panels(body, results, narrow, wide)
-            )
-
-        # A long chunk's C x C tiles leave no room for a sum beside them. Chunks of wide heads are short.
-        narrow = narrow_factors(body, results) if long else AS_MADE
-        sums_keys = any(sums_values(s) and s.target.axes == ("t", "k") for s in body)
-        wide = Kernel(name, skeleton, False, cut(pulled, AS_MADE, True), ()) if sums_keys and name in WIDE else None
-        segments = cut(body if long else pulled, narrow, False)
-        return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
-    name = plain_name(name) + WHOLE if takes_all_values(body, skeleton, carries) else name
-    # Sums over a chunk's tokens come first: what they are of need not wait for them then.
-    sums = [s.target for s in body if isinstance(s.op, Reduce) and (*s.op.arg.axes, *s.target.axes) == ("t", "k", "k")]
-    body = order_statements(body, (*sums, *targets))
-    segments = (_segment(False, body, (), memory, stores, targets),)
-    return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
-
-
-def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:
-    used = {t for s in statements for t in operands(s.op)} | set(targets)
-    made = {s.target for s in statements}
-    loads = tuple(b for b in memory if b.tile in used - made)
-    return Segment(panelled, loads, tuple(statements), tuple(sums), tuple(stores))
+def _wide_gates(recurrence: Recurrence, program: Program) -> set[str]:
+    """Gates of the memory with channels: as gates are, they and their gradients are no less than float32. One of the
+    read-out alone is a row of a token, as v is."""
+    goals = [program.answer, *(c.next for c in program.carries if not c.reverse)]
+    used = {t.name for s in slice_program(program.statements, goals) for t in operands(s.op)}
+    return {g.name for g in recurrence.gates if g.per.axes and g.name in used}

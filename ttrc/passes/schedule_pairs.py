@@ -53,28 +53,33 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
     ahead = (_walk("running_sums", forward, sums, inputs),) if sums else ()
 
     outputs = tuple(Buffer(name, tile, Space.TOKEN) for name, tile in forward.outputs)
+    answer, given = forward.answer, dict(backward.cotangents)[forward.answer]
+    # Rows of weights are differentiated at what they mean, which only all pairs could make again.
+    answers = tuple(b for b in outputs if b.tile == answer) or (Buffer(answer.name, answer, Space.TOKEN),)
     normalisers = tuple(
         Buffer(s.target.name, s.target, Space.TOKEN, single=True)
         for s in forward.statements
         if isinstance(s.op, Normaliser)
     )
     kind = DECAYS if sums else ""
-    attend = _stream(f"attend{kind}", "t", forward, (*outputs, *normalisers), known)
+    stores = tuple(dict.fromkeys((*outputs, *answers, *normalisers)))
+    attend = _stream(f"attend{kind}", "t", forward, stores, known)
 
-    kept = (*known, *outputs, *normalisers)
-    needs = _needs(backward, frozenset(b.tile for b in kept))
+    kept = (*known, *answers, *normalisers)
+    at_hand = frozenset(b.tile for b in kept)
+    needs = _needs(backward, at_hand)
     gradients = tuple(
         Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN) for name, tile in backward.outputs
     )
-    later = tuple(b for b in gradients if needs[b.tile] - {"t"} and needs[b.tile] - {"s"})
     made = {s.target: s for s in backward.statements}
+    later = tuple(b for b in gradients if _is_of_both(b.tile, made, needs))
     met = tuple(_scratch(t) for t in _met(made, needs, _of_gates(backward), tuple(b.tile for b in later)))
     sooner = [_own(b, made) for b in (*gradients, *met) if b not in later]
     by_keys = tuple(b for b in sooner if b.tile.axes[0] == "s")
     by_queries = tuple(b for b in sooner if b.tile.axes[0] == "t")
-    rows = tuple(_scratch(t) for t in _rows(backward, by_keys, kept))
+    rows = tuple(_scratch(t) for t in _rows(backward, by_keys, kept, given))
     queries = _stream(f"attend_queries{kind}", "t", backward, (*by_queries, *rows), kept)
-    keys = _stream(f"attend_keys{kind}", "s", backward, by_keys, (*kept, *rows))
+    keys = _stream(f"attend_keys{kind}", "s", backward, by_keys, (*kept, *_both_roles(rows, backward)))
     behind = ()
     if later:
         behind = (_walk("running_sums_reverse", backward, later, _both_roles((*inputs, *met), backward)),)
@@ -84,7 +89,7 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
         tuple(Launch(k) for k in (*ahead, attend)),
         tuple(Launch(k) for k in (queries, keys, *behind)),
     )
-    saved = tuple(dict.fromkeys(b for b in (*sums, *outputs, *normalisers) if b in (*queries.loads, *keys.loads)))
+    saved = tuple(dict.fromkeys(b for b in (*sums, *answers, *normalisers) if b in (*queries.loads, *keys.loads)))
     return Plan("chunk", kernels, (only,), keep_all(saved), (*met, *rows), CHUNK, CHUNK)
 
 
@@ -102,7 +107,8 @@ def _sum(tile: Tile) -> Buffer:
 
 
 def _scratch(tile: Tile) -> Buffer:
-    return Buffer(tile.name, tile, Space.TOKEN, single=True)
+    """Numbers are float32, rows of channels what the inputs are."""
+    return Buffer(tile.name, tile, Space.TOKEN, single=len(tile.axes) < 2)
 
 
 def _both_roles(buffers: tuple[Buffer, ...], program: Program) -> tuple[Buffer, ...]:
@@ -134,13 +140,20 @@ def _sums_over(statement: Statement, axis: str) -> bool:
     )
 
 
+def _is_of_both(tile: Tile, made: dict[Tile, Statement], needs: dict[Tile, set[str]]) -> bool:
+    """Whether a gradient takes what both kinds of programs make: numbers of one role that go to the other's."""
+    if needs[tile] - {"t"} and needs[tile] - {"s"}:
+        return True
+    return tile.axes[0] in needs[tile] and not isinstance(made[tile].op, Relabel)
+
+
 def _met(made: dict[Tile, Statement], needs, at_hand: frozenset[Tile], tiles: tuple[Tile, ...]) -> tuple[Tile, ...]:
     """Behind which pairs are not needed any more: numbers of one role, as they are on the way to `tiles`."""
     found: dict[Tile, None] = {}
     for tile in tiles:
         if tile in at_hand:
             continue
-        if needs[tile] in (set(), {"s"}, {"t"}) and not isinstance(made[tile].op, Relabel):
+        if needs[tile] <= {STREAMS[tile.axes[0]]} and not isinstance(made[tile].op, Relabel):
             found[tile] = None
         else:
             found |= dict.fromkeys(_met(made, needs, at_hand, operands(made[tile].op)))
@@ -162,10 +175,16 @@ def _own(buffer: Buffer, made: dict[Tile, Statement]) -> Buffer:
     return replace(buffer, tile=op.arg) if isinstance(op, Relabel) else buffer
 
 
-def _rows(program: Program, stores: tuple[Buffer, ...], memory: tuple[Buffer, ...]) -> tuple[Tile, ...]:
-    """Sums over channels of a query: the program that owns it hands them on, its channels need not be loaded again."""
-    body = slice_program(program.statements, [b.tile for b in stores], frozenset(b.tile for b in memory))
-    return tuple(s.target for s in body if isinstance(s.op, Reduce) and "s" not in s.op.arg.axes)
+def _rows(program: Program, stores: tuple[Buffer, ...], memory: tuple[Buffer, ...], given: Tile) -> tuple[Tile, ...]:
+    """What the program that owns a query hands on to those of keys: the cotangent of what it was answered, what it adds
+    to that of its own key and value, and sums over its channels, which need not be loaded again."""
+    known = frozenset(b.tile for b in memory)
+    body = slice_program(program.statements, [b.tile for b in stores], known)
+    turned = [s.op.arg for s in body if isinstance(s.op, Relabel) and s.op.arg.axes[0] == "t"]
+    channels = [t for t in dict.fromkeys((given, *turned)) if any(s.target == t for s in body)]
+    body = slice_program(body, [b.tile for b in stores], frozenset(channels))
+    sums = [s.target for s in body if isinstance(s.op, Reduce) and "s" not in s.op.arg.axes]
+    return (*channels, *sums)
 
 
 def _stream(name: str, own: str, program: Program, stores: tuple[Buffer, ...], memory: tuple[Buffer, ...]) -> Kernel:
@@ -193,10 +212,12 @@ def _stream(name: str, own: str, program: Program, stores: tuple[Buffer, ...], m
     used = {t for s in body for t in operands(s.op)} | set(results)
     loads = [b for b in memory if b.tile in used - made]
     streamed = tuple(b for b in loads if other in b.tile.axes)
+    sooner = {t for s in (*before, *within) for t in operands(s.op)}
+    last = tuple(b for b in loads if b not in streamed and b.tile not in sooner)
     segments = (
-        Segment(False, tuple(b for b in loads if b not in streamed), tuple(before), (), ()),
+        Segment(False, tuple(b for b in loads if b not in (*streamed, *last)), tuple(before), (), ()),
         Segment(True, streamed, tuple(within), tuple(sums), ()),
-        Segment(False, (), slice_program(behind, results), (), stores),
+        Segment(False, last, slice_program(behind, results), (), stores),
     )
     return Kernel(name, Skeleton.STREAM, own == "s", segments, (), axis=other)
 

@@ -70,10 +70,15 @@ class Scope:
     def reduce(self, body: Expr) -> Expr:
         """The scalar sum of body over its axes; the same body gives the same symbol."""
         axes = self.axes_of(body)
-        if not axes:
-            return body
+        return self._summed(body, axes) if axes else body
+
+    def count(self, of: Expr) -> Expr:
+        """How many entries it has: the sum of as many ones."""
+        return self._summed(ONE, self.axes_of(of))
+
+    def _summed(self, body: Expr, axes: tuple[str, ...]) -> Expr:
         for known in self.reductions:
-            if known.body == body:
+            if (known.body, known.axes) == (body, axes):
                 return known.symbol
         nonnegative = body.is_nonnegative
         name = f"sum_{len(self.reductions)}"

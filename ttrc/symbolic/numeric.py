@@ -14,7 +14,7 @@ def value(expr: Expr, numbers: Mapping[str, float]) -> float:
     """expr where its symbols, by name, are `numbers`; nan where it has no finite value."""
     try:
         found = _value(expr, numbers)
-    except (ValueError, OverflowError, ZeroDivisionError):
+    except (ValueError, OverflowError, ZeroDivisionError, TypeError):  # of infinity, which is complex, the last
         return math.nan
     return found if isinstance(found, float) and math.isfinite(found) else math.nan
 

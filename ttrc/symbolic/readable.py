@@ -17,7 +17,8 @@ class total(sympy.Function):
 def spelled_out(expr: Expr, reductions: tuple[Reduction, ...]) -> Expr:
     """expr for readers: the symbols of reductions replaced by the sums that they stand for."""
     for reduction in reversed(reductions):
-        expr = expr.xreplace({reduction.symbol: total(reduction.body)})
+        channels = sympy.Symbol(f"d_{reduction.axes[0]}")  # as many ones
+        expr = expr.xreplace({reduction.symbol: total(reduction.body) if reduction.body.free_symbols else channels})
     return expr
 
 

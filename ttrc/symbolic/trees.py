@@ -88,6 +88,8 @@ def _call(function: str, args: tuple[Expr, ...], scope: Scope) -> Expr:
             return scope.reduce(x)
         case "dot", (x, y):
             return scope.reduce(x * y)
+        case "count", (x,):
+            return scope.count(x)
         case "norm2", (x,):
             return scope.reduce(x**2)
         case "norm", (x,):

@@ -106,6 +106,8 @@ def choices(spec: Spec) -> tuple[Choice, ...]:
     if spec.retention.link is not None:
         rows.append(Choice("link", _link(spec.retention.link, spec.memory), spec.retention.link.line))
     rows += [Choice("update", _rule(spec), spec.update.line)]
+    if spec.read is not None:
+        rows.append(_expression("read", spec.read))
     for gate in spec.inputs:
         each = f"a number a token{_CHANNELS[gate.per]} and head"
         rows.append(Choice(f"input {gate.name}", f"{gate.domain.value}, {each}", gate.line))

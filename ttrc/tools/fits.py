@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.ir.attention import SIZES, Attention
+from ttrc.ir.recurrence import answered
 from ttrc.language.spec import Parameter
 from ttrc.symbolic import ZERO
 from ttrc.tools.notation import Line, line
@@ -71,5 +72,9 @@ def derivation(a: Attention) -> tuple[tuple[str, tuple[Line, ...], str], ...]:
     return (
         ("Loss", (line("dL/dp = {}", a.gradient),), "weight included; p = S is the value fitted at a query"),
         ("Weights", (line(weight, *used), *sizes), "of each pair, i <= t; gates are those of token i"),
-        ("Fit", (line(mean, a.value), *ridge, line("o_t = S_t")), "where the slope of the sum over all pairs is 0"),
+        (
+            "Fit",
+            (line(mean, a.value), *ridge, line(f"{answered(a.readout)}_t = S_t")),
+            "where the slope of the sum over all pairs is 0",
+        ),
     )

@@ -8,7 +8,7 @@ from ttrc import symbolic
 from ttrc.backends.derivation import weighed
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
+from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Readout, Recurrence, answered
 from ttrc.language.spec import Proximal, Spec
 from ttrc.language.state import formula
 from ttrc.symbolic import Expr, symbol
@@ -27,9 +27,9 @@ def steps(module: Module) -> tuple[Step, ...]:
     """From the four choices to the recurrence."""
     r = module.recurrence
     if isinstance(r, Attention):
-        return tuple(Step(*told) for told in fits.derivation(r))
+        return (*(Step(*told) for told in fits.derivation(r)), *_readout(r.readout))
     if r.ridge is not None:
-        return _closed(r)
+        return (*_closed(r), *_readout(r.readout))
     return (
         Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
         *(() if r.network is None else (_layers(r),)),
@@ -37,6 +37,16 @@ def steps(module: Module) -> tuple[Step, ...]:
         *(() if r.link is None else (_weights(r),)),
         _stationarity(module.spec, r),
         _recurrence(r),
+        *_readout(r.readout),
+    )
+
+
+def _readout(readout: Readout | None) -> tuple[Step, ...]:
+    if readout is None:
+        return ()
+    shown = symbolic.spelled_out(readout.expr, readout.sums)
+    return (
+        Step("Read-out", (line("o = {}", shown),), "r is what the memory answers; q has the scale in it, as r has"),
     )
 
 
@@ -49,7 +59,7 @@ def _closed(r: Recurrence) -> tuple[Step, ...]:
         line(f"H_t = {before}H_prev + c k k'", *used),
         line(f"G_t = {before}G_prev + k b'", *used),
         line("( H_t + lam ) x = q"),
-        line("o = scale G_t' x"),
+        line(f"{answered(r.readout)} = scale G_t' x"),
     )
     return (
         Step("Loss", (line("dL/dp = c p - b"), line("c = {}", c), line("b = {}", b)), "weight included"),
@@ -125,7 +135,8 @@ def _recurrence(r: Recurrence) -> Step:
     if r.link is not None and r.segment is not None:
         lines.append(line(f"W_t - {before.replace('S', 'W')} = S_t - {before}", *used, *used))
     read = "S_t" if r.link is None else "W_t"
-    lines.append(line(f"o = scale {read}' q" if r.network is None else f"o = f(scale q) at {read}"))
+    word = answered(r.readout)
+    lines.append(line(f"{word} = scale {read}' q" if r.network is None else f"{word} = f(scale q) at {read}"))
     return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
 
 

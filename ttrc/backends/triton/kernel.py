@@ -31,6 +31,8 @@ DOC = {
     "chunk_solve": "What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries.",
     "chunk_moves": "Cotangents of the gates that decide how states move, from those of the masks they make.",
     "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
+    "chunk_read": "Outputs, of what the memory answers to the queries.",
+    "chunk_read_reverse": "The adjoint of chunk_read: cotangents of the answers, and of what else outputs are made of.",
     "chunk_transition": "What a state alone becomes from a segment's start to its end.",
     "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
     "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",

@@ -115,9 +115,9 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
         shape = f"all_chunks(v, cu_seqlens, {chunk}), v.shape[2], {room(buffer.parts)}"
         asked = "save" if buffer.name == "states" else _kept(plan, buffer, "save and triton")  # others PyTorch remakes
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if {asked} else v.new_empty(0)"
-    if "v" in buffer.tile.axes:
-        return f"{buffer.name} = v.new_empty(v.shape) if {_kept(plan, buffer, 'save and triton')} else v.new_empty(0)"
     wanted = _kept(plan, buffer, "triton" if _is_read(plan, buffer) else "save and triton")
+    if "v" in buffer.tile.axes:
+        return f"{buffer.name} = v.new_empty(v.shape) if {wanted} else v.new_empty(0)"
     text = _new(buffer, plan.form).replace("layout.all_chunks", "all_chunks(v, cu_seqlens, chunk)")
     return f"{buffer.name} = {text} if {wanted} else v.new_empty(0)"
 

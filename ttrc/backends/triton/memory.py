@@ -93,9 +93,8 @@ class ChunkMemory:
             one = f"load_gate_row({_of_head(buffer)}, {width}, {block}, {column}, {self._other(buffer)})"
             return f"tl.broadcast_to({one}[None, :], [{rows}, {block}])"
         window = f"{first}, {left}, {row}, {width}, {rows}, {block}, {column}"
-        return (
-            f"load_gate({base}, {window}, {self._other(buffer)})" if buffer.single else f"load_rows({base}, {window})"
-        )
+        other = self._other(buffer)
+        return f"load_gate({base}, {window}, {other})" if buffer.single or other else f"load_rows({base}, {window})"
 
     def store(self, buffer: Buffer, name: str) -> str:
         base, row = self._base(buffer)
@@ -152,7 +151,7 @@ class TokenMemory(ChunkMemory):
         match buffer.tile.axes:
             case ():
                 return f"tl.load({at}).to(tl.float32)"
-            case (axis,) if buffer.single:
+            case (axis,) if buffer.single or self._other(buffer):
                 window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
                 return f"load_gate_row({at}, {window}, {self._other(buffer)})"
             case (down, axis):

@@ -17,7 +17,7 @@ PAIRS = (Relation.CAUSAL, Relation.STRICT)
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
         raw = {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
-        self.printer = TritonPrinter(raw, columns="s", end="length")
+        self.printer = TritonPrinter(raw, begins={}, columns="s", end="length")
         self.memory, self.tags, self.origin = ChunkMemory(domains, {}, ROWS), tags, None
 
     def loads(self, buffers: tuple[Buffer, ...]) -> list[str]:
@@ -131,7 +131,12 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
         *writer.open(within),
     ]
     whole, diagonal = writer.block(within, whole=True), writer.block(within, whole=False)
-    after = [*writer.close(within), *writer.statements(behind.statements), *writer.stores(behind.stores)]
+    after = [
+        *writer.close(within),
+        *writer.loads(behind.loads),
+        *writer.statements(behind.statements),
+        *writer.stores(behind.stores),
+    ]
     return {
         "own": "s" if kernel.axis == "t" else "t",
         "other": kernel.axis,

@@ -1,0 +1,58 @@
+"""A program, and what is to be stored of it -> the kernel that makes that: its code in order, cut and simplified."""
+
+from __future__ import annotations
+
+from ttrc.ir.config import WHOLE, WIDE, plain_name
+from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
+from ttrc.ir.tile import Program, Reduce, Statement, Tile, operands, sums_values
+from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
+from ttrc.passes.order_statements import order_statements
+from ttrc.passes.pull_factors import pull_factors
+from ttrc.passes.simplify_tile import simplify_tile
+from ttrc.passes.slice_program import slice_program
+from ttrc.passes.split_panels import split_panels
+from ttrc.passes.take_values import takes_all_values
+
+KEY_HEADS = ("q", "k", "d_q", "d_k")
+
+
+def as_output(name: str, tile: Tile) -> Buffer:
+    return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
+
+
+def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
+    """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are."""
+    carried = {c.state for c in carries}
+    at_hand = frozenset({b.tile for b in memory} | carried)
+    targets = [b.tile for b in stores] + [c.next for c in carries]
+    sliced = slice_program(program.statements, targets, at_hand)
+    body = simplify_tile(sliced, tuple(targets))
+    if skeleton is Skeleton.PARALLEL:
+        results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
+        pulled = simplify_tile(pull_factors(sliced, results), results)
+
+        def cut(body: tuple[Statement, ...], narrow: Narrow, wide: bool) -> tuple[Segment, ...]:
+            return tuple(
+                _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
+                for p in split_panels(body, results, narrow, wide)
+            )
+
+        # A long chunk's C x C tiles leave no room for a sum beside them. Chunks of wide heads are short.
+        narrow = narrow_factors(body, results) if long else AS_MADE
+        sums_keys = any(sums_values(s) and s.target.axes == ("t", "k") for s in body)
+        wide = Kernel(name, skeleton, False, cut(pulled, AS_MADE, True), ()) if sums_keys and name in WIDE else None
+        segments = cut(body if long else pulled, narrow, False)
+        return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
+    name = plain_name(name) + WHOLE if takes_all_values(body, skeleton, carries) else name
+    # Sums over a chunk's tokens come first: what they are of need not wait for them then.
+    sums = [s.target for s in body if isinstance(s.op, Reduce) and (*s.op.arg.axes, *s.target.axes) == ("t", "k", "k")]
+    body = order_statements(body, (*sums, *targets))
+    segments = (_segment(False, body, (), memory, stores, targets),)
+    return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
+
+
+def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:
+    used = {t for s in statements for t in operands(s.op)} | set(targets)
+    made = {s.target for s in statements}
+    loads = tuple(b for b in memory if b.tile in used - made)
+    return Segment(panelled, loads, tuple(statements), tuple(sums), tuple(stores))
