@@ -7,7 +7,7 @@ from functools import singledispatchmethod
 
 from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
-from ttrc.backends.triton.conjugate import search
+from ttrc.backends.triton import search
 from ttrc.backends.triton.dialect import DIALECT
 from ttrc.backends.triton.memory import BLOCK, VALUES
 from ttrc.ir.tile import (
@@ -82,7 +82,7 @@ class TritonPrinter:
             self.share(target, statement.op.arg)
             return []
         if isinstance(statement.op, Root):
-            return self._search(statement.op, target)
+            return self._root(statement.op, target)
         if isinstance(statement.op, Conjugate):
             return self._conjugate(statement.op, target)
         self._stand(statement)
@@ -166,29 +166,17 @@ class TritonPrinter:
     def _shape(self, tile: Tile) -> str:
         return "[" + ", ".join(BLOCK[a] for a in self._axes(tile)) + "]"
 
-    def _search(self, op: Root, target: Tile) -> list[str]:
-        """The loop that finds a root. Names that begin with _ are nobody else's: no tile's does."""
-        x, base = target.name, self._float(op.base)
-        low, high, step, moving = (f"_{x}_{part}" for part in ("low", "high", "step", "moving"))
-        spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: x}
+    def _root(self, op: Root, target: Tile) -> list[str]:
+        spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: target.name}
         slope = symbolic.derivative(op.pull, symbolic.symbol(UNKNOWN))
         pull, slope = (symbolic.render(expr, DIALECT, spelling) for expr in (op.pull, slope))
-        state = f"{x}, {low}, {high}, {step}"
-        longest = f"tl.max({step})" if target.axes else step
-        return [
-            f"{x} = {base}",
-            f"{low}, {high}, {step} = {x}, {x}, {x} + float('inf')",
-            f"{moving} = 200",
-            f"while {moving} > 0:  # until all have come to rest",
-            f"    {state} = root_step({state}, {base}, {pull}, {slope})",
-            f"    {moving} = tl.where({longest} > 0, {moving} - 1, 0)",
-        ]
+        return search.root(target.name, self._float(op.base), pull, slope, not target.axes)
 
     def _conjugate(self, op: Conjugate, target: Tile) -> list[str]:
         products, inner = any(isinstance(s.op, Contract) for s in op.body), replace(self, precise=True)
         body = [line for s in op.body for line in inner.lines(s)]
         given = op.unknown.name, self._float(op.rhs), self._float(op.diagonal)
-        return search(target.name, *given, len(target.axes) - 1, body, inner.name(op.applied), products)
+        return search.conjugate(target.name, *given, len(target.axes) - 1, body, inner.name(op.applied), products)
 
     def rests(self, tile: Tile) -> bool:
         """Whether products find it made ready for them."""
