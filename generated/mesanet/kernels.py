@@ -571,8 +571,8 @@ def chunk_scan_reverse_closed(
         # update, line 35
         by_ridge_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of x
-        d_q_via_x_negative = -d_q_via_x.to(tl.float32)
-        d_by_H_again_k_via_by_ridge_again = by_ridge_factor[:, None] * d_q_via_x_negative
+        d_q_via_x_negative = -d_q_via_x
+        d_by_H_again_k_via_by_ridge_again = by_ridge_factor[:, None] * d_q_via_x_negative.to(tl.float32)
         d_H = tl.dot(tl.trans(x), d_by_H_again_k_via_by_ridge_again.to(dtype), input_precision=PRECISION)
         # decay, line 33: exp(g)
         coarse_chunk = tl.sum(coarse)
@@ -602,13 +602,13 @@ def chunk_scan_reverse_closed(
 def chunk_gradients_closed(
     v_ptr,
     k_ptr,
+    g_ptr,
+    x_ptr,
+    d_q_ptr,
+    states_ptr,
+    d_states_ptr,
     beta_ptr,
     d_o_ptr,
-    x_ptr,
-    states_ptr,
-    g_ptr,
-    d_q_ptr,
-    d_states_ptr,
     d_lam_ptr,
     d_k_ptr,
     d_v_ptr,
@@ -651,13 +651,35 @@ def chunk_gradients_closed(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    x = load_rows(x_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+    x = load_rows(x_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
     d_q_via_x = load_rows(d_q_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
-    d_H_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
     H_state = load_rows(states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
+    d_H_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
+    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    # decay, line 33: exp(g)
+    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    fine = -coarse + log_decay_valid
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine_sum = tl.cumsum(fine, 0)
+    # adjoint of x
+    d_q_via_x_negative = -d_q_via_x
+    d_lam_via_by_ridge_again = d_q_via_x_negative.to(tl.float32) * x.to(tl.float32)
+    store_rows(d_lam_ptr + i_h * K, d_lam_via_by_ridge_again, token, left, HV * K, K, BT, BK, 0)
+    # adjoint of kept
+    d_kept_factor_via_kept = H_state * d_H_next.to(tl.float32)
+    d_kept_factor_via_kept_3 = tl.sum(d_kept_factor_via_kept)
+    # update, line 35
+    by_ridge_factor = tl.exp(coarse_sum + fine_sum)
+    by_H_again = tl.dot(x, H_state.to(dtype), input_precision=PRECISION)
+    # adjoint of x
+    d_by_ridge_factor_via_by_ridge_again = by_H_again * d_q_via_x_negative.to(tl.float32)
+    d_by_ridge_factor_via_by_ridge_again_2 = tl.sum(d_by_ridge_factor_via_by_ridge_again, 1)
+    # adjoint of by_ridge_factor
+    d_coarse_sum_via_by_ridge_factor = by_ridge_factor * d_by_ridge_factor_via_by_ridge_again_2
     d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
     d_attention = tl.zeros([BT, BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
@@ -676,25 +698,14 @@ def chunk_gradients_closed(
         # adjoint of attention
         d_attention = tl.dot(d_o, tl.trans(b).to(dtype), d_attention, input_precision=PRECISION)
     # decay, line 33: exp(g)
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     coarse_chunk = tl.sum(coarse)
-    fine = -coarse + log_decay_valid
     fine_chunk = tl.sum(fine)
-    coarse_sum = tl.cumsum(coarse, 0)
     coarse_after = coarse_chunk - coarse_sum
-    fine_sum = tl.cumsum(fine, 0)
     fine_after = fine_chunk - fine_sum
     written_factor = beta * tl.exp(coarse_after + fine_after)
     written_factor_2 = tl.exp(coarse_after + fine_after)
-    # adjoint of written
-    d_written = tl.dot(k, d_H_next, input_precision=PRECISION)
-    d_written_factor_via_written = d_written * k.to(tl.float32)
-    d_written_factor_via_written_2 = tl.sum(d_written_factor_via_written, 1)
     # adjoint of x
-    d_q_via_x_negative = -d_q_via_x.to(tl.float32)
-    d_seen_keys_again = tl.dot(d_q_via_x_negative.to(dtype), tl.trans(k), input_precision=PRECISION)
+    d_seen_keys_again = tl.dot(d_q_via_x_negative, tl.trans(k), input_precision=PRECISION)
     # update, line 35
     overlap_2 = tl.dot(x, tl.trans(k), input_precision=PRECISION)
     # adjoint of x
@@ -731,37 +742,35 @@ def chunk_gradients_closed(
     d_fine_sum_early = (
         d_coarse_sum_via_carried_out_factor + d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
     )
-    # decay, line 33: exp(g)
-    written = k.to(tl.float32) * written_factor[:, None]
     # read-out
     attention_weight = scale * since
+    attention = tl.trans(attention_weight * overlap_2).to(dtype)
+    # adjoint of written
+    d_written = tl.dot(k, d_H_next, input_precision=PRECISION)
+    d_written_factor_via_written = d_written * k.to(tl.float32)
+    d_written_factor_via_written_2 = tl.sum(d_written_factor_via_written, 1)
+    # decay, line 33: exp(g)
+    written = k.to(tl.float32) * written_factor[:, None]
     # adjoint of attention
     d_overlap_2_via_attention = attention_weight * d_attention
     # update, line 35
     seen_keys_weight = beta[None, :] * since
     # adjoint of x
     d_overlap_2_via_seen_keys_again = d_seen_keys_again * seen_keys_weight
+    # adjoint of k_s
+    d_overlap_2_via_attention_joined = d_overlap_2_via_attention + d_overlap_2_via_seen_keys_again
     # update, line 35
-    seen_keys_again = overlap_2 * seen_keys_weight
+    seen_keys_again = tl.trans(overlap_2 * seen_keys_weight).to(dtype)
     # adjoint of written
     d_k_j_via_written = d_written * written_factor[:, None]
     # adjoint of x
-    d_k_s = tl.dot(
-        tl.trans(seen_keys_again).to(dtype),
-        d_q_via_x_negative.to(dtype),
-        d_k_j_via_written,
-        input_precision=PRECISION,
-    )
-    d_k_s_2 = tl.dot(tl.trans(d_overlap_2_via_seen_keys_again).to(dtype), x, d_k_s, input_precision=PRECISION)
+    d_k_s = tl.dot(seen_keys_again, d_q_via_x_negative, d_k_j_via_written, input_precision=PRECISION)
     # adjoint of k_s
-    d_k_s_3 = tl.dot(tl.trans(d_overlap_2_via_attention).to(dtype), x, d_k_s_2, input_precision=PRECISION)
+    d_k_s_3 = tl.dot(
+        tl.trans(d_overlap_2_via_attention_joined).to(dtype), x, d_k_s, input_precision=PRECISION
+    )
     # gradient
     d_k_2 = tl.dot(written.to(dtype), tl.trans(d_H_next), d_k_s_3, input_precision=PRECISION)
-    # read-out
-    attention = attention_weight * overlap_2
-    # adjoint of x
-    d_lam_via_by_ridge_again = d_q_via_x_negative * x.to(tl.float32)
-    store_rows(d_lam_ptr + i_h * K, d_lam_via_by_ridge_again, token, left, HV * K, K, BT, BK, 0)
     d_kept_factor_via_kept_2_2 = 0.0
     d_written_factor_2_via_written_2_2 = tl.zeros([BT], tl.float32)
     d_beta_via_b_2 = tl.zeros([BT], tl.float32)
@@ -786,7 +795,7 @@ def chunk_gradients_closed(
         d_written_factor_2_via_written_2_2 += tl.sum(d_written_factor_2_via_written_2, 1)
         d_b_via_written_2 = d_written_2 * written_factor_2[:, None]
         # adjoint of b_s
-        d_b_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_b_via_written_2, input_precision=PRECISION)
+        d_b_s = tl.dot(attention, d_o, d_b_via_written_2, input_precision=PRECISION)
         # adjoint of b
         d_beta_via_b = d_b_s * v.to(tl.float32)
         d_beta_via_b_2 += tl.sum(d_beta_via_b, 1)
@@ -797,9 +806,6 @@ def chunk_gradients_closed(
         # gradient
         d_k_3 = tl.dot(written_2.to(dtype), tl.trans(d_G_next), d_k_3, input_precision=PRECISION)
     store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of kept
-    d_kept_factor_via_kept = H_state * d_H_next.to(tl.float32)
-    d_kept_factor_via_kept_3 = tl.sum(d_kept_factor_via_kept)
     # adjoint of kept_factor
     d_kept_factor = d_kept_factor_via_kept_2_2 + d_kept_factor_via_kept_3
     # decay, line 33: exp(g)
@@ -816,14 +822,6 @@ def chunk_gradients_closed(
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
     d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-    # update, line 35
-    by_ridge_factor = tl.exp(coarse_sum + fine_sum)
-    by_H_again = tl.dot(x, H_state.to(dtype), input_precision=PRECISION)
-    # adjoint of x
-    d_by_ridge_factor_via_by_ridge_again = by_H_again * d_q_via_x_negative
-    d_by_ridge_factor_via_by_ridge_again_2 = tl.sum(d_by_ridge_factor_via_by_ridge_again, 1)
-    # adjoint of by_ridge_factor
-    d_coarse_sum_via_by_ridge_factor = by_ridge_factor * d_by_ridge_factor_via_by_ridge_again_2
     # adjoint of fine_after
     d_fine_sum_via_fine_after = -d_fine_after
     # adjoint of fine_sum

@@ -293,7 +293,7 @@ def chunk_backward_triton(
         v,
         layout,
         chunk,
-        [v, k, beta, d_o, x, states, g, d_q, d_states, d_lam, d_k, d_v, d_g, d_beta],
+        [v, k, g, x, d_q, states, d_states, beta, d_o, d_lam, d_k, d_v, d_g, d_beta],
         scale,
     )
     return (

@@ -86,6 +86,9 @@ class TritonPrinter:
         if isinstance(statement.op, Conjugate):
             return self._conjugate(statement.op, target)
         self._stand(statement)
+        if self._is_negative(statement.op) and target not in self.narrow | self.turned:
+            self.raw.add(target.name)
+            return [f"{self.name(target)} = -{self.name(statement.op.args[0])}"]
         text = self.text(statement.op, target)
         if target in self.narrow | self.turned:
             self.raw.add(target.name)
@@ -155,6 +158,13 @@ class TritonPrinter:
         if statement.target.axes not in self.turns:
             return False
         return isinstance(statement.op, Contract) or any(self._is_flipped(t) for t in operands(statement.op))
+
+    def _is_negative(self, op) -> bool:
+        """Whether it is the negative of a tile as it came from memory, and so exact in that type."""
+        match op:
+            case Elementwise(expr, (arg,)):
+                return arg.name in self.raw and expr == -symbolic.symbol(arg.name)
+        return False
 
     def _is_flipped(self, tile: Tile) -> bool:
         return tile.name in self.flipped
