@@ -14,6 +14,7 @@ from ttrc.ir.plan import Buffer, Launch, Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Conjugate, Program
 from ttrc.passes.cut_passes import keep_all
+from ttrc.passes.plan_rows import plan_rows
 from ttrc.passes.schedule_kernels import (
     BACK,
     THROUGH,
@@ -43,14 +44,9 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
 
     scan, reverse = f"chunk_scan{CLOSED}", f"chunk_scan_reverse{CLOSED}"
     ahead = planned(scan, Skeleton.SCAN, forward, kept, inputs, carried)
-    output = planned(f"chunk_output{CLOSED}", Skeleton.PARALLEL, forward, (*outputs, solved), (*inputs, *kept))
-    solve = planned(
-        f"chunk_solve{CLOSED}",
-        Skeleton.PARALLEL,
-        backward,
-        tuple(dict.fromkeys((of_query, d_q))),
-        (*inputs, *kept, solved),
-    )
+    output = plan_rows(f"chunk_output{CLOSED}", forward, (*outputs, solved), (*inputs, *kept))
+    found = tuple(dict.fromkeys((of_query, d_q)))
+    solve = plan_rows(f"chunk_solve{CLOSED}", backward, found, (*inputs, *kept, solved))
     seen = (*inputs, solved, of_query)
     back = planned(reverse, Skeleton.SCAN, backward, kept_back, seen, cotangents)
     read = (*seen, *kept, *kept_back)

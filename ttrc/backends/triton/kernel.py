@@ -9,6 +9,8 @@ from ttrc.backends.triton.carried import carried_states, kept_room
 from ttrc.backends.triton.docs import DOC
 from ttrc.backends.triton.memory import (
     FIRST,
+    OWN_ROWS,
+    OWN_TOKENS,
     ChunkMemory,
     TokenMemory,
     room,
@@ -18,7 +20,7 @@ from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.backends.triton.stream import stream_holes, walk_holes
 from ttrc.ir.config import DECAYED, WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
+from ttrc.ir.tile import BEGINS, HIDDEN, Conjugate, Contract, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -37,6 +39,8 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         case Skeleton.WALK:
             return common | walk_holes(kernel, domains, tags)
     writer = _Writer(kernel, domains, tags)
+    if kernel.skeleton is Skeleton.ROWS:
+        return common | {"lead": _lead(kernel), "body": writer.panels()}
     if kernel.skeleton is Skeleton.PARALLEL:
         return common | {
             "axis": kernel.axis,
@@ -154,9 +158,11 @@ def _after(segment: Segment, statement: Statement) -> list[Buffer]:
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str], wide: bool = False):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
-        memory = TokenMemory if tokens else ChunkMemory
         self.kernel, self.tags, self.domains = kernel, tags, domains
-        self.memory = memory(domains, FIRST[kernel.axis])
+        if kernel.skeleton is Skeleton.ROWS:
+            self.memory = ChunkMemory(domains, FIRST[kernel.axis], OWN_ROWS, OWN_TOKENS)
+        else:
+            self.memory = (TokenMemory if tokens else ChunkMemory)(domains, FIRST[kernel.axis])
         self.stored = {b.tile: b for b in kernel.loads}
         turns = OF_VALUES if kernel.axis == "k" else OF_KEYS if wide else ()
         # Of these tiles, whole ones, those that later products alone want wait as they are wanted.
@@ -164,6 +170,10 @@ class _Writer:
         self.own = kernel.waiting_pairs
         raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b) and b not in self.own}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, turns, self.memory.begins), set()
+        if kernel.skeleton is Skeleton.ROWS:
+            self.printer.columns, self.printer.tokens = "s", self.memory.tokens
+        square = [b for b in kernel.loads if b.space is Space.CHUNK and b.tile.axes == ("k", "j")]
+        self.printer.states = {b.tile: self.memory.begin(b) for b in square}
         self.on_request = _on_request(kernel)
         self.origin = None
 
@@ -218,9 +228,9 @@ class _Writer:
     def panels(self) -> str:
         # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
         apart = {"v", self.kernel.axis}
-        own = self.own
-        lines = self._loads(b for b in self.kernel.loads if not apart & set(b.tile.axes) and b not in own)
-        segments = self.kernel.segments
+        own, segments = self.own, self.kernel.segments
+        ahead = dict.fromkeys(b for s in _until_search(segments) for b in s.loads)
+        lines = self._loads(b for b in ahead if not apart & set(b.tile.axes) and b not in own)
         for number, segment in enumerate(segments):
             lines += self._loads(b for b in segment.loads if self.kernel.axis not in b.tile.axes and b not in own)
             lines += self._panel_loop(segment) if segment.panelled else [self.straight(segment)]
@@ -300,6 +310,12 @@ class _Writer:
                 store.insert(0, "tl.debug_barrier()")
             lines += store
         return lines
+
+
+def _until_search(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Those up to a search, which has all registers, or all of them."""
+    ends = [i for i, s in enumerate(segments, 1) if any(isinstance(x.op, Conjugate) for x in s.statements)]
+    return segments[: ends[-1]] if ends else segments
 
 
 def _on_request(kernel: Kernel) -> set[Buffer]:

@@ -9,7 +9,7 @@ from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
 from ttrc.backends.triton import search
 from ttrc.backends.triton.dialect import DIALECT
-from ttrc.backends.triton.memory import BLOCK, VALUES
+from ttrc.backends.triton.memory import BLOCK, TOKENS, VALUES
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
@@ -58,6 +58,9 @@ class TritonPrinter:
     still to come.
 
     `precise`: what is printed is inside of a search, whose products take operands as they are.
+
+    `tokens`: how many a tile holds, role by role. Where the reading ones are the program's own rows, fewer than those
+    that write, numbers in the other role are others. `states` says where those begin that come from memory.
     """
 
     raw: set[str]
@@ -72,6 +75,8 @@ class TritonPrinter:
     flipped: set[str] = field(default_factory=set)
     rested: dict[tuple[str, bool], str] = field(default_factory=dict)
     precise: bool = False
+    tokens: dict[str, str] = field(default_factory=lambda: dict(TOKENS))
+    states: dict[Tile, str] = field(default_factory=dict)
 
     def name(self, tile: Tile) -> str:
         return self.alias.get(tile.name, tile.name)
@@ -79,6 +84,8 @@ class TritonPrinter:
     def lines(self, statement: Statement) -> list[str]:
         target = statement.target
         if isinstance(statement.op, Relabel):
+            if self._takes_own(statement.op.arg, target):
+                return [f"{self.name(target)} = own_numbers({self._float(statement.op.arg)}, t, BR, BT)"]
             self.share(target, statement.op.arg)
             return []
         if isinstance(statement.op, Root):
@@ -159,13 +166,6 @@ class TritonPrinter:
             return False
         return isinstance(statement.op, Contract) or any(self._is_flipped(t) for t in operands(statement.op))
 
-    def _is_negative(self, op) -> bool:
-        """Whether it is the negative of a tile as it came from memory, and so exact in that type."""
-        match op:
-            case Elementwise(expr, (arg,)):
-                return arg.name in self.raw and expr == -symbolic.symbol(arg.name)
-        return False
-
     def _is_flipped(self, tile: Tile) -> bool:
         return tile.name in self.flipped
 
@@ -174,7 +174,18 @@ class TritonPrinter:
         return tile.axes[::-1] if self._is_flipped(tile) else tile.axes
 
     def _shape(self, tile: Tile) -> str:
-        return "[" + ", ".join(BLOCK[a] for a in self._axes(tile)) + "]"
+        return "[" + ", ".join(self.tokens.get(a, BLOCK[a]) for a in self._axes(tile)) + "]"
+
+    def _is_negative(self, op) -> bool:
+        """Whether it is the negative of a tile as it came from memory, and so exact in that type."""
+        match op:
+            case Elementwise(expr, (arg,)):
+                return arg.name in self.raw and expr == -symbolic.symbol(arg.name)
+        return False
+
+    def _takes_own(self, arg: Tile, target: Tile) -> bool:
+        """Whether numbers of all of a chunk's tokens become those of the program's own rows."""
+        return self.tokens["t"] != self.tokens["s"] and arg.axes == ("s",) and target.axes == ("t",)
 
     def _root(self, op: Root, target: Tile) -> list[str]:
         spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: target.name}
@@ -243,7 +254,7 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
-        tokens = self._axes(op.arg).index("t")
+        tokens = next(i for i, a in enumerate(self._axes(op.arg)) if a in self.tokens)
         return f"tl.cumsum({self._float(op.arg)}, {tokens}{', reverse=True' if op.reverse else ''})"
 
     @text.register
@@ -291,8 +302,11 @@ class TritonPrinter:
         product = self._product(op, target, self._is_flipped(target))
         left = self._operand(product.left, product.left_transposed)
         right = self._operand(product.right, product.right_transposed)
+        if product.right in self.states and not product.left_transposed:
+            text = f"{self.name(product.left)}, {self.name(product.right)}, {add}, {self.states[product.right]}, K"
+            return f"state_dot({text}, {product.right_transposed}, {self.precise}, dtype, PRECISION)"
         if self.precise:
-            return f"exact_dot({left}, {right}, {add}, dtype, BK <= 64, PRECISION)"
+            return f"exact_dot({left}, {right}, {add}, dtype, PRECISION)"
         return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
 
     def operand(self, tile: Tile) -> str:
