@@ -4,11 +4,25 @@ import pytest
 import torch
 
 import ttrc
-from ttrc import oracle
+from ttrc import emit, oracle
 from ttrc.compiler import analyse
 from ttrc.errors import SpecError
-from ttrc.ir.tile import Conjugate
+from ttrc.ir.config import row_block
+from ttrc.ir.plan import Skeleton
+from ttrc.ir.tile import (
+    Conjugate,
+    Contract,
+    CumulativeSum,
+    Elementwise,
+    Relabel,
+    Statement,
+    Tile,
+    operands,
+)
 from ttrc.language.load import load_spec, parse_spec
+from ttrc.passes.builder import sym
+from ttrc.passes.join_products import join_products
+from ttrc.passes.own_rows import own_rows
 from ttrc.paths import specs_dir
 from ttrc.runtime.verify import Case, consult, draw, verify
 
@@ -50,6 +64,12 @@ RULES = {
     "rate of a key's length": text_of(f"beta * {SQUARE} / (1 + norm2(k))", "lam * norm2(S)", 'decay = "exp(g)"',
                                       beta="head", lam="head", g="head"),
     "decay that may be 0": text_of(decay='decay = "u"', u="head"),
+    "mapped": text_of(f"beta * {SQUARE}", "sum(lam * square(S))", 'decay = "exp(g)"', beta="head", g="head",
+                      lam="key_channel").replace("[memory]", """[features]
+q = "softplus(q) * (1 + beta)"
+k = "k / sqrt(1 + norm2(k)) * exp(g)"
+
+[memory]"""),
 }  # fmt: skip
 CASE = Case(B=1, T=21, H=1, HV=2, d_k=5, d_v=3, chunk_size=16)
 
@@ -97,6 +117,21 @@ def test_the_kernels_of_chunks_agree_with_the_oracle(op, dtype, d_k):
     holds(op, Case(B=1, T=19, H=1, HV=2, d_k=d_k, d_v=20, chunk_size=16), "chunk", "triton", dtype)
 
 
+def test_panels_of_a_state_agree_with_the_oracle(op):
+    """Of more than 128 key channels a program has 16 rows of a chunk, and H and its cotangent come in panels."""
+    assert row_block(64, 130) == 16
+    holds(op, Case(B=1, T=18, H=1, HV=1, d_k=130, d_v=3, chunk_size=16), "chunk", "triton", torch.float32)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "decay that may be 0"])
+def test_every_rule_agrees_in_blocks_of_rows(rule, monkeypatch, tmp_path):
+    """With two a chunk, the second of which a sequence may end in front of."""
+    monkeypatch.setenv("TTRC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(emit, "SEARCHED", 256)
+    op = ttrc.load(parse_spec(RULES[rule]))
+    holds(op, Case(T=24, packed=(19, 5), H=1, HV=1, d_k=5, d_v=3, chunk_size=32), "chunk", "triton", torch.float32)
+
+
 def test_the_kernels_of_tokens_agree_with_the_oracle(op):
     holds(op, Case(B=1, T=3, H=1, HV=2, d_k=5, d_v=7), "recurrent", "triton", torch.float32)
 
@@ -109,6 +144,70 @@ def test_a_solve_and_one_more_for_its_adjoint(name):
     kernels = {k.name: sum(isinstance(s.op, Conjugate) for s in k.statements) for k in form.plan.kernels}
     if name == "chunk":  # only in parallel kernels
         assert {k for k, n in kernels.items() if n} == {"chunk_output_closed", "chunk_solve_closed"}
+
+
+def kernels_of(name):
+    plan = analyse(load_spec(specs_dir() / f"{name}.toml")).forms["chunk"].plan
+    return {k.name: k for k in plan.kernels}
+
+
+def is_search(statement):
+    return isinstance(statement.op, Conjugate)
+
+
+@pytest.mark.parametrize("kernel", ["chunk_output_closed", "chunk_solve_closed"])
+def test_a_program_has_rows_of_its_own_and_all_of_the_chunks(kernel):
+    """Rows go on from numbers of all tokens and from what is loaded for themselves, never from one another."""
+    found = kernels_of(SHIPPED)[kernel]
+    assert found.skeleton is Skeleton.ROWS
+    made = {s.target: s.op for s in found.statements}
+    for target, op in made.items():
+        assert isinstance(op, Conjugate) or "t" not in {a for t in operands(op) for a in t.axes} - set(target.axes)
+        assert not isinstance(op, CumulativeSum) or target.axes == ("s",)
+        if isinstance(op, Relabel) and op.arg.axes[:1] == ("s",):  # numbers alone are taken from the other role
+            assert op.arg.axes == ("s",) and target.axes == ("t",)
+        assert not isinstance(op, Relabel) or op.arg.axes[:1] != ("t",) or "t" in target.axes
+    roles = {(b.name, b.tile.axes[0]) for b in found.loads if b.name in ("q", "k", "v", "d_o", "g", "beta")}
+    assert {("k", "s"), ("v", "s"), ("g", "s"), ("beta", "s")} <= roles and not {("k", "t"), ("v", "t")} & roles
+
+
+def test_sums_over_rows_have_no_blocks_of_rows():
+    backward = analyse(load_spec(specs_dir() / f"{SHIPPED}.toml")).forms["chunk"].backward
+    with pytest.raises(AssertionError, match="is a sum over rows"):
+        own_rows(backward.statements, ())
+
+
+def test_nothing_but_the_result_waits_for_a_search():
+    segments = kernels_of(SHIPPED)["chunk_output_closed"].segments
+    (number,) = [i for i, s in enumerate(segments) if any(map(is_search, s.statements))]
+    (x,) = [s.target for s in segments[number].statements if is_search(s)]
+    ahead = {t for s in segments[: number + 1] for x in s.statements for t in (x.target, *operands(x.op))}
+    behind = {t for s in segments[number + 1 :] for x in s.statements for t in operands(x.op)}
+    assert {t for t in ahead & behind if t.axes} == {x}
+    assert not {b for s in segments[: number + 1] for b in s.loads} & {
+        b for s in segments[number + 1 :] for b in s.loads
+    }
+
+
+def test_products_by_one_factor_are_one():
+    def tile(name, *axes):
+        return Tile(name, axes)
+
+    x, k, a, b = tile("x", "t", "k"), tile("k", "s", "k"), tile("a", "t", "s"), tile("b", "t", "s")
+    pairs, first, both = tile("pairs", "t", "s"), tile("first", "s", "k"), tile("both", "s", "k")
+    code = (
+        Statement(pairs, Contract(x, k, "k"), ""),
+        Statement(a, Elementwise(2 * sym(pairs), (pairs,)), ""),
+        Statement(b, Elementwise(sym(pairs) ** 2, (pairs,)), ""),
+        Statement(first, Contract(a, x, "t", k), ""),
+        Statement(both, Contract(x, b, "t", first), ""),
+    )
+    joined = join_products(code, (both,))
+    (last,) = [s.op for s in joined if s.target == both]
+    assert last.add == k and last.b == x and first not in {s.target for s in joined}
+    (total,) = [s.op for s in joined if s.target == last.a]
+    assert total.expr == sym(a) + sym(b)
+    assert join_products(code, (both, first)) == code  # somebody else wants the first
 
 
 # What the rule is

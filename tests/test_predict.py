@@ -81,9 +81,16 @@ def test_programs_fill_the_chip_in_waves():
     assert (prepare.programs, prepare.steps, prepare.walls.serial) == (4 * 512, 0, 0.0)
 
 
-@pytest.mark.parametrize("form", ["chunk", "recurrent"])
-def test_the_grids_are_those_that_are_launched(monkeypatch, form):
-    op, shape, seen = load("gated_deltanet"), Workload(2, 70, 3, 16, 40), {}
+@pytest.mark.parametrize(
+    ("name", "form", "shape"),
+    [
+        ("gated_deltanet", "chunk", Workload(2, 70, 3, 16, 40)),
+        ("gated_deltanet", "recurrent", Workload(2, 70, 3, 16, 40)),
+        ("mesanet", "chunk", Workload(1, 16, 2, 70, 16)),  # two blocks of rows, one of them without a token
+    ],
+)
+def test_the_grids_are_those_that_are_launched(monkeypatch, name, form, shape):
+    op, seen = load(name), {}
     kernels = importlib.import_module(f"{op.package.__name__}.kernels")
 
     class Watched:
@@ -94,13 +101,13 @@ def test_the_grids_are_those_that_are_launched(monkeypatch, form):
             seen[self.name] = math.prod(grid)
             return self.kernel[grid]
 
-    plan = MODULE.forms[form].plan
+    plan = analyse(op.spec).forms[form].plan
     planned = (*plan.forward, *plan.backward)
     for k in planned:
         monkeypatch.setattr(kernels, k.name, Watched(k.name))
     x = draw_inputs(op.spec, shape, torch.float32, "cpu")
     op(**x, form=form, backend="triton")[0].sum().backward()
-    assert seen == {k.name: programs(k, default_config(k.name, CHUNK, 16, 40), shape) for k in planned}
+    assert seen == {k.name: programs(k, default_config(k.name, CHUNK, shape.d_k, shape.d_v), shape) for k in planned}
 
 
 def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():

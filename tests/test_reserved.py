@@ -71,6 +71,7 @@ def test_names_of_generated_kernels_are_reserved(name):
     tiles = {s.target.name for s in statements} | {
         c.state.name for f in module.forms.values() for c in f.backward.carries
     }
+    tiles |= {b.tile.name for f in module.forms.values() for k in f.plan.kernels for b in k.loads}
     bodies = [s for statement in statements for s in getattr(statement.op, "body", ())]
     unknowns = {s.op.unknown.name for s in statements if hasattr(s.op, "unknown")}
     allowed = RESERVED | gates | tiles | unknowns | {s.target.name for s in bodies}

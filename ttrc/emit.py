@@ -22,7 +22,7 @@ from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
 from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import KEYS, PANELS, WHOLE, WIDTHS, Config, default_configs
+from ttrc.ir.config import KEYS, PANELS, SEARCHED, WHOLE, WIDTHS, Config, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN
@@ -232,7 +232,9 @@ def _op(module: Module) -> str:
         panels=[k.name for k in kernels if k.name.endswith(PANELS)],
         keys=[k.name for k in kernels if k.name.endswith(KEYS)],
         scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
-        parallel=[k.name for k in kernels if k.skeleton is Skeleton.PARALLEL],
+        parallel=[k.name for k in kernels if k.skeleton in launch.AT_ONCE],
+        rows=[k.name for k in kernels if k.skeleton is Skeleton.ROWS],
+        searched=SEARCHED,
         tables=any(k.ones for k in kernels),
         numbered=[k.name for k in kernels if k.numbered],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],

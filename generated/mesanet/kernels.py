@@ -71,33 +71,76 @@ def unit_rows(x, AXIS: tl.constexpr):
 
 
 @triton.jit
-def exact_dot(a, b, add, dtype: tl.constexpr, APART: tl.constexpr, PRECISION: tl.constexpr):
+def exact_dot(a, b, add, dtype: tl.constexpr, PRECISION: tl.constexpr):
     """a @ b + add, where float32 operands lose less than a product's do: each is a sum of two in `dtype`.
 
-    A search takes its products by what it has found so far: what they lose it does not find again. Sums of products are
-    kept APART where add_product says why.
+    A search takes its products by what it has found so far: what they lose it does not find again.
     """
     if dtype == tl.float32:
         return tl.dot(a, b, add, input_precision=PRECISION)
     a_most, b_most = a.to(dtype), b.to(dtype)
-    total = tl.dot(a_most, b_most, None if APART else add)
+    total = tl.dot(a_most, b_most)
     if a.dtype != dtype:
-        total = add_product((a - a_most.to(tl.float32)).to(dtype), b_most, total, APART)
+        total = add_product((a - a_most.to(tl.float32)).to(dtype), b_most, total)
     if b.dtype != dtype:
-        total = add_product(a_most, (b - b_most.to(tl.float32)).to(dtype), total, APART)
-    if APART and add is not None:
-        total = tl.fma(total, 1.0, add)
-    return total
+        total = add_product(a_most, (b - b_most.to(tl.float32)).to(dtype), total)
+    return total if add is None else tl.fma(total, 1.0, add)
 
 
 @triton.jit
-def add_product(a, b, total, APART: tl.constexpr):
-    """a @ b + total, whose sum is no accumulator where it is to stay APART.
+def add_product(a, b, total):
+    """a @ b + total, whose sum is no accumulator.
 
     Of a product that another goes on from Triton 3.6 splits the rows alone among warps, on sm_90 64 for every 4: of 64
     rows 8 warps would hold two copies. A sum that it does not see through keeps products apart, and they split columns.
     """
-    return tl.fma(tl.dot(a, b), 1.0, total) if APART else tl.dot(a, b, total)
+    return tl.fma(tl.dot(a, b), 1.0, total)
+
+
+@triton.jit
+def rounded_dot(a, b, add, dtype: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr):
+    """a @ b + add, of operands as products take them; or EXACT."""
+    if EXACT:
+        return exact_dot(a, b, add, dtype, PRECISION)
+    return tl.dot(a.to(dtype), b.to(dtype), add, input_precision=PRECISION)
+
+
+@triton.jit
+def state_dot(
+    a,
+    M,
+    add,
+    base,
+    WIDTH: tl.constexpr,
+    TURNED: tl.constexpr,
+    EXACT: tl.constexpr,
+    dtype: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """a @ M + add, or a @ M' + add, of a state M that lies at base: [WIDTH, WIDTH], and more where that is padded.
+
+    One that is too large for a chip comes from there panel by panel.
+    """
+    if M.shape[0] <= 128:
+        return rounded_dot(a, tl.trans(M) if TURNED else M, add, dtype, EXACT, PRECISION)
+    PANEL: tl.constexpr = 32
+    ROWS: tl.constexpr = a.shape[0]
+    COLS: tl.constexpr = M.shape[1]
+    total = tl.zeros([ROWS, COLS], tl.float32) if add is None else add
+    for first in tl.range(0, WIDTH, PANEL):
+        if TURNED:
+            rows = tl.trans(load_rows(base, 0, WIDTH, WIDTH, WIDTH, COLS, PANEL, first))
+        else:
+            rows = load_rows(base, first, WIDTH - first, WIDTH, WIDTH, PANEL, COLS, 0)
+        part = tl.gather(a, tl.broadcast_to(first + tl.arange(0, PANEL)[None, :], [ROWS, PANEL]), 1)
+        total = rounded_dot(part, rows, total, dtype, EXACT, PRECISION)
+    return total
+
+
+@triton.jit
+def own_numbers(x, t, BR: tl.constexpr, BT: tl.constexpr):
+    """Numbers t of x [BT], of which a program has BR."""
+    return x if BR == BT else tl.gather(x, t, 0)
 
 
 @triton.jit
@@ -244,10 +287,10 @@ def chunk_output_closed(
     q_ptr,
     k_ptr,
     v_ptr,
-    g_ptr,
-    beta_ptr,
     lam_ptr,
     states_ptr,
+    g_ptr,
+    beta_ptr,
     x_ptr,
     o_ptr,
     scale,
@@ -262,6 +305,7 @@ def chunk_output_closed(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    BR: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -270,6 +314,7 @@ def chunk_output_closed(
     """What the queries of a chunk solve for, and their read-outs."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
+    i_b, program = program % (BT // BR), program // (BT // BR)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
@@ -283,38 +328,41 @@ def chunk_output_closed(
         first, length = i_n * T, T
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    lam = tl.broadcast_to(load_gate_row(lam_ptr + i_h * K, K, BK, 0, 1.0)[None, :], [BT, BK])
+    s = tl.arange(0, BT)
+    t = i_b * BR + tl.arange(0, BR)
+    t_first, t_left = token + i_b * BR, left - i_b * BR
+    # Of value channels; none without a row. A number known at run time only: an unrolled loop over panels would hold
+    # the addresses of all of them in registers.
+    blocks = (tl.minimum(t_left, 1) * V + BV - 1).to(tl.int32) // BV
+    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BR, BK, 0)
+    lam = tl.broadcast_to(load_gate_row(lam_ptr + i_h * K, K, BK, 0, 1.0)[None, :], [BR, BK])
     H_state = load_rows(states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
+    k_s = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    g_s = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+    beta_s = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     # decay, line 33: exp(g)
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine = -coarse + log_decay_valid
-    fine_sum = tl.cumsum(fine, 0)
-    # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    log_decay_bounded_s = tl.where(g_s <= -800.0, -800.0, g_s)
+    log_decay_valid_s = tl.where(s < left, log_decay_bounded_s, 0.0)
+    coarse_s = tl.floor((log_decay_valid_s) * 64.0) / 64.0
+    coarse_sum_s = tl.cumsum(coarse_s, 0)
+    fine_s = -coarse_s + log_decay_valid_s
+    fine_sum_s = tl.cumsum(fine_s, 0)
     # update, line 35
-    by_ridge_factor = tl.exp(coarse_sum + fine_sum)
+    by_ridge_factor_s = tl.exp(coarse_sum_s + fine_sum_s)
+    by_ridge_factor = own_numbers(by_ridge_factor_s, t, BR, BT)
+    coarse_sum = own_numbers(coarse_sum_s, t, BR, BT)
     # decay, line 33: exp(g)
-    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
-    fine_gap = fine_sum[:, None] - fine_sum[None, :]
+    coarse_gap = coarse_sum[:, None] - coarse_sum_s[None, :]
+    fine_sum = own_numbers(fine_sum_s, t, BR, BT)
+    fine_gap = fine_sum[:, None] - fine_sum_s[None, :]
     gap = coarse_gap + fine_gap
     # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+    gap_apart = tl.where(t[:, None] > s[None, :], gap, 0.0)
+    gap_masked = tl.where(t[:, None] >= s[None, :], gap_apart, float("-inf"))
     # decay, line 33: exp(g)
     since = tl.exp(gap_masked)
     # update, line 35
-    seen_keys_weight = beta[None, :] * since
+    seen_keys_weight = beta_s[None, :] * since
     _x_rest, _x_unit = unit_rows(q.to(tl.float32), 1)
     _x_inverse = 1.0 / lam
     x, x_tried = _x_rest * 0.0, _x_rest * _x_inverse
@@ -322,40 +370,75 @@ def chunk_output_closed(
     _x_enough = _x_size * (1e-14 if PRECISION == "ieee" else 1e-10)
     _x_going = 2 * BK + 8
     while _x_going > 0:
-        by_H = exact_dot(x_tried, H_state, None, dtype, BK <= 64, PRECISION)
+        by_H = state_dot(
+            x_tried,
+            H_state,
+            None,
+            states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
+            K,
+            False,
+            True,
+            dtype,
+            PRECISION,
+        )
         by_ridge = by_H * by_ridge_factor[:, None] + lam * x_tried
-        overlap = exact_dot(x_tried, tl.trans(k), None, dtype, BK <= 64, PRECISION)
+        overlap = exact_dot(x_tried, tl.trans(k_s), None, dtype, PRECISION)
         seen_keys = overlap * seen_keys_weight
-        applied = exact_dot(seen_keys, k, by_ridge, dtype, BK <= 64, PRECISION)
+        applied = exact_dot(seen_keys, k_s, by_ridge, dtype, PRECISION)
         x, _x_rest, x_tried, _x_size = conjugate_step(
             x, _x_rest, x_tried, _x_size, applied, _x_enough, _x_inverse, 1
         )
         _x_going = tl.where(tl.max(tl.where(_x_size > _x_enough, 1, 0)) > 0, _x_going - 1, 0)
     x *= _x_unit
-    store_rows(x_ptr + i_h * K, x, token, left, HV * K, K, BT, BK, 0)
-    overlap_2 = tl.dot(x.to(dtype), tl.trans(k), input_precision=PRECISION)
+    store_rows(x_ptr + i_h * K, x, t_first, t_left, HV * K, K, BR, BK, 0)
+    k_s_again = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    g_s_again = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+    # decay, line 33: exp(g)
+    log_decay_bounded_s_again = tl.where(g_s_again <= -800.0, -800.0, g_s_again)
+    log_decay_valid_s_again = tl.where(s < left, log_decay_bounded_s_again, 0.0)
+    coarse_s_again = tl.floor((log_decay_valid_s_again) * 64.0) / 64.0
+    coarse_sum_s_again = tl.cumsum(coarse_s_again, 0)
+    fine_s_again = -coarse_s_again + log_decay_valid_s_again
+    fine_sum_s_again = tl.cumsum(fine_s_again, 0)
     # read-out
-    attention = overlap_2 * scale * since
+    carried_out_factor_s_again = scale * tl.exp(coarse_sum_s_again + fine_sum_s_again)
+    carried_out_factor_again = own_numbers(carried_out_factor_s_again, t, BR, BT)
+    coarse_sum_again = own_numbers(coarse_sum_s_again, t, BR, BT)
+    # decay, line 33: exp(g)
+    coarse_gap_again = coarse_sum_again[:, None] - coarse_sum_s_again[None, :]
+    fine_sum_again = own_numbers(fine_sum_s_again, t, BR, BT)
+    fine_gap_again = fine_sum_again[:, None] - fine_sum_s_again[None, :]
+    gap_again = coarse_gap_again + fine_gap_again
+    # causality
+    gap_apart_again = tl.where(t[:, None] > s[None, :], gap_again, 0.0)
+    gap_masked_again = tl.where(t[:, None] >= s[None, :], gap_apart_again, float("-inf"))
+    # decay, line 33: exp(g)
+    since_again = tl.exp(gap_masked_again)
+    # update, line 35
+    overlap_2 = tl.dot(x.to(dtype), tl.trans(k_s_again), input_precision=PRECISION)
+    # read-out
+    attention = overlap_2 * scale * since_again
+    beta_s_again = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
     for i_v in tl.range(0, blocks):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         G = load_rows(
             states_ptr + (i_chunk * HV + i_h) * (K * K + K * V) + K * K, 0, K, V, V, BK, BV, i_v * BV
         )
+        v_s = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 29: norm2(p - v) / 2
-        b = beta[:, None] * v.to(tl.float32)
+        b_s = beta_s_again[:, None] * v_s.to(tl.float32)
         # read-out
         inherited = tl.dot(x.to(dtype), G.to(dtype), input_precision=PRECISION)
-        carried_out = carried_out_factor[:, None] * inherited
-        o = tl.dot(attention.to(dtype), b.to(dtype), carried_out, input_precision=PRECISION)
-        store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+        carried_out = carried_out_factor_again[:, None] * inherited
+        o = tl.dot(attention.to(dtype), b_s.to(dtype), carried_out, input_precision=PRECISION)
+        store_rows(o_ptr + i_h * V, o, t_first, t_left, HV * V, V, BR, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_solve_closed(
     v_ptr,
     k_ptr,
-    beta_ptr,
     d_o_ptr,
+    beta_ptr,
     g_ptr,
     states_ptr,
     lam_ptr,
@@ -372,6 +455,7 @@ def chunk_solve_closed(
     K: tl.constexpr,
     V: tl.constexpr,
     BT: tl.constexpr,
+    BR: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
     PACKED: tl.constexpr,
@@ -380,6 +464,7 @@ def chunk_solve_closed(
     """What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
     program = tl.program_id(0)
+    i_b, program = program % (BT // BR), program // (BT // BR)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
@@ -393,50 +478,55 @@ def chunk_solve_closed(
         first, length = i_n * T, T
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    lam = tl.broadcast_to(load_gate_row(lam_ptr + i_h * K, K, BK, 0, 1.0)[None, :], [BT, BK])
+    s = tl.arange(0, BT)
+    t = i_b * BR + tl.arange(0, BR)
+    t_first, t_left = token + i_b * BR, left - i_b * BR
+    # Of value channels; none without a row. A number known at run time only: an unrolled loop over panels would hold
+    # the addresses of all of them in registers.
+    blocks = (tl.minimum(t_left, 1) * V + BV - 1).to(tl.int32) // BV
+    beta_s = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    k_s = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    g_s = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+    lam = tl.broadcast_to(load_gate_row(lam_ptr + i_h * K, K, BK, 0, 1.0)[None, :], [BR, BK])
     H_state = load_rows(states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
-    d_attention = tl.zeros([BT, BT], tl.float32)
+    d_attention = tl.zeros([BR, BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BR, BV, i_v * BV)
+        v_s = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss, line 29: norm2(p - v) / 2
-        b = beta[:, None] * v.to(tl.float32)
+        b_s = beta_s[:, None] * v_s.to(tl.float32)
         # adjoint of attention
-        d_attention = tl.dot(d_o, tl.trans(b).to(dtype), d_attention, input_precision=PRECISION)
+        d_attention = tl.dot(d_o, tl.trans(b_s).to(dtype), d_attention, input_precision=PRECISION)
     # decay, line 33: exp(g)
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-    coarse_sum = tl.cumsum(coarse, 0)
-    fine = -coarse + log_decay_valid
-    fine_sum = tl.cumsum(fine, 0)
+    log_decay_bounded_s = tl.where(g_s <= -800.0, -800.0, g_s)
+    log_decay_valid_s = tl.where(s < left, log_decay_bounded_s, 0.0)
+    coarse_s = tl.floor((log_decay_valid_s) * 64.0) / 64.0
+    coarse_sum_s = tl.cumsum(coarse_s, 0)
+    fine_s = -coarse_s + log_decay_valid_s
+    fine_sum_s = tl.cumsum(fine_s, 0)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor_s = scale * tl.exp(coarse_sum_s + fine_sum_s)
+    carried_out_factor = own_numbers(carried_out_factor_s, t, BR, BT)
+    coarse_sum = own_numbers(coarse_sum_s, t, BR, BT)
     # decay, line 33: exp(g)
-    coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
-    fine_gap = fine_sum[:, None] - fine_sum[None, :]
+    coarse_gap = coarse_sum[:, None] - coarse_sum_s[None, :]
+    fine_sum = own_numbers(fine_sum_s, t, BR, BT)
+    fine_gap = fine_sum[:, None] - fine_sum_s[None, :]
     gap = coarse_gap + fine_gap
     # causality
-    gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
-    gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
+    gap_apart = tl.where(t[:, None] > s[None, :], gap, 0.0)
+    gap_masked = tl.where(t[:, None] >= s[None, :], gap_apart, float("-inf"))
     # decay, line 33: exp(g)
     since = tl.exp(gap_masked)
     # adjoint of attention
     d_overlap_2_via_attention = d_attention * scale * since
     # adjoint of x
-    d_x = tl.dot(d_overlap_2_via_attention.to(dtype), k, input_precision=PRECISION)
+    d_x = tl.dot(d_overlap_2_via_attention.to(dtype), k_s, input_precision=PRECISION)
     # update, line 35
-    seen_keys_weight = beta[None, :] * since
+    seen_keys_weight = beta_s[None, :] * since
     d_x_2 = d_x
     for i_v in tl.range(0, blocks, disable_licm=True):
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BR, BV, i_v * BV)
         G = load_rows(
             states_ptr + (i_chunk * HV + i_h) * (K * K + K * V) + K * K, 0, K, V, V, BK, BV, i_v * BV
         )
@@ -447,7 +537,8 @@ def chunk_solve_closed(
             d_inherited_via_carried_out.to(dtype), tl.trans(G).to(dtype), d_x_2, input_precision=PRECISION
         )
     # update, line 35
-    by_ridge_factor = tl.exp(coarse_sum + fine_sum)
+    by_ridge_factor_s = tl.exp(coarse_sum_s + fine_sum_s)
+    by_ridge_factor = own_numbers(by_ridge_factor_s, t, BR, BT)
     # adjoint of x
     _d_q_via_x_rest, _d_q_via_x_unit = unit_rows(d_x_2, 1)
     _d_q_via_x_inverse = 1.0 / lam
@@ -456,11 +547,21 @@ def chunk_solve_closed(
     _d_q_via_x_enough = _d_q_via_x_size * (1e-14 if PRECISION == "ieee" else 1e-10)
     _d_q_via_x_going = 2 * BK + 8
     while _d_q_via_x_going > 0:
-        by_H = exact_dot(x_tried, H_state, None, dtype, BK <= 64, PRECISION)
+        by_H = state_dot(
+            x_tried,
+            H_state,
+            None,
+            states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
+            K,
+            False,
+            True,
+            dtype,
+            PRECISION,
+        )
         by_ridge = by_H * by_ridge_factor[:, None] + lam * x_tried
-        overlap = exact_dot(x_tried, tl.trans(k), None, dtype, BK <= 64, PRECISION)
+        overlap = exact_dot(x_tried, tl.trans(k_s), None, dtype, PRECISION)
         seen_keys = overlap * seen_keys_weight
-        applied = exact_dot(seen_keys, k, by_ridge, dtype, BK <= 64, PRECISION)
+        applied = exact_dot(seen_keys, k_s, by_ridge, dtype, PRECISION)
         d_q_via_x, _d_q_via_x_rest, x_tried, _d_q_via_x_size = conjugate_step(
             d_q_via_x,
             _d_q_via_x_rest,
@@ -475,7 +576,7 @@ def chunk_solve_closed(
             tl.max(tl.where(_d_q_via_x_size > _d_q_via_x_enough, 1, 0)) > 0, _d_q_via_x_going - 1, 0
         )
     d_q_via_x *= _d_q_via_x_unit
-    store_rows(d_q_ptr + i_h * K, d_q_via_x, token, left, HV * K, K, BT, BK, 0)
+    store_rows(d_q_ptr + i_h * K, d_q_via_x, t_first, t_left, HV * K, K, BR, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -571,8 +672,8 @@ def chunk_scan_reverse_closed(
         # update, line 35
         by_ridge_factor = tl.exp(coarse_sum + fine_sum)
         # adjoint of x
-        d_q_via_x_negative = -d_q_via_x.to(tl.float32)
-        d_by_H_again_k_via_by_ridge_again = by_ridge_factor[:, None] * d_q_via_x_negative
+        d_q_via_x_negative = -d_q_via_x
+        d_by_H_again_k_via_by_ridge_again = by_ridge_factor[:, None] * d_q_via_x_negative.to(tl.float32)
         d_H = tl.dot(tl.trans(x), d_by_H_again_k_via_by_ridge_again.to(dtype), input_precision=PRECISION)
         # decay, line 33: exp(g)
         coarse_chunk = tl.sum(coarse)
@@ -602,13 +703,13 @@ def chunk_scan_reverse_closed(
 def chunk_gradients_closed(
     v_ptr,
     k_ptr,
+    g_ptr,
+    x_ptr,
+    d_q_ptr,
+    states_ptr,
+    d_states_ptr,
     beta_ptr,
     d_o_ptr,
-    x_ptr,
-    states_ptr,
-    g_ptr,
-    d_q_ptr,
-    d_states_ptr,
     d_lam_ptr,
     d_k_ptr,
     d_v_ptr,
@@ -651,13 +752,45 @@ def chunk_gradients_closed(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    x = load_rows(x_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+    x = load_rows(x_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
     d_q_via_x = load_rows(d_q_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
-    d_H_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
     H_state = load_rows(states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
+    d_H_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), 0, K, K, K, BK, BK, 0)
+    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+    # decay, line 33: exp(g)
+    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+    fine = -coarse + log_decay_valid
+    coarse_sum = tl.cumsum(coarse, 0)
+    fine_sum = tl.cumsum(fine, 0)
+    # adjoint of x
+    d_q_via_x_negative = -d_q_via_x
+    d_lam_via_by_ridge_again = d_q_via_x_negative.to(tl.float32) * x.to(tl.float32)
+    store_rows(d_lam_ptr + i_h * K, d_lam_via_by_ridge_again, token, left, HV * K, K, BT, BK, 0)
+    # adjoint of kept
+    d_kept_factor_via_kept = H_state * d_H_next.to(tl.float32)
+    d_kept_factor_via_kept_3 = tl.sum(d_kept_factor_via_kept)
+    # update, line 35
+    by_ridge_factor = tl.exp(coarse_sum + fine_sum)
+    by_H_again = state_dot(
+        x,
+        H_state,
+        None,
+        states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
+        K,
+        False,
+        False,
+        dtype,
+        PRECISION,
+    )
+    # adjoint of x
+    d_by_ridge_factor_via_by_ridge_again = by_H_again * d_q_via_x_negative.to(tl.float32)
+    d_by_ridge_factor_via_by_ridge_again_2 = tl.sum(d_by_ridge_factor_via_by_ridge_again, 1)
+    # adjoint of by_ridge_factor
+    d_coarse_sum_via_by_ridge_factor = by_ridge_factor * d_by_ridge_factor_via_by_ridge_again_2
     d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
     d_attention = tl.zeros([BT, BT], tl.float32)
     for i_v in tl.range(0, blocks, disable_licm=True):
@@ -676,25 +809,14 @@ def chunk_gradients_closed(
         # adjoint of attention
         d_attention = tl.dot(d_o, tl.trans(b).to(dtype), d_attention, input_precision=PRECISION)
     # decay, line 33: exp(g)
-    log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-    log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-    coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
     coarse_chunk = tl.sum(coarse)
-    fine = -coarse + log_decay_valid
     fine_chunk = tl.sum(fine)
-    coarse_sum = tl.cumsum(coarse, 0)
     coarse_after = coarse_chunk - coarse_sum
-    fine_sum = tl.cumsum(fine, 0)
     fine_after = fine_chunk - fine_sum
     written_factor = beta * tl.exp(coarse_after + fine_after)
     written_factor_2 = tl.exp(coarse_after + fine_after)
-    # adjoint of written
-    d_written = tl.dot(k, d_H_next, input_precision=PRECISION)
-    d_written_factor_via_written = d_written * k.to(tl.float32)
-    d_written_factor_via_written_2 = tl.sum(d_written_factor_via_written, 1)
     # adjoint of x
-    d_q_via_x_negative = -d_q_via_x.to(tl.float32)
-    d_seen_keys_again = tl.dot(d_q_via_x_negative.to(dtype), tl.trans(k), input_precision=PRECISION)
+    d_seen_keys_again = tl.dot(d_q_via_x_negative, tl.trans(k), input_precision=PRECISION)
     # update, line 35
     overlap_2 = tl.dot(x, tl.trans(k), input_precision=PRECISION)
     # adjoint of x
@@ -731,37 +853,55 @@ def chunk_gradients_closed(
     d_fine_sum_early = (
         d_coarse_sum_via_carried_out_factor + d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
     )
-    # decay, line 33: exp(g)
-    written = k.to(tl.float32) * written_factor[:, None]
     # read-out
     attention_weight = scale * since
+    attention = tl.trans(attention_weight * overlap_2).to(dtype)
+    # adjoint of written
+    d_written = state_dot(
+        k,
+        d_H_next,
+        None,
+        d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
+        K,
+        False,
+        False,
+        dtype,
+        PRECISION,
+    )
+    d_written_factor_via_written = d_written * k.to(tl.float32)
+    d_written_factor_via_written_2 = tl.sum(d_written_factor_via_written, 1)
+    # decay, line 33: exp(g)
+    written = k.to(tl.float32) * written_factor[:, None]
     # adjoint of attention
     d_overlap_2_via_attention = attention_weight * d_attention
     # update, line 35
     seen_keys_weight = beta[None, :] * since
     # adjoint of x
     d_overlap_2_via_seen_keys_again = d_seen_keys_again * seen_keys_weight
+    # adjoint of k_s
+    d_overlap_2_via_attention_joined = d_overlap_2_via_attention + d_overlap_2_via_seen_keys_again
     # update, line 35
-    seen_keys_again = overlap_2 * seen_keys_weight
+    seen_keys_again = tl.trans(overlap_2 * seen_keys_weight).to(dtype)
     # adjoint of written
     d_k_j_via_written = d_written * written_factor[:, None]
     # adjoint of x
-    d_k_s = tl.dot(
-        tl.trans(seen_keys_again).to(dtype),
-        d_q_via_x_negative.to(dtype),
-        d_k_j_via_written,
-        input_precision=PRECISION,
-    )
-    d_k_s_2 = tl.dot(tl.trans(d_overlap_2_via_seen_keys_again).to(dtype), x, d_k_s, input_precision=PRECISION)
+    d_k_s = tl.dot(seen_keys_again, d_q_via_x_negative, d_k_j_via_written, input_precision=PRECISION)
     # adjoint of k_s
-    d_k_s_3 = tl.dot(tl.trans(d_overlap_2_via_attention).to(dtype), x, d_k_s_2, input_precision=PRECISION)
+    d_k_s_3 = tl.dot(
+        tl.trans(d_overlap_2_via_attention_joined).to(dtype), x, d_k_s, input_precision=PRECISION
+    )
     # gradient
-    d_k_2 = tl.dot(written.to(dtype), tl.trans(d_H_next), d_k_s_3, input_precision=PRECISION)
-    # read-out
-    attention = attention_weight * overlap_2
-    # adjoint of x
-    d_lam_via_by_ridge_again = d_q_via_x_negative * x.to(tl.float32)
-    store_rows(d_lam_ptr + i_h * K, d_lam_via_by_ridge_again, token, left, HV * K, K, BT, BK, 0)
+    d_k_2 = state_dot(
+        written,
+        d_H_next,
+        d_k_s_3,
+        d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
+        K,
+        True,
+        False,
+        dtype,
+        PRECISION,
+    )
     d_kept_factor_via_kept_2_2 = 0.0
     d_written_factor_2_via_written_2_2 = tl.zeros([BT], tl.float32)
     d_beta_via_b_2 = tl.zeros([BT], tl.float32)
@@ -786,7 +926,7 @@ def chunk_gradients_closed(
         d_written_factor_2_via_written_2_2 += tl.sum(d_written_factor_2_via_written_2, 1)
         d_b_via_written_2 = d_written_2 * written_factor_2[:, None]
         # adjoint of b_s
-        d_b_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_b_via_written_2, input_precision=PRECISION)
+        d_b_s = tl.dot(attention, d_o, d_b_via_written_2, input_precision=PRECISION)
         # adjoint of b
         d_beta_via_b = d_b_s * v.to(tl.float32)
         d_beta_via_b_2 += tl.sum(d_beta_via_b, 1)
@@ -797,9 +937,6 @@ def chunk_gradients_closed(
         # gradient
         d_k_3 = tl.dot(written_2.to(dtype), tl.trans(d_G_next), d_k_3, input_precision=PRECISION)
     store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
-    # adjoint of kept
-    d_kept_factor_via_kept = H_state * d_H_next.to(tl.float32)
-    d_kept_factor_via_kept_3 = tl.sum(d_kept_factor_via_kept)
     # adjoint of kept_factor
     d_kept_factor = d_kept_factor_via_kept_2_2 + d_kept_factor_via_kept_3
     # decay, line 33: exp(g)
@@ -816,14 +953,6 @@ def chunk_gradients_closed(
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
     d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-    # update, line 35
-    by_ridge_factor = tl.exp(coarse_sum + fine_sum)
-    by_H_again = tl.dot(x, H_state.to(dtype), input_precision=PRECISION)
-    # adjoint of x
-    d_by_ridge_factor_via_by_ridge_again = by_H_again * d_q_via_x_negative
-    d_by_ridge_factor_via_by_ridge_again_2 = tl.sum(d_by_ridge_factor_via_by_ridge_again, 1)
-    # adjoint of by_ridge_factor
-    d_coarse_sum_via_by_ridge_factor = by_ridge_factor * d_by_ridge_factor_via_by_ridge_again_2
     # adjoint of fine_after
     d_fine_sum_via_fine_after = -d_fine_after
     # adjoint of fine_sum

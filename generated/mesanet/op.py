@@ -27,8 +27,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_scan_closed": {64: (64, 4, 1), 128: (64, 8, 1), 256: (32, 8, 1)},
-    "chunk_output_closed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
-    "chunk_solve_closed": {64: (64, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_output_closed": {64: (32, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
+    "chunk_solve_closed": {64: (32, 8, 1), 128: (64, 8, 1), 256: (32, 8, 1)},
     "chunk_scan_reverse_closed": {64: (64, 4, 1), 128: (64, 8, 1), 256: (32, 8, 1)},
     "chunk_gradients_closed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
@@ -88,6 +88,12 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
+
+# Their programs have blocks of a chunk's rows.
+ROWS = (
+    "chunk_output_closed",
+    "chunk_solve_closed",
+)
 
 # They sum over value channels, so that a program takes all of them whatever a configuration says.
 WHOLE = ("token_scan_reverse_whole",)
@@ -179,6 +185,9 @@ def launch(
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
         value_block = min(value_block, block(V))
         grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
+        if kernel in ROWS:
+            flags["BR"] = min(chunk, max(16, 4096 // block(K)))
+            grid = (grid[0] * (chunk // flags["BR"]),)
         try:
             getattr(kernels, kernel)[grid](
                 *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
@@ -257,7 +266,7 @@ def chunk_forward_triton(q, k, v, g, beta, lam, scale, initial_state, cu_seqlens
         READ=False,
         SAVE=True,
     )
-    launch("chunk_output_closed", q, v, layout, chunk, [q, k, v, g, beta, lam, states, x, o], scale)
+    launch("chunk_output_closed", q, v, layout, chunk, [q, k, v, lam, states, g, beta, x, o], scale)
     return o, final_state, states, x
 
 
@@ -273,7 +282,7 @@ def chunk_backward_triton(
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
-    launch("chunk_solve_closed", q, v, layout, chunk, [v, k, beta, d_o, g, states, lam, d_q], scale)
+    launch("chunk_solve_closed", q, v, layout, chunk, [v, k, d_o, beta, g, states, lam, d_q], scale)
     launch(
         "chunk_scan_reverse_closed",
         q,
@@ -293,7 +302,7 @@ def chunk_backward_triton(
         v,
         layout,
         chunk,
-        [v, k, beta, d_o, x, states, g, d_q, d_states, d_lam, d_k, d_v, d_g, d_beta],
+        [v, k, g, x, d_q, states, d_states, beta, d_o, d_lam, d_k, d_v, d_g, d_beta],
         scale,
     )
     return (

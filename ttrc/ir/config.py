@@ -12,6 +12,7 @@ CHUNK = 64  # tokens a chunk, and a step of a scan
 LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
 SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients, which is a chunk then
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
+SEARCHED = 4096  # numbers of a tile that a search goes on from: its programs have so many rows of a chunk each
 WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 SOLVED = "_solved"  # beside decays by key channel: works with what a triangular system solves for
@@ -62,8 +63,8 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_gradients_solved_keys": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "chunk_scan_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_reverse_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
-    "chunk_output_closed": {64: Config(64, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
-    "chunk_solve_closed": {64: Config(64, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_output_closed": {64: Config(32, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
+    "chunk_solve_closed": {64: Config(32, 8, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_gradients_closed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
@@ -143,6 +144,11 @@ def key_block(kernel: str, config: Config, d_k: int) -> int:
 def hidden_block(kernel: str, config: Config, hidden: int) -> int:
     """Hidden channels that a program of a kernel takes at once."""
     return min(config.value_block, block(hidden)) if kernel.endswith(PANELS) else block(hidden)
+
+
+def row_block(chunk: int, d_k: int) -> int:
+    """Rows of a chunk that a program has where it does not have all."""
+    return min(chunk, max(16, SEARCHED // block(d_k)))
 
 
 def block(width: int) -> int:

@@ -48,6 +48,7 @@ class Skeleton(Enum):
     """The loop around a kernel's body; each has one template."""
 
     PARALLEL = "parallel"  # one program a chunk and head, the value axis (or the key axis) walked in panels
+    ROWS = "rows"  # as PARALLEL, but a program has a block of the chunk's rows
     SCAN = "scan"  # one program a sequence, head and value block, chunks in order, states on chip
     TOKENS = "tokens"  # as SCAN, token by token
     TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints

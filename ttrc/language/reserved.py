@@ -13,7 +13,7 @@ WORDS = ("p", "r", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (
     "self scale initial_state final_state output_final_state cu_seqlens form schedule keep_bytes state "
-    "T B C D H HV N K V BT BK BV EVERY SPARSE dq dk dv do dp ds dstate"
+    "T B C D H HV N K V BT BR BK BV EVERY SPARSE dq dk dv do dp ds dstate"
 ).split()
 
 # Bare words of the generated files that an argument of the same name would hide.
@@ -32,9 +32,10 @@ _KERNELS = (
     "conjugate_step decayed_k decayed_s decayed_t difference difference_across dtype entries_of exact_dot factors "
     "first first_chunk halves here i i_b i_c i_chunk i_h i_k i_n i_p i_s i_v j left length load_column load_double "
     "load_gate load_gate_row load_line load_lower load_lower_block load_lower_columns load_lower_rows load_row "
-    "load_rows load_vector log_cosh matrix n numbers_of own panels partial positive_power power program r root_step "
-    "rows_of s s_first s_left sign softplus steps store_lower store_row store_rows store_vector stride substitute t "
-    "t_first t_left tanh token unit_lower_inverse unit_rows waiting whole_power written"
+    "load_rows load_vector log_cosh matrix n numbers_of own own_numbers panels partial positive_power power program r "
+    "root_step rounded_dot rows_of s s_first s_left sign softplus state_dot steps store_lower store_row store_rows "
+    "store_vector stride substitute t t_first t_left tanh token unit_lower_inverse unit_rows waiting whole_power "
+    "written"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

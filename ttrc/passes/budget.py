@@ -217,9 +217,9 @@ class _Cost:
         )
 
     def traffic(self, kernel: Kernel) -> Traffic:
-        loads = kernel.loads
-        if kernel.skeleton is Skeleton.STREAM:  # numbers of both roles are the same in memory
-            loads = {b.name: b for b in loads}.values()
+        # What is loaded in both roles of a token, or once more, is the same in memory.
+        loads = {(b.name, row_axes(b.tile) if {"t", "s"} & set(b.tile.axes) else b.tile): b for b in kernel.loads}
+        loads = loads.values()
         read = sum(self._bytes(b, kernel) for b in loads)
         written = sum(self._bytes(b, kernel) for b in kernel.stores)
         states = sum(4 * self._numbers(c.state) for c in kernel.carries if not c.reverse) / self.chunk

@@ -5,6 +5,8 @@ from __future__ import annotations
 from ttrc.ir.config import WHOLE, WIDE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Program, Reduce, Statement, Tile, operands, sums_values
+from ttrc.passes.do_first import is_whole
+from ttrc.passes.join_products import join_products
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.pull_factors import pull_factors
@@ -29,7 +31,7 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     body = simplify_tile(sliced, tuple(targets))
     if skeleton is Skeleton.PARALLEL:
         results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
-        pulled = simplify_tile(pull_factors(sliced, results), results)
+        pulled = join_products(simplify_tile(pull_factors(sliced, results), results), results)
 
         def cut(body: tuple[Statement, ...], narrow: Narrow, wide: bool) -> tuple[Segment, ...]:
             return tuple(
@@ -41,6 +43,8 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
         narrow = narrow_factors(body, results) if long else AS_MADE
         sums_keys = any(sums_values(s) and s.target.axes == ("t", "k") for s in body)
         wide = Kernel(name, skeleton, False, cut(pulled, AS_MADE, True), ()) if sums_keys and name in WIDE else None
+        if not long and any(is_whole(t) for s in pulled for t in operands(s.op)):
+            narrow = Narrow(frozenset(), narrow_factors(pulled, results).turned)  # whole states take what registers are
         segments = cut(body if long else pulled, narrow, False)
         return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
     name = plain_name(name) + WHOLE if takes_all_values(body, skeleton, carries) else name

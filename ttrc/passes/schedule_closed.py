@@ -15,6 +15,7 @@ from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Conjugate, Program
 from ttrc.passes.cut_passes import keep_all
 from ttrc.passes.plan_kernel import planned
+from ttrc.passes.plan_rows import plan_rows
 from ttrc.passes.schedule_kernels import BACK, THROUGH, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.schedule_readout import schedule_readout
 
@@ -38,14 +39,9 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
 
     scan, reverse = f"chunk_scan{CLOSED}", f"chunk_scan_reverse{CLOSED}"
     ahead = planned(scan, Skeleton.SCAN, forward, kept, inputs, carried)
-    output = planned(f"chunk_output{CLOSED}", Skeleton.PARALLEL, forward, (*outputs, solved), (*inputs, *kept))
-    solve = planned(
-        f"chunk_solve{CLOSED}",
-        Skeleton.PARALLEL,
-        backward,
-        tuple(dict.fromkeys((of_query, d_q))),
-        (*inputs, *kept, solved, *readout.back),
-    )
+    output = plan_rows(f"chunk_output{CLOSED}", forward, (*outputs, solved), (*inputs, *kept))
+    found = tuple(dict.fromkeys((of_query, d_q)))
+    solve = plan_rows(f"chunk_solve{CLOSED}", backward, found, (*inputs, *kept, solved, *readout.back))
     seen = (*inputs, solved, of_query, *readout.back)
     back = planned(reverse, Skeleton.SCAN, backward, kept_back, seen, cotangents)
     read = (*seen, *kept, *kept_back, *readout.kept)

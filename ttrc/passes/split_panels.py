@@ -17,6 +17,7 @@ from ttrc.ir.tile import HIDDEN, Contract, Decayed, Elementwise, Statement, Tile
 from ttrc.passes.add_afterwards import add_afterwards, stages
 from ttrc.passes.add_in_turn import add_in_turn
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.do_first import done_first, is_whole
 from ttrc.passes.narrow_factors import Narrow
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import names_of, slice_program
@@ -52,6 +53,7 @@ def split_panels(
             at_hand |= {s.target for s in panels[-1] if _is_kept(s, axis)}
     place = _places(body, groups, panels, narrow, wide_heads, axis)
     place |= {t: 0 for t in wanted if t not in made and axis not in t.axes}
+    place |= dict.fromkeys(place.keys() & done_first(body, wanted), 0) if axis == "v" else {}
     pieces = []
     for number in range(len(groups) + 1):
         code = tuple(s for s in body if place.get(s.target) == number)
@@ -99,24 +101,29 @@ def _is_kept(statement: Statement, axis: str) -> bool:
 def _piece(panelled: bool, statements, totals, results, earlier, later, narrow: Narrow, in_turn: bool) -> Piece:
     """Small results first: a sum of a tile that others need too is made while that tile is at hand. Then what is turned
     over, for it leaves the registers. Of the wide ones first what takes the place of a sum just made; then that which
-    takes most work, while there is room."""
+    takes most work, while there is room. What is made of whole states comes behind all that is not."""
     leaving = {t for _, code, _, _ in later for s in code for t in operands(s.op)} if not panelled else set(totals)
     goals = [s.target for s in statements if s.target in leaving or s.target in results]
     needs = {t: slice_program(statements, [t]) for t in goals if len(t.axes) > 1}
     summed = {t for _, _, made, _ in earlier[-1:] for t in made if t.axes == ("t", "k")}
     from_sum = {t for t, code in needs.items() if summed & {x for s in code for x in operands(s.op)}}
+    of_states = {t for t in goals if _reads_whole(statements, t)}
 
     decayed = [s.target for s in statements if isinstance(s.op, Decayed)]
 
-    def order(t: Tile) -> tuple[bool, float, bool, int]:
+    def order(t: Tile) -> tuple[bool, bool, float, bool, int]:
         size = len(t.axes) if t not in narrow.turned else 1.5
-        return t in decayed, size, t not in from_sum, -len(needs.get(t, ()))
+        return t in decayed, t in of_states, size, t not in from_sum, -len(needs.get(t, ()))
 
     goals.sort(key=order)
     # A loop over lengths of pieces holds many registers: it stands where nothing else waits.
     goals = [*(t for t in decayed if t not in goals), *goals]
     arrange = add_in_turn if in_turn and panelled else order_statements
     return Piece(panelled, arrange(statements, tuple(goals)), totals, tuple(results))
+
+
+def _reads_whole(statements: tuple[Statement, ...], target: Tile) -> bool:
+    return any(is_whole(t) for s in slice_program(statements, [target]) for t in operands(s.op))
 
 
 def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...], axis: str) -> list[list[Tile]]:

@@ -215,7 +215,7 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
 def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     # Over blocks of values, of keys or of hidden channels; the others split values over programs.
-    looped = kernel.skeleton is Skeleton.PARALLEL or kernel.in_memory
+    looped = kernel.skeleton in (Skeleton.PARALLEL, Skeleton.ROWS) or kernel.in_memory
     walked = shape.d_k if kernel.axis == "k" else shape.d_v
     again = (-(-walked // config.value_block) - 1) * (known.looped or known.instructions) if looped else 0
     work = known.instructions + again + SPILL * known.spills

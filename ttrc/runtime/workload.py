@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ttrc.ir.config import CHUNK, Config, value_block
+from ttrc.ir.config import CHUNK, Config, row_block, value_block
 from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.language.spec import Spec
 from ttrc.language.state import initial_names, needs_initial_state
@@ -47,8 +47,8 @@ def programs(
     segments: int = 1,
     columns: Optional[int] = None,
 ) -> int:
-    """The grid of a launch: parallel kernels have a program a chunk and head, those of pairs one a block of tokens and
-    head, or a head, the others one a head and value block.
+    """The grid of a launch: parallel kernels have a program a chunk and head, or one a block of a chunk's rows; those
+    of pairs one a block of tokens and head, or a head, the others one a head and value block.
 
     segments: into how many pieces, which run side by side, each sequence is cut. columns: of the carried state, d_v
     where nothing else is said.
@@ -57,6 +57,8 @@ def programs(
     match kernel.skeleton:
         case Skeleton.PARALLEL:
             return heads * -(-shape.length // chunk)
+        case Skeleton.ROWS:
+            return heads * -(-shape.length // chunk) * (chunk // row_block(chunk, shape.d_k))
         case Skeleton.STREAM:
             return heads * -(-shape.length // config.value_block)
         case Skeleton.WALK:

@@ -212,6 +212,8 @@ def runs(kernel: Kernel) -> str:
     match kernel.skeleton:
         case Skeleton.PARALLEL:
             return "all chunks at once"
+        case Skeleton.ROWS:
+            return "all blocks of chunks' rows at once"
         case Skeleton.SCAN:
             order, place = "reverse" if kernel.reverse else "order", "in panels" if kernel.in_memory else "on chip"
             return f"chunks in {order}, {place}: {_carried(kernel)}"

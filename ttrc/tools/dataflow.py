@@ -18,7 +18,7 @@ LANES_LEFT, LANE_STEP = 660, 95  # the first lane, and at most how far apart two
 CHIP, CHIP_GAP, LETTER = 22, 6, 7.3  # a chip's height, the space between two, the width of one letter
 ROW, GAP, TOP = 32, 34, 58  # a port's height, the space between two kernels, where the first one starts
 INK, IN_PARALLEL, IN_ORDER = "#4a5563", "#e7f0fb", "#fdf1dc"
-AT_ONCE = (Skeleton.PARALLEL, Skeleton.STREAM)
+AT_ONCE = (Skeleton.PARALLEL, Skeleton.ROWS, Skeleton.STREAM)
 FILL = {skeleton: IN_PARALLEL if skeleton in AT_ONCE else IN_ORDER for skeleton in Skeleton}
 
 

@@ -252,7 +252,7 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
     found, kernel = row.result, share.kernel
     outside, middle, inner = found.instructions - found.looped, found.looped - found.inner, found.inner
     match kernel.skeleton:
-        case Skeleton.PARALLEL:
+        case Skeleton.PARALLEL | Skeleton.ROWS:
             if not any(s.panelled for s in kernel.of(shape.d_k).segments):
                 return outside + found.looped * share.loops
             walked = shape.d_k if kernel.axis == "k" else shape.d_v

@@ -6,8 +6,11 @@ from itertools import groupby
 
 from ttrc.backends.triton import decayed, substitution
 from ttrc.backends.triton.carried import carried_states, kept_room
+from ttrc.backends.triton.docs import DOC
 from ttrc.backends.triton.memory import (
     FIRST,
+    OWN_ROWS,
+    OWN_TOKENS,
     ChunkMemory,
     TokenMemory,
     room,
@@ -17,39 +20,9 @@ from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.backends.triton.stream import stream_holes, walk_holes
 from ttrc.ir.config import WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Decayed, Relabel, Statement, Substitute, Tile, operands
+from ttrc.ir.tile import BEGINS, HIDDEN, Conjugate, Contract, Decayed, Relabel, Statement, Substitute, Tile, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
-
-DOC = {
-    "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
-    "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
-    "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
-    "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
-    "chunk_scan_closed": "Chunks in order with what the past is on chip: stored where each chunk starts.",
-    "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",
-    "chunk_solve": "What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries.",
-    "chunk_moves": "Cotangents of the gates that decide how states move, from those of the masks they make.",
-    "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
-    "chunk_read": "Outputs, of what the memory answers to the queries.",
-    "chunk_read_reverse": "The adjoint of chunk_read: cotangents of the answers, and of what else outputs are made of.",
-    "chunk_transition": "What a state alone becomes from a segment's start to its end.",
-    "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
-    "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
-    "deep_scan": "Segments in order with the weights on chip: read-outs, and the weights that each starts with.",
-    "deep_scan_reverse": "Segments backwards with the weights' cotangents on chip: the cotangents of the inputs.",
-    "deep_scan_panels": "Segments in order, the weights in memory: read-outs, and the weights that each starts with.",
-    "deep_scan_reverse_panels": "Segments backwards, the weights' cotangents in memory: the cotangents of the inputs.",
-    "deep_token_scan": "Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass.",
-    "deep_token_scan_reverse": "Token by token backwards, weights recomputed from their checkpoints.",
-    "attend": "A block of queries over its keys: read-outs, and the logarithms of what divides them.",
-    "attend_queries": "A block of queries over its keys once more: cotangents of queries.",
-    "attend_keys": "A block of keys over the queries that see it: cotangents of keys and values.",
-    "running_sums": "Sums along each sequence, in double precision.",
-    "running_sums_reverse": "The adjoint of running_sums: sums from each sequence's end.",
-    "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
-    "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
-}
 
 
 def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
@@ -66,6 +39,8 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         case Skeleton.WALK:
             return common | walk_holes(kernel, domains, tags)
     writer = _Writer(kernel, domains, tags)
+    if kernel.skeleton is Skeleton.ROWS:
+        return common | {"lead": _lead(kernel), "body": writer.panels()}
     if kernel.skeleton is Skeleton.PARALLEL:
         return common | {
             "axis": kernel.axis,
@@ -184,9 +159,14 @@ def _after(segment: Segment, statement: Statement) -> list[Buffer]:
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str], wide: bool = False):
         tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
-        memory = TokenMemory if tokens else ChunkMemory
         self.kernel, self.tags, self.domains = kernel, tags, domains
-        self.memory = memory(domains, FIRST[kernel.axis], number="i_step" if kernel.numbered else "i_chunk")
+        if kernel.skeleton is Skeleton.ROWS:
+            self.memory = ChunkMemory(domains, FIRST[kernel.axis], OWN_ROWS, OWN_TOKENS)
+        elif tokens:
+            self.memory = TokenMemory(domains, FIRST[kernel.axis])
+        else:
+            number = "i_step" if kernel.numbered else "i_chunk"
+            self.memory = ChunkMemory(domains, FIRST[kernel.axis], number=number)
         self.stored = {b.tile: b for b in kernel.loads}
         turns = OF_VALUES if kernel.axis == "k" else OF_KEYS if wide else ()
         # Of these tiles, whole ones, those that later products alone want wait as they are wanted.
@@ -194,6 +174,10 @@ class _Writer:
         self.own = kernel.waiting_pairs
         raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b) and b not in self.own}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, turns, self.memory.begins), set()
+        if kernel.skeleton is Skeleton.ROWS:
+            self.printer.columns, self.printer.tokens = "s", self.memory.tokens
+        square = [b for b in kernel.loads if b.space is Space.CHUNK and b.tile.axes == ("k", "j")]
+        self.printer.states = {b.tile: self.memory.begin(b) for b in square}
         self.on_request = _on_request(kernel)
         self.origin = None
 
@@ -246,9 +230,9 @@ class _Writer:
     def panels(self) -> str:
         # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
         apart = {"v", self.kernel.axis}
-        own = self.own
-        lines = self._loads(b for b in self.kernel.loads if not apart & set(b.tile.axes) and b not in own)
-        segments = self.kernel.segments
+        own, segments = self.own, self.kernel.segments
+        ahead = dict.fromkeys(b for s in _until_search(segments) for b in s.loads)
+        lines = self._loads(b for b in ahead if not apart & set(b.tile.axes) and b not in own)
         for number, segment in enumerate(segments):
             lines += self._loads(b for b in segment.loads if self.kernel.axis not in b.tile.axes and b not in own)
             lines += self._panel_loop(segment) if segment.panelled else [self.straight(segment)]
@@ -343,6 +327,12 @@ class _Writer:
                 store.insert(0, "tl.debug_barrier()")
             lines += store
         return lines
+
+
+def _until_search(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Those up to a search, which has all registers, or all of them."""
+    ends = [i for i, s in enumerate(segments, 1) if any(isinstance(x.op, Conjugate) for x in s.statements)]
+    return segments[: ends[-1]] if ends else segments
 
 
 def _on_request(kernel: Kernel) -> set[Buffer]:

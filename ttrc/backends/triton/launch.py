@@ -9,7 +9,8 @@ from ttrc.backends.triton.kernel import asks_begins, pointers
 from ttrc.ir.plan import BETWEEN, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
 from ttrc.ir.tile import HIDDEN, Tile
 
-MATRIX_SKELETONS = (Skeleton.PARALLEL, Skeleton.SCAN)
+AT_ONCE = (Skeleton.PARALLEL, Skeleton.ROWS)  # chunk by chunk, all of them at once
+MATRIX_SKELETONS = (*AT_ONCE, Skeleton.SCAN)
 
 
 def allocate_forward(plan: Plan) -> str:
@@ -17,7 +18,7 @@ def allocate_forward(plan: Plan) -> str:
     for buffer in blocks((*plan.saved, *plan.passing)):
         text = _new_states(buffer) if _is_sparse(plan, buffer) else _new(buffer, plan.form)
         readers = {s.name for s in plan.schedules for x in s.forward if _loads(x, buffer)}
-        beside = any(b.name == buffer.name for k in plan.forward if k.skeleton is Skeleton.PARALLEL for b in k.stores)
+        beside = any(b.name == buffer.name for k in plan.forward if k.skeleton in AT_ONCE for b in k.stores)
         if beside or readers == {s.name for s in plan.schedules}:
             lines.append(f"{buffer.name} = {text}")
         else:
@@ -274,7 +275,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             tensors += ["waiting"] if kernel.waiting else []
     if asks_begins(kernel):
         flags += f", SEGMENT={plan.segment}"
-    if kernel.skeleton is not Skeleton.PARALLEL:
+    if kernel.skeleton not in AT_ONCE:
         tensors += [str(enter), str(launch.leave)]
         given = GIVEN.get(launch.enter, launch.enter is not None)
         left = kernel.in_memory or WANTED.get(launch.leave, launch.leave is not None)

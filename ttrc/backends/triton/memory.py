@@ -12,6 +12,9 @@ VALUES = {"v": "i_v * BV"}  # where the channels of an axis begin that a program
 # The same by the axis that a kernel walks. Those that walk key channels hold all value channels.
 FIRST = {"v": VALUES, "k": {"k": "i_p * BK"}} | {a: VALUES | {a: "i_p * BH"} for a in HIDDEN}
 ROWS = {"t": ("token", "left"), "s": ("token", "left")}
+OWN_ROWS = ROWS | {"t": ("t_first", "t_left")}  # where a program has a block of a chunk's rows, "t", and sees all, "s"
+TOKENS = {"t": "BT", "s": "BT"}
+OWN_TOKENS = TOKENS | {"t": "BR"}
 WIDTH = {"t": "BT", "s": "BT", "k": "K", "j": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
 BLOCK = {"t": "BT", "s": "BT", "k": "BK", "j": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
 PANELLED = dict.fromkeys(HIDDEN, "((HIDDEN + BH - 1) // BH * BH)")
@@ -36,11 +39,14 @@ class ChunkMemory:
         domains: dict[str, Domain],
         begins: dict[str, str] = VALUES,
         rows: dict[str, tuple[str, str]] = ROWS,
+        tokens: dict[str, str] = TOKENS,
         number: str = "i_chunk",
     ):
         """`begins` says where the channels of a tile begin, axis by axis; `rows`, of either role, what the first token
-        and the count of those that are left are called; `number` what chunks are counted by of which all lie there."""
-        self.domains, self.begins, self.rows, self.number = domains, begins, rows, number
+        and the count of those that are left are called, `tokens` how many a tile holds; `number` what chunks are
+        counted by of which all lie there."""
+        self.domains, self.begins, self.rows = domains, begins, rows
+        self.tokens, self.number = tokens, number
 
     def load(self, buffer: Buffer) -> str:
         base, row = self._base(buffer)
@@ -48,9 +54,10 @@ class ChunkMemory:
             case ((Space.CHUNK | Space.SEQUENCE), _):
                 return load_state(base, buffer.tile, self.begins)
             case Space.HEAD, (_, _):
-                return self._rows(buffer, "BT")
+                return self._rows(buffer, self.tokens[buffer.tile.axes[0]])
             case Space.HEAD, _:
-                return f"tl.full([BT], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
+                tokens = self.tokens[buffer.tile.axes[0]]
+                return f"tl.full([{tokens}], tl.load({buffer.name}_ptr + i_h).to(tl.float32), tl.float32)"
             case Space.NUMBER, ():
                 return f"tl.load({base})"
             case Space.NUMBER, (axis,):
@@ -58,13 +65,17 @@ class ChunkMemory:
             case Space.WAITING, _:
                 return load_block(base, buffer.tile, self._number(buffer.tile))
             case _, (("t" | "s") as role,):
-                rows = f"{base}, {', '.join(self.rows[role])}, {row}, BT"
+                rows = f"{base}, {', '.join(self.rows[role])}, {row}, {self.tokens[role]}"
                 return f"load_double({rows})" if buffer.double else f"load_vector({rows}, {self._other(buffer)})"
             case _, ("t", "s"):
                 return f"load_lower({base}, token, left, {row}, BT)"
             case _, (("t" | "s") as role, _):
-                return self._rows(buffer, "BT", *self.rows[role])
+                return self._rows(buffer, self.tokens[role], *self.rows[role])
         raise AssertionError(buffer)
+
+    def begin(self, buffer: Buffer) -> str:
+        """Where a state begins."""
+        return _base(buffer, self._where(buffer))[0]
 
     def lower(self, buffer: Buffer, part: str) -> str:
         """Of a causal tile "rows" or "columns" of block n, the other axis whole, or the "block" where they meet."""
@@ -111,12 +122,14 @@ class ChunkMemory:
             case Space.WAITING, _:
                 return store_block(base, name, buffer.tile, self._number(buffer.tile))
             case _, (("t" | "s") as role,):
-                return f"store_vector({base}, {name}, {', '.join(self.rows[role])}, {row}, BT)"
+                return f"store_vector({base}, {name}, {', '.join(self.rows[role])}, {row}, {self.tokens[role]})"
             case _, ("t", "s"):
                 return f"store_lower({base}, {name}, token, left, {row}, BT)"
             case _, (("t" | "s") as role, axis):
                 rows, block, column = ", ".join(self.rows[role]), BLOCK[axis], self._column(axis)
-                return f"store_rows({base}, {name}, {rows}, {row}, {WIDTH[axis]}, BT, {block}, {column})"
+                return (
+                    f"store_rows({base}, {name}, {rows}, {row}, {WIDTH[axis]}, {self.tokens[role]}, {block}, {column})"
+                )
         raise AssertionError(buffer)
 
     def _other(self, buffer: Buffer) -> float:

@@ -7,9 +7,9 @@ from functools import singledispatchmethod
 
 from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
-from ttrc.backends.triton.conjugate import search
+from ttrc.backends.triton import search
 from ttrc.backends.triton.dialect import DIALECT
-from ttrc.backends.triton.memory import BLOCK, VALUES
+from ttrc.backends.triton.memory import BLOCK, TOKENS, VALUES
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
@@ -70,6 +70,9 @@ class TritonPrinter:
     still to come.
 
     `precise`: what is printed is inside of a search, whose products take operands as they are.
+
+    `tokens`: how many a tile holds, role by role. Where the reading ones are the program's own rows, fewer than those
+    that write, numbers in the other role are others. `states` says where those begin that come from memory.
     """
 
     raw: set[str]
@@ -84,6 +87,8 @@ class TritonPrinter:
     flipped: set[str] = field(default_factory=set)
     rested: dict[tuple[str, bool], str] = field(default_factory=dict)
     precise: bool = False
+    tokens: dict[str, str] = field(default_factory=lambda: dict(TOKENS))
+    states: dict[Tile, str] = field(default_factory=dict)
 
     def name(self, tile: Tile) -> str:
         return self.alias.get(tile.name, tile.name)
@@ -91,13 +96,18 @@ class TritonPrinter:
     def lines(self, statement: Statement) -> list[str]:
         target = statement.target
         if isinstance(statement.op, Relabel):
+            if self._takes_own(statement.op.arg, target):
+                return [f"{self.name(target)} = own_numbers({self._float(statement.op.arg)}, t, BR, BT)"]
             self.share(target, statement.op.arg)
             return []
         if isinstance(statement.op, Root):
-            return self._search(statement.op, target)
+            return self._root(statement.op, target)
         if isinstance(statement.op, Conjugate):
             return self._conjugate(statement.op, target)
         self._stand(statement)
+        if self._is_negative(statement.op) and target not in self.narrow | self.turned:
+            self.raw.add(target.name)
+            return [f"{self.name(target)} = -{self.name(statement.op.args[0])}"]
         text = self.text(statement.op, target)
         if target in self.narrow | self.turned:
             self.raw.add(target.name)
@@ -176,31 +186,30 @@ class TritonPrinter:
         return tile.axes[::-1] if self._is_flipped(tile) else tile.axes
 
     def _shape(self, tile: Tile) -> str:
-        return "[" + ", ".join(BLOCK[a] for a in self._axes(tile)) + "]"
+        return "[" + ", ".join(self.tokens.get(a, BLOCK[a]) for a in self._axes(tile)) + "]"
 
-    def _search(self, op: Root, target: Tile) -> list[str]:
-        """The loop that finds a root. Names that begin with _ are nobody else's: no tile's does."""
-        x, base = target.name, self._float(op.base)
-        low, high, step, moving = (f"_{x}_{part}" for part in ("low", "high", "step", "moving"))
-        spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: x}
+    def _is_negative(self, op) -> bool:
+        """Whether it is the negative of a tile as it came from memory, and so exact in that type."""
+        match op:
+            case Elementwise(expr, (arg,)):
+                return arg.name in self.raw and expr == -symbolic.symbol(arg.name)
+        return False
+
+    def _takes_own(self, arg: Tile, target: Tile) -> bool:
+        """Whether numbers of all of a chunk's tokens become those of the program's own rows."""
+        return self.tokens["t"] != self.tokens["s"] and arg.axes == ("s",) and target.axes == ("t",)
+
+    def _root(self, op: Root, target: Tile) -> list[str]:
+        spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: target.name}
         slope = symbolic.derivative(op.pull, symbolic.symbol(UNKNOWN))
         pull, slope = (symbolic.render(expr, DIALECT, spelling) for expr in (op.pull, slope))
-        state = f"{x}, {low}, {high}, {step}"
-        longest = f"tl.max({step})" if target.axes else step
-        return [
-            f"{x} = {base}",
-            f"{low}, {high}, {step} = {x}, {x}, {x} + float('inf')",
-            f"{moving} = 200",
-            f"while {moving} > 0:  # until all have come to rest",
-            f"    {state} = root_step({state}, {base}, {pull}, {slope})",
-            f"    {moving} = tl.where({longest} > 0, {moving} - 1, 0)",
-        ]
+        return search.root(target.name, self._float(op.base), pull, slope, not target.axes)
 
     def _conjugate(self, op: Conjugate, target: Tile) -> list[str]:
         products, inner = any(isinstance(s.op, Contract) for s in op.body), replace(self, precise=True)
         body = [line for s in op.body for line in inner.lines(s)]
         given = op.unknown.name, self._float(op.rhs), self._float(op.diagonal)
-        return search(target.name, *given, len(target.axes) - 1, body, inner.name(op.applied), products)
+        return search.conjugate(target.name, *given, len(target.axes) - 1, body, inner.name(op.applied), products)
 
     def rests(self, tile: Tile) -> bool:
         """Whether products find it made ready for them."""
@@ -301,8 +310,11 @@ class TritonPrinter:
         product = self._product(op, target, self._is_flipped(target))
         left = self._operand(product.left, product.left_transposed)
         right = self._operand(product.right, product.right_transposed)
+        if product.right in self.states and not product.left_transposed:
+            text = f"{self.name(product.left)}, {self.name(product.right)}, {add}, {self.states[product.right]}, K"
+            return f"state_dot({text}, {product.right_transposed}, {self.precise}, dtype, PRECISION)"
         if self.precise:
-            return f"exact_dot({left}, {right}, {add}, dtype, BK <= 64, PRECISION)"
+            return f"exact_dot({left}, {right}, {add}, dtype, PRECISION)"
         return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
 
     def operand(self, tile: Tile) -> str:

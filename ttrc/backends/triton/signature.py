@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.kernel import asks_begins, has_hidden, pointers
-from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, value_block
+from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, row_block, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
 
@@ -42,8 +42,10 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
     if asks_begins(kernel):
         constants["SEGMENT"] = plan.segment
+    if kernel.skeleton is Skeleton.ROWS:
+        constants["BR"] = row_block(chunk, d_k)
     match kernel.skeleton:
-        case Skeleton.PARALLEL | Skeleton.STREAM:
+        case Skeleton.PARALLEL | Skeleton.ROWS | Skeleton.STREAM:
             types |= {"ones_ptr": f"*{dtype}"} if kernel.ones else {}
             types["N"] = "i32"
             constants |= {"chunk_owner": None, **precision}

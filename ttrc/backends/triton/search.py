@@ -1,9 +1,24 @@
-"""Conjugate gradients as Triton: a loop. Names that begin with _ are nobody else's: no tile's and no gate's does."""
+"""Searches as Triton: loops. Names that begin with _ are nobody else's: no tile's and no gate's does."""
 
 from __future__ import annotations
 
 
-def search(x: str, tried: str, rhs: str, diagonal: str, axis: int, body: list[str], applied: str, products: bool):
+def root(x: str, base: str, pull: str, slope: str, scalar: bool) -> list[str]:
+    """The lines that find x with x + pull = base, entry by entry; `slope` is that of the pull."""
+    low, high, step, moving = (f"_{x}_{part}" for part in ("low", "high", "step", "moving"))
+    state = f"{x}, {low}, {high}, {step}"
+    longest = step if scalar else f"tl.max({step})"
+    return [
+        f"{x} = {base}",
+        f"{low}, {high}, {step} = {x}, {x}, {x} + float('inf')",
+        f"{moving} = 200",
+        f"while {moving} > 0:  # until all have come to rest",
+        f"    {state} = root_step({state}, {base}, {pull}, {slope})",
+        f"    {moving} = tl.where({longest} > 0, {moving} - 1, 0)",
+    ]
+
+
+def conjugate(x: str, tried: str, rhs: str, diagonal: str, axis: int, body: list[str], applied: str, products: bool):
     """The lines that find x, all rows together; `body` makes `applied` of what is tried, by matrix products or not."""
     parts = ("size", "rest", "enough", "going", "unit", "inverse")
     size, rest, enough, going, unit, inverse = (f"_{x}_{part}" for part in parts)
