@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ttrc.backends.triton.printer import LEVELS, TritonPrinter, shape, table
+from ttrc.backends.triton.printer import TritonPrinter, shape
+from ttrc.backends.triton.tables import LEVELS, table
 from ttrc.ir.tile import Decayed, Statement, Tile, operands
 
 Together = tuple[Statement, ...]

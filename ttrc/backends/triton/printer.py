@@ -10,6 +10,7 @@ from ttrc.backends.product import Product, as_product
 from ttrc.backends.triton import search
 from ttrc.backends.triton.dialect import DIALECT
 from ttrc.backends.triton.memory import BLOCK, TOKENS, VALUES
+from ttrc.backends.triton.tables import table
 from ttrc.ir.tile import (
     GIVEN,
     UNKNOWN,
@@ -18,7 +19,6 @@ from ttrc.ir.tile import (
     Conjugate,
     Contract,
     CumulativeSum,
-    Decayed,
     Difference,
     Elementwise,
     Hidden,
@@ -36,18 +36,6 @@ from ttrc.ir.tile import (
 
 TAKEN = {"H": "H_state"}  # what tiles are called whose names are words of a kernel's head
 OF_KEYS, OF_VALUES = (("t", "k"), ("s", "k")), (("t", "v"), ("s", "v"))
-
-
-LEVELS = "4 + (BT > 16) + (BT > 32) + (BT > 64)"  # lengths of pieces: 2, 4, .. BT tokens
-
-
-def table(op: CumulativeSum | Decayed) -> str:
-    """Where the tables begin, [BT, BT] each, that say which tokens' numbers are summed: four for running sums, then
-    one for each length of pieces of decays, with a token's own and without."""
-    if isinstance(op, CumulativeSum):
-        number = 2 * op.reverse + op.exclusive
-        return f"ones_ptr + {number} * BT * BT" if number else "ones_ptr"
-    return "ones_ptr + 4 * BT * BT" if op.own else f"ones_ptr + (4 + {LEVELS}) * BT * BT"
 
 
 def shape(tile: Tile) -> str:
