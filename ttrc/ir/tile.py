@@ -193,6 +193,13 @@ class Substitute:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a substitution has written in the rows of `solved`, its solution."""
+
+    solved: Tile
+
+
+@dataclass(frozen=True)
 class Conjugate:
     """x with A x = rhs, row by row: A is symmetric and positive definite in each row, a matrix over key channels.
 
@@ -234,6 +241,7 @@ Op = Union[
     Inverse,
     Root,
     Substitute,
+    Written,
     Conjugate,
     RunningSum,
     Difference,
@@ -302,6 +310,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (base, *args)
         case Substitute(matrix, base):
             return (matrix, base, *op.rows)
+        case Written(solved):
+            return (solved,)
         case Conjugate(rhs, diagonal):
             return tuple(dict.fromkeys((rhs, diagonal, *op.outside)))
         case Difference(rows, columns):
@@ -325,6 +335,11 @@ def sums(statement: Statement, axis: str) -> bool:
 
 def sums_values(statement: Statement) -> bool:
     return sums(statement, "v")
+
+
+def meets_in_rows(op: Substitute) -> bool:
+    """Whether a row of a substitution sums over value channels: a program needs them all then."""
+    return any(sums_values(s) for s in op.body)
 
 
 def joins_channels(statement: Statement) -> bool:

@@ -48,6 +48,7 @@ from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.pull_factors import pull_factors
+from ttrc.passes.read_written import read_written, written_tiles
 from ttrc.passes.scan_panels import scan_panels
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
@@ -298,6 +299,7 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
     sliced = slice_program(program.statements, targets, at_hand)
+    sliced = read_written(sliced, tuple(targets)) if skeleton is Skeleton.SCAN else sliced
     body = simplify_tile(sliced, tuple(targets))
     if skeleton is Skeleton.PARALLEL:
         results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
@@ -319,7 +321,9 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     # Sums over a chunk's tokens come first: what they are of need not wait for them then.
     sums = [s.target for s in body if isinstance(s.op, Reduce) and (*s.op.arg.axes, *s.target.axes) == ("t", "k", "k")]
     body = order_statements(body, (*sums, *targets))
-    segments = (_segment(False, body, (), memory, stores, targets),)
+    written = written_tiles(body)
+    waiting = [Buffer("waiting", t, Space.WAITING, written, single=True) for t in written]
+    segments = (_segment(False, body, (), memory, [*stores, *waiting], targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 
 

@@ -17,7 +17,7 @@ from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.backends.triton.stream import stream_holes, walk_holes
 from ttrc.ir.config import DECAYED, WIDE, plain_name
 from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, operands
+from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, Written, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
@@ -117,10 +117,11 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
     raise AssertionError(kernel.skeleton)
 
 
-def functions(kernel: Kernel) -> list[str]:
+def functions(kernel: Kernel, domains: dict[str, Domain]) -> list[str]:
     """The functions that a kernel calls, one for each substitution."""
+    stored = {b.tile: b for b in kernel.loads}
     solved = [s.op for s in kernel.statements if isinstance(s.op, Substitute)]
-    return [substitution.function(kernel.name, op) for op in solved]
+    return [substitution.function(kernel.name, op, stored, domains) for op in solved]
 
 
 def pointers(kernel: Kernel):
@@ -185,7 +186,9 @@ class _Writer:
         self.kernel, self.tags, self.domains = kernel, tags, domains
         self.memory = memory(domains, FIRST[kernel.axis])
         self.stored = {b.tile: b for b in kernel.loads}
-        turns = OF_VALUES if kernel.axis == "k" else OF_KEYS if wide else ()
+        self.waiting = {b.tile: b for s in kernel.segments for b in s.stores if b.space is Space.WAITING}
+        # Of all value channels 8 warps share the columns of a chunk's rows, where they would hold copies of 64 rows.
+        turns = OF_VALUES if kernel.axis == "k" or substitution.reads_back(kernel) else OF_KEYS if wide else ()
         # Of these tiles, whole ones, those that later products alone want wait as they are wanted.
         self.rests = (("t", "s"), *OF_VALUES) if kernel.axis == "k" else (("t", "s"),) if wide else ()
         self.own = kernel.waiting_pairs
@@ -219,6 +222,8 @@ class _Writer:
         return "\n".join(lines)
 
     def _stored(self, segment: Segment, statement: Statement) -> list[str]:
+        if isinstance(statement.op, Written):  # the substitution has
+            return []
         return self._stores(b for b in segment.stores if b.tile == statement.target)
 
     def _apart(self, segment: Segment) -> tuple[set[Tile], set[Tile]]:
@@ -297,8 +302,11 @@ class _Writer:
     def _statement(self, statement) -> list[str]:
         if isinstance(statement.op, Substitute):
             target, op = statement.target, statement.op
-            lines = substitution.solve(self.kernel.name, target, op, self.printer, self.stored, self.domains)
+            waiting = self.waiting.get(op.written)
+            lines = substitution.solve(self.kernel.name, target, op, self.printer, self.stored, self.domains, waiting)
             return self._tagged(statement, lines)
+        if isinstance(statement.op, Written):  # other threads have
+            return ["tl.debug_barrier()", *self._loads([self.waiting[statement.target]], again=True)]
         return self._tagged(statement, self.printer.lines(statement))
 
     def _tagged(self, statement, lines: list[str]) -> list[str]:

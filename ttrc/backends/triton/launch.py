@@ -187,8 +187,8 @@ def again(plan: Plan) -> str:
                     "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
                     f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]
-                if launch.kernel.in_memory:
-                    own += ["left = torch.empty_like(sparse)", *_waiting((launch.kernel,), "pieces")]
+                own += ["left = torch.empty_like(sparse)"] if launch.kernel.in_memory else []
+                own += _waiting((launch.kernel,), "pieces")
             own += [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.saved) if b in launch.kernel.stores]
             own.append(_launch(plan, launch, "again"))
         lines += [f"    {line}" for line in own]
