@@ -73,9 +73,9 @@ class Segment:
 class Kernel:
     """`narrow` tiles are held in the inputs' dtype once they are made, `turned` ones transposed as well.
 
-    `wide` is the same kernel cut for wide heads, those with more key channels than WIDE says. Panels are walked along
-    `axis`. A scan that does holds states that are too large for a chip: they lie where it will leave them, and move on
-    there.
+    `wide` is the same kernel cut for wide heads: of a parallel one those with more key channels than WIDE says, of a
+    scan those with more than its configuration takes at once. Panels are walked along `axis`. A scan that does holds
+    states that are too large for a chip: they lie where it will leave them, and move on there.
     """
 
     name: str
@@ -88,9 +88,12 @@ class Kernel:
     wide: Optional[Kernel] = None
     axis: str = "v"
 
-    def of(self, d_k: int) -> Kernel:
-        """What runs for heads of so many key channels."""
-        return self.wide if self.wide is not None and block(d_k) > WIDE[self.name] else self
+    def of(self, d_k: int, at_once: int) -> Kernel:
+        """What runs for heads of so many key channels, of which a program takes so many at once."""
+        if self.wide is None:
+            return self
+        many = at_once < d_k if self.skeleton is Skeleton.SCAN else block(d_k) > WIDE[self.name]
+        return self.wide if many else self
 
     @property
     def loads(self) -> tuple[Buffer, ...]:
@@ -125,6 +128,11 @@ class Kernel:
     def in_memory(self) -> bool:
         """Whether its states are not on chip."""
         return self.skeleton is Skeleton.SCAN and any(s.panelled for s in self.segments)
+
+    @property
+    def moves_in_memory(self) -> bool:
+        """Whether they are not there for some heads at least."""
+        return self.in_memory or (self.wide is not None and self.wide.in_memory)
 
     def carried(self, reverse: bool) -> tuple[Carry, ...]:
         """What a caller hands in and gets out: states, or their cotangents."""

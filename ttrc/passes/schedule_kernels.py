@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, DECAYED, LONG_CHUNK, MASKS, NONLINEAR, WHOLE, WIDE, plain_name
+from ttrc.ir.config import CHUNK, DECAYED, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, WHOLE, WIDE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -84,12 +84,15 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     decayed = DECAYED if any(isinstance(s.op, Decayed) for s in forward.statements) else ""
     kind = NONLINEAR if solved else decayed
 
+    moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
+    on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
+
     def scan(*stores: Buffer) -> Kernel:
-        return planned(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
+        return on_chip(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
 
     def scan_back(*stores: Buffer) -> Kernel:
         memory = (*known, *solved, *seen, *(states if weights else ()))
-        return planned(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
+        return on_chip(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
     prepare = [planned(f"chunk_prepare{masks or decayed}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
@@ -116,7 +119,6 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output)), fused.backward)
     schedules = [fused, split]
 
-    moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
         cross = [planned(f"chunk_transition{decayed}", Skeleton.SCAN, moved, (), known, moved.carries)]
@@ -154,9 +156,10 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
     # Of several hidden axes some matrix has two: panels of one would be as large as all of it is with one.
     scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(planned, skeleton=Skeleton.SCAN)
-    made = partial(scan, "deep_scan", program=forward, memory=inputs, carries=carried)
+    end = PANELS if len(axes) == 1 else ""
+    made = partial(scan, f"deep_scan{end}", program=forward, memory=inputs, carries=carried)
     ahead = made(stores=(*outputs, *states))
-    back = scan("deep_scan_reverse", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
+    back = scan(f"deep_scan_reverse{end}", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
     # What lies in memory is read out as it is walked, whether anybody asks or not.
     cuts = cut_passes((), states, states, (), ahead if ahead.in_memory else made(stores=states))
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
@@ -325,6 +328,15 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     waiting = [Buffer("waiting", t, Space.WAITING, written, single=True) for t in written]
     segments = (_segment(False, body, (), memory, [*stores, *waiting], targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
+
+
+def _or_in_panels(name: str, skeleton: Skeleton, program: Program, stores, memory, carries) -> Kernel:
+    """A scan as planned; where its programs take all value channels, one that walks key channels for wide heads."""
+    kernel = planned(name, skeleton, program, stores, memory, carries)
+    if not kernel.name.endswith(WHOLE):
+        return kernel
+    name = plain_name(name) + KEYS
+    return replace(kernel, name=name, wide=scan_panels("k", name, program, stores, memory, carries))
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:

@@ -7,7 +7,9 @@ from itertools import groupby
 from ttrc.backends.triton import substitution
 from ttrc.backends.triton.carried import carried_states, kept_room
 from ttrc.backends.triton.memory import (
+    BLOCK,
     FIRST,
+    WIDTH,
     ChunkMemory,
     TokenMemory,
     room,
@@ -25,6 +27,8 @@ DOC = {
     "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
     "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
     "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
+    "chunk_scan_keys": "Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states.",
+    "chunk_scan_reverse_keys": "Chunks backwards, the cotangent of wide heads' state in memory; stores it at chunks' ends.",
     "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
     "chunk_scan_closed": "Chunks in order with what the past is on chip: stored where each chunk starts.",
     "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",
@@ -78,14 +82,18 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         case Skeleton.SCAN:
             # A chunk's last step is the sequence's last where that ends inside it.
             at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
-            body = writer.walked() if kernel.in_memory else writer.straight(kernel.segments[0])
+            walking = kernel if kernel.in_memory else kernel.wide
+            panels = None if walking is None else _Writer(walking, domains, tags)
             return common | {
-                "body": body,
+                "body": "" if kernel.in_memory else writer.straight(kernel.segments[0]),
+                "panels": "" if panels is None else panels.walked(),
+                "moving": [] if panels is None else panels.states(kernel.reverse)["states"],
+                "width": "" if panels is None else WIDTH[walking.axis],
+                "block": "" if panels is None else BLOCK[walking.axis],
                 "step": "steps - 1 - i" if kernel.reverse else "i",
                 "at_bound": at_bound,
                 "lead": _lead(kernel),
-                "in_memory": kernel.in_memory,
-                "waiting": waiting_room(*kernel.waiting),
+                "waiting": waiting_room(*(walking or kernel).waiting),
                 **writer.states(kernel.reverse),
             }
         case Skeleton.TOKENS:

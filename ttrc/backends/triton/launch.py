@@ -28,7 +28,7 @@ def allocate_forward(plan: Plan) -> str:
 
 def _waiting(kernels: tuple[Kernel, ...], layout: str = "layout") -> list[str]:
     """Room for what waits while panels are walked."""
-    rooms = [_numbers(k.waiting, BLOCK) for k in kernels if k.waiting]
+    rooms = [_numbers(k.waiting, BLOCK) for k in (k.wide or k for k in kernels) if k.waiting]
     return [f"waiting = v.new_empty({layout}.sequences, v.shape[2], {r}, dtype=torch.float32)" for r in rooms]
 
 
@@ -41,7 +41,7 @@ def _end(plan: Plan, name: str) -> str:
 
 def _moves_in_memory(plan: Plan, name: str) -> bool:
     launches = [x for s in plan.schedules for x in (*s.forward, *s.backward)]
-    return any(x.leave == name and x.kernel.in_memory for x in launches)
+    return any(x.leave == name and x.kernel.moves_in_memory for x in launches)
 
 
 def handed_out(plan: Plan, name: str) -> str:
@@ -187,7 +187,7 @@ def again(plan: Plan) -> str:
                     "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
                     f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]
-                own += ["left = torch.empty_like(sparse)"] if launch.kernel.in_memory else []
+                own += ["left = torch.empty_like(sparse)"] if launch.kernel.moves_in_memory else []
                 own += _waiting((launch.kernel,), "pieces")
             own += [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.saved) if b in launch.kernel.stores]
             own.append(_launch(plan, launch, "again"))
