@@ -114,6 +114,11 @@ class Kernel:
         return next((b.parts for s in self.segments for b in s.stores if b.space is Space.WAITING), ())
 
     @property
+    def room(self) -> tuple[Tile, ...]:
+        """What there is room for in that memory: what waits in its text for wide heads begins with what does here."""
+        return self.waiting if self.wide is None else self.wide.waiting
+
+    @property
     def waiting_pairs(self) -> tuple[Buffer, ...]:
         """What a parallel one stores for its own later pieces, chunk by chunk."""
         if self.skeleton is not Skeleton.PARALLEL:

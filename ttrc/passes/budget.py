@@ -11,7 +11,7 @@ import math
 from typing import Optional
 
 from ttrc import symbolic
-from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, value_block
+from ttrc.ir.config import Config, default_config, hidden_block, key_block, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import (
@@ -112,8 +112,8 @@ def serial_products(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_byt
 
 def inner_loops(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
     """How often loops run that stand in a step of a scan, or in a chunk's program beside those over value channels:
-    over the blocks of rows of a substitution, panels of hidden or key channels, the rows of the blocks of an inverse, the
-    pieces, by halves of halves, of a chunk that decays by channel."""
+    over the blocks of rows of a substitution, panels of hidden or key channels, the rows of the blocks of an inverse,
+    the pieces, by halves of halves, of a chunk that decays by channel."""
     cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4)
     kernel = cost.text(kernel)
     if kernel.in_memory:
@@ -319,7 +319,7 @@ class _Cost:
 
     def text(self, kernel: Kernel) -> Kernel:
         """What runs of it for these heads."""
-        return kernel if kernel.wide is None else kernel.of(self.d_k, self._key_block(kernel))
+        return kernel.of(self.d_k, self._key_block(kernel)) if kernel.wide is not None else kernel
 
 
 def _by_token(kernel: Kernel) -> bool:

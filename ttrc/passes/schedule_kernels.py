@@ -159,9 +159,10 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     end = PANELS if len(axes) == 1 else ""
     made = partial(scan, f"deep_scan{end}", program=forward, memory=inputs, carries=carried)
     ahead = made(stores=(*outputs, *states))
-    back = scan(f"deep_scan_reverse{end}", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
-    # What lies in memory is read out as it is walked, whether anybody asks or not.
-    cuts = cut_passes((), states, states, (), ahead if ahead.in_memory else made(stores=states))
+    back = scan(
+        f"deep_scan_reverse{end}", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents
+    )
+    cuts = cut_passes((), states, states, (), made(stores=states))
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     segment, expansion = recurrence.segment, _expansion(recurrence)
     return Plan("chunk", (ahead, back), (only,), cuts, (), segment, segment, segment, expansion)

@@ -6,6 +6,7 @@ from itertools import groupby
 
 from ttrc.backends.triton import substitution
 from ttrc.backends.triton.carried import carried_states, kept_room
+from ttrc.backends.triton.docstrings import doc
 from ttrc.backends.triton.memory import (
     BLOCK,
     FIRST,
@@ -17,49 +18,19 @@ from ttrc.backends.triton.memory import (
 )
 from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.backends.triton.stream import stream_holes, walk_holes
-from ttrc.ir.config import DECAYED, WIDE, plain_name
-from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Segment, Skeleton, Space
+from ttrc.ir.config import DECAYED, WIDE
+from ttrc.ir.plan import BETWEEN, OWN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import BEGINS, HIDDEN, Contract, Relabel, Statement, Substitute, Tile, Written, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
-DOC = {
-    "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
-    "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
-    "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
-    "chunk_scan_keys": "Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states.",
-    "chunk_scan_reverse_keys": "Chunks backwards, the cotangent of wide heads' state in memory; stores it at chunks' ends.",
-    "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
-    "chunk_scan_closed": "Chunks in order with what the past is on chip: stored where each chunk starts.",
-    "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",
-    "chunk_solve": "What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries.",
-    "chunk_moves": "Cotangents of the gates that decide how states move, from those of the masks they make.",
-    "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
-    "chunk_transition": "What a state alone becomes from a segment's start to its end.",
-    "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
-    "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
-    "deep_scan": "Segments in order with the weights on chip: read-outs, and the weights that each starts with.",
-    "deep_scan_reverse": "Segments backwards with the weights' cotangents on chip: the cotangents of the inputs.",
-    "deep_scan_panels": "Segments in order, the weights in memory: read-outs, and the weights that each starts with.",
-    "deep_scan_reverse_panels": "Segments backwards, the weights' cotangents in memory: the cotangents of the inputs.",
-    "deep_token_scan": "Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass.",
-    "deep_token_scan_reverse": "Token by token backwards, weights recomputed from their checkpoints.",
-    "attend": "A block of queries over its keys: read-outs, and the logarithms of what divides them.",
-    "attend_queries": "A block of queries over its keys once more: cotangents of queries.",
-    "attend_keys": "A block of keys over the queries that see it: cotangents of keys and values.",
-    "running_sums": "Sums along each sequence, in double precision.",
-    "running_sums_reverse": "The adjoint of running_sums: sums from each sequence's end.",
-    "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
-    "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
-}
-
 
 def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
     if kernel.skeleton is Skeleton.JOIN:
-        return {"name": kernel.name, "doc": DOC[kernel.name], "reverse": kernel.reverse}
+        return {"name": kernel.name, "doc": doc(kernel.name), "reverse": kernel.reverse}
     common = {
         "name": kernel.name,
-        "doc": DOC.get(kernel.name, DOC[plain_name(kernel.name)]),
+        "doc": doc(kernel.name),
         "pointers": ", ".join(f"{b.name}_ptr" for b in pointers(kernel)),
     }
     match kernel.skeleton:
@@ -93,7 +64,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 "step": "steps - 1 - i" if kernel.reverse else "i",
                 "at_bound": at_bound,
                 "lead": _lead(kernel),
-                "waiting": waiting_room(*(walking or kernel).waiting),
+                "waiting": waiting_room(*kernel.room),
                 **writer.states(kernel.reverse),
             }
         case Skeleton.TOKENS:
@@ -333,12 +304,19 @@ class _Writer:
         """Whether it is kept where states are sparse; backwards they never are."""
         return self.kernel.reverse or buffer.tile in {c.state for c in self.kernel.carries}
 
+    def _is_read_out(self, buffer: Buffer) -> bool:
+        """Whether a scan that walks panels makes it for the caller alone. Where it is not stored, nothing that only it
+        needs is worked out either: the compiler sees that."""
+        return self.kernel.in_memory and not self.kernel.reverse and buffer.space not in OWN
+
     def _stores(self, buffers) -> list[str]:
         lines = []
         for buffer in buffers:
             store = [self.memory.store(buffer, self.printer.upright(buffer.tile))]
             if buffer in self.on_request:
                 store = _guarded("SAVE" if self._is_state(buffer) else "SAVE and not SPARSE", store)
+            elif self._is_read_out(buffer):
+                store = _guarded("READ", store)
             if buffer.space is Space.SEQUENCE:  # other threads may have loaded what lies there
                 store.insert(0, "tl.debug_barrier()")
             lines += store

@@ -28,7 +28,7 @@ def allocate_forward(plan: Plan) -> str:
 
 def _waiting(kernels: tuple[Kernel, ...], layout: str = "layout") -> list[str]:
     """Room for what waits while panels are walked."""
-    rooms = [_numbers(k.waiting, BLOCK) for k in (k.wide or k for k in kernels) if k.waiting]
+    rooms = [_numbers(k.room, BLOCK) for k in kernels if k.room]
     return [f"waiting = v.new_empty({layout}.sequences, v.shape[2], {r}, dtype=torch.float32)" for r in rooms]
 
 
@@ -188,7 +188,7 @@ def again(plan: Plan) -> str:
                     f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]
                 own += ["left = torch.empty_like(sparse)"] if launch.kernel.moves_in_memory else []
-                own += _waiting((launch.kernel,), "pieces")
+                own += _waiting((_whole(plan, launch.kernel),), "pieces")
             own += [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.saved) if b in launch.kernel.stores]
             own.append(_launch(plan, launch, "again"))
         lines += [f"    {line}" for line in own]
@@ -249,7 +249,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
     enter = "unit" if launch.enter in UNITS else launch.enter
     if kernel.skeleton is Skeleton.JOIN:
         return f'join("{kernel.name}", q, v, sums, transition, starts, {enter}, {launch.leave}, segments)'
-    tensors = [b.name for b in pointers(next(k for k in plan.kernels if k.name == kernel.name))]
+    tensors = [b.name for b in pointers(_whole(plan, kernel))]
     extra, flags, sparse = "", "", False
     match kernel.skeleton:
         case Skeleton.TOKENS:
@@ -262,7 +262,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             flags = f", READ={_reads(kernel)}, SAVE={_saves(plan, launch, direction)}"
             sparse = direction == "forward" and len(plan.cuts) > 1
             extra = ", every=every" if sparse else ""
-            tensors += ["waiting"] if kernel.waiting else []
+            tensors += ["waiting"] if _whole(plan, kernel).room else []
     if asks_begins(kernel):
         flags += f", SEGMENT={plan.segment}"
     if kernel.skeleton is not Skeleton.PARALLEL:
@@ -274,6 +274,11 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         flags += ", columns=unit.shape[-1]"
     layout = "pieces" if launch.segments else "kept" if sparse else "layout"
     return f'launch("{kernel.name}", q, v, {layout}, chunk, [{", ".join(tensors)}], scale{extra}{flags})'
+
+
+def _whole(plan: Plan, kernel: Kernel) -> Kernel:
+    """The kernel of that name, which is able to store all that any launch of it asks for."""
+    return next(k for k in plan.kernels if k.name == kernel.name)
 
 
 def _reads(scan: Kernel) -> bool:

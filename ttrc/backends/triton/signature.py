@@ -47,7 +47,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types["N"] = "i32"
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
-            types |= {"waiting_ptr": "*fp32"} if kernel.waiting else {}
+            types |= {"waiting_ptr": "*fp32"} if kernel.room else {}
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             step = min(chunk, plan.step)
             constants |= {"BT": step, "EVERY": chunk // step, "SPARSE": False, **precision}

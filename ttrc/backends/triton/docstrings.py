@@ -1,0 +1,40 @@
+"""What kernels say of themselves."""
+
+from __future__ import annotations
+
+from ttrc.ir.config import plain_name
+
+DOC = {
+    "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
+    "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
+    "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
+    "chunk_scan_keys": "Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states.",
+    "chunk_scan_reverse_keys": "Chunks backwards, for wide heads the cotangent in memory: stores it at each chunk's end.",
+    "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
+    "chunk_scan_closed": "Chunks in order with what the past is on chip: stored where each chunk starts.",
+    "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",
+    "chunk_solve": "What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries.",
+    "chunk_moves": "Cotangents of the gates that decide how states move, from those of the masks they make.",
+    "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
+    "chunk_transition": "What a state alone becomes from a segment's start to its end.",
+    "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
+    "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
+    "deep_scan": "Segments in order with the weights on chip: read-outs, and the weights that each starts with.",
+    "deep_scan_reverse": "Segments backwards with the weights' cotangents on chip: the cotangents of the inputs.",
+    "deep_scan_panels": "Segments in order, the weights in memory: read-outs, and the weights that each starts with.",
+    "deep_scan_reverse_panels": "Segments backwards, the weights' cotangents in memory: the cotangents of the inputs.",
+    "deep_token_scan": "Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass.",
+    "deep_token_scan_reverse": "Token by token backwards, weights recomputed from their checkpoints.",
+    "attend": "A block of queries over its keys: read-outs, and the logarithms of what divides them.",
+    "attend_queries": "A block of queries over its keys once more: cotangents of queries.",
+    "attend_keys": "A block of keys over the queries that see it: cotangents of keys and values.",
+    "running_sums": "Sums along each sequence, in double precision.",
+    "running_sums_reverse": "The adjoint of running_sums: sums from each sequence's end.",
+    "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
+    "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
+}
+
+
+def doc(kernel: str) -> str:
+    """Of a kernel by its name, or of what it is a kind of."""
+    return DOC.get(kernel, DOC[plain_name(kernel)])
