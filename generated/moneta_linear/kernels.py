@@ -399,7 +399,7 @@ def chunk_scan_reverse_keys(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Chunks backwards, for wide heads the cotangent in memory: stores it at each chunk's end."""
+    """Chunks backwards, for wide heads with the cotangent in memory; stores it at each end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
@@ -661,7 +661,14 @@ def chunk_scan_reverse_keys(
             d_W = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
             d_W_2 = tl.dot(tl.trans(k), d_prediction_via_error.to(dtype), d_W, input_precision=PRECISION)
             d_state_inside_via_W = W_factor * d_W_2
-            d_W_factor_via_W = d_W_2 * state_inside
+            tl.debug_barrier()
+            S_again = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # link, line 28
+            state_inside_again = tl.where(
+                i_v * BV + tl.arange(0, BV)[None, :] < V, S_again.to(tl.float32), 0.0
+            )
+            # adjoint of W
+            d_W_factor_via_W = d_W_2 * state_inside_again
             d_W_factor_via_W_2 = tl.sum(d_W_factor_via_W)
             # adjoint of W_factor
             d_sum_S_via_W_factor = (
@@ -673,7 +680,9 @@ def chunk_scan_reverse_keys(
             # adjoint of sum_S
             d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BV])
             # adjoint of powers
-            d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
+            d_state_inside_via_powers = (
+                4.0 * d_powers_via_sum_S * state_inside_again * state_inside_again * state_inside_again
+            )
             # adjoint of state_inside
             d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
             d_S_via_state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside, 0.0)

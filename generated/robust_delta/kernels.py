@@ -627,7 +627,7 @@ def chunk_scan_reverse_keys(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Chunks backwards, for wide heads the cotangent in memory: stores it at each chunk's end."""
+    """Chunks backwards, for wide heads with the cotangent in memory; stores it at each end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)

@@ -42,6 +42,11 @@ class Buffer:
     single: bool = False
     double: bool = False
 
+    @property
+    def place(self) -> tuple:
+        """Where it lies: a tile that is loaded again, under another name, lies where it did."""
+        return self.name, self.parts.index(self.tile) if self.parts else self.tile
+
 
 class Skeleton(Enum):
     """The loop around a kernel's body; each has one template."""
@@ -105,8 +110,11 @@ class Kernel:
 
     @staticmethod
     def _buffers(every) -> tuple[Buffer, ...]:
-        """Without those that are its own."""
-        return tuple(dict.fromkeys(b for b in every if b.space not in OWN))
+        """Without those that are its own; what is loaded again is one with what it was."""
+        places: dict[tuple, Buffer] = {}
+        for buffer in (b for b in every if b.space not in OWN):
+            places.setdefault(buffer.place, buffer)
+        return tuple(places.values())
 
     @property
     def waiting(self) -> tuple[Tile, ...]:

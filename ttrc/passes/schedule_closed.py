@@ -14,15 +14,8 @@ from ttrc.ir.plan import Buffer, Launch, Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Conjugate, Program
 from ttrc.passes.cut_passes import keep_all
-from ttrc.passes.schedule_kernels import (
-    BACK,
-    THROUGH,
-    as_output,
-    gradient_buffers,
-    input_buffers,
-    planned,
-    state_buffers,
-)
+from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
+from ttrc.passes.schedule_kernels import BACK, THROUGH, planned
 
 
 def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:

@@ -26,9 +26,7 @@ from ttrc.ir.config import CHUNK, DECAYED, KEYS, LONG_CHUNK, MASKS, NONLINEAR, P
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
-    GIVEN,
     HIDDEN,
-    Carry,
     Compose,
     Contract,
     Decayed,
@@ -42,11 +40,12 @@ from ttrc.ir.tile import (
     operands,
     sums_values,
 )
-from ttrc.language.spec import Parameter
 from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
+from ttrc.passes.load_again import load_again
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
+from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.pull_factors import pull_factors
 from ttrc.passes.read_written import read_written, written_tiles
 from ttrc.passes.scan_panels import scan_panels
@@ -56,7 +55,6 @@ from ttrc.passes.split_panels import split_panels
 from ttrc.passes.take_values import takes_all_values
 from ttrc.passes.walk_keys import walk_keys
 
-KEY_HEADS = ("q", "k", "d_q", "d_k")
 THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
 BACK = ("d_final_state", "d_initial")
 JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
@@ -217,11 +215,6 @@ def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:
     return not any(set("kv") & set(t.axes) for s in body for t in (s.target, *operands(s.op)))
 
 
-def state_buffers(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
-    parts = tuple(c.state for c in carries)
-    return tuple(Buffer(name, tile, Space.CHUNK, parts) for tile in parts)
-
-
 def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str]) -> tuple[Launch, ...]:
     """Segments from empty states, the states they start from in truth, and segments again from those."""
     return (
@@ -273,30 +266,6 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     )
 
 
-def input_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    parameters = {g.name for g in recurrence.gates if isinstance(g, Parameter)}
-
-    def space(name: str) -> Space:
-        return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
-
-    wide = _wide_gates(recurrence)
-    return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
-
-
-def gradient_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    wide = {f"d_{name}" for name in _wide_gates(recurrence)}
-    return tuple(replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs)
-
-
-def _wide_gates(recurrence: Recurrence) -> set[str]:
-    """Gates with channels: as gates are, they and their gradients are no less than float32."""
-    return {g.name for g in recurrence.gates if g.per.axes}
-
-
-def as_output(name: str, tile: Tile) -> Buffer:
-    return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
-
-
 def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
     """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are."""
     carried = {c.state for c in carries}
@@ -327,6 +296,8 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     body = order_statements(body, (*sums, *targets))
     written = written_tiles(body)
     waiting = [Buffer("waiting", t, Space.WAITING, written, single=True) for t in written]
+    if name.endswith(WHOLE) and skeleton is Skeleton.SCAN:
+        body, memory = load_again(body, memory, tuple(targets))
     segments = (_segment(False, body, (), memory, [*stores, *waiting], targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 

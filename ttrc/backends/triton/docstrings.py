@@ -9,7 +9,7 @@ DOC = {
     "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
     "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
     "chunk_scan_keys": "Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states.",
-    "chunk_scan_reverse_keys": "Chunks backwards, for wide heads the cotangent in memory: stores it at each chunk's end.",
+    "chunk_scan_reverse_keys": "Chunks backwards, for wide heads with the cotangent in memory; stores it at each end.",
     "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
     "chunk_scan_closed": "Chunks in order with what the past is on chip: stored where each chunk starts.",
     "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",

@@ -171,7 +171,9 @@ class _Writer:
         # Of these tiles, whole ones, those that later products alone want wait as they are wanted.
         self.rests = (("t", "s"), *OF_VALUES) if kernel.axis == "k" else (("t", "s"),) if wide else ()
         self.own = kernel.waiting_pairs
-        raw = set() if tokens else {b.tile.name for b in kernel.loads if _as_inputs(b) and b not in self.own}
+        loads = [b for s in kernel.segments for b in s.loads if b.space not in OWN and b not in self.own]
+        self.again = [b for b in dict.fromkeys(loads) if b not in kernel.loads]
+        raw = set() if tokens else {b.tile.name for b in loads if _as_inputs(b)}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, turns, self.memory.begins), set()
         self.on_request = _on_request(kernel)
         self.origin = None
@@ -181,7 +183,7 @@ class _Writer:
 
     def straight(self, segment: Segment) -> str:
         needed, also = self._apart(segment)
-        loads = [b for b in segment.loads if not _only_in_blocks(segment, b.tile)]
+        loads = [b for b in segment.loads if b not in self.again and not _only_in_blocks(segment, b.tile)]
         lines = self._loads(b for b in loads if b.tile in needed)
         read = [b for b in loads if b.tile not in needed]
         # Where exponents as wide as the keys are held, rows of keys that read-outs alone take come with these.
@@ -193,12 +195,19 @@ class _Writer:
             printed = self._loads(late) if reads else []
             for s in run:
                 printed += [
+                    *self._again(s),
                     *self._statement(s),
                     *self._stored(segment, s),
                     *self._loads(_after(segment, s), again=True),
                 ]
             lines += _guarded("READ", printed) if reads else printed
         return "\n".join(lines)
+
+    def _again(self, statement: Statement) -> list[str]:
+        """What is loaded once more when a statement first takes it, behind a barrier: the compiler does not see then
+        that it was loaded before."""
+        now = [b for b in self.again if b.tile in operands(statement.op) and b not in self.loaded]
+        return ["tl.debug_barrier()", *self._loads(now)] if now else []
 
     def _stored(self, segment: Segment, statement: Statement) -> list[str]:
         if isinstance(statement.op, Written):  # the substitution has
