@@ -339,12 +339,12 @@ def test_a_kernel_that_sums_over_values_never_takes_fewer_of_them(monkeypatch):
     monkeypatch.setattr(op.package.op, "SMALLER", {})
     x = draw(40) | {"delta": torch.rand(1, 20, 1)}
     options = dict(form="chunk", backend="triton", chunk_size=16)
-    key = op.package.op.slot("chunk_scan_whole", x["q"], x["v"], 1)
+    key = op.package.op.slot("chunk_scan_keys", x["q"], x["v"], 1)
     with monkeypatch.context() as patch:
         patch.setitem(op.package.op.TUNED, key, (16, 4, 1))
         wanted = op(**x, form="chunk", backend="torch")[0]
         assert torch.allclose(op(**x, **options)[0], wanted, atol=1e-5)
-    monkeypatch.setattr(kernels, "chunk_scan_whole", SmallChip(kernels.chunk_scan_whole, 32))
+    monkeypatch.setattr(kernels, "chunk_scan_keys", SmallChip(kernels.chunk_scan_keys, 32))
     with pytest.raises(RuntimeError, match="too little shared memory"):
         op(**x, **options)
 

@@ -11,7 +11,7 @@ import torch
 from bench.sides import HERE, inputs
 from bench.traffic import LENGTH, README, WIDTH, in_chunks
 from ttrc.compiler import analyse
-from ttrc.ir.config import block, default_config
+from ttrc.ir.config import CHUNK, block, default_config, key_block
 from ttrc.ir.plan import Skeleton, Space
 from ttrc.ir.tile import HIDDEN, Conjugate, row_axes
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
@@ -45,6 +45,12 @@ def counted(name, form, length, width, chunk, schedule, keep_bytes=None):
     return {"forward": forward, "backward": backward}
 
 
+def waiting(tokens, kernel, width, expansion=None):
+    """Bytes of what a chunk of a sequence has waiting in memory, written once and read once."""
+    sizes = {"t": tokens, "s": tokens, "k": width, "v": width, **dict.fromkeys(HIDDEN, (expansion or 0) * width)}
+    return STATE * sum(math.prod(sizes[a] for a in t.axes) for t in kernel.waiting)
+
+
 def once(launch, longest, length, width, chunk):
     """(read, written) bytes that come once a sequence and head, or a segment, which a budget per token leaves out."""
     kernel = launch.kernel
@@ -56,7 +62,11 @@ def once(launch, longest, length, width, chunk):
         kept = sum(not c.reverse for c in kernel.carries)
         trail = STATE * min(length, chunk) * block(width) * values * -(-width // values) * kept
         return read + trail, trail  # scratch of a program's own, small enough to stay in a cache
-    state = STATE * SEGMENTS * width * width
+    at_once = key_block(kernel.name, default_config(kernel.name, longest, width, width), width)
+    own = waiting(min(chunk, CHUNK), kernel.of(width, at_once), block(width))
+    if kernel.of(width, at_once).in_memory:
+        own += STATE * width * width  # where the state lies and moves on
+    read, state = read + own, STATE * SEGMENTS * width * width
     match launch.enter, launch.leave:
         case _ if kernel.skeleton is Skeleton.JOIN:  # sums and transitions in, starts out and, rows apart, in again
             return None
@@ -65,7 +75,7 @@ def once(launch, longest, length, width, chunk):
         case ("identity", "transition"):
             return read + state, state
         case _:
-            return read + state * (launch.enter in ("starts", "sparse")), state * (launch.leave == "sums")
+            return read + state * (launch.enter in ("starts", "sparse")), own + state * (launch.leave == "sums")
 
 
 def compare(name, form, length, width, chunk, schedule="auto"):
@@ -104,6 +114,13 @@ def test_the_chunk_forms_budget_is_exact(name, schedule):
 @pytest.mark.parametrize("name", ["huber_delta", "robust_delta"])
 def test_the_chunk_forms_budget_of_a_substitution_is_exact(name, schedule):
     compare(name, "chunk", length=256, width=64, chunk=64, schedule=schedule)
+
+
+@pytest.mark.parametrize("name", ["robust_delta", "moneta_linear"])
+def test_the_budget_of_a_state_in_memory_is_exact(name):
+    """Of wide heads, whose key channels are walked in panels, of which the last is not full."""
+    chunk = module(name).forms["chunk"].plan.tokens(144, 144, 2)
+    compare(name, "chunk", length=2 * chunk, width=144, chunk=chunk, schedule="fused")
 
 
 @pytest.mark.parametrize("schedule", ["fused", "split"])
@@ -211,13 +228,6 @@ def handed_in(spec):
     return STATE * (numbers + 2 * WIDTH * spec.memory.norm)
 
 
-def waiting(plan, kernel, width):
-    """Bytes of what a sequence has waiting in memory while panels are walked, written once and read once."""
-    hidden = dict.fromkeys(HIDDEN, (plan.expansion or 0) * width)
-    sizes = {"t": plan.chunk, "s": plan.chunk, "k": width, "v": width, **hidden}
-    return STATE * sum(math.prod(sizes[a] for a in t.axes) for t in kernel.waiting)
-
-
 def once_read(name, start):
     """{pass: bytes a token} of what is read once: parameters, by each kernel that loads them; and what a deep memory's
     scan reads and writes of its own, beside the states it is handed and those it leaves where it is asked to."""
@@ -226,9 +236,10 @@ def once_read(name, start):
     for which in PASSES:
         parameters = [b for kernel in getattr(plan, which) for b in kernel.loads if b.space is Space.HEAD]
         spent[which] += sum(GATE * WIDTH ** len(row_axes(b.tile)) for b in parameters) / LENGTH
-        for kernel in (k for k in getattr(plan, which) if k.in_memory):
-            moved = (2 if which == "forward" else 1) * start  # nobody asks for the final state, but for its gradient
-            spent[which] += moved + 2 * waiting(plan, kernel, WIDTH) / LENGTH
+        for kernel in getattr(plan, which):
+            # Nobody asks for the final state, but for its gradient.
+            moved = (2 if which == "forward" else 1) * start if kernel.in_memory else 0
+            spent[which] += moved + 2 * waiting(plan.chunk, kernel.of(WIDTH, WIDTH), WIDTH, plan.expansion) / LENGTH
     return spent
 
 
@@ -247,7 +258,7 @@ def test_the_budget_of_weights_in_memory_is_exact(name):
     for which, tally in (("forward", forward), ("backward", backward)):
         ((kernel, spent),) = costs[which].kernels
         (planned,) = getattr(plan, which)
-        seen, own = tally.kernels[kernel], state + waiting(plan, planned, width)
+        seen, own = tally.kernels[kernel], state + waiting(plan.chunk, planned, width, plan.expansion)
         entered = state if which == "forward" else 0  # the final state has no gradient
         assert seen.distinct_load_bytes == spent.read_bytes * length + entered + own
         assert seen.distinct_store_bytes == spent.written_bytes * length + own

@@ -160,7 +160,7 @@ def _kernels(module: Module) -> str:
     bodies = []
     for form in module.forms.values():
         for kernel in form.plan.kernels:
-            bodies += triton_kernel.functions(kernel)
+            bodies += triton_kernel.functions(kernel, domains)
             template = f"triton/{kernel.skeleton.value}.py.jinja"
             bodies.append(_render(template, **triton_kernel.holes(kernel, domains, tags(spec))))
     return _render(

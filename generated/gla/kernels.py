@@ -233,9 +233,9 @@ def chunk_prepare_keys(
         store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, i_p * BK)
         # read-out
         _high, _low = in_halves(log_decay_valid, dtype)
-        for level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
-            scores = decayed_pairs(scores, level, t, late, decay, q, k, PRECISION)
+        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
+            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
+            scores = decayed_pairs(scores, _level, t, _late, _decay, q, k, PRECISION)
     scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
     # read-out
     carried_out_factor = scale * self_read
@@ -507,9 +507,9 @@ def chunk_gradients_keys(
         d_q_via_scores = tl.zeros([BT, BK], tl.float32)
         d_k_s_via_scores = tl.zeros([BT, BK], tl.float32)
         _pairs0 = both_halves(_d_scores_via_attention, t)
-        for level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
-            _rows, _columns = decayed_back(_pairs0, level, t, late, decay, q, k, PRECISION)
+        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
+            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
+            _rows, _columns = decayed_back(_pairs0, _level, t, _late, _decay, q, k, PRECISION)
             d_q_via_scores += _rows
             d_k_s_via_scores += _columns
         d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)

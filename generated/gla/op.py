@@ -127,6 +127,8 @@ def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, s
 def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
     key = slot(kernel, q, v, sequences)
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
+    if kernel in KEYS:
+        return min(rows[0], block(q.shape[3])), *rows[1:]
     return min(rows[0], block(v.shape[3])), *rows[1:]
 
 

@@ -267,10 +267,10 @@ def chunk_prepare_solved_keys(
         store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, i_p * BK)
         # prediction
         _high, _low = in_halves(log_decay_valid, dtype)
-        for level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
-            overlap = decayed_pairs(overlap, level, t, late, decay, k, k, PRECISION)
-            scores = decayed_pairs(scores, level, t, late, decay, q, k, PRECISION)
+        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
+            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
+            overlap = decayed_pairs(overlap, _level, t, _late, _decay, k, k, PRECISION)
+            scores = decayed_pairs(scores, _level, t, _late, _decay, q, k, PRECISION)
     overlap = tl.where(t[:, None] > t[None, :], overlap, 0.0)
     scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
     store_lower(overlap_ptr + i_h * BT, overlap, token, left, HV * BT, BT)
@@ -620,12 +620,12 @@ def chunk_gradients_solved_keys(
         d_k_s_via_overlap = tl.zeros([BT, BK], tl.float32)
         _pairs0 = both_halves(_d_overlap_via_system, t)
         _pairs1 = both_halves(_d_scores_via_attention, t)
-        for level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            late, decay = decay_by_half(ones_ptr + 4 * BT * BT, level, t, _high, _low, BT, PRECISION)
-            _rows, _columns = decayed_back(_pairs0, level, t, late, decay, k, k, PRECISION)
+        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
+            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
+            _rows, _columns = decayed_back(_pairs0, _level, t, _late, _decay, k, k, PRECISION)
             d_k_via_overlap += _rows
             d_k_s_via_overlap += _columns
-            _rows, _columns = decayed_back(_pairs1, level, t, late, decay, q, k, PRECISION)
+            _rows, _columns = decayed_back(_pairs1, _level, t, _late, _decay, q, k, PRECISION)
             d_q_via_scores += _rows
             d_k_s_via_scores += _columns
         d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)

@@ -116,7 +116,7 @@ def deep_scan_panels(
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V)
     waiting = waiting_ptr + (i_n * HV + i_h) * (BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BT)
-    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
     for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
         W1 = tl.zeros([BK, BH], tl.float32)
@@ -350,7 +350,8 @@ def deep_scan_panels(
         layer2_carried = layer1_carried_factor[:, None] * layer2_inherited
         layer2_read = tl.dot(attention_2.to(dtype), u.to(dtype), layer2_carried, input_precision=PRECISION)
         predicted_2 = layer2_read + query
-        store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        if READ:
+            store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
         tl.debug_barrier()
 
 
@@ -411,7 +412,7 @@ def deep_scan_reverse_panels(
     waiting = waiting_ptr + (i_n * HV + i_h) * (
         8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 4 * BT * BV
     )
-    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
     for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
         d_W1_next = tl.zeros([BK, BH], tl.float32)

@@ -79,7 +79,7 @@ def whole_power(x, N: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_whole(
+def chunk_scan_keys(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -89,6 +89,7 @@ def chunk_scan_whole(
     states_ptr,
     weights_ptr,
     prediction_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -112,7 +113,7 @@ def chunk_scan_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
+    """Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
@@ -126,46 +127,85 @@ def chunk_scan_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
-    if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    waiting = waiting_ptr + (i_n * HV + i_h) * (3 * BT + BT * BT)
+    if BK < K:
+        # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+        panels = (tl.minimum(length, 1) * K + BK - 1).to(tl.int32) // BK
+        for i_p in tl.range(0, (K + BK - 1) // BK):
+            S = tl.zeros([BK, BV], tl.float32)
+            if ENTER:
+                S += load_rows(enter_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+            store_rows(leave_ptr + own, S, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+        tl.debug_barrier()
+    else:
+        S = tl.zeros([BK, BV], tl.float32)
+        if ENTER:
+            S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-        theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
-        if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        if SAVE:
-            store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
-            )
-        if READ:
-            # read-out
-            overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_sum = tl.cumsum(coarse, 0)
-        if READ:
+        if BK < K:
+            overlap_q = tl.zeros([BT, BT], tl.float32)
+            sum_S = 0.0
+            for i_p in tl.range(0, panels, disable_licm=True):
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # read-out
+                overlap_q = tl.dot(q, tl.trans(k), overlap_q, input_precision=PRECISION)
+                S = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                # link, line 28
+                state_inside = tl.where(tl.arange(0, BV)[None, :] < V, S, 0.0)
+                powers = state_inside * state_inside * state_inside * state_inside
+                sum_S += tl.sum(powers)
+            store_rows(waiting + 3 * BT, overlap_q, 0 * BT, BT, BT, BT, BT, BT, 0)
+            tl.debug_barrier()
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            # link, line 28
+            W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_chunk = tl.sum(coarse)
+            fine = -coarse + log_decay_valid
+            fine_chunk = tl.sum(fine)
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            coarse_sum = tl.cumsum(coarse, 0)
+            store_row(waiting + 0 * BT, coarse_sum, BT, BT, 0)
+            fine_sum = tl.cumsum(fine, 0)
+            store_row(waiting + BT + 0 * BT, fine_sum, BT, BT, 0)
+            coarse_after = coarse_chunk - coarse_sum
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            store_row(waiting + 2 * BT + 0 * BT, written_factor, BT, BT, 0)
+            tl.debug_barrier()
+            prediction = tl.zeros([BV, BT], tl.float32)
+            inherited = tl.zeros([BV, BT], tl.float32)
+            for i_p in tl.range(0, panels, disable_licm=True):
+                S = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                # link, line 28
+                state_inside = tl.where(tl.arange(0, BV)[None, :] < V, S, 0.0)
+                W = W_factor * state_inside
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # prediction
+                prediction = tl.dot(tl.trans(W).to(dtype), tl.trans(k), prediction, input_precision=PRECISION)
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # read-out
+                inherited = tl.dot(tl.trans(W).to(dtype), tl.trans(q), inherited, input_precision=PRECISION)
+            if SAVE and not SPARSE:
+                store_rows(prediction_ptr + i_h * V, tl.trans(prediction), token, left, HV * V, V, BT, BV, 0)
+            tl.debug_barrier()
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+            coarse_sum = load_row(waiting + 0 * BT, BT, BT, 0)
+            fine_sum = load_row(waiting + BT + 0 * BT, BT, BT, 0)
+            written_factor = load_row(waiting + 2 * BT + 0 * BT, BT, BT, 0)
+            overlap_q = load_rows(waiting + 3 * BT, 0 * BT, BT, BT, BT, BT, BT, 0)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
             coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
-        fine = -coarse + log_decay_valid
-        fine_sum = tl.cumsum(fine, 0)
-        if READ:
             fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
             gap_2 = coarse_gap_2 + fine_gap_2
             # causality
@@ -175,61 +215,156 @@ def chunk_scan_whole(
             weight = scale * tl.exp(gap_masked_2)
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
             attention = overlap_q * weight
-        # link, line 28
-        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S, 0.0)
-        powers = state_inside * state_inside * state_inside * state_inside
-        sum_S = tl.sum(powers)
-        W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-        W = W_factor * state_inside
-        if SAVE and not SPARSE:
-            store_rows(
-                weights_ptr + (i_chunk * HV + i_h) * K * V,
-                W,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+            # loss, line 24: sum((square(p - v) + 0.000001)**1.5)
+            error = (
+                3.0
+                * theta[None, :]
+                * tl.sqrt(whole_power(prediction - tl.trans(v.to(tl.float32)), 2) + 1e-06)
+                * (prediction - tl.trans(v.to(tl.float32)))
             )
-        # prediction
-        prediction = tl.dot(k, W.to(dtype), input_precision=PRECISION)
-        if SAVE and not SPARSE:
-            store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
-        # loss, line 24: sum((square(p - v) + 0.000001)**1.5)
-        error = (
-            3.0
-            * theta[:, None]
-            * tl.sqrt(whole_power(prediction - v.to(tl.float32), 2) + 1e-06)
-            * (prediction - v.to(tl.float32))
-        )
-        u = -error
-        if READ:
+            u = -error
             # read-out
             carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-            inherited = tl.dot(q, W.to(dtype), input_precision=PRECISION)
-            carried_out = carried_out_factor[:, None] * inherited
-            o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
-            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_chunk = tl.sum(fine)
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
-        written = u * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        kept = S * kept_factor
-        # update, line 30
-        S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
-        S = S_next
-    if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+            carried_out = carried_out_factor[None, :] * inherited
+            o = tl.dot(u.to(dtype), tl.trans(attention).to(dtype), carried_out, input_precision=PRECISION)
+            if READ:
+                store_rows(o_ptr + i_h * V, tl.trans(o), token, left, HV * V, V, BT, BV, 0)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            written = u * written_factor[None, :]
+            tl.debug_barrier()
+            for i_p in tl.range(0, panels, disable_licm=True):
+                S = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                if SAVE:
+                    store_rows(
+                        states_ptr + (i_chunk * HV + i_h) * K * V,
+                        S,
+                        i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK,
+                        V,
+                        V,
+                        BK,
+                        BV,
+                        0,
+                    )
+                kept = S * kept_factor
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # update, line 30
+                S_next = tl.dot(tl.trans(k), tl.trans(written).to(dtype), kept, input_precision=PRECISION)
+                tl.debug_barrier()
+                store_rows(leave_ptr + own, S_next, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                # link, line 28
+                state_inside = tl.where(tl.arange(0, BV)[None, :] < V, S, 0.0)
+                W = W_factor * state_inside
+                if SAVE and not SPARSE:
+                    store_rows(
+                        weights_ptr + (i_chunk * HV + i_h) * K * V,
+                        W,
+                        i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK,
+                        V,
+                        V,
+                        BK,
+                        BV,
+                        0,
+                    )
+            tl.debug_barrier()
+        else:
+            k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+            if READ:
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            if SAVE:
+                store_rows(
+                    states_ptr + (i_chunk * HV + i_h) * K * V,
+                    S,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    V,
+                    V,
+                    BK,
+                    BV,
+                    i_v * BV,
+                )
+            if READ:
+                # read-out
+                overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_sum = tl.cumsum(coarse, 0)
+            if READ:
+                coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
+            fine = -coarse + log_decay_valid
+            fine_sum = tl.cumsum(fine, 0)
+            if READ:
+                fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
+                gap_2 = coarse_gap_2 + fine_gap_2
+                # causality
+                gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
+                gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+                # read-out
+                weight = scale * tl.exp(gap_masked_2)
+                # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+                attention = overlap_q * weight
+            # link, line 28
+            state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S, 0.0)
+            powers = state_inside * state_inside * state_inside * state_inside
+            sum_S = tl.sum(powers)
+            W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
+            W = W_factor * state_inside
+            if SAVE and not SPARSE:
+                store_rows(
+                    weights_ptr + (i_chunk * HV + i_h) * K * V,
+                    W,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    V,
+                    V,
+                    BK,
+                    BV,
+                    i_v * BV,
+                )
+            # prediction
+            prediction = tl.dot(k, W.to(dtype), input_precision=PRECISION)
+            if SAVE and not SPARSE:
+                store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
+            # loss, line 24: sum((square(p - v) + 0.000001)**1.5)
+            error = (
+                3.0
+                * theta[:, None]
+                * tl.sqrt(whole_power(prediction - v.to(tl.float32), 2) + 1e-06)
+                * (prediction - v.to(tl.float32))
+            )
+            u = -error
+            if READ:
+                # read-out
+                carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+                inherited = tl.dot(q, W.to(dtype), input_precision=PRECISION)
+                carried_out = carried_out_factor[:, None] * inherited
+                o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
+                store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            coarse_chunk = tl.sum(coarse)
+            coarse_after = coarse_chunk - coarse_sum
+            fine_chunk = tl.sum(fine)
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            written = u * written_factor[:, None]
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            kept = S * kept_factor
+            # update, line 30
+            S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
+            S = S_next
+    if BK >= K:
+        if LEAVE:
+            store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_reverse_whole(
+def chunk_scan_reverse_keys(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -262,7 +397,7 @@ def chunk_scan_reverse_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
+    """Chunks backwards, for wide heads with the cotangent in memory; stores it at each end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
@@ -276,116 +411,283 @@ def chunk_scan_reverse_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
-    d_S_next = tl.zeros([BK, BV], tl.float32)
-    if ENTER:
-        d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    if BK < K:
+        # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+        panels = (tl.minimum(length, 1) * K + BK - 1).to(tl.int32) // BK
+        for i_p in tl.range(0, (K + BK - 1) // BK):
+            d_S_next = tl.zeros([BK, BV], tl.float32)
+            if ENTER:
+                d_S_next += load_rows(enter_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+            store_rows(leave_ptr + own, d_S_next, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+        tl.debug_barrier()
+    else:
+        d_S_next = tl.zeros([BK, BV], tl.float32)
+        if ENTER:
+            d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-        theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        if SAVE:
-            store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+        if BK < K:
+            overlap_q = tl.zeros([BT, BT], tl.float32)
+            d_written = tl.zeros([BV, BT], tl.float32)
+            sum_S = 0.0
+            for i_p in tl.range(0, panels, disable_licm=True):
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # read-out
+                overlap_q = tl.dot(q, tl.trans(k), overlap_q, input_precision=PRECISION)
+                d_S_next = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                # adjoint of written
+                d_written = tl.dot(
+                    tl.trans(d_S_next).to(dtype), tl.trans(k), d_written, input_precision=PRECISION
+                )
+                S = load_rows(
+                    states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
+                )
+                # link, line 28
+                state_inside = tl.where(tl.arange(0, BV)[None, :] < V, S.to(tl.float32), 0.0)
+                powers = state_inside * state_inside * state_inside * state_inside
+                sum_S += tl.sum(powers)
+            tl.debug_barrier()
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            # link, line 28
+            W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_chunk = tl.sum(coarse)
+            fine = -coarse + log_decay_valid
+            fine_chunk = tl.sum(fine)
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            coarse_sum = tl.cumsum(coarse, 0)
+            coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
+            fine_sum = tl.cumsum(fine, 0)
+            fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
+            gap_2 = coarse_gap_2 + fine_gap_2
+            # causality
+            gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
+            gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+            # read-out
+            weight = scale * tl.exp(gap_masked_2)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            attention = overlap_q * weight
+            coarse_after = coarse_chunk - coarse_sum
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            # adjoint of written
+            d_u_via_written = d_written * written_factor[None, :]
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(d_o), attention.to(dtype), d_u_via_written, input_precision=PRECISION)
+            # adjoint of u
+            d_error_via_u = -d_u_s
+            # adjoint of error
+            d_prediction_via_error = d_error_via_u * (
+                3.0
+                * theta[None, :]
+                * whole_power(tl.trans(prediction.to(tl.float32)) - tl.trans(v.to(tl.float32)), 2)
+                / tl.sqrt(
+                    whole_power(tl.trans(prediction.to(tl.float32)) - tl.trans(v.to(tl.float32)), 2) + 1e-06
+                )
+                + 3.0
+                * theta[None, :]
+                * tl.sqrt(
+                    whole_power(tl.trans(prediction.to(tl.float32)) - tl.trans(v.to(tl.float32)), 2) + 1e-06
+                )
             )
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse)
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        # adjoint of kept
-        d_S_via_kept = d_S_next * kept_factor
-        # link, line 28
-        state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S.to(tl.float32), 0.0)
-        powers = state_inside * state_inside * state_inside * state_inside
-        sum_S = tl.sum(powers)
-        W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
-        # read-out
-        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        coarse_sum = tl.cumsum(coarse, 0)
-        coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
-        fine_sum = tl.cumsum(fine, 0)
-        fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
-        gap_2 = coarse_gap_2 + fine_gap_2
-        # causality
-        gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
-        gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-        # read-out
-        weight = scale * tl.exp(gap_masked_2)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        attention = overlap_q * weight
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
-        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        coarse_after = coarse_chunk - coarse_sum
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
-        # adjoint of written
-        d_u_via_written = d_written * written_factor[:, None]
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_u_via_written, input_precision=PRECISION)
-        # adjoint of u
-        d_error_via_u = -d_u_s
-        # adjoint of error
-        d_prediction_via_error = d_error_via_u * (
-            3.0
-            * theta[:, None]
-            * whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2)
-            / tl.sqrt(whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2) + 1e-06)
-            + 3.0
-            * theta[:, None]
-            * tl.sqrt(whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2) + 1e-06)
-        )
-        # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-        # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
-        # adjoint of W
-        d_W = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
-        d_W_2 = tl.dot(tl.trans(k), d_prediction_via_error.to(dtype), d_W, input_precision=PRECISION)
-        d_state_inside_via_W = W_factor * d_W_2
-        d_W_factor_via_W = d_W_2 * state_inside
-        d_W_factor_via_W_2 = tl.sum(d_W_factor_via_W)
-        # adjoint of W_factor
-        d_sum_S_via_W_factor = (
-            (-0.5)
-            * d_W_factor_via_W_2
-            * positive_power(sum_S, -0.5)
-            / whole_power(positive_power(sum_S, 0.5) + 0.01, 2)
-        )
-        # adjoint of sum_S
-        d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BV])
-        # adjoint of powers
-        d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
-        # adjoint of state_inside
-        d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
-        d_S_via_state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside, 0.0)
-        # gradient
-        d_S = d_S_via_kept + d_S_via_state_inside
-        d_S_next = d_S
-    if LEAVE:
-        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+            # read-out
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            # adjoint of carried_out
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+            tl.debug_barrier()
+            d_W_factor_via_W_2 = 0.0
+            for i_p in tl.range(0, panels, disable_licm=True):
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # adjoint of W
+                d_W = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                d_W_2 = tl.dot(
+                    tl.trans(k), tl.trans(d_prediction_via_error).to(dtype), d_W, input_precision=PRECISION
+                )
+                S = load_rows(
+                    states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
+                )
+                # link, line 28
+                state_inside = tl.where(tl.arange(0, BV)[None, :] < V, S.to(tl.float32), 0.0)
+                # adjoint of W
+                d_W_factor_via_W = d_W_2 * state_inside
+                d_W_factor_via_W_2 += tl.sum(d_W_factor_via_W)
+            tl.debug_barrier()
+            # adjoint of W_factor
+            d_sum_S_via_W_factor = (
+                (-0.5)
+                * d_W_factor_via_W_2
+                * positive_power(sum_S, -0.5)
+                / whole_power(positive_power(sum_S, 0.5) + 0.01, 2)
+            )
+            tl.debug_barrier()
+            for i_p in tl.range(0, panels, disable_licm=True):
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # adjoint of W
+                d_W = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                d_W_2 = tl.dot(
+                    tl.trans(k), tl.trans(d_prediction_via_error).to(dtype), d_W, input_precision=PRECISION
+                )
+                d_state_inside_via_W = W_factor * d_W_2
+                # adjoint of sum_S
+                d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BV])
+                S = load_rows(
+                    states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
+                )
+                # link, line 28
+                state_inside = tl.where(tl.arange(0, BV)[None, :] < V, S.to(tl.float32), 0.0)
+                # adjoint of powers
+                d_state_inside_via_powers = (
+                    4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
+                )
+                # adjoint of state_inside
+                d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
+                d_S_via_state_inside = tl.where(tl.arange(0, BV)[None, :] < V, d_state_inside, 0.0)
+                d_S_next = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                if SAVE:
+                    store_rows(
+                        d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                        d_S_next,
+                        i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK,
+                        V,
+                        V,
+                        BK,
+                        BV,
+                        0,
+                    )
+                # adjoint of kept
+                d_S_via_kept = d_S_next * kept_factor
+                # gradient
+                d_S = d_S_via_kept + d_S_via_state_inside
+                tl.debug_barrier()
+                store_rows(leave_ptr + own, d_S, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+            tl.debug_barrier()
+        else:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            if SAVE:
+                store_rows(
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                    d_S_next,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    V,
+                    V,
+                    BK,
+                    BV,
+                    i_v * BV,
+                )
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_chunk = tl.sum(coarse)
+            fine = -coarse + log_decay_valid
+            fine_chunk = tl.sum(fine)
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            # adjoint of kept
+            d_S_via_kept = d_S_next * kept_factor
+            # link, line 28
+            state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S.to(tl.float32), 0.0)
+            powers = state_inside * state_inside * state_inside * state_inside
+            sum_S = tl.sum(powers)
+            W_factor = 1.0 / (positive_power(sum_S, 0.5) + 0.01)
+            # read-out
+            overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            coarse_sum = tl.cumsum(coarse, 0)
+            coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
+            fine_sum = tl.cumsum(fine, 0)
+            fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
+            gap_2 = coarse_gap_2 + fine_gap_2
+            # causality
+            gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
+            gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+            # read-out
+            weight = scale * tl.exp(gap_masked_2)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            attention = overlap_q * weight
+            # adjoint of written
+            d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
+            # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+            coarse_after = coarse_chunk - coarse_sum
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            # adjoint of written
+            d_u_via_written = d_written * written_factor[:, None]
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(attention).to(dtype), d_o, d_u_via_written, input_precision=PRECISION)
+            # adjoint of u
+            d_error_via_u = -d_u_s
+            # adjoint of error
+            d_prediction_via_error = d_error_via_u * (
+                3.0
+                * theta[:, None]
+                * whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2)
+                / tl.sqrt(whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2) + 1e-06)
+                + 3.0
+                * theta[:, None]
+                * tl.sqrt(whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2) + 1e-06)
+            )
+            # read-out
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            # adjoint of carried_out
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+            # adjoint of W
+            d_W = tl.dot(tl.trans(q), d_inherited_via_carried_out.to(dtype), input_precision=PRECISION)
+            d_W_2 = tl.dot(tl.trans(k), d_prediction_via_error.to(dtype), d_W, input_precision=PRECISION)
+            d_state_inside_via_W = W_factor * d_W_2
+            tl.debug_barrier()
+            S_again = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            # link, line 28
+            state_inside_again = tl.where(
+                i_v * BV + tl.arange(0, BV)[None, :] < V, S_again.to(tl.float32), 0.0
+            )
+            # adjoint of W
+            d_W_factor_via_W = d_W_2 * state_inside_again
+            d_W_factor_via_W_2 = tl.sum(d_W_factor_via_W)
+            # adjoint of W_factor
+            d_sum_S_via_W_factor = (
+                (-0.5)
+                * d_W_factor_via_W_2
+                * positive_power(sum_S, -0.5)
+                / whole_power(positive_power(sum_S, 0.5) + 0.01, 2)
+            )
+            # adjoint of sum_S
+            d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BV])
+            # adjoint of powers
+            d_state_inside_via_powers = (
+                4.0 * d_powers_via_sum_S * state_inside_again * state_inside_again * state_inside_again
+            )
+            # adjoint of state_inside
+            d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
+            d_S_via_state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside, 0.0)
+            # gradient
+            d_S = d_S_via_kept + d_S_via_state_inside
+            d_S_next = d_S
+    if BK >= K:
+        if LEAVE:
+            store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

@@ -26,8 +26,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_scan_whole": {64: (256, 4, 1), 128: (256, 8, 1), 256: (256, 8, 1)},
-    "chunk_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 8, 1), 256: (256, 8, 1)},
+    "chunk_scan_keys": {64: (64, 4, 1), 128: (128, 8, 1), 256: (64, 8, 1)},
+    "chunk_scan_reverse_keys": {64: (64, 8, 1), 128: (128, 8, 1), 256: (64, 8, 1)},
     "chunk_gradients": {64: (32, 4, 1), 128: (16, 4, 1), 256: (16, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "token_scan_whole": {64: (256, 4, 1), 128: (256, 8, 1), 256: (256, 16, 1)},
@@ -40,7 +40,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan_whole": 16, "chunk_scan_reverse_whole": 16}
+STEPS = {"chunk_scan_keys": 16, "chunk_scan_reverse_keys": 16}
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,14 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
+# They take every value channel, and of the key ones as many at once as configurations say.
+KEYS = (
+    "chunk_scan_keys",
+    "chunk_scan_reverse_keys",
+)
+
 # They sum over value channels, so that a program takes all of them whatever a configuration says.
 WHOLE = (
-    "chunk_scan_whole",
-    "chunk_scan_reverse_whole",
     "token_scan_whole",
     "token_scan_reverse_whole",
 )
@@ -112,11 +116,13 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     if kernel in WHOLE:
         return block(v.shape[3]), *rows[1:]
+    if kernel in KEYS:
+        return min(rows[0], block(q.shape[3])), *rows[1:]
     return min(rows[0], block(v.shape[3])), *rows[1:]
 
 
 def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take.
+    """Half the value or key channels and no pipeline, for a chip without the shared memory that the defaults take.
 
     In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
     registers.
@@ -168,8 +174,8 @@ def launch(
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
-        "chunk_scan_whole",
-        "chunk_scan_reverse_whole",
+        "chunk_scan_keys",
+        "chunk_scan_reverse_keys",
         "chunk_gradients",
         "chunk_output",
     ):
@@ -179,11 +185,12 @@ def launch(
         flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
-        value_block = min(value_block, block(V))
+        key_block = min(value_block, block(K)) if kernel in KEYS else block(K)
+        value_block = block(V) if kernel in KEYS else min(value_block, block(V))
         grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](
-                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
+                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=key_block, BV=value_block,
                 PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
             )  # fmt: skip
             return
@@ -200,24 +207,24 @@ COSTS = {
             "forward": {
                 64: ((1672, 28672, 5, False),),
                 128: ((5384, 106496, 5, False),),
-                256: ((18952, 409600, 5, False),),
+                256: ((18952, 409600, 17, False),),
             },
             "backward": {
                 64: ((1672, 28672, 5, False), (2576, 43008, 0, False)),
                 128: ((5384, 106496, 5, False), (8208, 151552, 0, False)),
-                256: ((18952, 409600, 5, False), (28688, 565248, 0, False)),
+                256: ((18952, 671744, 25, False), (28688, 565248, 0, False)),
             },
         },
         "split": {
             "forward": {
                 64: ((1416, 16384, 2, False), (1160, 12288, 0, False)),
                 128: ((4872, 65536, 2, False), (3336, 40960, 0, False)),
-                256: ((17928, 262144, 2, False), (10760, 147456, 0, False)),
+                256: ((17928, 262144, 8, False), (10760, 147456, 0, False)),
             },
             "backward": {
                 64: ((1672, 28672, 5, False), (2576, 43008, 0, False)),
                 128: ((5384, 106496, 5, False), (8208, 151552, 0, False)),
-                256: ((18952, 409600, 5, False), (28688, 565248, 0, False)),
+                256: ((18952, 671744, 25, False), (28688, 565248, 0, False)),
             },
         },
     },
@@ -252,12 +259,12 @@ def choose(
     if not set(names) <= set(known):
         where = " where keep_bytes leaves out states" if every > 1 else ""
         raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["chunk_scan_whole"] if w >= max(block(q.shape[3]), block(v.shape[3])))
-    blocks = -(-v.shape[3] // config("chunk_scan_whole", q, v, layout.sequences)[0])
+    width = min(w for w in CONFIGS["chunk_scan_keys"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = 1
     heads = layout.sequences * v.shape[2]
     chunks, steps = (
         layout.all_chunks // layout.sequences,
-        every * chunk // min(chunk, STEPS["chunk_scan_whole"]),
+        every * chunk // min(chunk, STEPS["chunk_scan_keys"]),
     )
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
@@ -430,7 +437,7 @@ def chunk_forward_triton(
     kept = layout if every == 1 else lay_out(v, cu_seqlens, every * chunk)
     schedule, segments = choose("chunk", "forward", schedule, q, v, kept, chunk, every)
     o = torch.empty_like(v)
-    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
+    final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
     states = (
         v.new_empty(
             kept.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32 if every > 1 else v.dtype
@@ -444,14 +451,15 @@ def chunk_forward_triton(
         else v.new_empty(0)
     )
     prediction = v.new_empty(v.shape) if save and crossing == "all" or schedule == "split" else v.new_empty(0)
+    waiting = v.new_empty(layout.sequences, v.shape[2], 3 * chunk + chunk * chunk, dtype=torch.float32)
     if schedule == "fused":
         launch(
-            "chunk_scan_whole",
+            "chunk_scan_keys",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, theta, o, states, weights, prediction, initial_state, final_state],
+            [q, k, v, g, theta, o, states, weights, prediction, waiting, initial_state, final_state],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -461,12 +469,12 @@ def chunk_forward_triton(
         )
     elif schedule == "split":
         launch(
-            "chunk_scan_whole",
+            "chunk_scan_keys",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, theta, o, states, weights, prediction, initial_state, final_state],
+            [q, k, v, g, theta, o, states, weights, prediction, waiting, initial_state, final_state],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -477,7 +485,7 @@ def chunk_forward_triton(
         launch("chunk_output", q, v, layout, chunk, [q, k, v, g, theta, weights, prediction, o], scale)
     return (
         o,
-        final_state,
+        final_state if final else final_state.new_empty(0),
         states if save else v.new_empty(0),
         weights if save and crossing == "all" else v.new_empty(0),
         prediction if save and crossing == "all" else v.new_empty(0),
@@ -507,19 +515,21 @@ def chunk_backward_triton(
         every = EVERY[crossing]
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
         o, sparse = v.new_empty(0), states
+        left = torch.empty_like(sparse)
+        waiting = v.new_empty(pieces.sequences, v.shape[2], 3 * chunk + chunk * chunk, dtype=torch.float32)
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         weights = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         prediction = v.new_empty(v.shape)
         launch(
-            "chunk_scan_whole",
+            "chunk_scan_keys",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, theta, o, states, weights, prediction, sparse, None],
+            [q, k, v, g, theta, o, states, weights, prediction, waiting, sparse, left],
             scale,
             ENTER=True,
-            LEAVE=False,
+            LEAVE=True,
             READ=False,
             SAVE=True,
         )
@@ -530,9 +540,9 @@ def chunk_backward_triton(
     d_v = torch.empty_like(v)
     d_theta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
+    d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
     launch(
-        "chunk_scan_reverse_whole",
+        "chunk_scan_reverse_keys",
         q,
         v,
         layout,
@@ -559,7 +569,7 @@ def chunk_backward_triton(
         d_v,
         d_g.to(g.dtype),
         d_theta.to(theta.dtype),
-        d_initial,
+        d_initial if initial else d_initial.new_empty(0),
     )
 
 

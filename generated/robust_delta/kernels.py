@@ -77,6 +77,18 @@ def load_column(block, stride, t, left):
 
 
 @triton.jit
+def row_of_block(block, stride, t, left, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
+    """Row t of a block of rows, [1, COLS] in float32; `other` past `left` rows and WIDTH."""
+    c = column + tl.arange(0, COLS)
+    return tl.load(block + t * stride + c, mask=(t < left) & (c < WIDTH), other=other).to(tl.float32)[None, :]
+
+
+@triton.jit
+def number_of_block(block, stride, t, left, other):
+    return tl.load(block + t * stride, mask=t < left, other=other).to(tl.float32)
+
+
+@triton.jit
 def store_lower(base, x, first, left, stride, C: tl.constexpr):
     r, c = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     where = base + first * stride + r * stride + c
@@ -236,8 +248,20 @@ def chunk_prepare(
 
 
 @triton.jit
-def chunk_scan_whole_error(
-    _begin, _v, _beta, _delta, _matrix, _stride, left, i_v, V: tl.constexpr, BV: tl.constexpr
+def chunk_scan_keys_error(
+    _begin,
+    _v,
+    _v_stride,
+    _beta,
+    _beta_stride,
+    _delta,
+    _delta_stride,
+    _matrix,
+    _stride,
+    left,
+    i_v,
+    V: tl.constexpr,
+    BV: tl.constexpr,
 ):
     """error of 16 rows, prediction = begin - matrix @ error, all of them cut into rows."""
     _error = tl.zeros([16, BV], tl.float32)
@@ -247,9 +271,9 @@ def chunk_scan_whole_error(
         _line = numbers_of(load_line(_matrix, _stride, t, left))
         for _s in tl.static_range(t):
             prediction -= _line[_s] * _done[_s]
-        v = _v[t]
-        beta = _beta[t]
-        delta = _delta[t]
+        v = row_of_block(_v, _v_stride, t, left, V, BV, i_v * BV, 0.0)
+        beta = number_of_block(_beta, _beta_stride, t, left, 0.5)
+        delta = number_of_block(_delta, _delta_stride, t, left, 1.0)
         summands = whole_power(prediction - v, 2)
         sum_1 = tl.sum(summands)
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
@@ -261,7 +285,7 @@ def chunk_scan_whole_error(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_whole(
+def chunk_scan_keys(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -273,6 +297,7 @@ def chunk_scan_whole(
     o_ptr,
     states_ptr,
     prediction_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -296,7 +321,7 @@ def chunk_scan_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
+    """Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
@@ -310,115 +335,223 @@ def chunk_scan_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
-    if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    waiting = waiting_ptr + (i_n * HV + i_h) * (BT * BV)
+    if BK < K:
+        # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+        panels = (tl.minimum(length, 1) * K + BK - 1).to(tl.int32) // BK
+        for i_p in tl.range(0, (K + BK - 1) // BK):
+            S = tl.zeros([BK, BV], tl.float32)
+            if ENTER:
+                S += load_rows(enter_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+            store_rows(leave_ptr + own, S, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+        tl.debug_barrier()
+    else:
+        S = tl.zeros([BK, BV], tl.float32)
+        if ENTER:
+            S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-        delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
-        if READ:
-            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        if BK < K:
+            carried = tl.zeros([BV, BT], tl.float32)
+            inherited = tl.zeros([BV, BT], tl.float32)
+            for i_p in tl.range(0, panels, disable_licm=True):
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                S = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                # prediction
+                carried = tl.dot(tl.trans(S).to(dtype), tl.trans(k), carried, input_precision=PRECISION)
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # read-out
+                inherited = tl.dot(tl.trans(S).to(dtype), tl.trans(q), inherited, input_precision=PRECISION)
+            tl.debug_barrier()
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+            delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        if SAVE:
-            store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
-            )
-        # prediction
-        carried = tl.dot(k, S.to(dtype), input_precision=PRECISION)
-        # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_sum = tl.cumsum(coarse, 0)
-        fine = -coarse + log_decay_valid
-        fine_sum = tl.cumsum(fine, 0)
-        # prediction
-        seen_factor = tl.exp(coarse_sum + fine_sum)
-        seen = carried * seen_factor[:, None]
-        # update, line 28
-        prediction = seen
-        for i_b in tl.range(0, BT // 16, disable_licm=True):
-            n = i_b
-            block = chunk_scan_whole_error(
-                rows_of(block_rows(prediction, n, BV), BV),
-                rows_of(
-                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
-                        tl.float32
-                    ),
+            system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
+            # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_chunk = tl.sum(coarse)
+            fine = -coarse + log_decay_valid
+            fine_chunk = tl.sum(fine)
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            coarse_sum = tl.cumsum(coarse, 0)
+            fine_sum = tl.cumsum(fine, 0)
+            # prediction
+            seen_factor = tl.exp(coarse_sum + fine_sum)
+            seen = carried * seen_factor[None, :]
+            # update, line 28
+            prediction = tl.trans(seen)
+            for i_b in tl.range(0, BT // 16, disable_licm=True):
+                n = i_b
+                block = chunk_scan_keys_error(
+                    rows_of(block_rows(prediction, n, BV), BV),
+                    v_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V,
+                    beta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    delta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
+                    HV * BT,
+                    left - n * 16,
+                    i_v,
+                    V,
                     BV,
-                ),
-                numbers_of(block_numbers(beta, n).to(tl.float32)),
-                numbers_of(block_numbers(delta, n).to(tl.float32)),
-                system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
-                HV * BT,
-                left - n * 16,
-                i_v,
-                V,
-                BV,
-            )
-            prediction = tl.dot(
-                load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
-                -block,
-                prediction,
-                input_precision=PRECISION,
-            )
-        if SAVE and not SPARSE:
-            store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
-        summands = whole_power(prediction - v.to(tl.float32), 2)
-        sum_1 = tl.sum(summands, 1)
-        sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
-        error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
-        error = error_factor[:, None] * (prediction - v.to(tl.float32))
-        u = -error
-        if READ:
+                )
+                store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
+                prediction = tl.dot(
+                    load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
+                    -block,
+                    prediction,
+                    input_precision=PRECISION,
+                )
+            if SAVE and not SPARSE:
+                store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, 0)
+            tl.debug_barrier()
+            error = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
+            # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
+            u = -error
+            # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+            coarse_after = coarse_chunk - coarse_sum
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            written = u * written_factor[:, None]
             # read-out
             carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-            inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            carried_out = carried_out_factor[:, None] * inherited
-            o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
-            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
-        # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        coarse_chunk = tl.sum(coarse)
-        coarse_after = coarse_chunk - coarse_sum
-        fine_chunk = tl.sum(fine)
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
-        written = u * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        kept = S * kept_factor
-        # update, line 28
-        S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
-        S = S_next
-    if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+            carried_out = carried_out_factor[None, :] * inherited
+            o = tl.dot(tl.trans(u).to(dtype), tl.trans(attention), carried_out, input_precision=PRECISION)
+            if READ:
+                store_rows(o_ptr + i_h * V, tl.trans(o), token, left, HV * V, V, BT, BV, 0)
+            tl.debug_barrier()
+            for i_p in tl.range(0, panels, disable_licm=True):
+                S = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                if SAVE:
+                    store_rows(
+                        states_ptr + (i_chunk * HV + i_h) * K * V,
+                        S,
+                        i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK,
+                        V,
+                        V,
+                        BK,
+                        BV,
+                        0,
+                    )
+                # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+                kept = S * kept_factor
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # update, line 28
+                S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
+                tl.debug_barrier()
+                store_rows(leave_ptr + own, S_next, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+            tl.debug_barrier()
+        else:
+            k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+            delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+            if READ:
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+                attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+            if SAVE:
+                store_rows(
+                    states_ptr + (i_chunk * HV + i_h) * K * V,
+                    S,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    V,
+                    V,
+                    BK,
+                    BV,
+                    i_v * BV,
+                )
+            # prediction
+            carried = tl.dot(tl.trans(S).to(dtype), tl.trans(k), input_precision=PRECISION)
+            # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_sum = tl.cumsum(coarse, 0)
+            fine = -coarse + log_decay_valid
+            fine_sum = tl.cumsum(fine, 0)
+            # prediction
+            seen_factor = tl.exp(coarse_sum + fine_sum)
+            seen = carried * seen_factor[None, :]
+            # update, line 28
+            prediction = tl.trans(seen)
+            for i_b in tl.range(0, BT // 16, disable_licm=True):
+                n = i_b
+                block = chunk_scan_keys_error(
+                    rows_of(block_rows(prediction, n, BV), BV),
+                    v_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V,
+                    beta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    delta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
+                    HV * BT,
+                    left - n * 16,
+                    i_v,
+                    V,
+                    BV,
+                )
+                store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
+                prediction = tl.dot(
+                    load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
+                    -block,
+                    prediction,
+                    input_precision=PRECISION,
+                )
+            if SAVE and not SPARSE:
+                store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
+            tl.debug_barrier()
+            error = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
+            # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
+            u = -error
+            if READ:
+                # read-out
+                carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+                inherited = tl.dot(tl.trans(S).to(dtype), tl.trans(q), input_precision=PRECISION)
+                carried_out = carried_out_factor[None, :] * inherited
+                o = tl.dot(tl.trans(u).to(dtype), tl.trans(attention), carried_out, input_precision=PRECISION)
+                store_rows(o_ptr + i_h * V, tl.trans(o), token, left, HV * V, V, BT, BV, i_v * BV)
+            # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+            coarse_chunk = tl.sum(coarse)
+            coarse_after = coarse_chunk - coarse_sum
+            fine_chunk = tl.sum(fine)
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            written = u * written_factor[:, None]
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            kept = S * kept_factor
+            # update, line 28
+            S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
+            S = S_next
+    if BK >= K:
+        if LEAVE:
+            store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit
-def chunk_scan_reverse_whole_d_prediction(
+def chunk_scan_reverse_keys_d_prediction(
     _begin,
     _prediction,
+    _prediction_stride,
     _v,
+    _v_stride,
     _error_factor,
     _beta,
+    _beta_stride,
     _delta,
+    _delta_stride,
     _sum_1_valid,
     _matrix,
     _stride,
@@ -435,12 +568,12 @@ def chunk_scan_reverse_whole_d_prediction(
         _line = numbers_of(load_column(_matrix, _stride, t, left))
         for _s in tl.static_range(15, t, -1):
             d_error_fed_back -= _line[_s] * _done[15 - _s]
-        prediction = _prediction[t]
-        v = _v[t]
         error_factor = _error_factor[t]
-        beta = _beta[t]
-        delta = _delta[t]
         sum_1_valid = _sum_1_valid[t]
+        prediction = row_of_block(_prediction, _prediction_stride, t, left, V, BV, i_v * BV, 0.0)
+        v = row_of_block(_v, _v_stride, t, left, V, BV, i_v * BV, 0.0)
+        beta = number_of_block(_beta, _beta_stride, t, left, 0.5)
+        delta = number_of_block(_delta, _delta_stride, t, left, 1.0)
         d_error_factor_via_error = d_error_fed_back * (prediction - v)
         d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error)
         d_prediction_via_error = d_error_fed_back * error_factor
@@ -457,7 +590,7 @@ def chunk_scan_reverse_whole_d_prediction(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_reverse_whole(
+def chunk_scan_reverse_keys(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -470,6 +603,7 @@ def chunk_scan_reverse_whole(
     prediction_ptr,
     d_states_ptr,
     d_error_fed_back_ptr,
+    waiting_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -493,7 +627,7 @@ def chunk_scan_reverse_whole(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
+    """Chunks backwards, for wide heads with the cotangent in memory; stores it at each end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
@@ -507,139 +641,252 @@ def chunk_scan_reverse_whole(
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
-    d_S_next = tl.zeros([BK, BV], tl.float32)
-    if ENTER:
-        d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    waiting = waiting_ptr + (i_n * HV + i_h) * (BT * BV)
+    if BK < K:
+        # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+        panels = (tl.minimum(length, 1) * K + BK - 1).to(tl.int32) // BK
+        for i_p in tl.range(0, (K + BK - 1) // BK):
+            d_S_next = tl.zeros([BK, BV], tl.float32)
+            if ENTER:
+                d_S_next += load_rows(enter_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+            store_rows(leave_ptr + own, d_S_next, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+        tl.debug_barrier()
+    else:
+        d_S_next = tl.zeros([BK, BV], tl.float32)
+        if ENTER:
+            d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-        delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        if SAVE:
-            store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
-            )
-        # adjoint of written
-        d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
-        # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
-        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
-        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse)
-        coarse_sum = tl.cumsum(coarse, 0)
-        coarse_after = coarse_chunk - coarse_sum
-        fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine)
-        fine_sum = tl.cumsum(fine, 0)
-        fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
-        # adjoint of written
-        d_u_via_written = d_written * written_factor[:, None]
-        # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
-        # adjoint of u
-        d_error_via_u = -d_u_s
-        # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
-        summands = whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2)
-        sum_1 = tl.sum(summands, 1)
-        sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
-        error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
-        # adjoint of error
-        d_error_fed_back = d_error_via_u
-        for i_b in tl.range(0, BT // 16, disable_licm=True):
-            n = BT // 16 - 1 - i_b
-            block = chunk_scan_reverse_whole_d_prediction(
-                rows_of(block_rows(d_error_fed_back, n, BV), BV),
-                rows_of(
-                    load_rows(
-                        prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
-                    ).to(tl.float32),
+        if BK < K:
+            d_written = tl.zeros([BV, BT], tl.float32)
+            for i_p in tl.range(0, panels, disable_licm=True):
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                d_S_next = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                # adjoint of written
+                d_written = tl.dot(
+                    tl.trans(d_S_next).to(dtype), tl.trans(k), d_written, input_precision=PRECISION
+                )
+            tl.debug_barrier()
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+            delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+            system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_chunk = tl.sum(coarse)
+            fine = -coarse + log_decay_valid
+            fine_chunk = tl.sum(fine)
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            coarse_sum = tl.cumsum(coarse, 0)
+            coarse_after = coarse_chunk - coarse_sum
+            fine_sum = tl.cumsum(fine, 0)
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            # adjoint of written
+            d_u_via_written = d_written * written_factor[None, :]
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(d_o), attention, d_u_via_written, input_precision=PRECISION)
+            # adjoint of u
+            d_error_via_u = -d_u_s
+            # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
+            summands = whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2)
+            sum_1 = tl.sum(summands, 1)
+            sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
+            error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+            # adjoint of error
+            d_error_fed_back = tl.trans(d_error_via_u)
+            for i_b in tl.range(0, BT // 16, disable_licm=True):
+                n = BT // 16 - 1 - i_b
+                block = chunk_scan_reverse_keys_d_prediction(
+                    rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                    prediction_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V,
+                    v_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V,
+                    numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                    beta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    delta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
+                    HV * BT,
+                    left - n * 16,
+                    i_v,
+                    V,
                     BV,
-                ),
-                rows_of(
-                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
+                )
+                store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
+                d_error_fed_back = tl.dot(
+                    tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
                         tl.float32
                     ),
+                    -block,
+                    d_error_fed_back,
+                    input_precision=PRECISION,
+                )
+            if SAVE:
+                store_rows(
+                    d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, 0
+                )
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+            tl.debug_barrier()
+            d_prediction = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
+            # prediction
+            seen_factor = tl.exp(coarse_sum + fine_sum)
+            # adjoint of seen
+            d_carried_via_seen = d_prediction * seen_factor[:, None]
+            # read-out
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            # adjoint of carried_out
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+            tl.debug_barrier()
+            for i_p in tl.range(0, panels, disable_licm=True):
+                d_S_next = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+                if SAVE:
+                    store_rows(
+                        d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                        d_S_next,
+                        i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK,
+                        V,
+                        V,
+                        BK,
+                        BV,
+                        0,
+                    )
+                # adjoint of kept
+                d_S_via_kept = d_S_next * kept_factor
+                q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                # gradient
+                d_S = tl.dot(
+                    tl.trans(q),
+                    d_inherited_via_carried_out.to(dtype),
+                    d_S_via_kept,
+                    input_precision=PRECISION,
+                )
+                k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+                d_S_2 = tl.dot(tl.trans(k), d_carried_via_seen.to(dtype), d_S, input_precision=PRECISION)
+                tl.debug_barrier()
+                store_rows(leave_ptr + own, d_S_2, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
+            tl.debug_barrier()
+        else:
+            q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+            beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+            delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
+            prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            if SAVE:
+                store_rows(
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V,
+                    d_S_next,
+                    0,
+                    tl.where(at_bound, K, 0),
+                    V,
+                    V,
+                    BK,
                     BV,
-                ),
-                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
-                numbers_of(block_numbers(beta, n).to(tl.float32)),
-                numbers_of(block_numbers(delta, n).to(tl.float32)),
-                numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
-                system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
-                HV * BT,
-                left - n * 16,
-                i_v,
-                V,
-                BV,
+                    i_v * BV,
+                )
+            # adjoint of written
+            d_written = tl.dot(tl.trans(d_S_next).to(dtype), tl.trans(k), input_precision=PRECISION)
+            # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+            log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+            log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+            coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+            coarse_chunk = tl.sum(coarse)
+            coarse_sum = tl.cumsum(coarse, 0)
+            coarse_after = coarse_chunk - coarse_sum
+            fine = -coarse + log_decay_valid
+            fine_chunk = tl.sum(fine)
+            fine_sum = tl.cumsum(fine, 0)
+            fine_after = fine_chunk - fine_sum
+            written_factor = tl.exp(coarse_after + fine_after)
+            # adjoint of written
+            d_u_via_written = d_written * written_factor[None, :]
+            # adjoint of u_s
+            d_u_s = tl.dot(tl.trans(d_o), attention, d_u_via_written, input_precision=PRECISION)
+            # adjoint of u
+            d_error_via_u = -d_u_s
+            # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
+            summands = whole_power(prediction.to(tl.float32) - v.to(tl.float32), 2)
+            sum_1 = tl.sum(summands, 1)
+            sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
+            error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
+            # adjoint of error
+            d_error_fed_back = tl.trans(d_error_via_u)
+            for i_b in tl.range(0, BT // 16, disable_licm=True):
+                n = BT // 16 - 1 - i_b
+                block = chunk_scan_reverse_keys_d_prediction(
+                    rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                    prediction_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V,
+                    v_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V,
+                    numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                    beta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    delta_ptr + i_h + (token + n * 16) * HV,
+                    HV,
+                    numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
+                    HV * BT,
+                    left - n * 16,
+                    i_v,
+                    V,
+                    BV,
+                )
+                store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
+                d_error_fed_back = tl.dot(
+                    tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
+                        tl.float32
+                    ),
+                    -block,
+                    d_error_fed_back,
+                    input_precision=PRECISION,
+                )
+            if SAVE:
+                store_rows(
+                    d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
+                )
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            tl.debug_barrier()
+            d_prediction = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
+            # prediction
+            seen_factor = tl.exp(coarse_sum + fine_sum)
+            # adjoint of seen
+            d_carried_via_seen = d_prediction * seen_factor[:, None]
+            # read-out
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            # adjoint of carried_out
+            d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
+            # retention, line 26: norm2(S - exp(g) * S_prev) / 2
+            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            # adjoint of kept
+            d_S_via_kept = d_S_next * kept_factor
+            # gradient
+            d_S = tl.dot(
+                tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_via_kept, input_precision=PRECISION
             )
-            d_error_fed_back = tl.dot(
-                tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),
-                -block,
-                d_error_fed_back,
-                input_precision=PRECISION,
-            )
-        if SAVE:
-            store_rows(
-                d_error_fed_back_ptr + i_h * V, d_error_fed_back, token, left, HV * V, V, BT, BV, i_v * BV
-            )
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        d_prediction_via_error = d_error_fed_back * error_factor[:, None]
-        d_error_factor_via_error = d_error_fed_back * (prediction.to(tl.float32) - v.to(tl.float32))
-        d_error_factor_via_error_2 = tl.sum(d_error_factor_via_error, 1)
-        # adjoint of error_factor
-        d_sum_1_valid_via_error_factor = (
-            (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
-        )
-        # adjoint of sum_1_valid
-        d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
-        # adjoint of sum_1
-        d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
-        # adjoint of summands
-        d_prediction_via_summands = d_summands_via_sum_1 * (
-            2.0 * prediction.to(tl.float32) + (-2.0) * v.to(tl.float32)
-        )
-        d_prediction = d_prediction_via_error + d_prediction_via_summands
-        # prediction
-        seen_factor = tl.exp(coarse_sum + fine_sum)
-        # adjoint of seen
-        d_carried_via_seen = d_prediction * seen_factor[:, None]
-        # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-        # adjoint of carried_out
-        d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
-        # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        # adjoint of kept
-        d_S_via_kept = d_S_next * kept_factor
-        # gradient
-        d_S = tl.dot(
-            tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_via_kept, input_precision=PRECISION
-        )
-        d_S_2 = tl.dot(tl.trans(k), d_carried_via_seen.to(dtype), d_S, input_precision=PRECISION)
-        d_S_next = d_S_2
-    if LEAVE:
-        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+            d_S_2 = tl.dot(tl.trans(k), d_carried_via_seen.to(dtype), d_S, input_precision=PRECISION)
+            d_S_next = d_S_2
+    if BK >= K:
+        if LEAVE:
+            store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

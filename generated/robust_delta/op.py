@@ -28,8 +28,8 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
-    "chunk_scan_whole": {64: (256, 4, 1), 128: (256, 8, 1), 256: (256, 8, 1)},
-    "chunk_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 8, 1), 256: (256, 8, 1)},
+    "chunk_scan_keys": {64: (64, 4, 1), 128: (128, 8, 1), 256: (64, 8, 1)},
+    "chunk_scan_reverse_keys": {64: (64, 8, 1), 128: (128, 8, 1), 256: (64, 8, 1)},
     "chunk_gradients_nonlinear": {64: (16, 4, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_output_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "token_scan_whole": {64: (256, 4, 1), 128: (256, 8, 1), 256: (256, 16, 1)},
@@ -42,7 +42,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan_whole": 128, "chunk_scan_reverse_whole": 128}
+STEPS = {"chunk_scan_keys": 128, "chunk_scan_reverse_keys": 128}
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,14 @@ def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
 TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
+# They take every value channel, and of the key ones as many at once as configurations say.
+KEYS = (
+    "chunk_scan_keys",
+    "chunk_scan_reverse_keys",
+)
+
 # They sum over value channels, so that a program takes all of them whatever a configuration says.
 WHOLE = (
-    "chunk_scan_whole",
-    "chunk_scan_reverse_whole",
     "token_scan_whole",
     "token_scan_reverse_whole",
 )
@@ -114,11 +118,13 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     if kernel in WHOLE:
         return block(v.shape[3]), *rows[1:]
+    if kernel in KEYS:
+        return min(rows[0], block(q.shape[3])), *rows[1:]
     return min(rows[0], block(v.shape[3])), *rows[1:]
 
 
 def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take.
+    """Half the value or key channels and no pipeline, for a chip without the shared memory that the defaults take.
 
     In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
     registers.
@@ -172,8 +178,8 @@ def launch(
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare",
-        "chunk_scan_whole",
-        "chunk_scan_reverse_whole",
+        "chunk_scan_keys",
+        "chunk_scan_reverse_keys",
         "chunk_gradients_nonlinear",
         "chunk_output_nonlinear",
     ):
@@ -183,11 +189,12 @@ def launch(
         flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
-        value_block = min(value_block, block(V))
+        key_block = min(value_block, block(K)) if kernel in KEYS else block(K)
+        value_block = block(V) if kernel in KEYS else min(value_block, block(V))
         grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](
-                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
+                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=key_block, BV=value_block,
                 PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
             )  # fmt: skip
             return
@@ -204,24 +211,24 @@ COSTS = {
             "forward": {
                 64: ((420, 16384, 0, False), (940, 40960, 36.5, False)),
                 128: ((676, 32768, 0, False), (1964, 131072, 36.5, False)),
-                256: ((1188, 65536, 0, False), (4780, 458752, 36.5, False)),
+                256: ((1188, 65536, 0, False), (4780, 458752, 45.5, False)),
             },
             "backward": {
                 64: ((1068, 40960, 33.2, False), (1432, 106496, 0, False)),
                 128: ((2220, 131072, 33.2, False), (3352, 294912, 0, False)),
-                256: ((5292, 458752, 33.2, False), (8728, 917504, 0, False)),
+                256: ((5292, 458752, 42.2, False), (8728, 917504, 0, False)),
             },
         },
         "split": {
             "forward": {
                 64: ((420, 16384, 0, False), (604, 24576, 34.5, False), (732, 16384, 0, False)),
                 128: ((676, 32768, 0, False), (1372, 81920, 34.5, False), (1628, 49152, 0, False)),
-                256: ((1188, 65536, 0, False), (3676, 294912, 34.5, False), (4188, 163840, 0, False)),
+                256: ((1188, 65536, 0, False), (3676, 294912, 40.5, False), (4188, 163840, 0, False)),
             },
             "backward": {
                 64: ((1068, 40960, 33.2, False), (1432, 106496, 0, False)),
                 128: ((2220, 131072, 33.2, False), (3352, 294912, 0, False)),
-                256: ((5292, 458752, 33.2, False), (8728, 917504, 0, False)),
+                256: ((5292, 458752, 42.2, False), (8728, 917504, 0, False)),
             },
         },
     },
@@ -256,12 +263,12 @@ def choose(
     if not set(names) <= set(known):
         where = " where keep_bytes leaves out states" if every > 1 else ""
         raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["chunk_scan_whole"] if w >= max(block(q.shape[3]), block(v.shape[3])))
-    blocks = -(-v.shape[3] // config("chunk_scan_whole", q, v, layout.sequences)[0])
+    width = min(w for w in CONFIGS["chunk_scan_keys"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = 1
     heads = layout.sequences * v.shape[2]
     chunks, steps = (
         layout.all_chunks // layout.sequences,
-        every * chunk // min(chunk, STEPS["chunk_scan_whole"]),
+        every * chunk // min(chunk, STEPS["chunk_scan_keys"]),
     )
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
@@ -437,7 +444,7 @@ def chunk_forward_triton(
     kept = layout if every == 1 else lay_out(v, cu_seqlens, every * chunk)
     schedule, segments = choose("chunk", "forward", schedule, q, v, kept, chunk, every)
     o = torch.empty_like(v)
-    final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
+    final_state = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
     attention = v.new_empty(*v.shape[:3], chunk)
     system = v.new_empty(*v.shape[:3], chunk)
     states = (
@@ -452,15 +459,31 @@ def chunk_forward_triton(
         if save and crossing in ("all", "scanned") or schedule == "split"
         else v.new_empty(0)
     )
+    waiting = v.new_empty(layout.sequences, v.shape[2], chunk * block(v.shape[3]), dtype=torch.float32)
     launch("chunk_prepare", q, v, layout, chunk, [q, k, g, attention, system], scale)
     if schedule == "fused":
         launch(
-            "chunk_scan_whole",
+            "chunk_scan_keys",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, beta, delta, attention, system, o, states, prediction, initial_state, final_state],
+            [
+                q,
+                k,
+                v,
+                g,
+                beta,
+                delta,
+                attention,
+                system,
+                o,
+                states,
+                prediction,
+                waiting,
+                initial_state,
+                final_state,
+            ],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -470,12 +493,27 @@ def chunk_forward_triton(
         )
     elif schedule == "split":
         launch(
-            "chunk_scan_whole",
+            "chunk_scan_keys",
             q,
             v,
             kept,
             chunk,
-            [q, k, v, g, beta, delta, attention, system, o, states, prediction, initial_state, final_state],
+            [
+                q,
+                k,
+                v,
+                g,
+                beta,
+                delta,
+                attention,
+                system,
+                o,
+                states,
+                prediction,
+                waiting,
+                initial_state,
+                final_state,
+            ],
             scale,
             every=every,
             ENTER=initial_state is not None,
@@ -494,7 +532,7 @@ def chunk_forward_triton(
         )
     return (
         o,
-        final_state,
+        final_state if final else final_state.new_empty(0),
         attention if crossing == "all" else v.new_empty(0),
         system if crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
@@ -531,18 +569,20 @@ def chunk_backward_triton(
         every = EVERY[crossing]
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
         o, sparse = v.new_empty(0), states
+        left = torch.empty_like(sparse)
+        waiting = v.new_empty(pieces.sequences, v.shape[2], chunk * block(v.shape[3]), dtype=torch.float32)
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         prediction = v.new_empty(v.shape)
         launch(
-            "chunk_scan_whole",
+            "chunk_scan_keys",
             q,
             v,
             pieces,
             chunk,
-            [q, k, v, g, beta, delta, attention, system, o, states, prediction, sparse, None],
+            [q, k, v, g, beta, delta, attention, system, o, states, prediction, waiting, sparse, left],
             scale,
             ENTER=True,
-            LEAVE=False,
+            LEAVE=True,
             READ=False,
             SAVE=True,
         )
@@ -555,9 +595,10 @@ def chunk_backward_triton(
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_v = torch.empty_like(v)
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
+    d_initial = v.new_empty(*state_shape(q, v, cu_seqlens), dtype=torch.float32)
+    waiting = v.new_empty(layout.sequences, v.shape[2], chunk * block(v.shape[3]), dtype=torch.float32)
     launch(
-        "chunk_scan_reverse_whole",
+        "chunk_scan_reverse_keys",
         q,
         v,
         layout,
@@ -575,6 +616,7 @@ def chunk_backward_triton(
             prediction,
             d_states,
             d_error_fed_back,
+            waiting,
             d_final_state,
             d_initial,
         ],
@@ -618,7 +660,7 @@ def chunk_backward_triton(
         d_g.to(g.dtype),
         d_beta.to(beta.dtype),
         d_delta.to(delta.dtype),
-        d_initial,
+        d_initial if initial else d_initial.new_empty(0),
     )
 
 

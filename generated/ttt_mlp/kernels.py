@@ -119,7 +119,7 @@ def deep_scan_panels(
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V)
     waiting = waiting_ptr + (i_n * HV + i_h) * (BT * ((HIDDEN + BH - 1) // BH * BH))
-    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
     for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
         W1 = tl.zeros([BK, BH], tl.float32)
@@ -357,7 +357,8 @@ def deep_scan_panels(
         normal_2 = centred_inside_2 * shrink_2[:, None]
         normed_2 = norm_bias[None, :] + norm_weight[None, :] * normal_2
         predicted_2 = normed_2 + query
-        store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        if READ:
+            store_rows(o_ptr + i_h * V, predicted_2, token, left, HV * V, V, BT, BV, i_v * BV)
         tl.debug_barrier()
 
 
@@ -416,7 +417,7 @@ def deep_scan_reverse_panels(
     waiting = waiting_ptr + (i_n * HV + i_h) * (
         3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BV
     )
-    # Hidden channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
+    # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
     for i_p in tl.range(0, (HIDDEN + BH - 1) // BH):
         d_W1_next = tl.zeros([BK, BH], tl.float32)

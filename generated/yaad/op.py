@@ -313,7 +313,7 @@ def chunk_backward_triton(
     if crossing == "sparse":
         every = EVERY[crossing]
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
-        o, sparse = torch.empty_like(v), states
+        o, sparse = v.new_empty(0), states
         left = torch.empty_like(sparse)
         waiting = v.new_empty(
             pieces.sequences,
@@ -337,7 +337,7 @@ def chunk_backward_triton(
             scale,
             ENTER=True,
             LEAVE=True,
-            READ=True,
+            READ=False,
             SAVE=True,
         )
     d_q = v.new_empty(*v.shape[:3], q.shape[3])

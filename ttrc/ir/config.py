@@ -21,7 +21,7 @@ MASKS = "_masks"  # works with products of masks
 CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
-KEYS = "_keys"  # they do, and walk key channels in panels
+KEYS = "_keys"  # they do, and walk key channels in panels; scans where they do not take all of them at once
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
 # Kernels of pairs of tokens, and of sums along sequences: what configurations say they take at once is tokens.
 PAIRS = ("running_sums", "attend", "attend_queries", "attend_keys", "running_sums_reverse")
@@ -68,6 +68,8 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_gradients_closed": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
     "chunk_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 8, 1)},
+    "chunk_scan_keys": {64: Config(64, 4, 1), 128: Config(128, 8, 1), 256: Config(64, 8, 1)},
+    "chunk_scan_reverse_keys": {64: Config(64, 8, 1), 128: Config(128, 8, 1), 256: Config(64, 8, 1)},
     "deep_scan": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "deep_scan_reverse": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "deep_scan_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
@@ -170,5 +172,6 @@ def default_configs(kernel: str, longest: int) -> dict[int, Config]:
 def default_config(kernel: str, longest: int, d_k: int, d_v: int) -> Config:
     rows = default_configs(kernel, longest)
     chosen = rows[min(w for w in rows if w >= max(block(d_k), block(d_v)))]
-    taken = chosen.value_block if takes_tokens(kernel) else min(chosen.value_block, block(d_v))
+    widest = block(d_k if kernel.endswith(KEYS) else d_v)
+    taken = chosen.value_block if takes_tokens(kernel) else min(chosen.value_block, widest)
     return Config(taken, chosen.warps, chosen.stages)

@@ -43,6 +43,11 @@ class Buffer:
     single: bool = False
     double: bool = False
 
+    @property
+    def place(self) -> tuple:
+        """Where it lies: a tile that is loaded again, under another name, lies where it did."""
+        return self.name, self.parts.index(self.tile) if self.parts else self.tile
+
 
 class Skeleton(Enum):
     """The loop around a kernel's body; each has one template."""
@@ -75,9 +80,9 @@ class Segment:
 class Kernel:
     """`narrow` tiles are held in the inputs' dtype once they are made, `turned` ones transposed as well.
 
-    `wide` is the same kernel cut for wide heads, those with more key channels than WIDE says. Panels are walked along
-    `axis`. A scan that does holds states that are too large for a chip: they lie where it will leave them, and move on
-    there.
+    `wide` is the same kernel cut for wide heads: of a parallel one those with more key channels than WIDE says, of a
+    scan those with more than its configuration takes at once. Panels are walked along `axis`. A scan that does holds
+    states that are too large for a chip: they lie where it will leave them, and move on there.
     """
 
     name: str
@@ -90,9 +95,12 @@ class Kernel:
     wide: Optional[Kernel] = None
     axis: str = "v"
 
-    def of(self, d_k: int) -> Kernel:
-        """What runs for heads of so many key channels."""
-        return self.wide if self.wide is not None and block(d_k) > WIDE[self.name] else self
+    def of(self, d_k: int, at_once: int) -> Kernel:
+        """What runs for heads of so many key channels, of which a program takes so many at once."""
+        if self.wide is None:
+            return self
+        many = at_once < d_k if self.skeleton is Skeleton.SCAN else block(d_k) > WIDE[self.name]
+        return self.wide if many else self
 
     @property
     def loads(self) -> tuple[Buffer, ...]:
@@ -104,13 +112,21 @@ class Kernel:
 
     @staticmethod
     def _buffers(every) -> tuple[Buffer, ...]:
-        """Without those that are its own."""
-        return tuple(dict.fromkeys(b for b in every if b.space not in OWN))
+        """Without those that are its own; what is loaded again is one with what it was."""
+        places: dict[tuple, Buffer] = {}
+        for buffer in (b for b in every if b.space not in OWN):
+            places.setdefault(buffer.place, buffer)
+        return tuple(places.values())
 
     @property
     def waiting(self) -> tuple[Tile, ...]:
         """What waits in memory for later pieces of its code, in the order in which it lies there."""
         return next((b.parts for s in self.segments for b in s.stores if b.space is Space.WAITING), ())
+
+    @property
+    def room(self) -> tuple[Tile, ...]:
+        """What there is room for in that memory: what waits in its text for wide heads begins with what does here."""
+        return self.waiting if self.wide is None else self.wide.waiting
 
     @property
     def waiting_pairs(self) -> tuple[Buffer, ...]:
@@ -138,6 +154,11 @@ class Kernel:
     def in_memory(self) -> bool:
         """Whether its states are not on chip."""
         return self.skeleton is Skeleton.SCAN and any(s.panelled for s in self.segments)
+
+    @property
+    def moves_in_memory(self) -> bool:
+        """Whether they are not there for some heads at least."""
+        return self.in_memory or (self.wide is not None and self.wide.in_memory)
 
     def carried(self, reverse: bool) -> tuple[Carry, ...]:
         """What a caller hands in and gets out: states, or their cotangents."""

@@ -57,13 +57,8 @@ class Compose:
 class Decayed:
     """A product with a decay between each two tokens that differs by key channel: for s < t, D is exp of the sum of
     steps[i,k] over the tokens i behind s and up to t, t itself among them if `own`; it is 0 elsewhere. Summed over an
-    axis it is one of
-
-        k   [t, s]   a[t,k] b[s,k] D
-        s   [t, k]   a[t,s] b[s,k] D
-        t   [s, k]   a[t,s] b[t,k] D
-
-    No step is more than 0, so that D is at most 1.
+    axis it is a[t,k] b[s,k] D over k, [t, s]; a[t,s] b[s,k] D over s, [t, k]; or a[t,s] b[t,k] D over t, [s, k]. No
+    step is more than 0, so that D is at most 1.
     """
 
     a: Tile
@@ -195,6 +190,13 @@ class Substitute:
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a substitution has written in the rows of `solved`, its solution."""
+
+    solved: Tile
+
+
+@dataclass(frozen=True)
 class Conjugate:
     """x with A x = rhs, row by row: A is symmetric and positive definite in each row, a matrix over key channels.
 
@@ -236,6 +238,7 @@ Op = Union[
     Inverse,
     Root,
     Substitute,
+    Written,
     Conjugate,
     RunningSum,
     Difference,
@@ -306,6 +309,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (base, *args)
         case Substitute(matrix, base):
             return (matrix, base, *op.rows)
+        case Written(solved):
+            return (solved,)
         case Conjugate(rhs, diagonal):
             return tuple(dict.fromkeys((rhs, diagonal, *op.outside)))
         case Difference(rows, columns):
@@ -329,6 +334,11 @@ def sums(statement: Statement, axis: str) -> bool:
 
 def sums_values(statement: Statement) -> bool:
     return sums(statement, "v")
+
+
+def meets_in_rows(op: Substitute) -> bool:
+    """Whether a row of a substitution sums over value channels: a program needs them all then."""
+    return any(sums_values(s) for s in op.body)
 
 
 def joins_channels(statement: Statement) -> bool:

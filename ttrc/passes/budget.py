@@ -11,7 +11,7 @@ import math
 from typing import Optional
 
 from ttrc import symbolic
-from ttrc.ir.config import Config, block, default_config, hidden_block, value_block
+from ttrc.ir.config import Config, default_config, hidden_block, key_block, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import (
@@ -117,9 +117,10 @@ def serial_products(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_byt
 
 def inner_loops(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: int) -> int:
     """How often loops run that stand in a step of a scan, or in a chunk's program beside those over value channels:
-    over the blocks of rows of a substitution, panels of hidden channels, the rows of the blocks of an inverse, the
-    pieces, by halves of halves, of a chunk that decays by channel."""
+    over the blocks of rows of a substitution, panels of hidden or key channels, the rows of the blocks of an inverse,
+    the pieces, by halves of halves, of a chunk that decays by channel."""
     cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4)
+    kernel = cost.text(kernel)
     if kernel.in_memory:
         return cost.panels(kernel)
     if any(isinstance(s.op, Substitute) for s in kernel.statements):
@@ -212,7 +213,7 @@ class _Cost:
             return 0
         return sum(
             _products(s, self.step) * (self.panels(kernel) if part.panelled else 1)
-            for part in kernel.segments
+            for part in self.text(kernel).segments
             for s in part.statements
         )
 
@@ -228,7 +229,7 @@ class _Cost:
                 written += states
             case Skeleton.TOKENS_REVERSE:  # checkpoints, and the trail of recomputed states (which caches hold)
                 read += states
-        statements = kernel.of(self.d_k).statements
+        statements = self.text(kernel).statements
         flops = 0.0 if _by_token(kernel) else sum(self._flops(s, kernel) for s in statements)
         return Traffic(read, written, flops)
 
@@ -268,7 +269,7 @@ class _Cost:
     def _flops(self, statement: Statement, kernel: Kernel) -> float:
         tokens = self.step if kernel.skeleton is Skeleton.SCAN else self.chunk
         hidden = self._hidden_block(kernel) * self.panels(kernel)
-        keys = block(self.d_k)
+        keys = self._key_block(kernel) * -(-self.d_k // self._key_block(kernel))
         blocks = {"t": tokens, "s": tokens, "k": keys, "j": keys, **dict.fromkeys(HIDDEN, hidden)}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
@@ -314,9 +315,18 @@ class _Cost:
         """Hidden channels that a program takes at once."""
         return hidden_block(kernel.name, self._config(kernel), self.width["h1"] or 1)
 
+    def _key_block(self, kernel: Kernel) -> int:
+        return key_block(kernel.name, self._config(kernel), self.d_k)
+
     def panels(self, kernel: Kernel) -> int:
-        """Of hidden channels."""
+        """Of hidden channels, or of key channels."""
+        if self.text(kernel).axis == "k":
+            return -(-self.d_k // self._key_block(kernel))
         return -(-max(self.width["h1"], 1) // self._hidden_block(kernel))
+
+    def text(self, kernel: Kernel) -> Kernel:
+        """What runs of it for these heads."""
+        return kernel.of(self.d_k, self._key_block(kernel)) if kernel.wide is not None else kernel
 
 
 def _by_token(kernel: Kernel) -> bool:

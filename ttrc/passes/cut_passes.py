@@ -42,5 +42,5 @@ def cut_passes(
 ) -> tuple[Cut, ...]:
     """From what takes least to what holds least: what parallel kernels make is made again for less than states are."""
     scanned = (Cut(SCANNED, kept, prepare),) if pairs else ()
-    again = (*prepare, Launch(scan, SPARSE, LEFT if scan.in_memory else None, segments=True))
+    again = (*prepare, Launch(scan, SPARSE, LEFT if scan.moves_in_memory else None, segments=True))
     return (*keep_all((*pairs, *kept)), *scanned, Cut(SPARSE, states, again, EVERY))

@@ -37,6 +37,7 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
     Tile,
+    Written,
     operands,
 )
 from ttrc.passes.builder import Builder, sym
@@ -284,5 +285,5 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
                 tape.add(rest, tape.elementwise(via(rest), part, (rest, normaliser, along)))
         case Normaliser():
             pass  # see Attend
-        case Inverse():
-            raise AssertionError("solves are lowered to inverses after differentiation, never before")
+        case Inverse() | Written():
+            raise AssertionError("solves are lowered, and written rows read back, after differentiation, never before")

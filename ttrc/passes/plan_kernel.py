@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from ttrc.ir.config import WHOLE, WIDE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import Program, Reduce, Statement, Tile, operands, sums_values
+from ttrc.ir.tile import Program, Reduce, Statement, operands, sums_values
 from ttrc.passes.do_first import is_whole
 from ttrc.passes.join_products import join_products
+from ttrc.passes.load_again import load_again
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.pull_factors import pull_factors
+from ttrc.passes.read_written import read_written, written_tiles
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.passes.split_panels import split_panels
 from ttrc.passes.take_values import takes_all_values
-
-KEY_HEADS = ("q", "k", "d_q", "d_k")
-
-
-def as_output(name: str, tile: Tile) -> Buffer:
-    return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
 
 
 def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
@@ -28,6 +24,7 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
     sliced = slice_program(program.statements, targets, at_hand)
+    sliced = read_written(sliced, tuple(targets)) if skeleton is Skeleton.SCAN else sliced
     body = simplify_tile(sliced, tuple(targets))
     if skeleton is Skeleton.PARALLEL:
         results = tuple(dict.fromkeys(b.tile for b in stores))  # two gates may share one gradient
@@ -51,7 +48,11 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     # Sums over a chunk's tokens come first: what they are of need not wait for them then.
     sums = [s.target for s in body if isinstance(s.op, Reduce) and (*s.op.arg.axes, *s.target.axes) == ("t", "k", "k")]
     body = order_statements(body, (*sums, *targets))
-    segments = (_segment(False, body, (), memory, stores, targets),)
+    written = written_tiles(body)
+    waiting = [Buffer("waiting", t, Space.WAITING, written, single=True) for t in written]
+    if name.endswith(WHOLE) and skeleton is Skeleton.SCAN:
+        body, memory = load_again(body, memory, tuple(targets))
+    segments = (_segment(False, body, (), memory, [*stores, *waiting], targets),)
     return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
 
 

@@ -1,4 +1,5 @@
-"""A program -> a scan of it that walks an axis in panels, for states that no chip holds.
+"""A program -> a scan of it that walks an axis in panels, for states that no chip holds: hidden channels of deep
+memories, or key channels where programs need all value channels at once.
 
 They lie where the scan leaves them: each panel is loaded where it is used, and what follows is stored in its place, in
 the last loop. Threads of a program see what others of it have stored once all have come to the end of a piece.
@@ -6,10 +7,10 @@ the last loop. Threads of a program see what others of it have stored once all h
 
 from __future__ import annotations
 
-from ttrc.ir.config import PANELS
 from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Program, Tile, operands
 from ttrc.passes.narrow_factors import AS_MADE
+from ttrc.passes.read_written import read_written, written_tiles
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import names_of, slice_program
 from ttrc.passes.split_panels import split_panels, wait_for_panels
@@ -23,8 +24,9 @@ def scan_panels(axis: str, name: str, program: Program, stores, memory, carries)
     memory, stores = (*memory, *own), (*stores, *after)
     results = tuple(dict.fromkeys(b.tile for b in stores))
     body = slice_program(program.statements, results, frozenset(b.tile for b in memory))
-    pieces = split_panels(simplify_tile(body, results), results, AS_MADE, axis=axis)
-    aside = wait_for_panels(pieces)
+    body = simplify_tile(read_written(body, results), results)
+    pieces = split_panels(body, results, AS_MADE, axis=axis)
+    aside = tuple(dict.fromkeys((*written_tiles(body), *wait_for_panels(pieces))))
     waiting = [Buffer("waiting", t, Space.WAITING, aside, single=True) for t in aside]
     names = names_of(tuple(s for p in pieces for s in p.statements))
     segments: list[Segment] = []
@@ -38,4 +40,4 @@ def scan_panels(axis: str, name: str, program: Program, stores, memory, carries)
         known |= made
         segments.append(Segment(piece.panelled, loads, piece.statements, piece.sums, tuple(stored)))
     reverse = any(c.reverse for c in carries)
-    return Kernel(name + PANELS, Skeleton.SCAN, reverse, tuple(segments), tuple(carries), axis=axis)
+    return Kernel(name, Skeleton.SCAN, reverse, tuple(segments), tuple(carries), axis=axis)

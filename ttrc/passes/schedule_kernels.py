@@ -22,13 +22,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, LONG_CHUNK, MASKS, NONLINEAR, SOLVED
+from ttrc.ir.config import CHUNK, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
-    GIVEN,
     HIDDEN,
-    Carry,
     Compose,
     Contract,
     Decayed,
@@ -40,10 +38,10 @@ from ttrc.ir.tile import (
     Tile,
     operands,
 )
-from ttrc.language.spec import Parameter
 from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
-from ttrc.passes.plan_kernel import KEY_HEADS, as_output, planned
+from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
+from ttrc.passes.plan_kernel import planned
 from ttrc.passes.scan_panels import scan_panels
 from ttrc.passes.schedule_readout import schedule_readout
 from ttrc.passes.slice_program import names_of, slice_program
@@ -78,12 +76,15 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     masks = MASKS if _edge_of_moves(forward) else ""
     kind = NONLINEAR if solved else ""
 
+    moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
+    on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
+
     def scan(*stores: Buffer) -> Kernel:
-        return planned(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
+        return on_chip(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
 
     def scan_back(*stores: Buffer) -> Kernel:
         memory = (*known, *solved, *seen, *(states if weights else ()))
-        return planned(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
+        return on_chip(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
     if decayed:
         prepare = [walk_keys(f"chunk_prepare{solves}", forward, pairs, inputs)]
@@ -121,7 +122,6 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output), *behind), fused.backward)
     schedules = [fused, split]
 
-    moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
         cross = [planned("chunk_transition", Skeleton.SCAN, moved, (), known, moved.carries)]
@@ -161,11 +161,13 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
     # Of several hidden axes some matrix has two: panels of one would be as large as all of it is with one.
     scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(planned, skeleton=Skeleton.SCAN)
-    made = partial(scan, "deep_scan", program=forward, memory=inputs, carries=carried)
+    end = PANELS if len(axes) == 1 else ""
+    made = partial(scan, f"deep_scan{end}", program=forward, memory=inputs, carries=carried)
     ahead = made(stores=(*outputs, *states))
-    back = scan("deep_scan_reverse", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents)
-    # What lies in memory is read out as it is walked, whether anybody asks or not.
-    cuts = cut_passes((), states, states, (), ahead if ahead.in_memory else made(stores=states))
+    back = scan(
+        f"deep_scan_reverse{end}", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents
+    )
+    cuts = cut_passes((), states, states, (), made(stores=states))
     only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     segment, expansion = recurrence.segment, _expansion(recurrence)
     return Plan("chunk", (ahead, back), (only,), cuts, (), segment, segment, segment, expansion)
@@ -268,11 +270,6 @@ def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:
     return not any(set("kv") & set(t.axes) for s in body for t in (s.target, *operands(s.op)))
 
 
-def state_buffers(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
-    parts = tuple(c.state for c in carries)
-    return tuple(Buffer(name, tile, Space.CHUNK, parts) for tile in parts)
-
-
 def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str]) -> tuple[Launch, ...]:
     """Segments from empty states, the states they start from in truth, and segments again from those."""
     return (
@@ -324,24 +321,10 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     )
 
 
-def input_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    parameters = {g.name for g in recurrence.gates if isinstance(g, Parameter)}
-
-    def space(name: str) -> Space:
-        return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
-
-    wide = _wide_gates(recurrence, program)
-    return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
-
-
-def gradient_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    wide = {f"d_{name}" for name in _wide_gates(recurrence, program)}
-    return tuple(replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs)
-
-
-def _wide_gates(recurrence: Recurrence, program: Program) -> set[str]:
-    """Gates of the memory with channels: as gates are, they and their gradients are no less than float32. One of the
-    read-out alone is a row of a token, as v is."""
-    goals = [program.answer, *(c.next for c in program.carries if not c.reverse)]
-    used = {t.name for s in slice_program(program.statements, goals) for t in operands(s.op)}
-    return {g.name for g in recurrence.gates if g.per.axes and g.name in used}
+def _or_in_panels(name: str, skeleton: Skeleton, program: Program, stores, memory, carries) -> Kernel:
+    """A scan as planned; where its programs take all value channels, one that walks key channels for wide heads."""
+    kernel = planned(name, skeleton, program, stores, memory, carries)
+    if not kernel.name.endswith(WHOLE):
+        return kernel
+    name = plain_name(name) + KEYS
+    return replace(kernel, name=name, wide=scan_panels("k", name, program, stores, memory, carries))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from ttrc.ir.plan import Buffer, Kernel, Launch, Skeleton, Space
 from ttrc.ir.tile import Contract, Decayed, Program, Tile, operands, sums_values
-from ttrc.passes.plan_kernel import as_output, planned
+from ttrc.passes.place_buffers import as_output
+from ttrc.passes.plan_kernel import planned
 from ttrc.passes.slice_program import slice_program
 
 

@@ -27,6 +27,7 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
     Tile,
+    Written,
     operands,
 )
 
@@ -74,6 +75,8 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
         case Substitute(matrix, base):
             body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
             return replace(op, matrix=tiles[matrix], base=tiles[base], body=body)
+        case Written(solved):
+            return Written(tiles[solved])
         case Conjugate(rhs, diagonal):
             body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
             return replace(op, rhs=tiles[rhs], diagonal=tiles[diagonal], body=body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttrc.ir.plan import Skeleton
-from ttrc.ir.tile import Carry, Statement, joins_channels, operands, sums_values
+from ttrc.ir.tile import Carry, Statement, Substitute, joins_channels, meets_in_rows, operands, sums_values
 
 
 def takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton, carries: tuple[Carry, ...]) -> bool:
@@ -13,7 +13,7 @@ def takes_all_values(body: tuple[Statement, ...], skeleton: Skeleton, carries: t
     matters only where a channel goes on from a sum, or a state without channels of its own.
     """
     sums = {s.target for s in body if sums_values(s)}
-    if any(joins_channels(s) for s in body):
+    if any(joins_channels(s) or (isinstance(s.op, Substitute) and meets_in_rows(s.op)) for s in body):
         return True
     if skeleton is not Skeleton.TOKENS_REVERSE:
         return bool(sums)

@@ -18,7 +18,7 @@ from typing import Optional
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, WHOLE, Config, block, takes_tokens
+from ttrc.ir.config import CHUNK, WHOLE, Config, block, key_block, takes_tokens
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
@@ -215,8 +215,9 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
 def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     # Over blocks of values, of keys or of hidden channels; the others split values over programs.
-    looped = kernel.skeleton in (Skeleton.PARALLEL, Skeleton.ROWS) or kernel.in_memory
-    walked = shape.d_k if kernel.axis == "k" else shape.d_v
+    text = kernel.of(shape.d_k, key_block(kernel.name, config, shape.d_k))
+    looped = kernel.skeleton in (Skeleton.PARALLEL, Skeleton.ROWS) or text.in_memory
+    walked = shape.d_k if text.axis == "k" else shape.d_v
     again = (-(-walked // config.value_block) - 1) * (known.looped or known.instructions) if looped else 0
     work = known.instructions + again + SPILL * known.spills
     waves = -(-grid // (multiprocessors * max(known.blocks, 1)))

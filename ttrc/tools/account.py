@@ -216,6 +216,7 @@ def runs(kernel: Kernel) -> str:
             return "all blocks of chunks' rows at once"
         case Skeleton.SCAN:
             order, place = "reverse" if kernel.reverse else "order", "in panels" if kernel.in_memory else "on chip"
+            place += ", of wide heads in panels" if kernel.wide is not None else ""
             return f"chunks in {order}, {place}: {_carried(kernel)}"
         case Skeleton.TOKENS:
             return f"token by token, on chip: {_carried(kernel)}"

@@ -29,6 +29,7 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
     Tile,
+    Written,
 )
 from ttrc.symbolic import Expr, symbol
 
@@ -158,6 +159,8 @@ def _meaning(target: Tile, op: Op) -> str:
             return (
                 f"{op.unknown.name} with {indexed(op.applied)} = {indexed(rhs)}, by conjugate gradients, where {body}"
             )
+        case Written(solved):
+            return f"as written in the rows of {indexed(solved)}"
         case Substitute(matrix, base):
             entry = f"{matrix.name}[{'s,t' if op.transposed else 't,s'}] {op.written.name}[s,v]"
             order = "s > t, from the last row on" if op.transposed else "s < t, from the first row on"
@@ -185,6 +188,7 @@ OPERATIONS = {
     Solve: "triangular solve",
     Inverse: "triangular inverse",
     Substitute: "nonlinear substitution",
+    Written: "read back",
     RunningSum: "running sum",
     Difference: "difference of running sums",
     Normaliser: "logarithm of a sum of exponentials",

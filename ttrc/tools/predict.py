@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, plain_name
+from ttrc.ir.config import WIDEST, key_block, plain_name, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Cut, Skeleton
 from ttrc.passes.budget import INSTRUCTIONS, held_bytes
@@ -205,7 +205,7 @@ def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: i
     scans = [row for name, row in compiled.items() if plain_name(name) == "chunk_scan"]
     if not scans:
         return 1
-    blocks = -(-shape.d_v // scans[0].config.value_block)
+    blocks = -(-shape.d_v // value_block(scans[0].kernel, scans[0].config, shape.d_v))
     chunk = form_of(module).plan.tokens(shape.d_k, shape.d_v, size)
     return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // chunk), part.multiprocessors)
 
@@ -249,11 +249,12 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
 
     A binary does not say how often: all of a kernel's loops at one depth are taken to run alike.
     """
-    found, kernel = row.result, share.kernel
+    found, taken = row.result, key_block(row.kernel, row.config, shape.d_k)
+    kernel = share.kernel.of(shape.d_k, taken)
     outside, middle, inner = found.instructions - found.looped, found.looped - found.inner, found.inner
     match kernel.skeleton:
         case Skeleton.PARALLEL | Skeleton.ROWS:
-            if not any(s.panelled for s in kernel.of(shape.d_k).segments):
+            if not any(s.panelled for s in kernel.segments):
                 return outside + found.looped * share.loops
             walked = shape.d_k if kernel.axis == "k" else shape.d_v
             return outside + -(-walked // row.config.value_block) * (middle + inner * share.loops)

@@ -36,19 +36,19 @@ def lines(group: Together, printer: TritonPrinter, summed: set[Tile]) -> list[st
     for statement in pairs:
         factors = f"{printer.upright(statement.op.a)}, {printer.upright(statement.op.b)}"
         name = statement.target.name
-        body.append(f"{name} = decayed_pairs({name}, level, t, late, decay, {factors}, PRECISION)")
+        body.append(f"{name} = decayed_pairs({name}, _level, t, _late, _decay, {factors}, PRECISION)")
     back = sorted((s for s in group if s.op.axis != "k"), key=lambda s: s.op.a.name)
     for number, (matrix, both) in enumerate(groupby(back, key=lambda s: s.op.a)):
         by_axis = {s.op.axis: s for s in both}
         ahead.append(f"_pairs{number} = both_halves({printer.operand(matrix)}, t)")
         rows, columns = (by_axis.get(axis, next(iter(by_axis.values()))).op.b for axis in "ts")
         factors = f"{printer.upright(rows)}, {printer.upright(columns)}"
-        body.append(f"_rows, _columns = decayed_back(_pairs{number}, level, t, late, decay, {factors}, PRECISION)")
+        body.append(f"_rows, _columns = decayed_back(_pairs{number}, _level, t, _late, _decay, {factors}, PRECISION)")
         body += [f"{s.target.name} += {'_rows' if axis == 's' else '_columns'}" for axis, s in by_axis.items()]
-    decay = f"late, decay = decay_by_half({table(group[0].op)}, level, t, _high, _low, BT, PRECISION)"
+    decay = f"_late, _decay = decay_by_half({table(group[0].op)}, _level, t, _high, _low, BT, PRECISION)"
     return [
         *ahead,
-        f"for level in tl.range(0, {LEVELS}, disable_licm=True):",
+        f"for _level in tl.range(0, {LEVELS}, disable_licm=True):",
         *(f"    {line}" for line in (decay, *body)),
     ]
 

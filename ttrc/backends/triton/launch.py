@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import takewhile
 
-from ttrc.backends.triton.kernel import asks_begins, pointers
+from ttrc.backends.triton.pointers import asks_begins, pointers
 from ttrc.ir.plan import BETWEEN, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
 from ttrc.ir.tile import HIDDEN, Tile
 
@@ -29,7 +29,7 @@ def allocate_forward(plan: Plan) -> str:
 
 def _waiting(kernels: tuple[Kernel, ...], layout: str = "layout") -> list[str]:
     """Room for what waits while panels are walked."""
-    rooms = [_numbers(k.waiting, BLOCK) for k in kernels if k.waiting]
+    rooms = [_numbers(k.room, BLOCK) for k in kernels if k.room]
     return [f"waiting = v.new_empty({layout}.sequences, v.shape[2], {r}, dtype=torch.float32)" for r in rooms]
 
 
@@ -42,7 +42,7 @@ def _end(plan: Plan, name: str) -> str:
 
 def _moves_in_memory(plan: Plan, name: str) -> bool:
     launches = [x for s in plan.schedules for x in (*s.forward, *s.backward)]
-    return any(x.leave == name and x.kernel.in_memory for x in launches)
+    return any(x.leave == name and x.kernel.moves_in_memory for x in launches)
 
 
 def handed_out(plan: Plan, name: str) -> str:
@@ -191,8 +191,8 @@ def again(plan: Plan) -> str:
                     "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
                     f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]
-                if launch.kernel.in_memory:
-                    own += ["left = torch.empty_like(sparse)", *_waiting((launch.kernel,), "pieces")]
+                own += ["left = torch.empty_like(sparse)"] if launch.kernel.moves_in_memory else []
+                own += _waiting((_whole(plan, launch.kernel),), "pieces")
             own += [
                 f"{b.name} = {_new(b, plan.form)}"
                 for b in blocks((*plan.saved, *plan.passing))
@@ -258,7 +258,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
     enter = "unit" if launch.enter in UNITS else launch.enter
     if kernel.skeleton is Skeleton.JOIN:
         return f'join("{kernel.name}", q, v, sums, transition, starts, {enter}, {launch.leave}, segments)'
-    tensors = [b.name for b in pointers(next(k for k in plan.kernels if k.name == kernel.name))]
+    tensors = [b.name for b in pointers(_whole(plan, kernel))]
     tensors += ["ones_where(chunk, v.device, v.dtype)"] if kernel.ones else []
     extra, flags, sparse = "", "", False
     match kernel.skeleton:
@@ -272,7 +272,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             flags = f", READ={_reads(kernel)}, SAVE={_saves(plan, launch, direction)}"
             sparse = direction == "forward" and len(plan.cuts) > 1
             extra = ", every=every" if sparse else ""
-            tensors += ["waiting"] if kernel.waiting else []
+            tensors += ["waiting"] if _whole(plan, kernel).room else []
     if asks_begins(kernel):
         flags += f", SEGMENT={plan.segment}"
     if kernel.skeleton not in AT_ONCE:
@@ -284,6 +284,11 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         flags += ", columns=unit.shape[-1]"
     layout = "pieces" if launch.segments else "kept" if sparse else "layout"
     return f'launch("{kernel.name}", q, v, {layout}, chunk, [{", ".join(tensors)}], scale{extra}{flags})'
+
+
+def _whole(plan: Plan, kernel: Kernel) -> Kernel:
+    """The kernel of that name, which is able to store all that any launch of it asks for."""
+    return next(k for k in plan.kernels if k.name == kernel.name)
 
 
 def _reads(scan: Kernel) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttrc.backends.triton.kernel import pointers
+from ttrc.backends.triton.pointers import pointers
 from ttrc.ir.plan import Buffer, Launch, Plan, Space
 from ttrc.ir.tile import row_axes
 

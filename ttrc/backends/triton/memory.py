@@ -92,6 +92,29 @@ class ChunkMemory:
         base, row = self._base(buffer)
         return f"{base} + (token + n * 16) * {row} + n * 16", row
 
+    def block_begin(self, buffer: Buffer) -> tuple[str, str]:
+        """Where the rows of block n begin, and the distance from one to the next."""
+        if buffer.space is Space.HEAD:
+            return _of_head(buffer), "0"
+        base, row = _base(buffer, self._where(buffer))
+        return f"{base} + (token + n * 16) * {row}", row
+
+    def row_of_block(self, buffer: Buffer, begin: str, stride: str) -> str:
+        """Row t of such a block, in float32."""
+        at, other = f"{begin}, {stride}, t, left", self._other(buffer)
+        match buffer.tile.axes:
+            case (_,):
+                return f"number_of_block({at}, {other})"
+            case _, axis:
+                return f"row_of_block({at}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}, {other})"
+        raise AssertionError(buffer)
+
+    def store_block(self, buffer: Buffer, name: str) -> str:
+        """Of a tile [t, v] that waits the rows of block n."""
+        base, _ = _base(buffer, self._where(buffer))
+        width = BLOCK[buffer.tile.axes[1]]
+        return f"store_rows({base}, {name}, n * 16, 16, {width}, {width}, 16, {width}, 0)"
+
     def block(self, buffer: Buffer) -> str:
         """Of a tile [t, v] the rows of block n, [16, v]."""
         return self._rows(buffer, "16", "token + n * 16", "left - n * 16")

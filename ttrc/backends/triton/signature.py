@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ttrc.backends.triton.kernel import asks_begins, has_hidden, pointers
+from ttrc.backends.triton.pointers import asks_begins, has_hidden, pointers
 from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, row_block, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
@@ -50,7 +50,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types["N"] = "i32"
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
-            types |= {"waiting_ptr": "*fp32"} if kernel.waiting else {}
+            types |= {"waiting_ptr": "*fp32"} if kernel.room else {}
             constants |= {"step_starts": None} if kernel.numbered else {}
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             step = min(chunk, plan.step)

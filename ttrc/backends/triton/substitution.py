@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.backends.triton.printer import TritonPrinter
-from ttrc.ir.plan import Buffer
-from ttrc.ir.tile import Statement, Substitute, Tile, operands, row_axes, sums_values
+from ttrc.ir.plan import Buffer, Kernel
+from ttrc.ir.tile import Statement, Substitute, Tile, Written, meets_in_rows, operands, row_axes
 from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import renamed_operands
 
@@ -23,7 +23,7 @@ def function_name(kernel: str, op: Substitute) -> str:
     return f"{kernel}_{op.written.name}"
 
 
-def function(kernel: str, op: Substitute) -> str:
+def function(kernel: str, op: Substitute, stored: dict[Tile, Buffer], domains: dict[str, Domain]) -> str:
     """The text of a function: what is written in the 16 rows of a block."""
     printer = TritonPrinter(set())
     x, written = op.unknown.name, op.written.name
@@ -31,9 +31,11 @@ def function(kernel: str, op: Substitute) -> str:
     turned = "'" if op.transposed else ""
     order, before = ("15, -1, -1", "15, t, -1") if op.transposed else ("16", "t")
     entry, which = ("16 * _s + t", "15 - _s") if op.transposed else ("16 * t + _s", "_s")
-    arguments = ["_begin", *(_argument(t) for t in rows), "_matrix", "left", "i_v"]
+    memory, by_row = ChunkMemory(domains), _by_row(op, stored)
+    taken = [a for t in rows for a in (_argument(t), *([_stride(t)] if t in by_row else []))]
+    arguments = ["_begin", *taken, "_matrix", "left", "i_v"]
     line, entries = [], f"_matrix[{entry}]"
-    if _meets_in_rows(op):
+    if meets_in_rows(op):
         arguments.insert(-2, "_stride")
         line = [f"_line = numbers_of(load_{'column' if op.transposed else 'line'}(_matrix, _stride, t, left))"]
         entries = "_line[_s]"
@@ -48,7 +50,8 @@ def function(kernel: str, op: Substitute) -> str:
         *(f"        {text}" for text in line),
         f"        for _s in tl.static_range({before}):",
         f"            {x} -= {entries} * _done[{which}]",
-        *(f"        {t.name} = {_argument(t)}[t]" for t in rows if t.axes),
+        *(f"        {t.name} = {_argument(t)}[t]" for t in rows if t.axes and t not in by_row),
+        *(f"        {t.name} = {memory.row_of_block(stored[t], _argument(t), _stride(t))}" for t in by_row),
         *(f"        {line}" for s in op.body for line in printer.lines(_of_a_row(s))),
         f"        _{written} = tl.where(tl.arange(0, 16)[:, None] == t, {written}, _{written})",
         f"        _done = _done + ({written},)",
@@ -57,9 +60,15 @@ def function(kernel: str, op: Substitute) -> str:
     return "\n".join(lines)
 
 
-def _meets_in_rows(op: Substitute) -> bool:
-    """Whether threads wait for one another in each row, for a sum: what is read earlier would rest in registers."""
-    return any(sums_values(s) for s in op.body)
+def reads_back(kernel: Kernel) -> bool:
+    """Whether what its rows have written waits in memory."""
+    return any(isinstance(s.op, Written) for s in kernel.statements)
+
+
+def _by_row(op: Substitute, stored: dict[Tile, Buffer]) -> list[Tile]:
+    """What each row loads when it is its turn. Where threads wait for one another in each row, for a sum, what is read
+    earlier would rest in registers."""
+    return [t for t in _rows(op) if t in stored and t.axes] if meets_in_rows(op) else []
 
 
 def _of_a_row(statement: Statement) -> Statement:
@@ -79,6 +88,10 @@ def _argument(tile: Tile) -> str:
     return f"_{tile.name}" if tile.axes else tile.name
 
 
+def _stride(tile: Tile) -> str:
+    return f"{_argument(tile)}_stride"
+
+
 def solve(
     kernel: str,
     target: Tile,
@@ -86,13 +99,15 @@ def solve(
     printer: TritonPrinter,
     stored: dict[Tile, Buffer],
     domains: dict[str, Domain],
+    waiting: Buffer | None,
 ) -> list[str]:
-    """The loop over blocks; `stored` says where tiles lie in memory, the matrix among them.
+    """The loop over blocks; `stored` says where tiles lie in memory, the matrix among them, and `waiting` where what is
+    written is to lie, if it is.
 
     What comes last is read last: of all that a block takes from shared memory the entries of its matrix are most, and
     read behind the last barrier they need not rest in registers until it is their turn.
     """
-    memory = ChunkMemory(domains)
+    memory, by_row = ChunkMemory(domains), _by_row(op, stored)
     x, matrix = printer.name(target), stored[op.matrix]
     columns, number = memory.lower(matrix, "columns"), "i_b"
     if op.transposed:
@@ -101,15 +116,20 @@ def solve(
     corner, stride = memory.corner(matrix)
     given = [
         f"rows_of(block_rows({x}, n, BV), BV)",
-        *(_block(t, printer, stored, memory) for t in _rows(op)),
-        *([corner, stride] if _meets_in_rows(op) else [f"entries_of({memory.lower(matrix, 'block')}.to(tl.float32))"]),
+        *(
+            a
+            for t in _rows(op)
+            for a in (memory.block_begin(stored[t]) if t in by_row else [_block(t, printer, stored, memory)])
+        ),
+        *([corner, stride] if meets_in_rows(op) else [f"entries_of({memory.lower(matrix, 'block')}.to(tl.float32))"]),
         "left - n * 16",
     ]
     return [
-        f"{x} = {printer.name(op.base)}",
+        f"{x} = {printer.upright(op.base)}",
         "for i_b in tl.range(0, BT // 16, disable_licm=True):",
         f"    n = {number}",
         f"    block = {function_name(kernel, op)}({', '.join(given)}, i_v, V, BV)",
+        *([] if waiting is None else [f"    {memory.store_block(waiting, 'block')}"]),
         f"    {x} = tl.dot({columns}.to(tl.float32), -block, {x}, input_precision=PRECISION)",
     ]
 

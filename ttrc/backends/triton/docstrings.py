@@ -1,9 +1,15 @@
-"""What kernels are for, in a line each: the docstrings of generated ones."""
+"""What kernels say of themselves."""
+
+from __future__ import annotations
+
+from ttrc.ir.config import plain_name
 
 DOC = {
     "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
     "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
     "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
+    "chunk_scan_keys": "Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states.",
+    "chunk_scan_reverse_keys": "Chunks backwards, for wide heads with the cotangent in memory; stores it at each end.",
     "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
     "chunk_scan_closed": "Chunks in order with what the past is on chip: stored where each chunk starts.",
     "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",
@@ -29,3 +35,8 @@ DOC = {
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }
+
+
+def doc(kernel: str) -> str:
+    """Of a kernel by its name, or of what it is a kind of."""
+    return DOC.get(kernel, DOC[plain_name(kernel)])
