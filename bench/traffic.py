@@ -113,7 +113,8 @@ def _head() -> list[str]:
         "Counted in Triton's interpreter: exact, and no clock in it. Least: each input read once, each output written",
         "once. Torch code around the kernels is not counted, and neither side is asked for a final state. A deep",
         "memory has to be given one to start from: read once a sequence, as its gradient is written, and counted here;",
-        "so is, once each way, what its scans hold in memory of their own, where weights have two layers.",
+        "so is, once each way, what its scans hold in memory of their own, where weights have two layers. So are, once",
+        "a launch, the tables by which sums of decays by key channel are taken, the same for all heads and sequences.",
         f"Triton {_version('triton')}, fla-core {_version('fla-core')}.",
         "",
     ]

@@ -13,7 +13,7 @@ from bench.traffic import LENGTH, README, WIDTH, in_chunks
 from ttrc.compiler import analyse
 from ttrc.ir.config import CHUNK, block, default_config, key_block
 from ttrc.ir.plan import Skeleton, Space
-from ttrc.ir.tile import HIDDEN, Conjugate, row_axes
+from ttrc.ir.tile import HIDDEN, Conjugate, CumulativeSum, Decayed, row_axes
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
 from ttrc.passes.budget import budget, cost_again, least_bytes
 from ttrc.runtime.load import load, shipped_specs
@@ -55,6 +55,7 @@ def once(launch, longest, length, width, chunk):
     """(read, written) bytes that come once a sequence and head, or a segment, which a budget per token leaves out."""
     kernel = launch.kernel
     read = GATE * sum(b.space is Space.HEAD for b in kernel.loads)  # every program reads it, at the same address
+    read += 2 * chunk**2 * _tables(kernel, chunk)
     if launch.segments:  # where they start and end, and their first chunks
         read += 4 * (SEGMENTS + 1) + 4 * SEGMENTS
     if kernel.skeleton is Skeleton.TOKENS_REVERSE:
@@ -76,6 +77,14 @@ def once(launch, longest, length, width, chunk):
             return read + state, state
         case _:
             return read + state * (launch.enter in ("starts", "sparse")), own + state * (launch.leave == "sums")
+
+
+def _tables(kernel, chunk):
+    """Of zeros and ones, [chunk, chunk] each, that it reads: by kind of running sum, by length of pieces."""
+    wide = [s.op for s in kernel.statements if "k" in s.target.axes]
+    sums = {(op.reverse, op.exclusive) for op in wide if isinstance(op, CumulativeSum)}
+    pieces = {s.op.own for s in kernel.statements if isinstance(s.op, Decayed)}
+    return len(sums) + len(pieces) * (chunk.bit_length() - 1)
 
 
 def compare(name, form, length, width, chunk, schedule="auto"):
@@ -229,8 +238,9 @@ def handed_in(spec):
 
 
 def once_read(name, start):
-    """{pass: bytes a token} of what is read once: parameters, by each kernel that loads them; and what a deep memory's
-    scan reads and writes of its own, beside the states it is handed and those it leaves where it is asked to."""
+    """{pass: bytes a token} of what is read once: parameters, and tables, by each kernel that loads them; and what a
+    deep memory's scan reads and writes of its own, beside the states it is handed and those it leaves where asked to.
+    """
     plan = module(name).forms["chunk"].plan
     spent = dict.fromkeys(PASSES, 0.0)
     for which in PASSES:
@@ -239,6 +249,7 @@ def once_read(name, start):
         for kernel in getattr(plan, which):
             # Nobody asks for the final state, but for its gradient.
             moved = (2 if which == "forward" else 1) * start if kernel.in_memory else 0
+            spent[which] += 2 * plan.chunk**2 * _tables(kernel, plan.chunk) / LENGTH
             spent[which] += moved + 2 * waiting(plan.chunk, kernel.of(WIDTH, WIDTH), WIDTH, plan.expansion) / LENGTH
     return spent
 

@@ -20,6 +20,7 @@ from ttrc.ir.tile import (
     Compose,
     Conjugate,
     Contract,
+    CumulativeSum,
     Decayed,
     Elementwise,
     Inverse,
@@ -147,11 +148,18 @@ def _products(statement: Statement, tokens: int) -> float:
     match statement.op:
         case Contract() | Compose():
             return 1
-        case Decayed():  # one for each length of pieces: 2, 4, .. tokens
-            return tokens.bit_length() - 1
         case Substitute() as op:  # a product a block, which takes it off all rows, and a chain of instructions a row
             return tokens // 16 + tokens * _row_length(op) / INSTRUCTIONS
     return 0
+
+
+def _decayed_products(statements: tuple[Statement, ...]) -> int:
+    """Products for each length of pieces: two for decays that are shared, one for pairs of tokens, and one for what
+    comes back from such pairs to both of their factors."""
+    decayed = [s.op for s in statements if isinstance(s.op, Decayed)]
+    shared = {(op.steps, op.own) for op in decayed}
+    pairs = [op for op in decayed if op.axis == "k"]
+    return 2 * len(shared) + len(pairs) + len({op.a for op in decayed if op.axis != "k"})
 
 
 def _row_length(op: Substitute) -> int:
@@ -231,6 +239,8 @@ class _Cost:
                 read += states
         statements = self.text(kernel).statements
         flops = 0.0 if _by_token(kernel) else sum(self._flops(s, kernel) for s in statements)
+        lengths, keys = self.chunk.bit_length() - 1, self._keys(kernel)
+        flops += 2.0 * self.chunk * lengths * keys * _decayed_products(statements)
         return Traffic(read, written, flops)
 
     def _bytes(self, buffer: Buffer, kernel: Kernel) -> float:
@@ -269,7 +279,7 @@ class _Cost:
     def _flops(self, statement: Statement, kernel: Kernel) -> float:
         tokens = self.step if kernel.skeleton is Skeleton.SCAN else self.chunk
         hidden = self._hidden_block(kernel) * self.panels(kernel)
-        keys = self._key_block(kernel) * -(-self.d_k // self._key_block(kernel))
+        keys = self._keys(kernel)
         blocks = {"t": tokens, "s": tokens, "k": keys, "j": keys, **dict.fromkeys(HIDDEN, hidden)}
         panels = -(-self.d_v // self._value_block(kernel))
         blocks["v"] = self._value_block(kernel) * panels
@@ -286,8 +296,8 @@ class _Cost:
                 return STEPS * sum(self._flops(s, kernel) for s in body)
             case Substitute():  # a block of 16 rows taken off all rows; within blocks there are no products
                 return 2.0 * blocks["v"] * tokens
-            case Decayed():
-                return 2.0 * tokens * (tokens.bit_length() - 1) * blocks["k"]
+            case CumulativeSum(arg) if "k" in arg.axes:  # by a table, of numbers in two parts
+                return 4.0 * tokens * blocks["k"]
             case Compose():
                 return 2.0 * tokens**2
             case Inverse():  # two products of C x C a doubling, from blocks of 16
@@ -314,6 +324,10 @@ class _Cost:
     def _hidden_block(self, kernel: Kernel) -> int:
         """Hidden channels that a program takes at once."""
         return hidden_block(kernel.name, self._config(kernel), self.width["h1"] or 1)
+
+    def _keys(self, kernel: Kernel) -> int:
+        """Key channels of all panels."""
+        return self._key_block(kernel) * -(-self.d_k // self._key_block(kernel))
 
     def _key_block(self, kernel: Kernel) -> int:
         return key_block(kernel.name, self._config(kernel), self.d_k)
