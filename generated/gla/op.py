@@ -87,15 +87,13 @@ def ones_where(chunk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t, and before it in
     tables of their own; of the first half those after t.
     """
-    t, levels = (
-        torch.arange(chunk, device=device),
-        torch.arange((chunk - 1).bit_length(), device=device)[:, None, None],
-    )
+    t, levels = torch.arange(chunk), torch.arange((chunk - 1).bit_length())[:, None, None]
     row = t[:, None]
     until, before, after = t <= row, t < row, t > row
     near, late = (row ^ t) >> levels == 0, (row >> levels) % 2 == 1
     halves = [near & torch.where(late, own, after) for own in (until, before)]
-    return torch.cat([torch.stack([until, before, t >= row, after]), *halves]).to(dtype)
+    # Copied, not made there: what is made while a graph is captured has no values until that is replayed.
+    return torch.cat([torch.stack([until, before, t >= row, after]), *halves]).to(device, dtype)
 
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
