@@ -97,7 +97,7 @@ def _drop_masks(statements: tuple[Statement, ...], results: tuple[Tile, ...]) ->
 def _start_chains(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -> tuple[Statement, ...]:
     """chain + rest, with a chain of products that goes nowhere else: the chain starts from the rest instead."""
     made = {s.target: s for s in statements}
-    uses = Counter(t for s in statements for t in operands(s.op))
+    uses = Counter((*results, *(t for s in statements for t in operands(s.op))))
     build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
     same: dict[Tile, Tile] = {}
     for statement in statements:
