@@ -560,11 +560,22 @@ def test_a_gate_of_the_wrong_value_channels(build):
 
 
 @pytest.mark.parametrize("old, new", [
-    ("range(0, 4 + (C > 16)", "range(1, 4 + (C > 16)"),
-    ("row - whole, whole - column)", "row - whole, 0.5 * (whole - column))"),
-    ("(t >> (level + 1))[None, :]", "(t >> (level + 2))[None, :]"),
-    ("tl.where(late, row - whole,", "tl.where(late, 0.5 * (row - whole),"),
+    ("range(0, 4 + (BT > 16)", "range(1, 4 + (BT > 16)"),
+    ("ones_ptr + 4 * BT * BT", "ones_ptr + 5 * BT * BT"),
+    ("t[None, :]) >> level) == 1", "t[None, :]) >> level) == 2"),
+    ("((t >> level) & 1)[:, None] == 1", "((t >> level) & 1)[:, None] == 0"),
+    ("tl.exp(gap)", "tl.exp(0.5 * gap)"),
 ])  # fmt: skip
 def test_decays_by_key_channel_between_the_wrong_tokens(build, old, new):
     op = build("gla", kernels=[(old, new)])
     assert {"o", "d_q", "d_k"} <= named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64)))
+
+
+@pytest.mark.parametrize("old, new, wrong", [
+    ("ones_ptr + 2 * BT * BT", "ones_ptr + 3 * BT * BT", {"d_g"}),  # a token's own decay
+    ("_rows, _columns = decayed_back(_pairs0", "_columns, _rows = decayed_back(_pairs0", {"d_q", "d_k", "d_g"}),
+    ("P, tl.trans(P))", "P, 0.0)", {"d_k", "d_g"}),
+])  # fmt: skip
+def test_what_comes_back_from_decays_by_key_channel_goes_astray(build, old, new, wrong):
+    op = build("gla", kernels=[(old, new)])
+    assert named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64))) == wrong
