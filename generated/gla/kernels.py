@@ -191,7 +191,7 @@ def chunk_prepare_keys(
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What each chunk needs alone: the inverse of its triangular system."""
+    """What each chunk needs of keys, queries and decays alone: pairs of tokens, decayed rows."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)

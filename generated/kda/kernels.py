@@ -221,7 +221,7 @@ def chunk_prepare_solved_keys(
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What each chunk needs alone: the inverse of its triangular system."""
+    """The inverse of each chunk's triangular system, pairs of tokens and decayed rows."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)

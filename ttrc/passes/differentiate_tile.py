@@ -207,7 +207,7 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             row = tape.elementwise(via(steps), sym(a) * sym(d_a), (a, d_a))
             column = build.relabel(tape.elementwise(via(steps), -sym(b) * sym(d_b), (b, d_b)), origin)
             # Exponents are differences of running sums, which the program has: one sum backwards for all that they do.
-            sums = build.cumulative_sum("", steps, origin)
+            (sums,) = (s.target for s in build.statements if s.op == CumulativeSum(steps, reverse=False))
             tape.add(sums, row)
             tape.add(sums, column)
             if not own:

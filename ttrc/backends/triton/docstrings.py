@@ -6,6 +6,8 @@ from ttrc.ir.config import plain_name
 
 DOC = {
     "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
+    "chunk_prepare_keys": "What each chunk needs of keys, queries and decays alone: pairs of tokens, decayed rows.",
+    "chunk_prepare_solved_keys": "The inverse of each chunk's triangular system, pairs of tokens and decayed rows.",
     "chunk_scan": "Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states.",
     "chunk_scan_reverse": "Chunks backwards with the state's cotangent on chip; stores it at each chunk's end.",
     "chunk_scan_keys": "Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states.",
