@@ -147,13 +147,13 @@ def across(level, t):
 
 
 @triton.jit
-def decayed_pairs(P, level, t, late, decay, a, b, PRECISION: tl.constexpr):
+def decayed_pairs(P, level, t, late, decay, a, b, dtype: tl.constexpr, PRECISION: tl.constexpr):
     """P [t, s] with, for s < t of the two halves of one piece, the sum over k of a[t, k] b[s, k] D added.
 
     Each pair s < t is of the two halves of one piece of 2, 4, .. or C tokens: exponents are taken from where the second
     half begins, so that neither factor is more than 1, and all pieces of a length make one matrix product.
     """
-    x = (tl.where(late, a, b).to(tl.float32) * decay).to(a.dtype)
+    x = (tl.where(late, a, b).to(tl.float32) * decay).to(dtype)
     return tl.where(across(level, t), P + tl.dot(x, tl.trans(x), input_precision=PRECISION), P)
 
 
@@ -269,8 +269,8 @@ def chunk_prepare_solved_keys(
         _high, _low = in_halves(log_decay_valid, dtype)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
             _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
-            overlap = decayed_pairs(overlap, _level, t, _late, _decay, k, k, PRECISION)
-            scores = decayed_pairs(scores, _level, t, _late, _decay, q, k, PRECISION)
+            overlap = decayed_pairs(overlap, _level, t, _late, _decay, k, k, dtype, PRECISION)
+            scores = decayed_pairs(scores, _level, t, _late, _decay, q, k, dtype, PRECISION)
     overlap = tl.where(t[:, None] > t[None, :], overlap, 0.0)
     scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
     store_lower(overlap_ptr + i_h * BT, overlap, token, left, HV * BT, BT)

@@ -36,7 +36,7 @@ def lines(group: Together, printer: TritonPrinter, summed: set[Tile]) -> list[st
     for statement in pairs:
         factors = f"{printer.upright(statement.op.a)}, {printer.upright(statement.op.b)}"
         name = statement.target.name
-        body.append(f"{name} = decayed_pairs({name}, _level, t, _late, _decay, {factors}, PRECISION)")
+        body.append(f"{name} = decayed_pairs({name}, _level, t, _late, _decay, {factors}, dtype, PRECISION)")
     back = sorted((s for s in group if s.op.axis != "k"), key=lambda s: s.op.a.name)
     for number, (matrix, both) in enumerate(groupby(back, key=lambda s: s.op.a)):
         by_axis = {s.op.axis: s for s in both}
