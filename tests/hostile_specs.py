@@ -58,6 +58,8 @@ def swap(*changes: str) -> str:
 
 LOSS, WEIGHT, RETENTION, AT = '"norm2(p - v) / 2"', '"beta"', '"norm2(S - exp(g) * S_prev) / 2"', 'at = "retained"'
 BETA = 'beta = { per = "head", domain = "unit" }'
+NORM, IDLE = 'expr = "norm2(p) * beta"\n', 'expr = "norm2(v)"\n'
+ONE, FIVE = f"[loss]\n{NORM}", "".join(f"[loss.{name}]\n{NORM}" for name in "abcde")
 UPDATE_OF_BASE = 'rule = "gradient"\nat = "retained"'
 MLP = 'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = true'
 KERNEL = 'kind = "kernel"\ndegree = 0\nsimilarity = "dot(q, k)"'
@@ -79,6 +81,16 @@ def of_retention(id: str, expr: str, *says: str, points: Optional[str] = None, s
 def of_read(id: str, expr: str, *says: str, points: Optional[str] = None, stage: str = "language") -> Row:
     """A read-out on line 24."""
     return Row(id, f"{BASE}\n[read]\nexpr = '{expr}'\n", says, "read.expr", 24, points, stage)
+
+
+def of_key(id: str, expr: str, *says: str, points: Optional[str] = None, stage: str = "language") -> Row:
+    """What a loss is asked at, on line 15."""
+    return Row(id, swap(LOSS, f"{LOSS}\nkey = '{expr}'"), says, "loss.key", 15, points, stage)
+
+
+def of_losses(id: str, losses: str, *says: str, key: str, line: int) -> Row:
+    """Losses by name, from line 12."""
+    return Row(id, swap(f"[loss]\nweight = {WEIGHT}\nexpr = {LOSS}", losses), says, key, line)
 
 
 def of_link(id: str, link: str, *says: str, key: str = "retention.link", points: Optional[str] = None) -> Row:
@@ -282,6 +294,19 @@ EXPRESSION_ROWS = [
     of_retention("retention-matrix", "exp(g) * S_prev - S", "comes to a matrix [k, v]", points="exp(g) * S_prev - S"),
     of_retention("p-in-retention", "norm2(S) + norm2(p)", '"p" has no meaning in retention.expr', points="p"),
     of_retention("previous-misspelt", "norm2(S - S_pref)", 'unknown name "S_pref"', '"S_prev"?', points="S_pref"),
+    of_key("key-number", "norm2(k)", "loss.key comes to a number", "a key vector [k]", points="norm2(k)"),
+    of_key("key-value", "k * v", '"v" has no meaning in loss.key', points="v"),
+    of_key("key-query", "q", '"q" has no meaning in loss.key', points="q"),
+    of_key("key-prediction", "k * p", '"p" has no meaning in loss.key', "loss.expr", points="p"),
+    of_key("key-unknown", "kappa", 'unknown name "kappa"', points="kappa"),
+    of_key("key-payload", "k * open(1)", '"open" is not a function', points="open"),
+    of_losses("losses-mixed", f"{ONE}[loss.more]\n{NORM}", "takes no key", "[loss.NAME]", key="loss.more", line=14),
+    of_losses("losses-name", f"[loss.More]\n{NORM}", "cannot be the name of an association", key="loss.More", line=12),
+    of_losses("losses-empty", '[loss.a]\nweight = "beta"', 'lacks the key "expr"', key="loss.a.expr", line=12),
+    of_losses("losses-surplus", f'[loss.a]\n{NORM}rate = "beta"', 'no key "rate"', key="loss.a.rate", line=14),
+    of_losses("losses-many", FIVE, "too many keys: 5", "at most 4", key="loss", line=12),
+    of_losses("losses-array", f"[[loss]]\n{NORM}", "an array is of", "[loss.NAME]", key="loss", line=12),
+    of_losses("losses-idle", f"[loss.a]\n{NORM}[loss.b]\n{IDLE}", 'does not use "p"', key="loss.b.expr", line=15),
     of_read("read-number", "norm2(r)", "read.expr comes to a number", "a value vector [v]", points="norm2(r)"),
     of_read("read-key", "r * k", "a value vector [v] and a key vector [k]", "dot(a, b)", points="r * k"),
     of_read("read-without-answer", "v", 'read.expr does not use "r"', "nothing would be read", points="v"),
@@ -441,6 +466,7 @@ COMPILE_ROWS = [
     of_retention("linear-in-S", "sum(S) * exp(g)", "not strictly convex", stage="compile"),
     of_retention("flat", "norm2(S - exp(g) * S_prev) - norm2(S)", "not strictly convex", stage="compile"),
     of_retention("saddle", "norm2(S - exp(g) * S_prev) - 2 * norm2(S)", "not strictly convex", stage="compile"),
+    of_key("key-infinite", "1 / k", "loss.key has no finite value", "as in padding", stage="compile"),
     of_read("read-infinite", "r / norm2(v - v)", "no finite value", "as in padding", stage="compile"),
     of_read("read-pole", "v / r", "no finite value and derivative", stage="compile"),
     of_read("read-cancelled", "r - r + v", "r cancels", stage="compile"),

@@ -57,19 +57,21 @@ def test_statements_are_tagged_with_their_spec_lines(name):
     lines = spec.source.text.splitlines()
     for file in ("kernels.py", "reference.py"):
         text = texts(name)[file]
-        tags = re.findall(r"^ +# (loss|retention|decay|similarity|update), line (\d+)(?:: (.*))?$", text, re.M)
+        sections = r"loss(?:\.\w+)?|retention|decay|similarity|update"
+        tags = re.findall(rf"^ +# ({sections}), line (\d+)(?:: (.*))?$", text, re.M)
         assert tags
         for section, number, expression in tags:
             line = lines[int(number) - 1]
             if expression:
-                assert line.startswith(("expr", "decay", "similarity")) and expression in line
+                assert line.startswith(("expr", "key", "write", "decay", "similarity")) and expression in line
             else:
                 assert section == "update" and line == "[update]"
         pairs = isinstance(spec.memory, KernelMemory)
         assert "# adjoint of " in text and (pairs or "# read-out" in text)
-        assert f"# retention  {spec.retention.expr.text}" in text and f"# loss       {spec.loss.expr.text}" in text
+        assert f"# retention  {spec.retention.expr.text}" in text
+        assert all(f"# {loss.origin:<10} {loss.expr.text}" in text for loss in spec.losses)
         opening = "^# fit        o_t = " if pairs else "^# state      [SH] = "
-        assert "# error      dL/dp = " in text and re.search(opening, text, re.M)
+        assert "# error      dL/dp" in text and re.search(opening, text, re.M)
 
 
 @every_rule

@@ -73,16 +73,32 @@ READOUTS = (
 )
 
 
+KEYS = ("kappa", "beta * kappa", "k", "kappa / norm(kappa)", "tanh(k) + kappa")
+
+
 @st.composite
-def specs(draw, readouts: tuple[str, ...] = ()) -> str:
+def losses(draw) -> str:
+    """Two or three, of which one or two ask the memory; each may be asked at, and write under, a key of its own."""
+    tables = []
+    for name in ("first", "second", "third")[: draw(st.integers(2, 3))]:
+        expr = draw(st.sampled_from(("-dot(p, v)", "-dot(p, v)", *TERMS)))
+        given = [(key, draw(st.sampled_from(("", *KEYS)))) for key in ("key", "write")]
+        rows = "".join(f'{key} = "{keys}"\n' for key, keys in given if keys)
+        tables.append(f'[loss.{name}]\nexpr = "{expr}"\nweight = "{draw(st.sampled_from(WEIGHTS))}"\n{rows}')
+    return "".join(tables)
+
+
+@st.composite
+def specs(draw, readouts: tuple[str, ...] = (), several: bool = False) -> str:
     terms = draw(st.lists(st.sampled_from(TERMS), min_size=1, max_size=2, unique=True))
-    weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, UPDATES))
+    updates = UPDATES[:-1] if several else UPDATES
+    weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, updates))
     momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update else ""
     link = draw(st.sampled_from(LINKS)) if "gradient" in update else ""
     features = draw(st.sampled_from(FEATURES))
     body = (
         (f"[features]\n{features}\n" if features else "")
-        + f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n'
+        + (draw(losses()) if several else f'[loss]\nexpr = "{" + ".join(terms)}"\nweight = "{weight}"\n')
         + f'[retention]\nexpr = "{retention}"\n{link}\n[update]\n{update}\n{momentum}\n'
         + (f'[read]\nexpr = "{draw(st.sampled_from(readouts))}"\n' if readouts else "")
     )
@@ -94,6 +110,8 @@ def specs(draw, readouts: tuple[str, ...] = ()) -> str:
             tables["parameters" if name in fixed else "inputs"] += f'{name} = {{ per = "head", domain = "{domain}" }}\n'
     if "z" in words:
         tables["inputs"] += 'z = { per = "value_channel", domain = "real" }\n'
+    if "kappa" in words:
+        tables["inputs"] += 'kappa = { per = "key_channel", domain = "real" }\n'
     head = 'schema = 1\nname = "drawn"\nreference = ""\n'
     declared = "".join(f"[{table}]\n{rows}" for table, rows in tables.items() if rows)
     return head + declared + '[memory]\nkind = "linear"\n' + body
@@ -134,6 +152,12 @@ def test_a_rule_drawn_from_the_grammar_takes_the_whole_road(text, case):
 @settings(drawn, max_examples=6)
 @given(specs(READOUTS), cases())
 def test_so_does_one_with_a_read_out(text, case):
+    takes_the_whole_road(text, case)
+
+
+@settings(drawn, max_examples=8)
+@given(specs(several=True), cases())
+def test_so_does_one_of_several_associations(text, case):
     takes_the_whole_road(text, case)
 
 

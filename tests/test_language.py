@@ -79,7 +79,8 @@ def test_specs_of_the_repository_load(path):
 def test_lines_and_spans_point_at_the_text(path):
     spec = load_spec(path)
     lines = spec.source.text.splitlines()
-    located = [spec.loss.expr, spec.retention.expr, *filter(None, [spec.loss.weight, spec.read])]
+    losses = [part for loss in spec.losses for part in (loss.expr, loss.weight, loss.key, loss.write)]
+    located = [*filter(None, [*losses, spec.retention.expr, spec.read])]
     defaults = [p.default for p in spec.parameters if p.default and p.default.key.startswith("parameters.")]
     for expression in [*located, *defaults]:
         assert lines[expression.line - 1].strip().startswith(expression.key.split(".")[-1])

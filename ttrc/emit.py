@@ -97,7 +97,7 @@ def _title(spec: Spec) -> str:
 
 def tags(spec: Spec) -> dict[str, str]:
     """What a statement's origin reads as in emitted comments: the spec's line and expression."""
-    parts = {"loss": spec.loss.expr, "retention": spec.retention.expr}
+    parts = {loss.origin: loss.expr for loss in spec.losses} | {"retention": spec.retention.expr}
     if isinstance(spec.memory, KernelMemory):
         parts["similarity"] = spec.memory.similarity
     features = {"features.q": spec.features.q, "features.k": spec.features.k}

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ttrc.language.evaluate import evaluate_default
-from ttrc.language.spec import Domain, Input, KernelMemory, MLPMemory, Parameter, Softmax, Spec
+from ttrc.language.spec import Domain, Input, KernelMemory, MLPMemory, Parameter, Per, Softmax, Spec
 from ttrc.language.state import Part, axis_widths, initial_names, state_domain, state_parts
+from ttrc.language.syntax import names
 
 # A normal number to a value of the domain, as layers produce them.
 INTO_DOMAIN: dict[Domain, Callable[[Tensor], Tensor]] = {
@@ -50,9 +51,9 @@ def random_inputs(
     Drawn on the CPU, so that a seed means the same anywhere.
 
     q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1, or about 1 of a kernel memory, whose similarity may
-    hang on it; v [B, T, HV, dv] normal; the initial state as
-    `random_state` draws it, in float32; inputs [B, T, HV, *axes]; parameters [HV, *axes], their default where they have
-    one, or a number near it where it may be any.
+    hang on it, and so are real inputs by key channel that keys of losses are made of; v [B, T, HV, dv] normal; the
+    initial state as `random_state` draws it, in float32; inputs [B, T, HV, *axes]; parameters [HV, *axes], their
+    default where they have one, or a number near it where it may be any.
     extreme="strong": a third of each gate's entries at one end of its domain, a third at the other;
     extreme="weak": every decay and every unit gate 1 (log decay 0).
     """
@@ -82,11 +83,18 @@ def random_inputs(
     def key(x: Tensor) -> Tensor:
         return x / dk**0.5 if isinstance(spec.memory, KernelMemory) else normalize(x, dim=-1)
 
+    asked = {name for loss in spec.losses for part in (loss.key, loss.write) if part for name in names(part.tree)}
+
+    def input(declared: Input) -> Tensor:
+        x = gate(declared, B, T, HV)
+        is_key = declared.name in asked and declared.domain is Domain.REAL and declared.per is Per.KEY_CHANNEL
+        return key(x) if is_key else x
+
     drawn = {
         "q": normal(B, T, H, dk),
         "k": key(normal(B, T, H, dk)),
         "v": normal(B, T, HV, dv),
-        **{declared.name: gate(declared, B, T, HV) for declared in spec.inputs},
+        **{declared.name: input(declared) for declared in spec.inputs},
         **{declared.name: parameter(declared) for declared in spec.parameters},
     }
     drawn = {name: x.to(dtype).to(device) for name, x in drawn.items()}

@@ -336,6 +336,9 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
     d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * choose(g, -800.0, 0.0, 1.0)
+    # adjoint of k_s
+    d_k_s = d_overlap_q_via_attention.mT @ q
+    d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # adjoint of sum_2_valid
     d_sum_2_valid = d_sum_2_valid_via_error_factor + d_sum_2_valid_via_error_factor_2
     d_sum_2_via_sum_2_valid = d_sum_2_valid
@@ -345,9 +348,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     )
     # adjoint of summands
     d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
-    # adjoint of k_s
-    d_k_s = d_overlap_q_via_attention.mT @ q
-    d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # gradient
     d_q = d_overlap_q_via_attention @ k
     d_q_2 = d_q + d_inherited_via_carried_out @ S.mT

@@ -123,6 +123,9 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
         -beta * sum_2_valid / ((beta * sum_2_valid + 1.0) ** 2) + 1.0 / (beta * sum_2_valid + 1.0)
     )
     d_sum_2_valid_via_rate = -d_rate * beta * beta / ((beta * sum_2_valid + 1.0) ** 2)
+    # adjoint of k_s
+    d_k_s = d_overlap_q_via_attention.mT @ q
+    d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # adjoint of sum_2_valid
     d_sum_2_via_sum_2_valid = d_sum_2_valid_via_rate
     # adjoint of sum_2
@@ -131,9 +134,6 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     )
     # adjoint of summands
     d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
-    # adjoint of k_s
-    d_k_s = d_overlap_q_via_attention.mT @ q
-    d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # gradient
     d_q = d_overlap_q_via_attention @ k
     d_q_2 = d_q + d_inherited_via_carried_out @ S.mT

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ttrc import symbolic
 from ttrc.backends import pairs
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence, answered
-from ttrc.language.spec import Spec
+from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear, Recurrence, answered
+from ttrc.language.spec import Loss, Spec
 from ttrc.language.state import formula
 
 
@@ -30,10 +32,9 @@ def derivation(module: Module) -> str:
 
 def _recurrence(spec: Spec, r: Recurrence) -> list[str]:
     lines = [
-        f"loss       {comment(spec.loss.expr.text)}"
-        + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
+        *(f"{loss.origin:<10} {_loss(loss)}" for loss in spec.losses),
         f"retention  {comment(spec.retention.expr.text)}",
-        f"error      dL/dp = {symbolic.equation(r.gradient)}",
+        *(f"error      dL/d{letters(a).p} = {symbolic.equation(a.gradient)}" for a in r.associations),
         _moved(r),
     ]
     reductions = r.reductions
@@ -44,21 +45,58 @@ def _recurrence(spec: Spec, r: Recurrence) -> list[str]:
         less = f", S less its largest over {', '.join(r.link.shift)}" if r.link.shift else ""
         lines.insert(-1, f"weights    W = {symbolic.equation(r.link.weights)}{less}")
         reductions += r.link.sums
-    match r.error:
-        case Affine(slope, offset):
-            e = f"({symbolic.equation(slope)}) p + ({symbolic.equation(offset)})"
-            lines.append(f"           e = {e}, p = {_read(r)}")
-        case Hebbian(offset):
-            lines.append(f"           e = {symbolic.equation(offset)}")
-        case Nonlinear(written, _, root):
-            lines.append(f"           e = {symbolic.equation(written)}, p = {_read(r)}")
-            if root is not None:
-                equation = f"{root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
-                lines.append(f"           {equation}")
+    for association in r.associations:
+        lines += [f"           {line}" for line in _error(r, association)]
     for reduction in reductions:
         body = symbolic.equation(reduction.body)
         lines.append(f"           {reduction.symbol} = sum over {', '.join(reduction.axes)} of {body}")
     return lines
+
+
+def _loss(loss: Loss) -> str:
+    parts = {"weight": loss.weight, "key": loss.key, "write": loss.write}
+    given = (f", {name} {comment(part.text)}" for name, part in parts.items() if part is not None)
+    return comment(loss.expr.text) + "".join(given)
+
+
+def _error(r: Recurrence, association: Association) -> list[str]:
+    """What is written, and of what prediction."""
+    at = letters(association)
+    p = f"{at.p} = {_read(r, at.key)}"
+    match association.error:
+        case Affine(slope, offset):
+            return [f"{at.e} = ({symbolic.equation(slope)}) p + ({symbolic.equation(offset)}), {p}"]
+        case Hebbian(offset):
+            return [f"{at.e} = {symbolic.equation(offset)}"]
+        case Nonlinear(written, _, None):
+            return [f"{at.e} = {symbolic.equation(written)}, {p}"]
+        case Nonlinear(written, _, root):
+            equation = f"{root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
+            return [f"{at.e} = {symbolic.equation(written)}, {p}", equation]
+    raise AssertionError(association.error)
+
+
+@dataclass(frozen=True)
+class Letters:
+    """What formulas call the error, the prediction and the keys of an association."""
+
+    e: str
+    p: str
+    key: str
+    write: str
+
+
+def letters(association: Association) -> Letters:
+    index = "_".join(association.origin.split(".")[1:])
+    end = f"_{index}" if index else ""
+    key = "k" if association.key is None else f"key{end}"
+    return Letters(f"e{end}", f"p{end}", key, key if association.write is None else f"write{end}")
+
+
+def step(r: Recurrence) -> str:
+    """What a token takes off the state: the products of keys and errors, summed."""
+    terms = [f"{weighed(r)}{letters(a).write} {letters(a).e}'" for a in r.associations]
+    return terms[0] if len(terms) == 1 else f"( {' + '.join(terms)} )"
 
 
 def _closed(spec: Spec, r: Recurrence) -> list[str]:
@@ -66,8 +104,7 @@ def _closed(spec: Spec, r: Recurrence) -> list[str]:
     a = "" if r.decay == symbolic.ONE else "a "
     c, b, ridge = (symbolic.equation(e) for e in (r.error.slope, -r.error.offset, r.ridge))
     return [
-        f"loss       {comment(spec.loss.expr.text)}"
-        + (f", weight {comment(spec.loss.weight.text)}" if spec.loss.weight else ""),
+        f"loss       {_loss(spec.loss)}",
         f"retention  {comment(spec.retention.expr.text)}"
         + (f", decay {comment(spec.retention.decay.text)}" if spec.retention.decay else ""),
         f"error      dL/dp = c p - b, c = {c}, b = {b}",
@@ -80,11 +117,11 @@ def _closed(spec: Spec, r: Recurrence) -> list[str]:
 
 def _moved(r: Recurrence) -> str:
     """How the state moves, and the last step where that is kept."""
-    own = f"{weighed(r)}k e'" if r.network is None else "x d'"
-    step = f"- {own}" if r.momentum is None else "+ M"
-    state = f"S = a S_prev {step}, a = {symbolic.equation(r.decay)}"
+    own = step(r).replace("( ", "(").replace(" )", ")") if r.network is None else "x d'"
+    moved = f"- {own}" if r.momentum is None else "+ M"
+    state = f"S = a S_prev {moved}, a = {symbolic.equation(r.decay)}"
     if r.mirror is not None:
-        state = f"S = {symbolic.equation(r.mirror)}, own = {step.removeprefix('+ ')}"
+        state = f"S = {symbolic.equation(r.mirror)}, own = {moved.removeprefix('+ ')}"
     kept = "" if r.momentum is None else f", M = b M_prev - {own}, b = {symbolic.equation(r.momentum)}"
     by_entry = f", w = {symbolic.equation(r.write)}" if r.write != symbolic.ONE else ""
     return f"state      {state}{kept}{by_entry}"
@@ -95,10 +132,10 @@ def weighed(r: Recurrence) -> str:
     return "" if r.write == symbolic.ONE else "w "
 
 
-def _read(r: Recurrence) -> str:
+def _read(r: Recurrence, key: str) -> str:
     """The prediction, and the state that it is made of."""
     at = "start" if r.segment is not None else "retained" if r.mirror is not None and r.reads_decayed else "prev"
     state = "a S_prev" if r.reads_decayed and r.mirror is None else f"S_{at}"
     if r.network is not None:
         return f"f(k) at {state}"
-    return f"({state})' k" if r.link is None else f"W({state})' k"
+    return f"({state})' {key}" if r.link is None else f"W({state})' {key}"

@@ -53,11 +53,29 @@ ErrorForm = Union[Hebbian, Affine, Nonlinear]
 
 @dataclass(frozen=True)
 class Feature:
-    """What stands in the place of `word`, q or k: expr, entry by entry, over it, gates and `sums` of its channels."""
+    """What stands in the place of `word`, q or k: expr, entry by entry, over it, gates and `sums` of its channels.
+
+    `zeros` are the names of what is 0 in padding.
+    """
 
     word: str
     expr: Expr
     sums: tuple[Reduction, ...]
+    zeros: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Association:
+    """A part of a token's step: p_t = S' key_t is predicted, and write_t e_t' taken off the state, e = error(p).
+
+    key and write are features of k; k, and the key, where there are none. `origin` is the spec's table.
+    """
+
+    origin: str
+    gradient: Expr  # dL/dp at the point where the update takes it, weight included
+    error: ErrorForm
+    key: Optional[Feature] = None
+    write: Optional[Feature] = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,8 @@ def answered(readout: Readout | None) -> str:
 @dataclass(frozen=True)
 class Recurrence:
     """S_t = decay * S_{t-1} + M_t, M_t = momentum * M_{t-1} - k_t e_t', without a momentum M_t = -k_t e_t'.
+
+    Of several associations k_t e_t' is the sum of theirs, each with keys of its own.
 
     A decay may have one number a key channel, a value channel or an entry; `write` too, which every entry of k e' is
     multiplied by: 1 unless the curvature of the retention differs by key channel.
@@ -105,12 +125,11 @@ class Recurrence:
 
     gates: tuple[Gate, ...]
     reductions: tuple[Reduction, ...]
-    gradient: Expr  # dL/dp at the point where the update takes it, weight included
+    associations: tuple[Association, ...]
     curvature: Expr  # second derivative of the retention in S
     decay: Expr
     log_decay: Expr | None
     reads_decayed: bool
-    error: ErrorForm
     momentum: Expr | None = None
     log_momentum: Expr | None = None
     segment: int | None = None
@@ -129,16 +148,28 @@ class Recurrence:
         return tuple(a for a in ("k", "v") if a in found)
 
     @property
+    def main(self) -> Association:
+        """The association that hangs on its prediction, the first of several; of none the first."""
+        return next((a for a in self.associations if not isinstance(a.error, Hebbian)), self.associations[0])
+
+    @property
+    def error(self) -> ErrorForm:
+        return self.main.error
+
+    @property
     def at_rest(self) -> Expr:
         """The mirror where a token adds nothing: the retained state."""
         return in_terms_of(self.mirror, symbol("own"), ZERO)
 
     @property
     def chunks(self) -> bool:
-        """Whether there is a chunk form: states that move linearly, and the logarithms of what multiplies up."""
+        """Whether there is a chunk form: states that move linearly, one prediction a token that they hang on, and the
+        logarithms of what multiplies up."""
         if self.network is not None and self.segment is None:
             return False
         if self.mirror is not None or (self.link is not None and self.segment is None):
+            return False
+        if self.segment is None and sum(not isinstance(a.error, Hebbian) for a in self.associations) > 1:
             return False
         if "v" in self.axes_of(self.write) or "v" in self.axes_of(self.decay):
             return False
@@ -150,7 +181,5 @@ class Recurrence:
     @property
     def known_sums(self) -> tuple[Reduction, ...]:
         """The reductions that are free of the prediction."""
-        match self.error:
-            case Nonlinear(_, sums):
-                return tuple(r for r in self.reductions if r not in sums)
-        return self.reductions
+        predicted = [s for a in self.associations if isinstance(a.error, Nonlinear) for s in a.error.sums]
+        return tuple(r for r in self.reductions if r not in predicted)

@@ -21,6 +21,9 @@ _TYPES = {
 }
 
 
+SEVERAL = "of several losses each is a table of its own, [loss.NAME]"
+
+
 def check_schema(document: Document) -> None:
     """Raise one SpecError where the document does not follow the schema."""
     errors = [_complaint(error, document) for error in _VALIDATOR.iter_errors(document.data)]
@@ -46,6 +49,7 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
             message = f"{schema['title']} takes no key {_quote(unknown)}"
             expected = "one of " + ", ".join(schema["properties"])
             hint = did_you_mean(unknown, schema["properties"])
+            hint = SEVERAL if keys == ("loss", unknown) and isinstance(value[unknown], dict) else hint
         case "required":
             missing = next(key for key in error.validator_value if key not in value)
             rank, keys = 0 if missing == "schema" else 3, (*keys, missing)
@@ -59,11 +63,13 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
         case "type":
             message = f"{_describe(value)} is of the wrong type"
             expected = _TYPES[error.validator_value]
+            hint = SEVERAL if keys == ("loss",) else None
         case "not":
             message = f"the name {_quote(value)} is reserved"
             expected = "a name that means nothing in Python, Triton or the expressions of a spec"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
-            message = f"{_quote(value)} cannot be the name of an input"
+            what = "an association" if keys[:1] == ("loss",) else "an input"
+            message = f"{_quote(value)} cannot be the name of {what}"
         case "maxProperties":
             message, expected = f"too many keys: {len(value)}", f"at most {error.validator_value}"
         case "minLength" | "maxLength":

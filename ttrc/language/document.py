@@ -38,6 +38,13 @@ class Document:
     data: dict[str, Any]
     lines: dict[Keys, int]
 
+    def at(self, *keys: str) -> Any:
+        """What this key holds."""
+        value: Any = self.data
+        for key in keys:
+            value = value[key]
+        return value
+
     def line(self, *keys: str) -> int:
         """The line of this key, or of the innermost table around it that the file spells out."""
         while keys and keys not in self.lines:
@@ -153,7 +160,8 @@ def _key_lines(text: str) -> dict[Keys, int]:
     for line, tokens in _logical_lines(text):
         if tokens[0] == "[":
             table = _key([token for token in tokens[: _find(tokens, "]")] if token != "["])
-            lines.setdefault(table, line)
+            for depth in range(1, len(table) + 1):  # a table of tables may have no line of its own
+                lines.setdefault(table[:depth], line)
         else:
             lines.setdefault(table + _key(tokens[: _find(tokens, "=")]), line)
     return lines

@@ -21,17 +21,16 @@ class Expressions:
         self.document, self.memory, self.gates, self.domains = document, memory, gates, domains
 
     def read(self, section: Section, *keys: str) -> Located:
-        text = self.document.data
-        for key in keys:
-            text = text[key]
+        text = self.document.at(*keys)
         line, key = self.document.line(*keys), ".".join(keys)
         with placing(line=line, key=key, text=text):
             tree = read_expression(text, section, self.memory, self.gates)
             check_values(tree, self.domains)
             return Located(tree, text, key, line)
 
-    def read_if_given(self, section: Section, table: str, key: str) -> Optional[Located]:
-        return self.read(section, table, key) if key in self.document.data[table] else None
+    def read_if_given(self, section: Section, *keys: str) -> Optional[Located]:
+        *table, key = keys
+        return self.read(section, *keys) if key in self.document.at(*table) else None
 
 
 def check_constant(expression: Located, inputs: Collection[str], why: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from ttrc.errors import SpecError, placing
+from ttrc.language.associations import check_associations, read_losses
 from ttrc.language.complaints import check_schema
 from ttrc.language.document import Document, read_document, read_text
 from ttrc.language.expressions import Expressions, check_constant
@@ -14,14 +15,12 @@ from ttrc.language.sections import (
     DECAY,
     DEFAULT,
     FEATURES,
-    LOSS,
     MOMENTUM,
     READ,
     RETENTION,
     RIDGE,
     SIMILARITY,
     THRESHOLD,
-    WEIGHT,
     check_default,
 )
 from ttrc.language.shapes import Axes
@@ -37,7 +36,6 @@ from ttrc.language.spec import (
     LinearMemory,
     Link,
     Located,
-    Loss,
     LqNorm,
     Memory,
     MLPMemory,
@@ -77,6 +75,7 @@ def _build(text: str, path: str) -> Spec:
     _check_rule(document, memory)
     _check_link(document, memory)
     _check_decay(document)
+    check_associations(document, memory)
     inputs = tuple(
         Input(name, _per(gate), Domain(gate["domain"]), document.line("inputs", name))
         for name, gate in data.get("inputs", {}).items()
@@ -95,7 +94,7 @@ def _build(text: str, path: str) -> Spec:
         inputs=inputs,
         parameters=(*declared, *brought),
         memory=memory,
-        loss=Loss(expressions.read(LOSS, "loss", "expr"), expressions.read_if_given(WEIGHT, "loss", "weight")),
+        losses=read_losses(document, expressions),
         retention=_retention(document, expressions, inputs),
         update=_update(document, expressions),
         source=Source(path, text),
@@ -291,7 +290,7 @@ def _update(document: Document, expressions: Expressions) -> Update:
 def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -> None:
     """A gate that no expression uses would be an argument without an effect and without a gradient."""
     optional = [
-        spec.loss.weight,
+        *(part for loss in spec.losses for part in (loss.weight, loss.key, loss.write)),
         spec.retention.decay,
         *vars(spec.features).values(),
         spec.read,
@@ -301,7 +300,7 @@ def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -
         optional.append(spec.memory.similarity)
     if isinstance(spec.retention.link, SoftThreshold):
         optional.append(spec.retention.link.threshold)
-    located = [spec.loss.expr, spec.retention.expr, *filter(None, optional)]
+    located = [*(loss.expr for loss in spec.losses), spec.retention.expr, *filter(None, optional)]
     used = frozenset().union(*(names(expression.tree) for expression in located))
     for gate in declared:
         if gate.name not in used:

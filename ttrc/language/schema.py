@@ -19,6 +19,7 @@ from ttrc.language.tokens import MAX_CHARACTERS
 Schema = dict[str, Any]
 
 MAX_INPUTS = 16
+MAX_LOSSES = 4
 
 PER_MEANING = {
     Per.HEAD: "one number a head",
@@ -67,14 +68,7 @@ def json_schema() -> Schema:
                 "description": "feature maps of queries and keys",
             },
             "memory": _by("kind", "[memory]", MEMORIES, "the memory's architecture"),
-            "loss": _table(
-                "[loss]",
-                {
-                    "expr": _expression("what one association should minimise: a number made of p, v, k and gates"),
-                    "weight": _expression("the importance of the association: a number made of gates, free of p"),
-                },
-                required=["expr"],
-            ),
+            "loss": _loss(),
             "retention": _table(
                 "[retention]",
                 {
@@ -146,6 +140,28 @@ def _name(pattern: str, description: str) -> Schema:
 
 def _expression(description: str) -> Schema:
     return {"type": "string", "minLength": 1, "maxLength": MAX_CHARACTERS, "description": description}
+
+
+def _loss() -> Schema:
+    """One association, or several by name: a table of tables."""
+    keys = {
+        "expr": _expression("what one association should minimise: a number made of p, v, k and gates"),
+        "weight": _expression("the importance of the association: a number made of gates, free of p"),
+        "key": _expression("what the memory is asked for p: a key vector made of k and gates; k where absent"),
+        "write": _expression("the key vector that stands before dL/dp in what is written; the key where absent"),
+    }
+    several = {
+        "type": "object",
+        "propertyNames": {
+            "pattern": f"^[a-z][a-z0-9_]{{0,23}}{_END}",
+            "description": "a lower-case letter, then up to 23 lower-case letters, digits and underscores",
+        },
+        "maxProperties": MAX_LOSSES,
+        "additionalProperties": _table("[loss.NAME]", keys, required=["expr"]),
+    }
+    one = _table("[loss]", keys, required=["expr"])
+    tables = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object"}}
+    return {"description": "what associations should minimise", "if": tables, "then": several, "else": one}
 
 
 def _integer(low: int, high: int, description: str) -> Schema:

@@ -34,6 +34,8 @@ class Section:
 
 LOSS = Section("loss.expr", ("p", "v", "k"), True, "p", "nothing would be learned: p is the memory's prediction for k")
 WEIGHT = Section("loss.weight", ("v", "k"), True)
+KEY = Section("loss.key", ("k",), True, axes=_KEY, counts=True)
+WRITE = Section("loss.write", ("k",), True, axes=_KEY, counts=True)
 RETENTION = Section(
     "retention.expr", ("S", "S_prev"), True, "S", "nothing could be solved for: S is the new state, S_prev the last"
 )
@@ -60,7 +62,7 @@ READ = Section(
 DEFAULT = Section("default", ("head", "heads"), False)
 
 SECTIONS = (
-    *(LOSS, WEIGHT, RETENTION, RIDGE, DECAY, SIMILARITY),
+    *(LOSS, WEIGHT, KEY, WRITE, RETENTION, RIDGE, DECAY, SIMILARITY),
     *(*FEATURES.values(), THRESHOLD, MOMENTUM, READ, DEFAULT),
 )
 

@@ -125,10 +125,21 @@ Memory = Union[LinearMemory, VectorMemory, MLPMemory, KernelMemory]
 
 @dataclass(frozen=True)
 class Loss:
-    """One association's scalar objective in p, v (and k, gates), times a scalar weight that is free of p."""
+    """One association's scalar objective in p, v (and k, gates), times a scalar weight that is free of p.
+
+    key is what the memory is asked, p = S' key: k where it is not given. The gradient is key e' with e = dL/dp; where
+    `write` is given the update takes write e' in its place, a step that is preconditioned or goes elsewhere.
+    """
 
     expr: Located
     weight: Optional[Located]
+    key: Optional[Located] = None
+    write: Optional[Located] = None
+
+    @property
+    def origin(self) -> str:
+        """The table that it is from: "loss", or "loss.NAME" of one of several."""
+        return self.expr.key.removesuffix(".expr")
 
 
 @dataclass(frozen=True)
@@ -260,9 +271,15 @@ class Spec:
     inputs: tuple[Input, ...]
     parameters: tuple[Parameter, ...]
     memory: Memory
-    loss: Loss
+    losses: tuple[Loss, ...]  # the associations of a token; of the update's gradient, their sum
     retention: Retention
     update: Update
     source: Source
     features: Features = Features()
     read: Optional[Located] = None  # the output o, a value vector, of what the memory answers to q: r where absent
+
+    @property
+    def loss(self) -> Loss:
+        """The one loss of a rule that takes no more than one."""
+        (loss,) = self.losses
+        return loss

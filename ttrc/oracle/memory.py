@@ -18,6 +18,7 @@ from ttrc.language.spec import (
     Gradient,
     LinearMemory,
     Link,
+    Loss,
     LqNorm,
     MLPMemory,
     Proximal,
@@ -61,8 +62,15 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
     link, kinked = spec.retention.link, _has_kinks(spec.retention.expr.tree)
 
     def loss(W: Matrices, scope: Scope) -> Tensor:
-        value = evaluate(spec.loss.expr.tree, scope | {"p": predict(spec.memory, W, scope["k"], scope)})
-        return value if spec.loss.weight is None else evaluate(spec.loss.weight.tree, scope) * value
+        losses = (of_prediction(own, predict(spec.memory, W, _key(own, scope), scope), scope) for own in spec.losses)
+        return sum(losses)
+
+    def slope_of(own: Loss, W: Matrices) -> Matrices:
+        """The gradient of one loss by the weights; what the spec writes under another key, where it names one."""
+        if own.write is None:
+            return grad(lambda W: of_prediction(own, predict(spec.memory, W, _key(own, scope), scope), scope).sum())(W)
+        p = predict(spec.memory, W, _key(own, scope), scope)
+        return (evaluate(own.write.tree, scope) * grad(lambda p: of_prediction(own, p, scope).sum())(p),)
 
     def retention(S: Tensor, scope: Scope) -> Tensor:
         return evaluate(spec.retention.expr.tree, scope | {"S": S})
@@ -92,7 +100,7 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
     def pulled(S: Tensor, scope: Scope) -> Tensor:
         return total(scope[SLOPE] * S) + retention(S, scope)
 
-    slopes = grad(lambda W: loss(W, scope).sum())(W_at)
+    slopes = tuple(map(sum, zip(*(slope_of(own, W_at) for own in spec.losses))))
     S = tuple(
         argmin(pulled, retention, scope | {"S_prev": S_prev, SLOPE: slope}, kinked=kinked)
         for S_prev, slope in zip(memory.S, slopes)
@@ -109,6 +117,15 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
     S = _each(torch.add, kept, steps)
     W = _each(torch.add, retained(memory.W), steps) if moves_alone else _linked(link, S, scope)
     return replace(memory, S=S, M=M, W=W)
+
+
+def of_prediction(loss: Loss, p: Tensor, scope: Scope) -> Tensor:
+    value = evaluate(loss.expr.tree, scope | {"p": p})
+    return value if loss.weight is None else evaluate(loss.weight.tree, scope) * value
+
+
+def _key(loss: Loss, scope: Scope) -> Tensor:
+    return scope["k"] if loss.key is None else evaluate(loss.key.tree, scope)
 
 
 SLOPE = "grad loss"  # no expression can name it: names have no blanks

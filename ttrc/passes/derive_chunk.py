@@ -11,11 +11,13 @@ weights are a link of the state, they stand in its place in what is read, once a
 
 from __future__ import annotations
 
-from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
+from dataclasses import dataclass
+
+from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
-from ttrc.passes.derive_features import derive_features
+from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_moves import Factor, Terms, derive_moves, of
 from ttrc.passes.derive_readout import answer_name, derive_readout
@@ -32,6 +34,16 @@ def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
     )
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """What an association writes: keys, [t, k], and u, [t, v]; both also by the tokens that write."""
+
+    keys: Tile
+    keys_s: Tile
+    u: Tile
+    u_s: Tile
+
+
 def derive_chunk(recurrence: Recurrence) -> Program:
     inputs = chunk_inputs(recurrence)
     build = Builder(inputs)
@@ -39,7 +51,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     states = (state,) if recurrence.momentum is None else (state, build.tile("M", ("k", "v")))
     tiles = {t.name: t for t in inputs}
     tiles |= derive_features(build, tiles, recurrence.features)
-    q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
+    q, scale = tiles["q"], tiles[SCALE]
 
     def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
         """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
@@ -53,12 +65,18 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             expr, used = expr + factor.expr * sym(tile), [*used, tile, *factor.tiles]
         return expr, tuple(used)
 
-    writing, k_s = k, build.relabel(k, "tokens that write")
+    def keyed(association: Association) -> tuple[Tile, Tile, Tile]:
+        """The key that is asked, and the one that the error is written under; that also by the tokens that write."""
+        key, writing = derive_keys(build, tiles, association)
+        if recurrence.write != ONE:
+            writing = make("writing", recurrence.write * sym(writing), writing, origin="retention")
+        return key, writing, build.relabel(writing, "tokens that write")
+
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
-    if recurrence.write != ONE:
-        writing = make("writing", recurrence.write * sym(k), k, origin="retention")
-        k_s = build.relabel(writing, "tokens that write")
+    # What hangs on no prediction comes first: the one that is made sees it.
+    in_turn = sorted(recurrence.associations, key=lambda a: not isinstance(a.error, Hebbian))
+    keys = {association: keyed(association) for association in in_turn}
     moves = derive_moves(build, recurrence, tiles, states)
     weights = state
     if recurrence.link is not None:
@@ -91,77 +109,97 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             return sym(product), (product,)
         return combined(name, terms, lambda own: build.contract(name, by, own, "k", origin), origin)
 
-    def system(row: Factor = Factor()) -> Tile:
-        """How much a token's prediction moves with what earlier ones write."""
+    def system(key: Tile, by: Tile, origin: str, row: Factor = Factor()) -> Tile:
+        """How much a token's prediction for `key` moves with what earlier ones write under `by`."""
         if moves.between is not None:
             between = moves.between
-            pairs = build.decayed("overlap", k, k_s, "k", between.steps, between.reads_own, "prediction")
-            return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin="loss")
-        overlap = build.contract("overlap", k, k_s, "k", "prediction")
+            pairs = build.decayed("overlap", key, by, "k", between.steps, between.reads_own, "prediction")
+            return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin=origin)
+        overlap = build.contract("overlap", key, by, "k", "prediction")
         return masked("system", overlap, moves.read_mask, strict=True, by=row)
 
     frozen = recurrence.segment is not None
     read = ((weights, Factor()),) if frozen else moves.read
-    match recurrence.error:
-        case Hebbian(offset):
-            u = build.elementwise("u", -offset, tiles, "loss", ("t", "v"))
-        case Affine(slope, offset) if frozen:
-            expr, used = seen("prediction", read, k, "prediction")
-            u = make("u", -slope * expr - offset, *used, origin="loss")
-        case Affine(slope, offset):
-            rate = of(make("rate", slope, origin="loss")) if names(slope) else Factor(slope)
-            matrix = system(rate)
-            expr, used = seen("prediction", read, k, "prediction")
-            rhs = make("rhs", -offset - rate.expr * expr, *rate.tiles, *used, origin="loss")
-            u = build.solve("u", matrix, rhs, False, "update")
-        case Nonlinear() as error:
+    writers: list[_Writer] = []
+    for association in in_turn:
+        origin, (key, writing, writing_s) = association.origin, keys[association]
 
-            def write(prediction: Tile) -> Tile:
-                return derive_error(build, tiles, error, prediction)
+        def predicted(name: str, key: Tile = key, origin: str = origin) -> tuple[Expr, tuple[Tile, ...]]:
+            """The prediction without what this association writes."""
+            expr, used = seen(name, read, key, "prediction")
+            pairs = [] if frozen else [(system(key, w.keys_s, origin), w.u_s) for w in writers]
+            told = [build.contract("told", known, u_s, "s", "prediction") for known, u_s in pairs]
+            return sum(map(sym, told), expr), (*used, *told)
 
-            if frozen:
-                prediction = build.contract("prediction", k, weights, "k", "prediction")
-            else:
-                matrix = system()
-                expr, used = seen("carried", read, k, "prediction")
-                base = make("seen", expr, *used, origin="prediction")
-                prediction = build.substitute("prediction", matrix, base, write, False, "update")
-            written = write(prediction)
-            u = make("u", -sym(written), written, origin="loss")
+        match association.error:
+            case Hebbian(offset):
+                u = build.elementwise("u", -offset, tiles, origin, ("t", "v"))
+            case Affine(slope, offset) if frozen:
+                expr, used = predicted("prediction")
+                u = make("u", -slope * expr - offset, *used, origin=origin)
+            case Affine(slope, offset):
+                rate = of(make("rate", slope, origin=origin)) if names(slope) else Factor(slope)
+                matrix = system(key, writing_s, origin, rate)
+                expr, used = predicted("prediction")
+                rhs = make("rhs", -offset - rate.expr * expr, *rate.tiles, *used, origin=origin)
+                u = build.solve("u", matrix, rhs, False, "update")
+            case Nonlinear() as error:
 
-    u_s = build.relabel(u, "tokens that write")
-    if moves.between is not None:
-        scores = build.decayed("scores", q, k_s, "k", moves.between.steps, True, "read-out")
-        attention = make("attention", sym(scale) * sym(scores), scores, origin="read-out")
-    else:
-        scores = build.contract("overlap_q", q, k_s, "k", "read-out")
+                def write(prediction: Tile, error: Nonlinear = error, origin: str = origin) -> Tile:
+                    return derive_error(build, tiles, error, prediction, origin)
+
+                if frozen:
+                    prediction = build.contract("prediction", key, weights, "k", "prediction")
+                else:
+                    matrix = system(key, writing_s, origin)
+                    expr, used = predicted("carried")
+                    base = make("seen", expr, *used, origin="prediction")
+                    prediction = build.substitute("prediction", matrix, base, write, False, "update")
+                written = write(prediction)
+                u = make("u", -sym(written), written, origin=origin)
+        writers.append(_Writer(writing, writing_s, u, build.relabel(u, "tokens that write")))
+
+    def attention(by: Tile) -> Tile:
+        """How much of what earlier tokens write under `by`, and of its own, a token reads."""
+        if moves.between is not None:
+            scores = build.decayed("scores", q, by, "k", moves.between.steps, True, "read-out")
+            return make("attention", sym(scale) * sym(scores), scores, origin="read-out")
+        scores = build.contract("overlap_q", q, by, "k", "read-out")
         # Where predictions want the mask too, or it is a sum of masks, the scale multiplies scores; else it is in it.
-        out_mask, by = moves.out_mask, of(scale)
+        out_mask, factor = moves.out_mask, of(scale)
         shared = not (frozen or isinstance(recurrence.error, Hebbian)) and out_mask == moves.read_mask
         if out_mask is not None and not shared and recurrence.momentum is None:
             (how,) = [s.op for s in build.statements if s.target == out_mask]
             args = {t.name: t for t in (*how.args, scale)}
-            out_mask, by = build.elementwise("weight", sym(scale) * how.expr, args, "read-out"), Factor()
-        attention = masked("attention", scores, out_mask, strict=False, by=by)
+            out_mask, factor = build.elementwise("weight", sym(scale) * how.expr, args, "read-out"), Factor()
+        return masked("attention", scores, out_mask, strict=False, by=factor)
+
+    weighed = [attention(w.keys_s) for w in writers]
     expr, used = seen("inherited", out, q, "read-out")
     if moves.between is not None:  # what a token reads of its own, free of every decay
-        own = build.reduce(
-            "self_read", make("self_terms", sym(q) * sym(writing), q, writing, origin="read-out"), ("t",), "read-out"
-        )
-        expr, used = expr + sym(scale) * sym(own) * sym(u), (*used, own, u)
-    carried_out = make("carried_out", expr, *used, origin="read-out")
-    name = answer_name(recurrence.readout)
-    answer = build.contract(name, attention, u_s, "s", "read-out", add=carried_out)
+        for w in writers:
+            terms = make("self_terms", sym(q) * sym(w.keys), q, w.keys, origin="read-out")
+            own = build.reduce("self_read", terms, ("t",), "read-out")
+            expr, used = expr + sym(scale) * sym(own) * sym(w.u), (*used, own, w.u)
+    answer = make("carried_out", expr, *used, origin="read-out")
+    for w, pairs in zip(writers, weighed):
+        name = answer_name(recurrence.readout) if w is writers[-1] else "answered"
+        answer = build.contract(name, pairs, w.u_s, "s", "read-out", add=answer)
     o = derive_readout(build, tiles, recurrence.readout, answer)
+
+    def left(w: _Writer, factor: Factor) -> tuple[Tile, Tile]:
+        """The keys and the u of an association, one of them times what the chunk's end sees of them."""
+        if moves.between is not None:
+            return make("kept_keys", factor.expr * sym(w.keys), w.keys, *factor.tiles, origin="retention"), w.u
+        return w.keys, make("written", factor.expr * sym(w.u), w.u, *factor.tiles, origin="retention")
 
     carries = []
     for own, terms, factor in moves.following:
-        if moves.between is None:
-            keys, written = writing, make("written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
-        else:
-            keys, written = make("kept_keys", factor.expr * sym(writing), writing, *factor.tiles, origin="retention"), u
+        outer = [left(w, factor) for w in writers]
         expr, used = combined("kept", terms, lambda tile: tile, "retention")
-        kept = make("kept", expr, *used, origin="retention")
-        after = build.contract(f"{own.name}_next", keys, written, "t", "update", add=kept)
+        after = make("kept", expr, *used, origin="retention")
+        for number, (keys, u) in enumerate(outer, start=1):
+            name = f"{own.name}_next" if number == len(outer) else "kept"
+            after = build.contract(name, keys, u, "t", "update", add=after)
         carries.append(Carry(own.name, own, after, reverse=False))
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)

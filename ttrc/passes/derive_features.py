@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 from ttrc import symbolic
-from ttrc.ir.recurrence import Feature
+from ttrc.ir.recurrence import Association, Feature
 from ttrc.ir.tile import INSIDE, Relation, Tile
 from ttrc.language.domains import INTERVALS
-from ttrc.language.spec import Located, Spec
+from ttrc.language.spec import Domain, Located, Per, Spec
 from ttrc.passes.builder import Builder
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
@@ -23,46 +23,59 @@ SOME = 0.7  # a sum, and where in its domain a gate is, when a map is looked at 
 
 def read_features(spec: Spec) -> tuple[Feature, ...]:
     maps = (("q", spec.features.q), ("k", spec.features.k))
-    return tuple(_read(spec, word, where) for word, where in maps if where is not None)
+    return tuple(read_feature(spec, word, where) for word, where in maps if where is not None)
 
 
-def _read(spec: Spec, word: str, where: Located) -> Feature:
+def read_feature(spec: Spec, word: str, where: Located) -> Feature:
     gates, x = (*spec.inputs, *spec.parameters), symbolic.symbol(word)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {word: x}
     scope = Scope(symbols, {symbols[g.name]: g.per.axes for g in gates} | {x: ("k",)})
-    expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, (x,))
+    zeros = (word, *(g.name for g in spec.inputs if g.domain is Domain.REAL and g.per is Per.KEY_CHANNEL))
+    padded = tuple(symbols[name] for name in zeros)
+    expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, padded)
     made = (expr, *(r.body for r in scope.reductions))
     anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
-    for part in (*made, *(symbolic.derivative(part, x) for part in made)):
-        if not math.isfinite(symbolic.value(part, anywhere | {word: 0.0})):
+    for part in (*made, *(symbolic.derivative(part, own) for part in made for own in padded)):
+        if not math.isfinite(symbolic.value(part, anywhere | dict.fromkeys(zeros, 0.0))):
             raise refuse(
                 spec,
                 where,
-                f"the map has no finite value and derivative where an entry of {word} is 0, as in padding",
+                f"{where.key} has no finite value and derivative where its vectors are 0, as in padding",
                 expected=f"one that is smooth there, such as sqrt(square({word}) + 0.01)",
             )
-    return Feature(word, expr, tuple(scope.reductions))
+    return Feature(word, expr, tuple(scope.reductions), zeros)
 
 
 def derive_features(build: Builder, tiles: dict[str, Tile], features: tuple[Feature, ...]) -> dict[str, Tile]:
-    """What q and k stand for, those that have a map; `tiles` are what names stand for, those of gates in the same role.
+    """What q and k stand for, those with a map; `tiles` are what names stand for, those of gates in the same role."""
+    return {f.word: _mapped(build, tiles, f, f"mapped_{f.word}", ORIGIN.format(f.word)) for f in features}
 
-    A map of zeros need not be zero: padded channels, and tokens past the end of a sequence, are masked.
-    """
-    mapped = {}
-    for feature in features:
-        known, x, origin = dict(tiles), tiles[feature.word], ORIGIN.format(feature.word)
-        for reduction in feature.sums:
-            summands = build.elementwise("summands", reduction.body, known, origin, reduction.axes)
-            if not symbolic.is_zero_at(reduction.body, (feature.word,)):
-                summands = build.mask("summands_inside", summands, INSIDE["k"], 0.0, origin)
-            total = build.reduce(f"sum_{feature.word}", summands, set(summands.axes) - {"k"}, origin)
-            known[reduction.symbol.name] = total
-        made = build.elementwise(f"mapped_{feature.word}", feature.expr, known, origin, x.axes)
-        zero = symbolic.is_zero_at(feature.expr, (feature.word,))
-        if not zero:
-            made = build.mask(f"{made.name}_inside", made, INSIDE["k"], 0.0, origin)
-        if len(x.axes) > 1 and (feature.sums or not zero):  # a map may divide by a sum, which is of zeros there
-            made = build.mask(f"{made.name}_valid", made, Relation.VALID, 0.0, origin)
-        mapped[feature.word] = made
-    return mapped
+
+def derive_keys(build: Builder, tiles: dict[str, Tile], association: Association) -> tuple[Tile, Tile]:
+    """What the memory is asked, and what the error is written under."""
+    key = _made(build, tiles, association.key, tiles["k"], "key", association.origin)
+    return key, _made(build, tiles, association.write, key, "write", association.origin)
+
+
+def _made(
+    build: Builder, tiles: dict[str, Tile], feature: Feature | None, otherwise: Tile, name: str, origin: str
+) -> Tile:
+    return otherwise if feature is None else _mapped(build, tiles, feature, name, origin)
+
+
+def _mapped(build: Builder, tiles: dict[str, Tile], feature: Feature, name: str, origin: str) -> Tile:
+    """A map of zeros need not be zero: padded channels, and tokens past the end of a sequence, are masked."""
+    known, x = dict(tiles), tiles[feature.word]
+    for reduction in feature.sums:
+        summands = build.elementwise("summands", reduction.body, known, origin, reduction.axes)
+        if not symbolic.is_zero_at(reduction.body, feature.zeros):
+            summands = build.mask("summands_inside", summands, INSIDE["k"], 0.0, origin)
+        total = build.reduce(f"sum_{feature.word}", summands, set(summands.axes) - {"k"}, origin)
+        known[reduction.symbol.name] = total
+    made = build.elementwise(name, feature.expr, known, origin, x.axes)
+    zero = symbolic.is_zero_at(feature.expr, feature.zeros)
+    if not zero:
+        made = build.mask(f"{made.name}_inside", made, INSIDE["k"], 0.0, origin)
+    if len(x.axes) > 1 and (feature.sums or not zero):  # a map may divide by a sum, which is of zeros there
+        made = build.mask(f"{made.name}_valid", made, Relation.VALID, 0.0, origin)
+    return made

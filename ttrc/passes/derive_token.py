@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
-from ttrc.passes.derive_features import derive_features
+from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_readout import answer_name, derive_readout
-from ttrc.symbolic import ONE, Expr, choose
+from ttrc.symbolic import ONE, ZERO, Expr, choose
 
 INNER = 0.5  # inside of every domain that a state may have
 
@@ -32,7 +32,7 @@ def derive_token(recurrence: Recurrence) -> Program:
     state = build.tile("S", ("k", "v"))
     tiles = {t.name: t for t in inputs}
     tiles |= derive_features(build, tiles, recurrence.features)
-    q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
+    q, scale = tiles["q"], tiles[SCALE]
     carries = []
 
     def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
@@ -45,6 +45,20 @@ def derive_token(recurrence: Recurrence) -> Program:
             return expr, ()
         tile = make(name, expr, origin=origin)
         return sym(tile), (tile,)
+
+    def written(association: Association, key: Tile) -> Tile:
+        """-e, of the prediction for `key`."""
+        origin = association.origin
+        if isinstance(association.error, Hebbian):
+            return build.elementwise("u", -association.error.offset, tiles, origin, ("v",))
+        products = make("products", sym(seen) * sym(key), seen, key, origin="prediction")
+        prediction = build.reduce("prediction", products, ("v",), "prediction")
+        match association.error:
+            case Affine(slope, offset):
+                return make("u", -slope * sym(prediction) - offset, prediction, origin=origin)
+            case Nonlinear() as error:
+                e = derive_error(build, tiles, error, prediction, origin)
+                return make("u", -sym(e), e, origin=origin)
 
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
@@ -75,22 +89,13 @@ def derive_token(recurrence: Recurrence) -> Program:
         anchor, seen = since("anchor")
         carries.append(Carry("anchor", anchor, seen, reverse=False, private=True))
 
-    match recurrence.error:
-        case Hebbian(offset):
-            u = build.elementwise("u", -offset, tiles, "loss", ("v",))
-        case error:
-            products = make("products", sym(seen) * sym(k), seen, k, origin="prediction")
-            prediction = build.reduce("prediction", products, ("v",), "prediction")
-            match error:
-                case Affine(slope, offset):
-                    u = make("u", -slope * sym(prediction) - offset, prediction, origin="loss")
-                case Nonlinear():
-                    written = derive_error(build, tiles, error, prediction)
-                    u = make("u", -sym(written), written, origin="loss")
-
-    step, of = recurrence.write * sym(k) * sym(u), (k, u)
+    step, of = ZERO, ()
+    for association in recurrence.associations:
+        key, writing = derive_keys(build, tiles, association)
+        u = written(association, key)
+        step, of = step + recurrence.write * sym(writing) * sym(u), (*of, writing, u)
     if recurrence.mirror is not None:
-        whole = moved("S_next", state, make("push", step, k, u, origin="update"))
+        whole = moved("S_next", state, make("push", step, *of, origin="update"))
         step, of = sym(whole) - sym(retained), (whole, retained)
     if recurrence.momentum is not None:
         last, (gate, used) = build.tile("M", ("k", "v")), factor("momentum", recurrence.momentum, "update")

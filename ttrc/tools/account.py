@@ -94,12 +94,15 @@ class Cost:
 
 
 def choices(spec: Spec) -> tuple[Choice, ...]:
-    loss, retention = spec.loss, spec.retention.expr
+    retention = spec.retention.expr
     features = (("features q", spec.features.q), ("features k", spec.features.k))
     rows = [_expression(name, where) for name, where in features if where is not None]
-    rows += [Choice("memory", _memory(spec.memory), None), _expression("loss", loss.expr)]
-    if loss.weight is not None:
-        rows.append(_expression("loss weight", loss.weight))
+    rows.append(Choice("memory", _memory(spec.memory), None))
+    for loss in spec.losses:
+        own = loss.origin.replace(".", " ")
+        rows.append(_expression(own, loss.expr))
+        parts = (("weight", loss.weight), ("key", loss.key), ("write", loss.write))
+        rows += [_expression(f"{own} {name}", where) for name, where in parts if where is not None]
     rows.append(_expression("retention", retention))
     if spec.retention.decay is not None:
         rows.append(_expression("decay", spec.retention.decay))

@@ -8,7 +8,7 @@ from ttrc import symbolic
 from ttrc.ir.attention import Attention
 from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Recurrence
+from ttrc.ir.recurrence import Affine, Association, ErrorForm, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
 from ttrc.symbolic import Expr
@@ -30,15 +30,20 @@ def headline(module: Module) -> str:
     r = module.recurrence
     if isinstance(r, Attention):
         return fits.headline(r)
-    name = {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(r.error)]
-    if _slope_by_channel(r) is not None:
-        name = "channel by channel affine"
+    kinds = list(dict.fromkeys(_kind(a.error) for a in r.associations))
+    errors = f"{kinds[0]} error" if len(r.associations) == 1 else f"{' and '.join(kinds)} errors"
     if r.ridge is not None:
         return f"linear memory, closed form, {_decay_kind(r)} decay"
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
     memory = "linear memory" if r.network is None else f"memory of {r.network.layers} layers"
-    return f"{memory}, {name} error, {kept}{more}"
+    return f"{memory}, {errors}, {kept}{more}"
+
+
+def _kind(error: ErrorForm) -> str:
+    if _slope_by_channel(error) is not None:
+        return "channel by channel affine"
+    return {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(error)]
 
 
 def findings(module: Module) -> tuple[Finding, ...]:
@@ -50,13 +55,13 @@ def findings(module: Module) -> tuple[Finding, ...]:
         return (*_closed_class(r), _decay_class(r), *_closed_forms(module))
     linked = () if r.link is None else (_link_class(r),)
     kept = _decay_class(r) if r.mirror is None else _mirror_class(r)
-    error = _error_class(r) if r.network is None else _layer_class(r)
+    errors = [_error_class(r, a) for a in r.associations] if r.network is None else [_layer_class(r)]
     steps = () if r.momentum is None else (_momentum_class(r),)
-    return (error, kept, *steps, *linked, _read_class(module), *_forms(module))
+    return (*errors, kept, *steps, *linked, _read_class(module), *_forms(module))
 
 
 def _closed_class(r: Recurrence) -> tuple[Finding, ...]:
-    e, slope = symbolic.equation(shown(r, written(r))), symbolic.equation(shown(r, r.error.slope))
+    e, slope = symbolic.equation(shown(r, written(r.error))), symbolic.equation(shown(r, r.error.slope))
     ridge = symbolic.equation(shown(r, r.ridge))
     return (
         Finding(
@@ -85,7 +90,7 @@ def _closed_forms(module: Module) -> tuple[Finding, ...]:
 
 def _layer_class(r: Recurrence) -> Finding:
     """What a deep memory writes."""
-    e = symbolic.equation(shown(r, written(r)))
+    e = symbolic.equation(shown(r, written(r.error)))
     return Finding(
         "error",
         "of each layer: the cotangent of what goes out of it, through the network",
@@ -93,21 +98,23 @@ def _layer_class(r: Recurrence) -> Finding:
     )
 
 
-def _error_class(r: Recurrence) -> Finding:
-    e = symbolic.equation(shown(r, written(r)))
+def _error_class(r: Recurrence, association: Association) -> Finding:
+    error = association.error
+    aspect = " ".join(("error", *association.origin.split(".")[1:]))
+    e = symbolic.equation(shown(r, written(error)))
     at_start = ": predictions of a segment come from its start, no solve" if r.segment is not None else ""
     solved = r.chunks and r.segment is None
-    match r.error:
+    match error:
         case Hebbian():
             return Finding(
-                "error",
+                aspect,
                 "free of p (Hebbian): masked linear attention, no solve",
                 f"e = {e} does not contain p, so what is written does not depend on the state",
             )
         case Affine(slope, _):
             rate = symbolic.equation(shown(r, slope))
             return Finding(
-                "error",
+                aspect,
                 "affine in p"
                 + (": one unit lower-triangular solve a chunk (the WY / UT transform)" if solved else at_start),
                 f"e = {e} has slope {rate} in p, the same for all value channels"
@@ -116,30 +123,30 @@ def _error_class(r: Recurrence) -> Finding:
         case Nonlinear(_, sums, root):
             joined = [s for s in sums if "v" in s.axes]
             total = symbolic.equation(shown(r, joined[0].symbol)) if joined else ""
-            slope = _slope_by_channel(r)
+            slope = _slope_by_channel(error)
             if slope is not None:
                 return Finding(
-                    "error",
+                    aspect,
                     "affine in p, each value channel with a slope of its own"
                     + (": forward substitution inside a chunk, row after row" if solved else at_start),
                     f"e = {e} has slope {symbolic.equation(shown(r, slope))} in p, which differs by value channel: a "
                     "triangular inverse for each of them would cost more than substitution, which each takes by itself",
                 )
             return Finding(
-                "error",
+                aspect,
                 "nonlinear in p" + (": forward substitution inside a chunk, row after row" if solved else at_start),
                 f"e = {e} is not affine in p with one slope for all value channels"
                 + (f"; {total} joins the channels, which stay together" if joined else "; each channel is on its own")
                 + (f"; {_search(root)}" if root is not None else ""),
             )
-    raise AssertionError(r.error)
+    raise AssertionError(error)
 
 
-def _slope_by_channel(r: Recurrence) -> Expr | None:
+def _slope_by_channel(error: ErrorForm) -> Expr | None:
     """The slope of an error that is affine in p and counts as nonlinear because its slope differs by value channel."""
-    if not isinstance(r.error, Nonlinear) or r.error.sums or r.error.root is not None:
+    if not isinstance(error, Nonlinear) or error.sums or error.root is not None:
         return None
-    found = symbolic.affine(r.error.written, symbolic.symbol("p"))
+    found = symbolic.affine(error.written, symbolic.symbol("p"))
     return None if found is None else found[0]
 
 
@@ -289,6 +296,9 @@ def _why_by_token(r: Recurrence) -> str | None:
         return "weights are a link of the state at every token, and so no sum of what tokens write"
     if r.network is not None and r.segment is None:
         return "every token's gradient hangs on the weights before it through the whole network, and has no closed form"
+    predicted = sum(not isinstance(a.error, Hebbian) for a in r.associations)
+    if r.segment is None and predicted > 1:
+        return f"the {predicted} predictions of a token hang on what all of them write, and a chunk solves for one"
     if r.segment not in (None, *SEGMENTS):
         return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
     match r.axes_of(r.decay):

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from ttrc import symbolic
-from ttrc.backends.derivation import weighed
+from ttrc.backends.derivation import letters, step
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Hebbian, Implicit, Nonlinear, Readout, Recurrence, answered
+from ttrc.ir.recurrence import (
+    Affine,
+    Association,
+    ErrorForm,
+    Feature,
+    Hebbian,
+    Implicit,
+    Nonlinear,
+    Readout,
+    Recurrence,
+    answered,
+)
 from ttrc.language.spec import Proximal, Spec
 from ttrc.language.state import formula
 from ttrc.symbolic import Expr, symbol
 from ttrc.tools import fits
 from ttrc.tools.notation import Line, factor, line
+
+XD = "x d'"  # of a layer: what comes into it, and the cotangent of what goes out
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,7 @@ def steps(module: Module) -> tuple[Step, ...]:
     if r.ridge is not None:
         return (*_closed(r), *_readout(r.readout))
     return (
-        Step("Loss", (line("dL/dp = {}", shown(r, r.gradient)),), "weight included; p is the prediction, v the target"),
+        _losses(r),
         *(() if r.network is None else (_layers(r),)),
         _retention(r),
         *(() if r.link is None else (_weights(r),)),
@@ -39,6 +53,31 @@ def steps(module: Module) -> tuple[Step, ...]:
         _recurrence(r),
         *_readout(r.readout),
     )
+
+
+def _losses(r: Recurrence) -> Step:
+    """What each association minimises, and where its keys are made."""
+    lines = []
+    for a in r.associations:
+        at = letters(a)
+        lines.append(line(f"{_slope(a)} = {{}}", shown(r, _of(at.p, a.gradient))))
+        named = ((at.key, a.key), (at.write, a.write))
+        lines += [line(f"{name} = {{}}", _spelled(f)) for name, f in named if f is not None]
+    note = "weight included; p is the prediction, v the target"
+    return Step("Loss", tuple(lines), note if len(r.associations) == 1 else f"{note}, of each association")
+
+
+def _slope(association: Association) -> str:
+    p = letters(association).p
+    return "dL/dp" if p == "p" else f"dL/d{p}"
+
+
+def _of(p: str, expr: Expr) -> Expr:
+    return symbolic.renamed(expr, {"p": symbol(p)})
+
+
+def _spelled(feature: Feature) -> Expr:
+    return symbolic.spelled_out(feature.expr, feature.sums)
 
 
 def _readout(readout: Readout | None) -> tuple[Step, ...]:
@@ -103,7 +142,8 @@ def _retention(r: Recurrence) -> Step:
 
 
 def _stationarity(spec: Spec, r: Recurrence) -> Step:
-    condition = f"{'x d' if r.network is not None else 'k (dL/dp)'}' + m ( S_t - a S_prev ) = 0 where "
+    pulled = " + ".join(f"{letters(a).write} ({_slope(a)})'" for a in r.associations)
+    condition = f"{pulled if r.network is None else XD} + m ( S_t - a S_prev ) = 0 where "
     match spec.update:
         case Proximal():
             length = "sum( k^2 / m )" if r.write != symbolic.ONE else "( |k|^2 / m )"
@@ -111,10 +151,13 @@ def _stationarity(spec: Spec, r: Recurrence) -> Step:
             note = "the gradient stands at the new state itself; its prediction solves the second line"
             return Step("Update", lines, note)
         case _:
+            asked = [a for a in r.associations if not isinstance(a.error, Hebbian)] or [r.main]
+            first, *more = map(partial(_predicted, r), asked)
             if r.mirror is not None:
-                return Step("Update", (line(f"own = - k (dL/dp)' where p = {_seen(r)} k"),), "one step a token")
+                own = pulled if len(r.associations) == 1 else f"( {pulled} )"
+                return Step("Update", (line(f"own = - {own} where {first}"), *map(line, more)), "one step a token")
             note = "the minimum over S_t of the linearised loss plus the retention"
-            return Step("Update", (line(f"{condition}{_predicted(r)}"),), note)
+            return Step("Update", (line(f"{condition}{first}"), *map(line, more)), note)
 
 
 def _recurrence(r: Recurrence) -> Step:
@@ -124,14 +167,17 @@ def _recurrence(r: Recurrence) -> Step:
     weights = () if r.write == symbolic.ONE else (line("w = {}", shown(r, r.write)),)
     lines = [*_mirrored(r)] if r.mirror is not None else [_moved(r, before, used)]
     if r.momentum is not None:
-        step = f"- {_own(r)}" if r.mirror is None else "+ own_t"
-        lines.append(line(f"M_t = {factor(shown(r, r.momentum))} M_prev {step}", shown(r, r.momentum)))
-    lines += [*weights, line("e = {}", shown(r, written(r)))]
-    if isinstance(r.error, Nonlinear) and r.error.root is not None:
-        lines.append(_equation(r, r.error.root))
-    if not isinstance(r.error, Hebbian):
-        plain = r.link is None and r.mirror is None and r.network is None and r.reads_decayed
-        lines.append(line(f"p = ( {before} )' k", *used) if plain else line(_predicted(r)))
+        added = f"- {_own(r)}" if r.mirror is None else "+ own_t"
+        lines.append(line(f"M_t = {factor(shown(r, r.momentum))} M_prev {added}", shown(r, r.momentum)))
+    lines += weights
+    plain = r.link is None and r.mirror is None and r.network is None and r.reads_decayed
+    for a in r.associations:
+        at = letters(a)
+        lines.append(line(f"{at.e} = {{}}", shown(r, _of(at.p, written(a.error)))))
+        if isinstance(a.error, Nonlinear) and a.error.root is not None:
+            lines.append(_equation(r, a.error.root))
+        if not isinstance(a.error, Hebbian):
+            lines.append(line(f"{at.p} = ( {before} )' {at.key}", *used) if plain else line(_predicted(r, a)))
     if r.link is not None and r.segment is not None:
         lines.append(line(f"W_t - {before.replace('S', 'W')} = S_t - {before}", *used, *used))
     read = "S_t" if r.link is None else "W_t"
@@ -146,7 +192,7 @@ def _moved(r: Recurrence, before: str, used: tuple[Expr, ...]) -> Line:
 
 def _mirrored(r: Recurrence) -> tuple[Line, ...]:
     """How a state moves by its mirror; with a momentum, of which only what a token adds enters."""
-    law = line("S_t = {}", shown(r, r.mirror)), line("own = - k e'")
+    law = line("S_t = {}", shown(r, r.mirror)), line(f"own = - {step(r)}")
     if r.momentum is None:
         return law
     return (
@@ -164,14 +210,15 @@ def _equation(r: Recurrence, root: Implicit) -> Line:
 def _own(r: Recurrence) -> str:
     """What a token writes."""
     if r.network is None:
-        return f"{weighed(r)}k e'"
-    return "x d'" if r.curvature == 1 else "x d' / m"
+        return step(r)
+    return XD if r.curvature == 1 else f"{XD} / m"
 
 
-def _predicted(r: Recurrence) -> str:
+def _predicted(r: Recurrence, association: Association) -> str:
+    at = letters(association)
     if r.network is None:
-        return f"p = {_seen(r)} k"
-    return f"p = f(k) at {_seen(r).removesuffix(chr(39))}"
+        return f"{at.p} = {_seen(r)} {at.key}"
+    return f"{at.p} = f(k) at {_seen(r).removesuffix(chr(39))}"
 
 
 def _seen(r: Recurrence) -> str:
@@ -184,16 +231,16 @@ def _seen(r: Recurrence) -> str:
     return "( a S_prev )'" if r.link is None and r.mirror is None else f"{name}_retained'"
 
 
-def written(r: Recurrence) -> Expr:
+def written(error: ErrorForm) -> Expr:
     """The error that is written, as a function of the prediction that is read."""
-    match r.error:
+    match error:
         case Hebbian(offset):
             return offset
         case Affine(slope, offset):
             return symbolic.tidy(slope * symbol("p") + offset)
         case Nonlinear(expr):
             return expr
-    raise AssertionError(r.error)
+    raise AssertionError(error)
 
 
 def shown(r: Recurrence, expr: Expr) -> Expr:

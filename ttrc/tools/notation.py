@@ -72,6 +72,9 @@ def _word(word: str) -> str:
     """One word: transposed where it ends in ', indexed where it holds _, an operator or a name otherwise."""
     if word in _WHOLE:
         return _WHOLE[word]
+    if word.strip("()'").startswith("dL/d"):
+        slope = _fraction("L", _word(word.strip("()'").removeprefix("dL/d")))
+        return f"<msup><mrow><mo>(</mo>{slope}<mo>)</mo></mrow>{_TRANSPOSED}</msup>" if word.endswith("'") else slope
     base, transposed = word.rstrip("'"), word.endswith("'")
     if "_" in word:
         name, index = base.split("_", 1)
@@ -88,15 +91,17 @@ def _word(word: str) -> str:
     return f"<mi>{word}</mi>"
 
 
+def _fraction(of: str, by: str) -> str:
+    """A partial derivative."""
+    return f"<mfrac><mrow><mo>&#8706;</mo><mi>{of}</mi></mrow><mrow><mo>&#8706;</mo>{by}</mrow></mfrac>"
+
+
 _INDEX = {"prev": "<mrow><mi>t</mi><mo>&#8722;</mo><mn>1</mn></mrow>"}
 _TRANSPOSED = "<mi>&#8868;</mi>"
 _OPERATORS = {"=", "+", "-", "/", "where"}
 _SPACED_BEFORE, _SPACED_AFTER = _OPERATORS | {")", ")'"}, _OPERATORS | {"(", "log"}
-_SLOPE = "<mfrac><mrow><mo>&#8706;</mo><mi>L</mi></mrow><mrow><mo>&#8706;</mo><mi>p</mi></mrow></mfrac>"
 _WHOLE = {
-    "dL/dp": _SLOPE,
-    "(dL/dp)'": f"<msup><mrow><mo>(</mo>{_SLOPE}<mo>)</mo></mrow>{_TRANSPOSED}</msup>",
-    "dR/dS": "<mfrac><mrow><mo>&#8706;</mo><mi>R</mi></mrow><mrow><mo>&#8706;</mo><mi>S</mi></mrow></mfrac>",
+    "dR/dS": _fraction("R", "<mi>S</mi>"),
     "|k|^2": "<msup><mrow><mo>&#8214;</mo><mi>k</mi><mo>&#8214;</mo></mrow><mn>2</mn></msup>",
     "log": "<mi>log</mi><mo>&#8289;</mo>",
     "where": "<mtext>&#160;&#160;with&#160;&#160;</mtext>",

@@ -1,0 +1,198 @@
+"""Several associations a token, and keys other than k: what the memory is asked, and what errors are written under."""
+
+import pytest
+import torch
+
+import ttrc
+from ttrc.errors import SpecError
+from ttrc.language.load import parse_spec
+from ttrc.runtime.verify import Case, relative_rms, verify
+from ttrc.sampling import random_inputs
+
+HEAD = {"g": "log_decay", "beta": "unit", "c": "unit", "b": "decay"}
+KEYS = {"w": "log_decay", "a": "unit", "kappa": "real", "other": "real"}
+VALUES = {"y": "real"}
+GATES = {
+    **{name: ("head", domain) for name, domain in HEAD.items()},
+    **{name: ("key_channel", domain) for name, domain in KEYS.items()},
+    **{name: ("value_channel", domain) for name, domain in VALUES.items()},
+}
+BY_HEAD, BY_KEY, NONE = "exp(g) * S_prev", "exp(w) * S_prev", "S_prev"
+STORE = '[loss.store]\nexpr = "-dot(p, v)"'
+FORGET = '[loss.forget]\nkey = "kappa"\nwrite = "a * kappa"\nexpr = "norm2(p) / 2"'
+HUBER = '[loss.robust]\nweight = "beta"\nkey = "kappa"\nexpr = "sum(huber(p - y, 1))"'
+NORM = '[loss.robust]\nkey = "c * kappa"\nexpr = "huber(norm(p - v), 1)"'
+ASIDE = '[loss.aside]\nkey = "kappa"\nwrite = "other"\nexpr = "-dot(p, y)"'
+ASKED_APART = '[loss]\nkey = "c * k"\nwrite = "k"\nweight = "beta"\nexpr = "norm2(p - v) / 2"'
+DELTA, DELTA_TOO = (
+    f'[loss.{name}]\nkey = "{key}"\nweight = "{weight}"\nexpr = "norm2(p - {target}) / 2"'
+    for name, key, weight, target in (("first", "k", "beta", "v"), ("second", "kappa", "c", "y"))
+)
+OF_LENGTH_1 = '[loss.store]\nexpr = "-dot(p, v)"\n[loss.unit]\nkey = "other / norm(other)"\nexpr = "norm2(p - y) / 2"'
+
+
+def text(losses, kept, at="previous", update=""):
+    """A spec of these losses, with the gates that it mentions."""
+    body = f'{losses}\n[retention]\nexpr = "norm2(S - {kept}) / 2"\n[update]\nrule = "gradient"\nat = "{at}"\n'
+    body += f"{update}\n"
+    words = set("".join(c if c.isalnum() else " " for c in body).split())
+    gates = "".join(f'{n} = {{ per = "{p}", domain = "{d}" }}\n' for n, (p, d) in GATES.items() if n in words)
+    top = 'schema = 1\nname = "associated"\nreference = ""\n'
+    return f'{top}[inputs]\n{gates}[memory]\nkind = "linear"\n{body}'
+
+
+RULES = {
+    "dplr": text(f"{STORE}\n{FORGET}", BY_KEY),
+    "dplr_scalar": text(f"{STORE}\n{FORGET}", BY_HEAD),
+    "dplr_retained": text(f"{STORE}\n{FORGET}", BY_KEY, "retained"),
+    "iplr": text(f"{FORGET}\n{STORE}", NONE),
+    "asked_apart": text(ASKED_APART, BY_HEAD),
+    "asked_apart_by_channel": text(ASKED_APART, BY_KEY, "retained"),
+    "two_writers": text(f"{STORE}\n{ASIDE}", BY_HEAD),
+    "two_writers_by_channel": text(f"{STORE}\n{ASIDE}", BY_KEY),
+    "three": text(f"{STORE}\n{ASIDE}\n{FORGET}", BY_HEAD, "retained"),
+    "robust": text(f"{STORE}\n{HUBER}", BY_HEAD),
+    "robust_by_channel": text(f"{STORE}\n{HUBER}", BY_KEY, "retained"),
+    "of_a_norm": text(f"{STORE}\n{NORM}", BY_HEAD),
+    "momentum": text(f"{STORE}\n{FORGET}", BY_HEAD, update='momentum = "b"'),
+    "robust_momentum": text(f"{STORE}\n{HUBER}", NONE, "retained", 'momentum = "b"'),
+    "of_length_1": text(OF_LENGTH_1, BY_HEAD),
+    "frozen": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "segment_start", "segment = 16"),
+}
+BY_TOKEN = {
+    "two_predictions": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "retained"),
+    "two_errors": text(f"{DELTA}\n{HUBER}", BY_KEY),
+    "two_sums": text(f"{NORM}\n{NORM.replace('robust', 'too').replace('kappa', 'other')}", NONE),
+}
+BACKENDS = [("torch", torch.float64), ("triton", torch.float32)]
+CASE = Case(B=1, T=21, d_k=5, d_v=7, chunk_size=16)  # padded channels, and a ragged last chunk
+FEW = Case(B=1, T=3, d_k=5, d_v=7)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
+def test_chunks_agree_with_the_oracle(name, backend, dtype):
+    op = ttrc.load(parse_spec(RULES[name]))
+    case = CASE if "segment" not in RULES[name] else Case(B=1, T=21, d_k=5, d_v=7)
+    assert not verify(op, case, form="chunk", backend=backend, dtype=dtype).failures
+
+
+@pytest.mark.parametrize("name", (*RULES, *BY_TOKEN))
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
+def test_tokens_agree_with_the_oracle(name, backend, dtype):
+    op = ttrc.load(parse_spec((RULES | BY_TOKEN)[name]))
+    assert ("chunk" in op.forms) == (name in RULES)
+    assert not verify(op, FEW, form="recurrent", backend=backend, dtype=dtype).failures
+
+
+@pytest.mark.parametrize("name", ["dplr", "robust", "three"])
+def test_packed_sequences(name):
+    case = Case(T=21, packed=(17, 1, 3), d_k=6, d_v=6, chunk_size=16)
+    op = ttrc.load(parse_spec(RULES[name]))
+    assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float32).failures
+
+
+@pytest.mark.parametrize("name", ["dplr", "dplr_scalar"])
+@pytest.mark.parametrize("extreme", ["strong", "weak"])
+def test_extreme_gates(name, extreme):
+    case = Case(B=1, T=21, d_k=5, d_v=7, chunk_size=16, extreme=extreme)
+    op = ttrc.load(parse_spec(RULES[name]))
+    for backend, dtype in BACKENDS:
+        assert not verify(op, case, form="chunk", backend=backend, dtype=dtype).failures
+
+
+@pytest.mark.parametrize("name", ["dplr", "asked_apart"])
+def test_half_precision(name):
+    case = Case(B=1, T=18, HV=1, d_k=16, d_v=16, chunk_size=16)
+    op = ttrc.load(parse_spec(RULES[name]))
+    assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float16).failures
+
+
+def drawn(op, T=21, seed=0):
+    x = random_inputs(op.spec, B=2, T=T, H=2, HV=2, dk=5, dv=7, dtype=torch.float64, seed=seed)
+    return {n: t for n, t in x.items() if not n.startswith("initial")}
+
+
+def test_a_rule_of_two_parts_is_what_its_equation_says():
+    """S_t = (diag(e^w) - (a kappa) kappa') S_{t-1} + k v' (arXiv:2503.14456, Eq 16, transposed), o = S_t' q."""
+    op = ttrc.load(parse_spec(RULES["dplr"]))
+    x = drawn(op)
+    S, outputs = torch.zeros(2, 2, 5, 7, dtype=torch.float64), []
+    for t in range(21):
+        q, k, v, w, a, kappa = (x[n][:, t] for n in ("q", "k", "v", "w", "a", "kappa"))
+        removed = (a * kappa)[..., :, None] * (kappa[..., None, :] @ S)
+        S = w.exp()[..., :, None] * S - removed + k[..., :, None] * v[..., None, :]
+        outputs.append((q[..., None, :] @ S)[..., 0, :] * 5**-0.5)
+    o, final = op(**x, output_final_state=True)
+    assert relative_rms(o, torch.stack(outputs, 1)) < 1e-13 and relative_rms(final, S) < 1e-13
+
+
+def alike(one, other, **more):
+    """The same outputs and the same gradients of what both take."""
+    ops = [ttrc.load(parse_spec(t)) for t in (one, other)]
+    x = drawn(ops[1]) | {n: f(drawn(ops[1])) for n, f in more.items()}
+    found = []
+    for op in ops:
+        names = ("q", "k", "v", *(g.name for g in op.spec.inputs))
+        leaves = {n: x[n].clone().requires_grad_() for n in names}
+        o, _ = op(**leaves)
+        (o * torch.cos(torch.arange(o.numel(), dtype=o.dtype)).view_as(o)).sum().backward()
+        found.append({"o": o} | {n: t.grad for n, t in leaves.items()})
+    for n in found[0].keys() & found[1].keys() - set(more):
+        assert relative_rms(found[0][n], found[1][n]) < 1e-12, n
+
+
+PLAIN = '[loss]\nweight = "beta"\nexpr = "norm2(p - v) / 2"'
+IN_PARTS = '[loss.one]\nweight = "beta"\nexpr = "-dot(p, v)"\n[loss.two]\nweight = "beta"\nexpr = "norm2(p) / 2"'
+
+
+@pytest.mark.parametrize("kept", [BY_HEAD, BY_KEY])
+@pytest.mark.parametrize("at", ["previous", "retained"])
+def test_a_loss_in_parts_is_the_loss(kept, at):
+    alike(text(PLAIN, kept, at), text(IN_PARTS, kept, at))
+
+
+def test_a_key_that_is_k_is_no_key():
+    alike(text(PLAIN, BY_HEAD), text(f'{PLAIN}\nkey = "k"\nwrite = "k"', BY_HEAD))
+
+
+def test_the_order_of_losses_is_of_no_account():
+    alike(RULES["iplr"], text(f"{STORE}\n{FORGET}", NONE))
+
+
+def test_keys_that_are_k_given_as_an_input():
+    """kappa = k: what is removed is what the delta rule removes."""
+    removed = FORGET.replace('write = "a * kappa"\n', "").replace("norm2(p) / 2", "c * norm2(p) / 2")
+    apart = text(f"{STORE.replace('-dot(p, v)', '-c * dot(p, v)')}\n{removed}", BY_HEAD)
+    alike(text(PLAIN.replace("beta", "c"), BY_HEAD), apart, kappa=lambda x: x["k"], k=lambda x: x["k"])
+
+
+REFUSED = [
+    ("proximal", 'rule = "proximal"', f"{STORE}\n{FORGET}", "several losses make no sense", "loss.forget"),
+    ("closed", 'rule = "closed_form"', f"{ASKED_APART}", 'takes no key "key"', "loss.key"),
+]
+
+
+@pytest.mark.parametrize("_, rule, losses, says, key", REFUSED)
+def test_rules_that_take_one_loss_say_so(_, rule, losses, says, key):
+    spec = text(losses, NONE).replace('rule = "gradient"\nat = "previous"', rule)
+    spec = spec.replace("norm2(S - S_prev)", "norm2(S)") if "closed" in rule else spec
+    with pytest.raises(SpecError, match=says) as refused:
+        parse_spec(spec)
+    assert refused.value.key == key
+
+
+def test_explain_tells_of_each_association():
+    from ttrc.compiler import analyse
+    from ttrc.tools import classify, mathematics
+    from ttrc.tools.notation import as_mathml, as_text
+
+    module = analyse(parse_spec(RULES["dplr"]))
+    assert classify.headline(module) == "linear memory, Hebbian and affine errors, data-dependent decay"
+    lines = [as_text(line) for step in mathematics.steps(module) for line in step.lines]
+    assert "S_t = exp(w) S_prev - (k e_store' + write_forget e_forget')" in lines
+    assert "write_forget = a*kappa" in lines and "p_forget = S_prev' key_forget" in lines
+    assert all("<mfrac>" in as_mathml(line) for line in mathematics.steps(module)[0].lines[:2])
+    by_token = analyse(parse_spec(BY_TOKEN["two_predictions"]))
+    (form,) = [f for f in classify.findings(by_token) if f.aspect == "chunk form"]
+    assert "2 predictions of a token" in form.because
