@@ -1,7 +1,8 @@
 """Other libraries' kernels in Triton's interpreter: what compiled Triton has and Triton 3.6's interpreter lacks.
 
 An autotuner needs a driver, so its first configuration is taken; a loop's counter must answer `.to(dtype)`; a
-bfloat16 constant must exist. ttrc's own kernels need none of this.
+bfloat16 constant must exist; a function of the language may have been imported by its own name. ttrc's own kernels
+need none of this.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from triton.runtime.autotuner import Autotuner
 @contextmanager
 def interpretable() -> Iterator[None]:
     """Inside the block, autotuned kernels written for a compiler run in the interpreter; then all is as before."""
-    touched: dict[int, dict] = {}
+    touched: dict[int, tuple[dict, dict]] = {}
     patch_lang = interpreter._patch_lang
 
     def patched(fn):
-        touched[id(fn.__globals__)] = fn.__globals__
-        fn.__globals__["range"] = _counted_range
+        names = fn.__globals__
+        if id(names) not in touched:
+            touched[id(names)] = names, {n: f for n, f in names.items() if tl.core.is_builtin(f)}
+        names |= {n: _by_name(f.__name__) for n, f in touched[id(names)][1].items()} | {"range": _counted_range}
         return patch_lang(fn)
 
     with ExitStack() as undo:
@@ -38,8 +41,14 @@ def interpretable() -> Iterator[None]:
         try:
             yield
         finally:
-            for names in touched.values():
+            for names, imported in touched.values():
                 names.pop("range", None)
+                names |= imported
+
+
+def _by_name(name: str):
+    """The language's function of this name as the interpreter has it while a kernel runs."""
+    return lambda *args, **kwargs: getattr(tl, name)(*args, **kwargs)
 
 
 class _Counter(int):

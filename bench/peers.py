@@ -124,6 +124,13 @@ def _regression(f: Callable, x: Inputs) -> Tensor:
     return f(q, x["k"], x["v"], g=x["g"], beta=x["beta"], lamb=x["lam"])[0]
 
 
+def _removal(f: Callable, x: Inputs) -> Tensor:
+    """fla takes what is asked and what is written under, and no rate."""
+    kappa = x["kappa"].to(x["q"].dtype)
+    written = (x["a"] * x["kappa"]).to(x["q"].dtype)
+    return f(x["q"], x["w"], x["k"], x["v"], -kappa, written, scale=x["q"].shape[-1] ** -0.5)[0]
+
+
 _FLA = {
     "linear_attention": _fla("chunk_linear_attn", "linear_attn", lambda f, x: f(*_qkv(x), normalize=False)[0]),
     "lightning_attention": _fla(
@@ -135,6 +142,7 @@ _FLA = {
     "longhorn": _fla("chunk_delta_rule", "delta_rule", _implicit_delta),
     "gla": _fla("chunk_gla", "gla", lambda f, x: f(*_qkv(x), g=x["g"])[0]),
     "kda": _fla("chunk_kda", "kda", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0]),
+    "rwkv7": _fla("chunk_rwkv7", "rwkv7", _removal),
     "mesanet": _fla("chunk_mesa_net", "mesa_net", _regression),
     "softmax_attention": _fla("parallel_attn", "attn", lambda f, x: f(*_qkv(x))),
     "forgetting_attention": _fla("parallel_forgetting_attn", "forgetting_attn", lambda f, x: f(*_qkv(x), g=x["g"])),

@@ -39,6 +39,7 @@ SPECS = (
     "gated_deltanet",
     "gla",
     "kda",
+    "rwkv7",
     "ttt_linear",
     "softmax_attention",
     "forgetting_attention",

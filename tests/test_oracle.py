@@ -144,6 +144,12 @@ def elastic(S, k, v, x):
     return Z.sign() * torch.relu(Z.abs() - x["mu"]) / (1 + x["lam"])
 
 
+def removal(S, k, v, x):
+    """diag(e^w) S - (a kappa) kappa' S + k v' (arXiv:2503.14456, Eq 16, transposed)."""
+    removed = torch.outer(x["a"] * x["kappa"], S.T @ x["kappa"])
+    return x["w"].exp()[:, None] * S - removed + torch.outer(k, v)
+
+
 def by_factors(S, k, v, x):
     return S ** x["g"].exp() * (-x["beta"] * torch.outer(k, S.T @ k - v)).exp()
 
@@ -163,6 +169,7 @@ BY_HAND = {
     "gated_deltanet": lambda S, k, v, x: delta(x["g"].exp() * S, k, v, x["beta"]),
     "gla": lambda S, k, v, x: x["g"].exp()[:, None] * S + torch.outer(k, v),
     "kda": lambda S, k, v, x: delta(x["g"].exp()[:, None] * S, k, v, x["beta"]),
+    "rwkv7": removal,
     "longhorn": lambda S, k, v, x: delta(S, k, v, x["beta"] / (1 + x["beta"] * (k @ k))),
 }
 
