@@ -163,13 +163,13 @@ class Recurrence:
 
     @property
     def chunks(self) -> bool:
-        """Whether there is a chunk form: states that move linearly, one prediction a token that they hang on, and the
+        """Whether there is a chunk form: states that move linearly, no more than one nonlinear error a token, and the
         logarithms of what multiplies up."""
         if self.network is not None and self.segment is None:
             return False
         if self.mirror is not None or (self.link is not None and self.segment is None):
             return False
-        if self.segment is None and sum(not isinstance(a.error, Hebbian) for a in self.associations) > 1:
+        if self.segment is None and sum(isinstance(a.error, Nonlinear) for a in self.associations) > 1:
             return False
         if "v" in self.axes_of(self.write) or "v" in self.axes_of(self.decay):
             return False

@@ -21,6 +21,7 @@ from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_moves import Factor, Terms, derive_moves, of
 from ttrc.passes.derive_readout import answer_name, derive_readout
+from ttrc.passes.eliminate import Row, eliminate
 from ttrc.symbolic import ONE, ZERO, Expr, names
 
 
@@ -74,9 +75,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
 
     for reduction in recurrence.known_sums:
         tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
-    # What hangs on no prediction comes first: the one that is made sees it.
-    in_turn = sorted(recurrence.associations, key=lambda a: not isinstance(a.error, Hebbian))
-    keys = {association: keyed(association) for association in in_turn}
+    keys = {association: keyed(association) for association in recurrence.associations}
     moves = derive_moves(build, recurrence, tiles, states)
     weights = state
     if recurrence.link is not None:
@@ -109,55 +108,80 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             return sym(product), (product,)
         return combined(name, terms, lambda own: build.contract(name, by, own, "k", origin), origin)
 
-    def system(key: Tile, by: Tile, origin: str, row: Factor = Factor()) -> Tile:
-        """How much a token's prediction for `key` moves with what earlier ones write under `by`."""
+    def system(asked: Association, writes: Association, row: Factor = Factor()) -> Tile:
+        """How much a token's prediction moves with what earlier ones write."""
+        (key, *_), (*_, by) = keys[asked], keys[writes]
         if moves.between is not None:
             between = moves.between
             pairs = build.decayed("overlap", key, by, "k", between.steps, between.reads_own, "prediction")
-            return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin=origin)
+            return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin=asked.origin)
         overlap = build.contract("overlap", key, by, "k", "prediction")
         return masked("system", overlap, moves.read_mask, strict=True, by=row)
 
     frozen = recurrence.segment is not None
     read = ((weights, Factor()),) if frozen else moves.read
-    writers: list[_Writer] = []
-    for association in in_turn:
-        origin, (key, writing, writing_s) = association.origin, keys[association]
+    # What hangs on no prediction is known; the other errors hang on the predictions that all of them move.
+    known = [a for a in recurrence.associations if isinstance(a.error, Hebbian)]
+    asking = sorted(
+        (a for a in recurrence.associations if a not in known), key=lambda a: isinstance(a.error, Nonlinear)
+    )
+    writers: dict[Association, _Writer] = {}
 
-        def predicted(name: str, key: Tile = key, origin: str = origin) -> tuple[Expr, tuple[Tile, ...]]:
-            """The prediction without what this association writes."""
-            expr, used = seen(name, read, key, "prediction")
-            pairs = [] if frozen else [(system(key, w.keys_s, origin), w.u_s) for w in writers]
-            told = [build.contract("told", known, u_s, "s", "prediction") for known, u_s in pairs]
-            return sum(map(sym, told), expr), (*used, *told)
+    def write(association: Association, u: Tile) -> None:
+        *_, writing, writing_s = keys[association]
+        writers[association] = _Writer(writing, writing_s, u, build.relabel(u, "tokens that write"))
 
+    for association in known:
+        write(association, build.elementwise("u", -association.error.offset, tiles, association.origin, ("t", "v")))
+
+    def predicted(name: str, association: Association) -> tuple[Expr, tuple[Tile, ...]]:
+        """What the states, and what is known, make of a prediction."""
+        key, *_ = keys[association]
+        expr, used = seen(name, read, key, "prediction")
+        if frozen:
+            return expr, used
+        pairs = [(system(association, other), writers[other].u_s) for other in known]
+        told = [build.contract("told", matrix, u_s, "s", "prediction") for matrix, u_s in pairs]
+        return sum(map(sym, told), expr), (*used, *told)
+
+    def error_of(prediction: Tile, association: Association) -> Tile:
+        return derive_error(build, tiles, association.error, prediction, association.origin)
+
+    def row(association: Association) -> Row:
+        origin = association.origin
         match association.error:
-            case Hebbian(offset):
-                u = build.elementwise("u", -offset, tiles, origin, ("t", "v"))
-            case Affine(slope, offset) if frozen:
-                expr, used = predicted("prediction")
-                u = make("u", -slope * expr - offset, *used, origin=origin)
             case Affine(slope, offset):
                 rate = of(make("rate", slope, origin=origin)) if names(slope) else Factor(slope)
-                matrix = system(key, writing_s, origin, rate)
-                expr, used = predicted("prediction")
+                matrices = tuple(system(association, other, rate) for other in asking)
+                expr, used = predicted("prediction", association)
                 rhs = make("rhs", -offset - rate.expr * expr, *rate.tiles, *used, origin=origin)
-                u = build.solve("u", matrix, rhs, False, "update")
-            case Nonlinear() as error:
+                return Row(rhs, matrices)
+            case _:
+                matrices = tuple(system(association, other) for other in asking)
+                expr, used = predicted("carried", association)
+                return Row(make("seen", expr, *used, origin="prediction"), matrices, added=True)
 
-                def write(prediction: Tile, error: Nonlinear = error, origin: str = origin) -> Tile:
-                    return derive_error(build, tiles, error, prediction, origin)
+    def solve(matrix: Tile, rhs: Tile) -> Tile:
+        last = asking[-1]
+        if isinstance(last.error, Affine):
+            return build.solve("u", matrix, rhs, False, "update")
+        prediction = build.substitute("prediction", matrix, rhs, lambda p: error_of(p, last), False, "update")
+        error = error_of(prediction, last)
+        return make("u", -sym(error), error, origin=last.origin)
 
-                if frozen:
-                    prediction = build.contract("prediction", key, weights, "k", "prediction")
-                else:
-                    matrix = system(key, writing_s, origin)
-                    expr, used = predicted("carried")
-                    base = make("seen", expr, *used, origin="prediction")
-                    prediction = build.substitute("prediction", matrix, base, write, False, "update")
-                written = write(prediction)
-                u = make("u", -sym(written), written, origin=origin)
-        writers.append(_Writer(writing, writing_s, u, build.relabel(u, "tokens that write")))
+    if frozen:
+        for association in asking:
+            expr, used = predicted("prediction", association)
+            match association.error:
+                case Affine(slope, offset):
+                    u = make("u", -slope * expr - offset, *used, origin=association.origin)
+                case _:
+                    error = error_of(*used, association)
+                    u = make("u", -sym(error), error, origin=association.origin)
+            write(association, u)
+    elif asking:
+        for association, u in zip(asking, eliminate(build, [row(a) for a in asking], solve)):
+            write(association, u)
 
     def attention(by: Tile) -> Tile:
         """How much of what earlier tokens write under `by`, and of its own, a token reads."""
@@ -174,16 +198,17 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             out_mask, factor = build.elementwise("weight", sym(scale) * how.expr, args, "read-out"), Factor()
         return masked("attention", scores, out_mask, strict=False, by=factor)
 
-    weighed = [attention(w.keys_s) for w in writers]
+    written = tuple(writers.values())
+    weighed = [attention(w.keys_s) for w in written]
     expr, used = seen("inherited", out, q, "read-out")
     if moves.between is not None:  # what a token reads of its own, free of every decay
-        for w in writers:
+        for w in written:
             terms = make("self_terms", sym(q) * sym(w.keys), q, w.keys, origin="read-out")
             own = build.reduce("self_read", terms, ("t",), "read-out")
             expr, used = expr + sym(scale) * sym(own) * sym(w.u), (*used, own, w.u)
     answer = make("carried_out", expr, *used, origin="read-out")
-    for w, pairs in zip(writers, weighed):
-        name = answer_name(recurrence.readout) if w is writers[-1] else "answered"
+    for w, pairs in zip(written, weighed):
+        name = answer_name(recurrence.readout) if w is written[-1] else "answered"
         answer = build.contract(name, pairs, w.u_s, "s", "read-out", add=answer)
     o = derive_readout(build, tiles, recurrence.readout, answer)
 
@@ -195,7 +220,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
 
     carries = []
     for own, terms, factor in moves.following:
-        outer = [left(w, factor) for w in writers]
+        outer = [left(w, factor) for w in written]
         expr, used = combined("kept", terms, lambda tile: tile, "retention")
         after = make("kept", expr, *used, origin="retention")
         for number, (keys, u) in enumerate(outer, start=1):

@@ -285,5 +285,10 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
                 tape.add(rest, tape.elementwise(via(rest), part, (rest, normaliser, along)))
         case Normaliser():
             pass  # see Attend
-        case Inverse() | Written():
-            raise AssertionError("solves are lowered, and written rows read back, after differentiation, never before")
+        case Inverse(matrix):
+            half = build.compose(via(matrix), target, adjoint, origin, a_transposed=True)
+            whole = build.compose(via(matrix), half, target, origin, b_transposed=True)
+            negative = tape.elementwise(via(matrix), -sym(whole), (whole,))
+            tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))
+        case Written():
+            raise AssertionError("written rows are read back after differentiation, never before")

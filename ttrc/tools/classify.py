@@ -296,9 +296,11 @@ def _why_by_token(r: Recurrence) -> str | None:
         return "weights are a link of the state at every token, and so no sum of what tokens write"
     if r.network is not None and r.segment is None:
         return "every token's gradient hangs on the weights before it through the whole network, and has no closed form"
-    predicted = sum(not isinstance(a.error, Hebbian) for a in r.associations)
-    if r.segment is None and predicted > 1:
-        return f"the {predicted} predictions of a token hang on what all of them write, and a chunk solves for one"
+    nonlinear = sum(isinstance(a.error, Nonlinear) for a in r.associations)
+    if r.segment is None and nonlinear > 1:
+        return (
+            f"{nonlinear} nonlinear errors of a token hang on what all of them write, and a chunk substitutes for one"
+        )
     if r.segment not in (None, *SEGMENTS):
         return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
     match r.axes_of(r.decay):

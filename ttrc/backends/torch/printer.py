@@ -19,6 +19,7 @@ from ttrc.ir.tile import (
     Decayed,
     Difference,
     Elementwise,
+    Inverse,
     Largest,
     Mask,
     Normaliser,
@@ -191,6 +192,12 @@ class TorchPrinter:
         return (
             f"torch.linalg.solve_triangular({matrix}, {self.name(op.rhs)}, upper={op.transposed}, unitriangular=True)"
         )
+
+    @text.register
+    def _(self, op: Inverse, target: Tile) -> str:
+        matrix = self.name(op.matrix)
+        identity = f"torch.eye({matrix}.shape[-1], dtype={matrix}.dtype, device={matrix}.device).expand_as({matrix})"
+        return f"torch.linalg.solve_triangular({matrix}, {identity}, upper=False, unitriangular=True)"
 
     @text.register
     def _(self, op: Root, target: Tile) -> str:
