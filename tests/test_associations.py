@@ -59,10 +59,27 @@ RULES = {
     "of_length_1": text(OF_LENGTH_1, BY_HEAD),
     "frozen": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "segment_start", "segment = 16"),
 }
+for at in ("previous", "retained", "in_turn"):  # block elimination
+    RULES[f"two_predictions_{at}"] = text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, at)
+    RULES[f"two_predictions_by_channel_{at}"] = text(f"{DELTA}\n{DELTA_TOO}", BY_KEY, at)
+RULES |= {
+    "three_predictions": text(f"{DELTA}\n{FORGET}\n{STORE}\n{DELTA_TOO}", BY_HEAD),
+    "three_in_turn": text(f"{DELTA}\n{FORGET}\n{STORE}\n{DELTA_TOO}", BY_KEY, "in_turn"),
+    "no_decay_in_turn": text(f"{DELTA_TOO}\n{DELTA}", NONE, "in_turn"),
+    "robust_first": text(f"{HUBER}\n{DELTA}", BY_KEY),
+    "robust_first_in_turn": text(f"{HUBER}\n{DELTA}\n{STORE}", BY_HEAD, "in_turn"),
+    "robust_last_in_turn": text(f"{DELTA}\n{STORE}\n{HUBER}", BY_KEY, "in_turn"),
+    "two_with_momentum": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "retained", 'momentum = "b"'),
+}
 BY_TOKEN = {
-    "two_predictions": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "retained"),
-    "two_errors": text(f"{DELTA}\n{HUBER}", BY_KEY),
     "two_sums": text(f"{NORM}\n{NORM.replace('robust', 'too').replace('kappa', 'other')}", NONE),
+    "two_in_turn": text(f"{NORM}\n{HUBER.replace('robust', 'too')}", BY_HEAD, "in_turn"),
+    "linked_in_turn": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "in_turn").replace(
+        "[update]", 'link = { kind = "sigmoid" }\n[update]'
+    ),
+    "mirrored_in_turn": text(f"{DELTA}\n{DELTA_TOO}", NONE, "in_turn").replace(
+        "norm2(S - S_prev) / 2", "sum(S * log(S / S_prev) - S + S_prev)"
+    ),
 }
 BACKENDS = [("torch", torch.float64), ("triton", torch.float32)]
 CASE = Case(B=1, T=21, d_k=5, d_v=7, chunk_size=16)  # padded channels, and a ragged last chunk
@@ -142,12 +159,32 @@ def alike(one, other, **more):
         assert relative_rms(found[0][n], found[1][n]) < 1e-12, n
 
 
+def test_steps_in_turn_are_a_longer_sequence():
+    """Of the delta rule: all first steps at even tokens, all second ones at odd tokens, which do not decay."""
+    op = ttrc.load(parse_spec(RULES["two_predictions_in_turn"]))
+    x = drawn(op)
+
+    def turns(first, second):
+        return torch.stack((first, second), 2).flatten(1, 2)
+
+    longer = {
+        "q": turns(torch.zeros_like(x["q"]), x["q"]),
+        "k": turns(x["k"], x["kappa"]),
+        "v": turns(x["v"], x["y"].expand_as(x["v"])),
+        "g": turns(x["g"], torch.zeros_like(x["g"])),
+        "beta": turns(x["beta"], x["c"]),
+    }
+    o, final = op(**x, output_final_state=True)
+    expected, last = ttrc.load("gated_deltanet")(**longer, output_final_state=True)
+    assert relative_rms(o, expected[:, 1::2]) < 1e-13 and relative_rms(final, last) < 1e-13
+
+
 PLAIN = '[loss]\nweight = "beta"\nexpr = "norm2(p - v) / 2"'
 IN_PARTS = '[loss.one]\nweight = "beta"\nexpr = "-dot(p, v)"\n[loss.two]\nweight = "beta"\nexpr = "norm2(p) / 2"'
 
 
 @pytest.mark.parametrize("kept", [BY_HEAD, BY_KEY])
-@pytest.mark.parametrize("at", ["previous", "retained"])
+@pytest.mark.parametrize("at", ["previous", "retained"])  # in turn, each part is a step of its own
 def test_a_loss_in_parts_is_the_loss(kept, at):
     alike(text(PLAIN, kept, at), text(IN_PARTS, kept, at))
 
@@ -193,6 +230,8 @@ def test_explain_tells_of_each_association():
     assert "S_t = exp(w) S_prev - (k e_store' + write_forget e_forget')" in lines
     assert "write_forget = a*kappa" in lines and "p_forget = S_prev' key_forget" in lines
     assert all("<mfrac>" in as_mathml(line) for line in mathematics.steps(module)[0].lines[:2])
-    by_token = analyse(parse_spec(BY_TOKEN["two_predictions"]))
+    by_token = analyse(parse_spec(BY_TOKEN["two_sums"]))
     (form,) = [f for f in classify.findings(by_token) if f.aspect == "chunk form"]
-    assert "2 predictions of a token" in form.because
+    assert "2 nonlinear errors of a token" in form.because
+    steps = mathematics.steps(analyse(parse_spec(RULES["two_predictions_in_turn"])))
+    assert "p_second = (a S_prev - k e_first')' key_second" in [as_text(line) for line in steps[-1].lines]

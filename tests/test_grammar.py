@@ -91,9 +91,9 @@ def losses(draw) -> str:
 @st.composite
 def specs(draw, readouts: tuple[str, ...] = (), several: bool = False) -> str:
     terms = draw(st.lists(st.sampled_from(TERMS), min_size=1, max_size=2, unique=True))
-    updates = UPDATES[:-1] if several else UPDATES
+    updates = (*UPDATES[:-1], 'rule = "gradient"\nat = "in_turn"') if several else UPDATES
     weight, retention, update = (draw(st.sampled_from(choices)) for choices in (WEIGHTS, RETENTIONS, updates))
-    momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update else ""
+    momentum = draw(st.sampled_from(MOMENTA)) if "gradient" in update and "in_turn" not in update else ""
     link = draw(st.sampled_from(LINKS)) if "gradient" in update else ""
     features = draw(st.sampled_from(FEATURES))
     body = (
@@ -155,7 +155,7 @@ def test_so_does_one_with_a_read_out(text, case):
     takes_the_whole_road(text, case)
 
 
-@settings(drawn, max_examples=8)
+@settings(drawn, max_examples=10)
 @given(specs(several=True), cases())
 def test_so_does_one_of_several_associations(text, case):
     takes_the_whole_road(text, case)

@@ -62,7 +62,7 @@ def _loss(loss: Loss) -> str:
 def _error(r: Recurrence, association: Association) -> list[str]:
     """What is written, and of what prediction."""
     at = letters(association)
-    p = f"{at.p} = {_read(r, at.key)}"
+    p = f"{at.p} = {_read(r, at.key, written_before(r, association))}"
     match association.error:
         case Affine(slope, offset):
             return [f"{at.e} = ({symbolic.equation(slope)}) p + ({symbolic.equation(offset)}), {p}"]
@@ -95,8 +95,19 @@ def letters(association: Association) -> Letters:
 
 def step(r: Recurrence) -> str:
     """What a token takes off the state: the products of keys and errors, summed."""
-    terms = [f"{weighed(r)}{letters(a).write} {letters(a).e}'" for a in r.associations]
+    terms = [_term(r, a) for a in r.associations]
     return terms[0] if len(terms) == 1 else f"( {' + '.join(terms)} )"
+
+
+def written_before(r: Recurrence, association: Association) -> str:
+    """What a prediction sees taken off at its own token, by the associations before it."""
+    earlier = r.associations[: r.associations.index(association)] if r.in_turn else ()
+    return "".join(f" - {_term(r, a)}" for a in earlier)
+
+
+def _term(r: Recurrence, association: Association) -> str:
+    at = letters(association)
+    return f"{weighed(r)}{at.write} {at.e}'"
 
 
 def _closed(spec: Spec, r: Recurrence) -> list[str]:
@@ -132,10 +143,11 @@ def weighed(r: Recurrence) -> str:
     return "" if r.write == symbolic.ONE else "w "
 
 
-def _read(r: Recurrence, key: str) -> str:
+def _read(r: Recurrence, key: str, before: str) -> str:
     """The prediction, and the state that it is made of."""
     at = "start" if r.segment is not None else "retained" if r.mirror is not None and r.reads_decayed else "prev"
     state = "a S_prev" if r.reads_decayed and r.mirror is None else f"S_{at}"
+    state += before
     if r.network is not None:
         return f"f(k) at {state}"
     return f"({state})' {key}" if r.link is None else f"W({state})' {key}"

@@ -107,7 +107,8 @@ class Recurrence:
     is of what that adds to mirror(S_{t-1}, 0), which then is the retained state.
 
     p_t = S' k_t with S the state at the start of the token's segment of `segment` tokens where there are segments;
-    else the retained state, decay * S_{t-1}, if `reads_decayed`; else S_{t-1}.
+    else the retained state, decay * S_{t-1}, if `reads_decayed`; else S_{t-1}. Where associations come `in_turn`, one
+    sees what those before it have written at this token, too.
 
     With a `link` its weights W = link(S) are read instead of S: p_t = W' k_t and o_t = scale W_t' q_t. In segments
     W = link(S) at the start of each, and inside of it W moves as S does.
@@ -130,6 +131,7 @@ class Recurrence:
     decay: Expr
     log_decay: Expr | None
     reads_decayed: bool
+    in_turn: bool = False
     momentum: Expr | None = None
     log_momentum: Expr | None = None
     segment: int | None = None

@@ -31,6 +31,7 @@ PER_MEANING = {
 AT_MEANING = {
     At.PREVIOUS: "at the state before this token",
     At.RETAINED: "at the minimum of the retention term alone, such as the decayed state",
+    At.IN_TURN: "each loss at what those before it, in the file's order, have left; the first at the retained state",
     At.SEGMENT_START: "at the state at the start of the token's segment",
 }
 
@@ -279,6 +280,7 @@ UPDATES = {
         {
             "previous": _gradient(At.PREVIOUS, {}),
             "retained": _gradient(At.RETAINED, {}),
+            "in_turn": _table('[update] with rule = "gradient" and at = "in_turn"', _RULE),
             "segment_start": _gradient(
                 At.SEGMENT_START, {"segment": _integer(1, 65536, "the segment's length in tokens")}
             ),

@@ -222,6 +222,7 @@ class At(Enum):
 
     PREVIOUS = "previous"  # S_prev
     RETAINED = "retained"  # argmin of the retention term alone
+    IN_TURN = "in_turn"  # that, and what the losses before it, in the file's order, have made of it
     SEGMENT_START = "segment_start"  # frozen at the start of the segment
 
 
@@ -229,6 +230,7 @@ class At(Enum):
 class Gradient:
     """S = argmin <grad loss(S_at), S> + retention(S, S_prev).
 
+    In turn, each loss' gradient is taken at the argmin with those before it in the sum: steps one after another.
     With momentum, own is what this moves S by beyond argmin retention(S, S_prev), and the state is the pair (S, M):
     M = momentum * M_prev + own; S = argmin retention(S, S_prev) + M.
     A segment is that many tokens, counted from the start of each sequence; S_at is the state at its first.

@@ -81,7 +81,7 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
     match spec.update:
         case Gradient(at=At.PREVIOUS):
             W_at = memory.W
-        case Gradient(at=At.RETAINED):
+        case Gradient(at=At.RETAINED | At.IN_TURN):
             W_at = _linked(link, retained(memory.S), scope)
         case Gradient(at=At.SEGMENT_START):
             W_at = memory.start
@@ -100,11 +100,19 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
     def pulled(S: Tensor, scope: Scope) -> Tensor:
         return total(scope[SLOPE] * S) + retention(S, scope)
 
-    slopes = tuple(map(sum, zip(*(slope_of(own, W_at) for own in spec.losses))))
-    S = tuple(
-        argmin(pulled, retention, scope | {"S_prev": S_prev, SLOPE: slope}, kinked=kinked)
-        for S_prev, slope in zip(memory.S, slopes)
-    )
+    def pulled_to(slopes: Matrices) -> Matrices:
+        return tuple(
+            argmin(pulled, retention, scope | {"S_prev": S_prev, SLOPE: slope}, kinked=kinked)
+            for S_prev, slope in zip(memory.S, slopes)
+        )
+
+    first, *others = spec.losses
+    slopes = slope_of(first, W_at)
+    for own in others:
+        if spec.update.at is At.IN_TURN:
+            W_at = _linked(link, pulled_to(slopes), scope)
+        slopes = _each(torch.add, slopes, slope_of(own, W_at))
+    S = pulled_to(slopes)
     moves_alone = link is not None and spec.update.at is At.SEGMENT_START
     if spec.update.momentum is None and not moves_alone:
         return replace(memory, S=S, W=_linked(link, S, scope))

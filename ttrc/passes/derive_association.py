@@ -32,11 +32,16 @@ def _association(spec: Spec, scope: Scope, loss: Loss, write: Expr, stiffness: E
     else:
         error = _explicit_step(spec, scope, loss, gradient, stiffness)
     gradient = symbolic.factored(gradient) if isinstance(error, Nonlinear) else tidied(gradient)
-    return Association(loss.origin, gradient, error, _feature(spec, loss.key), _feature(spec, loss.write))
+    plain = Feature("k", scope.symbols["k"], (), ())
+    key = plain if loss.key is None else read_feature(spec, "k", loss.key)
+    write = key if loss.write is None else read_feature(spec, "k", loss.write)
+    return Association(
+        loss.origin, gradient, error, None if _same(key, plain) else key, None if _same(write, key) else write
+    )
 
 
-def _feature(spec: Spec, where: Located | None) -> Feature | None:
-    return None if where is None else read_feature(spec, "k", where)
+def _same(a: Feature, b: Feature) -> bool:
+    return (a.expr, a.sums) == (b.expr, b.sums)
 
 
 def loss_gradient(spec: Spec, scope: Scope, loss: Loss) -> Expr:

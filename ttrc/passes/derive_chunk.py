@@ -35,6 +35,16 @@ def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
     )
 
 
+def _on_diagonal(build: Builder, key: Tile, by: Tile) -> Tile:
+    """What a token's key finds under another of its keys, on the diagonal of a C x C tile."""
+    terms = build.elementwise("own_terms", sym(key) * sym(by), {t.name: t for t in (key, by)}, "prediction")
+    own = build.reduce("own_overlap", terms, ("t",), "prediction")
+    rows = build.elementwise("own_rows", sym(own), {own.name: own}, "prediction", ("t", "s"))
+    lower = build.mask("own_lower", rows, Relation.CAUSAL, 0.0, "causality")
+    before = build.mask("own_before", rows, Relation.STRICT, 0.0, "causality")
+    return build.elementwise("own", sym(lower) - sym(before), {t.name: t for t in (lower, before)}, "prediction")
+
+
 @dataclass(frozen=True)
 class _Writer:
     """What an association writes: keys, [t, k], and u, [t, v]; both also by the tokens that write."""
@@ -108,14 +118,25 @@ def derive_chunk(recurrence: Recurrence) -> Program:
             return sym(product), (product,)
         return combined(name, terms, lambda own: build.contract(name, by, own, "k", origin), origin)
 
+    def sees_own(asked: Association, writes: Association) -> bool:
+        """Whether a prediction sees what another association has written at the same token."""
+        order = recurrence.associations
+        return recurrence.in_turn and order.index(writes) < order.index(asked)
+
     def system(asked: Association, writes: Association, row: Factor = Factor()) -> Tile:
         """How much a token's prediction moves with what earlier ones write."""
         (key, *_), (*_, by) = keys[asked], keys[writes]
         if moves.between is not None:
             between = moves.between
             pairs = build.decayed("overlap", key, by, "k", between.steps, between.reads_own, "prediction")
-            return make("system", row.expr * sym(pairs), pairs, *row.tiles, origin=asked.origin)
+            total, used = sym(pairs), (pairs,)
+            if sees_own(asked, writes):
+                own = _on_diagonal(build, key, keys[writes][1])
+                total, used = total + sym(own), (pairs, own)
+            return make("system", row.expr * total, *used, *row.tiles, origin=asked.origin)
         overlap = build.contract("overlap", key, by, "k", "prediction")
+        if sees_own(asked, writes):
+            return masked("system", overlap, moves.out_mask, strict=False, by=row)
         return masked("system", overlap, moves.read_mask, strict=True, by=row)
 
     frozen = recurrence.segment is not None

@@ -65,7 +65,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         message, where = f'{what}; rule "gradient" has one', {"path": spec.source.path, "line": spec.update.line}
         raise SpecError(message, **where, key="update.rule")
     associations = derive_associations(spec, scope, write, stiffness)
-    reads_decayed = isinstance(spec.update, Proximal) or spec.update.at is At.RETAINED
+    reads_decayed = isinstance(spec.update, Proximal) or spec.update.at in (At.RETAINED, At.IN_TURN)
 
     momentum = _momentum(spec, scope)
     moved = [e for e in (momentum, mirror) if e is not None]
@@ -83,6 +83,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         decay=decay,
         log_decay=_log(decay),
         reads_decayed=reads_decayed and (decay != 1 or mirror is not None),
+        in_turn=len(associations) > 1 and spec.update.at is At.IN_TURN,
         momentum=momentum,
         log_momentum=None if momentum is None else _log(momentum),
         segment=getattr(spec.update, "segment", None) if frozen else None,

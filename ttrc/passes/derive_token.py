@@ -46,8 +46,8 @@ def derive_token(recurrence: Recurrence) -> Program:
         tile = make(name, expr, origin=origin)
         return sym(tile), (tile,)
 
-    def written(association: Association, key: Tile) -> Tile:
-        """-e, of the prediction for `key`."""
+    def written(association: Association, key: Tile, seen: Tile) -> Tile:
+        """-e, of the prediction for `key` that what is seen makes."""
         origin = association.origin
         if isinstance(association.error, Hebbian):
             return build.elementwise("u", -association.error.offset, tiles, origin, ("v",))
@@ -89,13 +89,20 @@ def derive_token(recurrence: Recurrence) -> Program:
         anchor, seen = since("anchor")
         carries.append(Carry("anchor", anchor, seen, reverse=False, private=True))
 
+    def moved_by(step: Expr, of: tuple[Tile, ...], name: str = "S_next") -> Tile:
+        if recurrence.mirror is not None:
+            return moved(name, state, make("push", step, *of, origin="update"))
+        return make(name, sym(retained) + step, retained, *of, origin="update")
+
     step, of = ZERO, ()
     for association in recurrence.associations:
+        if recurrence.in_turn and of:
+            seen = link(moved_by(step, of, "S_so_far"))
         key, writing = derive_keys(build, tiles, association)
-        u = written(association, key)
+        u = written(association, key, seen)
         step, of = step + recurrence.write * sym(writing) * sym(u), (*of, writing, u)
     if recurrence.mirror is not None:
-        whole = moved("S_next", state, make("push", step, *of, origin="update"))
+        whole = moved_by(step, of)
         step, of = sym(whole) - sym(retained), (whole, retained)
     if recurrence.momentum is not None:
         last, (gate, used) = build.tile("M", ("k", "v")), factor("momentum", recurrence.momentum, "update")

@@ -217,6 +217,10 @@ def _read_class(module: Module) -> Finding:
         case ((Affine() | Nonlinear()), False) if r.segment is not None:
             what = "state" if r.link is None else "weights"
             return Finding("reads", f"the {what} at the start of its segment", _where_taken(module.spec))
+        case ((Affine() | Nonlinear()), _) if r.in_turn:
+            return Finding(
+                "reads", "what the losses before it have made of the retained state", _where_taken(module.spec)
+            )
         case ((Affine() | Nonlinear()), retained) if r.mirror is not None or r.link is not None:
             which, what = "retained" if retained else "previous", "state" if r.link is None else "weights"
             return Finding("reads", f"the {which} {what}", _where_taken(module.spec))

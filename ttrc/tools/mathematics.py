@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ttrc import symbolic
-from ttrc.backends.derivation import letters, step
+from ttrc.backends.derivation import letters, step, written_before
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import (
@@ -177,7 +177,8 @@ def _recurrence(r: Recurrence) -> Step:
         if isinstance(a.error, Nonlinear) and a.error.root is not None:
             lines.append(_equation(r, a.error.root))
         if not isinstance(a.error, Hebbian):
-            lines.append(line(f"{at.p} = ( {before} )' {at.key}", *used) if plain else line(_predicted(r, a)))
+            alone = plain and not written_before(r, a)
+            lines.append(line(f"{at.p} = ( {before} )' {at.key}", *used) if alone else line(_predicted(r, a)))
     if r.link is not None and r.segment is not None:
         lines.append(line(f"W_t - {before.replace('S', 'W')} = S_t - {before}", *used, *used))
     read = "S_t" if r.link is None else "W_t"
@@ -215,7 +216,10 @@ def _own(r: Recurrence) -> str:
 
 
 def _predicted(r: Recurrence, association: Association) -> str:
-    at = letters(association)
+    at, before = letters(association), written_before(r, association)
+    if before:
+        state = f"{'( a S_prev' if r.mirror is None else '( S_retained'}{before} )'"
+        return f"{at.p} = {state} {at.key}" if r.link is None else f"{at.p} = W( {state} )' {at.key}"
     if r.network is None:
         return f"{at.p} = {_seen(r)} {at.key}"
     return f"{at.p} = f(k) at {_seen(r).removesuffix(chr(39))}"
