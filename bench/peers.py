@@ -131,6 +131,16 @@ def _removal(f: Callable, x: Inputs) -> Tensor:
     return f(x["q"], x["w"], x["k"], x["v"], -kappa, written, scale=x["q"].shape[-1] ** -0.5)[0]
 
 
+def _product(f: Callable, x: Inputs) -> Tensor:
+    """fla takes all steps of a token one behind the other."""
+
+    def turns(first: Tensor, second: Tensor) -> Tensor:
+        return torch.stack((first, second.to(first.dtype)), 2).flatten(1, 2)
+
+    k, v, beta = turns(x["k"], x["k_2"]), turns(x["v"], x["v_2"]), turns(x["beta"], x["beta_2"])
+    return f(x["q"], k, v, g=x["g"], beta=beta, num_householder=2)[0]
+
+
 _FLA = {
     "linear_attention": _fla("chunk_linear_attn", "linear_attn", lambda f, x: f(*_qkv(x), normalize=False)[0]),
     "lightning_attention": _fla(
@@ -142,6 +152,7 @@ _FLA = {
     "longhorn": _fla("chunk_delta_rule", "delta_rule", _implicit_delta),
     "gla": _fla("chunk_gla", "gla", lambda f, x: f(*_qkv(x), g=x["g"])[0]),
     "kda": _fla("chunk_kda", "kda", lambda f, x: f(*_qkv(x), g=x["g"], beta=x["beta"])[0]),
+    "gated_deltaproduct": _fla("chunk_gated_delta_product", "gated_delta_product", _product, gated=True),
     "rwkv7": _fla("chunk_rwkv7", "rwkv7", _removal),
     "mesanet": _fla("chunk_mesa_net", "mesa_net", _regression),
     "softmax_attention": _fla("parallel_attn", "attn", lambda f, x: f(*_qkv(x))),

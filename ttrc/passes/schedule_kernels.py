@@ -204,7 +204,10 @@ def _moves_apart(forward: Program, backward: Program) -> tuple[Buffer, ...]:
 
 def _edge_of_moves(forward: Program) -> tuple[Tile, ...]:
     """Where masks are products of masks: what is made of gates alone and used with more than these."""
-    return _edge(forward, "kv") if any(isinstance(s.op, Compose) for s in forward.statements) else ()
+    made = _made_without(forward, "kv")
+    return (
+        _edge(forward, "kv") if any(isinstance(s.op, Compose) for s in forward.statements if s.target in made) else ()
+    )
 
 
 def _known_without_values(forward: Program, backward: Program, gradients: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
@@ -254,14 +257,19 @@ def _space(tile: Tile) -> Space:
 
 def _edge(forward: Program, outside: str) -> tuple[Tile, ...]:
     """What is made of inputs without these axes alone, and used with more than such."""
+    made = _made_without(forward, outside)
+    users = [s for s in forward.statements if s.target not in made]
+    return tuple(dict.fromkeys(t for s in users for t in operands(s.op) if t in made))
+
+
+def _made_without(forward: Program, outside: str) -> set[Tile]:
+    """What is made of inputs without these axes alone."""
     inside = {t for t in forward.inputs if not set(outside) & set(t.axes)}
     made: set[Tile] = set()
     for statement in forward.statements:
-        if inside.issuperset(operands(statement.op)):
-            inside.add(statement.target)
+        if (inside | made).issuperset(operands(statement.op)):
             made.add(statement.target)
-    users = [s for s in forward.statements if s.target not in inside]
-    return tuple(dict.fromkeys(t for s in users for t in operands(s.op) if t in made))
+    return made
 
 
 def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:
