@@ -85,6 +85,9 @@ EXPECTED = {
     "gated_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "gla": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
     "kda": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "gated_deltaproduct": affine(
+        lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]
+    ),  # the first
     "rwkv7": affine(lambda x: exp(x["w"]), lambda x: 1.0, lambda x: 0.0, False),  # of what is asked at kappa
     "preconditioned_delta": affine(lambda x: exp(x["g"]), lambda x: 0.1, lambda x: -x["v"] / 10),
     "entry_decay": affine(lambda x: x["a"] * exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),

@@ -13,13 +13,13 @@ from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.ir.tile import Relation, Solve
 from ttrc.language.load import load_spec
 from ttrc.passes import derive_moves, derive_recurrence, differentiate_tile, pull_factors, simplify_tile
-from ttrc.passes.builder import Builder
+from ttrc.passes.builder import Builder, sym
 from ttrc.passes.simplify_tile import Product
 from ttrc.runtime.load import import_package
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import Verifier
 from ttrc.runtime.verify import Case, fitting, verify
-from ttrc.symbolic import ONE
+from ttrc.symbolic import ONE, ZERO
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 CHUNKED = Case(B=1, T=35, H=1, HV=2, d_k=5, d_v=4, chunk_size=16)
@@ -532,6 +532,60 @@ def test_an_implicit_step_that_passes_its_whole_cotangent_on(build, name, root):
     for setting in SETTINGS:
         assert not failures(sound, setting)
         assert "d_initial_state" in named(failures(broken, setting))
+
+
+# Several associations a token
+
+
+def broken_elimination(monkeypatch, **replaced):
+    """Builder's methods that give no more than these for a statement of this name."""
+    for method, (name, instead) in replaced.items():
+        real = getattr(Builder, method)
+
+        def broken(self, called, *args, real=real, name=name, instead=instead, **kwargs):
+            made = real(self, called, *args, **kwargs)
+            return instead(self, made) if called == name else made
+
+        monkeypatch.setattr(Builder, method, broken)
+
+
+def without(self, made):
+    return self.constant("nothing", ZERO, made.axes, "a mutation")
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [("compose", "by_way"), ("compose", "passed"), ("contract", "seen_above"), ("contract", "seen_below")],
+)
+def test_a_step_of_block_elimination_dropped(build, monkeypatch, method, name):
+    broken_elimination(monkeypatch, **{method: (name, without)})
+    assert {"o", "final_state"} <= named(failures(build("gated_deltaproduct", broken_passes=True), "chunk"))
+
+
+def test_what_another_loss_writes_not_seen_by_a_prediction(build, monkeypatch):
+    broken_elimination(monkeypatch, contract=("told", without))
+    assert "o" in named(failures(build("rwkv7", broken_passes=True), "chunk"))
+
+
+def test_in_turn_without_its_own_token(build, monkeypatch):
+    """Both predictions of a token then see the same state."""
+    recurrence = derive_recurrence.derive_recurrence(load_spec(ROOT / "specs/gated_deltaproduct.toml"))
+    together = dataclasses.replace(recurrence, in_turn=False)
+    monkeypatch.setattr(compiler, "derive_recurrence", lambda spec: together)
+    assert {"o", "d_v_2", "d_k_2"} <= named(failures(build("gated_deltaproduct", broken_passes=True), "chunk"))
+
+
+def test_the_adjoint_of_an_inverse_without_its_sign(build, monkeypatch):
+    real = Builder.mask
+
+    def mask(self, name, arg, relation, fill, origin):
+        made = real(self, name, arg, relation, fill, origin)
+        turned = name == "d_system_via_inverse" and relation is Relation.STRICT
+        return self.elementwise("turned", -sym(made), {made.name: made}, origin) if turned else made
+
+    monkeypatch.setattr(Builder, "mask", mask)
+    found = named(failures(build("gated_deltaproduct", broken_passes=True), "chunk"))
+    assert "d_k" in found and "o" not in found
 
 
 # Gates with channels

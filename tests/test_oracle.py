@@ -144,6 +144,12 @@ def elastic(S, k, v, x):
     return Z.sign() * torch.relu(Z.abs() - x["mu"]) / (1 + x["lam"])
 
 
+def in_turn(S, k, v, x):
+    """Decayed once, then a step of the delta rule after the other."""
+    S = delta(x["g"].exp() * S, k, v, x["beta"])
+    return delta(S, x["k_2"], x["v_2"], x["beta_2"])
+
+
 def removal(S, k, v, x):
     """diag(e^w) S - (a kappa) kappa' S + k v' (arXiv:2503.14456, Eq 16, transposed)."""
     removed = torch.outer(x["a"] * x["kappa"], S.T @ x["kappa"])
@@ -170,6 +176,7 @@ BY_HAND = {
     "gla": lambda S, k, v, x: x["g"].exp()[:, None] * S + torch.outer(k, v),
     "kda": lambda S, k, v, x: delta(x["g"].exp()[:, None] * S, k, v, x["beta"]),
     "rwkv7": removal,
+    "gated_deltaproduct": in_turn,
     "longhorn": lambda S, k, v, x: delta(S, k, v, x["beta"] / (1 + x["beta"] * (k @ k))),
 }
 
