@@ -40,6 +40,7 @@ SPECS = (
     "gla",
     "kda",
     "rwkv7",
+    "gated_deltaproduct",
     "ttt_linear",
     "softmax_attention",
     "forgetting_attention",

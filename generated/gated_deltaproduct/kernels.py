@@ -130,7 +130,7 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_prepare(
+def chunk_prepare_joint(
     q_ptr,
     k_ptr,
     g_ptr,
@@ -247,7 +247,7 @@ def chunk_prepare(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan(
+def chunk_scan_joint(
     q_ptr,
     k_ptr,
     v_ptr,
@@ -388,7 +388,7 @@ def chunk_scan(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_scan_reverse(
+def chunk_scan_reverse_joint(
     q_ptr,
     k_ptr,
     g_ptr,
@@ -540,7 +540,7 @@ def chunk_scan_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients(
+def chunk_gradients_joint(
     k_ptr,
     v_ptr,
     q_ptr,
@@ -603,7 +603,7 @@ def chunk_gradients(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    if BK > 128:
+    if BK > 64:
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
@@ -1622,7 +1622,7 @@ def chunk_gradients(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_output(
+def chunk_output_joint(
     q_ptr,
     k_ptr,
     v_ptr,

@@ -29,11 +29,11 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
-    "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients": {64: (32, 4, 1), 128: (16, 4, 1), 256: (16, 8, 1)},
-    "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_prepare_joint": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
+    "chunk_scan_joint": {64: (32, 4, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_scan_reverse_joint": {64: (32, 4, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_joint": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_output_joint": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -47,7 +47,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan": 128, "chunk_scan_reverse": 128, "chunk_transition": 128}
+STEPS = {"chunk_scan_joint": 128, "chunk_scan_reverse_joint": 128, "chunk_transition": 128}
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ def launch(
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
-        "chunk_prepare",
-        "chunk_gradients",
-        "chunk_output",
+        "chunk_prepare_joint",
+        "chunk_gradients_joint",
+        "chunk_output_joint",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
     if parallel:
@@ -166,11 +166,11 @@ def launch(
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
-        "chunk_prepare",
-        "chunk_scan",
-        "chunk_scan_reverse",
-        "chunk_gradients",
-        "chunk_output",
+        "chunk_prepare_joint",
+        "chunk_scan_joint",
+        "chunk_scan_reverse_joint",
+        "chunk_gradients_joint",
+        "chunk_output_joint",
         "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
@@ -300,10 +300,13 @@ def choose(
     if not set(names) <= set(known):
         where = " where keep_bytes leaves out states" if every > 1 else ""
         raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
-    blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
+    width = min(w for w in CONFIGS["chunk_scan_joint"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = -(-v.shape[3] // config("chunk_scan_joint", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, steps = (
+        layout.all_chunks // layout.sequences,
+        every * chunk // min(chunk, STEPS["chunk_scan_joint"]),
+    )
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -510,7 +513,7 @@ def chunk_forward_triton(
         else v.new_empty(0)
     )
     launch(
-        "chunk_prepare",
+        "chunk_prepare_joint",
         q,
         v,
         layout,
@@ -520,7 +523,7 @@ def chunk_forward_triton(
     )
     if schedule == "fused":
         launch(
-            "chunk_scan",
+            "chunk_scan_joint",
             q,
             v,
             kept,
@@ -554,7 +557,7 @@ def chunk_forward_triton(
         )
     elif schedule == "split":
         launch(
-            "chunk_scan",
+            "chunk_scan_joint",
             q,
             v,
             kept,
@@ -587,7 +590,7 @@ def chunk_forward_triton(
             SAVE=True,
         )
         launch(
-            "chunk_output",
+            "chunk_output_joint",
             q,
             v,
             layout,
@@ -634,7 +637,7 @@ def chunk_forward_triton(
             columns=unit.shape[-1],
         )
         launch(
-            "chunk_scan",
+            "chunk_scan_joint",
             q,
             v,
             pieces,
@@ -668,7 +671,7 @@ def chunk_forward_triton(
         )
         join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
         launch(
-            "chunk_scan",
+            "chunk_scan_joint",
             q,
             v,
             pieces,
@@ -747,7 +750,7 @@ def chunk_backward_triton(
         attention = v.new_empty(*v.shape[:3], chunk)
         attention_2 = v.new_empty(*v.shape[:3], chunk)
         launch(
-            "chunk_prepare",
+            "chunk_prepare_joint",
             q,
             v,
             layout,
@@ -761,7 +764,7 @@ def chunk_backward_triton(
         o, sparse = v.new_empty(0), states
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         launch(
-            "chunk_scan",
+            "chunk_scan_joint",
             q,
             v,
             pieces,
@@ -805,7 +808,7 @@ def chunk_backward_triton(
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
         launch(
-            "chunk_scan_reverse",
+            "chunk_scan_reverse_joint",
             q,
             v,
             layout,
@@ -855,7 +858,7 @@ def chunk_backward_triton(
             columns=unit.shape[-1],
         )
         launch(
-            "chunk_scan_reverse",
+            "chunk_scan_reverse_joint",
             q,
             v,
             pieces,
@@ -886,7 +889,7 @@ def chunk_backward_triton(
         )
         join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
         launch(
-            "chunk_scan_reverse",
+            "chunk_scan_reverse_joint",
             q,
             v,
             pieces,
@@ -916,7 +919,7 @@ def chunk_backward_triton(
             SAVE=True,
         )
     launch(
-        "chunk_gradients",
+        "chunk_gradients_joint",
         q,
         v,
         layout,

@@ -17,6 +17,7 @@ WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 SOLVED = "_solved"  # beside decays by key channel: works with what a triangular system solves for
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
+JOINT = "_joint"  # solves for several unknowns, one after the other: many C x C tiles a step
 MASKS = "_masks"  # works with products of masks
 CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
@@ -54,6 +55,11 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan_reverse_nonlinear": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
     "chunk_output_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_prepare_joint": {64: Config(64, 4, 1), 128: Config(64, 4, 1), 256: Config(64, 8, 1)},
+    "chunk_scan_joint": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_scan_reverse_joint": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_output_joint": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_gradients_joint": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "chunk_prepare_masks": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "chunk_scan_reverse_masks": {64: Config(32, 4, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 1)},
     "chunk_gradients_masks": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
@@ -111,6 +117,7 @@ WIDE = {
     "chunk_gradients": 128,
     "chunk_gradients_nonlinear": 32,
     "chunk_gradients_masks": 64,
+    "chunk_gradients_joint": 64,
 }
 
 
@@ -122,6 +129,7 @@ def plain_name(kernel: str) -> str:
         .removesuffix(KEYS)
         .removesuffix(SOLVED)
         .removesuffix(NONLINEAR)
+        .removesuffix(JOINT)
         .removesuffix(MASKS)
         .removesuffix(CLOSED)
         .removesuffix(DECAYS)

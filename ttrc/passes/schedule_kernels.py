@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, WHOLE, plain_name
+from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
@@ -73,8 +73,9 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         chunk = step = recurrence.segment
     states, d_states = state_buffers("states", carried), state_buffers("d_states", cotangents)
 
-    masks = MASKS if _edge_of_moves(forward) else ""
-    kind = NONLINEAR if solved else ""
+    joint = JOINT if sum(isinstance(s.op, Inverse) for s in forward.statements) > 1 else ""
+    masks = MASKS if _edge_of_moves(forward) else joint
+    kind = NONLINEAR if solved else joint
 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
