@@ -603,7 +603,7 @@ def chunk_gradients_joint(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    if BK > 64:
+    if BK > 128:
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
