@@ -508,7 +508,6 @@ def chunk_gradients_values(
     overlap_ptr,
     d_v_ptr,
     u_ptr,
-    d_prediction_via_rhs_ptr,
     d_beta_ptr,
     d_self_read_via_carried_out_factor_ptr,
     d_scores_below_ptr,
@@ -582,10 +581,6 @@ def chunk_gradients_values(
         # adjoint of attention
         d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # adjoint of rhs
-        d_prediction_via_rhs = -beta[:, None] * d_rhs_via_u_s
-        store_rows(
-            d_prediction_via_rhs_ptr + i_h * V, d_prediction_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV
-        )
         d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
         store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
     # adjoint of carried_out_factor
@@ -623,10 +618,10 @@ def chunk_gradients_keys(
     kept_factor_ptr,
     states_ptr,
     d_states_ptr,
+    d_v_ptr,
     u_ptr,
     d_self_read_via_carried_out_factor_ptr,
     d_scores_below_ptr,
-    d_prediction_via_rhs_ptr,
     d_overlap_below_ptr,
     d_q_ptr,
     d_k_ptr,
@@ -674,8 +669,8 @@ def chunk_gradients_keys(
     d_scores_below = load_lower(d_scores_below_ptr + i_h * BT, token, left, HV * BT, BT)
     d_overlap_below = load_lower(d_overlap_below_ptr + i_h * BT, token, left, HV * BT, BT)
     d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    d_v_via_rhs = load_rows(d_v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
     u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
-    d_prediction_via_rhs = load_rows(d_prediction_via_rhs_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
     for i_p in tl.range(0, panels, disable_licm=True):
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
@@ -757,7 +752,8 @@ def chunk_gradients_keys(
         # gradient
         d_k_so_far_3 = d_k_so_far_2 + d_k_via_kept_keys
         # adjoint of k_decayed
-        d_k_decayed = tl.dot(d_prediction_via_rhs, tl.trans(S), input_precision=PRECISION)
+        d_k_decayed_product = tl.dot(d_v_via_rhs, tl.trans(S), input_precision=PRECISION)
+        d_k_decayed = -d_k_decayed_product
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
         steps_until = running_sum(ones_ptr, log_decay_valid, BT, PRECISION)
         k_decayed = k.to(tl.float32) * tl.exp(steps_until)

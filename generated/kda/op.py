@@ -235,9 +235,9 @@ COSTS = {
                 256: ((3848, 950272, 0, False), (5304, 458752, 5, False)),
             },
             "backward": {
-                64: ((940, 40960, 5, False), (1228, 32768, 0, False), (1832, 286720, 0, False)),
-                128: ((1968, 131072, 5, False), (2124, 65536, 0, False), (4012, 622592, 0, False)),
-                256: ((4792, 458752, 5, False), (3916, 131072, 0, False), (9908, 1441792, 0, False)),
+                64: ((940, 40960, 5, False), (1100, 32768, 0, False), (1832, 286720, 0, False)),
+                128: ((1968, 131072, 5, False), (1868, 65536, 0, False), (4012, 622592, 0, False)),
+                256: ((4792, 458752, 5, False), (3404, 131072, 0, False), (9908, 1441792, 0, False)),
             },
         },
         "split": {
@@ -247,9 +247,9 @@ COSTS = {
                 256: ((3848, 950272, 0, False), (4196, 294912, 3, False), (4264, 196608, 0, False)),
             },
             "backward": {
-                64: ((940, 40960, 5, False), (1228, 32768, 0, False), (1832, 286720, 0, False)),
-                128: ((1968, 131072, 5, False), (2124, 65536, 0, False), (4012, 622592, 0, False)),
-                256: ((4792, 458752, 5, False), (3916, 131072, 0, False), (9908, 1441792, 0, False)),
+                64: ((940, 40960, 5, False), (1100, 32768, 0, False), (1832, 286720, 0, False)),
+                128: ((1968, 131072, 5, False), (1868, 65536, 0, False), (4012, 622592, 0, False)),
+                256: ((4792, 458752, 5, False), (3404, 131072, 0, False), (9908, 1441792, 0, False)),
             },
         },
         "segments": {
@@ -282,7 +282,7 @@ COSTS = {
                     (684, 40960, 5, True),
                     (0, 0, 0, False),
                     (940, 40960, 5, True),
-                    (1228, 32768, 0, False),
+                    (1100, 32768, 0, False),
                     (1832, 286720, 0, False),
                 ),
                 128: (
@@ -290,7 +290,7 @@ COSTS = {
                     (1200, 131072, 5, True),
                     (0, 0, 0, False),
                     (1968, 131072, 5, True),
-                    (2124, 65536, 0, False),
+                    (1868, 65536, 0, False),
                     (4012, 622592, 0, False),
                 ),
                 256: (
@@ -298,7 +298,7 @@ COSTS = {
                     (2232, 458752, 5, True),
                     (0, 0, 0, False),
                     (4792, 458752, 5, True),
-                    (3916, 131072, 0, False),
+                    (3404, 131072, 0, False),
                     (9908, 1441792, 0, False),
                 ),
             },
@@ -835,7 +835,6 @@ def chunk_backward_triton(
     u = v.new_empty(v.shape)
     d_self_read_via_carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_scores_below = v.new_empty(*v.shape[:3], chunk)
-    d_prediction_via_rhs = v.new_empty(v.shape)
     d_overlap_below = v.new_empty(*v.shape[:3], chunk)
     d_v = torch.empty_like(v)
     d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
@@ -962,7 +961,6 @@ def chunk_backward_triton(
             overlap,
             d_v,
             u,
-            d_prediction_via_rhs,
             d_beta,
             d_self_read_via_carried_out_factor,
             d_scores_below,
@@ -984,10 +982,10 @@ def chunk_backward_triton(
             kept_factor,
             states,
             d_states,
+            d_v,
             u,
             d_self_read_via_carried_out_factor,
             d_scores_below,
-            d_prediction_via_rhs,
             d_overlap_below,
             d_q,
             d_k,

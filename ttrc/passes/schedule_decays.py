@@ -6,10 +6,13 @@ block of value channels, belongs elsewhere: it would be made once more for each 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ttrc.ir.plan import Buffer, Kernel, Skeleton, Space, space_of
 from ttrc.ir.tile import Contract, Decayed, Program, Tile, operands
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.slice_program import edge_of, edge_within, names_of, slice_program
+from ttrc.passes.take_multiples import take_multiples
 from ttrc.passes.walk_keys import walk_keys
 
 Buffers = tuple[Buffer, ...]
@@ -65,9 +68,12 @@ def gradients_by_key(program: Program, stores: Buffers, memory: Buffers) -> tupl
     ahead: list[Kernel] = []
     edge = _before_keys(program, stores, memory)
     if any("v" in b.tile.axes for b in edge):
-        small = tuple(b for b in stores if "k" not in b.tile.axes)
-        ahead = [planned("chunk_gradients_values", Skeleton.PARALLEL, program, (*small, *edge), memory)]
-        stores, memory = tuple(b for b in stores if b not in small), (*memory, *edge)
+        first = tuple(b for b in stores if "k" not in b.tile.axes)
+        statements = take_multiples(program.statements, tuple(b.tile for b in first))
+        program = replace(program, statements=statements)
+        edge = tuple(b for b in _before_keys(program, stores, memory) if b.tile not in {f.tile for f in first})
+        ahead = [planned("chunk_gradients_values", Skeleton.PARALLEL, program, (*first, *edge), memory)]
+        stores, memory = tuple(b for b in stores if b not in first), (*memory, *first, *edge)
     else:
         edge = ()
     walk = walk_keys("chunk_gradients", program, stores, memory)
