@@ -62,8 +62,9 @@ def sums_of_scans(
 def gradients_by_key(program: Program, stores: Buffers, memory: Buffers) -> tuple[list[Kernel], Buffers]:
     """The kernels that make `stores`, one that walks key channels, and what is for these alone.
 
-    As wide as the values a product made without key channels would be held beside every panel of those: what the walk
-    takes that is made without them comes from a kernel of its own then, which walks value channels.
+    What is as wide as the values would take the registers of 8 warps in front of the walk, which has work for 4. Where
+    the walk takes such tiles, made without key channels, all that is comes from a kernel of its own, which walks value
+    channels. C x C tiles alone are made by the walk itself.
     """
     ahead: list[Kernel] = []
     edge = _before_keys(program, stores, memory)

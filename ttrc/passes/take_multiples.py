@@ -34,8 +34,9 @@ def _multiples(statements: tuple[Statement, ...], stored: tuple[Tile, ...]) -> M
     """By tile, of which stored one it is a multiple, and by which number."""
     made = {s.target: s.op.expr for s in statements if isinstance(s.op, Elementwise)}
     found: Multiples = {}
-    for tile in (t for t in stored if t in made):
-        for other, expr in made.items():
-            if other.axes == tile.axes and other not in stored and (number := expr / made[tile]).is_Number:
-                found[other] = tile, number
+    for tile in stored:
+        for other, expr in ((t, e) for t, e in made.items() if t.axes == tile.axes and t not in stored):
+            for number in (expr / sym(tile), expr / made.get(tile, sym(tile))):
+                if number.is_Number:
+                    found[other] = tile, number
     return found
