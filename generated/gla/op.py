@@ -23,7 +23,7 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_keys": {64: (32, 4, 1), 128: (64, 4, 1), 256: (64, 4, 1)},
+    "chunk_prepare_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_gradients_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 4, 1)},
@@ -83,18 +83,20 @@ def block(width: int) -> int:
 
 @lru_cache(maxsize=None)
 def ones_where(chunk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Of which tokens s a sum is for each token t, [tables, t, s]: those until t, before it, from it on, after it; and of
-    each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t, and before it in
-    tables of their own; of the first half those after t. Then which tokens are of the other half of its piece.
+    """Of which tokens s a sum is for each token t, tables [t, s] one behind the other: those until t, before it, from it
+    on, after it; and of each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t,
+    and before it in tables of their own; of the first half those after t. Then which tokens are of the other half of its
+    piece, for the first eight t: it is t ^ s that says so.
     """
     t, levels = torch.arange(chunk), torch.arange((chunk - 1).bit_length())[:, None, None]
     row = t[:, None]
     until, before, after = t <= row, t < row, t > row
     near, late = (row ^ t) >> levels == 0, (row >> levels) % 2 == 1
     halves = [near & torch.where(late, own, after) for own in (until, before)]
-    other = (row ^ t) >> levels == 1
+    other = (row[:8] ^ t) >> levels == 1
     # Copied, not made there: what is made while a graph is captured has no values until that is replayed.
-    return torch.cat([torch.stack([until, before, t >= row, after]), *halves, other]).to(device, dtype)
+    tables = [until, before, t >= row, after, *halves, other]
+    return torch.cat([table.flatten() for table in tables]).to(device, dtype)
 
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:

@@ -141,9 +141,10 @@ def decay_by_half(ones, level, high, low, C: tl.constexpr, PRECISION: tl.constex
 
 @triton.jit
 def across(ones, level, t, C: tl.constexpr):
-    """1 for pairs of tokens that are of the two halves of one piece, and 0 for others: a table, for each of as many
-    entries as a tile has would take several instructions to work out."""
-    return tl.load(ones + level * C * C + t[:, None] * C + t[None, :])
+    """1 for pairs of tokens that are of the two halves of one piece, and 0 for others, which t ^ s says: from a table of
+    eight rows, eight columns at a time. To work out what it holds would take several instructions an entry."""
+    columns = (t[:, None] // 8 ^ t[None, :] // 8) * 8 + t[None, :] % 8
+    return tl.load(ones + level * 8 * C + t[:, None] % 8 * C + columns)
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """Tables of zeros and ones, [BT, BT] each, one behind the other: which tokens a sum along the tokens is over.
 
 Four for running sums, in order: until a token, before it, from it on, after it. Then, for decays by key channel, one
-for each length of pieces, with a token's own step and without it; and one for each of which pairs of tokens are of the
-two halves of a piece.
+for each length of pieces, with a token's own step and without it; and, of [8, BT], one for each of which pairs of
+tokens are of the two halves of a piece.
 """
 
 from __future__ import annotations
