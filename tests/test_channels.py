@@ -9,7 +9,7 @@ import ttrc
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError
 from ttrc.ir.recurrence import Affine, Nonlinear
-from ttrc.ir.tile import Solve, Substitute
+from ttrc.ir.tile import Solve, Substitute, operands
 from ttrc.language.load import parse_spec
 from ttrc.runtime.verify import Case, as_arguments, fitting, relative_rms, verify
 from ttrc.sampling import random_inputs
@@ -344,6 +344,30 @@ def test_kernels_forget_and_keep_by_key_channel(rule):
     op = operator(RULES[rule])
     case = Case(T=52, packed=(49, 3), H=1, HV=1, d_k=5, d_v=6, extreme="strong", chunk_size=64)
     assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float32).failures
+
+
+@pytest.mark.parametrize("weight", ["", "beta * "])
+def test_what_a_walk_of_key_channels_takes_of_values_is_made_in_front_of_it(weight):
+    """Once, without keys; and what is the cotangent of values but for the sign is stored as that alone."""
+    gates = {"beta": "head unit"} if weight else {}
+    text = text_of(f"{weight}{SQUARE}", DECAYED, RETAINED, g="key log_decay", **gates)
+    plan = analyse(parse_spec(text)).forms["chunk"].plan
+    _, values, keys = plan.backward
+    made = [{s.target for s in kernel.statements} for kernel in (values, keys)]
+    assert (values.axis, keys.axis) == ("v", "k") and not made[0] & made[1]
+    assert not [s for s in values.statements for t in (s.target, *operands(s.op)) if "k" in t.axes]
+    crossing = set(values.stores) & set(keys.loads)
+    assert crossing >= set(values.stores) - set(plan.gradients)
+    wide = [b.name for b in crossing if "v" in b.tile.axes]
+    assert sorted(wide) == ["d_v", "u"]
+    assert plan.kernels.index(values) < plan.kernels.index(keys)
+
+
+def test_without_a_solve_one_kernel_makes_all_gradients_of_decays_by_key_channel():
+    plan = analyse(parse_spec(text_of("-dot(p, v)", DECAYED, RETAINED, g="key log_decay"))).forms["chunk"].plan
+    _, keys = plan.backward
+    (pairs,) = keys.waiting_pairs
+    assert pairs.tile.axes == ("t", "s") and pairs not in plan.gradients
 
 
 # Arguments

@@ -616,20 +616,29 @@ def test_a_gate_of_the_wrong_value_channels(build):
 @pytest.mark.parametrize("old, new", [
     ("range(0, 4 + (BT > 16)", "range(1, 4 + (BT > 16)"),
     ("ones_ptr + 4 * BT * BT", "ones_ptr + 5 * BT * BT"),
-    ("t[None, :]) >> level) == 1", "t[None, :]) >> level) == 2"),
-    ("((t >> level) & 1)[:, None] == 1", "((t >> level) & 1)[:, None] == 0"),
-    ("tl.exp(gap)", "tl.exp(0.5 * gap)"),
+    ("ones + level * 8 * C", "ones + (level ^ 1) * 8 * C"),
+    ("t[:, None] // 8 ^ t[None, :] // 8", "t[None, :] // 8"),
+    ("tl.exp(sum_where(", "tl.exp(0.5 * sum_where("),
 ])  # fmt: skip
 def test_decays_by_key_channel_between_the_wrong_tokens(build, old, new):
     op = build("gla", kernels=[(old, new)])
     assert {"o", "d_q", "d_k"} <= named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64)))
 
 
-@pytest.mark.parametrize("old, new, wrong", [
-    ("ones_ptr + 2 * BT * BT", "ones_ptr + 3 * BT * BT", {"d_g"}),  # a token's own decay
-    ("_rows, _columns = decayed_back(_pairs0", "_columns, _rows = decayed_back(_pairs0", {"d_q", "d_k", "d_g"}),
-    ("P, tl.trans(P))", "P, 0.0)", {"d_k", "d_g"}),
+def test_a_table_of_the_wrong_pairs(build):
+    op = build("gla", op=[("(row[:8] ^ t) >> levels == 1", "(row[:8] ^ t) >> levels == 2")])
+    assert {"o", "d_q", "d_k"} <= named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64)))
+
+
+@pytest.mark.parametrize("name, old, new, wrong", [
+    ("gla", "ones_ptr + 2 * BT * BT", "ones_ptr + 3 * BT * BT", {"d_g"}),  # a token's own decay
+    ("gla", "tl.dot(a, tl.trans(b)", "tl.dot(b, tl.trans(a)", {"o", "d_v"}),  # which is what takes the pairs themselves
+    ("gla", "decayed_back(tl.trans(_d_scores_below)", "decayed_back((_d_scores_below)", {"d_k", "d_g"}),
+    ("gla", "return decay * tl.dot(P * across", "return tl.dot(P * across", {"d_q", "d_k", "d_g"}),
+    ("gla", "d_scores_via_attention, 0.0)", "d_scores_via_attention, d_scores_via_attention)", {"d_q", "d_k", "d_g"}),
+    ("gla", "d_kept_factor_via_kept_2 * kept_factor", "d_kept_factor_via_kept_2", {"d_g"}),
+    ("kda", "store_rows(u_ptr + i_h * V, u,", "store_rows(u_ptr + i_h * V, 2.0 * u,", {"d_k", "d_g"}),
 ])  # fmt: skip
-def test_what_comes_back_from_decays_by_key_channel_goes_astray(build, old, new, wrong):
-    op = build("gla", kernels=[(old, new)])
+def test_what_decays_by_key_channel_goes_astray(build, name, old, new, wrong):
+    op = build(name, kernels=[(old, new)])
     assert named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64))) == wrong

@@ -106,43 +106,37 @@ def running_sum(ones, x, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def decay_by_half(ones, level, t, high, low, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Of pieces of 2 * 2 ** level tokens: which tokens are of the second half, and decays [C, K] of at most 1: of those
-    since their half began, and of what the others have left until then. high + low are their logarithms token by token.
+def decay_by_half(ones, level, high, low, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Of pieces of 2 * 2 ** level tokens, decays [C, K] of at most 1: of the second half's tokens since that began, and
+    of what those of the first half have left until then. high + low are their logarithms token by token.
     """
-    gap = sum_where(ones + level * C * C, high, low, C, PRECISION)
-    return ((t >> level) & 1)[:, None] == 1, tl.exp(gap)
+    return tl.exp(sum_where(ones + level * C * C, high, low, C, PRECISION))
 
 
 @triton.jit
-def across(level, t):
-    """Which pairs of tokens are of the two halves of one piece."""
-    return ((t[:, None] ^ t[None, :]) >> level) == 1
+def across(ones, level, t, C: tl.constexpr):
+    """1 for pairs of tokens that are of the two halves of one piece, and 0 for others, which t ^ s says: from a table of
+    eight rows, eight columns at a time. To work out what it holds would take several instructions an entry."""
+    columns = (t[:, None] // 8 ^ t[None, :] // 8) * 8 + t[None, :] % 8
+    return tl.load(ones + level * 8 * C + t[:, None] % 8 * C + columns)
 
 
 @triton.jit
-def decayed_pairs(P, level, t, late, decay, a, b, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """P [t, s] with, for s < t of the two halves of one piece, the sum over k of a[t, k] b[s, k] D added.
+def decayed_pairs(P, across, a, b, PRECISION: tl.constexpr):
+    """P [t, s] with, for s < t of the two halves of one piece, the sum over k of a[t, k] b[s, k] D added; a and b come
+    decayed by half.
 
     Each pair s < t is of the two halves of one piece of 2, 4, .. or C tokens: exponents are taken from where the second
     half begins, so that neither factor is more than 1, and all pieces of a length make one matrix product.
     """
-    x = (tl.where(late, a, b).to(tl.float32) * decay).to(dtype)
-    return tl.where(across(level, t), P + tl.dot(x, tl.trans(x), input_precision=PRECISION), P)
+    return P + across.to(tl.float32) * tl.dot(a, tl.trans(b), input_precision=PRECISION)
 
 
 @triton.jit
-def both_halves(P, t):
-    """P [t, s] of s < t, and there too where t < s."""
-    return tl.where(t[:, None] > t[None, :], P, tl.trans(P))
-
-
-@triton.jit
-def decayed_back(P, level, t, late, decay, a, b, PRECISION: tl.constexpr):
-    """The adjoint of decayed_pairs, given that of its pairs: of rows a and of columns b, both [C, K]."""
-    x = (tl.where(late, a, b).to(tl.float32) * decay).to(P.dtype)
-    y = decay * tl.dot(tl.where(across(level, t), P, 0.0), x, input_precision=PRECISION)
-    return tl.where(late, y, 0.0), tl.where(late, 0.0, y)
+def decayed_back(P, across, decay, x, PRECISION: tl.constexpr):
+    """The adjoint of decayed_pairs: of a, given that of its pairs P and b; of b, given P transposed and a. P is 0 but
+    for pairs s < t."""
+    return decay * tl.dot(P * across, x, input_precision=PRECISION)
 
 
 @triton.jit
@@ -234,8 +228,13 @@ def chunk_prepare_keys(
         # read-out
         _high, _low = in_halves(log_decay_valid, dtype)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
-            scores = decayed_pairs(scores, _level, t, _late, _decay, q, k, dtype, PRECISION)
+            _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
+            _across = across(
+                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
+            )
+            _factor0 = (q.to(tl.float32) * _decay).to(dtype)
+            _factor1 = (k.to(tl.float32) * _decay).to(dtype)
+            scores = decayed_pairs(scores, _across, _factor0, _factor1, PRECISION)
     scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
     # read-out
     carried_out_factor = scale * self_read
@@ -439,9 +438,10 @@ def chunk_gradients_keys(
     k_ptr,
     d_o_ptr,
     g_ptr,
+    kept_factor_ptr,
     states_ptr,
     d_states_ptr,
-    d_scores_via_attention_ptr,
+    d_scores_below_ptr,
     d_q_ptr,
     d_k_ptr,
     d_g_ptr,
@@ -492,8 +492,11 @@ def chunk_gradients_keys(
     # adjoint of attention
     d_attention = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
     d_scores_via_attention = d_attention * scale
-    store_lower(d_scores_via_attention_ptr + i_h * BT, d_scores_via_attention, token, left, HV * BT, BT)
+    # adjoint of scores
+    d_scores_below = tl.where(t[:, None] > t[None, :], d_scores_via_attention, 0.0)
+    store_lower(d_scores_below_ptr + i_h * BT, d_scores_below, token, left, HV * BT, BT)
     tl.debug_barrier()
+    _d_scores_below = load_lower(d_scores_below_ptr + i_h * BT, token, left, HV * BT, BT)
     for i_p in tl.range(0, panels, disable_licm=True):
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
@@ -501,17 +504,19 @@ def chunk_gradients_keys(
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        _d_scores_via_attention = load_lower(d_scores_via_attention_ptr + i_h * BT, token, left, HV * BT, BT)
         # adjoint of scores
         _high, _low = in_halves(log_decay_valid, dtype)
         d_q_via_scores = tl.zeros([BT, BK], tl.float32)
         d_k_s_via_scores = tl.zeros([BT, BK], tl.float32)
-        _pairs0 = both_halves(_d_scores_via_attention, t)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
-            _rows, _columns = decayed_back(_pairs0, _level, t, _late, _decay, q, k, PRECISION)
-            d_q_via_scores += _rows
-            d_k_s_via_scores += _columns
+            _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
+            _across = across(
+                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
+            )
+            _factor0 = (k.to(tl.float32) * _decay).to(dtype)
+            d_q_via_scores += decayed_back(_d_scores_below, _across, _decay, _factor0, PRECISION)
+            _factor1 = (q.to(tl.float32) * _decay).to(dtype)
+            d_k_s_via_scores += decayed_back(tl.trans(_d_scores_below), _across, _decay, _factor1, PRECISION)
         d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)
         # adjoint of self_read
         d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
@@ -545,9 +550,7 @@ def chunk_gradients_keys(
         # adjoint of kept
         d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
         d_kept_factor_via_kept_2 = tl.sum(d_kept_factor_via_kept, 1)
-        # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        steps_total = tl.sum(log_decay_valid, 0)
-        kept_factor = tl.exp(steps_total)
+        kept_factor = load_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, K, BK, i_p * BK)
         # adjoint of kept_factor
         d_steps_total_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of steps_total

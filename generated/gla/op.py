@@ -26,7 +26,7 @@ CONFIGS = {
     "chunk_prepare_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 8, 1)},
+    "chunk_gradients_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 4, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -83,17 +83,20 @@ def block(width: int) -> int:
 
 @lru_cache(maxsize=None)
 def ones_where(chunk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Of which tokens s a sum is for each token t, [tables, t, s]: those until t, before it, from it on, after it; and of
-    each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t, and before it in
-    tables of their own; of the first half those after t.
+    """Of which tokens s a sum is for each token t, tables [t, s] one behind the other: those until t, before it, from it
+    on, after it; and of each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t,
+    and before it in tables of their own; of the first half those after t. Then which tokens are of the other half of its
+    piece, for the first eight t: it is t ^ s that says so.
     """
     t, levels = torch.arange(chunk), torch.arange((chunk - 1).bit_length())[:, None, None]
     row = t[:, None]
     until, before, after = t <= row, t < row, t > row
     near, late = (row ^ t) >> levels == 0, (row >> levels) % 2 == 1
     halves = [near & torch.where(late, own, after) for own in (until, before)]
+    other = (row[:8] ^ t) >> levels == 1
     # Copied, not made there: what is made while a graph is captured has no values until that is replayed.
-    return torch.cat([torch.stack([until, before, t >= row, after]), *halves]).to(device, dtype)
+    tables = [until, before, t >= row, after, *halves, other]
+    return torch.cat([table.flatten() for table in tables]).to(device, dtype)
 
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
@@ -228,9 +231,9 @@ COSTS = {
                 256: ((3172, 720896, 0, False), (4196, 294912, 3, False)),
             },
             "backward": {
-                64: ((728, 24576, 3, False), (1696, 237568, 0, False)),
-                128: ((1628, 81920, 3, False), (3744, 507904, 0, False)),
-                256: ((4196, 294912, 3, False), (9376, 1146880, 0, False)),
+                64: ((728, 24576, 3, False), (1700, 237568, 0, False)),
+                128: ((1628, 81920, 3, False), (3752, 507904, 0, False)),
+                256: ((4196, 294912, 3, False), (9392, 1146880, 0, False)),
             },
         },
         "split": {
@@ -240,9 +243,9 @@ COSTS = {
                 256: ((3172, 720896, 0, False), (3088, 131072, 1, False), (3668, 163840, 0, False)),
             },
             "backward": {
-                64: ((728, 24576, 3, False), (1696, 237568, 0, False)),
-                128: ((1628, 81920, 3, False), (3744, 507904, 0, False)),
-                256: ((4196, 294912, 3, False), (9376, 1146880, 0, False)),
+                64: ((728, 24576, 3, False), (1700, 237568, 0, False)),
+                128: ((1628, 81920, 3, False), (3752, 507904, 0, False)),
+                256: ((4196, 294912, 3, False), (9392, 1146880, 0, False)),
             },
         },
         "segments": {
@@ -275,21 +278,21 @@ COSTS = {
                     (260, 8192, 1, True),
                     (0, 0, 0, False),
                     (728, 24576, 3, True),
-                    (1696, 237568, 0, False),
+                    (1700, 237568, 0, False),
                 ),
                 128: (
                     (8, 0, 0, True),
                     (520, 32768, 1, True),
                     (0, 0, 0, False),
                     (1628, 81920, 3, True),
-                    (3744, 507904, 0, False),
+                    (3752, 507904, 0, False),
                 ),
                 256: (
                     (16, 0, 0, True),
                     (1040, 131072, 1, True),
                     (0, 0, 0, False),
                     (4196, 294912, 3, True),
-                    (9376, 1146880, 0, False),
+                    (9392, 1146880, 0, False),
                 ),
             },
         },
@@ -734,7 +737,7 @@ def chunk_backward_triton(
         )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
-    d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
+    d_scores_below = v.new_empty(*v.shape[:3], chunk)
     d_v = torch.empty_like(v)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
@@ -846,9 +849,10 @@ def chunk_backward_triton(
             k,
             d_o,
             g,
+            kept_factor,
             states,
             d_states,
-            d_scores_via_attention,
+            d_scores_below,
             d_q,
             d_k,
             d_g,

@@ -12,6 +12,11 @@ import math
 import torch
 
 
+def keep_strict(x, fill=0.0):
+    """x[t, s] where t > s."""
+    return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
+
+
 def delayed(x, axis, by):
     """x one place further on, a zero in front; by: 1, or -1 backwards."""
     edge, rest = torch.zeros_like(x.narrow(axis, 0, 1)), x.narrow(axis, 0 if by > 0 else 1, x.shape[axis] - 1)
@@ -132,8 +137,9 @@ def chunk_step_backward(q, k, v, g, scale, S, d_o, d_S_next):
     d_attention = d_o @ v.mT
     d_scores_via_attention = d_attention * scale
     # adjoint of scores
-    d_q_via_scores = decayed_s(d_scores_via_attention, k, log_decay_valid, True)
-    d_k_s_via_scores = decayed_t(d_scores_via_attention, q, log_decay_valid, True)
+    d_scores_below = keep_strict(d_scores_via_attention)
+    d_q_via_scores = decayed_s(d_scores_below, k, log_decay_valid, True)
+    d_k_s_via_scores = decayed_t(d_scores_below, q, log_decay_valid, True)
     d_log_decay_valid_via_scores = d_q_via_scores * q
     d_log_decay_valid_via_scores_2 = -d_k_s_via_scores * k
     # adjoint of v_s

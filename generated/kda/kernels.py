@@ -132,43 +132,37 @@ def running_sum(ones, x, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def decay_by_half(ones, level, t, high, low, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Of pieces of 2 * 2 ** level tokens: which tokens are of the second half, and decays [C, K] of at most 1: of those
-    since their half began, and of what the others have left until then. high + low are their logarithms token by token.
+def decay_by_half(ones, level, high, low, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Of pieces of 2 * 2 ** level tokens, decays [C, K] of at most 1: of the second half's tokens since that began, and
+    of what those of the first half have left until then. high + low are their logarithms token by token.
     """
-    gap = sum_where(ones + level * C * C, high, low, C, PRECISION)
-    return ((t >> level) & 1)[:, None] == 1, tl.exp(gap)
+    return tl.exp(sum_where(ones + level * C * C, high, low, C, PRECISION))
 
 
 @triton.jit
-def across(level, t):
-    """Which pairs of tokens are of the two halves of one piece."""
-    return ((t[:, None] ^ t[None, :]) >> level) == 1
+def across(ones, level, t, C: tl.constexpr):
+    """1 for pairs of tokens that are of the two halves of one piece, and 0 for others, which t ^ s says: from a table of
+    eight rows, eight columns at a time. To work out what it holds would take several instructions an entry."""
+    columns = (t[:, None] // 8 ^ t[None, :] // 8) * 8 + t[None, :] % 8
+    return tl.load(ones + level * 8 * C + t[:, None] % 8 * C + columns)
 
 
 @triton.jit
-def decayed_pairs(P, level, t, late, decay, a, b, dtype: tl.constexpr, PRECISION: tl.constexpr):
-    """P [t, s] with, for s < t of the two halves of one piece, the sum over k of a[t, k] b[s, k] D added.
+def decayed_pairs(P, across, a, b, PRECISION: tl.constexpr):
+    """P [t, s] with, for s < t of the two halves of one piece, the sum over k of a[t, k] b[s, k] D added; a and b come
+    decayed by half.
 
     Each pair s < t is of the two halves of one piece of 2, 4, .. or C tokens: exponents are taken from where the second
     half begins, so that neither factor is more than 1, and all pieces of a length make one matrix product.
     """
-    x = (tl.where(late, a, b).to(tl.float32) * decay).to(dtype)
-    return tl.where(across(level, t), P + tl.dot(x, tl.trans(x), input_precision=PRECISION), P)
+    return P + across.to(tl.float32) * tl.dot(a, tl.trans(b), input_precision=PRECISION)
 
 
 @triton.jit
-def both_halves(P, t):
-    """P [t, s] of s < t, and there too where t < s."""
-    return tl.where(t[:, None] > t[None, :], P, tl.trans(P))
-
-
-@triton.jit
-def decayed_back(P, level, t, late, decay, a, b, PRECISION: tl.constexpr):
-    """The adjoint of decayed_pairs, given that of its pairs: of rows a and of columns b, both [C, K]."""
-    x = (tl.where(late, a, b).to(tl.float32) * decay).to(P.dtype)
-    y = decay * tl.dot(tl.where(across(level, t), P, 0.0), x, input_precision=PRECISION)
-    return tl.where(late, y, 0.0), tl.where(late, 0.0, y)
+def decayed_back(P, across, decay, x, PRECISION: tl.constexpr):
+    """The adjoint of decayed_pairs: of a, given that of its pairs P and b; of b, given P transposed and a. P is 0 but
+    for pairs s < t."""
+    return decay * tl.dot(P * across, x, input_precision=PRECISION)
 
 
 @triton.jit
@@ -268,9 +262,14 @@ def chunk_prepare_solved_keys(
         # prediction
         _high, _low = in_halves(log_decay_valid, dtype)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
-            overlap = decayed_pairs(overlap, _level, t, _late, _decay, k, k, dtype, PRECISION)
-            scores = decayed_pairs(scores, _level, t, _late, _decay, q, k, dtype, PRECISION)
+            _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
+            _across = across(
+                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
+            )
+            _factor0 = (k.to(tl.float32) * _decay).to(dtype)
+            overlap = decayed_pairs(overlap, _across, _factor0, _factor0, PRECISION)
+            _factor1 = (q.to(tl.float32) * _decay).to(dtype)
+            scores = decayed_pairs(scores, _across, _factor1, _factor0, PRECISION)
     overlap = tl.where(t[:, None] > t[None, :], overlap, 0.0)
     scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
     store_lower(overlap_ptr + i_h * BT, overlap, token, left, HV * BT, BT)
@@ -500,23 +499,131 @@ def chunk_scan_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients_solved_keys(
+def chunk_gradients_values(
     v_ptr,
-    q_ptr,
-    k_ptr,
     beta_ptr,
     d_o_ptr,
     inverse_ptr,
-    overlap_ptr,
     prediction_ptr,
     d_u_2_ptr,
+    overlap_ptr,
+    d_v_ptr,
+    u_ptr,
+    d_beta_ptr,
+    d_self_read_via_carried_out_factor_ptr,
+    d_scores_below_ptr,
+    d_overlap_below_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    chunk_owner,
+    T,
+    chunks,
+    N,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Cotangents that are made without keys: of values, of what is solved for, of pairs."""
+    dtype: tl.constexpr = v_ptr.dtype.element_ty
+    program = tl.program_id(0)
+    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    if PACKED:
+        i_n = tl.load(chunk_owner + i_chunk)
+        if i_n >= N:
+            return
+        i_c = i_chunk - tl.load(chunk_starts + i_n)
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+    else:
+        i_n, i_c = i_chunk // chunks, i_chunk % chunks
+        first, length = i_n * T, T
+    token, left = first + i_c * BT, length - i_c * BT
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
+    # hold the addresses of all of them in registers.
+    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
+    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+    overlap = load_lower(overlap_ptr + i_h * BT, token, left, HV * BT, BT)
+    d_carried_out_factor_via_carried_out_2 = tl.zeros([BT], tl.float32)
+    d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
+    d_system_via_u = tl.zeros([BT, BT], tl.float32)
+    d_attention = tl.zeros([BT, BT], tl.float32)
+    for i_v in tl.range(0, blocks, disable_licm=True):
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_u_2 = load_rows(d_u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        # loss, line 20: norm2(p - v) / 2
+        rhs = -beta[:, None] * prediction.to(tl.float32) + beta[:, None] * v.to(tl.float32)
+        # update, line 25
+        u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
+        store_rows(u_ptr + i_h * V, u, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of carried_out
+        d_carried_out_factor_via_carried_out = d_o.to(tl.float32) * u
+        d_carried_out_factor_via_carried_out_2 += tl.sum(d_carried_out_factor_via_carried_out, 1)
+        # adjoint of u
+        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_2, input_precision=PRECISION)
+        # adjoint of rhs
+        d_beta_via_rhs = d_rhs_via_u_s * (-prediction.to(tl.float32) + v.to(tl.float32))
+        d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
+        # adjoint of u
+        d_system_via_u = tl.dot(
+            d_rhs_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_via_u, input_precision=PRECISION
+        )
+        # adjoint of attention
+        d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
+        # adjoint of rhs
+        d_v_via_rhs = beta[:, None] * d_rhs_via_u_s
+        store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
+    # adjoint of carried_out_factor
+    d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
+    store_vector(
+        d_self_read_via_carried_out_factor_ptr + i_h, d_self_read_via_carried_out_factor, token, left, HV, BT
+    )
+    # adjoint of u
+    d_system_via_u_2 = -d_system_via_u
+    d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+    # adjoint of system
+    d_beta_via_system = d_system_via_u_3 * overlap.to(tl.float32)
+    d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
+    # gradient
+    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
+    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+    # adjoint of system
+    d_overlap_via_system = beta[:, None] * d_system_via_u_3
+    # adjoint of overlap
+    d_overlap_below = tl.where(t[:, None] > t[None, :], d_overlap_via_system, 0.0)
+    store_lower(d_overlap_below_ptr + i_h * BT, d_overlap_below, token, left, HV * BT, BT)
+    # adjoint of attention
+    d_scores_via_attention = d_attention * scale
+    # adjoint of scores
+    d_scores_below = tl.where(t[:, None] > t[None, :], d_scores_via_attention, 0.0)
+    store_lower(d_scores_below_ptr + i_h * BT, d_scores_below, token, left, HV * BT, BT)
+
+
+@triton.jit(do_not_specialize=["T", "chunks", "N"])
+def chunk_gradients_keys(
+    q_ptr,
+    k_ptr,
     g_ptr,
+    d_o_ptr,
+    kept_factor_ptr,
     states_ptr,
     d_states_ptr,
-    d_overlap_via_system_ptr,
-    d_scores_via_attention_ptr,
     d_v_ptr,
-    d_beta_ptr,
+    u_ptr,
+    d_self_read_via_carried_out_factor_ptr,
+    d_scores_below_ptr,
+    d_overlap_below_ptr,
     d_q_ptr,
     d_k_ptr,
     d_g_ptr,
@@ -539,7 +646,7 @@ def chunk_gradients_solved_keys(
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
-    dtype: tl.constexpr = v_ptr.dtype.element_ty
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -557,52 +664,14 @@ def chunk_gradients_solved_keys(
     t = tl.arange(0, BT)
     # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
     panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    overlap = load_lower(overlap_ptr + i_h * BT, token, left, HV * BT, BT)
-    v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    d_self_read_via_carried_out_factor = load_vector(
+        d_self_read_via_carried_out_factor_ptr + i_h, token, left, HV, BT, 0.0
+    )
+    d_scores_below = load_lower(d_scores_below_ptr + i_h * BT, token, left, HV * BT, BT)
+    d_overlap_below = load_lower(d_overlap_below_ptr + i_h * BT, token, left, HV * BT, BT)
     d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
-    prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
-    d_u_2 = load_rows(d_u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
-    # loss, line 20: norm2(p - v) / 2
-    prediction_shared = -prediction.to(tl.float32) + v.to(tl.float32)
-    rhs = beta[:, None] * prediction_shared
-    # update, line 25
-    u = tl.dot(tl.trans(rhs).to(dtype), tl.trans(inverse), input_precision=PRECISION)
-    # adjoint of carried_out
-    d_carried_out_factor_via_carried_out = tl.trans(d_o.to(tl.float32)) * u
-    d_carried_out_factor_via_carried_out_2 = tl.sum(d_carried_out_factor_via_carried_out, 0)
-    # adjoint of carried_out_factor
-    d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
-    # adjoint of u
-    d_rhs_via_u_s = tl.dot(tl.trans(d_u_2), inverse, input_precision=PRECISION)
-    # adjoint of rhs
-    d_beta_via_rhs = d_rhs_via_u_s * tl.trans(prediction_shared)
-    d_beta_via_rhs_2 = tl.sum(d_beta_via_rhs, 0)
-    # adjoint of u
-    d_system_via_u = tl.dot(tl.trans(d_rhs_via_u_s).to(dtype), u.to(dtype), input_precision=PRECISION)
-    d_system_via_u_2 = -d_system_via_u
-    d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
-    # adjoint of system
-    d_beta_via_system = d_system_via_u_3 * overlap.to(tl.float32)
-    d_beta_via_system_2 = tl.sum(d_beta_via_system, 1)
-    # gradient
-    d_beta = d_beta_via_rhs_2 + d_beta_via_system_2
-    store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
-    # adjoint of system
-    d_overlap_via_system = beta[:, None] * d_system_via_u_3
-    store_lower(d_overlap_via_system_ptr + i_h * BT, d_overlap_via_system, token, left, HV * BT, BT)
-    # adjoint of attention
-    d_attention = tl.dot(d_o, u.to(dtype), input_precision=PRECISION)
-    d_scores_via_attention = d_attention * scale
-    store_lower(d_scores_via_attention_ptr + i_h * BT, d_scores_via_attention, token, left, HV * BT, BT)
-    # adjoint of rhs
-    d_prediction_via_rhs = -beta[None, :] * d_rhs_via_u_s
-    d_v_via_rhs = beta[None, :] * d_rhs_via_u_s
-    store_rows(d_v_ptr + i_h * V, tl.trans(d_v_via_rhs), token, left, HV * V, V, BT, BV, 0)
-    tl.debug_barrier()
-    _u_turned = tl.trans(u).to(dtype)
-    _d_prediction_via_rhs_turned = tl.trans(d_prediction_via_rhs).to(dtype)
+    d_v_via_rhs = load_rows(d_v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
+    u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
     for i_p in tl.range(0, panels, disable_licm=True):
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
@@ -610,24 +679,23 @@ def chunk_gradients_solved_keys(
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        _d_overlap_via_system = load_lower(d_overlap_via_system_ptr + i_h * BT, token, left, HV * BT, BT)
-        _d_scores_via_attention = load_lower(d_scores_via_attention_ptr + i_h * BT, token, left, HV * BT, BT)
         # adjoint of scores
         _high, _low = in_halves(log_decay_valid, dtype)
         d_q_via_scores = tl.zeros([BT, BK], tl.float32)
         d_k_s_via_scores = tl.zeros([BT, BK], tl.float32)
         d_k_via_overlap = tl.zeros([BT, BK], tl.float32)
         d_k_s_via_overlap = tl.zeros([BT, BK], tl.float32)
-        _pairs0 = both_halves(_d_overlap_via_system, t)
-        _pairs1 = both_halves(_d_scores_via_attention, t)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            _late, _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, t, _high, _low, BT, PRECISION)
-            _rows, _columns = decayed_back(_pairs0, _level, t, _late, _decay, k, k, PRECISION)
-            d_k_via_overlap += _rows
-            d_k_s_via_overlap += _columns
-            _rows, _columns = decayed_back(_pairs1, _level, t, _late, _decay, q, k, PRECISION)
-            d_q_via_scores += _rows
-            d_k_s_via_scores += _columns
+            _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
+            _across = across(
+                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
+            )
+            _factor0 = (k.to(tl.float32) * _decay).to(dtype)
+            d_q_via_scores += decayed_back(d_scores_below, _across, _decay, _factor0, PRECISION)
+            _factor1 = (q.to(tl.float32) * _decay).to(dtype)
+            d_k_s_via_scores += decayed_back(tl.trans(d_scores_below), _across, _decay, _factor1, PRECISION)
+            d_k_via_overlap += decayed_back(d_overlap_below, _across, _decay, _factor0, PRECISION)
+            d_k_s_via_overlap += decayed_back(tl.trans(d_overlap_below), _across, _decay, _factor0, PRECISION)
         d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)
         # adjoint of self_read
         d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
@@ -659,7 +727,7 @@ def chunk_gradients_solved_keys(
             d_states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
         )
         # adjoint of kept_keys
-        d_kept_keys = tl.dot(_u_turned, tl.trans(d_S_next), input_precision=PRECISION)
+        d_kept_keys = tl.dot(u, tl.trans(d_S_next), input_precision=PRECISION)
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
         steps_after = running_sum(ones_ptr + 3 * BT * BT, log_decay_valid, BT, PRECISION)
         kept_keys = k.to(tl.float32) * tl.exp(steps_after)
@@ -673,9 +741,7 @@ def chunk_gradients_solved_keys(
         # adjoint of kept
         d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
         d_kept_factor_via_kept_2 = tl.sum(d_kept_factor_via_kept, 1)
-        # retention, line 23: norm2(S - exp(g) * S_prev) / 2
-        steps_total = tl.sum(log_decay_valid, 0)
-        kept_factor = tl.exp(steps_total)
+        kept_factor = load_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, K, BK, i_p * BK)
         # adjoint of kept_factor
         d_steps_total_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of steps_total
@@ -687,7 +753,8 @@ def chunk_gradients_solved_keys(
         # gradient
         d_k_so_far_3 = d_k_so_far_2 + d_k_via_kept_keys
         # adjoint of k_decayed
-        d_k_decayed = tl.dot(_d_prediction_via_rhs_turned, tl.trans(S), input_precision=PRECISION)
+        d_k_decayed_product = tl.dot(d_v_via_rhs, tl.trans(S), input_precision=PRECISION)
+        d_k_decayed = -d_k_decayed_product
         # retention, line 23: norm2(S - exp(g) * S_prev) / 2
         steps_until = running_sum(ones_ptr, log_decay_valid, BT, PRECISION)
         k_decayed = k.to(tl.float32) * tl.exp(steps_until)

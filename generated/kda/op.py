@@ -26,10 +26,11 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_solved_keys": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
+    "chunk_prepare_solved_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients_solved_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_values": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
+    "chunk_gradients_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 4, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -86,17 +87,20 @@ def block(width: int) -> int:
 
 @lru_cache(maxsize=None)
 def ones_where(chunk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Of which tokens s a sum is for each token t, [tables, t, s]: those until t, before it, from it on, after it; and of
-    each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t, and before it in
-    tables of their own; of the first half those after t.
+    """Of which tokens s a sum is for each token t, tables [t, s] one behind the other: those until t, before it, from it
+    on, after it; and of each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t,
+    and before it in tables of their own; of the first half those after t. Then which tokens are of the other half of its
+    piece, for the first eight t: it is t ^ s that says so.
     """
     t, levels = torch.arange(chunk), torch.arange((chunk - 1).bit_length())[:, None, None]
     row = t[:, None]
     until, before, after = t <= row, t < row, t > row
     near, late = (row ^ t) >> levels == 0, (row >> levels) % 2 == 1
     halves = [near & torch.where(late, own, after) for own in (until, before)]
+    other = (row[:8] ^ t) >> levels == 1
     # Copied, not made there: what is made while a graph is captured has no values until that is replayed.
-    return torch.cat([torch.stack([until, before, t >= row, after]), *halves]).to(device, dtype)
+    tables = [until, before, t >= row, after, *halves, other]
+    return torch.cat([table.flatten() for table in tables]).to(device, dtype)
 
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
@@ -111,7 +115,7 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 # They take every value channel, and of the key ones as many at once as configurations say.
 KEYS = (
     "chunk_prepare_solved_keys",
-    "chunk_gradients_solved_keys",
+    "chunk_gradients_keys",
 )
 
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
@@ -178,7 +182,8 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
         "chunk_prepare_solved_keys",
-        "chunk_gradients_solved_keys",
+        "chunk_gradients_values",
+        "chunk_gradients_keys",
         "chunk_output",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -196,7 +201,8 @@ def launch(
         "chunk_prepare_solved_keys",
         "chunk_scan",
         "chunk_scan_reverse",
-        "chunk_gradients_solved_keys",
+        "chunk_gradients_values",
+        "chunk_gradients_keys",
         "chunk_output",
         "chunk_transition",
     ):
@@ -231,9 +237,9 @@ COSTS = {
                 256: ((3848, 950272, 0, False), (5304, 458752, 5, False)),
             },
             "backward": {
-                64: ((940, 40960, 5, False), (2408, 319488, 0, False)),
-                128: ((1968, 131072, 5, False), (4840, 688128, 0, False)),
-                256: ((4792, 458752, 5, False), (11240, 1572864, 0, False)),
+                64: ((940, 40960, 5, False), (1100, 32768, 0, False), (1832, 286720, 0, False)),
+                128: ((1968, 131072, 5, False), (1868, 65536, 0, False), (4012, 622592, 0, False)),
+                256: ((4792, 458752, 5, False), (3404, 131072, 0, False), (9908, 1441792, 0, False)),
             },
         },
         "split": {
@@ -243,9 +249,9 @@ COSTS = {
                 256: ((3848, 950272, 0, False), (4196, 294912, 3, False), (4264, 196608, 0, False)),
             },
             "backward": {
-                64: ((940, 40960, 5, False), (2408, 319488, 0, False)),
-                128: ((1968, 131072, 5, False), (4840, 688128, 0, False)),
-                256: ((4792, 458752, 5, False), (11240, 1572864, 0, False)),
+                64: ((940, 40960, 5, False), (1100, 32768, 0, False), (1832, 286720, 0, False)),
+                128: ((1968, 131072, 5, False), (1868, 65536, 0, False), (4012, 622592, 0, False)),
+                256: ((4792, 458752, 5, False), (3404, 131072, 0, False), (9908, 1441792, 0, False)),
             },
         },
         "segments": {
@@ -278,21 +284,24 @@ COSTS = {
                     (684, 40960, 5, True),
                     (0, 0, 0, False),
                     (940, 40960, 5, True),
-                    (2408, 319488, 0, False),
+                    (1100, 32768, 0, False),
+                    (1832, 286720, 0, False),
                 ),
                 128: (
                     (604, 81920, 3, True),
                     (1200, 131072, 5, True),
                     (0, 0, 0, False),
                     (1968, 131072, 5, True),
-                    (4840, 688128, 0, False),
+                    (1868, 65536, 0, False),
+                    (4012, 622592, 0, False),
                 ),
                 256: (
                     (1124, 294912, 3, True),
                     (2232, 458752, 5, True),
                     (0, 0, 0, False),
                     (4792, 458752, 5, True),
-                    (11240, 1572864, 0, False),
+                    (3404, 131072, 0, False),
+                    (9908, 1441792, 0, False),
                 ),
             },
         },
@@ -825,8 +834,10 @@ def chunk_backward_triton(
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_u_2 = v.new_empty(v.shape)
-    d_overlap_via_system = v.new_empty(*v.shape[:3], chunk)
-    d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
+    u = v.new_empty(v.shape)
+    d_self_read_via_carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    d_scores_below = v.new_empty(*v.shape[:3], chunk)
+    d_overlap_below = v.new_empty(*v.shape[:3], chunk)
     d_v = torch.empty_like(v)
     d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
@@ -937,28 +948,47 @@ def chunk_backward_triton(
             SAVE=True,
         )
     launch(
-        "chunk_gradients_solved_keys",
+        "chunk_gradients_values",
         q,
         v,
         layout,
         chunk,
         [
             v,
-            q,
-            k,
             beta,
             d_o,
             inverse,
-            overlap,
             prediction,
             d_u_2,
+            overlap,
+            d_v,
+            u,
+            d_beta,
+            d_self_read_via_carried_out_factor,
+            d_scores_below,
+            d_overlap_below,
+        ],
+        scale,
+    )
+    launch(
+        "chunk_gradients_keys",
+        q,
+        v,
+        layout,
+        chunk,
+        [
+            q,
+            k,
             g,
+            d_o,
+            kept_factor,
             states,
             d_states,
-            d_overlap_via_system,
-            d_scores_via_attention,
             d_v,
-            d_beta,
+            u,
+            d_self_read_via_carried_out_factor,
+            d_scores_below,
+            d_overlap_below,
             d_q,
             d_k,
             d_g,

@@ -161,8 +161,9 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_attention = d_o @ u.mT
     d_scores_via_attention = d_attention * scale
     # adjoint of scores
-    d_q_via_scores = decayed_s(d_scores_via_attention, k, log_decay_valid, True)
-    d_k_s_via_scores = decayed_t(d_scores_via_attention, q, log_decay_valid, True)
+    d_scores_below = keep_strict(d_scores_via_attention)
+    d_q_via_scores = decayed_s(d_scores_below, k, log_decay_valid, True)
+    d_k_s_via_scores = decayed_t(d_scores_below, q, log_decay_valid, True)
     d_log_decay_valid_via_scores = d_q_via_scores * q
     d_log_decay_valid_via_scores_2 = -d_k_s_via_scores * k
     # adjoint of u_s
@@ -188,8 +189,9 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_beta_via_system_2 = d_beta_via_system.sum(-1)
     d_overlap_via_system = beta[..., :, None] * d_system_via_u_3
     # adjoint of overlap
-    d_k_via_overlap = decayed_s(d_overlap_via_system, k, log_decay_valid, True)
-    d_k_s_via_overlap = decayed_t(d_overlap_via_system, k, log_decay_valid, True)
+    d_overlap_below = keep_strict(d_overlap_via_system)
+    d_k_via_overlap = decayed_s(d_overlap_below, k, log_decay_valid, True)
+    d_k_s_via_overlap = decayed_t(d_overlap_below, k, log_decay_valid, True)
     d_log_decay_valid_via_overlap = d_k_via_overlap * k
     d_log_decay_valid_via_overlap_2 = -d_k_s_via_overlap * k
     # adjoint of steps_total

@@ -27,10 +27,11 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_solved_keys": {64: (64, 8, 1), 128: (64, 8, 1), 256: (64, 8, 1)},
+    "chunk_prepare_solved_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
-    "chunk_gradients_solved_keys": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
+    "chunk_gradients_values": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
+    "chunk_gradients_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 4, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -87,17 +88,20 @@ def block(width: int) -> int:
 
 @lru_cache(maxsize=None)
 def ones_where(chunk: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Of which tokens s a sum is for each token t, [tables, t, s]: those until t, before it, from it on, after it; and of
-    each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t, and before it in
-    tables of their own; of the first half those after t.
+    """Of which tokens s a sum is for each token t, tables [t, s] one behind the other: those until t, before it, from it
+    on, after it; and of each piece of 2, 4, .. tokens those up to its middle: of the second half from its first until t,
+    and before it in tables of their own; of the first half those after t. Then which tokens are of the other half of its
+    piece, for the first eight t: it is t ^ s that says so.
     """
     t, levels = torch.arange(chunk), torch.arange((chunk - 1).bit_length())[:, None, None]
     row = t[:, None]
     until, before, after = t <= row, t < row, t > row
     near, late = (row ^ t) >> levels == 0, (row >> levels) % 2 == 1
     halves = [near & torch.where(late, own, after) for own in (until, before)]
+    other = (row[:8] ^ t) >> levels == 1
     # Copied, not made there: what is made while a graph is captured has no values until that is replayed.
-    return torch.cat([torch.stack([until, before, t >= row, after]), *halves]).to(device, dtype)
+    tables = [until, before, t >= row, after, *halves, other]
+    return torch.cat([table.flatten() for table in tables]).to(device, dtype)
 
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
@@ -112,7 +116,7 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 # They take every value channel, and of the key ones as many at once as configurations say.
 KEYS = (
     "chunk_prepare_solved_keys",
-    "chunk_gradients_solved_keys",
+    "chunk_gradients_keys",
 )
 
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
@@ -179,7 +183,8 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
         "chunk_prepare_solved_keys",
-        "chunk_gradients_solved_keys",
+        "chunk_gradients_values",
+        "chunk_gradients_keys",
         "chunk_output",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -197,7 +202,8 @@ def launch(
         "chunk_prepare_solved_keys",
         "chunk_scan",
         "chunk_scan_reverse",
-        "chunk_gradients_solved_keys",
+        "chunk_gradients_values",
+        "chunk_gradients_keys",
         "chunk_output",
         "chunk_transition",
     ):
@@ -232,9 +238,9 @@ COSTS = {
                 256: ((6488, 1802240, 0, False), (5976, 655360, 8, False)),
             },
             "backward": {
-                64: ((1356, 65536, 8, False), (3616, 581632, 0, False)),
-                128: ((2640, 196608, 8, False), (6944, 1228800, 0, False)),
-                256: ((5976, 655360, 8, False), (15136, 2719744, 0, False)),
+                64: ((1356, 65536, 8, False), (1256, 57344, 0, False), (3148, 524288, 0, False)),
+                128: ((2640, 196608, 8, False), (2024, 114688, 0, False), (6480, 1114112, 0, False)),
+                256: ((5976, 655360, 8, False), (3560, 229376, 0, False), (14680, 2490368, 0, False)),
             },
         },
         "split": {
@@ -244,9 +250,9 @@ COSTS = {
                 256: ((6488, 1802240, 0, False), (4784, 458752, 5, False), (4424, 262144, 0, False)),
             },
             "backward": {
-                64: ((1356, 65536, 8, False), (3616, 581632, 0, False)),
-                128: ((2640, 196608, 8, False), (6944, 1228800, 0, False)),
-                256: ((5976, 655360, 8, False), (15136, 2719744, 0, False)),
+                64: ((1356, 65536, 8, False), (1256, 57344, 0, False), (3148, 524288, 0, False)),
+                128: ((2640, 196608, 8, False), (2024, 114688, 0, False), (6480, 1114112, 0, False)),
+                256: ((5976, 655360, 8, False), (3560, 229376, 0, False), (14680, 2490368, 0, False)),
             },
         },
         "segments": {
@@ -279,21 +285,24 @@ COSTS = {
                     (680, 40960, 5, True),
                     (0, 0, 0, False),
                     (1356, 65536, 8, True),
-                    (3616, 581632, 0, False),
+                    (1256, 57344, 0, False),
+                    (3148, 524288, 0, False),
                 ),
                 128: (
                     (600, 81920, 3, True),
                     (1196, 131072, 5, True),
                     (0, 0, 0, False),
                     (2640, 196608, 8, True),
-                    (6944, 1228800, 0, False),
+                    (2024, 114688, 0, False),
+                    (6480, 1114112, 0, False),
                 ),
                 256: (
                     (1120, 294912, 3, True),
                     (2228, 458752, 5, True),
                     (0, 0, 0, False),
                     (5976, 655360, 8, True),
-                    (15136, 2719744, 0, False),
+                    (3560, 229376, 0, False),
+                    (14680, 2490368, 0, False),
                 ),
             },
         },
@@ -877,10 +886,14 @@ def chunk_backward_triton(
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
     d_u_2 = v.new_empty(v.shape)
-    d_overlap_via_u_3 = v.new_empty(*v.shape[:3], chunk)
-    d_scores_2_via_attention_2 = v.new_empty(*v.shape[:3], chunk)
-    d_overlap_2 = v.new_empty(*v.shape[:3], chunk)
-    d_scores_via_attention = v.new_empty(*v.shape[:3], chunk)
+    u = v.new_empty(v.shape)
+    d_self_read_2_via_carried_out_factor_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    d_self_read_via_carried_out_factor = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    d_scores_2_below = v.new_empty(*v.shape[:3], chunk)
+    d_scores_below = v.new_empty(*v.shape[:3], chunk)
+    d_overlap_2_below = v.new_empty(*v.shape[:3], chunk)
+    d_prediction_via_rhs = v.new_empty(v.shape)
+    d_overlap_below = v.new_empty(*v.shape[:3], chunk)
     d_v = torch.empty_like(v)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
@@ -1004,29 +1017,54 @@ def chunk_backward_triton(
             SAVE=True,
         )
     launch(
-        "chunk_gradients_solved_keys",
+        "chunk_gradients_values",
         q,
         v,
         layout,
         chunk,
         [
             v,
-            q,
-            k,
             d_o,
             overlap_2,
             inverse,
             prediction,
             d_u_2,
+            u,
+            d_prediction_via_rhs,
+            d_self_read_2_via_carried_out_factor_2,
+            d_self_read_via_carried_out_factor,
+            d_scores_2_below,
+            d_scores_below,
+            d_overlap_2_below,
+            d_overlap_below,
+        ],
+        scale,
+    )
+    launch(
+        "chunk_gradients_keys",
+        q,
+        v,
+        layout,
+        chunk,
+        [
+            q,
+            k,
+            v,
             w,
             kappa,
             a,
+            d_o,
+            kept_factor,
             states,
             d_states,
-            d_overlap_via_u_3,
-            d_scores_2_via_attention_2,
-            d_overlap_2,
-            d_scores_via_attention,
+            u,
+            d_self_read_2_via_carried_out_factor_2,
+            d_self_read_via_carried_out_factor,
+            d_scores_2_below,
+            d_scores_below,
+            d_overlap_2_below,
+            d_prediction_via_rhs,
+            d_overlap_below,
             d_q,
             d_k,
             d_w,

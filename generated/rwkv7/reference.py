@@ -200,16 +200,18 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     d_attention_2 = d_o @ u.mT
     d_scores_2_via_attention_2 = d_attention_2 * scale
     # adjoint of scores_2
-    d_q_via_scores_2 = decayed_s(d_scores_2_via_attention_2, write, log_decay_valid, True)
-    d_write_s_via_scores_2 = decayed_t(d_scores_2_via_attention_2, q, log_decay_valid, True)
+    d_scores_2_below = keep_strict(d_scores_2_via_attention_2)
+    d_q_via_scores_2 = decayed_s(d_scores_2_below, write, log_decay_valid, True)
+    d_write_s_via_scores_2 = decayed_t(d_scores_2_below, q, log_decay_valid, True)
     d_log_decay_valid_via_scores_2 = d_q_via_scores_2 * q
     d_log_decay_valid_via_scores_2_2 = -d_write_s_via_scores_2 * write
     # adjoint of attention
     d_attention = d_o @ v.mT
     d_scores_via_attention = d_attention * scale
     # adjoint of scores
-    d_q_via_scores = decayed_s(d_scores_via_attention, k, log_decay_valid, True)
-    d_k_s_via_scores = decayed_t(d_scores_via_attention, q, log_decay_valid, True)
+    d_scores_below = keep_strict(d_scores_via_attention)
+    d_q_via_scores = decayed_s(d_scores_below, k, log_decay_valid, True)
+    d_k_s_via_scores = decayed_t(d_scores_below, q, log_decay_valid, True)
     d_log_decay_valid_via_scores = d_q_via_scores * q
     d_log_decay_valid_via_scores_3 = -d_k_s_via_scores * k
     # adjoint of u_s
@@ -225,8 +227,9 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     d_prediction_via_rhs = -d_rhs_via_u
     # adjoint of overlap_2
     d_overlap_2 = d_prediction_via_rhs @ v.mT
-    d_kappa_via_overlap_2 = decayed_s(d_overlap_2, k, log_decay_valid, False)
-    d_k_s_via_overlap_2 = decayed_t(d_overlap_2, kappa, log_decay_valid, False)
+    d_overlap_2_below = keep_strict(d_overlap_2)
+    d_kappa_via_overlap_2 = decayed_s(d_overlap_2_below, k, log_decay_valid, False)
+    d_k_s_via_overlap_2 = decayed_t(d_overlap_2_below, kappa, log_decay_valid, False)
     d_log_decay_valid_via_overlap_2 = d_kappa_via_overlap_2 * kappa
     d_log_decay_valid_via_overlap_2_2 = -d_k_s_via_overlap_2 * k
     d_log_decay_valid_via_overlap_2_3 = -d_log_decay_valid_via_overlap_2
@@ -235,8 +238,9 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     d_kappa_via_kappa_decayed = d_kappa_decayed * torch.exp(steps_before)
     d_steps_before_via_kappa_decayed = d_kappa_decayed * kappa_decayed
     # adjoint of overlap
-    d_kappa_via_overlap = decayed_s(d_overlap_via_u_3, write, log_decay_valid, False)
-    d_write_s_via_overlap = decayed_t(d_overlap_via_u_3, kappa, log_decay_valid, False)
+    d_overlap_below = keep_strict(d_overlap_via_u_3)
+    d_kappa_via_overlap = decayed_s(d_overlap_below, write, log_decay_valid, False)
+    d_write_s_via_overlap = decayed_t(d_overlap_below, kappa, log_decay_valid, False)
     d_log_decay_valid_via_overlap = d_kappa_via_overlap * kappa
     d_log_decay_valid_via_overlap_3 = -d_write_s_via_overlap * write
     d_log_decay_valid_via_overlap_4 = -d_log_decay_valid_via_overlap

@@ -15,7 +15,7 @@ WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 SEARCHED = 4096  # numbers of a tile that a search goes on from: its programs have so many rows of a chunk each
 WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
-SOLVED = "_solved"  # beside decays by key channel: works with what a triangular system solves for
+SOLVED = "_solved"  # beside decays by key channel: inverts a triangular system
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
 JOINT = "_joint"  # solves for several unknowns, one after the other: many C x C tiles a step
 MASKS = "_masks"  # works with products of masks
@@ -64,9 +64,9 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan_reverse_masks": {64: Config(32, 4, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 1)},
     "chunk_gradients_masks": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "chunk_prepare_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
-    "chunk_gradients_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(16, 8, 1)},
-    "chunk_prepare_solved_keys": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
-    "chunk_gradients_solved_keys": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_prepare_solved_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "chunk_gradients_values": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "chunk_gradients_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(16, 4, 1)},
     "chunk_scan_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_reverse_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_output_closed": {64: Config(32, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},

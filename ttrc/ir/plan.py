@@ -27,6 +27,11 @@ OWN = (Space.SEQUENCE, Space.WAITING)  # what no other kernel reads
 BETWEEN = (Space.CHUNK, Space.SOLVED)  # what a scan stores for other kernels alone, where one will follow
 
 
+def space_of(tile: Tile) -> Space:
+    """Where a tile lies that one kernel makes of a chunk, for another."""
+    return Space.TOKEN if set("ts") & set(tile.axes) else Space.NUMBER
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.

@@ -57,8 +57,8 @@ class Compose:
 class Decayed:
     """A product with a decay between each two tokens that differs by key channel: for s < t, D is exp of the sum of
     steps[i,k] over the tokens i behind s and up to t, t itself among them if `own`; it is 0 elsewhere. Summed over an
-    axis it is a[t,k] b[s,k] D over k, [t, s]; a[t,s] b[s,k] D over s, [t, k]; or a[t,s] b[t,k] D over t, [s, k]. No
-    step is more than 0, so that D is at most 1.
+    axis it is a[t,k] b[s,k] D over k, [t, s]; a[t,s] b[s,k] D over s, [t, k]; or a[t,s] b[t,k] D over t, [s, k], where
+    a comes as 0 wherever D is. No step is more than 0, so that D is at most 1.
     """
 
     a: Tile

@@ -29,7 +29,7 @@ _GENERATED = (
 
 # Bare words of the kernels' templates.
 _KERNELS = (
-    "across add_product at at_bound begin begins block_numbers block_rows both_halves chunk_owner chunk_starts "
+    "across add_product at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts "
     "chunks clip conjugate_step decay_by_half decayed_back decayed_k decayed_pairs decayed_s decayed_t difference "
     "difference_across dtype entries_of exact_dot factors first first_chunk first_step halves here i i_b i_c "
     "i_chunk i_h i_k i_n i_p i_s i_step i_v in_halves j left length load_column load_double load_gate "

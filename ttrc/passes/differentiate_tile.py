@@ -200,8 +200,9 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
         case Compose():
             raise AssertionError("transposed products stand in adjoints alone")
         case Decayed(a, b, "k", steps, own):
-            d_a = build.decayed(via(a), adjoint, b, "s", steps, own, origin)
-            d_b = build.decayed(via(b), adjoint, a, "t", steps, own, origin)
+            below = build.mask(f"d_{target.name}_below", adjoint, Relation.STRICT, 0.0, origin)
+            d_a = build.decayed(via(a), below, b, "s", steps, own, origin)
+            d_b = build.decayed(via(b), below, a, "t", steps, own, origin)
             tape.add(a, d_a)
             tape.add(b, d_b)
             row = tape.elementwise(via(steps), sym(a) * sym(d_a), (a, d_a))

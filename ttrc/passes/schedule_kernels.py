@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 
 from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, WHOLE, plain_name
-from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space
+from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space, space_of
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
     HIDDEN,
@@ -43,8 +43,9 @@ from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.scan_panels import scan_panels
+from ttrc.passes.schedule_decays import gradients_by_key, known_without_values, sums_of_scans
 from ttrc.passes.schedule_readout import schedule_readout
-from ttrc.passes.slice_program import names_of, slice_program
+from ttrc.passes.slice_program import edge_of, made_within, slice_program
 from ttrc.passes.walk_keys import walk_keys
 
 THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
@@ -63,7 +64,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     gradients = gradient_buffers(recurrence, backward)
     readout = schedule_readout(forward, backward, inputs, gradients)
     outputs, gradients = readout.outputs, tuple(b for b in gradients if b not in readout.gradients)
-    pairs = _known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
+    pairs = known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
     known, weights = (*inputs, *pairs, *readout.back), weights_of(forward)
     seen = _seen_states(forward, backward, (*known, *solved), weights)
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
@@ -95,21 +96,20 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     whole: tuple[Buffer, ...] = ()
     if decayed:
         inside = [b.tile for b in (*known, *kept, *readout.kept, *kept_back)]
-        seen_too, fed_too, whole = _sums_of_scans(forward, backward, gradients, inside)
+        seen_too, fed_too, whole = sums_of_scans(forward, backward, gradients, inside)
         kept, kept_back = (*kept, *seen_too), (*kept_back, *fed_too)
     saved = (*kept, *readout.kept)
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back, *whole)
     output = planned(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     # Rows of decayed keys are made again where their exponents are wanted anyway.
-    read = (*(b for b in known if b not in pairs or "k" not in b.tile.axes), *saved, *kept_back)
+    read = (*(b for b in known if b not in pairs or not {"t", "k"} <= set(b.tile.axes)), *saved, *kept_back)
     apart = _moves_apart(forward, backward)
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
     sooner = (*(b for b in gradients if b not in (*later, *whole)), *apart)
     waiting: tuple[Buffer, ...] = ()
     if decayed:
-        grads = [walk_keys(f"chunk_gradients{solves}", backward, sooner, read)]
-        waiting = grads[0].waiting_pairs
+        grads, waiting = gradients_by_key(backward, sooner, read)
     else:
         name = f"chunk_gradients{kind or masks}"
         grads = [planned(name, Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
@@ -200,77 +200,13 @@ def _moves_apart(forward: Program, backward: Program) -> tuple[Buffer, ...]:
     edge = _edge_of_moves(forward)
     cotangents = dict(backward.cotangents)
     apart = dict.fromkeys(cotangents[t] for t in edge if t in cotangents)
-    return tuple(Buffer(t.name, t, _space(t)) for t in apart)
+    return tuple(Buffer(t.name, t, space_of(t)) for t in apart)
 
 
 def _edge_of_moves(forward: Program) -> tuple[Tile, ...]:
     """Where masks are products of masks: what is made of gates alone and used with more than these."""
-    made = _made_without(forward, "kv")
-    return (
-        _edge(forward, "kv") if any(isinstance(s.op, Compose) for s in forward.statements if s.target in made) else ()
-    )
-
-
-def _known_without_values(forward: Program, backward: Program, gradients: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
-    """Where decays differ by key channel: all that is made of neither values nor states and used with these, and what
-    the gradients want of the pairs of tokens.
-
-    Each program of a block of value channels would work out the exponents of all key channels again.
-    """
-    edge = _edge(forward, "v")
-    wanted = slice_program(
-        backward.statements, [b.tile for b in gradients], frozenset(t for t in edge if "s" in t.axes)
-    )
-    pairs = (s.target for s in wanted if isinstance(s.op, Decayed) and s.op.axis == "k")
-    return tuple(Buffer(t.name, t, _space(t)) for t in dict.fromkeys((*edge, *pairs)))
-
-
-def _sums_of_scans(
-    forward: Program, backward: Program, gradients: tuple[Buffer, ...], memory: list[Tile]
-) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...], tuple[Buffer, ...]]:
-    """What gradients take of each token's products with states, or with their cotangents, which are at hand in the
-    scans: of the one forwards, of the one backwards, and the gradients that the latter may as well finish.
-
-    A kernel that walks key channels would walk them once more for these sums.
-    """
-    body = slice_program(backward.statements, [b.tile for b in gradients], frozenset(memory))
-    ends = {s.op.add: s.target for s in body if isinstance(s.op, Contract)}
-    names = names_of(backward.statements)
-    finished = {names.get(b.tile, b.tile): b for b in gradients}
-    early, late, whole = [], [], []
-    for statement in body:
-        if not isinstance(statement.op, Contract) or statement.op.axis != "k" or "v" not in statement.target.axes:
-            continue
-        tile = statement.target
-        while tile in ends:
-            tile = ends[tile]
-        if tile in finished:
-            whole.append(finished[tile])
-        else:
-            (early if any(s.target == tile for s in forward.statements) else late).append(tile)
-    seen, fed = (tuple(Buffer(t.name, t, Space.SOLVED) for t in dict.fromkeys(x)) for x in (early, late))
-    return seen, fed, tuple(dict.fromkeys(whole))
-
-
-def _space(tile: Tile) -> Space:
-    return Space.TOKEN if set("ts") & set(tile.axes) else Space.NUMBER
-
-
-def _edge(forward: Program, outside: str) -> tuple[Tile, ...]:
-    """What is made of inputs without these axes alone, and used with more than such."""
-    made = _made_without(forward, outside)
-    users = [s for s in forward.statements if s.target not in made]
-    return tuple(dict.fromkeys(t for s in users for t in operands(s.op) if t in made))
-
-
-def _made_without(forward: Program, outside: str) -> set[Tile]:
-    """What is made of inputs without these axes alone."""
-    inside = {t for t in forward.inputs if not set(outside) & set(t.axes)}
-    made: set[Tile] = set()
-    for statement in forward.statements:
-        if (inside | made).issuperset(operands(statement.op)):
-            made.add(statement.target)
-    return made
+    composed = any(isinstance(s.op, Compose) for s in made_within(forward.statements, forward.inputs, "kv"))
+    return edge_of(forward, "kv") if composed else ()
 
 
 def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ttrc import symbolic
@@ -19,6 +20,7 @@ from ttrc.ir.tile import (
     Mask,
     Normaliser,
     Op,
+    Program,
     Reduce,
     Relabel,
     Root,
@@ -41,6 +43,28 @@ def slice_program(
             kept.append(statement)
             needed |= set(operands(statement.op)) - at_hand
     return tuple(reversed(kept))
+
+
+def edge_of(program: Program, outside: str) -> tuple[Tile, ...]:
+    """What is made of inputs without these axes alone, and used with more than such."""
+    return edge_within(program.statements, program.inputs, outside)
+
+
+def edge_within(statements: tuple[Statement, ...], known: Iterable[Tile], outside: str) -> tuple[Tile, ...]:
+    """What is made, without these axes, of what is known without them alone, and used with more than such."""
+    made = {s.target for s in made_within(statements, known, outside)}
+    users = [s for s in statements if s.target not in made]
+    return tuple(dict.fromkeys(t for s in users for t in operands(s.op) if t in made))
+
+
+def made_within(statements: tuple[Statement, ...], known: Iterable[Tile], outside: str) -> tuple[Statement, ...]:
+    """What is made, without these axes, of what is known without them alone."""
+    inside, made = {t for t in known if not set(outside) & set(t.axes)}, []
+    for statement in statements:
+        if not set(outside) & set(statement.target.axes) and inside.issuperset(operands(statement.op)):
+            inside.add(statement.target)
+            made.append(statement)
+    return tuple(made)
 
 
 def names_of(statements: tuple[Statement, ...]) -> dict[Tile, Tile]:

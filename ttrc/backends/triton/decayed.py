@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from ttrc.backends.triton.printer import TritonPrinter, shape
-from ttrc.backends.triton.tables import LEVELS, table
+from ttrc.backends.triton.tables import ACROSS, LEVELS, table
 from ttrc.ir.tile import Decayed, Statement, Tile, operands
 
 Together = tuple[Statement, ...]
@@ -30,26 +28,33 @@ def taken(group: Together) -> tuple[Tile, ...]:
 
 def lines(group: Together, printer: TritonPrinter, summed: set[Tile]) -> list[str]:
     """The loop, and in front of it what starts from nothing: what is `summed` over panels goes on from where it is."""
-    pairs, body = [s for s in group if s.op.axis == "k"], []
     ahead = [f"_high, _low = in_halves({printer.upright(group[0].op.steps)}, dtype)"]
     ahead += [f"{s.target.name} = tl.zeros({shape(s.target)}, tl.float32)" for s in group if s.target not in summed]
-    for statement in pairs:
-        factors = f"{printer.upright(statement.op.a)}, {printer.upright(statement.op.b)}"
-        name = statement.target.name
-        body.append(f"{name} = decayed_pairs({name}, _level, t, _late, _decay, {factors}, dtype, PRECISION)")
-    back = sorted((s for s in group if s.op.axis != "k"), key=lambda s: s.op.a.name)
-    for number, (matrix, both) in enumerate(groupby(back, key=lambda s: s.op.a)):
-        by_axis = {s.op.axis: s for s in both}
-        ahead.append(f"_pairs{number} = both_halves({printer.operand(matrix)}, t)")
-        rows, columns = (by_axis.get(axis, next(iter(by_axis.values()))).op.b for axis in "ts")
-        factors = f"{printer.upright(rows)}, {printer.upright(columns)}"
-        body.append(f"_rows, _columns = decayed_back(_pairs{number}, _level, t, _late, _decay, {factors}, PRECISION)")
-        body += [f"{s.target.name} += {'_rows' if axis == 's' else '_columns'}" for axis, s in by_axis.items()]
-    decay = f"_late, _decay = decay_by_half({table(group[0].op)}, _level, t, _high, _low, BT, PRECISION)"
+    body = [
+        f"_decay = decay_by_half({table(group[0].op)}, _level, _high, _low, BT, PRECISION)",
+        f"_across = across({ACROSS}, _level, t, BT)",
+    ]
+    factors: dict[str, str] = {}
+
+    def factor(tile: Tile) -> str:
+        """A factor of rows or columns, decayed by half; made once."""
+        text = printer.upright(tile)
+        if text not in factors:
+            factors[text] = f"_factor{len(factors)}"
+            body.append(f"{factors[text]} = ({text}.to(tl.float32) * _decay).to(dtype)")
+        return factors[text]
+
+    for statement in group:
+        name, op = statement.target.name, statement.op
+        if op.axis == "k":
+            body.append(f"{name} = decayed_pairs({name}, _across, {factor(op.a)}, {factor(op.b)}, PRECISION)")
+        else:
+            known, matrix = factor(op.b), printer.operand(op.a, turned=op.axis == "t")
+            body.append(f"{name} += decayed_back({matrix}, _across, _decay, {known}, PRECISION)")
     return [
         *ahead,
         f"for _level in tl.range(0, {LEVELS}, disable_licm=True):",
-        *(f"    {line}" for line in (decay, *body)),
+        *(f"    {line}" for line in body),
     ]
 
 

@@ -13,6 +13,7 @@ DOC = {
     "chunk_scan_keys": "Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states.",
     "chunk_scan_reverse_keys": "Chunks backwards, for wide heads with the cotangent in memory; stores it at each end.",
     "chunk_gradients": "Cotangents of the inputs, chunk by chunk, from the states and their cotangents.",
+    "chunk_gradients_values": "Cotangents that are made without keys: of values, of what is solved for, of pairs.",
     "chunk_scan_closed": "Chunks in order with what the past is on chip: stored where each chunk starts.",
     "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",
     "chunk_solve": "What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries.",

@@ -305,9 +305,9 @@ class TritonPrinter:
             return f"exact_dot({left}, {right}, {add}, dtype, PRECISION)"
         return f"tl.dot({left}, {right}, {'' if add is None else add + ', '}input_precision=PRECISION)"
 
-    def operand(self, tile: Tile) -> str:
-        """A factor of a product as its axes say."""
-        return self._operand(tile, self._is_flipped(tile))
+    def operand(self, tile: Tile, turned: bool = False) -> str:
+        """A factor of a product as its axes say, or `turned` over."""
+        return self._operand(tile, self._is_flipped(tile) != turned)
 
     def _operand(self, tile: Tile, transposed: bool) -> str:
         """A factor; `transposed` is about the variable."""

@@ -124,8 +124,12 @@ class Writer:
         for number, segment in enumerate(segments):
             lines += self._loads(b for b in segment.loads if self.kernel.axis not in b.tile.axes and b not in own)
             lines += self._panel_loop(segment) if segment.panelled else [self.straight(segment)]
-            if set(segment.stores) & set(own):
+            if waiting := [b for b in segment.stores if b in own]:
                 lines.append("tl.debug_barrier()")
+                for buffer in waiting:  # as it comes from memory it is of another type, and needs another name
+                    self.printer.alias[buffer.tile.name] = f"_{buffer.tile.name}"
+                    self.printer.raw.add(buffer.tile.name)
+                lines += self._loads(waiting, again=True)
             if self.rests:
                 later = tuple(s for x in segments[number + 1 :] for s in x.statements)
                 made = {s.target for s in segment.statements if s.target.axes in self.rests}
@@ -139,11 +143,7 @@ class Writer:
             add = statement.op.add if isinstance(statement.op, Contract) else None
             opened += self.printer.open_sum(statement, chained=add in summed)
         axis, made = self.kernel.axis, {s.target for s in segment.statements}
-        own = [b for b in segment.loads if b in self.own]
-        for buffer in own:  # as it comes from memory it is of another type, and needs another name
-            self.printer.alias[buffer.tile.name] = f"_{buffer.tile.name}"
-            self.printer.raw.add(buffer.tile.name)
-        waiting = [b for b in segment.loads if axis in b.tile.axes or b in own]
+        waiting = [b for b in segment.loads if axis in b.tile.axes]
         self.together = decayed.together(segment.statements)
         # Panels of weights hold many registers: each is loaded when it is used.
         body = self._loads(waiting, again=True) if axis == "v" else []

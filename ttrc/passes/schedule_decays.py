@@ -1,0 +1,88 @@
+"""Where decays differ by key channel: what kernels that walk these channels need of others, and which make gradients.
+
+All that is as wide as the keys is made in panels of key channels then. What is made without key channels, or for each
+block of value channels, belongs elsewhere: it would be made once more for each panel, or hold registers beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ttrc.ir.plan import Buffer, Kernel, Skeleton, Space, space_of
+from ttrc.ir.tile import Contract, Decayed, Program, Tile, operands
+from ttrc.passes.plan_kernel import planned
+from ttrc.passes.slice_program import edge_of, edge_within, names_of, slice_program
+from ttrc.passes.take_multiples import take_multiples
+from ttrc.passes.walk_keys import walk_keys
+
+Buffers = tuple[Buffer, ...]
+
+
+def known_without_values(forward: Program, backward: Program, gradients: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+    """Where decays differ by key channel: all that is made of neither values nor states and used with these, and what
+    the gradients want of the pairs of tokens.
+
+    Each program of a block of value channels would work out the exponents of all key channels again.
+    """
+    edge = edge_of(forward, "v")
+    wanted = slice_program(
+        backward.statements, [b.tile for b in gradients], frozenset(t for t in edge if "s" in t.axes)
+    )
+    pairs = (s.target for s in wanted if isinstance(s.op, Decayed) and s.op.axis == "k")
+    return tuple(Buffer(t.name, t, space_of(t)) for t in dict.fromkeys((*edge, *pairs)))
+
+
+def sums_of_scans(
+    forward: Program, backward: Program, gradients: tuple[Buffer, ...], memory: list[Tile]
+) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...], tuple[Buffer, ...]]:
+    """What gradients take of each token's products with states, or with their cotangents, which are at hand in the
+    scans: of the one forwards, of the one backwards, and the gradients that the latter may as well finish.
+
+    A kernel that walks key channels would walk them once more for these sums.
+    """
+    body = slice_program(backward.statements, [b.tile for b in gradients], frozenset(memory))
+    ends = {s.op.add: s.target for s in body if isinstance(s.op, Contract)}
+    names = names_of(backward.statements)
+    finished = {names.get(b.tile, b.tile): b for b in gradients}
+    early, late, whole = [], [], []
+    for statement in body:
+        if not isinstance(statement.op, Contract) or statement.op.axis != "k" or "v" not in statement.target.axes:
+            continue
+        tile = statement.target
+        while tile in ends:
+            tile = ends[tile]
+        if tile in finished:
+            whole.append(finished[tile])
+        else:
+            (early if any(s.target == tile for s in forward.statements) else late).append(tile)
+    seen, fed = (tuple(Buffer(t.name, t, Space.SOLVED) for t in dict.fromkeys(x)) for x in (early, late))
+    return seen, fed, tuple(dict.fromkeys(whole))
+
+
+def gradients_by_key(program: Program, stores: Buffers, memory: Buffers) -> tuple[list[Kernel], Buffers]:
+    """The kernels that make `stores`, one that walks key channels, and what is for these alone.
+
+    What is as wide as the values would take the registers of 8 warps in front of the walk, which has work for 4. Where
+    the walk takes such tiles, made without key channels, all that is comes from a kernel of its own, which walks value
+    channels. C x C tiles alone are made by the walk itself.
+    """
+    ahead: list[Kernel] = []
+    edge = _before_keys(program, stores, memory)
+    if any("v" in b.tile.axes for b in edge):
+        first = tuple(b for b in stores if "k" not in b.tile.axes)
+        statements = take_multiples(program.statements, tuple(b.tile for b in first))
+        program = replace(program, statements=statements)
+        edge = tuple(b for b in _before_keys(program, stores, memory) if b.tile not in {f.tile for f in first})
+        ahead = [planned("chunk_gradients_values", Skeleton.PARALLEL, program, (*first, *edge), memory)]
+        stores, memory = tuple(b for b in stores if b not in first), (*memory, *first, *edge)
+    else:
+        edge = ()
+    walk = walk_keys("chunk_gradients", program, stores, memory)
+    return [*ahead, walk], (*edge, *walk.waiting_pairs)
+
+
+def _before_keys(program: Program, results: Buffers, memory: Buffers) -> Buffers:
+    """What is made without key channels, of what memory holds without them, and used with key channels."""
+    body = slice_program(program.statements, [b.tile for b in results], frozenset(b.tile for b in memory))
+    known = [b.tile for b in memory] + [t for s in body for t in operands(s.op) if not t.axes]
+    return tuple(Buffer(t.name, t, space_of(t)) for t in edge_within(body, known, "k"))
