@@ -187,7 +187,7 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_prepare_solved_keys(
+def chunk_prepare_joint_keys(
     q_ptr,
     k_ptr,
     w_ptr,
@@ -222,7 +222,7 @@ def chunk_prepare_solved_keys(
     PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The inverse of each chunk's triangular system, pairs of tokens and decayed rows."""
+    """What each chunk needs alone: the inverse of its triangular system."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
@@ -706,7 +706,7 @@ def chunk_gradients_values(
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_gradients_keys(
+def chunk_gradients_joint_keys(
     q_ptr,
     k_ptr,
     v_ptr,

@@ -27,11 +27,11 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
-    "chunk_prepare_solved_keys": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
+    "chunk_prepare_joint_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (32, 8, 1)},
     "chunk_scan": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_gradients_values": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
-    "chunk_gradients_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 4, 1)},
+    "chunk_gradients_joint_keys": {64: (16, 4, 1), 128: (16, 4, 1), 256: (16, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -115,8 +115,8 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 # They take every value channel, and of the key ones as many at once as configurations say.
 KEYS = (
-    "chunk_prepare_solved_keys",
-    "chunk_gradients_keys",
+    "chunk_prepare_joint_keys",
+    "chunk_gradients_joint_keys",
 )
 
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
@@ -182,9 +182,9 @@ def launch(
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in (
-        "chunk_prepare_solved_keys",
+        "chunk_prepare_joint_keys",
         "chunk_gradients_values",
-        "chunk_gradients_keys",
+        "chunk_gradients_joint_keys",
         "chunk_output",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -199,11 +199,11 @@ def launch(
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
-        "chunk_prepare_solved_keys",
+        "chunk_prepare_joint_keys",
         "chunk_scan",
         "chunk_scan_reverse",
         "chunk_gradients_values",
-        "chunk_gradients_keys",
+        "chunk_gradients_joint_keys",
         "chunk_output",
         "chunk_transition",
     ):
@@ -559,7 +559,7 @@ def chunk_forward_triton(
         else v.new_empty(0)
     )
     launch(
-        "chunk_prepare_solved_keys",
+        "chunk_prepare_joint_keys",
         q,
         v,
         layout,
@@ -820,7 +820,7 @@ def chunk_backward_triton(
         kept_keys = v.new_empty(*v.shape[:3], q.shape[3])
         kept_keys_2 = v.new_empty(*v.shape[:3], q.shape[3])
         launch(
-            "chunk_prepare_solved_keys",
+            "chunk_prepare_joint_keys",
             q,
             v,
             layout,
@@ -1041,7 +1041,7 @@ def chunk_backward_triton(
         scale,
     )
     launch(
-        "chunk_gradients_keys",
+        "chunk_gradients_joint_keys",
         q,
         v,
         layout,

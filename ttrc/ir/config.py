@@ -17,7 +17,7 @@ WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 SOLVED = "_solved"  # beside decays by key channel: inverts a triangular system
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
-JOINT = "_joint"  # solves for several unknowns, one after the other: many C x C tiles a step
+JOINT = "_joint"  # of several associations a token: many C x C tiles a step
 MASKS = "_masks"  # works with products of masks
 CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
@@ -66,6 +66,8 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_prepare_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "chunk_prepare_solved_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "chunk_gradients_values": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "chunk_prepare_joint_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_gradients_joint_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(16, 8, 1)},
     "chunk_gradients_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(16, 4, 1)},
     "chunk_scan_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "chunk_scan_reverse_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},

@@ -59,8 +59,8 @@ def sums_of_scans(
     return seen, fed, tuple(dict.fromkeys(whole))
 
 
-def gradients_by_key(program: Program, stores: Buffers, memory: Buffers) -> tuple[list[Kernel], Buffers]:
-    """The kernels that make `stores`, one that walks key channels, and what is for these alone.
+def gradients_by_key(program: Program, stores: Buffers, memory: Buffers, kind: str) -> tuple[list[Kernel], Buffers]:
+    """The kernels that make `stores`, one that walks key channels, of this kind, and what is for these alone.
 
     What is as wide as the values would take the registers of 8 warps in front of the walk, which has work for 4. Where
     the walk takes such tiles, made without key channels, all that is comes from a kernel of its own, which walks value
@@ -77,7 +77,7 @@ def gradients_by_key(program: Program, stores: Buffers, memory: Buffers) -> tupl
         stores, memory = tuple(b for b in stores if b not in first), (*memory, *first, *edge)
     else:
         edge = ()
-    walk = walk_keys("chunk_gradients", program, stores, memory)
+    walk = walk_keys(f"chunk_gradients{kind}", program, stores, memory)
     return [*ahead, walk], (*edge, *walk.waiting_pairs)
 
 

@@ -74,9 +74,10 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         chunk = step = recurrence.segment
     states, d_states = state_buffers("states", carried), state_buffers("d_states", cotangents)
 
-    joint = JOINT if sum(isinstance(s.op, Inverse) for s in forward.statements) > 1 else ""
-    masks = MASKS if _edge_of_moves(forward) else joint
-    kind = NONLINEAR if solved else joint
+    masks = MASKS if _edge_of_moves(forward) else ""
+    several = JOINT if len(recurrence.associations) > 1 else ""
+    unknowns = sum(isinstance(s.op, Inverse) for s in forward.statements)
+    kind = NONLINEAR if solved else JOINT if unknowns > 1 else ""
 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
@@ -89,9 +90,11 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         return on_chip(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
     if decayed:
-        prepare = [walk_keys(f"chunk_prepare{solves}", forward, pairs, inputs)]
+        prepare = [walk_keys(f"chunk_prepare{several or solves}", forward, pairs, inputs)]
     else:
-        prepare = [planned(f"chunk_prepare{masks}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+        prepare = (
+            [planned(f"chunk_prepare{masks or several}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
+        )
     kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
     whole: tuple[Buffer, ...] = ()
     if decayed:
@@ -109,9 +112,9 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     sooner = (*(b for b in gradients if b not in (*later, *whole)), *apart)
     waiting: tuple[Buffer, ...] = ()
     if decayed:
-        grads, waiting = gradients_by_key(backward, sooner, read)
+        grads, waiting = gradients_by_key(backward, sooner, read, several)
     else:
-        name = f"chunk_gradients{kind or masks}"
+        name = f"chunk_gradients{kind or masks or several}"
         grads = [planned(name, Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
         grads.append(planned("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
