@@ -1,6 +1,7 @@
 """Memories of one number a channel: scans in chunks, token by token where no scan is, beside rules written by hand."""
 
 import functools
+import importlib
 
 import pytest
 import torch
@@ -171,6 +172,33 @@ def test_gates_that_forget_all_and_steps_that_learn_all():
         x["k"][:, 2::4] = 1.0
         assert_agree(run(RULES[rule], x, form="chunk", backend="torch", chunk_size=16), run(RULES[rule], x,
                      form="recurrent", backend="torch"), 1e-12)  # fmt: skip
+
+
+# The combining function: the interpreter goes token by token, a GPU in any grouping
+
+
+def combined(then, parts, cut):
+    """What all of these do, those before the cut and those behind it combined first."""
+    if len(parts) == 1:
+        return parts[0]
+    at = min(max(1, cut(len(parts))), len(parts) - 1)
+    return then(combined(then, parts[:at], cut), combined(then, parts[at:], cut))
+
+
+@pytest.mark.parametrize("cut", [lambda n: 1, lambda n: n // 2, lambda n: n - 1, lambda n: n // 3],
+                         ids=["right", "halves", "left", "thirds"])  # fmt: skip
+def test_tokens_are_combined_alike_in_any_grouping(cut):
+    module = importlib.import_module(f"{ttrc.load('min_gru').package.__name__}.kernels")
+    generator = torch.Generator().manual_seed(1)
+    decays, writes = (torch.randn(11, generator=generator, dtype=torch.float64).tolist() for _ in range(2))
+    parts = [(a, x, 1.0, 0.0) for a, x in zip(decays, writes)]
+    all_of_them, start = combined(lambda left, right: module.then.fn(*left, *right), parts, cut), 0.3
+    state = before = start
+    for a, x in zip(decays, writes):
+        before, state = state, a * state + x
+    kept, added, kept_before, added_before = all_of_them
+    assert abs(kept * start + added - state) < 1e-12 * (1 + abs(state))
+    assert abs(kept_before * start + added_before - before) < 1e-12 * (1 + abs(before))
 
 
 # Rules written by hand
