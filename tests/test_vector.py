@@ -19,6 +19,7 @@ from ttrc.paths import specs_dir
 from ttrc.runtime.verify import Case, fitting, relative_rms, verify
 from ttrc.sampling import as_arguments, random_inputs
 from ttrc.tools import classify
+from ttrc.tools.compile import compile_specs
 from ttrc.tools.mathematics import steps
 from ttrc.tools.notation import as_text
 
@@ -337,6 +338,15 @@ def test_a_chunk_is_one_scan_and_its_adjoint_another():
 def test_programs_that_sum_over_channels_take_all_of_them_and_few_tokens():
     plan = analyse(parse_spec(SCANNED["normalised"])).forms["chunk"].plan
     assert all(k.name.endswith("_whole") for k in plan.kernels) and plan.chunk == 16
+
+
+def test_nothing_spills():
+    specs = [
+        load_spec(specs_dir() / "min_gru.toml"),
+        *(parse_spec(RULES[r]) for r in ("delta", "normalised", "robust")),
+    ]
+    for row in compile_specs(specs, targets=("sm_90",), widths=(64, 128, 256), dtype="bf16"):
+        assert row.result.spills == row.result.stack_bytes == 0, (row.spec, row.kernel, row.width)
 
 
 # What is said
