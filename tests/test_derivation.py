@@ -19,6 +19,7 @@ from ttrc.ir.recurrence import Affine, Hebbian, Nonlinear
 from ttrc.language.functions import FUNCTIONS
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.spec import KernelMemory
+from ttrc.language.state import same_channels
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.runtime.load import load
 from ttrc.runtime.verify import Case, verify
@@ -89,6 +90,14 @@ EXPECTED = {
         lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]
     ),  # the first
     "rwkv7": affine(lambda x: exp(x["w"]), lambda x: 1.0, lambda x: 0.0, False),  # of what is asked at kappa
+    "min_gru": affine(none, lambda x: x["z"], lambda x: -x["z"] * x["v"], False),
+    "ifo_pooling": hebbian(lambda x: x["f"], lambda x: -x["v"]),
+    "frozen_vector": nonlinear(lambda x: exp(x["g"]), lambda x: x["w"] * torch.tanh(residual(x))),
+    "huber_vector": nonlinear(
+        lambda x: exp(x["g"]),
+        lambda x: x["beta"] * torch.minimum(torch.maximum(residual(x), -x["delta"]), x["delta"]),
+        True,
+    ),
     "preconditioned_delta": affine(lambda x: exp(x["g"]), lambda x: 0.1, lambda x: -x["v"] / 10),
     "entry_decay": affine(lambda x: x["a"] * exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "channel_rates": nonlinear(
@@ -189,7 +198,8 @@ EXPECTED = {
 
 def token(spec, seed=0):
     """One token of one head: v, p [d_v], k [d_k], gates numbers."""
-    drawn = random_inputs(spec, B=1, T=1, H=1, HV=1, dk=4, dv=3, dtype=torch.float64, seed=seed)
+    dk = 3 if same_channels(spec.memory) else 4
+    drawn = random_inputs(spec, B=1, T=1, H=1, HV=1, dk=dk, dv=3, dtype=torch.float64, seed=seed)
     x = {n: t[0, 0, 0] if n in ("q", "k", "v") else t.flatten()[0] for n, t in drawn.items()}
     return x | {"p": torch.randn(3, generator=torch.Generator().manual_seed(seed + 9), dtype=torch.float64)}
 
@@ -462,7 +472,27 @@ REFUSED = {
         17,
         ("mixes key channels and value channels", 'rule = "gradient"'),
     ),
-    "vector": (swap('kind = "linear"', 'kind = "vector"'), "memory.kind", None, ("memory",)),
+    "closed form of a vector": (
+        swap(
+            'kind = "linear"',
+            'kind = "vector"',
+            RETENTION,
+            '"norm2(S) / 2"',
+            f'rule = "gradient"\n{AT}',
+            'rule = "closed_form"',
+            WEIGHT,
+            '"beta * exp(g)"',
+        ),
+        "update.rule",
+        19,
+        ("closed forms of a vector memory have no derivation yet",),
+    ),
+    "implicit norm of a vector": (
+        swap('kind = "linear"', 'kind = "vector"', LOSS, '"norm(p - v)"', f'rule = "gradient"\n{AT}', PROXIMAL),
+        "loss.expr",
+        14,
+        ("each has a key of its own", 'rule = "gradient"'),
+    ),
 }  # fmt: skip
 
 

@@ -8,9 +8,9 @@ import torch
 
 from test_mutations import build, failures, named  # noqa: F401  (a fixture)
 from ttrc.compiler import analyse
-from ttrc.ir.config import default_chunk, plain_name
+from ttrc.ir.config import WHOLE, default_chunk, plain_name
 from ttrc.ir.plan import Skeleton
-from ttrc.ir.tile import Conjugate
+from ttrc.ir.tile import Conjugate, LinearScan
 from ttrc.language.load import load_spec
 from ttrc.runtime.load import load
 from ttrc.runtime.verify import BOUNDS, Case, compare, differentiate, draw
@@ -41,6 +41,10 @@ def test_chunks_are_long_where_nothing_is_solved(name):
         return
     if any(isinstance(s.op, Conjugate) for kernel in own.kernels for s in kernel.statements):
         assert own.chunk == own.step == 64  # a search keeps its directions on chip
+        return
+    if any(isinstance(s.op, LinearScan) for kernel in own.kernels for s in kernel.statements):
+        joins = any(kernel.name.endswith(WHOLE) for kernel in own.kernels)
+        assert (own.chunk, own.step) == (16 if joins else 32, 128)  # a step is a chunk, whatever a caller asks for
         return
     solves = any(plain_name(kernel.name) == "chunk_prepare" for kernel in own.kernels)
     assert (own.chunk, own.step) == ((64, 128) if solves else (128, 64))

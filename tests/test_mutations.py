@@ -642,3 +642,74 @@ def test_a_table_of_the_wrong_pairs(build):
 def test_what_decays_by_key_channel_goes_astray(build, name, old, new, wrong):
     op = build(name, kernels=[(old, new)])
     assert named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64))) == wrong
+
+
+# Scans along the tokens
+
+
+def broken_scan(monkeypatch, change):
+    """`change` takes and gives (decay, write, start, reverse) of every scan."""
+    real = Builder.linear_scan
+
+    def scan(self, name, decay, write, start, origin, reverse=False):
+        decay, write, start, reverse = change(decay, write, start, reverse)
+        return real(self, name, decay, write, start, origin, reverse)
+
+    monkeypatch.setattr(Builder, "linear_scan", scan)
+
+
+@pytest.mark.parametrize("change, missed", [
+    (lambda decay, write, start, reverse: (decay, write, start, False), {"d_k", "d_v", "d_z", "d_initial_state"}),
+    (lambda decay, write, start, reverse: (write, decay, start, reverse), {"o", "final_state", "d_v"}),
+], ids=["forwards alone", "swapped"])  # fmt: skip
+def test_a_broken_scan(build, monkeypatch, change, missed):
+    broken_scan(monkeypatch, change)
+    op = build("min_gru", broken_passes=True)
+    for setting in ("chunk", "chunk kernels"):
+        assert missed <= named(failures(op, setting))
+    assert not failures(op, "recurrent")
+
+
+@pytest.mark.parametrize("from_where, to", [(Relation.LAST, Relation.FIRST), (Relation.FIRST, Relation.LAST)])
+def test_the_other_end_of_a_chunk(build, monkeypatch, from_where, to):
+    real = Builder.mask
+
+    def mask(self, name, arg, relation, fill, origin):
+        return real(self, name, arg, to if relation is from_where else relation, fill, origin)
+
+    monkeypatch.setattr(Builder, "mask", mask)
+    op = build("min_gru", broken_passes=True)
+    for setting in ("chunk", "chunk kernels"):
+        assert "d_initial_state" in named(failures(op, setting))
+
+
+def test_steps_that_go_on_past_the_end(build, monkeypatch):
+    """Kernels alone have tokens there."""
+    real = Builder.mask
+
+    def mask(self, name, arg, relation, fill, origin):
+        return arg if relation is Relation.VALID else real(self, name, arg, relation, fill, origin)
+
+    monkeypatch.setattr(Builder, "mask", mask)
+    op = build("frozen_vector", broken_passes=True)
+    assert "final_M" in named(failures(op, "chunk kernels"))
+
+
+@pytest.mark.parametrize("old, new", [
+    ("x * b + y,", "x + y,"), ("kept * start[None, :]", "start[None, :]"),
+    ("(decay, write, whole, none)", "(decay, write, none, none)"), ("reverse=REVERSE", "reverse=False"),
+])  # fmt: skip
+def test_a_broken_scan_in_the_kernels(build, old, new):
+    op = build("min_gru", kernels=[(old, new)])
+    assert failures(op, "chunk kernels") and not failures(op, "chunk")
+
+
+@pytest.mark.parametrize("file, old, new", [
+    ("kernels", " + partial * ", " + 0 * "), ("op", ".sum(0)", "[0]"),
+    ("kernels", "partial = i_v.to(tl.int64)", "partial = 0"),
+])  # fmt: skip
+def test_shares_of_a_gates_gradient_that_are_lost(build, file, old, new):
+    """More channels than a program takes: each stores its own share of what it sums over them."""
+    case = Case(B=1, T=19, H=1, HV=1, d_k=40)
+    op = build("frozen_vector", **{file: [(old, new)]})
+    assert {"d_g", "d_m"} <= named(failures(op, "chunk kernels", case))

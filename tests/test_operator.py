@@ -15,8 +15,8 @@ from torch._dynamo.testing import CompileCounter
 
 import ttrc
 from ttrc.errors import ArgumentError
-from ttrc.language.spec import Domain, MLPMemory
-from ttrc.language.state import initial_names
+from ttrc.language.spec import Domain
+from ttrc.language.state import initial_names, same_channels
 from ttrc.runtime.poison import poisoned
 from ttrc.sampling import as_arguments, random_inputs
 
@@ -32,7 +32,7 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 def inputs(name, dtype=torch.float32, **sizes):
     spec = ttrc.load(name).spec
     sizes = dict(B=1, T=20, H=1, HV=2, dk=4, dv=3, seed=5) | sizes
-    if isinstance(spec.memory, MLPMemory) and spec.memory.residual:
+    if same_channels(spec.memory):
         sizes["dk"] = sizes["dv"]
     x = random_inputs(spec, dtype=dtype, **sizes)
     return x | {n: x[n].to(torch.float64 if dtype == torch.float64 else torch.float32) for n in initial_names(spec)}

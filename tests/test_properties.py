@@ -13,8 +13,8 @@ import torch
 import ttrc
 from ttrc import oracle
 from ttrc.language.load import load_spec, parse_spec
-from ttrc.language.spec import Gradient, KernelMemory, MLPMemory
-from ttrc.language.state import initial_names
+from ttrc.language.spec import Gradient, KernelMemory
+from ttrc.language.state import initial_names, same_channels
 from ttrc.runtime.verify import (
     BOUNDS,
     Case,
@@ -48,7 +48,7 @@ def segment(name):
 
 
 # Whose state moves by no linear law, or by one of its own for each entry, so that there are no chunks.
-BY_TOKEN = ("barrier_delta", "elastic_delta", "entropy_delta", "entry_decay", "softmax_over_values")
+BY_TOKEN = ("barrier_delta", "elastic_delta", "entropy_delta", "entry_decay", "huber_vector", "softmax_over_values")
 CHUNKED = [name for name in PATHS if name not in BY_TOKEN]
 
 
@@ -82,7 +82,7 @@ def operator(name):
 def inputs(name, dtype=torch.float64, **sizes):
     """Arguments of an operator by name; gates and state in float32 beside half-precision q, k and v."""
     sizes = dict(B=1, T=40, H=1, HV=2, dk=6, dv=5, seed=3) | sizes
-    if isinstance(operator(name).spec.memory, MLPMemory) and operator(name).spec.memory.residual:
+    if same_channels(operator(name).spec.memory):
         sizes["dv"] = sizes["dk"]
     single = torch.float64 if dtype == torch.float64 else torch.float32
     drawn = random_inputs(operator(name).spec, dtype=torch.float64, **sizes)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from ttrc.emit import emit
 from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Form, Module
-from ttrc.ir.recurrence import Recurrence
+from ttrc.ir.recurrence import MATRIX, Recurrence
 from ttrc.language.spec import KernelMemory, Spec
 from ttrc.passes.derive_attention import derive_attention
 from ttrc.passes.derive_chunk import derive_chunk
@@ -22,11 +22,13 @@ from ttrc.passes.derive_deep import deep_chunk, deep_token
 from ttrc.passes.derive_pairs import derive_pairs
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.passes.derive_token import derive_token
+from ttrc.passes.derive_vector import vector_chunk
 from ttrc.passes.differentiate_tile import differentiate_tile
 from ttrc.passes.lower_solve import lower_solve
 from ttrc.passes.schedule_closed import schedule_closed
 from ttrc.passes.schedule_kernels import schedule_chunk, schedule_deep, schedule_tokens
 from ttrc.passes.schedule_pairs import schedule_pairs
+from ttrc.passes.schedule_vector import schedule_vector
 
 
 def analyse(spec: Spec) -> Module:
@@ -46,6 +48,10 @@ def _chunk(recurrence: Recurrence) -> Form | None:
     """None where a rule runs token by token: where a decay may reach zero, or a segment is no size of a chunk."""
     if not recurrence.chunks or recurrence.segment not in (None, *SEGMENTS):
         return None
+    if recurrence.state != MATRIX:
+        forward = vector_chunk(recurrence)
+        backward = differentiate_tile(forward)
+        return Form("chunk", forward, backward, schedule_vector(recurrence, forward, backward))
     if recurrence.network is not None:
         forward = deep_chunk(recurrence)
         backward = differentiate_tile(forward)

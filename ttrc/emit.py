@@ -27,6 +27,7 @@ from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN
 from ttrc.language.spec import KernelMemory, Spec
+from ttrc.language.state import default_scale, needs_initial_state
 from ttrc.passes.budget import launch_costs
 from ttrc.paths import templates_dir
 
@@ -206,7 +207,8 @@ def _op(module: Module) -> str:
         state_type="Tensor" if len(states) == 1 else "State",
         states_doc=arguments.states_doc(states, arguments.expansion(module)),
         expansion=arguments.expansion(module),
-        default_scale="1.0" if module.recurrence.network else "q.shape[-1] ** -0.5",
+        default_scale=str(default_scale(spec.memory) or "q.shape[-1] ** -0.5"),
+        required=needs_initial_state(spec),
         room=launch.room(arguments.handed(module)),
         fixed=next((p.chunk for p in plans.values() if p.chunk == p.segment and p.form == "chunk"), 0),
         saved={f: [b.name for b in launch.blocks(p.saved)] for f, p in plans.items()},

@@ -482,7 +482,7 @@ def entropy_delta(
     """entropy_delta (arXiv:2504.13173 It's All Connected (Miras), Eq 18 with f = t log t, without the simplex).
 
     q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; g, beta [B, T, HV];
-    states [N, HV, d_k, d_v] in float32. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
+    states [N, HV, d_k, d_v] in float32, the initial one required. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     form: "chunk", "recurrent", "reference" (token by token in plain PyTorch), or "auto": the recurrent form, the only one.
     schedule: how the chunk form's kernels share the work, or "auto": what a cost model takes to be fastest.
     keep_bytes: the most, a token and head of v, that the form's kernels keep for the backward pass beside their

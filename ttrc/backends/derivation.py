@@ -8,7 +8,7 @@ from ttrc import symbolic
 from ttrc.backends import pairs
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear, Recurrence, answered
+from ttrc.ir.recurrence import MATRIX, Affine, Association, Hebbian, Nonlinear, Recurrence, answered
 from ttrc.language.spec import Loss, Spec
 from ttrc.language.state import formula
 
@@ -62,7 +62,7 @@ def _loss(loss: Loss) -> str:
 def _error(r: Recurrence, association: Association) -> list[str]:
     """What is written, and of what prediction."""
     at = letters(association)
-    p = f"{at.p} = {_read(r, at.key, written_before(r, association))}"
+    p = by_channel(r, f"{at.p} = {_read(r, at.key, written_before(r, association))}")
     match association.error:
         case Affine(slope, offset):
             return [f"{at.e} = ({symbolic.equation(slope)}) p + ({symbolic.equation(offset)}), {p}"]
@@ -135,7 +135,12 @@ def _moved(r: Recurrence) -> str:
         state = f"S = {symbolic.equation(r.mirror)}, own = {moved.removeprefix('+ ')}"
     kept = "" if r.momentum is None else f", M = b M_prev - {own}, b = {symbolic.equation(r.momentum)}"
     by_entry = f", w = {symbolic.equation(r.write)}" if r.write != symbolic.ONE else ""
-    return f"state      {state}{kept}{by_entry}"
+    return by_channel(r, f"state      {state}{kept}{by_entry}")
+
+
+def by_channel(r: Recurrence, text: str) -> str:
+    """Of a vector memory products go entry by entry, and nothing is transposed."""
+    return text if r.state == MATRIX else text.replace("'", "")
 
 
 def weighed(r: Recurrence) -> str:

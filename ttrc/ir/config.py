@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 CHUNK = 64  # tokens a chunk, and a step of a scan
 LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
+SCANNED_CHUNK = 32  # where what each token does to a number a channel is scanned: a tile for each part of it
+SHORT_CHUNK = 16  # the same where programs take all value channels
 SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients, which is a chunk then
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 SEARCHED = 4096  # numbers of a tile that a search goes on from: its programs have so many rows of a chunk each
@@ -100,6 +102,14 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "attend_keys_decays": {64: Config(64, 4, 2), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "running_sums": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
     "running_sums_reverse": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
+    "vector_scan": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "vector_scan_reverse": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "vector_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
+    "vector_scan_reverse_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
+    "vector_token_scan": {64: Config(32, 1, 1), 128: Config(32, 1, 1), 256: Config(32, 1, 1)},
+    "vector_token_scan_reverse": {64: Config(32, 1, 1), 128: Config(32, 1, 1), 256: Config(32, 1, 1)},
+    "vector_token_scan_whole": {64: Config(WIDEST, 2, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
+    "vector_token_scan_reverse_whole": {64: Config(WIDEST, 2, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
@@ -111,6 +121,8 @@ DEFAULTS: dict[str, dict[int, Config]] = {
 LONG: dict[str, dict[int, Config]] = {
     "chunk_gradients": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
     "chunk_output": {64: Config(32, 8, 1), 128: Config(32, 8, 1)},
+    "vector_scan": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "vector_scan_reverse": {64: Config(32, 8, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
 }
 
 

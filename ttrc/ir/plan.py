@@ -87,7 +87,8 @@ class Kernel:
 
     `wide` is the same kernel cut for wide heads: of a parallel one those with more key channels than WIDE says, of a
     scan those with more than its configuration takes at once. Panels are walked along `axis`. A scan that does holds
-    states that are too large for a chip: they lie where it will leave them, and move on there.
+    states that are too large for a chip: they lie where it will leave them, and move on there. Of a `partial` one each
+    program of a block of value channels stores its own share of sums over these, one behind the other.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Kernel:
     turned: frozenset[Tile] = frozenset()
     wide: Optional[Kernel] = None
     axis: str = "v"
+    partial: bool = False
 
     def of(self, d_k: int, at_once: int) -> Kernel:
         """What runs for heads of so many key channels, of which a program takes so many at once."""
@@ -122,6 +124,10 @@ class Kernel:
         for buffer in (b for b in every if b.space not in OWN):
             places.setdefault(buffer.place, buffer)
         return tuple(places.values())
+
+    def shares(self, buffer: Buffer) -> bool:
+        """Whether what it stores there is a share of a sum, float32."""
+        return self.partial and buffer in self.stores and "v" not in buffer.tile.axes
 
     @property
     def waiting(self) -> tuple[Tile, ...]:

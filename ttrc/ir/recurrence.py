@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Union
 
+from ttrc.ir.config import SHORT_CHUNK
 from ttrc.language.spec import Input, MLPMemory, Parameter
 from ttrc.symbolic import ONE, ZERO, Expr, Link, Reduction, Symbol, in_terms_of, names, symbol
 
 Gate = Union[Input, Parameter]
+MATRIX = ("k", "v")  # the axes of a matrix of key and value channels
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class Recurrence:
     With a `ridge`, one number a head or a key channel, S is the minimum over all tokens so far, see derive_closed; the
     error is affine, and `decay` that of the history.
 
+    `state` says which axes S has. Of a vector memory it is ("v",): q and k are of value channels then, one entry of S
+    answers for each, p_t = S * k_t and o_t = scale S_t * q_t, and k e' is k * e.
+
     With a `network`, S is each of its weight matrices: p_t = f(k_t) at those weights, k_t what comes into a layer and
     e_t the cotangent of what goes out of it, of which the loss' is e(p).
 
@@ -139,6 +144,7 @@ class Recurrence:
     mirror: Expr | None = None  # over S_prev and own
     write: Expr = ONE
     network: MLPMemory | None = None
+    state: tuple[str, ...] = MATRIX
     ridge: Expr | None = None
     features: tuple[Feature, ...] = ()
     readout: Readout | None = None
@@ -159,6 +165,11 @@ class Recurrence:
         return self.main.error
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The axes of queries and keys."""
+        return self.state[:1]
+
+    @property
     def at_rest(self) -> Expr:
         """The mirror where a token adds nothing: the retained state."""
         return in_terms_of(self.mirror, symbol("own"), ZERO)
@@ -166,12 +177,17 @@ class Recurrence:
     @property
     def chunks(self) -> bool:
         """Whether there is a chunk form: states that move linearly, no more than one nonlinear error a token, and the
-        logarithms of what multiplies up."""
+        logarithms of what multiplies up. Of a vector memory it is a scan, of tokens that are each affine in the state.
+        """
         if self.network is not None and self.segment is None:
             return False
         if self.mirror is not None or (self.link is not None and self.segment is None):
             return False
-        if self.segment is None and sum(isinstance(a.error, Nonlinear) for a in self.associations) > 1:
+        if self.state != MATRIX:
+            if self.segment is not None:
+                return self.segment <= SHORT_CHUNK or not self._joins_channels
+            return all(isinstance(e, Hebbian if self.momentum else (Hebbian, Affine)) for e in self._errors)
+        if self.segment is None and sum(isinstance(e, Nonlinear) for e in self._errors) > 1:
             return False
         if "v" in self.axes_of(self.write) or "v" in self.axes_of(self.decay):
             return False
@@ -179,6 +195,17 @@ class Recurrence:
             return False
         moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))
         return all(log is not None or factor in (None, 1) for factor, log in moved)
+
+    @property
+    def _errors(self) -> tuple[ErrorForm, ...]:
+        return tuple(a.error for a in self.associations)
+
+    @property
+    def _joins_channels(self) -> bool:
+        """Whether a vector memory has sums over its channels."""
+        keys = (x for a in self.associations for x in (a.key, a.write))
+        parts = (x for x in (*self.features, *keys, self.readout, self.link) if x is not None)
+        return bool(self.reductions) or any(x.sums for x in parts)
 
     @property
     def known_sums(self) -> tuple[Reduction, ...]:

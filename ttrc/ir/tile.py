@@ -17,6 +17,7 @@ from typing import Optional, Union
 
 from ttrc.ir.axes import HIDDEN, Axes, Tile
 from ttrc.ir.pairs import Attend, Difference, Normaliser, RunningSum
+from ttrc.ir.scan import CumulativeSum, LinearScan
 from ttrc.symbolic import Expr
 
 UNKNOWN = "the root"  # what the expression of a Root calls it; no tile has a blank in its name
@@ -93,6 +94,7 @@ class Relation(Enum):
     STRICT = "t > s"
     VALID = "t < length"  # tokens of a ragged last chunk that exist
     FIRST = "t = 0"
+    LAST = "t is last"
     KEYS = "k < d_k"  # channels that exist; kernels pad them to a power of two
     VALUES = "v < d_v"
 
@@ -118,16 +120,6 @@ class Mask:
     arg: Tile
     relation: Union[Relation, Hidden]
     fill: float
-
-
-@dataclass(frozen=True)
-class CumulativeSum:
-    """Running sum along "t" within the chunk, from the last token backwards if reverse; of a token's own number too,
-    unless it is exclusive."""
-
-    arg: Tile
-    reverse: bool
-    exclusive: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,6 +225,7 @@ Op = Union[
     Largest,
     Mask,
     CumulativeSum,
+    LinearScan,
     Relabel,
     Solve,
     Inverse,
@@ -305,6 +298,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (matrix, rhs)
         case Inverse(matrix):
             return (matrix,)
+        case LinearScan(decay, write, start):
+            return (decay, write) if start is None else (decay, write, start)
         case Root(_, base, args):
             return (base, *args)
         case Substitute(matrix, base):

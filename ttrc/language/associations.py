@@ -6,16 +6,17 @@ from ttrc.errors import SpecError
 from ttrc.language.document import Document
 from ttrc.language.expressions import Expressions
 from ttrc.language.sections import KEY, LOSS, WEIGHT, WRITE
-from ttrc.language.spec import LinearMemory, Loss, Memory
+from ttrc.language.spec import LinearMemory, Loss, Memory, VectorMemory
 
 
 def check_associations(document: Document, memory: Memory) -> None:
-    """Several losses, and keys other than k, are what one gradient step of a matrix can be made of."""
+    """Several losses, and keys other than k, are what one gradient step of a matrix or a vector can be made of."""
     rule, kind = document.data["update"]["rule"], document.data["memory"]["kind"]
-    if isinstance(memory, LinearMemory) and rule == "gradient":
+    fits = isinstance(memory, (LinearMemory, VectorMemory))
+    if fits and rule == "gradient":
         return
-    what = f'rule = "{rule}"' if isinstance(memory, LinearMemory) else f'[memory] kind = "{kind}"'
-    hint = 'several losses, and keys of their own, are for [memory] kind = "linear" and rule = "gradient"'
+    what = f'rule = "{rule}"' if fits else f'[memory] kind = "{kind}"'
+    hint = 'several losses, and keys of their own, are for [memory] kind = "linear" or "vector" and rule = "gradient"'
     first, *more = _tables(document)
     if more:
         message, place = f"several losses make no sense where {what}", more[0]

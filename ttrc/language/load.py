@@ -74,6 +74,7 @@ def _build(text: str, path: str) -> Spec:
     memory = _memory(document)
     _check_rule(document, memory)
     _check_link(document, memory)
+    _check_channels(document, memory)
     _check_decay(document)
     check_associations(document, memory)
     inputs = tuple(
@@ -208,17 +209,44 @@ def _check_rule(document: Document, memory: Memory) -> None:
         )
 
 
+def _check_channels(document: Document, memory: Memory) -> None:
+    """Of a vector memory key and value channels are the same ones, and one word for them is enough."""
+    if not isinstance(memory, VectorMemory):
+        return
+    gates = [
+        (t, name, gate["per"]) for t in ("inputs", "parameters") for name, gate in document.data.get(t, {}).items()
+    ]
+    for table, name, per in gates:
+        if Per(per) in (Per.KEY_CHANNEL, Per.ELEMENT):
+            raise SpecError(
+                f'per = "{per}" makes no sense for [memory] kind = "vector"',
+                line=document.line(table, name),
+                key=f"{table}.{name}",
+                expected='per = "head" or "value_channel"',
+                hint="its key and value channels are the same channels, and an entry of its state is one of them",
+            )
+    link = document.data["retention"].get("link", {})
+    if link.get("axis", "value") != "value":
+        raise SpecError(
+            f'a softmax over axis = "{link["axis"]}" makes no sense for [memory] kind = "vector"',
+            line=document.line("retention", "link"),
+            key="retention.link.axis",
+            expected='axis = "value"',
+            hint="its key and value channels are the same channels",
+        )
+
+
 def _check_link(document: Document, memory: Memory) -> None:
-    """A link makes matrices of weights out of what a gradient step moves."""
+    """A link makes weights out of what a gradient step moves."""
     if "link" not in document.data["retention"]:
         return
     place = {"line": document.line("retention", "link"), "key": "retention.link"}
-    if not isinstance(memory, (LinearMemory, MLPMemory)):
+    if isinstance(memory, KernelMemory):
         raise SpecError(
             f'a link makes no sense for [memory] kind = "{document.data["memory"]["kind"]}"',
             **place,
-            expected='kind = "linear" or "mlp", or no link',
-            hint="a link makes a memory's matrices of weights out of what the update moves",
+            expected='kind = "linear", "vector" or "mlp", or no link',
+            hint="a link makes a memory's weights out of what the update moves",
         )
     rule = document.data["update"]["rule"]
     if rule != "gradient":

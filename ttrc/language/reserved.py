@@ -20,8 +20,8 @@ _OPERATOR = (
 _GENERATED = (
     "all_chunks annotations backend block blocks ceil choose chunk chunk_backward_op chunk_backward_triton "
     "chunk_forward_triton chunk_op chunk_size config conjugate crossing cut dataclass decays default_chunk "
-    "delayed ends enter every final find_root grads held identity initial join keep_causal keep_first keep_strict "
-    "kept kernels key_block larger last launch lay_out layout leave like ones_where op os pack_states "
+    "delayed ends enter every final find_root grads held identity initial join keep_causal keep_strict keep_token "
+    "kept kernels key_block larger last launch lay_out layout leave like linear_scan ones_where op os pack_states "
     "per_key_head pieces plain recurrent_backward_op recurrent_forward_triton recurrent_op reference save "
     "segments smaller sparse start starts state_dtype state_shape states stretches sums tensors tokens trail "
     "transition unit unpack_states uses_triton within"
@@ -32,11 +32,11 @@ _KERNELS = (
     "across add_product at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts "
     "chunks clip conjugate_step decay_by_half decayed_back decayed_k decayed_pairs decayed_s decayed_t difference "
     "difference_across dtype entries_of exact_dot factors first first_chunk first_step halves here i i_b i_c "
-    "i_chunk i_h i_k i_n i_p i_s i_step i_v in_halves j left length load_column load_double load_gate "
+    "i_chunk i_h i_k i_n i_p i_s i_step i_v in_halves j left length linear_scan load_column load_double load_gate "
     "load_gate_row load_line load_lower load_lower_block load_lower_columns load_lower_rows load_row load_rows "
     "load_vector log_cosh matrix n numbers_of ones own own_numbers panels partial positive_power power program r "
     "root_step rounded_dot rows_of running_sum s s_first s_left sign softplus state_dot step_starts steps "
-    "store_lower store_row store_rows store_vector stride substitute sum_where t t_first t_left tanh token "
+    "store_lower store_row store_rows store_vector stride substitute sum_where t t_first t_left tanh then token "
     "unit_lower_inverse unit_rows waiting whole_power written"
 ).split()
 

@@ -21,21 +21,24 @@ _HEAD_COUNTS = (1, 8, 64)  # a default is tried on these
 
 @dataclass(frozen=True)
 class Section:
-    """A kind of expression: the words the section provides, whether gates may appear, the word it must use."""
+    """A kind of expression: the words the section provides, whether gates may appear, the word it must use.
+
+    It comes to one number, or to what is as wide as the word `like`.
+    """
 
     key: str
     words: tuple[str, ...]
     gates: bool
     must_use: Optional[str] = None
     otherwise: str = ""
-    axes: Axes = SCALAR  # of what it comes to
+    like: Optional[str] = None
     counts: bool = False  # whether it may ask how many channels there are
 
 
 LOSS = Section("loss.expr", ("p", "v", "k"), True, "p", "nothing would be learned: p is the memory's prediction for k")
 WEIGHT = Section("loss.weight", ("v", "k"), True)
-KEY = Section("loss.key", ("k",), True, axes=_KEY, counts=True)
-WRITE = Section("loss.write", ("k",), True, axes=_KEY, counts=True)
+KEY = Section("loss.key", ("k",), True, like="k", counts=True)
+WRITE = Section("loss.write", ("k",), True, like="k", counts=True)
 RETENTION = Section(
     "retention.expr", ("S", "S_prev"), True, "S", "nothing could be solved for: S is the new state, S_prev the last"
 )
@@ -45,8 +48,8 @@ SIMILARITY = Section(
     "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
 )
 FEATURES = {
-    "q": Section("features.q", ("q",), True, "q", "queries would not be read", _KEY, counts=True),
-    "k": Section("features.k", ("k",), True, "k", "keys would not be read", _KEY, counts=True),
+    "q": Section("features.q", ("q",), True, "q", "queries would not be read", "q", counts=True),
+    "k": Section("features.k", ("k",), True, "k", "keys would not be read", "k", counts=True),
 }
 THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
@@ -56,7 +59,7 @@ READ = Section(
     True,
     "r",
     "nothing would be read: r is what the memory answers to q",
-    _VALUE,
+    "r",
     counts=True,
 )
 DEFAULT = Section("default", ("head", "heads"), False)
@@ -92,12 +95,13 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
     _check_counts(tree, section)
     if section is not DEFAULT:
         check_bounds(tree)
-    if axes != section.axes:
+    wanted = SCALAR if section.like is None else axes_of[section.like]
+    if axes != wanted:
         raise SpecError(
             f"{section.key} comes to {describe(axes)}",
             span=tree.span,
-            expected="one number" if section.axes == SCALAR else describe(section.axes),
-            hint=None if section.axes else "reduce it with sum(...), norm2(...) or dot(a, b)",
+            expected="one number" if wanted == SCALAR else describe(wanted),
+            hint=None if wanted else "reduce it with sum(...), norm2(...) or dot(a, b)",
         )
     # All pairs are kept in a kernel memory, so its retention may be no more than 0.
     free = section is RIDGE and isinstance(memory, KernelMemory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Optional
 
 from ttrc.errors import SpecError
 from ttrc.language.evaluate import evaluate
@@ -40,6 +41,25 @@ def axis_widths(memory: Memory, d_k: int, d_v: int) -> dict[str, int]:
     hidden = memory.layers - 1 if isinstance(memory, MLPMemory) else 0
     twice = {"j": d_k} if isinstance(memory, LinearMemory) else {}
     return {"k": d_k, **twice, "v": d_v} | {f"h{i + 1}": memory.expansion * d_k for i in range(hidden)}
+
+
+def same_channels(memory: Memory) -> str:
+    """Why there are as many key channels as value channels; empty where there need not be."""
+    match memory:
+        case VectorMemory():
+            return "key and value channels of a vector memory are the same channels"
+        case MLPMemory(residual=True):
+            return "a residual goes from keys to values"
+    return ""
+
+
+def default_scale(memory: Memory) -> Optional[float]:
+    """What the read-out is multiplied by where nothing else is said; None for d_k ** -0.5.
+
+    That keeps the size of a sum over d_k channels. A deep memory makes none of its query, and a vector memory answers
+    channel by channel, o = s * q: what is put in comes out as it is.
+    """
+    return 1.0 if isinstance(memory, (MLPMemory, VectorMemory)) else None
 
 
 def initial_names(spec: Spec) -> tuple[str, ...]:

@@ -6,14 +6,23 @@ Nothing here is derived. The syntax tree is interpreted, the loss is differentia
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Union
 
 import torch
 from torch import Tensor
 
 from ttrc.errors import ArgumentError
-from ttrc.language.spec import ClosedForm, Gradient, KernelMemory, LinearMemory, MLPMemory, Per, Spec
-from ttrc.language.state import axis_widths, initial_names, needs_initial_state, state_parts
+from ttrc.language.sections import word_axes
+from ttrc.language.spec import ClosedForm, Gradient, KernelMemory, MLPMemory, Spec
+from ttrc.language.state import (
+    axis_widths,
+    default_scale,
+    initial_names,
+    needs_initial_state,
+    same_channels,
+    state_parts,
+)
 from ttrc.oracle.expressions import Scope, evaluate
 from ttrc.oracle.kernel import fit
 from ttrc.oracle.memory import Matrices, enter, predict, step
@@ -42,33 +51,34 @@ def run(
     v              [B, T, HV, dv], HV a multiple of H; value head h reads key head h // (HV // H)
     gates          by name: inputs [B, T, HV, *axes], parameters [HV, *axes];
                    axes are (), (dk,), (dv,) or (dk, dv) as the spec's `per` says
-    scale          of the read-out, by default dk ** -0.5, and 1 for a deep memory; of the query of a kernel memory
+    scale          of the read-out, by default dk ** -0.5, and 1 for a deep memory and for a vector; of the query of a
+                   kernel memory
     initial_state  [N, HV, dk, dv], or one [N, HV, *axes] for each of state_parts(spec), zero by default where zeros
                    are a start; N = B, or the number of packed sequences
     cu_seqlens     [N + 1] offsets of sequences packed along T, with B = 1
     returns        o [B, T, HV, dv] and the final state, shaped as the initial one, both in `dtype`; of a kernel
                    memory, which keeps all tokens and no state, ()
     """
-    if not isinstance(spec.memory, (LinearMemory, MLPMemory, KernelMemory)):
-        raise ArgumentError(f"{spec.name}: the reference reads matrices, networks and kernel memories, no other kind")
-    _check_residual(spec, k.shape[-1], v.shape[-1])
+    _check_widths(spec, k.shape[-1], v.shape[-1])
     if scale is None:
-        scale = 1.0 if isinstance(spec.memory, MLPMemory) else k.shape[-1] ** -0.5
+        scale = default_scale(spec.memory) or k.shape[-1] ** -0.5
+    axes = word_axes(spec.memory)
     repeats = v.shape[2] // k.shape[2]
     tokens = {
-        "q": q.to(dtype).repeat_interleave(repeats, dim=2)[..., None],
-        "k": k.to(dtype).repeat_interleave(repeats, dim=2)[..., None],
-        "v": v.to(dtype)[..., None, :],
-        **{gate.name: _spread(gates[gate.name].to(dtype), gate.per) for gate in spec.inputs},
+        "q": _spread(q.to(dtype).repeat_interleave(repeats, dim=2), axes["q"]),
+        "k": _spread(k.to(dtype).repeat_interleave(repeats, dim=2), axes["k"]),
+        "v": _spread(v.to(dtype), axes["v"]),
+        **{gate.name: _spread(gates[gate.name].to(dtype), gate.per.axes) for gate in spec.inputs},
     }
-    constants = {gate.name: _spread(gates[gate.name].to(dtype), gate.per)[None] for gate in spec.parameters}
+    constants = {gate.name: _spread(gates[gate.name].to(dtype), gate.per.axes)[None] for gate in spec.parameters}
     for name, feature in (("q", spec.features.q), ("k", spec.features.k)):
         if feature is not None:
             tokens[name] = evaluate(feature.tree, tokens | constants).expand_as(tokens[name])
     tokens["q"] = tokens["q"] * scale
     offsets = None if cu_seqlens is None else cu_seqlens.tolist()
     sequences = v.shape[0] if offsets is None else len(offsets) - 1
-    state = tuple(x.to(dtype) for x in _initial(spec, initial_state, sequences, k, v))
+    started = (x.to(dtype) for x in _initial(spec, initial_state, sequences, k, v))
+    state = tuple(_spread(x, part.axes) for x, part in zip(started, state_parts(spec)))
     if offsets is None:
         o, final = _sequence(spec, tokens, constants, state)
     else:
@@ -83,29 +93,32 @@ def run(
         ]
         o = torch.cat([o for o, _ in pieces], dim=1)
         final = tuple(map(torch.cat, zip(*(final for _, final in pieces))))
+    final = tuple(_gathered(x, part.axes) for x, part in zip(final, state_parts(spec)))
     return o, final[0] if len(final) == 1 else final
 
 
-def _spread(gate: Tensor, per: Per) -> Tensor:
-    """[..., *axes] -> [..., dk or 1, dv or 1]."""
-    match per:
-        case Per.HEAD:
-            return gate[..., None, None]
-        case Per.KEY_CHANNEL:
-            return gate[..., None]
-        case Per.VALUE_CHANNEL:
-            return gate[..., None, :]
-        case Per.ELEMENT:
-            return gate
+def _spread(x: Tensor, axes: Collection[str]) -> Tensor:
+    """[..., *axes] -> [..., rows or 1, columns or 1]."""
+    match sorted(axes):
+        case []:
+            return x[..., None, None]
+        case ["k"]:
+            return x[..., None]
+        case ["v"]:
+            return x[..., None, :]
+    return x
 
 
-def _check_residual(spec: Spec, d_k: int, d_v: int) -> None:
+def _gathered(x: Tensor, axes: tuple[str, ...]) -> Tensor:
+    """The inverse of _spread, of a part of a state."""
+    return x if len(axes) > 1 else x[..., 0, :]
+
+
+def _check_widths(spec: Spec, d_k: int, d_v: int) -> None:
     """One of the two being 1 would broadcast."""
-    if isinstance(spec.memory, MLPMemory) and spec.memory.residual and d_k != d_v:
-        raise ArgumentError(
-            f"{spec.name} has a residual from keys to values: it takes as many of each, "
-            f"not {d_k} key channels and {d_v} value channels"
-        )
+    why = same_channels(spec.memory)
+    if why and d_k != d_v:
+        raise ArgumentError(f"{spec.name} takes as many key channels as value channels, not {d_k} and {d_v}: {why}")
 
 
 def _initial(spec: Spec, given: State | None, sequences: int, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:

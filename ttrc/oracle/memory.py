@@ -27,6 +27,7 @@ from ttrc.language.spec import (
     Softmax,
     SoftThreshold,
     Spec,
+    VectorMemory,
 )
 from ttrc.language.spec import Memory as Architecture
 from ttrc.language.syntax import Call, Expr, walk
@@ -34,7 +35,7 @@ from ttrc.oracle.closed_form import fit
 from ttrc.oracle.expressions import Scope, evaluate, total
 from ttrc.oracle.minimise import argmin
 
-Matrices = tuple[Tensor, ...]  # one, or one a layer: each [N, HV, rows, columns]
+Matrices = tuple[Tensor, ...]  # one, or one a layer: each [N, HV, rows, columns]; of a vector memory a single row
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
             W_at = _linked(link, retained(memory.S), scope)
         case Gradient(at=At.SEGMENT_START):
             W_at = memory.start
+        case ClosedForm() if isinstance(spec.memory, VectorMemory):
+            raise CheckFailed("the reference takes no closed form of a vector memory")
         case ClosedForm():
             slope = grad(lambda W, scope: loss((W,), scope).sum())
             decay = None if spec.retention.decay is None else evaluate(spec.retention.decay.tree, scope)
@@ -160,10 +163,15 @@ NORM_EPS = 1e-6
 
 
 def predict(memory: Architecture, W: Matrices, key: Tensor, scope: Scope) -> Tensor:
-    """f(key), [N, HV, dk, 1] -> [N, HV, 1, dv]. scope: norm_weight and norm_bias where the memory has a norm."""
+    """f(key), [N, HV, dk, 1] -> [N, HV, 1, dv]; of a vector memory a row already.
+
+    scope: norm_weight and norm_bias where the memory has a norm.
+    """
     match memory:
         case LinearMemory():
             return (W[0] * key).sum(-2, keepdim=True)
+        case VectorMemory():
+            return W[0] * key
         case MLPMemory():
             x = row = key.mT
             for number, weights in enumerate(W):

@@ -252,7 +252,7 @@ class _Cost:
             case Space.CHUNK:
                 return (4 if buffer.single else self.dtype_bytes) * self._numbers(buffer.tile) / self.chunk
         features = [self.width[a] for a in row_axes(buffer.tile)]
-        partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
+        partial = kernel.shares(buffer)
         copies = -(-self.d_v // self._value_block(kernel)) if partial else 1
         if buffer.double:
             return 8.0

@@ -18,6 +18,7 @@ from ttrc.ir.tile import (
     Hidden,
     Inverse,
     Largest,
+    LinearScan,
     Mask,
     Op,
     Reduce,
@@ -124,6 +125,9 @@ class Builder:
 
     def cumulative_sum(self, name: str, arg: Tile, origin: str, reverse: bool = False, exclusive: bool = False) -> Tile:
         return self.emit(name, arg.axes, CumulativeSum(arg, reverse, exclusive), origin)
+
+    def linear_scan(self, name: str, decay: Tile, write: Tile, start: Tile | None, origin: str, reverse=False) -> Tile:
+        return self.emit(name, write.axes, LinearScan(decay, write, start, reverse), origin)
 
     def relabel(self, arg: Tile, origin: str, swap: dict[str, str] = ROLES) -> Tile:
         """arg under the other token axis, or the other channels'; doing it twice gives arg back."""

@@ -67,13 +67,20 @@ def loss_gradient(spec: Spec, scope: Scope, loss: Loss) -> Expr:
     return gradient
 
 
+def by_channel(scope: Scope) -> bool:
+    """Whether an entry of the state answers for one value channel alone, so that no other one shares its slope."""
+    return scope.axes[scope.symbols["S"]] == scope.axes[scope.symbols["p"]]
+
+
 def affine_error(scope: Scope, gradient: Expr, stiffness: Expr) -> tuple[Expr, Expr] | str:
     """(slope, offset) of a gradient that is affine in p, its slope one for all value channels once it is divided by
-    the stiffness; or why it is not."""
+    the stiffness, where they share a state; or why it is not."""
     p = scope.symbols["p"]
     solved = symbolic.affine(tidied(gradient), p)
     if solved is None or any(scope.depends(part, p) for part in solved):
         return "is nonlinear in p"
+    if by_channel(scope):
+        return solved
     if solved[0] != 0 and (scope.axes_of(solved[0]) or scope.axes_of(stiffness)):
         return "is affine in p with a slope that is not the same for every value channel"
     if solved[0] != 0 and any("v" in r.axes for r in sums_in(scope, solved)):
@@ -112,7 +119,9 @@ def _implicit_step(spec: Spec, scope: Scope, loss: Loss, gradient: Expr, write: 
             f"{symbolic.equation(1 / write)}, which mixes key channels and value channels",
             expected='a product of gates per key channel and gates per value channel before S**2; or rule = "gradient"',
         )
-    length = scope.reduce(write * scope.symbols["k"] ** 2)
+    length = write * scope.symbols["k"] ** 2
+    if not by_channel(scope):
+        length = scope.reduce(length)
     solved = affine_error(scope, gradient, stiffness)
     if isinstance(solved, str):
         explicit = _explicit_step(spec, scope, loss, gradient, stiffness)

@@ -27,8 +27,8 @@ from ttrc.symbolic import ONE, ZERO, Expr, names
 
 def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
     return (
-        Tile("q", ("t", "k")),
-        Tile("k", ("t", "k")),
+        Tile("q", ("t", *recurrence.keys)),
+        Tile("k", ("t", *recurrence.keys)),
         Tile("v", ("t", "v")),
         *(Tile(g.name, ("t", *g.per.axes)) for g in recurrence.gates),
         Tile("scale", ()),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 
 from ttrc import symbolic
+from ttrc.ir.axes import ordered
 from ttrc.ir.recurrence import Association, Feature
 from ttrc.ir.tile import INSIDE, Relation, Tile
 from ttrc.language.domains import INTERVALS
-from ttrc.language.spec import Domain, Located, Per, Spec
+from ttrc.language.sections import word_axes
+from ttrc.language.spec import Domain, Located, Spec
 from ttrc.passes.builder import Builder
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
@@ -29,8 +31,9 @@ def read_features(spec: Spec) -> tuple[Feature, ...]:
 def read_feature(spec: Spec, word: str, where: Located) -> Feature:
     gates, x = (*spec.inputs, *spec.parameters), symbolic.symbol(word)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {word: x}
-    scope = Scope(symbols, {symbols[g.name]: g.per.axes for g in gates} | {x: ("k",)})
-    zeros = (word, *(g.name for g in spec.inputs if g.domain is Domain.REAL and g.per is Per.KEY_CHANNEL))
+    own = ordered(word_axes(spec.memory)[word])
+    scope = Scope(symbols, {symbols[g.name]: g.per.axes for g in gates} | {x: own})
+    zeros = (word, *(g.name for g in spec.inputs if g.domain is Domain.REAL and g.per.axes == own))
     padded = tuple(symbols[name] for name in zeros)
     expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, padded)
     made = (expr, *(r.body for r in scope.reductions))
@@ -66,16 +69,17 @@ def _made(
 def _mapped(build: Builder, tiles: dict[str, Tile], feature: Feature, name: str, origin: str) -> Tile:
     """A map of zeros need not be zero: padded channels, and tokens past the end of a sequence, are masked."""
     known, x = dict(tiles), tiles[feature.word]
+    axis = x.axes[-1]
     for reduction in feature.sums:
         summands = build.elementwise("summands", reduction.body, known, origin, reduction.axes)
         if not symbolic.is_zero_at(reduction.body, feature.zeros):
-            summands = build.mask("summands_inside", summands, INSIDE["k"], 0.0, origin)
-        total = build.reduce(f"sum_{feature.word}", summands, set(summands.axes) - {"k"}, origin)
+            summands = build.mask("summands_inside", summands, INSIDE[axis], 0.0, origin)
+        total = build.reduce(f"sum_{feature.word}", summands, set(summands.axes) - {axis}, origin)
         known[reduction.symbol.name] = total
     made = build.elementwise(name, feature.expr, known, origin, x.axes)
     zero = symbolic.is_zero_at(feature.expr, feature.zeros)
     if not zero:
-        made = build.mask(f"{made.name}_inside", made, INSIDE["k"], 0.0, origin)
+        made = build.mask(f"{made.name}_inside", made, INSIDE[axis], 0.0, origin)
     if len(x.axes) > 1 and (feature.sums or not zero):  # a map may divide by a sum, which is of zeros there
         made = build.mask(f"{made.name}_valid", made, Relation.VALID, 0.0, origin)
     return made

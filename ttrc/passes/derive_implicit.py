@@ -45,6 +45,11 @@ def derive_implicit(scope: Scope, explicit: Nonlinear, length: Expr, domains: di
         written, root = _solve(scope, error, p, length, p)
         return Nonlinear(symbolic.factored(written), (), root)
 
+    if scope.axes_of(length):
+        raise NoImplicitStep(
+            "joins the value channels, and each has a key of its own: no length of p - v solves for all of them",
+            'a loss that is a sum over channels; or rule = "gradient"',
+        )
     y, slope, share, square = _radial(scope, explicit)
     n = _unknown(scope, "norm_new", nonnegative=True)
     share = symbolic.of_norm(share, square, n)

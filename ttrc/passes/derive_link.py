@@ -21,7 +21,7 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
     """
     if link is None:
         return state
-    down, across = state.axes
+    down, across = state.axes[0], state.axes[-1]
     own = {"k": down, "v": across}
     inside = state if across in HIDDEN else build.mask("state_inside", state, INSIDE[across], 0.0, ORIGIN)
     if link.shift:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 
 from ttrc import symbolic
+from ttrc.ir.axes import ordered
 from ttrc.ir.recurrence import Readout
 from ttrc.ir.tile import INSIDE, SCALE, Relation, Tile
 from ttrc.language.domains import INTERVALS
+from ttrc.language.sections import word_axes
 from ttrc.language.spec import Per, Spec
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.builder import Builder, sym
@@ -21,7 +23,7 @@ from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
 
 ORIGIN = "read"
-WORDS = {"r": ("v",), "v": ("v",), "q": ("k",), "k": ("k",)}
+WORDS = ("r", "v", "q", "k")
 PADDED = ("q", "k")  # what is 0 in the padding of its channels: an answer may hold anything there
 SOME = 0.7  # a sum, and where in its domain a gate is, when a read-out is looked at in one place
 LARGEST = 100  # operations
@@ -34,7 +36,8 @@ def read_readout(spec: Spec) -> Readout | None:
     gates = (*spec.inputs, *spec.parameters)
     words = {word: symbolic.symbol(word) for word in WORDS}
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | words
-    axes = {symbols[g.name]: g.per.axes for g in gates} | {words[w]: own for w, own in WORDS.items()}
+    own = word_axes(spec.memory)
+    axes = {symbols[g.name]: g.per.axes for g in gates} | {words[w]: ordered(own[w]) for w in WORDS}
     scope = Scope(symbols, axes)
     expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, tuple(words.values()))
     if symbolic.size(expr) > LARGEST:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.errors import SpecError
+from ttrc.ir.axes import ordered
 from ttrc.ir.recurrence import Association, Gate, Hebbian, Recurrence
-from ttrc.language.document import read_document
-from ttrc.language.spec import At, ClosedForm, Domain, Gradient, LinearMemory, MLPMemory, Per, Proximal, Spec
+from ttrc.language.sections import word_axes
+from ttrc.language.spec import At, ClosedForm, Domain, Gradient, MLPMemory, Per, Proximal, Spec
 from ttrc.language.state import state_domain
 from ttrc.passes.derive_association import (
     affine_error,
+    by_channel,
     derive_associations,
     loss_gradient,
     mention,
@@ -35,17 +37,14 @@ from ttrc.symbolic import Expr, Scope
 
 
 def derive_recurrence(spec: Spec) -> Recurrence:
-    if not isinstance(spec.memory, (LinearMemory, MLPMemory)):
-        what = 'this memory has no derivation yet; kinds "linear", "mlp" and "kernel" have one'
-        line = read_document(spec.source.text).line("memory", "kind")
-        raise SpecError(what, path=spec.source.path, line=line, key="memory.kind")
     network = spec.memory if isinstance(spec.memory, MLPMemory) else None
     gates = (*spec.inputs, *spec.parameters)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
     axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: g.per.axes for g in gates}
-    for name, own in {"p": ("v",), "v": ("v",), "k": ("k",), "S": ("k", "v"), "S_prev": ("k", "v")}.items():
+    own = word_axes(spec.memory)
+    for name in ("p", "v", "k", "S", "S_prev"):
         symbols[name] = symbolic.symbol(name)
-        axes[symbols[name]] = own
+        axes[symbols[name]] = ordered(own[name])
     scope = Scope(symbols, axes)
     if isinstance(spec.update, ClosedForm):
         return _closed_form(spec, scope, gates)
@@ -91,12 +90,16 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         mirror=mirror,
         write=write,
         network=network,
+        state=axes[symbols["S"]],
         features=read_features(spec),
         readout=read_readout(spec),
     )
 
 
 def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrence:
+    if by_channel(scope):
+        what = 'closed forms of a vector memory have no derivation yet; rules "gradient" and "proximal" have one'
+        raise SpecError(what, path=spec.source.path, line=spec.update.line, key="update.rule")
     gradient, where = loss_gradient(spec, scope, spec.loss), spec.retention.decay
     slope = symbolic.expanded(scope.gradient(symbolic.convert(spec.retention.expr.tree, scope), scope.symbols["S"]))
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear, Recurrence
-from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
+from ttrc.ir.tile import BEGINS, INSIDE, SCALE, Carry, Program, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
@@ -17,8 +17,8 @@ INNER = 0.5  # inside of every domain that a state may have
 
 def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
     return (
-        Tile("q", ("k",)),
-        Tile("k", ("k",)),
+        Tile("q", recurrence.keys),
+        Tile("k", recurrence.keys),
         Tile("v", ("v",)),
         *(Tile(g.name, g.per.axes) for g in recurrence.gates),
         Tile(SCALE, ()),
@@ -29,7 +29,7 @@ def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
 def derive_token(recurrence: Recurrence) -> Program:
     inputs = token_inputs(recurrence)
     build = Builder(inputs)
-    state = build.tile("S", ("k", "v"))
+    state = build.tile("S", recurrence.state)
     tiles = {t.name: t for t in inputs}
     tiles |= derive_features(build, tiles, recurrence.features)
     q, scale = tiles["q"], tiles[SCALE]
@@ -82,7 +82,7 @@ def derive_token(recurrence: Recurrence) -> Program:
 
         def since(label: str) -> tuple[Tile, Tile]:
             """What the weights are where a segment begins, 1 <= begins, and what was carried elsewhere."""
-            carried = build.tile(label, ("k", "v"))
+            carried = build.tile(label, recurrence.state)
             fresh = choose(ONE, sym(begins), sym(weights), sym(carried))
             return carried, make("start", fresh, begins, weights, carried, origin="update")
 
@@ -105,7 +105,7 @@ def derive_token(recurrence: Recurrence) -> Program:
         whole = moved_by(step, of)
         step, of = sym(whole) - sym(retained), (whole, retained)
     if recurrence.momentum is not None:
-        last, (gate, used) = build.tile("M", ("k", "v")), factor("momentum", recurrence.momentum, "update")
+        last, (gate, used) = build.tile("M", recurrence.state), factor("momentum", recurrence.momentum, "update")
         own = make("M_next", gate * sym(last) + step, *used, last, *of, origin="update")
         step, of = sym(own), (own,)
         carries.insert(0, Carry("M", last, own, reverse=False))
@@ -130,7 +130,7 @@ def derive_token(recurrence: Recurrence) -> Program:
 def _mirrored(build: Builder, tiles: dict[str, Tile], recurrence: Recurrence, state: Tile, own: Tile | None) -> Tile:
     """mirror(state, own), own 0 where it is None; in the padding of channels, where a state is no number of the
     mirror's domain, 0."""
-    padding, inside = (Relation.KEYS, Relation.VALUES), state
+    padding, inside = [INSIDE[axis] for axis in state.axes], state
     for relation in padding:
         inside = build.mask("S_inside", inside, relation, INNER, "retention")
     known, law = tiles | {"S_prev": inside}, recurrence.at_rest

@@ -25,6 +25,7 @@ from ttrc.ir.tile import (
     Elementwise,
     Inverse,
     Largest,
+    LinearScan,
     Mask,
     Normaliser,
     Program,
@@ -224,6 +225,15 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             tape.add(arg, build.reduce(via(arg), masked, arg.axes, origin))
         case CumulativeSum(arg, reverse, exclusive):
             tape.add(arg, build.cumulative_sum(via(arg), adjoint, origin, not reverse, exclusive))
+        case LinearScan(decay, write, start, reverse):
+            # What comes back to what each token leaves behind is the same scan the other way.
+            behind = build.linear_scan(via(write), decay, adjoint, None, origin, not reverse)
+            tape.add(write, behind)
+            tape.add(decay, tape.elementwise(via(decay), sym(behind) * sym(target), (behind, target)))
+            if start is not None:
+                back = tape.elementwise(via(start), sym(adjoint) + sym(decay) * sym(behind), (adjoint, decay, behind))
+                back = build.mask(via(start), back, Relation.LAST if reverse else Relation.FIRST, 0.0, origin)
+                tape.add(start, build.reduce(via(start), back, start.axes, origin))
         case Relabel(arg):
             swap = {new: old for old, new in zip(arg.axes, target.axes) if old != new}
             tape.add(arg, build.relabel(adjoint, origin, swap))

@@ -18,8 +18,11 @@ from ttrc.passes.split_panels import split_panels
 from ttrc.passes.take_values import takes_all_values
 
 
-def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False) -> Kernel:
-    """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are."""
+def planned(
+    name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False, partial=False
+) -> Kernel:
+    """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are; `partial`:
+    each program of a block of value channels stores its own share of sums over these."""
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
@@ -44,7 +47,7 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
             narrow = Narrow(frozenset(), narrow_factors(pulled, results).turned)  # whole states take what registers are
         segments = cut(body if long else pulled, narrow, False)
         return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
-    name = plain_name(name) + WHOLE if takes_all_values(body, skeleton, carries) else name
+    name = plain_name(name) + WHOLE if takes_all_values(body, partial, carries) else name
     # Sums over a chunk's tokens come first: what they are of need not wait for them then.
     sums = [s.target for s in body if isinstance(s.op, Reduce) and (*s.op.arg.axes, *s.target.axes) == ("t", "k", "k")]
     body = order_statements(body, (*sums, *targets))
@@ -53,7 +56,7 @@ def planned(name: str, skeleton: Skeleton, program: Program, stores, memory, car
     if name.endswith(WHOLE) and skeleton is Skeleton.SCAN:
         body, memory = load_again(body, memory, tuple(targets))
     segments = (_segment(False, body, (), memory, [*stores, *waiting], targets),)
-    return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries))
+    return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries), partial=partial)
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:

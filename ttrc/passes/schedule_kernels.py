@@ -24,7 +24,7 @@ from functools import partial
 
 from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, WHOLE, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space, space_of
-from ttrc.ir.recurrence import Recurrence
+from ttrc.ir.recurrence import MATRIX, Recurrence
 from ttrc.ir.tile import (
     HIDDEN,
     Compose,
@@ -252,9 +252,11 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
     carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
     outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
     gradients = gradient_buffers(recurrence, backward)
-    deep = "" if recurrence.network is None else "deep_"
-    ahead = planned(f"{deep}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
-    back = planned(f"{deep}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both)
+    kind = "deep_" if recurrence.network is not None else "" if recurrence.state == MATRIX else "vector_"
+    ahead = planned(f"{kind}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
+    back = planned(
+        f"{kind}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both, partial=True
+    )
     only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
     return Plan(
         "recurrent",

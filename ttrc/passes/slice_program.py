@@ -17,6 +17,7 @@ from ttrc.ir.tile import (
     Elementwise,
     Inverse,
     Largest,
+    LinearScan,
     Mask,
     Normaliser,
     Op,
@@ -93,6 +94,8 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return Solve(tiles[matrix], tiles[rhs], transposed)
         case Inverse(matrix):
             return Inverse(tiles[matrix])
+        case LinearScan(decay, write, start):
+            return replace(op, decay=tiles[decay], write=tiles[write], start=None if start is None else tiles[start])
         case Root(pull, base, args):
             pull = symbolic.renamed(pull, {t.name: symbolic.symbol(tiles[t].name) for t in args})
             return Root(pull, tiles[base], tuple(dict.fromkeys(tiles[t] for t in args)))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
-from ttrc.language.spec import Domain, Input, MLPMemory, Parameter, Spec
-from ttrc.language.state import axis_widths, needs_initial_state, state_domain, state_parts
+from ttrc.language.spec import Domain, Input, Parameter, Spec
+from ttrc.language.state import axis_widths, needs_initial_state, same_channels, state_domain, state_parts
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHUNK_SIZES = (16, 32, 64, 128)
@@ -58,8 +58,9 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
     HV, d_v = v.shape[2:]
     if HV % H != 0:
         raise _wrong("v", f"{HV} heads", f"a multiple of the {H} heads of q and k")
-    if isinstance(spec.memory, MLPMemory) and spec.memory.residual and d_k != d_v:
-        raise _wrong("v", f"head dimension {d_v}", f"the {d_k} of q and k: a residual goes from keys to values")
+    joined = same_channels(spec.memory)
+    if joined and d_k != d_v:
+        raise _wrong("v", f"head dimension {d_v}", f"the {d_k} of q and k: {joined}")
     check_gates(spec, gates, B, T, HV, q.device, {"k": d_k, "v": d_v})
     sequences = B if cu_seqlens is None else _check_packing(cu_seqlens, B, T, q.device)
     if initial_state is None and needs_initial_state(spec):
@@ -93,7 +94,7 @@ def check_options(form, forms, chunk_size, segment, backend, scale, keep_bytes, 
     if backend not in ("auto", "torch", "triton"):
         raise _wrong("backend", repr(backend), "auto, torch or triton")
     if not (scale is None or isinstance(scale, (int, float))):
-        raise _wrong("scale", f"{scale!r:.40}, a {type(scale).__name__}", "a number, or None for d_k ** -0.5")
+        raise _wrong("scale", f"{scale!r:.40}, a {type(scale).__name__}", "a number, or None for the default")
     if not (keep_bytes is None or (isinstance(keep_bytes, (int, float)) and keep_bytes >= 0)):
         raise _wrong("keep_bytes", f"{keep_bytes!r:.40}", "a number of bytes, or None for no bound")
     if backend == "triton" and form != "reference":

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ttrc import oracle
-from ttrc.language.spec import Gradient, KernelMemory, MLPMemory, Softmax, Spec
-from ttrc.language.state import initial_names
+from ttrc.language.spec import Gradient, KernelMemory, Softmax, Spec
+from ttrc.language.state import initial_names, same_channels
 from ttrc.runtime.operator import Operator
 from ttrc.sampling import as_arguments, random_inputs, random_state
 
@@ -54,10 +54,10 @@ class Case:
 
 
 def fitting(spec: Spec, case: Case) -> Case:
-    """The case as a rule can run it: one whose segments are chunks has no other chunks, a residual wants d_v = d_k."""
+    """The case as a rule can run it: one whose segments are chunks has no other chunks, some want d_v = d_k."""
     if isinstance(spec.update, Gradient) and spec.update.segment is not None:
         case = replace(case, chunk_size=None)
-    if isinstance(spec.memory, MLPMemory) and spec.memory.residual:
+    if same_channels(spec.memory):
         case = replace(case, d_v=case.d_k)
     if isinstance(spec.memory, KernelMemory) and not case.packed:  # of one pair its weight does not matter
         case = replace(case, T=max(2, case.T))

@@ -40,7 +40,7 @@ def normalised(scope: Scope, q: Fraction, epsilon: Fraction) -> Link | None:
     if q == 2:
         return None
     powers = S**q if q.is_Integer and q % 2 == 0 else positive_power(magnitude(S), q)
-    total = _total(scope, powers, ("k", "v"))
+    total = _total(scope, powers, scope.axes[S])
     return Link(S * (positive_power(total.symbol, 2 / q) + epsilon) ** (1 - q / 2), (total,))
 
 

@@ -33,6 +33,7 @@ from ttrc.language.spec import (
     Softmax,
     SoftThreshold,
     Spec,
+    VectorMemory,
 )
 from ttrc.language.state import formula
 from ttrc.passes.budget import LENGTH, budget, cost_again, held_bytes, least_bytes
@@ -133,6 +134,8 @@ def _memory(memory: Memory) -> str:
         case MLPMemory(layers, expansion):
             hidden = f", hidden layers of {expansion} d_k" if layers > 1 else ""
             return f"a network: p = f(k), f(x) = {formula(memory)}{hidden}"
+        case VectorMemory():
+            return "vector: p = s * k, one number a channel, d_k = d_v"
         case KernelMemory(_, similarity):
             return f"kernel: all pairs are kept, and weigh exp({comment(similarity.text)}) at a query; p = S"
         case _:

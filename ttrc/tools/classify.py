@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from ttrc import symbolic
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Module
-from ttrc.ir.recurrence import Affine, Association, ErrorForm, Hebbian, Implicit, Nonlinear, Recurrence
+from ttrc.ir.recurrence import MATRIX, Affine, Association, ErrorForm, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
 from ttrc.symbolic import Expr
 from ttrc.tools import fits
 from ttrc.tools.mathematics import shown, written
+from ttrc.tools.reasons import why_by_token, why_no_logarithm
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def headline(module: Module) -> str:
         return f"linear memory, closed form, {_decay_kind(r)} decay"
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
-    memory = "linear memory" if r.network is None else f"memory of {r.network.layers} layers"
+    memory = "linear memory" if r.state == MATRIX else "vector memory"
+    memory = memory if r.network is None else f"memory of {r.network.layers} layers"
     return f"{memory}, {errors}, {kept}{more}"
 
 
@@ -55,7 +56,8 @@ def findings(module: Module) -> tuple[Finding, ...]:
         return (*_closed_class(r), _decay_class(r), *_closed_forms(module))
     linked = () if r.link is None else (_link_class(r),)
     kept = _decay_class(r) if r.mirror is None else _mirror_class(r)
-    errors = [_error_class(r, a) for a in r.associations] if r.network is None else [_layer_class(r)]
+    written = _error_class if r.state == MATRIX else _channel_class
+    errors = [written(r, a) for a in r.associations] if r.network is None else [_layer_class(r)]
     steps = () if r.momentum is None else (_momentum_class(r),)
     return (*errors, kept, *steps, *linked, _read_class(module), *_forms(module))
 
@@ -77,7 +79,7 @@ def _closed_forms(module: Module) -> tuple[Finding, ...]:
     recurrent = Finding("recurrent form", "exact to rounding", "H and G are carried, and x is solved for at each token")
     if "chunk" not in module.forms:
         return (
-            Finding("chunk form", "none: this rule runs token by token", _why_no_logarithm(module.recurrence)),
+            Finding("chunk form", "none: this rule runs token by token", why_no_logarithm(module.recurrence)),
             recurrent,
         )
     why = (
@@ -98,9 +100,30 @@ def _layer_class(r: Recurrence) -> Finding:
     )
 
 
+def _aspect(association: Association) -> str:
+    return " ".join(("error", *association.origin.split(".")[1:]))
+
+
+def _channel_class(r: Recurrence, association: Association) -> Finding:
+    """What a vector memory writes."""
+    aspect, e = _aspect(association), symbolic.equation(shown(r, written(association.error)))
+    match association.error:
+        case Hebbian():
+            return Finding(aspect, "free of p (Hebbian)", f"e = {e} does not contain p")
+        case Affine(slope, _):
+            rate = symbolic.equation(shown(r, slope))
+            return Finding(aspect, "affine in p", f"e = {e} has slope {rate} in p; no channel shares its state")
+        case Nonlinear(_, sums, root):
+            joined = next((symbolic.equation(shown(r, s.symbol)) for s in sums), "")
+            met = f"; {joined} joins the channels, which stay together" if joined else "; each channel is on its own"
+            found = f"; {_search(root)}" if root is not None else ""
+            return Finding(aspect, "nonlinear in p", f"e = {e} is not affine in p{met}{found}")
+    raise AssertionError(association.error)
+
+
 def _error_class(r: Recurrence, association: Association) -> Finding:
     error = association.error
-    aspect = " ".join(("error", *association.origin.split(".")[1:]))
+    aspect = _aspect(association)
     e = symbolic.equation(shown(r, written(error)))
     at_start = ": predictions of a segment come from its start, no solve" if r.segment is not None else ""
     solved = r.chunks and r.segment is None
@@ -166,7 +189,7 @@ def _decay_kind(r: Recurrence) -> str:
 
 def _decay_class(r: Recurrence) -> Finding:
     a, between = symbolic.equation(shown(r, r.decay)), ""
-    if r.chunks and r.axes_of(r.decay):
+    if r.chunks and r.state == MATRIX and r.axes_of(r.decay):
         between = (
             "; in a chunk it stands between two tokens inside of the sum over key channels: halves of pieces "
             "of 2, 4, .. tokens meet where one ends and the other begins, from where either decays, so that nothing is "
@@ -246,8 +269,15 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     r = module.recurrence
     recurrent = Finding("recurrent form", "exact", "it is the recurrence")
     if "chunk" not in module.forms:
-        reason = _why_by_token(r) or _why_no_logarithm(r)
+        reason = why_by_token(r) or why_no_logarithm(r)
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
+    if r.state != MATRIX:
+        why = (
+            "a token takes each entry s of the state to a s + b, and such maps compose: those of a chunk are scanned, "
+            "all channels side by side; logarithms of decays are not needed"
+        )
+        exact = f"in chunks of {r.segment}, the segments of the rule" if r.segment else "for every chunk size"
+        return (Finding("chunk form", f"exact {exact}", why), recurrent)
     if r.network is not None:
         why = (
             "every gradient of a segment is taken at its start: inside of it each layer is a linear memory, whose keys "
@@ -279,41 +309,10 @@ def _forms(module: Module) -> tuple[Finding, ...]:
 
 def _momentum_class(r: Recurrence) -> Finding:
     b = symbolic.equation(shown(r, r.momentum))
-    because = f"M_t = b M_prev - k e' with b = {b}, then S moves by M_t: two recurrences in a row"
+    own = "k e'" if r.state == MATRIX else "k e"
+    because = f"M_t = b M_prev - {own} with b = {b}, then S moves by M_t: two recurrences in a row"
+    if r.chunks and r.state != MATRIX:
+        return Finding("momentum", "a second state, the last step: two scans in a row", because)
     if not r.chunks:
         return Finding("momentum", "a second state, the last step", because)
     return Finding("momentum", "exact: the mask of a chunk is the product of two masks, a C x C product", because)
-
-
-def _why_no_logarithm(r: Recurrence) -> str:
-    name, factor = ("a", r.decay) if r.log_decay is None and r.decay != 1 else ("b", r.momentum)
-    return (
-        f"a chunk needs sums of log {name}, and {name} = {symbolic.equation(shown(r, factor))} may reach zero: "
-        'nothing in the domains of its inputs says that it is positive, as domain = "decay" does'
-    )
-
-
-def _why_by_token(r: Recurrence) -> str | None:
-    if r.mirror is not None:
-        return "a chunk needs a state that moves linearly, and this one does not"
-    if r.link is not None and r.segment is None:
-        return "weights are a link of the state at every token, and so no sum of what tokens write"
-    if r.network is not None and r.segment is None:
-        return "every token's gradient hangs on the weights before it through the whole network, and has no closed form"
-    nonlinear = sum(isinstance(a.error, Nonlinear) for a in r.associations)
-    if r.segment is None and nonlinear > 1:
-        return (
-            f"{nonlinear} nonlinear errors of a token hang on what all of them write, and a chunk substitutes for one"
-        )
-    if r.segment not in (None, *SEGMENTS):
-        return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
-    match r.axes_of(r.decay):
-        case ("k",) if r.momentum is not None:
-            return "a momentum makes a mask that is a product of two, and a decay by key channel has none"
-        case ("v",):
-            return "every value channel decays by itself, and the mask of a chunk is one for all of them"
-        case ("k", "v"):
-            return "every entry of the state decays by itself, and the mask of a chunk is one for all of them"
-    if r.axes_of(r.write) == ("k", "v"):
-        return "every entry of the state writes with a weight of its own, and what a chunk writes is k u'"
-    return None

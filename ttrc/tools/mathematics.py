@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ttrc import symbolic
@@ -10,6 +10,7 @@ from ttrc.backends.derivation import letters, step, written_before
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import (
+    MATRIX,
     Affine,
     Association,
     ErrorForm,
@@ -44,7 +45,7 @@ def steps(module: Module) -> tuple[Step, ...]:
         return (*(Step(*told) for told in fits.derivation(r)), *_readout(r.readout))
     if r.ridge is not None:
         return (*_closed(r), *_readout(r.readout))
-    return (
+    told = (
         _losses(r),
         *(() if r.network is None else (_layers(r),)),
         _retention(r),
@@ -53,6 +54,20 @@ def steps(module: Module) -> tuple[Step, ...]:
         _recurrence(r),
         *_readout(r.readout),
     )
+    return told if r.state == MATRIX else tuple(map(_by_channel, told))
+
+
+def _by_channel(step: Step) -> Step:
+    """Of a vector memory: products go entry by entry, and nothing is transposed."""
+    lines = (replace(x, words=" ".join(map(_untransposed, x.words.split(" ")))) for x in step.lines)
+    note = f"{step.note}, all products entry by entry" if step.title == "Recurrence" else step.note
+    return Step(step.title, tuple(lines), note)
+
+
+def _untransposed(word: str) -> str:
+    if word.startswith("(dL/d"):
+        return word.strip("()'")
+    return "k^2" if word == "|k|^2" else word.rstrip("'")
 
 
 def _losses(r: Recurrence) -> Step:
@@ -121,6 +136,8 @@ def _weights(r: Recurrence) -> Step:
     link, of = r.link, {("k",): "each value channel", ("v",): "each key channel"}
     if r.network is not None:
         of = {("k",): "each column", ("v",): "each row"}
+    elif r.state != MATRIX:
+        of = {}
     note = "the weights that are read are a link of the state that is carried"
     if link.sums:
         note += f"; sums over {of.get(link.sums[0].axes, 'all entries')}"

@@ -18,6 +18,7 @@ from ttrc.ir.tile import (
     Elementwise,
     Inverse,
     Largest,
+    LinearScan,
     Mask,
     Normaliser,
     Op,
@@ -103,6 +104,7 @@ _SPACED_BEFORE, _SPACED_AFTER = _OPERATORS | {")", ")'"}, _OPERATORS | {"(", "lo
 _WHOLE = {
     "dR/dS": _fraction("R", "<mi>S</mi>"),
     "|k|^2": "<msup><mrow><mo>&#8214;</mo><mi>k</mi><mo>&#8214;</mo></mrow><mn>2</mn></msup>",
+    "k^2": "<msup><mi>k</mi><mn>2</mn></msup>",
     "log": "<mi>log</mi><mo>&#8289;</mo>",
     "where": "<mtext>&#160;&#160;with&#160;&#160;</mtext>",
 }
@@ -143,6 +145,10 @@ def _meaning(target: Tile, op: Op) -> str:
         case CumulativeSum(arg, reverse) | RunningSum(arg, reverse):
             others = ", of the others alone" if getattr(op, "exclusive", False) else ""
             return f"running sum of {indexed(arg)} over t" + (", from the end" if reverse else "") + others
+        case LinearScan(decay, write, start, reverse):
+            here, there, first = ("t-1", "t", "behind the last") if reverse else ("t+1", "t", "at the first")
+            across = f"{indexed(decay)} {target.name}[{there},v] + {indexed(write)}"
+            return f"{indexed(start) if start else 0} {first} token, {target.name}[{here},v] = {across}"
         case Difference(rows, columns):
             return f"{indexed(rows)} - {indexed(columns)}"
         case Normaliser(logits, rest):
@@ -188,6 +194,7 @@ OPERATIONS = {
     Mask: "mask",
     Relabel: "relabel",
     CumulativeSum: "running sum",
+    LinearScan: "linear scan",
     Root: "root",
     Conjugate: "conjugate gradients",
     Solve: "triangular solve",

@@ -21,6 +21,7 @@ from ttrc.ir.tile import (
     Elementwise,
     Inverse,
     Largest,
+    LinearScan,
     Mask,
     Normaliser,
     Reduce,
@@ -64,7 +65,8 @@ SIZES = {
     "v": "v.shape[-1]",
     **dict.fromkeys(HIDDEN, "EXPANSION * k.shape[-1]"),
 }
-_KEEP = {Relation.CAUSAL: "keep_causal", Relation.STRICT: "keep_strict", Relation.FIRST: "keep_first"}
+_KEEP = {Relation.CAUSAL: "keep_causal", Relation.STRICT: "keep_strict"}
+_AT = {Relation.FIRST: 0, Relation.LAST: -1}
 
 
 @dataclass
@@ -156,6 +158,9 @@ class TorchPrinter:
 
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
+        if op.relation in _AT:
+            axis = target.axes.index("t") - len(target.axes)
+            return f"keep_token({self.name(op.arg)}, {axis}, {_AT[op.relation]}, {float(op.fill)!r})"
         if op.relation not in _KEEP:  # tiles of this backend are never padded
             return self.name(op.arg) if op.arg.axes else f"torch.full(tokens, {self.name(op.arg)}, **like)"
         fill = "" if op.fill == 0 else f', float("{op.fill}")'
@@ -167,6 +172,11 @@ class TorchPrinter:
         if op.exclusive:
             text = f"delayed({text}, {axis}, {-1 if op.reverse else 1})"
         return f"{text}.flip({axis}).cumsum({axis}).flip({axis})" if op.reverse else f"{text}.cumsum({axis})"
+
+    @text.register
+    def _(self, op: LinearScan, target: Tile) -> str:
+        start = "None" if op.start is None else self.name(op.start)
+        return f"linear_scan({self.name(op.decay)}, {self.name(op.write)}, {start}, reverse={op.reverse})"
 
     @text.register
     def _(self, op: RunningSum, target: Tile) -> str:

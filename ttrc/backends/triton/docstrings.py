@@ -35,6 +35,10 @@ DOC = {
     "attend_keys": "A block of keys over the queries that see it: cotangents of keys and values.",
     "running_sums": "Sums along each sequence, in double precision.",
     "running_sums_reverse": "The adjoint of running_sums: sums from each sequence's end.",
+    "vector_scan": "Chunks in order with a number a channel on chip: read-outs, and the states that each starts with.",
+    "vector_scan_reverse": "Chunks backwards, the numbers' cotangents on chip: the cotangents of the inputs.",
+    "vector_token_scan": "Token by token with a number a channel on chip; checkpoints it every BT tokens.",
+    "vector_token_scan_reverse": "Token by token backwards, the numbers recomputed from their checkpoints.",
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }

@@ -67,6 +67,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 "lead": lead(kernel),
                 "waiting": waiting_room(*kernel.room),
                 "numbered": kernel.numbered,
+                "partial": kernel.partial,
                 **writer.states(kernel.reverse),
             }
         case Skeleton.TOKENS:

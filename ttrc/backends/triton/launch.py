@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from ttrc.backends.triton.pointers import asks_begins, pointers
 from ttrc.ir.plan import BETWEEN, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
-from ttrc.ir.tile import HIDDEN, Tile
+from ttrc.ir.tile import HIDDEN, Tile, row_axes
 
 AT_ONCE = (Skeleton.PARALLEL, Skeleton.ROWS)  # chunk by chunk, all of them at once
 MATRIX_SKELETONS = (*AT_ONCE, Skeleton.SCAN)
@@ -143,14 +143,14 @@ def _numbers(states: tuple[Tile, ...], widths: dict[str, str]) -> str:
 
 def allocate_backward(plan: Plan) -> str:
     lines = [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.scratch)]
-    partial = plan.form == "recurrent"
+    partial = any(k.partial for k in plan.backward)
     if partial:
         lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
     for buffer in plan.gradients:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
     lines.append(_end(plan, "d_initial"))
     lines += _waiting(plan.backward)
-    if partial:
+    if plan.form == "recurrent":
         (saved,) = blocks(plan.saved)
         lines.append(
             "trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, "
@@ -226,7 +226,7 @@ def _cut(way: tuple[Launch, ...], sparse: bool) -> list[str]:
 def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> str:
     """The backward function's return values; partial sums over value blocks end here."""
     stored = {b.name: b for b in plan.gradients}
-    partial = plan.form == "recurrent"
+    partial = any(k.partial for k in plan.backward)
     parts = []
     for name in ("q", "k", "v", *gates):
         buffer = stored.get(f"d_{name}")
@@ -267,12 +267,13 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             flags = ", SAVE=save"
         case Skeleton.TOKENS_REVERSE:
             tensors += ["states", "trail"]
-            extra = ", extra=(v.shape[0] * v.shape[1],)"
         case Skeleton.SCAN:
             flags = f", READ={_reads(kernel)}, SAVE={_saves(plan, launch, direction)}"
             sparse = direction == "forward" and len(plan.cuts) > 1
             extra = ", every=every" if sparse else ""
             tensors += ["waiting"] if _whole(plan, kernel).room else []
+    if kernel.partial:
+        extra += ", extra=(v.shape[0] * v.shape[1],)"
     if asks_begins(kernel):
         flags += f", SEGMENT={plan.segment}"
     if kernel.skeleton not in AT_ONCE:
@@ -331,7 +332,7 @@ def _new(buffer: Buffer, form: str) -> str:
 
 
 def _new_gradient(buffer: Buffer, partial: bool) -> str:
-    channels = buffer.tile.axes if partial else buffer.tile.axes[1:]
+    channels = row_axes(buffer.tile)
     if buffer.single:
         blocks = "blocks, " if partial and "v" not in channels else ""
         return f"v.new_empty({blocks}*v.shape[:3], {', '.join(WIDTH[a] for a in channels)}, dtype=torch.float32)"

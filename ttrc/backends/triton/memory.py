@@ -41,12 +41,13 @@ class ChunkMemory:
         rows: dict[str, tuple[str, str]] = ROWS,
         tokens: dict[str, str] = TOKENS,
         number: str = "i_chunk",
+        partial: bool = False,
     ):
         """`begins` says where the channels of a tile begin, axis by axis; `rows`, of either role, what the first token
         and the count of those that are left are called, `tokens` how many a tile holds; `number` what chunks are
-        counted by of which all lie there."""
+        counted by of which all lie there. `partial`: what is stored without value channels is a share of a sum."""
         self.domains, self.begins, self.rows = domains, begins, rows
-        self.tokens, self.number = tokens, number
+        self.tokens, self.number, self.partial = tokens, number, partial
 
     def load(self, buffer: Buffer) -> str:
         base, row = self._base(buffer)
@@ -132,6 +133,8 @@ class ChunkMemory:
 
     def store(self, buffer: Buffer, name: str) -> str:
         base, row = self._base(buffer)
+        if self.partial and not _has_values(buffer.tile):
+            base = f"{base} + partial * {row}"
         match buffer.space, buffer.tile.axes:
             case Space.CHUNK, _:
                 # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.

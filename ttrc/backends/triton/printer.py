@@ -24,6 +24,7 @@ from ttrc.ir.tile import (
     Hidden,
     Inverse,
     Largest,
+    LinearScan,
     Mask,
     Reduce,
     Relabel,
@@ -254,6 +255,11 @@ class TritonPrinter:
         return f"tl.cumsum({self._float(op.arg)}, 0{', reverse=True' if op.reverse else ''})"
 
     @text.register
+    def _(self, op: LinearScan, target: Tile) -> str:
+        tiles = [None if x is None else self._float(x) for x in (op.decay, op.write, op.start)]
+        return f"linear_scan({', '.join(map(str, tiles))}, {op.reverse})"
+
+    @text.register
     def _(self, op: Inverse, target: Tile) -> str:
         return f"unit_lower_inverse({self.name(op.matrix)}, BT, PRECISION)"
 
@@ -269,8 +275,9 @@ class TritonPrinter:
                 tokens = "s" if "s" in axes else "t"
                 where = ", ".join(":" if a == tokens else "None" for a in axes)
                 return f"({tokens} < {self.end})[{where}]" if len(axes) > 1 else f"{tokens} < {self.end}"
-            case Relation.FIRST:
-                return "t == 0"
+            case Relation.FIRST | Relation.LAST:
+                at = "t == 0" if relation is Relation.FIRST else "t == BT - 1"
+                return f"({at})[:, None]" if len(target.axes) > 1 else at
             case Relation.KEYS:
                 return f"{self._across(target, 'k')} < K"
             case Relation.VALUES:

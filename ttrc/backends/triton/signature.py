@@ -56,6 +56,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             step = min(chunk, plan.step)
             constants |= {"BT": step, "EVERY": chunk // step, "SPARSE": False, **precision}
             constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True}
+            types |= {"tokens": "i32"} if kernel.partial else {}
         case Skeleton.TOKENS:
             types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             constants |= {"ENTER": True, "LEAVE": True, "SAVE": True}
@@ -82,5 +83,4 @@ def _pointer(buffer: Buffer, kernel: Kernel, dtype: str) -> str:
     if buffer.double:
         return "*fp64"
     per_number = buffer.single or buffer.space is Space.HEAD or len(row_axes(buffer.tile)) == 0
-    partial = kernel.skeleton is Skeleton.TOKENS_REVERSE and buffer in kernel.stores and "v" not in buffer.tile.axes
-    return "*fp32" if per_number or partial else f"*{dtype}"
+    return "*fp32" if per_number or kernel.shares(buffer) else f"*{dtype}"

@@ -41,7 +41,7 @@ class Writer:
             self.memory = TokenMemory(domains, FIRST[kernel.axis])
         else:
             number = "i_step" if kernel.numbered else "i_chunk"
-            self.memory = ChunkMemory(domains, FIRST[kernel.axis], number=number)
+            self.memory = ChunkMemory(domains, FIRST[kernel.axis], number=number, partial=kernel.partial)
         self.stored = {b.tile: b for b in kernel.loads}
         self.waiting = {b.tile: b for s in kernel.segments for b in s.stores if b.space is Space.WAITING}
         # Of all value channels 8 warps share the columns of a chunk's rows, where they would hold copies of 64 rows.

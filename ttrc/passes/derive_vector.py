@@ -1,0 +1,101 @@
+"""Recurrence of a vector memory -> tile program of one chunk: scans along the tokens, each channel by itself.
+
+A token whose error is free of p or affine in it takes the state s to a s + b, entry by entry; those of a chunk one
+after the other are a scan of such maps, which compose. So decays need no logarithm, may be 0, and differ by channel.
+Where gradients are frozen at a segment's start, which then is a chunk, b is known of any error. What is known without
+the running state may go through a momentum first: a scan whose results the state's scan adds.
+"""
+
+from __future__ import annotations
+
+from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
+from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
+from ttrc.passes.builder import Builder, sym
+from ttrc.passes.derive_chunk import chunk_inputs
+from ttrc.passes.derive_error import derive_error, derive_sum
+from ttrc.passes.derive_features import derive_features, derive_keys
+from ttrc.passes.derive_link import derive_link, once
+from ttrc.passes.derive_readout import answer_name, derive_readout
+from ttrc.symbolic import ONE, ZERO, Expr
+
+ROWS = ("t", "v")
+
+
+class _Chunk:
+    """A program under way: what names stand for, and rows of all tokens."""
+
+    def __init__(self, recurrence: Recurrence, inputs: tuple[Tile, ...]):
+        self.build, self.tiles = Builder(inputs), {t.name: t for t in inputs}
+        self.tiles |= derive_features(self.build, self.tiles, recurrence.features)
+        for reduction in recurrence.known_sums:
+            self.tiles[reduction.symbol.name] = derive_sum(self.build, self.tiles, reduction)
+
+    def rows(self, name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
+        """expr over the inputs' names and the symbols of `more`, a row for each token."""
+        return self.build.elementwise(name, expr, self.tiles | {t.name: t for t in more}, origin, ROWS)
+
+    def until_the_end(self, tile: Tile, beyond: float) -> Tile:
+        return self.build.mask(f"{tile.name}_valid", tile, Relation.VALID, beyond, "update")
+
+    def scanned(self, name: str, factor: Tile, added: Tile, start: Tile) -> tuple[Tile, Tile]:
+        """What each token makes of x, factor * x + added, x at first `start`; and the last one's."""
+        found = self.build.linear_scan(f"{name}_before", factor, added, start, "update")
+        after = sym(factor) * sym(found) + sym(added)
+        after = self.rows(f"{name}_after", after, factor, found, added, origin="update")
+        last = self.build.mask(f"{name}_last", after, Relation.LAST, 0.0, "update")
+        return after, self.build.reduce(f"{name}_next", last, start.axes, "update")
+
+
+def vector_chunk(recurrence: Recurrence) -> Program:
+    inputs = chunk_inputs(recurrence)
+    chunk = _Chunk(recurrence, inputs)
+    build, tiles, rows = chunk.build, chunk.tiles, chunk.rows
+    state, q, scale = build.tile("S", recurrence.state), tiles["q"], tiles[SCALE]
+    seen = state
+    if recurrence.link is not None:
+        fixed = {name: once(build, tiles[name]) for name in sorted(recurrence.link.gates)}
+        seen = derive_link(build, fixed, recurrence.link, state)
+
+    # What a token takes the state to, and what predictions are made of: maps a s + b of what it was.
+    transition, added, of = recurrence.decay, ZERO, ()
+    read = recurrence.decay if recurrence.reads_decayed else ONE, ZERO
+    for association in recurrence.associations:
+        key, writing = derive_keys(build, tiles, association)
+        writes, origin = recurrence.write * sym(writing), association.origin
+        if recurrence.in_turn and of:
+            so_far = rows("so_far", transition, *of, origin=origin), rows("added_so_far", added, *of, origin=origin)
+            transition, added, of = sym(so_far[0]), sym(so_far[1]), so_far
+            read = transition, added
+        of = (*of, key, writing)
+        match association.error:
+            case Hebbian(offset):
+                added -= writes * offset
+            case error if recurrence.segment is not None:
+                prediction = rows("prediction", sym(key) * sym(seen), key, seen, origin="prediction")
+                if isinstance(error, Affine):
+                    written = rows("error", error.slope * sym(prediction) + error.offset, prediction, origin=origin)
+                else:
+                    written = derive_error(build, tiles, error, prediction, origin)
+                added, of = added - writes * sym(written), (*of, written)
+            case Affine(slope, offset):
+                transition -= writes * slope * sym(key) * read[0]
+                added -= writes * (slope * sym(key) * read[1] + offset)
+    added = rows("added", added, *of, origin=recurrence.main.origin)
+    # A token past the end of a sequence leaves the state as it is; that it adds nothing its keys of 0 say.
+    transition = chunk.until_the_end(rows("transition", transition, *of, origin="update"), 1.0)
+
+    carries = []
+    if recurrence.momentum is not None:
+        last = build.tile("M", recurrence.state)
+        kept = chunk.until_the_end(rows("momentum", recurrence.momentum, origin="update"), 1.0)
+        steps, following = chunk.scanned("M", kept, added, last)
+        carries.append(Carry("M", last, following, reverse=False))
+        added = chunk.until_the_end(steps, 0.0)
+    after, following = chunk.scanned("S", transition, added, state)
+    carries.insert(0, Carry("S", state, following, reverse=False))
+    if recurrence.link is not None:
+        after, _ = chunk.scanned("W", transition, added, seen)
+    name = answer_name(recurrence.readout)
+    answer = rows(name, sym(scale) * sym(q) * sym(after), scale, q, after, origin="read-out")
+    o = derive_readout(build, tiles, recurrence.readout, answer)
+    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)
