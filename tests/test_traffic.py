@@ -55,7 +55,7 @@ def once(launch, longest, length, width, chunk):
     """(read, written) bytes that come once a sequence and head, or a segment, which a budget per token leaves out."""
     kernel = launch.kernel
     read = GATE * sum(b.space is Space.HEAD for b in kernel.loads)  # every program reads it, at the same address
-    read += 2 * chunk**2 * _tables(kernel, chunk)
+    read += 2 * chunk * _rows_of_tables(kernel, chunk)
     if launch.segments:  # where they start and end, and their first chunks
         read += 4 * (SEGMENTS + 1) + 4 * SEGMENTS
     if kernel.skeleton is Skeleton.TOKENS_REVERSE:
@@ -79,12 +79,13 @@ def once(launch, longest, length, width, chunk):
             return read + state * (launch.enter in ("starts", "sparse")), own + state * (launch.leave == "sums")
 
 
-def _tables(kernel, chunk):
-    """Of zeros and ones, [chunk, chunk] each, that it reads: by kind of running sum, by length of pieces."""
+def _rows_of_tables(kernel, chunk):
+    """Of zeros and ones, [chunk, chunk] by kind of running sum and length of pieces, and [8, chunk] by the latter."""
     wide = [s.op for s in kernel.statements if "k" in s.target.axes]
     sums = {(op.reverse, op.exclusive) for op in wide if isinstance(op, CumulativeSum)}
     pieces = {s.op.own for s in kernel.statements if isinstance(s.op, Decayed)}
-    return len(sums) + len(pieces) * (chunk.bit_length() - 1)
+    levels = chunk.bit_length() - 1
+    return chunk * (len(sums) + len(pieces) * levels) + 8 * levels * bool(pieces)
 
 
 def compare(name, form, length, width, chunk, schedule="auto"):
@@ -249,7 +250,7 @@ def once_read(name, start):
         for kernel in getattr(plan, which):
             # Nobody asks for the final state, but for its gradient.
             moved = (2 if which == "forward" else 1) * start if kernel.in_memory else 0
-            spent[which] += 2 * plan.chunk**2 * _tables(kernel, plan.chunk) / LENGTH
+            spent[which] += 2 * plan.chunk * _rows_of_tables(kernel, plan.chunk) / LENGTH
             spent[which] += moved + 2 * waiting(plan.chunk, kernel.of(WIDTH, WIDTH), WIDTH, plan.expansion) / LENGTH
     return spent
 

@@ -155,11 +155,9 @@ def _products(statement: Statement, tokens: int) -> float:
 
 def _decayed_products(statements: tuple[Statement, ...]) -> int:
     """Products for each length of pieces: two for decays that are shared, one for pairs of tokens, and one for what
-    comes back from such pairs to both of their factors."""
+    comes back from such pairs to either of their factors."""
     decayed = [s.op for s in statements if isinstance(s.op, Decayed)]
-    shared = {(op.steps, op.own) for op in decayed}
-    pairs = [op for op in decayed if op.axis == "k"]
-    return 2 * len(shared) + len(pairs) + len({op.a for op in decayed if op.axis != "k"})
+    return 2 * len({(op.steps, op.own) for op in decayed}) + len(decayed)
 
 
 def _row_length(op: Substitute) -> int:
