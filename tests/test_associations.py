@@ -4,10 +4,13 @@ import pytest
 import torch
 
 import ttrc
+from ttrc.compiler import analyse
 from ttrc.errors import SpecError
 from ttrc.language.load import parse_spec
 from ttrc.runtime.verify import Case, relative_rms, verify
 from ttrc.sampling import random_inputs
+from ttrc.tools import classify, mathematics
+from ttrc.tools.notation import as_mathml, as_text
 
 HEAD = {"g": "log_decay", "beta": "unit", "c": "unit", "b": "decay"}
 KEYS = {"w": "log_decay", "a": "unit", "kappa": "real", "other": "real"}
@@ -220,10 +223,6 @@ def test_rules_that_take_one_loss_say_so(_, rule, losses, says, key):
 
 
 def test_explain_tells_of_each_association():
-    from ttrc.compiler import analyse
-    from ttrc.tools import classify, mathematics
-    from ttrc.tools.notation import as_mathml, as_text
-
     module = analyse(parse_spec(RULES["dplr"]))
     assert classify.headline(module) == "linear memory, Hebbian and affine errors, data-dependent decay"
     lines = [as_text(line) for step in mathematics.steps(module) for line in step.lines]

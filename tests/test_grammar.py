@@ -78,7 +78,7 @@ KEYS = ("kappa", "beta * kappa", "k", "kappa / norm(kappa)", "tanh(k) + kappa")
 
 @st.composite
 def losses(draw) -> str:
-    """Two or three, of which one or two ask the memory; each may be asked at, and write under, a key of its own."""
+    """Two or three, some of which hang on a prediction; each may be asked at, and write under, a key of its own."""
     tables = []
     for name in ("first", "second", "third")[: draw(st.integers(2, 3))]:
         expr = draw(st.sampled_from(("-dot(p, v)", "-dot(p, v)", *TERMS)))

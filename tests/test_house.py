@@ -40,6 +40,8 @@ SYSTEMS = (
     "longhorn",
     "mesanet",
     "lightning",
+    "deltaproduct",
+    "gru",
 )
 FORBIDDEN_NAMES = {"eval", "exec", "__import__"}
 FORBIDDEN_ANYWHERE = {"sympify", "_sympify", "parse_expr"}
