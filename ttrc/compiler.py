@@ -1,7 +1,7 @@
 """The whole pipeline: a spec's text in, the files of a standalone package out.
 
 Spec --derive_recurrence--> Recurrence
-     --derive_chunk, derive_token, derive_deep--> tile Programs
+     --derive_chunk, derive_token, derive_vector, derive_deep, derive_closed--> tile Programs
      (of a kernel memory: --derive_attention--> Attention --derive_pairs--> a tile Program)
      --differentiate_tile--> their adjoints
      --lower_solve, schedule_*--> kernel Plans

@@ -50,10 +50,10 @@ def random_inputs(
 
     Drawn on the CPU, so that a seed means the same anywhere.
 
-    q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1, or about 1 of a kernel memory, whose similarity may
-    hang on it, and so are real inputs by key channel that keys of losses are made of; v [B, T, HV, dv] normal; the
-    initial state as `random_state` draws it, in float32; inputs [B, T, HV, *axes]; parameters [HV, *axes], their
-    default where they have one, or a number near it where it may be any.
+    q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1, or about 1 of a kernel memory, whose similarity may hang on it;
+    v [B, T, HV, dv] normal; the initial state as `random_state` draws it, in float32; inputs [B, T, HV, *axes], real
+    ones by key channel that the keys of losses are made of drawn as k is; parameters [HV, *axes], their default where
+    they have one, or a number near it where it may be any.
     extreme="strong": a third of each gate's entries at one end of its domain, a third at the other;
     extreme="weak": every decay and every unit gate 1 (log decay 0).
     """
@@ -85,7 +85,7 @@ def random_inputs(
 
     asked = {name for loss in spec.losses for part in (loss.key, loss.write) if part for name in names(part.tree)}
 
-    def input(declared: Input) -> Tensor:
+    def of_tokens(declared: Input) -> Tensor:
         x = gate(declared, B, T, HV)
         is_key = declared.name in asked and declared.domain is Domain.REAL and declared.per is Per.KEY_CHANNEL
         return key(x) if is_key else x
@@ -94,7 +94,7 @@ def random_inputs(
         "q": normal(B, T, H, dk),
         "k": key(normal(B, T, H, dk)),
         "v": normal(B, T, HV, dv),
-        **{declared.name: input(declared) for declared in spec.inputs},
+        **{declared.name: of_tokens(declared) for declared in spec.inputs},
         **{declared.name: parameter(declared) for declared in spec.parameters},
     }
     drawn = {name: x.to(dtype).to(device) for name, x in drawn.items()}

@@ -22,7 +22,7 @@ class Hebbian:
 
 @dataclass(frozen=True)
 class Affine:
-    """e = slope * p + offset, the slope one number a token, shared by all value channels."""
+    """e = slope * p + offset; of a matrix the slope is one number a token, shared by all value channels."""
 
     slope: Expr
     offset: Expr
@@ -126,7 +126,7 @@ class Recurrence:
 
     Expressions are per element, over p, k, v and the gates; `reductions` define the sums that they mention.
     `log_decay` is None where the decay is 1; `decay` is not provably positive where `log_decay` is missing
-    although decay differs from 1, and then there is no chunk form. So for the momentum.
+    although decay differs from 1, and then a matrix has no chunk form. So for the momentum.
     """
 
     gates: tuple[Gate, ...]
@@ -157,7 +157,7 @@ class Recurrence:
 
     @property
     def main(self) -> Association:
-        """The association that hangs on its prediction, the first of several; of none the first."""
+        """The first association that hangs on its prediction; the first of all where none does."""
         return next((a for a in self.associations if not isinstance(a.error, Hebbian)), self.associations[0])
 
     @property

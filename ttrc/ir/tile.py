@@ -94,7 +94,7 @@ class Relation(Enum):
     STRICT = "t > s"
     VALID = "t < length"  # tokens of a ragged last chunk that exist
     FIRST = "t = 0"
-    LAST = "t is last"
+    LAST = "t is last"  # of the chunk: kernels pad a ragged one
     KEYS = "k < d_k"  # channels that exist; kernels pad them to a power of two
     VALUES = "v < d_v"
 

@@ -33,11 +33,10 @@ def _association(spec: Spec, scope: Scope, loss: Loss, write: Expr, stiffness: E
         error = _explicit_step(spec, scope, loss, gradient, stiffness)
     gradient = symbolic.factored(gradient) if isinstance(error, Nonlinear) else tidied(gradient)
     plain = Feature("k", scope.symbols["k"], (), ())
-    key = plain if loss.key is None else read_feature(spec, "k", loss.key)
-    write = key if loss.write is None else read_feature(spec, "k", loss.write)
-    return Association(
-        loss.origin, gradient, error, None if _same(key, plain) else key, None if _same(write, key) else write
-    )
+    asked = plain if loss.key is None else read_feature(spec, "k", loss.key)
+    written = asked if loss.write is None else read_feature(spec, "k", loss.write)
+    key, under = None if _same(asked, plain) else asked, None if _same(written, asked) else written
+    return Association(loss.origin, gradient, error, key, under)
 
 
 def _same(a: Feature, b: Feature) -> bool:

@@ -5,6 +5,7 @@ u_t = -e_t, with factors that derive_moves.py works out. Read-outs and predictio
 states plus a masked C x C product; where e_t is affine in p_t, the u solve a unit lower-triangular system (the WY / UT
 transform), whose matrix is the same for every value channel. Where it is not, the predictions solve
 p = what the states give - (masked K K') e(p): row after row, exactly, for a row needs the errors of earlier ones alone.
+Of several associations what each writes is an unknown of its own, and eliminate.py takes one after the other out.
 Where gradients are frozen at a segment's start, which then is a chunk, predictions hang on the states alone. Where
 weights are a link of the state, they stand in its place in what is read, once a chunk; what is carried stays linear.
 """
@@ -141,7 +142,8 @@ def derive_chunk(recurrence: Recurrence) -> Program:
 
     frozen = recurrence.segment is not None
     read = ((weights, Factor()),) if frozen else moves.read
-    # What hangs on no prediction is known; the other errors hang on the predictions that all of them move.
+    # What hangs on no prediction is known; the other errors hang on the predictions that all of them move. A nonlinear
+    # one comes last: eliminated are affine ones, and what is left may be substituted.
     known = [a for a in recurrence.associations if isinstance(a.error, Hebbian)]
     asking = sorted(
         (a for a in recurrence.associations if a not in known), key=lambda a: isinstance(a.error, Nonlinear)

@@ -1,4 +1,4 @@
-"""Feature maps: a spec's expressions -> SymPy, and those as tile statements in front of every program.
+"""Feature maps, and keys of losses: a spec's expressions -> SymPy, and those as tile statements in front of programs.
 
 What a kernel wants of a mapped key it works out again from the key, as of any other statement: no bytes are added. A
 gate of a map is one of a value head, and so is the key that it makes.
@@ -56,14 +56,12 @@ def derive_features(build: Builder, tiles: dict[str, Tile], features: tuple[Feat
 
 def derive_keys(build: Builder, tiles: dict[str, Tile], association: Association) -> tuple[Tile, Tile]:
     """What the memory is asked, and what the error is written under."""
-    key = _made(build, tiles, association.key, tiles["k"], "key", association.origin)
-    return key, _made(build, tiles, association.write, key, "write", association.origin)
-
-
-def _made(
-    build: Builder, tiles: dict[str, Tile], feature: Feature | None, otherwise: Tile, name: str, origin: str
-) -> Tile:
-    return otherwise if feature is None else _mapped(build, tiles, feature, name, origin)
+    key, origin = tiles["k"], association.origin
+    if association.key is not None:
+        key = _mapped(build, tiles, association.key, "key", origin)
+    if association.write is None:
+        return key, key
+    return key, _mapped(build, tiles, association.write, "write", origin)
 
 
 def _mapped(build: Builder, tiles: dict[str, Tile], feature: Feature, name: str, origin: str) -> Tile:

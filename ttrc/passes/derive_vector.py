@@ -58,14 +58,14 @@ def vector_chunk(recurrence: Recurrence) -> Program:
 
     # What a token takes the state to, and what predictions are made of: maps a s + b of what it was.
     transition, added, of = recurrence.decay, ZERO, ()
-    read = recurrence.decay if recurrence.reads_decayed else ONE, ZERO
+    seen_slope, seen_offset = recurrence.decay if recurrence.reads_decayed else ONE, ZERO
     for association in recurrence.associations:
         key, writing = derive_keys(build, tiles, association)
         writes, origin = recurrence.write * sym(writing), association.origin
         if recurrence.in_turn and of:
-            so_far = rows("so_far", transition, *of, origin=origin), rows("added_so_far", added, *of, origin=origin)
-            transition, added, of = sym(so_far[0]), sym(so_far[1]), so_far
-            read = transition, added
+            of = rows("so_far", transition, *of, origin=origin), rows("added_so_far", added, *of, origin=origin)
+            transition, added = map(sym, of)
+            seen_slope, seen_offset = transition, added
         of = (*of, key, writing)
         match association.error:
             case Hebbian(offset):
@@ -78,10 +78,10 @@ def vector_chunk(recurrence: Recurrence) -> Program:
                     written = derive_error(build, tiles, error, prediction, origin)
                 added, of = added - writes * sym(written), (*of, written)
             case Affine(slope, offset):
-                transition -= writes * slope * sym(key) * read[0]
-                added -= writes * (slope * sym(key) * read[1] + offset)
+                transition -= writes * slope * sym(key) * seen_slope
+                added -= writes * (slope * sym(key) * seen_offset + offset)
     added = rows("added", added, *of, origin=recurrence.main.origin)
-    # A token past the end of a sequence leaves the state as it is; that it adds nothing its keys of 0 say.
+    # A token past the end of a sequence leaves the state as it is; it adds nothing, for its keys are 0.
     transition = chunk.until_the_end(rows("transition", transition, *of, origin="update"), 1.0)
 
     carries = []

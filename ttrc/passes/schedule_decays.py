@@ -18,9 +18,9 @@ from ttrc.passes.walk_keys import walk_keys
 Buffers = tuple[Buffer, ...]
 
 
-def known_without_values(forward: Program, backward: Program, gradients: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
-    """Where decays differ by key channel: all that is made of neither values nor states and used with these, and what
-    the gradients want of the pairs of tokens.
+def known_without_values(forward: Program, backward: Program, gradients: Buffers) -> Buffers:
+    """All that is made of neither values nor states and used with these, and what the gradients want of the pairs of
+    tokens.
 
     Each program of a block of value channels would work out the exponents of all key channels again.
     """
@@ -33,8 +33,8 @@ def known_without_values(forward: Program, backward: Program, gradients: tuple[B
 
 
 def sums_of_scans(
-    forward: Program, backward: Program, gradients: tuple[Buffer, ...], memory: list[Tile]
-) -> tuple[tuple[Buffer, ...], tuple[Buffer, ...], tuple[Buffer, ...]]:
+    forward: Program, backward: Program, gradients: Buffers, memory: list[Tile]
+) -> tuple[Buffers, Buffers, Buffers]:
     """What gradients take of each token's products with states, or with their cotangents, which are at hand in the
     scans: of the one forwards, of the one backwards, and the gradients that the latter may as well finish.
 
@@ -60,7 +60,8 @@ def sums_of_scans(
 
 
 def gradients_by_key(program: Program, stores: Buffers, memory: Buffers, kind: str) -> tuple[list[Kernel], Buffers]:
-    """The kernels that make `stores`, one that walks key channels, of this kind, and what is for these alone.
+    """The kernels that make `stores`, the last of which walks key channels, and what they make for one another alone.
+    `kind` is that of the walk.
 
     What is as wide as the values would take the registers of 8 warps in front of the walk, which has work for 4. Where
     the walk takes such tiles, made without key channels, all that is comes from a kernel of its own, which walks value

@@ -34,5 +34,6 @@ def schedule_vector(recurrence: Recurrence, forward: Program, backward: Program)
     whole = any(k.name.endswith(WHOLE) for k in (ahead, back))
     segment = recurrence.segment
     chunk = segment or (SHORT_CHUNK if whole else SCANNED_CHUNK)
-    # A step is a chunk, whatever that is: the scan backwards starts each of its steps from a state that was kept.
+    # Steps are as long as chunks however long a caller asks these to be: the scan backwards starts each of its steps
+    # from a state that was kept.
     return Plan("chunk", (ahead, back), (only,), keep_all(states), (), chunk, segment or LONG_CHUNK, segment)

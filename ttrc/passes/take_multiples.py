@@ -16,7 +16,7 @@ Multiples = dict[Tile, tuple[Tile, Expr]]
 
 
 def take_multiples(statements: tuple[Statement, ...], stored: tuple[Tile, ...]) -> tuple[Statement, ...]:
-    """Products with a number times a `stored` tile take that tile; what they make is multiplied by the number."""
+    """Products whose left factor is a number times a `stored` tile take that tile, and are multiplied by the number."""
     multiples = _multiples(statements, stored)
     build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
     for statement in statements:
