@@ -15,7 +15,7 @@ from ttrc.compiler import analyse
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.paths import specs_dir
 from ttrc.tools import account
-from ttrc.tools.classify import headline
+from ttrc.tools.classify import findings, headline
 from ttrc.tools.dataflow import LETTER
 from ttrc.tools.explain import as_data, explain
 from ttrc.tools.explain_page import explain_page
@@ -143,6 +143,15 @@ def test_the_text_names_the_class_and_says_why(name, said):
 @pytest.mark.parametrize("name, expected", [("retnet", "constant"), ("mamba2", "data-dependent"), ("deltanet", "no")])
 def test_the_decay_is_found_from_the_algebra(name, expected):
     assert headline(analyse(shipped(name))).endswith(f"{expected} decay")
+
+
+def test_no_chunk_is_told_of_where_a_segment_is_no_size_of_one():
+    text = (specs_dir() / "titans_linear.toml").read_text()
+    for tokens, mask in ((64, True), (24, False)):
+        told = findings(analyse(parse_spec(text.replace("segment = 64", f"segment = {tokens}"))))
+        said = {f.aspect: f.verdict for f in told}
+        assert ("C x C" in said["momentum"]) == mask
+        assert ("none" in said["chunk form"]) != mask
 
 
 def test_a_decay_that_may_be_zero_is_recurrent_only_and_says_why():

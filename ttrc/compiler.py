@@ -11,7 +11,6 @@ Spec --derive_recurrence--> Recurrence
 from __future__ import annotations
 
 from ttrc.emit import emit
-from ttrc.ir.config import SEGMENTS
 from ttrc.ir.module import Form, Module
 from ttrc.ir.recurrence import MATRIX, Recurrence
 from ttrc.language.spec import KernelMemory, Spec
@@ -24,6 +23,7 @@ from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.passes.derive_token import derive_token
 from ttrc.passes.derive_vector import vector_chunk
 from ttrc.passes.differentiate_tile import differentiate_tile
+from ttrc.passes.find_obstacle import find_obstacle
 from ttrc.passes.lower_solve import lower_solve
 from ttrc.passes.schedule_closed import schedule_closed
 from ttrc.passes.schedule_kernels import schedule_chunk, schedule_deep, schedule_tokens
@@ -45,8 +45,8 @@ def generate(spec: Spec) -> dict[str, str]:
 
 
 def _chunk(recurrence: Recurrence) -> Form | None:
-    """None where a rule runs token by token: where a decay may reach zero, or a segment is no size of a chunk."""
-    if not recurrence.chunks or recurrence.segment not in (None, *SEGMENTS):
+    """None where a rule runs token by token."""
+    if find_obstacle(recurrence) is not None:
         return None
     if recurrence.state != MATRIX:
         forward = vector_chunk(recurrence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Union
 
-from ttrc.ir.config import SHORT_CHUNK
 from ttrc.language.spec import Input, MLPMemory, Parameter
 from ttrc.symbolic import ONE, ZERO, Expr, Link, Reduction, Symbol, in_terms_of, names, symbol
 
@@ -173,39 +172,6 @@ class Recurrence:
     def at_rest(self) -> Expr:
         """The mirror where a token adds nothing: the retained state."""
         return in_terms_of(self.mirror, symbol("own"), ZERO)
-
-    @property
-    def chunks(self) -> bool:
-        """Whether there is a chunk form: states that move linearly, no more than one nonlinear error a token, and the
-        logarithms of what multiplies up. Of a vector memory it is a scan, of tokens that are each affine in the state.
-        """
-        if self.network is not None and self.segment is None:
-            return False
-        if self.mirror is not None or (self.link is not None and self.segment is None):
-            return False
-        if self.state != MATRIX:
-            if self.segment is not None:
-                return self.segment <= SHORT_CHUNK or not self._joins_channels
-            return all(isinstance(e, Hebbian if self.momentum else (Hebbian, Affine)) for e in self._errors)
-        if self.segment is None and sum(isinstance(e, Nonlinear) for e in self._errors) > 1:
-            return False
-        if "v" in self.axes_of(self.write) or "v" in self.axes_of(self.decay):
-            return False
-        if self.axes_of(self.decay) and self.momentum is not None:
-            return False
-        moved = ((self.decay, self.log_decay), (self.momentum, self.log_momentum))
-        return all(log is not None or factor in (None, 1) for factor, log in moved)
-
-    @property
-    def _errors(self) -> tuple[ErrorForm, ...]:
-        return tuple(a.error for a in self.associations)
-
-    @property
-    def _joins_channels(self) -> bool:
-        """Whether a vector memory has sums over its channels."""
-        keys = (x for a in self.associations for x in (a.key, a.write))
-        parts = (x for x in (*self.features, *keys, self.readout, self.link) if x is not None)
-        return bool(self.reductions) or any(x.sums for x in parts)
 
     @property
     def known_sums(self) -> tuple[Reduction, ...]:

@@ -10,10 +10,11 @@ from ttrc.ir.module import Module
 from ttrc.ir.recurrence import MATRIX, Affine, Association, ErrorForm, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
+from ttrc.passes.find_obstacle import find_obstacle
 from ttrc.symbolic import Expr
 from ttrc.tools import fits
 from ttrc.tools.mathematics import shown, written
-from ttrc.tools.reasons import why_by_token, why_no_logarithm
+from ttrc.tools.reasons import why_by_token
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ def headline(module: Module) -> str:
     memory = "linear memory" if r.state == MATRIX else "vector memory"
     memory = memory if r.network is None else f"memory of {r.network.layers} layers"
     return f"{memory}, {errors}, {kept}{more}"
+
+
+def _chunks(r: Recurrence) -> bool:
+    """Whether there is a chunk form to tell of."""
+    return find_obstacle(r) is None
 
 
 def _kind(error: ErrorForm) -> str:
@@ -79,7 +85,7 @@ def _closed_forms(module: Module) -> tuple[Finding, ...]:
     recurrent = Finding("recurrent form", "exact to rounding", "H and G are carried, and x is solved for at each token")
     if "chunk" not in module.forms:
         return (
-            Finding("chunk form", "none: this rule runs token by token", why_no_logarithm(module.recurrence)),
+            Finding("chunk form", "none: this rule runs token by token", why_by_token(module.recurrence)),
             recurrent,
         )
     why = (
@@ -126,7 +132,7 @@ def _error_class(r: Recurrence, association: Association) -> Finding:
     aspect = _aspect(association)
     e = symbolic.equation(shown(r, written(error)))
     at_start = ": predictions of a segment come from its start, no solve" if r.segment is not None else ""
-    solved = r.chunks and r.segment is None
+    solved = _chunks(r) and r.segment is None
     match error:
         case Hebbian():
             return Finding(
@@ -189,7 +195,7 @@ def _decay_kind(r: Recurrence) -> str:
 
 def _decay_class(r: Recurrence) -> Finding:
     a, between = symbolic.equation(shown(r, r.decay)), ""
-    if r.chunks and r.state == MATRIX and r.axes_of(r.decay):
+    if _chunks(r) and r.state == MATRIX and r.axes_of(r.decay):
         between = (
             "; in a chunk it stands between two tokens inside of the sum over key channels: halves of pieces "
             "of 2, 4, .. tokens meet where one ends and the other begins, from where either decays, so that nothing is "
@@ -269,7 +275,7 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     r = module.recurrence
     recurrent = Finding("recurrent form", "exact", "it is the recurrence")
     if "chunk" not in module.forms:
-        reason = why_by_token(r) or why_no_logarithm(r)
+        reason = why_by_token(r)
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
     if r.state != MATRIX:
         why = (
@@ -311,8 +317,8 @@ def _momentum_class(r: Recurrence) -> Finding:
     b = symbolic.equation(shown(r, r.momentum))
     own = "k e'" if r.state == MATRIX else "k e"
     because = f"M_t = b M_prev - {own} with b = {b}, then S moves by M_t: two recurrences in a row"
-    if r.chunks and r.state != MATRIX:
+    if _chunks(r) and r.state != MATRIX:
         return Finding("momentum", "a second state, the last step: two scans in a row", because)
-    if not r.chunks:
+    if not _chunks(r):
         return Finding("momentum", "a second state, the last step", because)
     return Finding("momentum", "exact: the mask of a chunk is the product of two masks, a C x C product", because)

@@ -1,0 +1,62 @@
+"""Recurrence -> what keeps it from a chunk form; None where it has one.
+
+In chunks states move linearly, no more than one error of a token is nonlinear, and what multiplies up has a logarithm.
+A chunk of a vector memory is a scan, of tokens that are each affine in the state, and takes no logarithms.
+"""
+
+from __future__ import annotations
+
+from ttrc.ir.config import SEGMENTS, SHORT_CHUNK
+from ttrc.ir.obstacle import Obstacle
+from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
+from ttrc.symbolic import ONE
+
+
+def find_obstacle(r: Recurrence) -> Obstacle | None:
+    if r.mirror is not None:
+        return Obstacle.MIRROR
+    if r.link is not None and r.segment is None:
+        return Obstacle.LINK
+    if r.network is not None and r.segment is None:
+        return Obstacle.NETWORK
+    if r.segment not in (None, *SEGMENTS):
+        return Obstacle.SEGMENT
+    return _of_sums(r) if r.state == MATRIX else _of_scans(r)
+
+
+def _of_sums(r: Recurrence) -> Obstacle | None:
+    """What keeps the state at a token from being a weighed sum of what tokens before it wrote."""
+    if r.segment is None and sum(isinstance(a.error, Nonlinear) for a in r.associations) > 1:
+        return Obstacle.SUBSTITUTIONS
+    match r.axes_of(r.decay):
+        case ("k",) if r.momentum is not None:
+            return Obstacle.MOMENTUM_BY_KEY
+        case ("v",):
+            return Obstacle.DECAY_BY_VALUE
+        case ("k", "v"):
+            return Obstacle.DECAY_BY_ENTRY
+    if "v" in r.axes_of(r.write):
+        return Obstacle.WRITE_BY_ENTRY
+    if r.log_decay is None and r.decay != ONE:
+        return Obstacle.DECAY_MAY_BE_ZERO
+    if r.log_momentum is None and r.momentum not in (None, ONE):
+        return Obstacle.MOMENTUM_MAY_BE_ZERO
+    return None
+
+
+def _of_scans(r: Recurrence) -> Obstacle | None:
+    """What keeps the tokens of a vector memory from being maps that compose."""
+    if r.segment is not None:
+        return Obstacle.JOINED if r.segment > SHORT_CHUNK and _joins_channels(r) else None
+    if any(isinstance(a.error, Nonlinear) for a in r.associations):
+        return Obstacle.NOT_AFFINE
+    if r.momentum is not None and not all(isinstance(a.error, Hebbian) for a in r.associations):
+        return Obstacle.MAPS_OF_TWO
+    return None
+
+
+def _joins_channels(r: Recurrence) -> bool:
+    """Whether a vector memory has sums over its channels."""
+    keys = (x for a in r.associations for x in (a.key, a.write))
+    parts = (x for x in (*r.features, *keys, r.readout, r.link) if x is not None)
+    return bool(r.reductions) or any(x.sums for x in parts)
