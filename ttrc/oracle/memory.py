@@ -62,14 +62,13 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
     """The memory after one token. scope: k, v and the gates of this token."""
     link, kinked = spec.retention.link, _has_kinks(spec.retention.expr.tree)
 
-    def loss(W: Matrices, scope: Scope) -> Tensor:
-        losses = (of_prediction(own, predict(spec.memory, W, _key(own, scope), scope), scope) for own in spec.losses)
-        return sum(losses)
+    def value_of(own: Loss, W: Matrices, scope: Scope) -> Tensor:
+        return of_prediction(own, predict(spec.memory, W, _key(own, scope), scope), scope)
 
     def slope_of(own: Loss, W: Matrices) -> Matrices:
         """The gradient of one loss by the weights; what the spec writes under another key, where it names one."""
         if own.write is None:
-            return grad(lambda W: of_prediction(own, predict(spec.memory, W, _key(own, scope), scope), scope).sum())(W)
+            return grad(lambda W: value_of(own, W, scope).sum())(W)
         p = predict(spec.memory, W, _key(own, scope), scope)
         return (evaluate(own.write.tree, scope) * grad(lambda p: of_prediction(own, p, scope).sum())(p),)
 
@@ -89,7 +88,7 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
         case ClosedForm() if isinstance(spec.memory, VectorMemory):
             raise CheckFailed("the reference takes no closed form of a vector memory")
         case ClosedForm():
-            slope = grad(lambda W, scope: loss((W,), scope).sum())
+            slope = grad(lambda W, scope: value_of(spec.loss, (W,), scope).sum())
             decay = None if spec.retention.decay is None else evaluate(spec.retention.decay.tree, scope)
             past, W = fit(slope, grad(lambda W, scope: retention(W, scope).sum()), scope, memory.S, decay)
             return replace(memory, S=past, W=(W,))
@@ -97,7 +96,11 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
             raise CheckFailed("the reference takes no proximal step of a retention with kinks")
         case Proximal():
             (S_prev,) = memory.S
-            S = argmin(lambda S, scope: loss((S,), scope) + retention(S, scope), retention, scope | {"S_prev": S_prev})
+
+            def objective(S: Tensor, scope: Scope) -> Tensor:
+                return value_of(spec.loss, (S,), scope) + retention(S, scope)
+
+            S = argmin(objective, retention, scope | {"S_prev": S_prev})
             return replace(memory, S=(S,), W=(S,))
 
     def pulled(S: Tensor, scope: Scope) -> Tensor:
