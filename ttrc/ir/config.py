@@ -26,6 +26,7 @@ WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
 KEYS = "_keys"  # they do, and walk key channels in panels; scans where they do not take all of them at once
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
+KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, CLOSED, DECAYS)  # in the order of a name's end
 # Kernels of pairs of tokens, and of sums along sequences: what configurations say they take at once is tokens.
 PAIRS = ("running_sums", "attend", "attend_queries", "attend_keys", "running_sums_reverse")
 
@@ -137,17 +138,9 @@ WIDE = {
 
 def plain_name(kernel: str) -> str:
     """A kernel's name without what kind it is of."""
-    return (
-        kernel.removesuffix(WHOLE)
-        .removesuffix(PANELS)
-        .removesuffix(KEYS)
-        .removesuffix(SOLVED)
-        .removesuffix(NONLINEAR)
-        .removesuffix(JOINT)
-        .removesuffix(MASKS)
-        .removesuffix(CLOSED)
-        .removesuffix(DECAYS)
-    )
+    for kind in KINDS:
+        kernel = kernel.removesuffix(kind)
+    return kernel
 
 
 def takes_tokens(kernel: str) -> bool:

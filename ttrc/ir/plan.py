@@ -257,6 +257,11 @@ class Plan:
     def backward(self) -> tuple[Kernel, ...]:
         return tuple(launch.kernel for launch in self.schedules[0].backward)
 
+    @property
+    def partial(self) -> bool:
+        """Whether the backward pass leaves shares of sums over value channels."""
+        return any(k.partial for k in self.backward)
+
 
 @dataclass(frozen=True)
 class Traffic:

@@ -143,11 +143,10 @@ def _numbers(states: tuple[Tile, ...], widths: dict[str, str]) -> str:
 
 def allocate_backward(plan: Plan) -> str:
     lines = [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.scratch)]
-    partial = any(k.partial for k in plan.backward)
-    if partial:
+    if plan.partial:
         lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
     for buffer in plan.gradients:
-        lines.append(f"{buffer.name} = {_new_gradient(buffer, partial)}")
+        lines.append(f"{buffer.name} = {_new_gradient(buffer, plan.partial)}")
     lines.append(_end(plan, "d_initial"))
     lines += _waiting(plan.backward)
     if plan.form == "recurrent":
@@ -226,7 +225,6 @@ def _cut(way: tuple[Launch, ...], sparse: bool) -> list[str]:
 def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> str:
     """The backward function's return values; partial sums over value blocks end here."""
     stored = {b.name: b for b in plan.gradients}
-    partial = any(k.partial for k in plan.backward)
     parts = []
     for name in ("q", "k", "v", *gates):
         buffer = stored.get(f"d_{name}")
@@ -234,7 +232,7 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
             parts.append(f"torch.zeros_like({name})")
             continue
         text = buffer.name
-        if partial and "v" not in buffer.tile.axes:
+        if plan.partial and "v" not in buffer.tile.axes:
             text = f"{text}.sum(0)"
         if name in parameters:
             text = f"{text}.sum((0, 1)).to({name}.dtype)"
