@@ -7,6 +7,7 @@ import ttrc
 from ttrc.compiler import analyse
 from ttrc.errors import SpecError
 from ttrc.language.load import parse_spec
+from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.runtime.verify import Case, relative_rms, verify
 from ttrc.sampling import random_inputs
 from ttrc.tools import classify, mathematics
@@ -193,7 +194,10 @@ def test_a_loss_in_parts_is_the_loss(kept, at):
 
 
 def test_a_key_that_is_k_is_no_key():
-    alike(text(PLAIN, BY_HEAD), text(f'{PLAIN}\nkey = "k"\nwrite = "k"', BY_HEAD))
+    named = text(f'{PLAIN}\nkey = "k"\nwrite = "k"', BY_HEAD)
+    (association,) = derive_recurrence(parse_spec(named)).associations
+    assert association.key is None and association.write is None
+    alike(text(PLAIN, BY_HEAD), named)
 
 
 def test_the_order_of_losses_is_of_no_account():

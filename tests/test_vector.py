@@ -24,7 +24,7 @@ from ttrc.tools.mathematics import steps
 from ttrc.tools.notation import as_text
 
 
-def text_of(loss, retention, update, more="", parameters=None, memory="vector", **inputs):
+def text_of(loss, retention, update, more="", link="", parameters=None, memory="vector", **inputs):
     """Gates by name, each "per domain"; parameters likewise. loss: the one's expression, or tables of several."""
     long = {"value": "value_channel", "head": "head"}
 
@@ -36,7 +36,7 @@ def text_of(loss, retention, update, more="", parameters=None, memory="vector", 
     return "\n".join((
         'schema = 1\nname = "mine"\nreference = "a test"', table("inputs", inputs),
         table("parameters", parameters or {}), f'[memory]\nkind = "{memory}"', losses,
-        f'[retention]\nexpr = "{retention}"', f"[update]\n{update}", more,
+        f'[retention]\nexpr = "{retention}"', link, f"[update]\n{update}", more,
     ))  # fmt: skip
 
 
@@ -46,6 +46,7 @@ SEGMENT = 'rule = "gradient"\nat = "segment_start"\nsegment = 16'
 SQUARE, RATED, PLAIN = "norm2(p - v) / 2", "sum(w * square(p - v)) / 2", "norm2(S - S_prev) / 2"
 KEPT, FORGOT = "norm2(S - a * S_prev) / 2", "norm2(S - exp(g) * S_prev) / 2"
 SOFTMAX = 'link = { kind = "softmax", axis = "value", scale = 2 }'
+NORM_3 = 'link = { kind = "lq_norm", q = 3, epsilon = 0.1 }'
 TWO = "[loss.erase]\nexpr = 'norm2(p) / 2'\nkey = 'k * w'\nwrite = 'k * c'\n[loss.learn]\nexpr = '{}'\nweight = 'c'"
 IN_TURN = 'rule = "gradient"\nat = "in_turn"'
 NORMED = "[read]\nexpr = 'r / sqrt(norm2(r) / count(r) + 0.01) + v'"
@@ -72,7 +73,7 @@ SCANNED = {
     "frozen": text_of(RATED, FORGOT, SEGMENT, g="value log_decay", w="head unit"),
     "frozen Huber": text_of("sum(huber(p - v, d))", KEPT, f'{SEGMENT}\nmomentum = "m"', a="value unit", m="head unit",
                             parameters={"d": "value positive"}),
-    "frozen weights": text_of(SQUARE, f'{KEPT}"\n{SOFTMAX}\n# "', SEGMENT, a="value unit"),
+    "frozen weights": text_of(SQUARE, KEPT, SEGMENT, link=SOFTMAX, a="value unit"),
 }  # fmt: skip
 BY_TOKEN = {
     "robust": text_of("sum(huber(p - v, d))", KEPT, f'{PREVIOUS}\nmomentum = "m"', a="value unit", m="head unit",
@@ -83,10 +84,9 @@ BY_TOKEN = {
     "implicit log cosh": text_of("sum(w * log_cosh(p - v))", KEPT, PROXIMAL, a="value unit", w="head unit"),
     "heavy delta": text_of(SQUARE, KEPT, f'{PREVIOUS}\nmomentum = "m"', a="value unit", m="head unit"),
     "entropy": text_of("norm2(p - v) / 9", "sum(S * log(S) - S - a * S * log(S_prev))", PREVIOUS, a="value unit"),
-    "weights": text_of(SQUARE, f'{KEPT}"\n{SOFTMAX}\n# "', PREVIOUS, a="value unit"),
-    "norm of weights": text_of(SQUARE, f'{KEPT}"\nlink = {{ kind = "lq_norm", q = 3, epsilon = 0.1 }}\n# "', PREVIOUS,
-                               a="value unit"),
-    "logistic": text_of(SQUARE, f'{KEPT}"\nlink = {{ kind = "sigmoid" }}\n# "', RETAINED, a="value unit"),
+    "weights": text_of(SQUARE, KEPT, PREVIOUS, link=SOFTMAX, a="value unit"),
+    "norm of weights": text_of(SQUARE, KEPT, PREVIOUS, link=NORM_3, a="value unit"),
+    "logistic": text_of(SQUARE, KEPT, RETAINED, link='link = { kind = "sigmoid" }', a="value unit"),
     "long segments that join": text_of("norm2(p - v) / (2 * norm2(k) + 1)", KEPT, SEGMENT.replace("16", "64"),
                                        a="head unit"),
 }  # fmt: skip
