@@ -69,7 +69,8 @@ class Feature:
 class Association:
     """A part of a token's step: p_t = S' key_t is predicted, and write_t e_t' taken off the state, e = error(p).
 
-    key and write are features of k; k, and the key, where there are none. `origin` is the spec's table.
+    key and write are features of k; None where the key is k, and where the error is written under the key itself.
+    `origin` is the spec's table.
     """
 
     origin: str

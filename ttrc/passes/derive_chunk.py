@@ -37,7 +37,7 @@ def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
 
 
 def _on_diagonal(build: Builder, key: Tile, by: Tile) -> Tile:
-    """What a token's key finds under another of its keys, on the diagonal of a C x C tile."""
+    """What a token's key finds under another of its keys, on the diagonal of a C x C tile: no mask keeps that alone."""
     terms = build.elementwise("own_terms", sym(key) * sym(by), {t.name: t for t in (key, by)}, "prediction")
     own = build.reduce("own_overlap", terms, ("t",), "prediction")
     rows = build.elementwise("own_rows", sym(own), {own.name: own}, "prediction", ("t", "s"))

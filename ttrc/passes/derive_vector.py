@@ -37,13 +37,17 @@ class _Chunk:
     def until_the_end(self, tile: Tile, beyond: float) -> Tile:
         return self.build.mask(f"{tile.name}_valid", tile, Relation.VALID, beyond, "update")
 
-    def scanned(self, name: str, factor: Tile, added: Tile, start: Tile) -> tuple[Tile, Tile]:
-        """What each token makes of x, factor * x + added, x at first `start`; and the last one's."""
+    def scanned(self, name: str, factor: Tile, added: Tile, start: Tile) -> Tile:
+        """What each token makes of x, factor * x + added, x at first `start`."""
         found = self.build.linear_scan(f"{name}_before", factor, added, start, "update")
         after = sym(factor) * sym(found) + sym(added)
-        after = self.rows(f"{name}_after", after, factor, found, added, origin="update")
-        last = self.build.mask(f"{name}_last", after, Relation.LAST, 0.0, "update")
-        return after, self.build.reduce(f"{name}_next", last, start.axes, "update")
+        return self.rows(f"{name}_after", after, factor, found, added, origin="update")
+
+    def carried(self, state: Tile, after: Tile) -> Carry:
+        """A state that goes on to the next chunk as the last token has left it."""
+        last = self.build.mask(f"{state.name}_last", after, Relation.LAST, 0.0, "update")
+        following = self.build.reduce(f"{state.name}_next", last, state.axes, "update")
+        return Carry(state.name, state, following, reverse=False)
 
 
 def vector_chunk(recurrence: Recurrence) -> Program:
@@ -88,13 +92,13 @@ def vector_chunk(recurrence: Recurrence) -> Program:
     if recurrence.momentum is not None:
         last = build.tile("M", recurrence.state)
         kept = chunk.until_the_end(rows("momentum", recurrence.momentum, origin="update"), 1.0)
-        steps, following = chunk.scanned("M", kept, added, last)
-        carries.append(Carry("M", last, following, reverse=False))
+        steps = chunk.scanned("M", kept, added, last)
+        carries.append(chunk.carried(last, steps))
         added = chunk.until_the_end(steps, 0.0)
-    after, following = chunk.scanned("S", transition, added, state)
-    carries.insert(0, Carry("S", state, following, reverse=False))
+    after = chunk.scanned("S", transition, added, state)
+    carries.insert(0, chunk.carried(state, after))
     if recurrence.link is not None:
-        after, _ = chunk.scanned("W", transition, added, seen)
+        after = chunk.scanned("W", transition, added, seen)
     name = answer_name(recurrence.readout)
     answer = rows(name, sym(scale) * sym(q) * sym(after), scale, q, after, origin="read-out")
     o = derive_readout(build, tiles, recurrence.readout, answer)

@@ -67,19 +67,16 @@ def gradients_by_key(program: Program, stores: Buffers, memory: Buffers, kind: s
     the walk takes such tiles, made without key channels, all that is comes from a kernel of its own, which walks value
     channels. C x C tiles alone are made by the walk itself.
     """
-    ahead: list[Kernel] = []
-    edge = _before_keys(program, stores, memory)
-    if any("v" in b.tile.axes for b in edge):
-        first = tuple(b for b in stores if "k" not in b.tile.axes)
-        statements = take_multiples(program.statements, tuple(b.tile for b in first))
-        program = replace(program, statements=statements)
-        edge = tuple(b for b in _before_keys(program, stores, memory) if b.tile not in {f.tile for f in first})
-        ahead = [planned("chunk_gradients_values", Skeleton.PARALLEL, program, (*first, *edge), memory)]
-        stores, memory = tuple(b for b in stores if b not in first), (*memory, *first, *edge)
-    else:
-        edge = ()
-    walk = walk_keys(f"chunk_gradients{kind}", program, stores, memory)
-    return [*ahead, walk], (*edge, *walk.waiting_pairs)
+    name = f"chunk_gradients{kind}"
+    if not any("v" in b.tile.axes for b in _before_keys(program, stores, memory)):
+        walk = walk_keys(name, program, stores, memory)
+        return [walk], walk.waiting_pairs
+    first = tuple(b for b in stores if "k" not in b.tile.axes)
+    program = replace(program, statements=take_multiples(program.statements, tuple(b.tile for b in first)))
+    between = tuple(b for b in _before_keys(program, stores, memory) if b.tile not in {f.tile for f in first})
+    ahead = planned("chunk_gradients_values", Skeleton.PARALLEL, program, (*first, *between), memory)
+    walk = walk_keys(name, program, tuple(b for b in stores if b not in first), (*memory, *first, *between))
+    return [ahead, walk], (*between, *walk.waiting_pairs)
 
 
 def _before_keys(program: Program, results: Buffers, memory: Buffers) -> Buffers:
