@@ -17,7 +17,7 @@ from ttrc.ir.recurrence import Affine, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.language.spec import Domain
 from ttrc.passes.builder import CHANNELS_OF_KEYS, Builder, sym
-from ttrc.passes.derive_chunk import chunk_inputs
+from ttrc.passes.chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_moves import Factor, derive_moves, of

@@ -11,7 +11,7 @@ from __future__ import annotations
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
-from ttrc.passes.derive_chunk import chunk_inputs
+from ttrc.passes.chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link, once

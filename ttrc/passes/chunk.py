@@ -1,0 +1,105 @@
+"""A chunk's program under way: what names stand for, how states move through it, and what tokens see of one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ttrc.ir.recurrence import Association, Recurrence
+from ttrc.ir.tile import SCALE, Relation, Tile
+from ttrc.passes.builder import Builder, sym
+from ttrc.passes.derive_error import derive_sum
+from ttrc.passes.derive_features import derive_features, derive_keys
+from ttrc.passes.derive_link import derive_link, once
+from ttrc.passes.derive_moves import Factor, Terms, derive_moves
+from ttrc.symbolic import ONE, ZERO, Expr
+
+Sum = tuple[Expr, tuple[Tile, ...]]  # an expression, and the tiles that it is over
+
+
+def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
+    return (
+        Tile("q", ("t", *recurrence.keys)),
+        Tile("k", ("t", *recurrence.keys)),
+        Tile("v", ("t", "v")),
+        *(Tile(g.name, ("t", *g.per.axes)) for g in recurrence.gates),
+        Tile("scale", ()),
+    )
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Of an association, [t, k]: what is asked, and what its error is written under, also by the tokens that write."""
+
+    asked: Tile
+    writing: Tile
+    writing_s: Tile
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an association writes: keys, [t, k], and u, [t, v]; both also by the tokens that write."""
+
+    keys: Tile
+    keys_s: Tile
+    u: Tile
+    u_s: Tile
+
+
+class Chunk:
+    def __init__(self, recurrence: Recurrence):
+        self.recurrence, self.inputs = recurrence, chunk_inputs(recurrence)
+        self.build = build = Builder(self.inputs)
+        self.state = build.tile("S", ("k", "v"))
+        states = (self.state,) if recurrence.momentum is None else (self.state, build.tile("M", ("k", "v")))
+        self.tiles = {t.name: t for t in self.inputs}
+        self.tiles |= derive_features(build, self.tiles, recurrence.features)
+        for reduction in recurrence.known_sums:
+            self.tiles[reduction.symbol.name] = derive_sum(build, self.tiles, reduction)
+        self.q, self.scale = self.tiles["q"], self.tiles[SCALE]
+        self.keys = {association: self._keys(association) for association in recurrence.associations}
+        self.moves = derive_moves(build, recurrence, self.tiles, states)
+        self.weights = self.state  # what is read in its place
+        if recurrence.link is not None:
+            fixed = {name: once(build, self.tiles[name]) for name in sorted(recurrence.link.gates)}
+            self.weights = derive_link(build, fixed, recurrence.link, self.state)
+
+    def _keys(self, association: Association) -> Keys:
+        asked, writing = derive_keys(self.build, self.tiles, association)
+        if self.recurrence.write != ONE:
+            writing = self.make("writing", self.recurrence.write * sym(writing), writing, origin="retention")
+        return Keys(asked, writing, self.build.relabel(writing, "tokens that write"))
+
+    def make(self, name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
+        """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
+        return self.build.elementwise(name, expr, self.tiles | {t.name: t for t in more}, origin)
+
+    def seen(self, name: str, terms: Terms, by: Tile, origin: str) -> Sum:
+        """by times the states, each with its factor: of the token, or of each of its key channels."""
+        if any("k" in t.axes for _, factor in terms for t in factor.tiles):
+            ((own, factor),) = terms
+            decayed = self.make(f"{by.name}_decayed", factor.expr * sym(by), by, *factor.tiles, origin="retention")
+            product = self.build.contract(name, decayed, own, "k", origin)
+            return sym(product), (product,)
+        return combined(terms, lambda own: self.build.contract(name, by, own, "k", origin))
+
+    def masked(self, name: str, pairs: Tile, mask: Tile | None, *, strict: bool, by: Factor = Factor()) -> Tile:
+        """pairs times the mask and `by`, a number or one a row; 0 above the diagonal, or on it too if strict."""
+        if strict:
+            pairs = self.build.mask("earlier", pairs, Relation.STRICT, 0.0, "causality")
+        factors = [t for t in (mask, pairs) if t is not None]
+        product = by.expr
+        for factor in factors:
+            product = product * sym(factor)
+        made = self.make(name, product, *factors, *by.tiles, origin="loss" if mask is None else "retention")
+        seen = strict or mask is not None
+        return made if seen else self.build.mask(name, made, Relation.CAUSAL, 0.0, "causality")
+
+
+def combined(terms: Terms, value: Callable[[Tile], Tile]) -> Sum:
+    """sum of factor * value(state)."""
+    expr, used = ZERO, []
+    for own, factor in terms:
+        tile = value(own)
+        expr, used = expr + factor.expr * sym(tile), [*used, tile, *factor.tiles]
+    return expr, tuple(used)
