@@ -263,3 +263,11 @@ def test_explain_tells_of_substitution_beside_affine_errors(name):
 
 def test_explain_tells_what_a_momentum_keeps_of_all_associations():
     assert "- ( k e_first' + key_second e_second' ) with b = b" in told("two_with_momentum")[1]["momentum"]
+
+
+def test_generated_derivations_call_each_prediction_by_its_name():
+    from ttrc.backends.derivation import derivation
+    from ttrc.compiler import analyse
+
+    lines = derivation(analyse(parse_spec(RULES["robust_first_in_turn"])))
+    assert "dL/dp_robust = beta*clip(p_robust - y, 1)" in lines and "e_first = (beta) p_first + (" in lines

@@ -30,8 +30,8 @@ def why_by_token(r: Recurrence) -> str:
             )
         case Obstacle.NOT_AFFINE:
             return (
-                "the error is not affine in each channel's own p, so that tokens are no affine maps of the state, entry "
-                "by entry, which alone compose"
+                "the error is not affine in each channel's own p, so that tokens are no affine maps of the state, "
+                "entry by entry, which alone compose"
             )
         case Obstacle.MAPS_OF_TWO:
             return "with a momentum two numbers a channel move each other, and a scan is of maps of one"
