@@ -166,6 +166,8 @@ SCHEMA_ROWS = [
     Row("input-default", swap(BETA, BETA.replace(" }", ', default = "1" }')), ('an input takes no key "default"',),
         "inputs.beta.default", 7),
     Row("input-keyword", swap(BETA, BETA.replace("beta", "lambda")), ('"lambda" is reserved',), "inputs.lambda", 7),
+    Row("input-in-kernels", swap(BETA, BETA.replace("beta", "kept")), ('"kept" is reserved', "code made of them"),
+        "inputs.kept", 7),
     Row("input-word", swap(BETA, BETA.replace("beta", "S")), ('"S" is reserved',), "inputs.S", 7),
     Row("input-function", swap(BETA, BETA.replace("beta", "dot")), ('"dot" is reserved',), "inputs.dot", 7),
     Row("input-argument", swap(BETA, BETA.replace("beta", "cu_seqlens")), ("reserved",), "inputs.cu_seqlens", 7),
