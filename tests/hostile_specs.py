@@ -166,6 +166,8 @@ SCHEMA_ROWS = [
     Row("input-default", swap(BETA, BETA.replace(" }", ', default = "1" }')), ('an input takes no key "default"',),
         "inputs.beta.default", 7),
     Row("input-keyword", swap(BETA, BETA.replace("beta", "lambda")), ('"lambda" is reserved',), "inputs.lambda", 7),
+    Row("input-in-kernels", swap(BETA, BETA.replace("beta", "kept")), ('"kept" is reserved', "code made of them"),
+        "inputs.kept", 7),
     Row("input-word", swap(BETA, BETA.replace("beta", "S")), ('"S" is reserved',), "inputs.S", 7),
     Row("input-function", swap(BETA, BETA.replace("beta", "dot")), ('"dot" is reserved',), "inputs.dot", 7),
     Row("input-argument", swap(BETA, BETA.replace("beta", "cu_seqlens")), ("reserved",), "inputs.cu_seqlens", 7),
@@ -304,7 +306,7 @@ EXPRESSION_ROWS = [
     of_losses("losses-name", f"[loss.More]\n{NORM}", "cannot be the name of an association", key="loss.More", line=12),
     of_losses("losses-empty", '[loss.a]\nweight = "beta"', 'lacks the key "expr"', key="loss.a.expr", line=12),
     of_losses("losses-surplus", f'[loss.a]\n{NORM}rate = "beta"', 'no key "rate"', key="loss.a.rate", line=14),
-    of_losses("losses-many", FIVE, "too many keys: 5", "at most 4", key="loss", line=12),
+    of_losses("losses-many", FIVE, "too many losses: 5", "at most 4", key="loss", line=12),
     of_losses("losses-array", f"[[loss]]\n{NORM}", "an array is of", "[loss.NAME]", key="loss", line=12),
     of_losses("losses-idle", f"[loss.a]\n{NORM}[loss.b]\n{IDLE}", 'does not use "p"', key="loss.b.expr", line=15),
     of_read("read-number", "norm2(r)", "read.expr comes to a number", "a value vector [v]", points="norm2(r)"),
@@ -337,6 +339,8 @@ UPDATE_ROWS = [
               key="update.at"),
     of_update("proximal-at", 'rule = "proximal"\nat = "previous"', 'kind = "linear"',
               '[update] with rule = "proximal" takes no key "at"', key="update.at"),
+    of_update("turns-momentum", 'rule = "gradient"\nat = "in_turn"\nmomentum = "beta"', 'kind = "linear"',
+              'takes no key "momentum"', "a momentum keeps one", key="update.momentum"),
     of_update("proximal-momentum", 'rule = "proximal"\nmomentum = "beta"', 'kind = "linear"',
               '[update] with rule = "proximal" takes no key "momentum"', key="update.momentum"),
     of_update("closed-form-at", 'rule = "closed_form"\nat = "retained"', 'kind = "linear"',
@@ -469,6 +473,12 @@ WIDER_ROWS = [
         ('"g" is a key vector [k], and S is each weight matrix', 'per = "head"'), "retention.expr", 22, "g"),
 ]
 
+WIDE = 'wide = { per = "element", domain = "real" }'
+OVER_VALUES = (
+    ("loss.key", "key = 'k * sigmoid(sum(wide))'"),
+    ("loss.write", "write = 'k * sigmoid(sum(wide))'"),
+)
+
 # Well-formed, but without a minimum that S could be solved for: the compiler's finding.
 COMPILE_ROWS = [
     of_retention("concave", "-norm2(S - exp(g) * S_prev)", "not strictly convex", stage="compile"),
@@ -476,6 +486,11 @@ COMPILE_ROWS = [
     of_retention("flat", "norm2(S - exp(g) * S_prev) - norm2(S)", "not strictly convex", stage="compile"),
     of_retention("saddle", "norm2(S - exp(g) * S_prev) - 2 * norm2(S)", "not strictly convex", stage="compile"),
     of_key("key-infinite", "1 / k", "loss.key has no finite value", "as in padding", stage="compile"),
+    of_key("key-nothing", "k - k", "loss.key is 0 whatever", stage="compile"),
+    of_key("key-cancelled", "0 * k", "loss.key is 0 whatever", stage="compile"),
+    *(Row(f"{section}-over-values", swap(LOSS, f"{LOSS}\n{given}", BETA, f"{BETA}\n{WIDE}"),
+          ("'wide' is summed over value channels", "per head or per key channel"), section, 16, "wide", "compile")
+      for section, given in OVER_VALUES),
     of_read("read-infinite", "r / norm2(v - v)", "no finite value", "as in padding", stage="compile"),
     of_read("read-pole", "v / r", "no finite value and derivative", stage="compile"),
     of_read("read-cancelled", "r - r + v", "r cancels", stage="compile"),

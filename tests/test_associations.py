@@ -238,3 +238,36 @@ def test_explain_tells_of_each_association():
     assert "2 nonlinear errors of a token" in form.because
     steps = mathematics.steps(analyse(parse_spec(RULES["two_predictions_in_turn"])))
     assert "p_second = (a S_prev - k e_first')' key_second" in [as_text(line) for line in steps[-1].lines]
+
+
+def told(name):
+    from ttrc.compiler import analyse
+    from ttrc.tools import account, classify
+
+    module = analyse(parse_spec((RULES | BY_TOKEN)[name]))
+    (update,) = [c.says for c in account.choices(module.spec) if c.section == "update"]
+    return update, {f.aspect: f.because for f in classify.findings(module)}
+
+
+def test_explain_tells_where_steps_in_turn_take_their_gradients():
+    update, _ = told("three_in_turn")
+    assert "what those before it have left" in update and "in_turn" not in update
+
+
+@pytest.mark.parametrize("name", ["robust_first", "robust_first_in_turn", "robust_last_in_turn"])
+def test_explain_tells_of_substitution_beside_affine_errors(name):
+    _, because = told(name)
+    assert "row after row" in because["chunk form"] and "taken out of these equations first" in because["chunk form"]
+    assert "taken out" not in told("robust")[1]["chunk form"]
+
+
+def test_explain_tells_what_a_momentum_keeps_of_all_associations():
+    assert "- ( k e_first' + key_second e_second' ) with b = b" in told("two_with_momentum")[1]["momentum"]
+
+
+def test_generated_derivations_call_each_prediction_by_its_name():
+    from ttrc.backends.derivation import derivation
+    from ttrc.compiler import analyse
+
+    lines = derivation(analyse(parse_spec(RULES["robust_first_in_turn"])))
+    assert "dL/dp_robust = beta*clip(p_robust - y, 1)" in lines and "e_first = (beta) p_first + (" in lines

@@ -372,6 +372,12 @@ def test_why_there_is_no_chunk_form_is_said(rule, says):
     assert any(says in f.because for f in classify.findings(analyse(parse_spec(RULES[rule]))))
 
 
+def test_an_error_that_joins_channels_is_not_called_nonlinear():
+    module = analyse(parse_spec(text_of("square(dot(p, v)) / 100", KEPT, PREVIOUS, a="value unit")))
+    error, *_ = classify.findings(module)
+    assert error.verdict == "not affine in each channel's own p" and "joins the channels" in error.because
+
+
 # Arguments
 
 

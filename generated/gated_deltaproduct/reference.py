@@ -30,11 +30,11 @@ def choose(a, b, x, y):
 # loss.first norm2(p - v) / 2, weight beta
 # loss.second norm2(p - v_2) / 2, weight beta_2, key k_2
 # retention  norm2(S - exp(g) * S_prev) / 2
-# error      dL/dp_first = beta*(p - v)
-# error      dL/dp_second = beta_2*(p - v_2)
+# error      dL/dp_first = beta*(p_first - v)
+# error      dL/dp_second = beta_2*(p_second - v_2)
 # state      S = a S_prev - (k e_first' + key_second e_second'), a = exp(g)
-#            e_first = (beta) p + (-beta*v), p_first = (a S_prev)' k
-#            e_second = (beta_2) p + (-beta_2*v_2), p_second = (a S_prev - k e_first')' key_second
+#            e_first = (beta) p_first + (-beta*v), p_first = (a S_prev)' k
+#            e_second = (beta_2) p_second + (-beta_2*v_2), p_second = (a S_prev - k e_first')' key_second
 
 
 def chunk_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):

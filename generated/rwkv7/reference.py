@@ -52,10 +52,10 @@ def choose(a, b, x, y):
 # loss.remove norm2(p) / 2, key kappa, write a * kappa
 # retention  norm2(S - exp(w) * S_prev) / 2
 # error      dL/dp_store = -v
-# error      dL/dp_remove = p
+# error      dL/dp_remove = p_remove
 # state      S = a S_prev - (k e_store' + write_remove e_remove'), a = exp(w)
 #            e_store = -v
-#            e_remove = (1) p + (0), p_remove = (S_prev)' key_remove
+#            e_remove = (1) p_remove + (0), p_remove = (S_prev)' key_remove
 
 
 def chunk_step(q, k, v, w, kappa, a, scale, S):

@@ -34,7 +34,7 @@ def _recurrence(spec: Spec, r: Recurrence) -> list[str]:
     lines = [
         *(f"{loss.origin:<10} {_loss(loss)}" for loss in spec.losses),
         f"retention  {comment(spec.retention.expr.text)}",
-        *(f"error      dL/d{letters(a).p} = {symbolic.equation(a.gradient)}" for a in r.associations),
+        *(f"error      dL/d{letters(a).p} = {_equation(letters(a), a.gradient)}" for a in r.associations),
         _moved(r),
     ]
     reductions = r.reductions
@@ -65,15 +65,20 @@ def _error(r: Recurrence, association: Association) -> list[str]:
     p = by_channel(r, f"{at.p} = {_read(r, at.key, written_before(r, association))}")
     match association.error:
         case Affine(slope, offset):
-            return [f"{at.e} = ({symbolic.equation(slope)}) p + ({symbolic.equation(offset)}), {p}"]
+            return [f"{at.e} = ({symbolic.equation(slope)}) {at.p} + ({symbolic.equation(offset)}), {p}"]
         case Hebbian(offset):
             return [f"{at.e} = {symbolic.equation(offset)}"]
         case Nonlinear(written, _, None):
-            return [f"{at.e} = {symbolic.equation(written)}, {p}"]
+            return [f"{at.e} = {_equation(at, written)}, {p}"]
         case Nonlinear(written, _, root):
             equation = f"{root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
             return [f"{at.e} = {symbolic.equation(written)}, {p}", equation]
     raise AssertionError(association.error)
+
+
+def _equation(at: Letters, expr: symbolic.Expr) -> str:
+    """An expression of the prediction, by the name that its association gives it."""
+    return symbolic.equation(symbolic.renamed(expr, {"p": symbolic.symbol(at.p)}))
 
 
 @dataclass(frozen=True)

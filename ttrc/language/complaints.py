@@ -22,6 +22,7 @@ _TYPES = {
 
 
 SEVERAL = "of several losses each is a table of its own, [loss.NAME]"
+NO_LAST_STEP = 'steps in turn are several a token, and a momentum keeps one; at = "previous" or "retained" takes one'
 
 
 def check_schema(document: Document) -> None:
@@ -50,6 +51,7 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
             expected = "one of " + ", ".join(schema["properties"])
             hint = did_you_mean(unknown, schema["properties"])
             hint = SEVERAL if keys == ("loss", unknown) and isinstance(value[unknown], dict) else hint
+            hint = NO_LAST_STEP if keys == ("update", "momentum") and value.get("at") == "in_turn" else hint
         case "required":
             missing = next(key for key in error.validator_value if key not in value)
             rank, keys = 0 if missing == "schema" else 3, (*keys, missing)
@@ -66,12 +68,13 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
             hint = SEVERAL if keys == ("loss",) else None
         case "not":
             message = f"the name {_quote(value)} is reserved"
-            expected = "a name that means nothing in Python, Triton or the expressions of a spec"
+            expected = "a name that means nothing in Python, Triton, the expressions of a spec or the code made of them"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             what = "an association" if keys[:1] == ("loss",) else "an input"
             message = f"{_quote(value)} cannot be the name of {what}"
         case "maxProperties":
-            message, expected = f"too many keys: {len(value)}", f"at most {error.validator_value}"
+            what = "losses" if keys == ("loss",) else "keys"
+            message, expected = f"too many {what}: {len(value)}", f"at most {error.validator_value}"
         case "minLength" | "maxLength":
             message = f"the text has {len(value)} characters"
             expected = f"{'at least' if error.validator == 'minLength' else 'at most'} {error.validator_value}"

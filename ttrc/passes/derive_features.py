@@ -15,6 +15,7 @@ from ttrc.ir.tile import INSIDE, Relation, Tile
 from ttrc.language.domains import INTERVALS
 from ttrc.language.sections import word_axes
 from ttrc.language.spec import Domain, Located, Spec
+from ttrc.language.syntax import Name, walk
 from ttrc.passes.builder import Builder
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
@@ -35,7 +36,12 @@ def read_feature(spec: Spec, word: str, where: Located) -> Feature:
     scope = Scope(symbols, {symbols[g.name]: g.per.axes for g in gates} | {x: own})
     zeros = (word, *(g.name for g in spec.inputs if g.domain is Domain.REAL and g.per.axes == own))
     padded = tuple(symbols[name] for name in zeros)
-    expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, padded)
+    converted = symbolic.convert(where.tree, scope)
+    _check_sums(spec, where, scope, own)
+    expr = symbolic.finite_at_zero(converted, scope, padded)
+    if expr == 0:
+        message = f"{where.key} is 0 whatever its words are, and does nothing"
+        raise refuse(spec, where, message, expected="one that depends on its words or gates")
     made = (expr, *(r.body for r in scope.reductions))
     anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
     for part in (*made, *(symbolic.derivative(part, own) for part in made for own in padded)):
@@ -47,6 +53,22 @@ def read_feature(spec: Spec, word: str, where: Located) -> Feature:
                 expected=f"one that is smooth there, such as sqrt(square({word}) + 0.01)",
             )
     return Feature(word, expr, tuple(scope.reductions), zeros)
+
+
+def _check_sums(spec: Spec, where: Located, scope: Scope, own: tuple[str, ...]) -> None:
+    """A program has a block of value channels, and keys are the same for all of them."""
+    across = {axis for reduction in scope.reductions for axis in reduction.axes} - set(own)
+    if not across:
+        return
+    gates = {g.name for g in (*spec.inputs, *spec.parameters) if across & set(g.per.axes)}
+    gate = next(node for node in walk(where.tree) if isinstance(node, Name) and node.id in gates)
+    raise refuse(
+        spec,
+        where,
+        f"'{gate.id}' is summed over value channels in {where.key}; no kernel class covers that",
+        expected="sums over key channels, of gates per head or per key channel",
+        span=gate.span,
+    )
 
 
 def derive_features(build: Builder, tiles: dict[str, Tile], features: tuple[Feature, ...]) -> dict[str, Tile]:

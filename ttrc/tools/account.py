@@ -170,6 +170,9 @@ def _rule(spec: Spec) -> str:
         case Gradient(At.SEGMENT_START, segment, momentum):
             where = f"at the state that its segment of {segment} tokens starts with"
             return f"one gradient step a token, the gradient taken {where}{_kept_step(momentum)}"
+        case Gradient(At.IN_TURN):
+            each = "the gradient of each loss taken at what those before it have left"
+            return f"one gradient step a token and loss, {each}, of the first at the retained state"
         case Gradient(at, _, momentum):
             return f"one gradient step a token, the gradient taken at the {at.value} state{_kept_step(momentum)}"
         case Proximal():

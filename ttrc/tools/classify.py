@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc import symbolic
+from ttrc.backends.derivation import by_channel, step
 from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import MATRIX, Affine, Association, ErrorForm, Hebbian, Implicit, Nonlinear, Recurrence
@@ -13,7 +14,7 @@ from ttrc.language.state import formula
 from ttrc.passes.find_obstacle import find_obstacle
 from ttrc.symbolic import Expr
 from ttrc.tools import fits
-from ttrc.tools.mathematics import shown, written
+from ttrc.tools.mathematics import XD, shown, written
 from ttrc.tools.reasons import why_by_token
 
 
@@ -123,7 +124,9 @@ def _channel_class(r: Recurrence, association: Association) -> Finding:
             joined = next((symbolic.equation(shown(r, s.symbol)) for s in sums), "")
             met = f"; {joined} joins the channels, which stay together" if joined else "; each channel is on its own"
             found = f"; {_search(root)}" if root is not None else ""
-            return Finding(aspect, "nonlinear in p", f"e = {e} is not affine in p{met}{found}")
+            what = "not affine in each channel's own p" if joined else "nonlinear in p"
+            own = "each channel's own p" if joined else "p"
+            return Finding(aspect, what, f"e = {e} is not affine in {own}{met}{found}")
     raise AssertionError(association.error)
 
 
@@ -293,18 +296,19 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     if r.segment is not None and not isinstance(r.error, Hebbian):
         why = "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve"
         return (Finding("chunk form", f"exact in chunks of {r.segment}, the segments of the rule", why), recurrent)
-    match r.error:
-        case Hebbian():
+    asking = sorted((a.error for a in r.associations if not isinstance(a.error, Hebbian)), key=_goes_last)
+    match asking[-1:]:
+        case []:
             why = (
                 "it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
                 "what this one writes through a masked product"
             )
-        case Nonlinear():
+        case [Nonlinear()]:
             why = (
                 "the state enters a chunk through its predictions alone, and these solve p = b - A e(p), b from the "
                 "state at its start; A is strictly lower, so that each row needs the errors of earlier rows alone: "
                 "row after row in blocks of 16, a thread its own value channels, and products do the rest"
-            )
+            ) + ("; affine predictions are taken out of these equations first" if asking[1:] else "")
         case _:
             why = (
                 "the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
@@ -313,9 +317,13 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     return (Finding("chunk form", "exact for every chunk size", why), recurrent)
 
 
+def _goes_last(error: ErrorForm) -> bool:
+    return isinstance(error, Nonlinear)
+
+
 def _momentum_class(r: Recurrence) -> Finding:
     b = symbolic.equation(shown(r, r.momentum))
-    own = "k e'" if r.state == MATRIX else "k e"
+    own = by_channel(r, step(r)) if r.network is None else XD
     because = f"M_t = b M_prev - {own} with b = {b}, then S moves by M_t: two recurrences in a row"
     if _chunks(r) and r.state != MATRIX:
         return Finding("momentum", "a second state, the last step: two scans in a row", because)

@@ -29,7 +29,10 @@ def why_by_token(r: Recurrence) -> str:
                 f"programs would hold all channels of {r.segment} tokens, which join in a sum: more than registers are"
             )
         case Obstacle.NOT_AFFINE:
-            return "the error is not affine in p, so that tokens are no affine maps of the state, which alone compose"
+            return (
+                "the error is not affine in each channel's own p, so that tokens are no affine maps of the state, "
+                "entry by entry, which alone compose"
+            )
         case Obstacle.MAPS_OF_TWO:
             return "with a momentum two numbers a channel move each other, and a scan is of maps of one"
         case Obstacle.SUBSTITUTIONS:
