@@ -12,7 +12,14 @@ from ttrc import compiler, emit
 from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.ir.tile import Relation, Solve
 from ttrc.language.load import load_spec
-from ttrc.passes import derive_moves, derive_recurrence, differentiate_tile, pull_factors, simplify_tile
+from ttrc.passes import (
+    derive_association,
+    derive_moves,
+    derive_recurrence,
+    differentiate_tile,
+    pull_factors,
+    simplify_tile,
+)
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.simplify_tile import Product
 from ttrc.runtime.load import import_package
@@ -141,8 +148,8 @@ def test_the_state_read_before_it_decays(build, monkeypatch):
 
 
 def test_a_gradient_off_by_a_factor(build, monkeypatch):
-    real = derive_recurrence._loss_gradient
-    monkeypatch.setattr(derive_recurrence, "_loss_gradient", lambda *given: real(*given) * 2)
+    real = derive_association.loss_gradient
+    monkeypatch.setattr(derive_association, "loss_gradient", lambda *given: real(*given) * 2)
     op = build("linear_attention", broken_passes=True)
     for setting in SETTINGS:
         assert "o" in named(failures(op, setting))

@@ -694,7 +694,7 @@ def test_a_deep_memory_needs_a_start_and_fitting_widths():
     started = {n: y for n, y in x.items() if not n.startswith("initial")}
     with pytest.raises(ArgumentError, match="give initial_W1, initial_W2, initial_M1, initial_M2"):
         run(spec, started)
-    with pytest.raises(ArgumentError, match="residual .* 4 key channels and 5 value channels"):
+    with pytest.raises(ArgumentError, match="as many key channels as value channels, not 4 and 5: a residual"):
         run(spec, inputs_of(spec, dk=4, dv=5))
 
 
