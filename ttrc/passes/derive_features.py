@@ -44,7 +44,7 @@ def read_feature(spec: Spec, word: str, where: Located) -> Feature:
         raise refuse(spec, where, message, expected="one that depends on its words or gates")
     made = (expr, *(r.body for r in scope.reductions))
     anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
-    for part in (*made, *(symbolic.derivative(part, own) for part in made for own in padded)):
+    for part in (*made, *(symbolic.derivative(part, zero) for part in made for zero in padded)):
         if not math.isfinite(symbolic.value(part, anywhere | dict.fromkeys(zeros, 0.0))):
             raise refuse(
                 spec,

@@ -75,6 +75,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     states, d_states = state_buffers("states", carried), state_buffers("d_states", cotangents)
 
     masks = MASKS if _edge_of_moves(forward) else ""
+    # A parallel kernel makes tiles of pairs for each of several associations; a scan, for each unknown that is solved
+    # for, and the others cost it next to nothing.
     several = JOINT if len(recurrence.associations) > 1 else ""
     unknowns = sum(isinstance(s.op, Inverse) for s in forward.statements)
     kind = NONLINEAR if solved else JOINT if unknowns > 1 else ""
