@@ -13,7 +13,7 @@ from ttrc.errors import ArgumentError, SpecError
 from ttrc.ir.plan import Space
 from ttrc.ir.tile import Largest, sums_values
 from ttrc.language.load import parse_spec
-from ttrc.passes import derive_chunk as chunk_pass
+from ttrc.passes import chunk as chunk_pass
 from ttrc.passes import derive_link as link_pass
 from ttrc.passes.builder import Builder
 from ttrc.runtime.load import import_package
