@@ -108,6 +108,18 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
     return X
 
 
+@triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare(
     q_ptr,
@@ -175,7 +187,7 @@ def chunk_prepare(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     system = beta[:, None] * earlier * since
     # update, line 26
     inverse = unit_lower_inverse(system, BT, PRECISION)
@@ -274,13 +286,13 @@ def chunk_scan(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss, line 21: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
         # update, line 26
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         if READ:
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
             o = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
@@ -290,9 +302,9 @@ def chunk_scan(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written = u * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 26
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -389,7 +401,7 @@ def chunk_scan_reverse(
         fine_chunk = tl.sum(fine)
         fine_sum = tl.cumsum(fine, 0)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
@@ -397,15 +409,15 @@ def chunk_scan_reverse(
         # adjoint of u
         d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s.to(dtype), input_precision=PRECISION)
         # loss, line 21: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # adjoint of rhs
         d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # gradient
@@ -489,11 +501,11 @@ def chunk_gradients(
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # loss, line 21: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -531,7 +543,7 @@ def chunk_gradients(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of system
         d_beta_via_system_shared = d_system_via_u_3 * since
         # prediction
@@ -568,7 +580,7 @@ def chunk_gradients(
             # gradient
             d_q_2_pulled = tl.dot(S, tl.trans(d_o), d_q_2_pulled, input_precision=PRECISION)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
@@ -627,7 +639,7 @@ def chunk_gradients(
             store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k_2), token, left, HV * K, K, BT, BK, 0)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
@@ -657,7 +669,7 @@ def chunk_gradients(
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
         # adjoint of rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2
         store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
@@ -678,11 +690,11 @@ def chunk_gradients(
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # loss, line 21: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -720,7 +732,7 @@ def chunk_gradients(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of system
         d_beta_via_system_shared = d_system_via_u_3 * since
         # prediction
@@ -751,7 +763,7 @@ def chunk_gradients(
             # gradient
             d_q_2_pulled = tl.dot(d_o, tl.trans(S), d_q_2_pulled, input_precision=PRECISION)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
         # adjoint of carried_out_factor
@@ -812,7 +824,7 @@ def chunk_gradients(
             store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
@@ -842,7 +854,7 @@ def chunk_gradients(
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
         # adjoint of rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2
         store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
@@ -910,9 +922,9 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # loss, line 21: norm2(p - v) / 2
-    rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+    rhs_factor = beta * exp(coarse_sum + fine_sum)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -995,7 +1007,7 @@ def chunk_transition(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss, line 21: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         rhs_moved = -prediction * rhs_factor[:, None]
         # update, line 26
         u_moved = tl.dot(inverse, rhs_moved.to(dtype), input_precision=PRECISION)
@@ -1004,9 +1016,9 @@ def chunk_transition(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written_moved = u_moved * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 26
         S_next_moved = tl.dot(tl.trans(k), written_moved.to(dtype), kept, input_precision=PRECISION)
@@ -1164,7 +1176,7 @@ def token_scan(
         g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
         beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
         # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-        decay = tl.exp(g)
+        decay = exp(g)
         retained = S * decay
         # prediction
         products = k[:, None] * retained
@@ -1248,7 +1260,7 @@ def token_scan_reverse(
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
             beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
             # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained
@@ -1270,7 +1282,7 @@ def token_scan_reverse(
             beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 24: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained

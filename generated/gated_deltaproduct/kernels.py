@@ -112,6 +112,18 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
+@triton.jit
 def load_gate(
     base, first, left, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, column, other
 ):
@@ -202,7 +214,7 @@ def chunk_prepare_joint(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     system_3 = beta_2[:, None] * overlap_3 * since
     store_lower(system_3_ptr + i_h * BT, system_3, token, left, HV * BT, BT)
     # prediction
@@ -347,12 +359,12 @@ def chunk_scan_joint(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
         # update, line 33
         alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -363,7 +375,7 @@ def chunk_scan_joint(
         u_2 = alone - seen_below
         if READ:
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
             answered = tl.dot(attention, u_2.to(dtype), carried_out, input_precision=PRECISION)
@@ -374,10 +386,10 @@ def chunk_scan_joint(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written_2 = u * written_factor[:, None]
         written = u_2 * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 33
         kept_2 = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -487,7 +499,7 @@ def chunk_scan_reverse_joint(
         fine_chunk = tl.sum(fine)
         fine_sum = tl.cumsum(fine, 0)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # adjoint of written
         d_u_2_via_written = d_written * written_factor[:, None]
         # adjoint of u_2_s
@@ -511,19 +523,19 @@ def chunk_scan_reverse_joint(
         # adjoint of rhs_s
         d_rhs_s = tl.dot(tl.trans(inverse), d_alone_s.to(dtype), input_precision=PRECISION)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # adjoint of rhs
         d_prediction_via_rhs = -d_rhs_s * rhs_factor[:, None]
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         # adjoint of rhs_2
         d_prediction_2_via_rhs_2 = -d_rhs_3_via_u_s * rhs_factor_2[:, None]
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # gradient
@@ -626,13 +638,13 @@ def chunk_gradients_joint(
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         d_system_5_via_u = tl.zeros([BT, BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         d_attention_2 = tl.zeros([BT, BT], tl.float32)
@@ -694,7 +706,7 @@ def chunk_gradients_joint(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of system_4
         d_beta_2_via_system_4_shared = d_system_5_via_u_3 * since
         # prediction
@@ -749,7 +761,7 @@ def chunk_gradients_joint(
             # gradient
             d_q_3_pulled = tl.dot(S, tl.trans(d_o), d_q_3_pulled, input_precision=PRECISION)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_3_start = carried_out_factor[None, :] * d_q_3_pulled
         # adjoint of carried_out_factor
@@ -908,7 +920,7 @@ def chunk_gradients_joint(
                 d_alone_s.to(dtype), tl.trans(rhs).to(dtype), d_inverse, input_precision=PRECISION
             )
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of inverse
@@ -1006,7 +1018,7 @@ def chunk_gradients_joint(
         store_rows(d_k_2_ptr + i_h * K, tl.trans(d_k_2_4), token, left, HV * K, K, BT, BK, 0)
         # adjoint of rhs_factor_2
         d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
-        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta_2 = (
             d_beta_2_via_rhs_2_2
@@ -1113,7 +1125,7 @@ def chunk_gradients_joint(
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
         # adjoint of rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2_2 + d_beta_via_system_3
         store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
@@ -1140,13 +1152,13 @@ def chunk_gradients_joint(
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         d_system_5_via_u = tl.zeros([BT, BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         d_attention_2 = tl.zeros([BT, BT], tl.float32)
@@ -1208,7 +1220,7 @@ def chunk_gradients_joint(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of system_4
         d_beta_2_via_system_4_shared = d_system_5_via_u_3 * since
         # prediction
@@ -1249,7 +1261,7 @@ def chunk_gradients_joint(
             # gradient
             d_q_3_pulled = tl.dot(d_o, tl.trans(S), d_q_3_pulled, input_precision=PRECISION)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_3_start = carried_out_factor[:, None] * d_q_3_pulled
         # adjoint of carried_out_factor
@@ -1407,7 +1419,7 @@ def chunk_gradients_joint(
                 d_alone_s.to(dtype), tl.trans(rhs).to(dtype), d_inverse, input_precision=PRECISION
             )
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of inverse
@@ -1508,7 +1520,7 @@ def chunk_gradients_joint(
         store_rows(d_k_2_ptr + i_h * K, d_k_2_4, token, left, HV * K, K, BT, BK, 0)
         # adjoint of rhs_factor_2
         d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
-        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta_2 = (
             d_beta_2_via_rhs_2_2
@@ -1615,7 +1627,7 @@ def chunk_gradients_joint(
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
         # adjoint of rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2_2 + d_beta_via_system_3
         store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
@@ -1696,11 +1708,11 @@ def chunk_output_joint(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # loss.first, line 23: norm2(p - v) / 2
-    rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+    rhs_factor = beta * exp(coarse_sum + fine_sum)
     # loss.second, line 28: norm2(p - v_2) / 2
-    rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+    rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
@@ -1804,12 +1816,12 @@ def chunk_transition(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         rhs_2_moved = -prediction_2 * rhs_factor_2[:, None]
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         rhs_moved = -prediction * rhs_factor[:, None]
         # update, line 33
         alone_moved = tl.dot(inverse, rhs_moved.to(dtype), input_precision=PRECISION)
@@ -1821,14 +1833,14 @@ def chunk_transition(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written_2_moved = u_moved * written_factor[:, None]
         # update, line 33
         seen_below_moved = tl.dot(passed, u_moved.to(dtype), input_precision=PRECISION)
         u_2_moved = alone_moved - seen_below_moved
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         written_moved = u_2_moved * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 33
         kept_2_moved = tl.dot(tl.trans(k), written_moved.to(dtype), kept, input_precision=PRECISION)
@@ -1995,7 +2007,7 @@ def token_scan(
         k_2 = load_gate_row(k_2_ptr + i_h * K + token * HV * K, K, BK, 0, 0.0)
         v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        decay = tl.exp(g)
+        decay = exp(g)
         retained = S * decay
         # prediction
         products = k[:, None] * retained
@@ -2095,7 +2107,7 @@ def token_scan_reverse(
             k_2 = load_gate_row(k_2_ptr + i_h * K + token * HV * K, K, BK, 0, 0.0)
             v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained
@@ -2127,7 +2139,7 @@ def token_scan_reverse(
             v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained

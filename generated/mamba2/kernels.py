@@ -62,6 +62,18 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
     tl.store(base + c, x.to(base.dtype.element_ty), mask=c < WIDTH)
 
 
+@triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan(
     q_ptr,
@@ -155,14 +167,14 @@ def chunk_scan(
             gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
             gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
             # read-out
-            weight = scale * tl.exp(gap_masked)
+            weight = scale * exp(gap_masked)
             # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
             attention = overlap_q * weight
         # loss, line 25: -dot(p, v)
         u = dt[:, None] * v.to(tl.float32)
         if READ:
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
             o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
@@ -172,9 +184,9 @@ def chunk_scan(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written = u * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 30
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -261,13 +273,13 @@ def chunk_scan_reverse(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # gradient
@@ -361,7 +373,7 @@ def chunk_gradients(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # read-out
-        weight = scale * tl.exp(gap_masked)
+        weight = scale * exp(gap_masked)
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * weight
         # read-out
@@ -395,15 +407,15 @@ def chunk_gradients(
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
@@ -488,7 +500,7 @@ def chunk_gradients(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # read-out
-        weight = (scale * tl.exp(gap_masked)).to(factors)
+        weight = (scale * exp(gap_masked)).to(factors)
         overlap_q = (tl.dot(q, tl.trans(k), input_precision=PRECISION)).to(factors)
         d_attention = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -499,7 +511,7 @@ def chunk_gradients(
             # adjoint of attention
             d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * weight.to(tl.float32)
         # adjoint of weight
@@ -540,13 +552,13 @@ def chunk_gradients(
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # adjoint of carried_out_factor
         d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
         # adjoint of k_s
@@ -666,7 +678,7 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
@@ -676,7 +688,7 @@ def chunk_output(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # read-out
-    weight = scale * tl.exp(gap_masked)
+    weight = scale * exp(gap_masked)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     attention = overlap_q * weight
     for i_v in tl.range(0, blocks):
@@ -751,7 +763,7 @@ def chunk_transition(
         coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         S = kept
     if LEAVE:
@@ -907,7 +919,7 @@ def token_scan(
         dt = tl.load(dt_ptr + i_h + token * HV).to(tl.float32)
         A = tl.load(A_ptr + i_h).to(tl.float32)
         # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-        decay = tl.exp(A * dt)
+        decay = exp(A * dt)
         retained = S * decay
         # loss, line 25: -dot(p, v)
         u = dt * v
@@ -988,7 +1000,7 @@ def token_scan_reverse(
             dt = tl.load(dt_ptr + i_h + token * HV).to(tl.float32)
             A = tl.load(A_ptr + i_h).to(tl.float32)
             # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-            decay = tl.exp(A * dt)
+            decay = exp(A * dt)
             retained = S * decay
             # loss, line 25: -dot(p, v)
             u = dt * v
@@ -1007,7 +1019,7 @@ def token_scan_reverse(
             A = tl.load(A_ptr + i_h).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
-            decay = tl.exp(A * dt)
+            decay = exp(A * dt)
             retained = S * decay
             # loss, line 25: -dot(p, v)
             u = dt * v

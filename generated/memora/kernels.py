@@ -66,6 +66,23 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
     tl.store(base + c, x.to(base.dtype.element_ty), mask=c < WIDTH)
 
 
+@triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + exp(-x))
+
+
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_panels(
     k_ptr,
@@ -153,7 +170,7 @@ def deep_scan_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             sum_S_2 += tl.sum(powers_2, 0)
         tl.debug_barrier()
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -167,7 +184,7 @@ def deep_scan_panels(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 4.0 * W_factor[None, :] * powers
@@ -175,7 +192,7 @@ def deep_scan_panels(
             # prediction
             layer1 = tl.dot(k, W_inside.to(dtype), input_precision=PRECISION)
             store_rows(waiting, layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -186,7 +203,7 @@ def deep_scan_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             W_2 = 4.0 * W_factor_2[None, :] * powers_2
             W_inside_2 = tl.where(i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, W_2, 0.0)
             W_inside_3 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W_inside_2, 0.0)
@@ -206,15 +223,15 @@ def deep_scan_panels(
         coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
         query = q.to(tl.float32) * scale
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
@@ -226,7 +243,7 @@ def deep_scan_panels(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         store_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), since_2, 0 * BT, BT, BT, BT, BT, BT, 0)
         attention = overlap_q * since_2
         # loss, line 35: norm2(p - v) / 2
@@ -257,7 +274,7 @@ def deep_scan_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             W_2 = 4.0 * W_factor_2[None, :] * powers_2
             W_inside_2 = tl.where(i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, W_2, 0.0)
             W_inside_3 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W_inside_2, 0.0)
@@ -266,7 +283,7 @@ def deep_scan_panels(
             layer1 = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 41
@@ -298,7 +315,7 @@ def deep_scan_panels(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 4.0 * W_factor[None, :] * powers
@@ -309,7 +326,7 @@ def deep_scan_panels(
             layer1_read = tl.dot(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -467,7 +484,7 @@ def deep_scan_reverse_panels(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 4.0 * W_factor[None, :] * powers
@@ -485,7 +502,7 @@ def deep_scan_reverse_panels(
                 BH,
                 0,
             )
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -524,7 +541,7 @@ def deep_scan_reverse_panels(
         store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 4 * BT + 0 * BT, fine_sum, BT, BT, 0)
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 7 * BT + 0 * BT, written_factor, BT, BT, 0)
         tl.debug_barrier()
         sum_S_2 = tl.zeros([BV], tl.float32)
@@ -545,7 +562,7 @@ def deep_scan_reverse_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             sum_S_2 += tl.sum(powers_2, 0)
         tl.debug_barrier()
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -559,7 +576,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -579,7 +596,7 @@ def deep_scan_reverse_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             W_2 = 4.0 * W_factor_2[None, :] * powers_2
             W_inside_2 = tl.where(i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, W_2, 0.0)
             W_inside_3 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W_inside_2, 0.0)
@@ -625,7 +642,7 @@ def deep_scan_reverse_panels(
             0,
         )
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         store_row(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, layer1_carried_factor, BT, BT, 0
         )
@@ -677,7 +694,7 @@ def deep_scan_reverse_panels(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 3 * BT * BT,
             since_2,
@@ -776,7 +793,7 @@ def deep_scan_reverse_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             W_2 = 4.0 * W_factor_2[None, :] * powers_2
             W_inside_2 = tl.where(i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, W_2, 0.0)
             W_inside_3 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W_inside_2, 0.0)
@@ -784,7 +801,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -848,7 +865,7 @@ def deep_scan_reverse_panels(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 4.0 * W_factor[None, :] * powers
@@ -884,7 +901,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1029,7 +1046,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1076,7 +1093,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # adjoint of d_layer1_via_gate
@@ -1111,7 +1128,7 @@ def deep_scan_reverse_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             W_2 = 4.0 * W_factor_2[None, :] * powers_2
             W_inside_2 = tl.where(i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, W_2, 0.0)
             W_inside_3 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W_inside_2, 0.0)
@@ -1210,7 +1227,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -1235,7 +1252,7 @@ def deep_scan_reverse_panels(
                 waiting + 7 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1280,7 +1297,7 @@ def deep_scan_reverse_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             # adjoint of W_2
             d_W_factor_2_via_W_2_shared = d_W_2_via_W_inside_2 * powers_2
             d_W_factor_2_via_W_2 = 4.0 * d_W_factor_2_via_W_2_shared
@@ -1388,7 +1405,7 @@ def deep_scan_reverse_panels(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 4.0 * W_factor[None, :] * powers
@@ -1416,7 +1433,7 @@ def deep_scan_reverse_panels(
         store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
         tl.debug_barrier()
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of W_factor_2
         d_sum_S_2_via_W_factor_2 = -d_W_factor_2_via_W_2_2 / (sum_S_2 * sum_S_2)
         tl.debug_barrier()
@@ -1491,7 +1508,7 @@ def deep_scan_reverse_panels(
             # update, line 41
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 41
@@ -1521,7 +1538,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1555,7 +1572,7 @@ def deep_scan_reverse_panels(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             d_d_layer1_s = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
@@ -1689,7 +1706,7 @@ def deep_scan_reverse_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf")
             )
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             # adjoint of W_2
             d_W_factor_2_via_W_2_shared = d_W_2_via_W_inside_2 * powers_2
             # adjoint of powers_2
@@ -1867,7 +1884,7 @@ def deep_token_scan_whole(
         state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
         peak_2 = tl.max(state_among_2, 0)
         shifted_2 = -peak_2[None, :] + state_among_2
-        powers_2 = tl.exp(shifted_2)
+        powers_2 = exp(shifted_2)
         sum_S_2 = tl.sum(powers_2, 0)
         W_factor_2 = 1.0 / sum_S_2
         W_2 = 4.0 * W_factor_2[None, :] * powers_2
@@ -1876,13 +1893,13 @@ def deep_token_scan_whole(
         # update, line 41
         W_inside_3_start_2 = tl.where(1.0 <= begins, W_inside_3, W2_moving)
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-        decay = tl.exp(0.0625 * g)
+        decay = exp(0.0625 * g)
         W_inside_3_start_2_kept = W_inside_3_start_2 * decay
         # link, line 39
         state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
         peak = tl.max(state_among, 0)
         shifted = -peak[None, :] + state_among
-        powers = tl.exp(shifted)
+        powers = exp(shifted)
         sum_S = tl.sum(powers, 0)
         W_factor = 1.0 / sum_S
         W = 4.0 * W_factor[None, :] * powers
@@ -1892,7 +1909,7 @@ def deep_token_scan_whole(
         # prediction
         layer1_terms = W_inside_start * k[:, None]
         layer1 = tl.sum(layer1_terms, 0)
-        gate = tl.sigmoid(
+        gate = sigmoid(
             2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
         )
         hidden = gate * layer1
@@ -1929,7 +1946,7 @@ def deep_token_scan_whole(
         query = q * scale
         layer1_read_terms = W1_moving_next * query[:, None]
         layer1_read = tl.sum(layer1_read_terms, 0)
-        gate_2 = tl.sigmoid(
+        gate_2 = sigmoid(
             2.0
             * 1.4142135623730951
             * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -2087,7 +2104,7 @@ def deep_token_scan_reverse_whole(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 4.0 * W_factor[None, :] * powers
@@ -2095,14 +2112,14 @@ def deep_token_scan_reverse_whole(
             # update, line 41
             W_inside_start_2 = tl.where(1.0 <= begins, W_inside, W1_moving)
             # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-            decay = tl.exp(0.0625 * g)
+            decay = exp(0.0625 * g)
             W_inside_start_2_kept = W_inside_start_2 * decay
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
             state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
             peak_2 = tl.max(state_among_2, 0)
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             sum_S_2 = tl.sum(powers_2, 0)
             W_factor_2 = 1.0 / sum_S_2
             W_2 = 4.0 * W_factor_2[None, :] * powers_2
@@ -2114,7 +2131,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W_inside_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -2186,7 +2203,7 @@ def deep_token_scan_reverse_whole(
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 4.0 * W_factor[None, :] * powers
@@ -2194,14 +2211,14 @@ def deep_token_scan_reverse_whole(
             # update, line 41
             W_inside_start_2 = tl.where(1.0 <= begins, W_inside, W1_moving)
             # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-            decay = tl.exp(0.0625 * g)
+            decay = exp(0.0625 * g)
             W_inside_start_2_kept = W_inside_start_2 * decay
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
             state_among_2 = tl.where(tl.arange(0, BH)[:, None] < HIDDEN, state_inside, float("-inf"))
             peak_2 = tl.max(state_among_2, 0)
             shifted_2 = -peak_2[None, :] + state_among_2
-            powers_2 = tl.exp(shifted_2)
+            powers_2 = exp(shifted_2)
             sum_S_2 = tl.sum(powers_2, 0)
             W_factor_2 = 1.0 / sum_S_2
             W_2 = 4.0 * W_factor_2[None, :] * powers_2
@@ -2213,7 +2230,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W_inside_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -2256,7 +2273,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)

@@ -64,6 +64,18 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
     tl.store(base + c, x.to(base.dtype.element_ty), mask=c < WIDTH)
 
 
+@triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan(
     q_ptr,
@@ -157,7 +169,7 @@ def chunk_scan(
             gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
             gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
             # read-out
-            weight = scale * tl.exp(gap_masked_2)
+            weight = scale * exp(gap_masked_2)
             # retention, line 29: norm2(S - exp(g) * S_prev) / 2
             attention = overlap_q * weight
         # link, line 30
@@ -165,7 +177,7 @@ def chunk_scan(
         state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
         peak = tl.max(state_among, 0)
         shifted = -peak[None, :] + state_among
-        powers = tl.exp(shifted)
+        powers = exp(shifted)
         sum_S = tl.sum(powers, 0)
         W_factor = 1.0 / sum_S
         W = 16.0 * W_factor[None, :] * powers
@@ -188,7 +200,7 @@ def chunk_scan(
         u = -prediction * theta[:, None] + theta[:, None] * v.to(tl.float32)
         if READ:
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, W_inside.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
             o = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
@@ -198,9 +210,9 @@ def chunk_scan(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written = u * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 32
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -289,7 +301,7 @@ def chunk_scan_reverse(
         coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # link, line 30
@@ -297,7 +309,7 @@ def chunk_scan_reverse(
         state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
         peak = tl.max(state_among, 0)
         shifted = -peak[None, :] + state_among
-        powers = tl.exp(shifted)
+        powers = exp(shifted)
         sum_S = tl.sum(powers, 0)
         W_factor = 1.0 / sum_S
         # read-out
@@ -312,7 +324,7 @@ def chunk_scan_reverse(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # read-out
-        weight = scale * tl.exp(gap_masked_2)
+        weight = scale * exp(gap_masked_2)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         attention = overlap_q * weight
         # adjoint of written
@@ -320,7 +332,7 @@ def chunk_scan_reverse(
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
@@ -328,7 +340,7 @@ def chunk_scan_reverse(
         # adjoint of u
         d_prediction_via_u = -d_u_s * theta[:, None]
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # adjoint of W_inside
@@ -443,7 +455,7 @@ def chunk_gradients(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # read-out
-        weight = scale * tl.exp(gap_masked_2)
+        weight = scale * exp(gap_masked_2)
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * weight
         # read-out
@@ -474,9 +486,9 @@ def chunk_gradients(
         fine_chunk = tl.sum(fine)
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
@@ -527,7 +539,7 @@ def chunk_gradients(
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k), token, left, HV * K, K, BT, BK, 0)
         store_vector(d_theta_ptr + i_h, d_theta_via_u_2, token, left, HV, BT)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
@@ -579,7 +591,7 @@ def chunk_gradients(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # read-out
-        weight = scale * tl.exp(gap_masked_2)
+        weight = scale * exp(gap_masked_2)
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * weight
         # read-out
@@ -607,9 +619,9 @@ def chunk_gradients(
         fine_chunk = tl.sum(fine)
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
         # adjoint of carried_out_factor
@@ -660,7 +672,7 @@ def chunk_gradients(
         store_rows(d_k_ptr + i_h * K, d_k, token, left, HV * K, K, BT, BK, 0)
         store_vector(d_theta_ptr + i_h, d_theta_via_u_2, token, left, HV, BT)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
@@ -742,7 +754,7 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
@@ -752,7 +764,7 @@ def chunk_output(
     gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
     gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
     # read-out
-    weight = scale * tl.exp(gap_masked_2)
+    weight = scale * exp(gap_masked_2)
     # retention, line 29: norm2(S - exp(g) * S_prev) / 2
     attention = overlap_q * weight
     for i_v in tl.range(0, blocks):
@@ -830,13 +842,13 @@ def token_scan(
         g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
         theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-        decay = tl.exp(g)
+        decay = exp(g)
         # link, line 30
         state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S, 0.0)
         state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
         peak = tl.max(state_among, 0)
         shifted = -peak[None, :] + state_among
-        powers = tl.exp(shifted)
+        powers = exp(shifted)
         sum_S = tl.sum(powers, 0)
         W_factor = 1.0 / sum_S
         W = 16.0 * W_factor[None, :] * powers
@@ -941,13 +953,13 @@ def token_scan_reverse(
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             # link, line 30
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S, 0.0)
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 16.0 * W_factor[None, :] * powers
@@ -985,13 +997,13 @@ def token_scan_reverse(
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             # link, line 30
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S, 0.0)
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, state_inside, float("-inf"))
             peak = tl.max(state_among, 0)
             shifted = -peak[None, :] + state_among
-            powers = tl.exp(shifted)
+            powers = exp(shifted)
             sum_S = tl.sum(powers, 0)
             W_factor = 1.0 / sum_S
             W = 16.0 * W_factor[None, :] * powers

@@ -108,6 +108,18 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
     return X
 
 
+@triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare_masks(
     q_ptr,
@@ -178,7 +190,7 @@ def chunk_prepare_masks(
     gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
     gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_3 = tl.exp(gap_masked_3)
+    since_3 = exp(gap_masked_3)
     # causality
     earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
     # update, line 29
@@ -188,7 +200,7 @@ def chunk_prepare_masks(
     coarse_sum_2 = tl.cumsum(coarse_2, 0)
     fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
-    momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+    momentum_until = exp(coarse_sum_2 + fine_sum_2)
     inherited = earlier_steps_2 * momentum_until[None, :]
     inherited_steps = tl.sum(inherited, 1)
     store_vector(inherited_steps_ptr + i_h, inherited_steps, token, left, HV, BT)
@@ -202,7 +214,7 @@ def chunk_prepare_masks(
     gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
     gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = tl.exp(gap_masked_2)
+    since_2 = exp(gap_masked_2)
     # causality
     earlier_steps = tl.where(t[:, None] > t[None, :], since_2, 0.0)
     # update, line 29
@@ -215,7 +227,7 @@ def chunk_prepare_masks(
     fine_chunk = tl.sum(fine)
     fine_after = fine_chunk - fine_sum
     # update, line 29
-    decay_after = tl.exp(coarse_after + fine_after)
+    decay_after = exp(coarse_after + fine_after)
     decay_after_valid = tl.where(t < left, decay_after, 0.0)
     coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
     fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
@@ -224,7 +236,7 @@ def chunk_prepare_masks(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # update, line 29
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     steps_after = decay_after_valid[:, None] * since
     written_steps = tl.sum(steps_after, 0)
     store_vector(written_steps_t_ptr + i_h, written_steps, token, left, HV, BT)
@@ -364,13 +376,13 @@ def chunk_scan(
         # loss, line 24: norm2(p - v) / 2
         rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
             inherited_steps_2[:, None] * prediction_2
-            + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+            + prediction * exp(coarse_before[:, None] + fine_before[:, None])
         )
         # update, line 29
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         if READ:
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # update, line 29
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
@@ -380,7 +392,7 @@ def chunk_scan(
         fine_sum_2 = tl.cumsum(fine_2, 0)
         if READ:
             # read-out
-            carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+            carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
             inherited_3 = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             inherited_4 = tl.dot(q, M.to(dtype), input_precision=PRECISION)
             carried_out = (
@@ -395,13 +407,13 @@ def chunk_scan(
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
         # update, line 29
-        decay_after = tl.exp(coarse_after + fine_after)
+        decay_after = exp(coarse_after + fine_after)
         decay_after_valid = tl.where(t < left, decay_after, 0.0)
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         steps_until = decay_after_valid * momentum_until
         carried_steps = tl.sum(steps_until)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = M * carried_steps + S * kept_factor
         # update, line 29
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -410,9 +422,9 @@ def chunk_scan(
         fine_chunk_2 = tl.sum(fine_2)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         written_2 = u * written_factor[:, None]
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
         kept_2 = M * kept_factor_2
         # update, line 29
         M_next = tl.dot(tl.trans(k), written_2.to(dtype), kept_2, input_precision=PRECISION)
@@ -529,7 +541,7 @@ def chunk_scan_reverse_masks(
         fine_sum = tl.cumsum(fine, 0)
         fine_before = -fine + fine_sum
         # adjoint of rhs
-        d_coarse_before_via_rhs_factor = beta * tl.exp(coarse_before + fine_before)
+        d_coarse_before_via_rhs_factor = beta * exp(coarse_before + fine_before)
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
         d_u_via_written = d_written * written_steps_t[:, None]
@@ -547,7 +559,7 @@ def chunk_scan_reverse_masks(
         fine_sum_2 = tl.cumsum(fine_2, 0)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         # adjoint of written_2
         d_u_via_written_2 = d_written_2 * written_factor[:, None]
         # adjoint of u
@@ -559,13 +571,13 @@ def chunk_scan_reverse_masks(
         # adjoint of rhs
         d_prediction_via_rhs = -d_coarse_before_via_rhs_factor[:, None] * d_rhs_via_u_s
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # gradient
@@ -577,22 +589,22 @@ def chunk_scan_reverse_masks(
         d_prediction_2_via_rhs_factor = beta * inherited_steps_2
         d_prediction_2_via_rhs = -d_prediction_2_via_rhs_factor[:, None] * d_rhs_via_u_s
         # read-out
-        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+        carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
         # adjoint of carried_out
         d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         # update, line 29
-        decay_after = tl.exp(coarse_after + fine_after)
+        decay_after = exp(coarse_after + fine_after)
         decay_after_valid = tl.where(t < left, decay_after, 0.0)
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         steps_until = decay_after_valid * momentum_until
         carried_steps = tl.sum(steps_until)
         # adjoint of kept
         d_M_via_kept = carried_steps * d_S_next
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
         # adjoint of kept_2
         d_M_via_kept_2 = d_M_next * kept_factor_2
         # gradient
@@ -709,7 +721,7 @@ def chunk_gradients_masks(
         fine_chunk_2 = tl.sum(fine_2)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -741,7 +753,7 @@ def chunk_gradients_masks(
             # loss, line 24: norm2(p - v) / 2
             rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
                 inherited_steps_2[:, None] * prediction_2
-                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                + prediction * exp(coarse_before[:, None] + fine_before[:, None])
             )
             # update, line 29
             u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -752,8 +764,8 @@ def chunk_gradients_masks(
             # adjoint of attention
             d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -776,7 +788,7 @@ def chunk_gradients_masks(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # update, line 29
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of mask_read
         d_earlier_steps_via_mask_read = tl.dot(
             d_mask_read_via_system.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
@@ -840,7 +852,7 @@ def chunk_gradients_masks(
             BT,
         )
         # adjoint of rhs
-        d_coarse_before_via_rhs_factor = beta * tl.exp(coarse_before + fine_before)
+        d_coarse_before_via_rhs_factor = beta * exp(coarse_before + fine_before)
         d_prediction_2_via_rhs_factor = beta * inherited_steps_2
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
@@ -883,7 +895,7 @@ def chunk_gradients_masks(
             # loss, line 24: norm2(p - v) / 2
             rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
                 inherited_steps_2[:, None] * prediction_2
-                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                + prediction * exp(coarse_before[:, None] + fine_before[:, None])
             )
             # update, line 29
             u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -906,7 +918,7 @@ def chunk_gradients_masks(
             # adjoint of rhs
             d_beta_via_rhs = d_rhs_via_u_s * (
                 -inherited_steps_2[:, None] * prediction_2
-                - prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                - prediction * exp(coarse_before[:, None] + fine_before[:, None])
                 + v.to(tl.float32)
             )
             d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
@@ -945,7 +957,7 @@ def chunk_gradients_masks(
             d_inherited_steps_2_via_rhs_2[:, None], [BT, BT]
         )
         # update, line 29
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         # adjoint of inherited_2
         d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
         # adjoint of earlier_steps
@@ -959,7 +971,7 @@ def chunk_gradients_masks(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         # adjoint of since_2
         d_gap_masked_2_via_since_2 = d_since_2_via_earlier_steps * since_2
         # adjoint of fine_gap_2
@@ -1004,7 +1016,7 @@ def chunk_gradients_masks(
         fine_chunk_2 = tl.sum(fine_2)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         d_system_via_u = tl.zeros([BT, BT], tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
@@ -1036,7 +1048,7 @@ def chunk_gradients_masks(
             # loss, line 24: norm2(p - v) / 2
             rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
                 inherited_steps_2[:, None] * prediction_2
-                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                + prediction * exp(coarse_before[:, None] + fine_before[:, None])
             )
             # update, line 29
             u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -1047,8 +1059,8 @@ def chunk_gradients_masks(
             # adjoint of attention
             d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
         # adjoint of u
         d_system_via_u_2 = -d_system_via_u
         d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
@@ -1071,7 +1083,7 @@ def chunk_gradients_masks(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # update, line 29
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of mask_read
         d_earlier_steps_via_mask_read = tl.dot(
             d_mask_read_via_system.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
@@ -1138,7 +1150,7 @@ def chunk_gradients_masks(
             BT,
         )
         # adjoint of rhs
-        d_coarse_before_via_rhs_factor = beta * tl.exp(coarse_before + fine_before)
+        d_coarse_before_via_rhs_factor = beta * exp(coarse_before + fine_before)
         d_prediction_2_via_rhs_factor = beta * inherited_steps_2
         d_kept_factor_2_via_kept_2_2 = 0.0
         d_carried_steps_via_kept_2 = 0.0
@@ -1176,7 +1188,7 @@ def chunk_gradients_masks(
             # loss, line 24: norm2(p - v) / 2
             rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
                 inherited_steps_2[:, None] * prediction_2
-                + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                + prediction * exp(coarse_before[:, None] + fine_before[:, None])
             )
             # update, line 29
             u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -1199,7 +1211,7 @@ def chunk_gradients_masks(
             # adjoint of rhs
             d_beta_via_rhs = d_rhs_via_u_s * (
                 -inherited_steps_2[:, None] * prediction_2
-                - prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+                - prediction * exp(coarse_before[:, None] + fine_before[:, None])
                 + v.to(tl.float32)
             )
             d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
@@ -1238,7 +1250,7 @@ def chunk_gradients_masks(
             d_inherited_steps_2_via_rhs_2[:, None], [BT, BT]
         )
         # update, line 29
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         # adjoint of inherited_2
         d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
         # adjoint of earlier_steps
@@ -1252,7 +1264,7 @@ def chunk_gradients_masks(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         # adjoint of since_2
         d_gap_masked_2_via_since_2 = d_since_2_via_earlier_steps * since_2
         # adjoint of fine_gap_2
@@ -1350,7 +1362,7 @@ def chunk_moves(
     fine_2 = -coarse_2 + log_momentum_valid
     fine_chunk_2 = tl.sum(fine_2)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+    kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
     # adjoint of kept_factor_2
     d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2_via_kept_2_2 * kept_factor_2
     # update, line 29
@@ -1359,7 +1371,7 @@ def chunk_moves(
     fine_sum_2 = tl.cumsum(fine_2, 0)
     fine_after_2 = fine_chunk_2 - fine_sum_2
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    written_factor = tl.exp(coarse_after_2 + fine_after_2)
+    written_factor = exp(coarse_after_2 + fine_after_2)
     # adjoint of written_factor
     d_coarse_after_2_via_written_factor = d_written_factor_via_written_2_2 * written_factor
     # adjoint of fine_after_2
@@ -1369,7 +1381,7 @@ def chunk_moves(
     d_fine_2_via_fine_chunk_2 = tl.broadcast_to(d_fine_chunk_2, [BT])
     # adjoint of carried_out_factor_2
     d_coarse_sum_2_via_carried_out_factor_2 = (
-        d_carried_out_factor_2_via_carried_out_2 * scale * tl.exp(coarse_sum_2 + fine_sum_2)
+        d_carried_out_factor_2_via_carried_out_2 * scale * exp(coarse_sum_2 + fine_sum_2)
     )
     # adjoint of inherited_steps_2
     d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
@@ -1389,7 +1401,7 @@ def chunk_moves(
     gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
     gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = tl.exp(gap_masked_2)
+    since_2 = exp(gap_masked_2)
     # causality
     earlier_steps = tl.where(t[:, None] > t[None, :], since_2, 0.0)
     # adjoint of inherited_2
@@ -1409,7 +1421,7 @@ def chunk_moves(
     gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
     gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_3 = tl.exp(gap_masked_3)
+    since_3 = exp(gap_masked_3)
     # causality
     earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
     # adjoint of inherited
@@ -1425,14 +1437,14 @@ def chunk_moves(
     fine_chunk = tl.sum(fine)
     fine_after = fine_chunk - fine_sum
     # update, line 29
-    decay_after = tl.exp(coarse_after + fine_after)
+    decay_after = exp(coarse_after + fine_after)
     decay_after_valid = tl.where(t < left, decay_after, 0.0)
     # adjoint of steps_until
     d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
     # adjoint of momentum_until
     d_momentum_until = d_momentum_until_s + d_momentum_until_via_steps_until
     # update, line 29
-    momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+    momentum_until = exp(coarse_sum_2 + fine_sum_2)
     # adjoint of momentum_until
     d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
     # adjoint of written_steps
@@ -1445,7 +1457,7 @@ def chunk_moves(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # update, line 29
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     # adjoint of steps_after
     d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
     # adjoint of mask_past
@@ -1493,7 +1505,7 @@ def chunk_moves(
     # adjoint of fine_before
     d_fine_via_fine_before = -d_fine_before
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    kept_factor = tl.exp(coarse_chunk + fine_chunk)
+    kept_factor = exp(coarse_chunk + fine_chunk)
     # adjoint of kept_factor
     d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
     # adjoint of steps_after
@@ -1511,7 +1523,7 @@ def chunk_moves(
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
     d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of inherited_2
@@ -1636,7 +1648,7 @@ def chunk_output(
     fine_sum = tl.cumsum(fine, 0)
     fine_before = -fine + fine_sum
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     # update, line 29
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
@@ -1645,7 +1657,7 @@ def chunk_output(
     fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
     # read-out
-    carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+    carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1656,7 +1668,7 @@ def chunk_output(
         # loss, line 24: norm2(p - v) / 2
         rhs = beta[:, None] * v.to(tl.float32) - beta[:, None] * (
             inherited_steps_2[:, None] * prediction_2
-            + prediction * tl.exp(coarse_before[:, None] + fine_before[:, None])
+            + prediction * exp(coarse_before[:, None] + fine_before[:, None])
         )
         # update, line 29
         u = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -1728,7 +1740,7 @@ def token_scan(
         m = tl.load(m_ptr + i_h + token * HV).to(tl.float32)
         beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
         # update, line 29
-        momentum = tl.exp(m)
+        momentum = exp(m)
         # prediction
         products = S * k[:, None]
         prediction = tl.sum(products, 0)
@@ -1737,7 +1749,7 @@ def token_scan(
         # update, line 29
         M_next = M * momentum + k[:, None] * u[None, :]
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        decay = tl.exp(g)
+        decay = exp(g)
         retained = S * decay
         # update, line 29
         S_next = M_next + retained
@@ -1824,7 +1836,7 @@ def token_scan_reverse(
             m = tl.load(m_ptr + i_h + token * HV).to(tl.float32)
             beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
             # update, line 29
-            momentum = tl.exp(m)
+            momentum = exp(m)
             # prediction
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
@@ -1833,7 +1845,7 @@ def token_scan_reverse(
             # update, line 29
             M_next = M * momentum + k[:, None] * u[None, :]
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # update, line 29
             S_next = M_next + retained
@@ -1852,7 +1864,7 @@ def token_scan_reverse(
             beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # update, line 29
-            momentum = tl.exp(m)
+            momentum = exp(m)
             # prediction
             products = S * k[:, None]
             prediction = tl.sum(products, 0)
@@ -1861,7 +1873,7 @@ def token_scan_reverse(
             # update, line 29
             M_next = M * momentum + k[:, None] * u[None, :]
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # update, line 29
             S_next = M_next + retained

@@ -67,6 +67,23 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
 
 
 @triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + exp(-x))
+
+
+@triton.jit
 def positive_power(x, Y: tl.constexpr):
     """x ** Y where x > 0, 0 elsewhere."""
     return tl.where(x > 0, tl.exp2(Y * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
@@ -173,7 +190,7 @@ def deep_scan_panels(
             # prediction
             layer1 = tl.dot(k, W.to(dtype), input_precision=PRECISION)
             store_rows(waiting, layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -197,15 +214,15 @@ def deep_scan_panels(
         coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
         query = q.to(tl.float32) * scale
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
@@ -217,7 +234,7 @@ def deep_scan_panels(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         store_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), since_2, 0 * BT, BT, BT, BT, BT, BT, 0)
         attention = overlap_q * since_2
         # loss, line 34: sum((square(p - v) + 0.000001)**1.5)
@@ -256,7 +273,7 @@ def deep_scan_panels(
             layer1 = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 40
@@ -292,7 +309,7 @@ def deep_scan_panels(
             layer1_read = tl.dot(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -480,7 +497,7 @@ def deep_scan_reverse_panels(
                 BH,
                 0,
             )
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -567,14 +584,14 @@ def deep_scan_reverse_panels(
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         store_row(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 3 * BT + 0 * BT, layer1_carried_factor, BT, BT, 0
         )
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, written_factor, BT, BT, 0)
         # loss, line 34: sum((square(p - v) + 0.000001)**1.5)
         error = (
@@ -615,7 +632,7 @@ def deep_scan_reverse_panels(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 3 * BT * BT,
             since_2,
@@ -732,7 +749,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -825,7 +842,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -970,7 +987,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1017,7 +1034,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # adjoint of d_layer1_via_gate
@@ -1172,7 +1189,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -1197,7 +1214,7 @@ def deep_scan_reverse_panels(
                 waiting + 7 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1382,7 +1399,7 @@ def deep_scan_reverse_panels(
         store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
         tl.debug_barrier()
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of W_factor_2
         d_sum_S_2_via_W_factor_2 = (
             (-0.5)
@@ -1469,7 +1486,7 @@ def deep_scan_reverse_panels(
             # update, line 40
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 40
@@ -1499,7 +1516,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1815,7 +1832,7 @@ def deep_token_scan_whole(
         # update, line 40
         W_2_start_2 = tl.where(1.0 <= begins, W_2, W2_moving)
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-        decay = tl.exp(0.0625 * g)
+        decay = exp(0.0625 * g)
         W_2_start_2_kept = W_2_start_2 * decay
         # link, line 38
         powers = W1 * W1 * W1 * W1
@@ -1827,7 +1844,7 @@ def deep_token_scan_whole(
         # prediction
         layer1_terms = W_start * k[:, None]
         layer1 = tl.sum(layer1_terms, 0)
-        gate = tl.sigmoid(
+        gate = sigmoid(
             2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
         )
         hidden = gate * layer1
@@ -1865,7 +1882,7 @@ def deep_token_scan_whole(
         query = q * scale
         layer1_read_terms = W1_moving_next * query[:, None]
         layer1_read = tl.sum(layer1_read_terms, 0)
-        gate_2 = tl.sigmoid(
+        gate_2 = sigmoid(
             2.0
             * 1.4142135623730951
             * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -2027,7 +2044,7 @@ def deep_token_scan_reverse_whole(
             # update, line 40
             W_start_2 = tl.where(1.0 <= begins, W, W1_moving)
             # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-            decay = tl.exp(0.0625 * g)
+            decay = exp(0.0625 * g)
             W_start_2_kept = W_start_2 * decay
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -2041,7 +2058,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -2118,7 +2135,7 @@ def deep_token_scan_reverse_whole(
             # update, line 40
             W_start_2 = tl.where(1.0 <= begins, W, W1_moving)
             # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-            decay = tl.exp(0.0625 * g)
+            decay = exp(0.0625 * g)
             W_start_2_kept = W_start_2 * decay
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -2132,7 +2149,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -2176,7 +2193,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)

@@ -159,6 +159,18 @@ def numbers_of(x):
 
 
 @triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
+@triton.jit
 def positive_power(x, Y: tl.constexpr):
     """x ** Y where x > 0, 0 elsewhere."""
     return tl.where(x > 0, tl.exp2(Y * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
@@ -237,7 +249,7 @@ def chunk_prepare(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     system = earlier * since
     store_lower(system_ptr + i_h * BT, system, token, left, HV * BT, BT)
     # read-out
@@ -380,11 +392,11 @@ def chunk_scan_keys(
             coarse_chunk = tl.sum(coarse)
             fine = -coarse + log_decay_valid
             fine_chunk = tl.sum(fine)
-            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            kept_factor = exp(coarse_chunk + fine_chunk)
             coarse_sum = tl.cumsum(coarse, 0)
             fine_sum = tl.cumsum(fine, 0)
             # prediction
-            seen_factor = tl.exp(coarse_sum + fine_sum)
+            seen_factor = exp(coarse_sum + fine_sum)
             seen = carried * seen_factor[None, :]
             # update, line 28
             prediction = tl.trans(seen)
@@ -421,10 +433,10 @@ def chunk_scan_keys(
             # retention, line 26: norm2(S - exp(g) * S_prev) / 2
             coarse_after = coarse_chunk - coarse_sum
             fine_after = fine_chunk - fine_sum
-            written_factor = tl.exp(coarse_after + fine_after)
+            written_factor = exp(coarse_after + fine_after)
             written = u * written_factor[:, None]
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             carried_out = carried_out_factor[None, :] * inherited
             o = tl.dot(tl.trans(u).to(dtype), tl.trans(attention), carried_out, input_precision=PRECISION)
             if READ:
@@ -482,7 +494,7 @@ def chunk_scan_keys(
             fine = -coarse + log_decay_valid
             fine_sum = tl.cumsum(fine, 0)
             # prediction
-            seen_factor = tl.exp(coarse_sum + fine_sum)
+            seen_factor = exp(coarse_sum + fine_sum)
             seen = carried * seen_factor[None, :]
             # update, line 28
             prediction = tl.trans(seen)
@@ -518,7 +530,7 @@ def chunk_scan_keys(
             u = -error
             if READ:
                 # read-out
-                carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+                carried_out_factor = scale * exp(coarse_sum + fine_sum)
                 inherited = tl.dot(tl.trans(S).to(dtype), tl.trans(q), input_precision=PRECISION)
                 carried_out = carried_out_factor[None, :] * inherited
                 o = tl.dot(tl.trans(u).to(dtype), tl.trans(attention), carried_out, input_precision=PRECISION)
@@ -528,9 +540,9 @@ def chunk_scan_keys(
             coarse_after = coarse_chunk - coarse_sum
             fine_chunk = tl.sum(fine)
             fine_after = fine_chunk - fine_sum
-            written_factor = tl.exp(coarse_after + fine_after)
+            written_factor = exp(coarse_after + fine_after)
             written = u * written_factor[:, None]
-            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            kept_factor = exp(coarse_chunk + fine_chunk)
             kept = S * kept_factor
             # update, line 28
             S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -686,12 +698,12 @@ def chunk_scan_reverse_keys(
             coarse_chunk = tl.sum(coarse)
             fine = -coarse + log_decay_valid
             fine_chunk = tl.sum(fine)
-            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            kept_factor = exp(coarse_chunk + fine_chunk)
             coarse_sum = tl.cumsum(coarse, 0)
             coarse_after = coarse_chunk - coarse_sum
             fine_sum = tl.cumsum(fine, 0)
             fine_after = fine_chunk - fine_sum
-            written_factor = tl.exp(coarse_after + fine_after)
+            written_factor = exp(coarse_after + fine_after)
             # adjoint of written
             d_u_via_written = d_written * written_factor[None, :]
             # adjoint of u_s
@@ -743,11 +755,11 @@ def chunk_scan_reverse_keys(
             tl.debug_barrier()
             d_prediction = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
             # prediction
-            seen_factor = tl.exp(coarse_sum + fine_sum)
+            seen_factor = exp(coarse_sum + fine_sum)
             # adjoint of seen
             d_carried_via_seen = d_prediction * seen_factor[:, None]
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             # adjoint of carried_out
             d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
             tl.debug_barrier()
@@ -815,7 +827,7 @@ def chunk_scan_reverse_keys(
             fine_chunk = tl.sum(fine)
             fine_sum = tl.cumsum(fine, 0)
             fine_after = fine_chunk - fine_sum
-            written_factor = tl.exp(coarse_after + fine_after)
+            written_factor = exp(coarse_after + fine_after)
             # adjoint of written
             d_u_via_written = d_written * written_factor[None, :]
             # adjoint of u_s
@@ -867,15 +879,15 @@ def chunk_scan_reverse_keys(
             tl.debug_barrier()
             d_prediction = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
             # prediction
-            seen_factor = tl.exp(coarse_sum + fine_sum)
+            seen_factor = exp(coarse_sum + fine_sum)
             # adjoint of seen
             d_carried_via_seen = d_prediction * seen_factor[:, None]
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             # adjoint of carried_out
             d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
             # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-            kept_factor = tl.exp(coarse_chunk + fine_chunk)
+            kept_factor = exp(coarse_chunk + fine_chunk)
             # adjoint of kept
             d_S_via_kept = d_S_next * kept_factor
             # gradient
@@ -983,7 +995,7 @@ def chunk_gradients_nonlinear(
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
         error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_2_start = carried_out_factor[None, :] * d_q_2_pulled
         # adjoint of carried_out_factor
@@ -1036,11 +1048,11 @@ def chunk_gradients_nonlinear(
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         # prediction
-        seen_factor = tl.exp(coarse_sum + fine_sum)
+        seen_factor = exp(coarse_sum + fine_sum)
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -1052,7 +1064,7 @@ def chunk_gradients_nonlinear(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of system
         d_earlier_via_system = d_system_via_prediction_3 * since
         # adjoint of attention
@@ -1138,7 +1150,7 @@ def chunk_gradients_nonlinear(
             store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k_2), token, left, HV * K, K, BT, BK, 0)
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
@@ -1205,7 +1217,7 @@ def chunk_gradients_nonlinear(
         sum_1_valid = tl.where(t < left, sum_1, float("1.0"))
         error_factor = beta * (delta * positive_power(sum_1_valid, -0.5) + 1.0)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_2_start = carried_out_factor[:, None] * d_q_2_pulled
         # adjoint of carried_out_factor
@@ -1258,11 +1270,11 @@ def chunk_gradients_nonlinear(
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         # prediction
-        seen_factor = tl.exp(coarse_sum + fine_sum)
+        seen_factor = exp(coarse_sum + fine_sum)
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # adjoint of prediction
         d_system_via_prediction_2 = -d_system_via_prediction
         d_system_via_prediction_3 = tl.where(t[:, None] > t[None, :], d_system_via_prediction_2, 0.0)
@@ -1274,7 +1286,7 @@ def chunk_gradients_nonlinear(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of system
         d_earlier_via_system = d_system_via_prediction_3 * since
         # adjoint of attention
@@ -1356,7 +1368,7 @@ def chunk_gradients_nonlinear(
             store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # adjoint of written_factor
@@ -1458,7 +1470,7 @@ def chunk_output_nonlinear(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1530,7 +1542,7 @@ def token_scan_whole(
         beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
         delta = tl.load(delta_ptr + i_h + token * HV).to(tl.float32)
         # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-        decay = tl.exp(g)
+        decay = exp(g)
         retained = S * decay
         # prediction
         products = k[:, None] * retained
@@ -1621,7 +1633,7 @@ def token_scan_reverse_whole(
             beta = tl.load(beta_ptr + i_h + token * HV).to(tl.float32)
             delta = tl.load(delta_ptr + i_h + token * HV).to(tl.float32)
             # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained
@@ -1648,7 +1660,7 @@ def token_scan_reverse_whole(
             delta = tl.load(delta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 26: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained

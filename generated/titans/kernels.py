@@ -65,6 +65,23 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
 
 
 @triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + exp(-x))
+
+
+@triton.jit
 def power(x, y):
     """x ** y for x >= 0."""
     return tl.exp2(y * tl.log2(x))
@@ -250,7 +267,7 @@ def deep_scan_panels(
             # prediction
             layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
             store_rows(waiting, layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -297,7 +314,7 @@ def deep_scan_panels(
         fine_sum = tl.cumsum(fine, 0)
         fine_after = fine_chunk - fine_sum
         # update, line 36
-        decay_after = tl.exp(coarse_after + fine_after)
+        decay_after = exp(coarse_after + fine_after)
         decay_after_valid = tl.where(t < left, decay_after, 0.0)
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
@@ -305,16 +322,16 @@ def deep_scan_panels(
         coarse_sum_2 = tl.cumsum(coarse_2, 0)
         fine_2 = -coarse_2 + log_momentum_valid
         fine_sum_2 = tl.cumsum(fine_2, 0)
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         steps_until = decay_after_valid * momentum_until
         carried_steps = tl.sum(steps_until)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # update, line 36
         coarse_chunk_2 = tl.sum(coarse_2)
         fine_chunk_2 = tl.sum(fine_2)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
         # update, line 36
         coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
         fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
@@ -323,11 +340,11 @@ def deep_scan_panels(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # update, line 36
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         steps_after = decay_after_valid[:, None] * since
         written_steps = tl.sum(steps_after, 0)
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
@@ -336,19 +353,19 @@ def deep_scan_panels(
         gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
         gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        since_3 = tl.exp(gap_masked_3)
+        since_3 = exp(gap_masked_3)
         # causality
         earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
         # update, line 36
         inherited = earlier_steps_2 * momentum_until[None, :]
         inherited_steps = tl.sum(inherited, 1)
         # read-out
-        layer1_carried_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        layer1_carried_factor_2 = inherited_steps + exp(coarse_sum_2 + fine_sum_2)
         # update, line 36
         coarse_after_2 = coarse_chunk_2 - coarse_sum_2
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         # prediction
         inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer2, 0.0)
         average_sum = tl.sum(inside, 1)
@@ -424,7 +441,7 @@ def deep_scan_panels(
             layer1 = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 36
@@ -480,7 +497,7 @@ def deep_scan_panels(
             layer1_read = tl.dot(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -790,7 +807,7 @@ def deep_scan_reverse_panels(
                 BH,
                 0,
             )
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -1002,7 +1019,7 @@ def deep_scan_reverse_panels(
         store_row(waiting + BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, coarse_sum_2, BT, BT, 0)
         fine_sum_2 = tl.cumsum(fine_2, 0)
         store_row(waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, fine_sum_2, BT, BT, 0)
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         store_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, momentum_until, BT, BT, 0)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         coarse_sum = tl.cumsum(coarse, 0)
@@ -1010,7 +1027,7 @@ def deep_scan_reverse_panels(
         fine_sum = tl.cumsum(fine, 0)
         fine_after = fine_chunk - fine_sum
         # update, line 36
-        decay_after = tl.exp(coarse_after + fine_after)
+        decay_after = exp(coarse_after + fine_after)
         store_row(waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, decay_after, BT, BT, 0)
         decay_after_valid = tl.where(t < left, decay_after, 0.0)
         store_row(
@@ -1023,7 +1040,7 @@ def deep_scan_reverse_panels(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # update, line 36
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         store_rows(
             waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
             since,
@@ -1039,7 +1056,7 @@ def deep_scan_reverse_panels(
         written_steps = tl.sum(steps_after, 0)
         store_row(waiting + 0 * BT, written_steps, BT, BT, 0)
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
@@ -1048,7 +1065,7 @@ def deep_scan_reverse_panels(
         gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
         gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        since_3 = tl.exp(gap_masked_3)
+        since_3 = exp(gap_masked_3)
         store_rows(
             waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
             since_3,
@@ -1077,12 +1094,12 @@ def deep_scan_reverse_panels(
         inherited = earlier_steps_2 * momentum_until[None, :]
         inherited_steps = tl.sum(inherited, 1)
         # read-out
-        layer1_carried_factor_2 = inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2)
+        layer1_carried_factor_2 = inherited_steps + exp(coarse_sum_2 + fine_sum_2)
         # update, line 36
         coarse_after_2 = coarse_chunk_2 - coarse_sum_2
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         store_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, written_factor, BT, BT, 0)
         # update, line 36
         d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
@@ -1226,7 +1243,7 @@ def deep_scan_reverse_panels(
             )
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 36
@@ -1307,7 +1324,7 @@ def deep_scan_reverse_panels(
                 BH,
                 0,
             )
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1518,7 +1535,7 @@ def deep_scan_reverse_panels(
                 waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -1578,7 +1595,7 @@ def deep_scan_reverse_panels(
             )
             d_gate_2_via_hidden_2 = d_hidden_2_3 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1888,8 +1905,8 @@ def deep_scan_reverse_panels(
         steps_until = decay_after_valid * momentum_until
         carried_steps = tl.sum(steps_until)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        kept_factor = exp(coarse_chunk + fine_chunk)
+        kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
         # adjoint of d_layer2_via_inside
         d_d_inside_via_d_layer2_via_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer2_via_inside_2, 0.0
@@ -2230,7 +2247,7 @@ def deep_scan_reverse_panels(
             # update, line 36
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 36
@@ -2266,7 +2283,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_3 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -2561,7 +2578,7 @@ def deep_scan_reverse_panels(
         d_layer1_carried_factor_2 = (
             d_layer1_carried_factor_2_via_layer1_carried_2 + d_layer1_carried_factor_2_via_layer2_carried_2
         )
-        d_coarse_sum_2_via_layer1_carried_factor_2 = d_layer1_carried_factor_2 * tl.exp(
+        d_coarse_sum_2_via_layer1_carried_factor_2 = d_layer1_carried_factor_2 * exp(
             coarse_sum_2 + fine_sum_2
         )
         # adjoint of inherited_steps
@@ -2821,7 +2838,7 @@ def deep_token_scan_whole(
         # prediction
         layer1_terms = W1_start * k[:, None]
         layer1 = tl.sum(layer1_terms, 0)
-        gate = tl.sigmoid(
+        gate = sigmoid(
             2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
         )
         hidden = gate * layer1
@@ -2861,10 +2878,10 @@ def deep_token_scan_whole(
         d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
         d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
-        momentum = tl.exp(m)
+        momentum = exp(m)
         M2_next = M2 * momentum + d_layer2_via_inside[None, :] * hidden[:, None]
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-        decay = tl.exp(0.015625 * g)
+        decay = exp(0.015625 * g)
         W2_kept = W2 * decay
         # update, line 36
         W2_next = M2_next + W2_kept
@@ -2891,7 +2908,7 @@ def deep_token_scan_whole(
         query = q * scale
         layer1_read_terms = W1_next * query[:, None]
         layer1_read = tl.sum(layer1_read_terms, 0)
-        gate_2 = tl.sigmoid(
+        gate_2 = sigmoid(
             2.0
             * 1.4142135623730951
             * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -3129,7 +3146,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W1_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -3184,10 +3201,10 @@ def deep_token_scan_reverse_whole(
             )
             d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
             d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
-            momentum = tl.exp(m)
+            momentum = exp(m)
             M1_next = M1 * momentum + d_layer1[None, :] * k[:, None]
             # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-            decay = tl.exp(0.015625 * g)
+            decay = exp(0.015625 * g)
             W1_kept = W1 * decay
             # update, line 36
             W1_next = M1_next + W1_kept
@@ -3245,7 +3262,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W1_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -3300,10 +3317,10 @@ def deep_token_scan_reverse_whole(
             )
             d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
             d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
-            momentum = tl.exp(m)
+            momentum = exp(m)
             M1_next = M1 * momentum + d_layer1[None, :] * k[:, None]
             # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
-            decay = tl.exp(0.015625 * g)
+            decay = exp(0.015625 * g)
             W1_kept = W1 * decay
             # update, line 36
             W1_next = M1_next + W1_kept
@@ -3318,7 +3335,7 @@ def deep_token_scan_reverse_whole(
             query = q * scale
             layer1_read_terms = W1_next * query[:, None]
             layer1_read = tl.sum(layer1_read_terms, 0)
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)

@@ -82,6 +82,18 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
     tl.store(base + c, x.to(base.dtype.element_ty), mask=c < WIDTH)
 
 
+@triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare_masks(
     q_ptr,
@@ -148,7 +160,7 @@ def chunk_prepare_masks(
     gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
     gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_3 = tl.exp(gap_masked_3)
+    since_3 = exp(gap_masked_3)
     # causality
     earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
     # update, line 29
@@ -158,7 +170,7 @@ def chunk_prepare_masks(
     coarse_sum_2 = tl.cumsum(coarse_2, 0)
     fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
-    momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+    momentum_until = exp(coarse_sum_2 + fine_sum_2)
     inherited = earlier_steps_2 * momentum_until[None, :]
     inherited_steps = tl.sum(inherited, 1)
     store_vector(inherited_steps_ptr + i_h, inherited_steps, token, left, HV, BT)
@@ -172,7 +184,7 @@ def chunk_prepare_masks(
     gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
     gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_2 = tl.exp(gap_masked_2)
+    since_2 = exp(gap_masked_2)
     # causality
     earlier_steps = tl.where(t[:, None] > t[None, :], since_2, 0.0)
     # update, line 29
@@ -185,7 +197,7 @@ def chunk_prepare_masks(
     fine_chunk = tl.sum(fine)
     fine_after = fine_chunk - fine_sum
     # update, line 29
-    decay_after = tl.exp(coarse_after + fine_after)
+    decay_after = exp(coarse_after + fine_after)
     decay_after_valid = tl.where(t < left, decay_after, 0.0)
     coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
     fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
@@ -194,7 +206,7 @@ def chunk_prepare_masks(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # update, line 29
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     steps_after = decay_after_valid[:, None] * since
     written_steps = tl.sum(steps_after, 0)
     store_vector(written_steps_t_ptr + i_h, written_steps, token, left, HV, BT)
@@ -316,7 +328,7 @@ def chunk_scan(
         fine_sum = tl.cumsum(fine, 0)
         if READ:
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # update, line 29
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
         log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
@@ -326,7 +338,7 @@ def chunk_scan(
         fine_sum_2 = tl.cumsum(fine_2, 0)
         if READ:
             # read-out
-            carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+            carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
             inherited_3 = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             inherited_4 = tl.dot(q, M.to(dtype), input_precision=PRECISION)
             carried_out = (
@@ -341,13 +353,13 @@ def chunk_scan(
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
         # update, line 29
-        decay_after = tl.exp(coarse_after + fine_after)
+        decay_after = exp(coarse_after + fine_after)
         decay_after_valid = tl.where(t < left, decay_after, 0.0)
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         steps_until = decay_after_valid * momentum_until
         carried_steps = tl.sum(steps_until)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = M * carried_steps + S * kept_factor
         # update, line 29
         S_next = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -356,9 +368,9 @@ def chunk_scan(
         fine_chunk_2 = tl.sum(fine_2)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         written_2 = u * written_factor[:, None]
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
         kept_2 = M * kept_factor_2
         # update, line 29
         M_next = tl.dot(tl.trans(k), written_2.to(dtype), kept_2, input_precision=PRECISION)
@@ -478,7 +490,7 @@ def chunk_scan_reverse_masks(
         fine_sum_2 = tl.cumsum(fine_2, 0)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         # adjoint of written_2
         d_u_via_written_2 = d_written_2 * written_factor[:, None]
         # adjoint of u
@@ -495,13 +507,13 @@ def chunk_scan_reverse_masks(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_3_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # gradient
@@ -510,22 +522,22 @@ def chunk_scan_reverse_masks(
         )
         d_S_2 = tl.dot(tl.trans(k), d_prediction_via_u.to(dtype), d_S, input_precision=PRECISION)
         # read-out
-        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+        carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
         # adjoint of carried_out
         d_inherited_4_via_carried_out = carried_out_factor_2[:, None] * d_o.to(tl.float32)
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
         # update, line 29
-        decay_after = tl.exp(coarse_after + fine_after)
+        decay_after = exp(coarse_after + fine_after)
         decay_after_valid = tl.where(t < left, decay_after, 0.0)
-        momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
         steps_until = decay_after_valid * momentum_until
         carried_steps = tl.sum(steps_until)
         # adjoint of kept
         d_M_via_kept = carried_steps * d_S_next
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+        kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
         # adjoint of kept_2
         d_M_via_kept_2 = d_M_next * kept_factor_2
         # gradient
@@ -666,8 +678,8 @@ def chunk_gradients_masks(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # adjoint of attention
         d_mask_out_via_attention = d_attention * overlap_q * scale
@@ -720,7 +732,7 @@ def chunk_gradients_masks(
         fine_chunk_2 = tl.sum(fine_2)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
         d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
@@ -844,8 +856,8 @@ def chunk_gradients_masks(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
-        carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
+        carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         # adjoint of attention
         d_mask_out_via_attention = d_attention * overlap_q * scale
@@ -897,7 +909,7 @@ def chunk_gradients_masks(
         fine_chunk_2 = tl.sum(fine_2)
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        written_factor = tl.exp(coarse_after_2 + fine_after_2)
+        written_factor = exp(coarse_after_2 + fine_after_2)
         # adjoint of k_s
         d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
         d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
@@ -1035,7 +1047,7 @@ def chunk_moves(
     fine_2 = -coarse_2 + log_momentum_valid
     fine_chunk_2 = tl.sum(fine_2)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    kept_factor_2 = tl.exp(coarse_chunk_2 + fine_chunk_2)
+    kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
     # adjoint of kept_factor_2
     d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2_via_kept_2_2 * kept_factor_2
     # update, line 29
@@ -1044,7 +1056,7 @@ def chunk_moves(
     fine_sum_2 = tl.cumsum(fine_2, 0)
     fine_after_2 = fine_chunk_2 - fine_sum_2
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    written_factor = tl.exp(coarse_after_2 + fine_after_2)
+    written_factor = exp(coarse_after_2 + fine_after_2)
     # adjoint of written_factor
     d_coarse_after_2_via_written_factor = d_written_factor_via_written_2_2 * written_factor
     # adjoint of fine_after_2
@@ -1054,7 +1066,7 @@ def chunk_moves(
     d_fine_2_via_fine_chunk_2 = tl.broadcast_to(d_fine_chunk_2, [BT])
     # adjoint of carried_out_factor_2
     d_coarse_sum_2_via_carried_out_factor_2 = (
-        d_carried_out_factor_2_via_carried_out_2 * scale * tl.exp(coarse_sum_2 + fine_sum_2)
+        d_carried_out_factor_2_via_carried_out_2 * scale * exp(coarse_sum_2 + fine_sum_2)
     )
     d_inherited_steps_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * scale
     # adjoint of inherited_steps
@@ -1075,7 +1087,7 @@ def chunk_moves(
     gap_apart_3 = tl.where(t[:, None] > t[None, :], gap_3, 0.0)
     gap_masked_3 = tl.where(t[:, None] >= t[None, :], gap_apart_3, float("-inf"))
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    since_3 = tl.exp(gap_masked_3)
+    since_3 = exp(gap_masked_3)
     # causality
     earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
     # adjoint of inherited
@@ -1089,14 +1101,14 @@ def chunk_moves(
     fine_chunk = tl.sum(fine)
     fine_after = fine_chunk - fine_sum
     # update, line 29
-    decay_after = tl.exp(coarse_after + fine_after)
+    decay_after = exp(coarse_after + fine_after)
     decay_after_valid = tl.where(t < left, decay_after, 0.0)
     # adjoint of steps_until
     d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
     # adjoint of momentum_until
     d_momentum_until = d_momentum_until_s_via_inherited_2 + d_momentum_until_via_steps_until
     # update, line 29
-    momentum_until = tl.exp(coarse_sum_2 + fine_sum_2)
+    momentum_until = exp(coarse_sum_2 + fine_sum_2)
     # adjoint of momentum_until
     d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
     # adjoint of written_steps
@@ -1109,7 +1121,7 @@ def chunk_moves(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # update, line 29
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     # adjoint of steps_after
     d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
     # adjoint of mask_past
@@ -1150,7 +1162,7 @@ def chunk_moves(
     )
     store_vector(d_m_ptr + i_h, d_m_via_log_momentum_bounded, token, left, HV, BT)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    kept_factor = tl.exp(coarse_chunk + fine_chunk)
+    kept_factor = exp(coarse_chunk + fine_chunk)
     # adjoint of kept_factor
     d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
     # adjoint of steps_after
@@ -1168,7 +1180,7 @@ def chunk_moves(
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
     d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of inherited
@@ -1270,7 +1282,7 @@ def chunk_output(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     # update, line 29
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
@@ -1279,7 +1291,7 @@ def chunk_output(
     fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
     # read-out
-    carried_out_factor_2 = scale * (inherited_steps + tl.exp(coarse_sum_2 + fine_sum_2))
+    carried_out_factor_2 = scale * (inherited_steps + exp(coarse_sum_2 + fine_sum_2))
     for i_v in tl.range(0, blocks, disable_licm=True):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
@@ -1360,7 +1372,7 @@ def token_scan(
         m = tl.load(m_ptr + i_h + token * HV).to(tl.float32)
         theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
         # update, line 29
-        momentum = tl.exp(m)
+        momentum = exp(m)
         start = tl.where(1.0 <= begins, S, anchor)
         # prediction
         products = k[:, None] * start
@@ -1370,7 +1382,7 @@ def token_scan(
         # update, line 29
         M_next = M * momentum + k[:, None] * u[None, :]
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-        decay = tl.exp(g)
+        decay = exp(g)
         retained = S * decay
         # update, line 29
         S_next = M_next + retained
@@ -1462,7 +1474,7 @@ def token_scan_reverse(
             m = tl.load(m_ptr + i_h + token * HV).to(tl.float32)
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             # update, line 29
-            momentum = tl.exp(m)
+            momentum = exp(m)
             start = tl.where(1.0 <= begins, S, anchor)
             # prediction
             products = k[:, None] * start
@@ -1472,7 +1484,7 @@ def token_scan_reverse(
             # update, line 29
             M_next = M * momentum + k[:, None] * u[None, :]
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # update, line 29
             S_next = M_next + retained
@@ -1493,7 +1505,7 @@ def token_scan_reverse(
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # update, line 29
-            momentum = tl.exp(m)
+            momentum = exp(m)
             start = tl.where(1.0 <= begins, S, anchor)
             # prediction
             products = k[:, None] * start
@@ -1503,7 +1515,7 @@ def token_scan_reverse(
             # update, line 29
             M_next = M * momentum + k[:, None] * u[None, :]
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # update, line 29
             S_next = M_next + retained

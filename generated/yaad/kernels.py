@@ -66,6 +66,23 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
 
 
 @triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + exp(-x))
+
+
+@triton.jit
 def sign(x):
     return (x > 0).to(tl.float32) - (x < 0).to(tl.float32)
 
@@ -168,7 +185,7 @@ def deep_scan_panels(
             # prediction
             layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
             store_rows(waiting, layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -189,15 +206,15 @@ def deep_scan_panels(
         coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
         fine_chunk = tl.sum(fine)
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
         query = q.to(tl.float32) * scale
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
@@ -209,7 +226,7 @@ def deep_scan_panels(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         store_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), since_2, 0 * BT, BT, BT, BT, BT, BT, 0)
         attention = overlap_q * since_2
         # loss, line 32: huber(norm(p - v), delta)
@@ -244,7 +261,7 @@ def deep_scan_panels(
             layer1 = load_rows(waiting, i_p * BT, BT, BH, BH, BT, BH, 0)
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 37
@@ -278,7 +295,7 @@ def deep_scan_panels(
             layer1_read = tl.dot(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -435,7 +452,7 @@ def deep_scan_reverse_panels(
                 BH,
                 0,
             )
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -527,14 +544,14 @@ def deep_scan_reverse_panels(
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
         # read-out
-        layer1_carried_factor = tl.exp(coarse_sum + fine_sum)
+        layer1_carried_factor = exp(coarse_sum + fine_sum)
         store_row(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, layer1_carried_factor, BT, BT, 0
         )
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         store_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, written_factor, BT, BT, 0)
         # loss, line 32: huber(norm(p - v), delta)
         error = error_factor[:, None] * (0.0625 * layer2 + (-0.0625) * v.to(tl.float32))
@@ -570,7 +587,7 @@ def deep_scan_reverse_panels(
         gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
         gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        since_2 = tl.exp(gap_masked_2)
+        since_2 = exp(gap_masked_2)
         store_rows(
             waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 3 * BT * BT,
             since_2,
@@ -674,7 +691,7 @@ def deep_scan_reverse_panels(
                 waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -775,7 +792,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -937,7 +954,7 @@ def deep_scan_reverse_panels(
             # update, line 37
             d_gate_via_hidden = d_hidden * layer1
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # update, line 37
@@ -965,7 +982,7 @@ def deep_scan_reverse_panels(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1082,7 +1099,7 @@ def deep_scan_reverse_panels(
             0,
         )
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of written_factor
         d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_3
         d_coarse_after_via_written_factor = d_written_factor * written_factor
@@ -1216,7 +1233,7 @@ def deep_scan_reverse_panels(
                 waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             # adjoint of d_layer1_via_gate
@@ -1267,7 +1284,7 @@ def deep_scan_reverse_panels(
                 waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1500,14 +1517,14 @@ def deep_token_scan_whole(
         eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
         delta = tl.load(delta_ptr + i_h + token * HV).to(tl.float32)
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-        decay = tl.exp(0.0625 * g)
+        decay = exp(0.0625 * g)
         W2_kept = W2 * decay
         # update, line 37
         W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
         # prediction
         layer1_terms = W1_start * k[:, None]
         layer1 = tl.sum(layer1_terms, 0)
-        gate = tl.sigmoid(
+        gate = sigmoid(
             2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
         )
         hidden = gate * layer1
@@ -1547,7 +1564,7 @@ def deep_token_scan_whole(
         query = q * scale
         layer1_read_terms = W1_next * query[:, None]
         layer1_read = tl.sum(layer1_read_terms, 0)
-        gate_2 = tl.sigmoid(
+        gate_2 = sigmoid(
             2.0
             * 1.4142135623730951
             * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)
@@ -1650,7 +1667,7 @@ def deep_token_scan_reverse_whole(
             eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
             delta = tl.load(delta_ptr + i_h + token * HV).to(tl.float32)
             # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-            decay = tl.exp(0.0625 * g)
+            decay = exp(0.0625 * g)
             W1_kept = W1 * decay
             # update, line 37
             W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
@@ -1658,7 +1675,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W1_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -1710,7 +1727,7 @@ def deep_token_scan_reverse_whole(
             delta = tl.load(delta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
-            decay = tl.exp(0.0625 * g)
+            decay = exp(0.0625 * g)
             W1_kept = W1 * decay
             # update, line 37
             W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
@@ -1718,7 +1735,7 @@ def deep_token_scan_reverse_whole(
             # prediction
             layer1_terms = W1_start * k[:, None]
             layer1 = tl.sum(layer1_terms, 0)
-            gate = tl.sigmoid(
+            gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
@@ -1764,7 +1781,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
             # read-out
-            gate_2 = tl.sigmoid(
+            gate_2 = sigmoid(
                 2.0
                 * 1.4142135623730951
                 * (0.044715 * layer1_read * layer1_read * layer1_read + layer1_read)

@@ -6,11 +6,11 @@ from ttrc import symbolic
 
 DIALECT = symbolic.Dialect(
     calls={
-        "exp": "tl.exp({0})",
+        "exp": "exp({0})",
         "log": "tl.log({0})",
         "sqrt": "tl.sqrt({0})",
         "tanh": "tanh({0})",
-        "sigmoid": "tl.sigmoid({0})",
+        "sigmoid": "sigmoid({0})",
         "softplus": "softplus({0})",
         "positive_power": "positive_power({0}, {1})",
         "pow": "power({0}, {1})",

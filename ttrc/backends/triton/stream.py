@@ -85,12 +85,12 @@ class _Stream(_Writer):
         return "\n".join(lines)
 
     def _attend(self, target: Tile, op: Attend, normaliser: Tile) -> list[str]:
-        """Sums relative to the largest logit so far."""
+        """Sums relative to the largest logit so far, as powers of 2: product and difference are one instruction."""
         o, n, logits = target.name, normaliser.name, self.printer.name(op.logits)
         values = self.printer.operand(op.values)
         return [
-            f"_top = tl.maximum(_{n}_top, tl.max({logits}, 1))",
-            f"_shrink, _weights = tl.exp(_{n}_top - _top), tl.exp({logits} - _top[:, None])",
+            f"_top = tl.maximum(_{n}_top, in_base_2(tl.max({logits}, 1)))",
+            f"_shrink, _weights = tl.exp2(_{n}_top - _top), tl.exp2(in_base_2({logits}) - _top[:, None])",
             f"_{n}, _{n}_top = _{n} * _shrink + tl.sum(_weights, 1), _top",
             f"{o} = tl.dot(_weights.to(dtype), {values}, {o} * _shrink[:, None], input_precision=PRECISION)",
         ]
@@ -103,13 +103,13 @@ class _Stream(_Writer):
                 case Normaliser(_, rest):
                     n, shrink = s.target.name, ""
                     if rest is not None:
-                        rest, shrink = self.printer.name(rest), " * _shrink[:, None]"
+                        rest, shrink = f"in_base_2({self.printer.name(rest)})", " * _shrink[:, None]"
                         lines += [
                             f"_top = tl.maximum(_{n}_top, {rest})",
-                            f"_shrink = tl.exp(_{n}_top - _top)",
-                            f"_{n}, _{n}_top = _{n} * _shrink + tl.exp({rest} - _top), _top",
+                            f"_shrink = tl.exp2(_{n}_top - _top)",
+                            f"_{n}, _{n}_top = _{n} * _shrink + tl.exp2({rest} - _top), _top",
                         ]
-                    lines += [f"{n} = _{n}_top + tl.log(_{n})"]
+                    lines += [f"{n} = (_{n}_top + tl.log2(_{n})) / in_base_2(1.0)"]
                 case Attend():
                     o, n = s.target.name, _normaliser(segment).name
                     lines += [f"{o} = {o}{shrink} / _{n}[:, None]"]
