@@ -175,8 +175,23 @@ def size(expr: Expr) -> int:
 
 
 def tidy(expr: Expr) -> Expr:
-    """A simpler form of a short expression; a long one as it is, for simplifying can take minutes."""
-    return sympy.simplify(expr) if is_short(expr) else expr
+    """A simpler form of a short expression; a long one as it is, for simplifying can take minutes.
+
+    Functions and roots stay as they were written: sqrt(1 - exp(-x)), as sqrt(exp(x) - 1) exp(-x / 2), overflows.
+    """
+    if not is_short(expr):
+        return expr
+    functions: dict[Expr, Symbol] = {}
+    simple = sympy.simplify(_without_functions(expr, functions))
+    return simple.xreplace({symbol: part for part, symbol in functions.items()})
+
+
+def _without_functions(expr: Expr, found: dict[Expr, Symbol]) -> Expr:
+    """expr with a symbol in the place of each function and root, which `found` collects."""
+    if expr.is_Function or (expr.is_Pow and not expr.exp.is_Integer):
+        signs = {"real": expr.is_real, "positive": expr.is_positive, "nonnegative": expr.is_nonnegative}
+        return found.setdefault(expr, sympy.Dummy(**signs))
+    return expr.func(*(_without_functions(part, found) for part in expr.args)) if expr.args else expr
 
 
 def is_short(expr: Expr) -> bool:
