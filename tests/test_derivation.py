@@ -91,6 +91,15 @@ EXPECTED = {
     ),  # the first
     "rwkv7": affine(lambda x: exp(x["w"]), lambda x: 1.0, lambda x: 0.0, False),  # of what is asked at kappa
     "min_gru": affine(none, lambda x: x["z"], lambda x: -x["z"] * x["v"], False),
+    "rg_lru": hebbian(
+        lambda x: exp(-8 * x["lam"] * x["fade"]),
+        lambda x: -x["take"] * x["v"] * (1.000001 - exp(-16 * x["lam"] * x["fade"])) ** 0.5,
+    ),
+    "exact_flow": affine(
+        none,
+        lambda x: (1 - exp(-x["beta"] * x["k"].square().sum())) / x["k"].square().sum(),
+        lambda x: x["v"] * (exp(-x["beta"] * x["k"].square().sum()) - 1) / x["k"].square().sum(),
+    ),
     "ifo_pooling": hebbian(lambda x: x["f"], lambda x: -x["v"]),
     "frozen_vector": nonlinear(lambda x: exp(x["g"]), lambda x: x["w"] * torch.tanh(residual(x))),
     "huber_vector": nonlinear(

@@ -27,6 +27,8 @@ at = "previous"
 POSITIVE, BOTH = ((1e-6, 80),), ((-80, -1e-6), (1e-6, 80))
 CASES = {
     "exp": ("exp(v)", torch.exp, BOTH),
+    "exp, less 1": ("exp(v) - 1", torch.expm1, BOTH),
+    "1, less exp": ("sqrt(1 - exp(-v))", lambda v: torch.sqrt(-torch.expm1(-v)), POSITIVE),
     "log": ("log(v)", torch.log, POSITIVE),
     "sqrt": ("sqrt(v)", torch.sqrt, POSITIVE),
     "square": ("square(v)", torch.square, BOTH),

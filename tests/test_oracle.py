@@ -184,7 +184,7 @@ BY_HAND = {
 # Of two states, or in segments: by hand in test_oracle_memories.py; over all the past: in test_closed.py.
 DEEP = ("memora", "moneta", "titans", "ttt_linear", "ttt_mlp", "yaad")
 PAIRS = ("forgetting_attention", "softmax_attention")  # by torch's own attention in test_attention.py
-VECTORS = ("min_gru",)  # test_vector.py
+VECTORS = ("min_gru", "rg_lru")  # test_vector.py
 ELSEWHERE = ("memora_linear", "mesanet", "momentum_deltanet", "moneta_linear", "titans_linear", *DEEP, *PAIRS, *VECTORS)
 
 

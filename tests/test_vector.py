@@ -223,6 +223,24 @@ def test_min_gru_is_the_papers():
     assert relative_rms(op(one, one, v, z=z, scale=0.5)[0], 0.5 * torch.stack(rows, 1)) < 1e-14
 
 
+def test_rg_lru_is_the_papers():
+    """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t) with log a_t = -c softplus(Lambda) r_t (arXiv:2402.19427)."""
+    op = ttrc.load(specs_dir() / "rg_lru.toml")
+    generator = torch.Generator().manual_seed(2)
+    v = torch.randn(2, 50, 3, 8, generator=generator, dtype=torch.float64)
+    r, i = torch.rand(2, 2, 50, 3, 8, generator=generator, dtype=torch.float64)
+    lam = torch.nn.functional.softplus(torch.randn(3, 8, generator=generator, dtype=torch.float64))
+    h, rows = torch.zeros(2, 3, 8, dtype=torch.float64), []
+    for t in range(50):
+        a = torch.exp(-8 * lam * r[:, t])
+        h = a * h + torch.sqrt(1.000001 - a.square()) * i[:, t] * v[:, t]
+        rows.append(h)
+    one = torch.ones(2, 50, 1, 8, dtype=torch.float64)
+    for form in ("chunk", "recurrent"):
+        o, _ = op(one, one, v, fade=r, take=i, lam=lam, form=form)
+        assert relative_rms(o, torch.stack(rows, 1)) < 1e-12
+
+
 def test_pooling_is_the_papers():
     """c_t = f c_{t-1} + i z, h_t = o c_t (arXiv:1611.01576), by the oracle as well."""
     text = RULES["pooling"]

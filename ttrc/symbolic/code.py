@@ -54,6 +54,10 @@ class _Code(StrPrinter):
             text += f" / {self.parenthesize(factor, PRECEDENCE['Pow'])}"
         return text
 
+    def _print_Add(self, expr):
+        expr = _near_one(expr)
+        return super()._print_Add(expr) if expr.is_Add else self._print(expr)
+
     def _print_Pow(self, expr):
         base, exponent = expr.args
         if exponent == sympy.Rational(1, 2):
@@ -91,6 +95,16 @@ class _Code(StrPrinter):
 
 def _is_reciprocal(factor: Expr) -> bool:
     return factor.is_Pow and factor.exp.is_number and factor.exp.is_negative
+
+
+def _near_one(total: Expr) -> Expr:
+    """c - n exp(x) as c - n - n expm1(x): digits that exp(x) has lost beside a 1 are there still."""
+    constant, terms = total.as_coeff_add()
+    for term in terms:
+        times, function = term.as_coeff_Mul()
+        if isinstance(function, sympy.exp) and times * constant < 0:
+            return total - constant - term + (constant + times) + times * sympy.Function("expm1")(*function.args)
+    return total
 
 
 def _is_closed(text: str) -> bool:

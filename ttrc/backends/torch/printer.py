@@ -38,6 +38,7 @@ from ttrc.ir.tile import (
 DIALECT = symbolic.Dialect(
     calls={
         "exp": "torch.exp({0})",
+        "expm1": "torch.expm1({0})",
         "log": "torch.log({0})",
         "sqrt": "torch.sqrt({0})",
         "tanh": "torch.tanh({0})",

@@ -7,6 +7,7 @@ from ttrc import symbolic
 DIALECT = symbolic.Dialect(
     calls={
         "exp": "exp({0})",
+        "expm1": "expm1({0})",
         "log": "tl.log({0})",
         "sqrt": "tl.sqrt({0})",
         "tanh": "tanh({0})",
