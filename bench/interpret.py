@@ -1,8 +1,7 @@
 """Other libraries' kernels in Triton's interpreter: what compiled Triton has and Triton 3.6's interpreter lacks.
 
-An autotuner needs a driver, so its first configuration is taken; a loop's counter must answer `.to(dtype)`; a
-bfloat16 constant must exist; a function of the language may have been imported by its own name. ttrc's own kernels
-need none of this.
+An autotuner needs a driver, so its first configuration is taken; a loop's counter must answer `.to(dtype)`; a function
+of the language may have been imported by its own name. ttrc's own kernels need none of this, nothing but bfloat16.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.autotuner import Autotuner
+
+from ttrc.runtime.bfloat16 import mend_interpreter
 
 
 @contextmanager
@@ -31,10 +31,10 @@ def interpretable() -> Iterator[None]:
         names |= {n: _by_name(f.__name__) for n, f in touched[id(names)][1].items()} | {"range": _counted_range}
         return patch_lang(fn)
 
+    mend_interpreter()
     with ExitStack() as undo:
         for owner, name, value in (
             (interpreter, "_patch_lang", patched),
-            (interpreter.InterpreterBuilder, "get_bf16", _bf16_constant),
             (Autotuner, "run", _first_config),
         ):
             undo.enter_context(_set(owner, name, value))
@@ -60,11 +60,6 @@ class _Counter(int):
 
 def _counted_range(*bounds):
     return map(_Counter, builtins.range(*map(operator.index, bounds)))
-
-
-def _bf16_constant(_builder, value: float):
-    bits = np.array([value], dtype=np.float32).view(np.uint32) >> np.uint32(16)
-    return interpreter.TensorHandle(bits.astype(np.uint16), tl.bfloat16)
 
 
 def _first_config(tuner: Autotuner, *args, **kwargs):

@@ -5,6 +5,7 @@ import torch
 
 import ttrc
 from ttrc.errors import ArgumentError
+from ttrc.runtime.verify import relative_rms
 from ttrc.sampling import random_inputs
 
 B, T, H, HV, K, V = 1, 20, 2, 4, 6, 5
@@ -159,13 +160,13 @@ def test_kernels_have_no_float64(op, form):
 
 
 @pytest.mark.parametrize("form", ["chunk", "recurrent"])
-def test_the_interpreters_bfloat16_is_not_trusted(op, form):
-    """Its products are wrong by ten orders of magnitude: refused where asked for by name, plain PyTorch otherwise."""
+def test_bfloat16_runs_in_the_interpreter_where_it_is_asked_for(op, form):
+    """And by plain PyTorch otherwise."""
     x = random_inputs(op.spec, B=B, T=T, H=H, HV=HV, dk=K, dv=V)
     x |= {n: x[n].bfloat16() for n in ("q", "k", "v")}
-    with pytest.raises(ArgumentError, match="^backend: got 'triton' with bfloat16 in its interpreter"):
-        op(**x, backend="triton", form=form)
-    assert torch.equal(op(**x, form=form)[0], op(**x, form=form, backend="torch")[0])
+    plain = op(**x, form=form, backend="torch")[0]
+    assert torch.equal(op(**x, form=form)[0], plain)
+    assert relative_rms(op(**x, form=form, backend="triton")[0], plain) < 8e-3
 
 
 def test_kernels_need_a_gpu_or_the_interpreter(op, x, monkeypatch):

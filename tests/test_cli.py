@@ -67,7 +67,6 @@ USAGE = [
     ("check",),
     ("check", "deltanet", "--device", "tpu"),
     ("check", "deltanet", "--dtype", "int8"),
-    ("check", "deltanet", "--dtype", "bfloat16"),
     ("compile", "deltanet", "--target", "sm_1"),
     ("compile", "deltanet", "--target", "sm_90", "--width", "0"),
     ("compile", "deltanet", "--target", "sm_90", "--width", "-64"),

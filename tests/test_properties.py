@@ -186,11 +186,11 @@ def test_the_kernels_are_the_oracles(name, form, case):
 
 
 @every_rule_and_form
-def test_the_kernels_are_the_oracles_in_half_precision(name, form):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_kernels_are_the_oracles_in_half_precision(name, form, dtype):
     case = Case(B=1, T=18 if form == "chunk" else 3, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)
-    assert not verify(
-        operator(name), fitting(operator(name).spec, case), form=form, backend="triton", dtype=torch.float16
-    ).failures
+    case = fitting(operator(name).spec, case)
+    assert not verify(operator(name), case, form=form, backend="triton", dtype=dtype).failures
 
 
 @pytest.mark.parametrize("name, d_k, d_v", [("gated_deltanet", 256, 256), ("mamba2", 129, 200), ("longhorn", 16, 256)])

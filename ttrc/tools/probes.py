@@ -69,7 +69,7 @@ def chained_products(device: str) -> bool:
 
 
 def _draw(*shape: int, device: str) -> Tensor:
-    """bfloat16 on a GPU; float32 in Triton's interpreter, which gets products of bfloat16 wrong."""
+    """bfloat16 on a GPU; float32 in Triton's interpreter, which as it comes gets products of bfloat16 wrong."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return drawn.to(device, torch.float32 if device == "cpu" else torch.bfloat16)
 

@@ -1,0 +1,76 @@
+"""bfloat16 in Triton's interpreter, mended: the same numbers as torch's, which rounds as a GPU does."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from ttrc.runtime.bfloat16 import mend_interpreter, rounded, widened
+from ttrc.tools.counter import count
+
+
+@triton.jit
+def arithmetic(x, y, out, N: tl.constexpr):
+    at = tl.arange(0, N)
+    a, b = tl.load(x + at), tl.load(y + at)
+    tl.store(out + at, a * b)
+    tl.store(out + N + at, a + b)
+    tl.store(out + 2 * N + at, tl.where(a < b, a, b) - 2.0 * a)
+    tl.store(out + 3 * N + at, (tl.exp(-tl.abs(a.to(tl.float32))) + b).to(tl.bfloat16))
+    tl.store(out + 4 * N + at, tl.maximum(a, b).to(tl.float16).to(tl.bfloat16))
+
+
+@triton.jit
+def product(x, y, out, N: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    sums = tl.dot(tl.load(x + at), tl.trans(tl.load(y + at)), tl.full([N, N], 1.0, tl.float32))
+    tl.store(out + at, sums)
+
+
+@pytest.fixture(autouse=True)
+def mended():
+    mend_interpreter()
+
+
+def drawn(*shape):
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+
+
+def test_rounding_is_torchs_of_every_kind_of_number():
+    bits = torch.randint(-(2**31), 2**31 - 1, (100_000,), generator=torch.Generator().manual_seed(1)).int()
+    ties = torch.arange(0, 2**16, dtype=torch.int64).mul(2**16).add(2**15).to(torch.int32)
+    for numbers in (bits.view(torch.float32), ties.view(torch.float32)):
+        expected = numbers.bfloat16()
+        made = torch.from_numpy(rounded(numbers.numpy()).view("int16")).view(torch.bfloat16)
+        assert torch.equal(made.isnan(), expected.isnan())
+        assert torch.equal(made[~made.isnan()], expected[~made.isnan()])
+        assert torch.equal(
+            torch.from_numpy(widened(rounded(numbers.numpy())))[~made.isnan()], made[~made.isnan()].float()
+        )
+
+
+def test_arithmetic_is_torchs():
+    x, y = drawn(64)
+    made = torch.empty(5, 64, dtype=torch.bfloat16)
+    arithmetic[(1,)](x, y, made, 64)
+    whole = (torch.exp(-x.float().abs()) + y.float()).bfloat16()
+    expected = [x * y, x + y, torch.minimum(x, y) - 2 * x, whole, torch.maximum(x, y).half().bfloat16()]
+    assert torch.equal(made, torch.stack(expected))
+
+
+def test_products_are_summed_in_float32():
+    x, y = drawn(32, 32)
+    made = torch.empty(32, 32)
+    product[(1,)](x, y, made, 32)
+    torch.testing.assert_close(made, 1 + x.float() @ y.float().T)
+
+
+def test_a_second_mend_and_one_inside_of_a_count_change_nothing():
+    x, y = drawn(32, 32)
+    first, again = torch.empty(2, 32, 32)
+    with count():
+        mend_interpreter()
+        product[(1,)](x, y, first, 32)
+    mend_interpreter()
+    product[(1,)](x, y, again, 32)
+    assert torch.equal(first, again)
