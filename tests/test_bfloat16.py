@@ -18,6 +18,7 @@ def arithmetic(x, y, out, N: tl.constexpr):
     tl.store(out + 2 * N + at, tl.where(a < b, a, b) - 2.0 * a)
     tl.store(out + 3 * N + at, (tl.exp(-tl.abs(a.to(tl.float32))) + b).to(tl.bfloat16))
     tl.store(out + 4 * N + at, tl.maximum(a, b).to(tl.float16).to(tl.bfloat16))
+    tl.store(out + 5 * N + at, (a > b).to(tl.float32) + (a < 0).to(tl.bfloat16))
 
 
 @triton.jit
@@ -51,10 +52,11 @@ def test_rounding_is_torchs_of_every_kind_of_number():
 
 def test_arithmetic_is_torchs():
     x, y = drawn(64)
-    made = torch.empty(5, 64, dtype=torch.bfloat16)
+    made = torch.empty(6, 64, dtype=torch.bfloat16)
     arithmetic[(1,)](x, y, made, 64)
     whole = (torch.exp(-x.float().abs()) + y.float()).bfloat16()
     expected = [x * y, x + y, torch.minimum(x, y) - 2 * x, whole, torch.maximum(x, y).half().bfloat16()]
+    expected += [((x > y).float() + (x < 0).float()).bfloat16()]
     assert torch.equal(made, torch.stack(expected))
 
 

@@ -214,7 +214,7 @@ def test_deep_memories_fit_and_hardly_spill(tmp_path):
 
 
 # Spills of output, solve and gradients, once a program each: of the search, which is a loop, none.
-CLOSED = {64: (0, 0, 110), 128: (20, 8, 275), 256: (0, 0, 1250)}
+CLOSED = {64: (0, 0, 90), 128: (8, 4, 255), 256: (0, 0, 1200)}
 
 
 def test_searches_do_not_spill_and_closed_forms_fit(tmp_path):

@@ -401,6 +401,7 @@ def chunk_output_closed(
             x, _x_rest, x_tried, _x_size, applied, _x_enough, _x_inverse, 1
         )
         _x_going = tl.where(tl.max(tl.where(_x_size > _x_enough, 1, 0)) > 0, _x_going - 1, 0)
+    token, i_chunk = token + _x_going, i_chunk + _x_going
     x *= _x_unit
     store_rows(x_ptr + i_h * K, x, t_first, t_left, HV * K, K, BR, BK, 0)
     k_s_again = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -587,6 +588,7 @@ def chunk_solve_closed(
         _d_q_via_x_going = tl.where(
             tl.max(tl.where(_d_q_via_x_size > _d_q_via_x_enough, 1, 0)) > 0, _d_q_via_x_going - 1, 0
         )
+    token, i_chunk = token + _d_q_via_x_going, i_chunk + _d_q_via_x_going
     d_q_via_x *= _d_q_via_x_unit
     store_rows(d_q_ptr + i_h * K, d_q_via_x, t_first, t_left, HV * K, K, BR, BK, 0)
 

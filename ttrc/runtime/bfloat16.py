@@ -33,8 +33,9 @@ def _arithmetic(method: Callable) -> Callable:
         if not any(map(_is_bfloat16, operands)):
             return method(builder, *operands)
         made = method(builder, *map(_widened, operands))
-        data = made.data if made.data.dtype == bool else rounded(made.data)
-        return TensorHandle(data, tl.bfloat16)
+        if made.data.dtype == bool:
+            return TensorHandle(made.data, tl.int1)
+        return TensorHandle(rounded(made.data), tl.bfloat16)
 
     return call
 

@@ -45,6 +45,8 @@ def _until_solved(going: str, left: str, products: bool, step: list[str]) -> lis
     """
     if products:
         head = [f"{going} = 2 * BK + 8", f"while {going} > 0:"]
-        return [*head, *(f"    {line}" for line in step), f"    {going} = tl.where({left} > 0, {going} - 1, 0)"]
+        steps = [*(f"    {line}" for line in step), f"    {going} = tl.where({left} > 0, {going} - 1, 0)"]
+        # It is 0, which no compiler knows: so addresses are not kept in registers all through the search.
+        return [*head, *steps, f"token, i_chunk = token + {going}, i_chunk + {going}"]
     head = [f"{going} = {left}", "for _ in range(0, 2 * BK + 8):", f"    if {going} > 0:"]
     return [*head, *(f"        {line}" for line in step), f"        {going} = {left}"]
