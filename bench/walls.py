@@ -31,7 +31,6 @@ from bench.sides import HERE, PEER_VERSION, SIDES, backward_of, by_loops, inputs
 from ttrc.runtime.load import load
 
 LENGTH, WIDTH = 256, 128  # tokens; head dimension
-# Closed forms are not among them: how often their searches step hangs on values, which the interpreter gets wrong.
 SPECS = (
     "linear_attention",
     "mamba2",
@@ -41,6 +40,7 @@ SPECS = (
     "kda",
     "rwkv7",
     "gated_deltaproduct",
+    "mesanet",
     "ttt_linear",
     "softmax_attention",
     "forgetting_attention",
