@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.autotuner import Autotuner
 
-from ttrc.runtime.bfloat16 import mend_interpreter
+from ttrc.runtime.interpreter import mend_interpreter
 
 
 @contextmanager

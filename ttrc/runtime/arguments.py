@@ -103,8 +103,8 @@ def check_options(form, forms, chunk_size, segment, backend, scale, keep_bytes, 
         if not (q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
             expected = "a GPU, or TRITON_INTERPRET=1 set before Triton is imported"
             raise _wrong("backend", f"'triton' on {q.device}", expected)
-        if q.dtype == torch.bfloat16 and not q.is_cuda:
-            from ttrc.runtime.bfloat16 import mend_interpreter  # Triton is loaded only where it runs
+        if not q.is_cuda:
+            from ttrc.runtime.interpreter import mend_interpreter  # Triton is loaded only where it runs
 
             mend_interpreter()
 

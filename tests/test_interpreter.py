@@ -1,11 +1,11 @@
-"""bfloat16 in Triton's interpreter, mended: the same numbers as torch's, which rounds as a GPU does."""
+"""Triton's interpreter, mended: bfloat16 as torch has it, which rounds as a GPU does, and scans that are quick."""
 
 import pytest
 import torch
 import triton
 import triton.language as tl
 
-from ttrc.runtime.bfloat16 import mend_interpreter, rounded, widened
+from ttrc.runtime.interpreter import mend_interpreter, rounded, widened
 from ttrc.tools.counter import count
 
 
@@ -76,3 +76,37 @@ def test_a_second_mend_and_one_inside_of_a_count_change_nothing():
     mend_interpreter()
     product[(1,)](x, y, again, 32)
     assert torch.equal(first, again)
+
+
+@triton.jit
+def twice(a0, b0, a1, b1):
+    return a0 * a1, b0 * a1 + b1
+
+
+@triton.jit
+def scan(x, y, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr, AXIS: tl.constexpr, REVERSE: tl.constexpr):
+    at = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    a, b = tl.associative_scan((tl.load(x + at), tl.load(y + at)), AXIS, twice, REVERSE)
+    tl.store(out + at, b + 0.0 * a)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_scans_go_along_either_axis_from_either_end(axis, reverse):
+    x, y = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64).float()
+    made = torch.empty(8, 4)
+    scan[(1,)](x, y, made, 8, 4, axis, reverse)
+    state, rows = torch.zeros(4 if axis == 0 else 8), []
+    order = range(x.shape[axis])
+    for place in reversed(order) if reverse else order:
+        state = x.select(axis, place) * state + y.select(axis, place)
+        rows.append(state)
+    expected = torch.stack(rows[::-1] if reverse else rows, axis)
+    assert torch.equal(made, expected)
+
+
+def test_the_language_is_as_before_after_a_launch():
+    load = tl.load
+    x, y = drawn(32, 32)
+    product[(1,)](x, y, torch.empty(32, 32), 32)
+    assert tl.load is load and tl.core.is_builtin(tl.load)
