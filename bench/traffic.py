@@ -3,8 +3,8 @@
     python -m bench.traffic [SPEC ...] [--install] [--out FILE]
 
 Writes bench/TRAFFIC.md and, where every shipped spec is counted, the table of the README from the same figures.
-Distinct bytes per token and head, each kernel's added up, batch 1, one head: no clock and no GPU in it. Byte counts
-are exact there although bfloat16 values are not. Work that torch does around the kernels counts on neither side.
+Distinct bytes per token and head, each kernel's added up, batch 1, one head: no clock and no GPU in it. Work that
+torch does around the kernels counts on neither side.
 """
 
 from __future__ import annotations

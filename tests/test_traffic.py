@@ -32,14 +32,13 @@ def module(name):
 
 
 def counted(name, form, length, width, chunk, schedule, keep_bytes=None):
-    """{pass: Tally} of one sequence and head, bfloat16: the counts are exact, the values are of no use."""
+    """{pass: Tally} of one sequence and head, bfloat16."""
     op = load(name)
-    call = getattr(op.package, name)  # an operator refuses bfloat16 in the interpreter
+    call = getattr(op.package, name)  # an operator refuses other chunks than a rule's segments
     x = inputs(op.spec, length, width)
-    gates = {n: t for n, t in x.items() if n not in ("q", "k", "v")}
     options = dict(form=form, chunk_size=chunk, backend="triton", schedule=schedule, keep_bytes=keep_bytes)
     with count() as forward:
-        o, _ = call(x["q"], x["k"], x["v"], **gates, **options)
+        o, _ = call(**as_arguments(op.spec, x), **options)
     with count() as backward:
         torch.autograd.grad(o, list(x.values()), torch.ones_like(o), allow_unused=True)
     return {"forward": forward, "backward": backward}
