@@ -87,13 +87,13 @@ CHUNKED = {
     "decay by key": text_of(SQUARE, DECAYED, PREVIOUS, g="key log_decay"),
     "proximal decay": text_of(RATED, DECAYED, PROXIMAL, w="value unit", g="key log_decay"),
     "segment and decay": text_of(SQUARE, DECAYED, SEGMENT, g="key log_decay"),
+    "decay by entry": text_of("-dot(p, v)", "norm2(S - a * S_prev) / 2", PREVIOUS, a="element decay"),
     "ridge by key": text_of(SQUARE, f"{DECAYED} + sum(lam * square(S)) / 2", RETAINED, g="head log_decay",
                             lam="key nonnegative"),
     "deep segment": text_of(RATED, DECAYED, SEGMENT, memory=MLP, w="value unit", g="head log_decay"),
 }  # fmt: skip
 BY_TOKEN = {
     "decay by value": text_of(SQUARE, DECAYED, RETAINED, g="value log_decay"),
-    "decay by entry": text_of("-dot(p, v)", "norm2(S - a * S_prev) / 2", PREVIOUS, a="element decay"),
     "curvature by entry": text_of(SQUARE, CURVED, PREVIOUS, c="element positive"),
     "momentum and decay": text_of(SQUARE, DECAYED, f'{RETAINED}\nmomentum = "m"', g="key log_decay", m="head decay"),
     "elastic": text_of(SQUARE, f"{PLAIN} + sum(mu * abs(S))", PREVIOUS, parameters={"mu": "element nonnegative"}),

@@ -82,6 +82,9 @@ EXPECTED = {
     "retnet": hebbian(lambda x: exp(x["log_gamma"]), lambda x: -x["v"]),
     "lightning_attention": hebbian(lambda x: exp(x["slope"]), lambda x: -x["v"]),
     "mamba2": hebbian(lambda x: exp(x["dt"] * x["A"]), lambda x: -x["dt"] * x["v"]),
+    "mamba": hebbian(lambda x: exp(x["dt"] * x["A"]), lambda x: -x["dt"] * x["v"]),
+    "separable_decay": hebbian(lambda x: exp(x["g"] + x["h"]), lambda x: -x["v"]),
+    "normed_entries": hebbian(lambda x: x["a"], lambda x: -x["v"]),  # the first
     "deltanet": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "gated_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "gla": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),

@@ -34,7 +34,7 @@ keep = { per = "head", domain = "unit" }
 [memory]
 kind = "linear"
 [loss]
-expr = "-dot(p, v)"
+expr = "norm2(p - v) / 2"
 [retention]
 expr = "norm2(S - keep * S_prev) / 2"
 [update]
@@ -159,6 +159,12 @@ def test_a_decay_that_may_be_zero_is_recurrent_only_and_says_why():
     assert "none: this rule runs token by token" in text
     assert "a = keep may reach zero" in text
     assert "(chunk form)" not in text and "(recurrent form)" in text
+
+
+def test_a_decay_that_may_be_zero_is_scanned_where_nothing_is_predicted():
+    text = squeezed(printed(parse_spec(MAY_FORGET_ALL.replace("norm2(p - v) / 2", "-dot(p, v)"))))
+    assert "it is a scan, not matrix products" in text and "a = keep may reach zero" in text
+    assert "(chunk form)" in text and "token by token" not in text.split("chunk form")[1].split("recurrent")[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)

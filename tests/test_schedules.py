@@ -8,8 +8,9 @@ from test_properties import PATHS, operator, segment
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError
 from ttrc.ir.plan import Skeleton
-from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear
+from ttrc.ir.recurrence import Hebbian, Nonlinear
 from ttrc.passes.budget import held_bytes
+from ttrc.passes.find_obstacle import is_scan
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.lower_solve import lower_solve
 from ttrc.runtime.verify import as_arguments
@@ -76,14 +77,14 @@ def test_where_segments_lie(batch, length, chunk, segments):
 @pytest.mark.parametrize("name", PATHS)
 def test_how_a_state_crosses_a_chunk(name):
     """A rule of one state whose error is affine in the prediction has a transition; a Hebbian one is a factor for each
-    entry. All others, and memories of a number a channel, are never cut into pieces that run side by side."""
+    entry. All others, and what is scanned entry by entry, are never cut into pieces that run side by side."""
     module = analyse(operator(name).spec)
     if module.recurrence.network is not None or "chunk" not in module.forms:
         assert operator(name).schedules == ()
         return
     forward = lower_solve(module.forms["chunk"].forward)
     r = module.recurrence
-    whole = len(forward.carries) > 1 or isinstance(r.error, Nonlinear) or r.link is not None or r.state != MATRIX
+    whole = len(forward.carries) > 1 or isinstance(r.error, Nonlinear) or r.link is not None or is_scan(r)
     if whole:
         assert "segments" not in operator(name).schedules
         return

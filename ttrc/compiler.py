@@ -1,7 +1,7 @@
 """The whole pipeline: a spec's text in, the files of a standalone package out.
 
 Spec --derive_recurrence--> Recurrence
-     --derive_chunk, derive_token, derive_vector, derive_deep, derive_closed--> tile Programs
+     --derive_chunk, derive_token, derive_scan, derive_deep, derive_closed--> tile Programs
      (of a kernel memory: --derive_attention--> Attention --derive_pairs--> a tile Program)
      --differentiate_tile--> their adjoints
      --lower_solve, schedule_*--> kernel Plans
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ttrc.emit import emit
 from ttrc.ir.module import Form, Module
-from ttrc.ir.recurrence import MATRIX, Recurrence
+from ttrc.ir.recurrence import Recurrence
 from ttrc.language.spec import KernelMemory, Spec
 from ttrc.passes.derive_attention import derive_attention
 from ttrc.passes.derive_chunk import derive_chunk
@@ -20,15 +20,15 @@ from ttrc.passes.derive_closed import closed_chunk, closed_token
 from ttrc.passes.derive_deep import deep_chunk, deep_token
 from ttrc.passes.derive_pairs import derive_pairs
 from ttrc.passes.derive_recurrence import derive_recurrence
+from ttrc.passes.derive_scan import scan_chunk
 from ttrc.passes.derive_token import derive_token
-from ttrc.passes.derive_vector import vector_chunk
 from ttrc.passes.differentiate_tile import differentiate_tile
-from ttrc.passes.find_obstacle import find_obstacle
+from ttrc.passes.find_obstacle import find_obstacle, is_scan
 from ttrc.passes.lower_solve import lower_solve
 from ttrc.passes.schedule_closed import schedule_closed
 from ttrc.passes.schedule_kernels import schedule_chunk, schedule_deep, schedule_tokens
 from ttrc.passes.schedule_pairs import schedule_pairs
-from ttrc.passes.schedule_vector import schedule_vector
+from ttrc.passes.schedule_scan import schedule_scan
 
 
 def analyse(spec: Spec) -> Module:
@@ -48,10 +48,10 @@ def _chunk(recurrence: Recurrence) -> Form | None:
     """None where a rule runs token by token."""
     if find_obstacle(recurrence) is not None:
         return None
-    if recurrence.state != MATRIX:
-        forward = vector_chunk(recurrence)
+    if is_scan(recurrence):
+        forward = scan_chunk(recurrence)
         backward = differentiate_tile(forward)
-        return Form("chunk", forward, backward, schedule_vector(recurrence, forward, backward))
+        return Form("chunk", forward, backward, schedule_scan(recurrence, forward, backward))
     if recurrence.network is not None:
         forward = deep_chunk(recurrence)
         backward = differentiate_tile(forward)

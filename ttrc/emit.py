@@ -20,9 +20,22 @@ from ttrc.backends.derivation import comment, derivation
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
 from ttrc.backends.triton import launch
+from ttrc.backends.triton.widths import room
 from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import KEYS, PANELS, SEARCHED, WHOLE, WIDTHS, Config, default_configs
+from ttrc.ir.config import (
+    ENTRIES,
+    KEYS,
+    LONG_CHUNK,
+    PANELS,
+    SEARCHED,
+    SHORT_CHUNK,
+    WHOLE,
+    WIDTHS,
+    Config,
+    default_configs,
+    scans_entries,
+)
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN
@@ -202,6 +215,9 @@ def _op(module: Module) -> str:
         forms=list(plans),
         chunks={f: _chunks(p) for f, p in plans.items()},
         steps={k.name: p.step for p in plans.values() for k in p.kernels if k.skeleton is Skeleton.SCAN},
+        entries=[k.name for k in kernels if scans_entries(k.name)],
+        numbers=ENTRIES,
+        between=(SHORT_CHUNK, LONG_CHUNK),
         gate_doc=arguments.gate_doc(spec, still),
         states=[t.name for t in states],
         state_type="Tensor" if len(states) == 1 else "State",
@@ -209,7 +225,7 @@ def _op(module: Module) -> str:
         expansion=arguments.expansion(module),
         default_scale=str(default_scale(spec.memory) or "q.shape[-1] ** -0.5"),
         required=needs_initial_state(spec),
-        room=launch.room(arguments.handed(module)),
+        room=room(arguments.handed(module)),
         fixed=next((p.chunk for p in plans.values() if p.chunk == p.segment and p.form == "chunk"), 0),
         saved={f: [b.name for b in launch.blocks(p.saved)] for f, p in plans.items()},
         returned={f: [launch.returned(p, b) for b in launch.blocks(p.saved)] for f, p in plans.items()},

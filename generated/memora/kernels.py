@@ -2466,14 +2466,6 @@ def deep_token_scan_reverse_whole(
             tl.store(
                 d_theta_ptr + i_h + (partial + token) * HV, d_theta_via_u_2.to(d_theta_ptr.dtype.element_ty)
             )
-            # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-            W1_kept = W1 * decay
-            # update, line 41
-            W1_next = W1_kept + d_layer1[None, :] * k[:, None]
-            # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
-            W2_kept = W2 * decay
-            # update, line 41
-            W2_next = W2_kept + hidden[:, None] * u[None, :]
             # adjoint of W1_kept
             d_W1_via_W1_kept = d_W1_next * decay
             # adjoint of W_inside_3_start_2

@@ -1074,10 +1074,6 @@ def token_scan_reverse(
             tl.store(
                 d_theta_ptr + i_h + (partial + token) * HV, d_theta_via_u_2.to(d_theta_ptr.dtype.element_ty)
             )
-            # retention, line 29: norm2(S - exp(g) * S_prev) / 2
-            retained = S * decay
-            # update, line 32
-            S_next = k[:, None] * u[None, :] + retained
             # adjoint of retained
             d_S_via_retained = d_S_next * decay
             # adjoint of start_2

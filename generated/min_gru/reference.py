@@ -20,13 +20,14 @@ def keep_token(x, axis, at, fill):
 
 
 def linear_scan(decay, write, start, reverse):
-    """x[.., t, v] with x[t + 1] = decay[t] x[t] + write[t] from x = start at the first token, or backwards."""
-    x, order = torch.empty_like(write), range(write.shape[-2])
-    state = torch.zeros_like(write[..., 0, :]) if start is None else start
-    for t in reversed(order) if reverse else order:
-        x[..., t, :] = state
-        state = decay[..., t, :] * state + write[..., t, :]
-    return x
+    """x[.., t, ..] with x[t + 1] = decay[t] x[t] + write[t] from x = start at the first token, or backwards; tokens are
+    the third axis."""
+    state, found = torch.zeros_like(write[:, :, 0]) if start is None else start, []
+    steps = list(zip(decay.unbind(2), write.unbind(2)))
+    for a, b in reversed(steps) if reverse else steps:
+        found.append(state)
+        state = a * state + b
+    return torch.stack(found[::-1] if reverse else found, 2)
 
 
 # loss       sum(z * square(p - v)) / 2

@@ -2406,14 +2406,6 @@ def deep_token_scan_reverse_whole(
                 d_theta_ptr + i_h + (partial + token) * HV,
                 d_theta_via_error_2.to(d_theta_ptr.dtype.element_ty),
             )
-            # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-            W1_kept = W1 * decay
-            # update, line 40
-            W1_next = W1_kept + d_layer1[None, :] * k[:, None]
-            # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
-            W2_kept = W2 * decay
-            # update, line 40
-            W2_next = W2_kept + hidden[:, None] * u[None, :]
             # adjoint of W_2_start_2
             d_W_2_via_W_2_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
             # adjoint of layer1_terms

@@ -12,6 +12,7 @@ CHUNK = 64  # tokens a chunk, and a step of a scan
 LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
 SCANNED_CHUNK = 32  # where what each token does to a number a channel is scanned: a tile for each part of it
 SHORT_CHUNK = 16  # the same where programs take all value channels
+ENTRIES = 2048  # numbers of a tile of tokens, key channels and value channels: it has two tokens at least
 SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients, which is a chunk then
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 SEARCHED = 4096  # numbers of a tile that a search goes on from: its programs have so many rows of a chunk each
@@ -111,6 +112,8 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "vector_token_scan_reverse": {64: Config(32, 1, 1), 128: Config(32, 1, 1), 256: Config(32, 1, 1)},
     "vector_token_scan_whole": {64: Config(WIDEST, 2, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
     "vector_token_scan_reverse_whole": {64: Config(WIDEST, 2, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
+    "entry_scan": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "entry_scan_reverse": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_reverse": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},
     "token_scan_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
@@ -141,6 +144,29 @@ def plain_name(kernel: str) -> str:
     for kind in KINDS:
         kernel = kernel.removesuffix(kind)
     return kernel
+
+
+def scans_entries(kernel: str) -> bool:
+    """Whether a kernel's tiles are of tokens, key channels and value channels."""
+    return plain_name(kernel) in ("entry_scan", "entry_scan_reverse")
+
+
+def step_tokens(kernel: str, config: Config, chunk: int, longest: int, d_k: int, d_v: int) -> int:
+    """Tokens that a scan takes at once, of chunks of so many, where its plan lets it take `longest`."""
+    if scans_entries(kernel):
+        return min(chunk, entry_tokens(d_k, min(config.value_block, block(d_v))))
+    return min(chunk, longest)
+
+
+def entry_tokens(d_k: int, taken: int) -> int:
+    """Tokens of a tile that has every key channel and so many value channels."""
+    return max(2, ENTRIES // (block(d_k) * taken))
+
+
+def entry_chunk(longest: int, d_k: int) -> int:
+    """Tokens from one state that is kept to the next: fewer the larger a state is, for a cache has to hold those of a
+    chunk's steps, of every program at work."""
+    return max(SHORT_CHUNK, min(longest, ENTRIES // block(d_k)))
 
 
 def takes_tokens(kernel: str) -> bool:
@@ -189,4 +215,6 @@ def default_config(kernel: str, longest: int, d_k: int, d_v: int) -> Config:
     chosen = rows[min(w for w in rows if w >= max(block(d_k), block(d_v)))]
     widest = block(d_k if kernel.endswith(KEYS) else d_v)
     taken = chosen.value_block if takes_tokens(kernel) else min(chosen.value_block, widest)
+    if scans_entries(kernel):
+        taken = min(taken, ENTRIES // block(d_k))
     return Config(taken, chosen.warps, chosen.stages)

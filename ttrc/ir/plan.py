@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
-from ttrc.ir.config import WIDE, block, default_chunk
+from ttrc.ir.config import WIDE, block, default_chunk, entry_chunk, scans_entries
 from ttrc.ir.tile import Carry, CumulativeSum, Decayed, Statement, Tile, operands
 
 
@@ -19,6 +19,7 @@ class Space(Enum):
     HEAD = "HV"  # parameters: constant in time, one number a head or one each of its channels
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
     NUMBER = "chunks, HV, one"  # a number a chunk, or one for each key channel, float32
+    TOTAL = "N, HV, all"  # sums over a sequence's tokens, as gradients of parameters are; float32
     SEQUENCE = "N, HV"  # the states that a kernel carries, one behind the other, where it leaves them; float32
     WAITING = "N, HV, chunk"  # tiles of one chunk that wait while a loop over panels has the registers; float32
 
@@ -62,6 +63,7 @@ class Skeleton(Enum):
     SCAN = "scan"  # one program a sequence, head and value block, chunks in order, states on chip
     TOKENS = "tokens"  # as SCAN, token by token
     TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints
+    STEPS_REVERSE = "steps_reverse"  # as SCAN backwards, the states of a chunk's steps recomputed from where it starts
     JOIN = "join"  # one program as in SCAN, over segments: their states composed
     STREAM = "stream"  # one program a block of tokens and head, over the blocks of tokens in the other role
     WALK = "walk"  # one program a sequence and head: sums along the sequence
@@ -237,6 +239,8 @@ class Plan:
 
     def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
         """Tokens a chunk, where none are asked for."""
+        if any(scans_entries(k.name) for k in self.kernels):
+            return entry_chunk(self.chunk, d_k)
         return self.chunk if self.chunk == self.segment else default_chunk(self.chunk, d_k, d_v, dtype_bytes)
 
     @property

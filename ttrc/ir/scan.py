@@ -20,9 +20,9 @@ class CumulativeSum:
 
 @dataclass(frozen=True)
 class LinearScan:
-    """x[t, v], what each token finds of a first-order linear recurrence: x is `start` at the first token, zeros where
-    that is None, and x[t + 1] = decay[t] x[t] + write[t]. If reverse, x is `start` at the last token, and what stands
-    on the left is x[t - 1].
+    """x[t, ..], what each token finds of a first-order linear recurrence, each channel or entry of its own: x is
+    `start` at the first token, zeros where that is None, and x[t + 1] = decay[t] x[t] + write[t]. If reverse, x is
+    `start` at the last token, and what stands on the left is x[t - 1].
     """
 
     decay: Tile

@@ -11,7 +11,7 @@ import math
 from typing import Optional
 
 from ttrc import symbolic
-from ttrc.ir.config import Config, default_config, hidden_block, key_block, value_block
+from ttrc.ir.config import Config, default_config, hidden_block, key_block, step_tokens, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import (
@@ -204,8 +204,8 @@ class _Cost:
     def steps(self, kernel: Kernel) -> float:
         """Serial steps a token; those of a join come by segment, and are few."""
         match kernel.skeleton:
-            case Skeleton.SCAN:
-                return 1.0 / self.step
+            case Skeleton.SCAN | Skeleton.STEPS_REVERSE:
+                return 1.0 / self._step(kernel)
             case Skeleton.TOKENS | Skeleton.TOKENS_REVERSE:
                 return 1.0
             case Skeleton.WALK:
@@ -243,7 +243,7 @@ class _Cost:
 
     def _bytes(self, buffer: Buffer, kernel: Kernel) -> float:
         match buffer.space:
-            case Space.HEAD:
+            case Space.HEAD | Space.TOTAL:
                 return 0.0
             case Space.NUMBER:
                 return self.gate_bytes * self._numbers(buffer.tile) / self.chunk
@@ -315,6 +315,10 @@ class _Cost:
 
     def _config(self, kernel: Kernel) -> Config:
         return default_config(kernel.name, self.longest, self.d_k, self.d_v)
+
+    def _step(self, kernel: Kernel) -> int:
+        """Tokens of a scan's tiles."""
+        return step_tokens(kernel.name, self._config(kernel), self.chunk, self.step, self.d_k, self.d_v)
 
     def _value_block(self, kernel: Kernel) -> int:
         return value_block(kernel.name, self._config(kernel), self.d_v)

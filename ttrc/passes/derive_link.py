@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.tile import HIDDEN, INSIDE, Relation, Tile
+from ttrc.ir.tile import HIDDEN, INSIDE, Relation, Tile, row_axes
 from ttrc.passes.builder import Builder, sym
 from ttrc.symbolic import Link
 
@@ -50,10 +50,9 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
     return build.mask("W_inside", made, INSIDE[across], 0.0, ORIGIN)
 
 
-def once(build: Builder, tile: Tile) -> Tile:
-    """The number that a chunk holds for each of its tokens, where it is the same for all: a parameter, [t] to ()."""
+def once(build: Builder, tile: Tile, origin: str = ORIGIN) -> Tile:
+    """What a chunk holds for each of its tokens, where it is the same for all: a parameter, [t, ..] to [..]."""
     if "t" not in tile.axes:
         return tile
-    return build.reduce(
-        f"{tile.name}_once", build.mask(f"{tile.name}_first", tile, Relation.FIRST, 0.0, ORIGIN), (), ORIGIN
-    )
+    first = build.mask(f"{tile.name}_first", tile, Relation.FIRST, 0.0, origin)
+    return build.reduce(f"{tile.name}_once", first, row_axes(tile), origin)

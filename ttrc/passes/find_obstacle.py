@@ -1,7 +1,8 @@
 """Recurrence -> what keeps it from a chunk form; None where it has one.
 
-In chunks states move linearly, no more than one error of a token is nonlinear, and what multiplies up has a logarithm.
-A chunk of a vector memory is a scan, of tokens that are each affine in the state, and takes no logarithms.
+In chunks states move linearly, no more than one error of a token is nonlinear, and what multiplies up has a logarithm:
+a chunk is matrix products then. Where tokens are maps of the state, entry by entry, it can be a scan of these, which
+takes no logarithms: of a vector memory always, and of a matrix where products have no form.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ def find_obstacle(r: Recurrence) -> Obstacle | None:
         return Obstacle.NETWORK
     if r.segment not in (None, *SEGMENTS):
         return Obstacle.SEGMENT
-    return _of_sums(r) if r.state == MATRIX else _of_scans(r)
+    if r.state != MATRIX:
+        return _of_scans(r)
+    return None if _moves_by_entry(r) else find_obstacle_to_products(r)
 
 
-def _of_sums(r: Recurrence) -> Obstacle | None:
-    """What keeps the state at a token from being a weighed sum of what tokens before it wrote."""
+def is_scan(r: Recurrence) -> bool:
+    """Whether the chunk form is a scan of what tokens make of each entry of the state."""
+    if r.state != MATRIX:
+        return find_obstacle(r) is None
+    return find_obstacle(r) is None and find_obstacle_to_products(r) is not None
+
+
+def find_obstacle_to_products(r: Recurrence) -> Obstacle | None:
+    """What keeps the state at a token, a matrix, from being a weighed sum of what tokens before it wrote."""
     if r.segment is None and sum(isinstance(a.error, Nonlinear) for a in r.associations) > 1:
         return Obstacle.SUBSTITUTIONS
     match r.axes_of(r.decay):
@@ -42,6 +52,14 @@ def _of_sums(r: Recurrence) -> Obstacle | None:
     if r.log_momentum is None and r.momentum not in (None, ONE):
         return Obstacle.MOMENTUM_MAY_BE_ZERO
     return None
+
+
+def _moves_by_entry(r: Recurrence) -> bool:
+    """Whether a token takes each entry of a matrix to a s + b, whatever the other entries are: a prediction, which sums
+    over key channels, has no say then. Nor has a sum over value channels, of which programs have a block each."""
+    alone = r.network is None and r.ridge is None and r.segment is None
+    split = not any("v" in reduction.axes for reduction in r.reductions)
+    return alone and split and all(isinstance(a.error, Hebbian) for a in r.associations)
 
 
 def _of_scans(r: Recurrence) -> Obstacle | None:

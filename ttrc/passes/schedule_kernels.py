@@ -38,6 +38,7 @@ from ttrc.ir.tile import (
     Tile,
     operands,
 )
+from ttrc.passes.add_totals import add_totals, total_buffers
 from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
@@ -251,9 +252,10 @@ def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
 def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
     """One kernel each way; the backward one recomputes the states of a block of tokens from its checkpoint."""
     inputs = input_buffers(recurrence, backward)
+    backward = add_totals(backward, {b.tile: b.tile for b in inputs if b.space is Space.HEAD and "v" in b.tile.axes})
     carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
     outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
-    gradients = gradient_buffers(recurrence, backward)
+    gradients = total_buffers(backward, gradient_buffers(recurrence, backward))
     kind = "deep_" if recurrence.network is not None else "" if recurrence.state == MATRIX else "vector_"
     ahead = planned(f"{kind}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
     back = planned(

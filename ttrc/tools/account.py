@@ -231,6 +231,8 @@ def runs(kernel: Kernel) -> str:
             return f"token by token, on chip: {_carried(kernel)}"
         case Skeleton.TOKENS_REVERSE:
             return "token by token backwards, states remade"
+        case Skeleton.STEPS_REVERSE:
+            return f"chunks in reverse, states of their steps remade: {_carried(kernel)}"
         case Skeleton.JOIN:
             return "segments in order"
         case Skeleton.STREAM:

@@ -11,11 +11,11 @@ from ttrc.ir.module import Module
 from ttrc.ir.recurrence import MATRIX, Affine, Association, ErrorForm, Hebbian, Implicit, Nonlinear, Recurrence
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
-from ttrc.passes.find_obstacle import find_obstacle
+from ttrc.passes.find_obstacle import find_obstacle, is_scan
 from ttrc.symbolic import Expr
 from ttrc.tools import fits
 from ttrc.tools.mathematics import XD, shown, written
-from ttrc.tools.reasons import why_by_token
+from ttrc.tools.reasons import why_by_token, why_no_products
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _error_class(r: Recurrence, association: Association) -> Finding:
         case Hebbian():
             return Finding(
                 aspect,
-                "free of p (Hebbian): masked linear attention, no solve",
+                "free of p (Hebbian)" + ("" if is_scan(r) else ": masked linear attention, no solve"),
                 f"e = {e} does not contain p, so what is written does not depend on the state",
             )
         case Affine(slope, _):
@@ -198,7 +198,7 @@ def _decay_kind(r: Recurrence) -> str:
 
 def _decay_class(r: Recurrence) -> Finding:
     a, between = symbolic.equation(shown(r, r.decay)), ""
-    if _chunks(r) and r.state == MATRIX and r.axes_of(r.decay):
+    if _chunks(r) and not is_scan(r) and r.axes_of(r.decay):
         between = (
             "; in a chunk it stands between two tokens inside of the sum over key channels: halves of pieces "
             "of 2, 4, .. tokens meet where one ends and the other begins, from where either decays, so that nothing is "
@@ -280,11 +280,14 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     if "chunk" not in module.forms:
         reason = why_by_token(r)
         return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
-    if r.state != MATRIX:
+    if is_scan(r):
+        side_by_side = "channels" if r.state != MATRIX else "entries"
         why = (
             "a token takes each entry s of the state to a s + b, and such maps compose: those of a chunk are scanned, "
-            "all channels side by side; logarithms of decays are not needed"
+            f"all {side_by_side} side by side; logarithms of decays are not needed"
         )
+        if r.state == MATRIX:
+            why = f"it is a scan, not matrix products: {why_no_products(r)}. But {why}"
         exact = f"in chunks of {r.segment}, the segments of the rule" if r.segment else "for every chunk size"
         return (Finding("chunk form", f"exact {exact}", why), recurrent)
     if r.network is not None:
@@ -325,7 +328,7 @@ def _momentum_class(r: Recurrence) -> Finding:
     b = symbolic.equation(shown(r, r.momentum))
     own = by_channel(r, step(r)) if r.network is None else XD
     because = f"M_t = b M_prev - {own} with b = {b}, then S moves by M_t: two recurrences in a row"
-    if _chunks(r) and r.state != MATRIX:
+    if is_scan(r):
         return Finding("momentum", "a second state, the last step: two scans in a row", because)
     if not _chunks(r):
         return Finding("momentum", "a second state, the last step", because)

@@ -147,8 +147,9 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"running sum of {indexed(arg)} over t" + (", from the end" if reverse else "") + others
         case LinearScan(decay, write, start, reverse):
             here, there, first = ("t-1", "t", "behind the last") if reverse else ("t+1", "t", "at the first")
-            across = f"{indexed(decay)} {target.name}[{there},v] + {indexed(write)}"
-            return f"{indexed(start) if start else 0} {first} token, {target.name}[{here},v] = {across}"
+            channels = ",".join(("", *target.axes[1:]))
+            across = f"{indexed(decay)} {target.name}[{there}{channels}] + {indexed(write)}"
+            return f"{indexed(start) if start else 0} {first} token, {target.name}[{here}{channels}] = {across}"
         case Difference(rows, columns):
             return f"{indexed(rows)} - {indexed(columns)}"
         case Normaliser(logits, rest):

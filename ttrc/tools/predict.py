@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, key_block, plain_name, value_block
+from ttrc.ir.config import WIDEST, key_block, plain_name, scans_entries, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Cut, Skeleton
 from ttrc.passes.budget import INSTRUCTIONS, held_bytes
@@ -229,8 +229,9 @@ def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shap
 
 
 def _least_step(share: Share) -> float:
-    """Hand-tuned kernels have shown what a chunk takes; of a token nobody has said."""
-    return 0.0 if share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE) else share.step_seconds
+    """Hand-tuned kernels have shown what a chunk takes; of a token, or a few of them, nobody has said."""
+    few = scans_entries(share.kernel.name) or share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
+    return 0.0 if few else share.step_seconds
 
 
 def _product_seconds(flops: float, part: Part) -> float:
@@ -262,6 +263,8 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
             return outside + found.looped * max(-(-shape.length // row.config.value_block) - 1, 0) / 2
         case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
             return outside + steps * (middle / share.chunk + inner)
+        case Skeleton.STEPS_REVERSE:  # over its steps
+            return outside + steps * (middle * shape.length / (share.chunk * steps) + inner)
         case _:
             return outside + steps * (middle + inner * share.loops)
 

@@ -1,18 +1,27 @@
-"""Why a rule has no chunk form, in words."""
+"""Why a rule has no chunk form, or none that is matrix products, in words."""
 
 from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.ir.obstacle import Obstacle
 from ttrc.ir.recurrence import Nonlinear, Recurrence
-from ttrc.passes.find_obstacle import find_obstacle
+from ttrc.passes.find_obstacle import find_obstacle, find_obstacle_to_products
 from ttrc.symbolic import Expr
 from ttrc.tools.mathematics import shown
 
 
 def why_by_token(r: Recurrence) -> str:
     """Of a rule that runs token by token."""
-    match find_obstacle(r):
+    return _words(r, find_obstacle(r))
+
+
+def why_no_products(r: Recurrence) -> str:
+    """Of a rule whose memory is a matrix, and whose chunks are scans."""
+    return _words(r, find_obstacle_to_products(r))
+
+
+def _words(r: Recurrence, obstacle: Obstacle | None) -> str:
+    match obstacle:
         case Obstacle.MIRROR:
             return "a chunk needs a state that moves linearly, and this one does not"
         case Obstacle.LINK:

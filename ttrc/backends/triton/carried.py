@@ -54,12 +54,15 @@ class State:
     def pop(self, base: str) -> str:
         return load_block(base + self.block, self.tile)
 
-    def push(self, base: str) -> str:
-        return store_block(base + self.block, self.name, self.tile)
+    def push(self, base: str, number: str = "i") -> str:
+        return store_block(base + self.block, self.name, self.tile, number)
 
 
-def carried_states(kernel: Kernel, reverse: bool, begins: dict[str, str], name: Callable[[Tile], str]) -> dict:
-    """The carried tiles, the line that moves them on, and the room that they take; `name` gives a tile's variable."""
+def carried_states(
+    kernel: Kernel, reverse: bool, begins: dict[str, str], name: Callable[[Tile], str], steps: str = "BT"
+) -> dict:
+    """The carried tiles, the line that moves them on, and the room that they take; `name` gives a tile's variable, and
+    a trail has room for so many `steps`."""
     carries = [c for c in kernel.carries if c.reverse is reverse]
     every, handed = tuple(c.state for c in carries), tuple(c.state for c in kernel.carried(reverse))
     states = [
@@ -67,7 +70,7 @@ def carried_states(kernel: Kernel, reverse: bool, begins: dict[str, str], name: 
             c.state,
             None if c.private else offset(c.state, handed),
             offset(c.state, every),
-            f" + BT * {room(*every[:i])}" if i else "",
+            f" + {steps} * {room(*every[:i])}" if i else "",
             begins,
         )
         for i, c in enumerate(carries)

@@ -39,6 +39,8 @@ DOC = {
     "vector_scan_reverse": "Chunks backwards, the numbers' cotangents on chip: the cotangents of the inputs.",
     "vector_token_scan": "Token by token with a number a channel on chip; checkpoints it every BT tokens.",
     "vector_token_scan_reverse": "Token by token backwards, the numbers recomputed from their checkpoints.",
+    "entry_scan": "Tokens in order, each entry of the state by itself: read-outs, and the states of chunks' starts.",
+    "entry_scan_reverse": "Chunks backwards, the states of their steps made again: the cotangents of the inputs.",
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }

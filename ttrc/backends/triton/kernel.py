@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ttrc.backends.triton import substitution
 from ttrc.backends.triton.carried import kept_room
 from ttrc.backends.triton.docstrings import doc
@@ -49,6 +51,9 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
             "lead": lead(kernel),
             "narrow": bool(kernel.narrow),
         }
+    if kernel.skeleton is Skeleton.STEPS_REVERSE:
+        common |= {"lead": lead(kernel), "totals": writer.totals(), "checkpoints": writer.checkpoints()}
+        return common | _both_ways(kernel, domains, tags)
     common["hidden"] = has_hidden(kernel)
     match kernel.skeleton:
         case Skeleton.SCAN:
@@ -68,6 +73,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 "waiting": waiting_room(*kernel.room),
                 "numbered": kernel.numbered,
                 "partial": kernel.partial,
+                "totals": writer.totals(),
                 **writer.states(kernel.reverse),
             }
         case Skeleton.TOKENS:
@@ -79,24 +85,26 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
                 **writer.states(False),
             }
         case Skeleton.TOKENS_REVERSE:
-            again = writer.straight(_forward_part(kernel))
-            ahead = writer.states(False)
-            backward = Writer(kernel, domains, tags)
-            body = backward.straight(kernel.segments[0])
-            back = backward.states(True)
-            return common | {
-                "again": again,
-                "body": body,
-                "begins": asks_begins(kernel),
-                "states": ahead["states"],
-                "advance": ahead["advance"],
-                "kept": kept_room(kernel),
-                "cotangents": back["states"],
-                "retreat": back["advance"],
-                "size": back["size"],
-                "room": room(*(c.state for c in kernel.carries if not c.reverse)),
-            }
+            common |= {"begins": asks_begins(kernel), "kept": kept_room(kernel), "totals": writer.totals()}
+            return common | _both_ways(kernel, domains, tags)
     raise AssertionError(kernel.skeleton)
+
+
+def _both_ways(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict:
+    """Of a kernel that walks backwards, and makes states again ahead of itself."""
+    forward, backward = Writer(kernel, domains, tags), Writer(kernel, domains, tags)
+    again, body = forward.straight(_forward_part(kernel)), backward.straight(_backward_part(kernel))
+    ahead, back = forward.states(False), backward.states(True)
+    return {
+        "again": again,
+        "body": body,
+        "states": ahead["states"],
+        "advance": ahead["advance"],
+        "cotangents": back["states"],
+        "retreat": back["advance"],
+        "size": back["size"],
+        "room": room(*(c.state for c in kernel.carries if not c.reverse)),
+    }
 
 
 def functions(kernel: Kernel, domains: dict[str, Domain]) -> list[str]:
@@ -115,3 +123,10 @@ def _forward_part(kernel: Kernel) -> Segment:
     used = {t for s in statements for t in operands(s.op)}
     loads = tuple(b for b in segment.loads if b.tile in used)
     return Segment(False, loads, statements, (), ())
+
+
+def _backward_part(kernel: Kernel) -> Segment:
+    """The rest, which makes some of that again."""
+    (segment,) = kernel.segments
+    results = [*(b.tile for b in segment.stores), *(c.next for c in kernel.carries if c.reverse)]
+    return replace(segment, statements=slice_program(segment.statements, results))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import takewhile
 
 from ttrc.backends.triton.pointers import asks_begins, pointers
+from ttrc.backends.triton.widths import BLOCK, WIDTH, numbers, room
 from ttrc.ir.plan import BETWEEN, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
-from ttrc.ir.tile import HIDDEN, Tile, row_axes
+from ttrc.ir.tile import row_axes
 
 AT_ONCE = (Skeleton.PARALLEL, Skeleton.ROWS)  # chunk by chunk, all of them at once
+WITH_TRAIL = (Skeleton.TOKENS_REVERSE, Skeleton.STEPS_REVERSE)  # their programs lay states in memory of their own
 MATRIX_SKELETONS = (*AT_ONCE, Skeleton.SCAN)
 
 
@@ -29,7 +30,7 @@ def allocate_forward(plan: Plan) -> str:
 
 def _waiting(kernels: tuple[Kernel, ...], layout: str = "layout") -> list[str]:
     """Room for what waits while panels are walked."""
-    rooms = [_numbers(k.room, BLOCK) for k in kernels if k.room]
+    rooms = [numbers(k.room, BLOCK) for k in kernels if k.room]
     return [f"waiting = v.new_empty({layout}.sequences, v.shape[2], {r}, dtype=torch.float32)" for r in rooms]
 
 
@@ -89,9 +90,9 @@ def _held(buffer: Buffer, every: int) -> str:
     if buffer.space is Space.CHUNK:
         chunks = f"all_chunks(v, cu_seqlens, {'chunk' if every == 1 else f'{every} * chunk'})"
         size = 4 if buffer.single or every > 1 else "size"
-        return f"({_numbers(buffer.parts, WIDTH)}) * {size} * {chunks} / tokens"
+        return f"({numbers(buffer.parts, WIDTH)}) * {size} * {chunks} / tokens"
     if buffer.space is Space.NUMBER:
-        return f"{_numbers((buffer.tile,), WIDTH)} * 4 * all_chunks(v, cu_seqlens, chunk) / tokens"
+        return f"{numbers((buffer.tile,), WIDTH)} * 4 * all_chunks(v, cu_seqlens, chunk) / tokens"
     match buffer.tile.axes:
         case ("t",) | ("s",):
             return "4"
@@ -123,24 +124,6 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
     return f"{buffer.name} = {text} if {wanted} else v.new_empty(0)"
 
 
-# The widths of channels, and of the blocks of registers that hold them.
-WIDTH = {"k": "q.shape[3]", "j": "q.shape[3]", "v": "v.shape[3]", **dict.fromkeys(HIDDEN, "EXPANSION * q.shape[3]")}
-BLOCK = {axis: f"block({width})" for axis, width in WIDTH.items()} | {"t": "chunk", "s": "chunk"}
-
-
-def room(states: tuple[Tile, ...]) -> str:
-    """The last dimensions of one state, or of several one behind the other."""
-    if len(states) == 1:
-        return ", ".join(WIDTH[a] for a in states[0].axes)
-    return _numbers(states, WIDTH)
-
-
-def _numbers(states: tuple[Tile, ...], widths: dict[str, str]) -> str:
-    """How many numbers several states are."""
-    counts = Counter(" * ".join(widths[a] for a in t.axes) for t in states)
-    return " + ".join(size if count == 1 else f"{count} * {size}" for size, count in counts.items())
-
-
 def allocate_backward(plan: Plan) -> str:
     lines = [f"{b.name} = {_new(b, plan.form)}" for b in blocks(plan.scratch)]
     if plan.partial:
@@ -149,11 +132,14 @@ def allocate_backward(plan: Plan) -> str:
         lines.append(f"{buffer.name} = {_new_gradient(buffer, plan.partial)}")
     lines.append(_end(plan, "d_initial"))
     lines += _waiting(plan.backward)
-    if plan.form == "recurrent":
-        (saved,) = blocks(plan.saved)
+    for kernel in (k for k in plan.backward if k.skeleton in WITH_TRAIL):
+        carried = tuple(c.state for c in kernel.carries if not c.reverse)
+        steps = "chunk"
+        if kernel.skeleton is Skeleton.STEPS_REVERSE:
+            steps = f'chunk // step_tokens("{kernel.name}", q, v, layout.sequences, chunk)'
         lines.append(
-            "trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, "
-            f"{_numbers(saved.parts, BLOCK)}, dtype=torch.float32)"
+            f"trail = v.new_empty(layout.sequences * v.shape[2] * blocks, {steps}, "
+            f"{numbers(carried, BLOCK)}, dtype=torch.float32)"
         )
     return "\n".join(lines)
 
@@ -234,7 +220,9 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
         text = buffer.name
         if plan.partial and "v" not in buffer.tile.axes:
             text = f"{text}.sum(0)"
-        if name in parameters:
+        if buffer.space is Space.TOTAL:
+            text = f"{text}.sum(0).to({name}.dtype)"
+        elif name in parameters:
             text = f"{text}.sum((0, 1)).to({name}.dtype)"
         elif buffer.space is Space.KEY_TOKEN:
             text = f"per_key_head({text}, {name})"
@@ -265,6 +253,8 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
             flags = ", SAVE=save"
         case Skeleton.TOKENS_REVERSE:
             tensors += ["states", "trail"]
+        case Skeleton.STEPS_REVERSE:
+            tensors.append("trail")
         case Skeleton.SCAN:
             flags = f", READ={_reads(kernel)}, SAVE={_saves(plan, launch, direction)}"
             sparse = direction == "forward" and len(plan.cuts) > 1
@@ -331,6 +321,8 @@ def _new(buffer: Buffer, form: str) -> str:
 
 def _new_gradient(buffer: Buffer, partial: bool) -> str:
     channels = row_axes(buffer.tile)
+    if buffer.space is Space.TOTAL:
+        return f"v.new_empty(layout.sequences, v.shape[2], {room((buffer.tile,))}, dtype=torch.float32)"
     if buffer.single:
         blocks = "blocks, " if partial and "v" not in channels else ""
         return f"v.new_empty({blocks}*v.shape[:3], {', '.join(WIDTH[a] for a in channels)}, dtype=torch.float32)"

@@ -54,6 +54,8 @@ class ChunkMemory:
         match buffer.space, buffer.tile.axes:
             case ((Space.CHUNK | Space.SEQUENCE), _):
                 return load_state(base, buffer.tile, self.begins)
+            case Space.HEAD, (("k" | "v"), *_):  # once for all tokens
+                return self._of_token(buffer, _of_head(buffer))
             case Space.HEAD, (_, _):
                 return self._rows(buffer, self.tokens[buffer.tile.axes[0]])
             case Space.HEAD, _:
@@ -72,7 +74,23 @@ class ChunkMemory:
                 return f"load_lower({base}, token, left, {row}, BT)"
             case _, (("t" | "s") as role, _):
                 return self._rows(buffer, self.tokens[role], *self.rows[role])
+            case _, ("t", "k", "v"):
+                return f"load_entries({base}, {row}, {self._entries()}, {self._other(buffer)})"
         raise AssertionError(buffer)
+
+    def _of_token(self, buffer: Buffer, at: str) -> str:
+        """Channels of one token, or of all of them, in float32."""
+        *down, axis = buffer.tile.axes
+        window = f"{BLOCK[axis]}, {self._column(axis)}, {self._other(buffer)}"
+        if down:
+            rows = f"0, {WIDTH[down[0]]}, {WIDTH[axis]}, {WIDTH[axis]}, {BLOCK[down[0]]}"
+            return f"load_gate({at}, {rows}, {window})"
+        return f"load_gate_row({at}, {WIDTH[axis]}, {window})"
+
+    def _entries(self) -> str:
+        """The tokens and channels of a tile that has both kinds of these."""
+        rows = ", ".join(self.rows["t"])
+        return f"{rows}, K, V, {self.tokens['t']}, BK, BV, {self._column('v')}"
 
     def begin(self, buffer: Buffer) -> str:
         """Where a state begins."""
@@ -136,6 +154,8 @@ class ChunkMemory:
         if self.partial and not _has_values(buffer.tile):
             base = f"{base} + partial * {row}"
         match buffer.space, buffer.tile.axes:
+            case Space.TOTAL, _:
+                return store_state(base, name, buffer.tile, self.begins)
             case Space.CHUNK, _:
                 # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.
                 return store_state(base, name, buffer.tile, self.begins, "at_bound")
@@ -156,6 +176,8 @@ class ChunkMemory:
                 return (
                     f"store_rows({base}, {name}, {rows}, {row}, {WIDTH[axis]}, {self.tokens[role]}, {block}, {column})"
                 )
+            case _, ("t", "k", "v"):
+                return f"store_entries({base}, {name}, {row}, {self._entries()})"
         raise AssertionError(buffer)
 
     def _other(self, buffer: Buffer) -> float:
@@ -190,17 +212,17 @@ class TokenMemory(ChunkMemory):
         match buffer.tile.axes:
             case ():
                 return f"tl.load({at}).to(tl.float32)"
-            case (axis,) if buffer.single or self._other(buffer):
-                window = f"{WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)}"
-                return f"load_gate_row({at}, {window}, {self._other(buffer)})"
-            case (down, axis):
-                window = f"{WIDTH[axis]}, {BLOCK[down]}, {BLOCK[axis]}, {self._column(axis)}"
-                return f"load_gate({at}, 0, {WIDTH[down]}, {WIDTH[axis]}, {window}, {self._other(buffer)})"
+            case (_,) if buffer.single or self._other(buffer):
+                return self._of_token(buffer, at)
+            case (_, _):
+                return self._of_token(buffer, at)
             case (axis,):
                 return f"load_row({at}, {WIDTH[axis]}, {BLOCK[axis]}, {self._column(axis)})"
         raise AssertionError(buffer)
 
     def store(self, buffer: Buffer, name: str) -> str:
+        if buffer.space is Space.TOTAL:
+            return super().store(buffer, name)
         base, row = self._base(buffer)
         token = "token" if _has_values(buffer.tile) else "(partial + token)"
         match buffer.tile.axes:
@@ -311,6 +333,8 @@ def _base(buffer: Buffer, head: str) -> tuple[str, str]:
     if buffer.space is Space.CHUNK:
         own, size = offset(buffer.tile, buffer.parts), extent(*buffer.parts)
         return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * {size}{own}", ""
+    if buffer.space is Space.TOTAL:
+        return f"{buffer.name}_ptr + (i_n * HV + i_h) * {extent(buffer.tile)}", ""
     if buffer.space is Space.SEQUENCE:
         return f"{buffer.name}_ptr + own{offset(buffer.tile, buffer.parts)}", ""
     if buffer.space is Space.WAITING:

@@ -7,7 +7,7 @@ from functools import singledispatchmethod
 
 from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
-from ttrc.backends.triton import search
+from ttrc.backends.triton import masks, search
 from ttrc.backends.triton.dialect import DIALECT
 from ttrc.backends.triton.memory import BLOCK, TOKENS, VALUES
 from ttrc.backends.triton.tables import table
@@ -21,14 +21,12 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Difference,
     Elementwise,
-    Hidden,
     Inverse,
     Largest,
     LinearScan,
     Mask,
     Reduce,
     Relabel,
-    Relation,
     Root,
     Statement,
     Tile,
@@ -237,7 +235,13 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
-        return f"tl.sum({self._float(op.arg)}{self._summed(op.arg, target)})"
+        gone = self._gone(op.arg, target)
+        if not target.axes:
+            return f"tl.sum({self._float(op.arg)})"
+        text = self._float(op.arg)
+        for axis in reversed(gone):
+            text = f"tl.sum({text}, {axis})"
+        return text
 
     @text.register
     def _(self, op: Largest, target: Tile) -> str:
@@ -246,7 +250,8 @@ class TritonPrinter:
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
         fill = "0.0" if op.fill == 0 else f'float("{op.fill}")'
-        return f"tl.where({self._kept(op.relation, target)}, {self._along(op.arg, target)}, {fill})"
+        kept = masks.kept(op.relation, self._axes(target), self.columns, self.end, self.begins)
+        return f"tl.where({kept}, {self._along(op.arg, target)}, {fill})"
 
     @text.register
     def _(self, op: CumulativeSum, target: Tile) -> str:
@@ -257,39 +262,14 @@ class TritonPrinter:
     @text.register
     def _(self, op: LinearScan, target: Tile) -> str:
         tiles = [None if x is None else self._float(x) for x in (op.decay, op.write, op.start)]
-        return f"linear_scan({', '.join(map(str, tiles))}, {op.reverse})"
+        text = f"{', '.join(map(str, tiles))}, {op.reverse}"
+        if len(target.axes) > 2:
+            return f"scan_entries({text}, {', '.join(BLOCK[a] for a in target.axes)})"
+        return f"linear_scan({text})"
 
     @text.register
     def _(self, op: Inverse, target: Tile) -> str:
         return f"unit_lower_inverse({self.name(op.matrix)}, BT, PRECISION)"
-
-    def _kept(self, relation: Relation | Hidden, target: Tile) -> str:
-        """Where a mask keeps what it is given."""
-        match relation:
-            case Relation.CAUSAL:
-                return f"t[:, None] >= {self.columns}[None, :]"
-            case Relation.STRICT:
-                return f"t[:, None] > {self.columns}[None, :]"
-            case Relation.VALID:
-                axes = self._axes(target)
-                tokens = "s" if "s" in axes else "t"
-                where = ", ".join(":" if a == tokens else "None" for a in axes)
-                return f"({tokens} < {self.end})[{where}]" if len(axes) > 1 else f"{tokens} < {self.end}"
-            case Relation.FIRST | Relation.LAST:
-                at = "t == 0" if relation is Relation.FIRST else "t == BT - 1"
-                return f"({at})[:, None]" if len(target.axes) > 1 else at
-            case Relation.KEYS:
-                return f"{self._across(target, 'k')} < K"
-            case Relation.VALUES:
-                return f"{self._across(target, 'v')} < V"
-            case Hidden(axis):
-                return f"{self._across(target, axis)} < HIDDEN"
-
-    def _across(self, target: Tile, axis: str) -> str:
-        """The number of each channel along one of a tile's axes within its block."""
-        text, axes = f"tl.arange(0, {BLOCK[axis]})", self._axes(target)
-        text = text if axes == (axis,) else f"{text}[{', '.join(':' if a == axis else 'None' for a in axes)}]"
-        return f"{self.begins[axis]} + {text}" if axis in self.begins else text
 
     def _product(self, op: Contract, target: Tile, flipped: bool) -> Product:
         """The operands of a `tl.dot`, as the variables that hold them stand."""
@@ -343,5 +323,9 @@ class TritonPrinter:
 
     def _summed(self, arg: Tile, target: Tile) -> str:
         """The axis that the target lacks, as a last argument; nothing where it lacks all."""
-        gone = [i for i, a in enumerate(self._axes(arg)) if a not in target.axes]
+        gone = self._gone(arg, target)
         return f", {gone[0]}" if len(gone) < len(arg.axes) else ""
+
+    def _gone(self, arg: Tile, target: Tile) -> list[int]:
+        """The axes of a variable that the target lacks."""
+        return [i for i, a in enumerate(self._axes(arg)) if a not in target.axes]

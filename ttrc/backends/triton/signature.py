@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.pointers import asks_begins, has_hidden, pointers
-from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, row_block, value_block
+from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, row_block, step_tokens, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
 
@@ -53,10 +53,14 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types |= {"waiting_ptr": "*fp32"} if kernel.room else {}
             constants |= {"step_starts": None} if kernel.numbered else {}
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
-            step = min(chunk, plan.step)
+            step = step_tokens(kernel.name, config, chunk, plan.step, d_k, d_v)
             constants |= {"BT": step, "EVERY": chunk // step, "SPARSE": False, **precision}
             constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True}
             types |= {"tokens": "i32"} if kernel.partial else {}
+        case Skeleton.STEPS_REVERSE:
+            types |= {name: "*fp32" for name in ("trail_ptr", "enter_ptr", "leave_ptr")} | {"tokens": "i32"}
+            step = step_tokens(kernel.name, config, chunk, plan.step, d_k, d_v)
+            constants |= {"BT": step, "EVERY": chunk // step, "ENTER": True, "LEAVE": True}
         case Skeleton.TOKENS:
             types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             constants |= {"ENTER": True, "LEAVE": True, "SAVE": True}

@@ -57,15 +57,28 @@ class Writer:
             self.printer.columns, self.printer.tokens = "s", self.memory.tokens
         square = [b for b in kernel.loads if b.space is Space.CHUNK and b.tile.axes == ("k", "j")]
         self.printer.states = {b.tile: self.memory.begin(b) for b in square}
+        self.trail = "EVERY" if kernel.skeleton is Skeleton.STEPS_REVERSE else "BT"
         self.on_request = _on_request(kernel)
         self.origin = None
 
     def states(self, reverse: bool) -> dict:
-        return carried_states(self.kernel, reverse, self.memory.begins, self.printer.name)
+        return carried_states(self.kernel, reverse, self.memory.begins, self.printer.name, self.trail)
+
+    def checkpoints(self) -> dict[str, str]:
+        """How the states are loaded that a chunk starts with, by name."""
+        return {b.tile.name: self.memory.load(b) for b in self.kernel.loads if b.space is Space.CHUNK}
+
+    def totals(self) -> list[str]:
+        """What is written once all chunks are done: sums that were carried along."""
+        held = {c.next: c.state for c in self.kernel.carries}
+        own = [b for b in self.kernel.stores if b.space is Space.TOTAL]
+        return [self.memory.store(b, self.printer.name(held[b.tile])) for b in own]
 
     def straight(self, segment: Segment) -> str:
         needed, also = self._apart(segment)
         loads = [b for b in segment.loads if b not in self.again and not _only_in_blocks(segment, b.tile)]
+        if self.kernel.skeleton is Skeleton.STEPS_REVERSE:  # those of the template, at the start of each chunk
+            loads = [b for b in loads if b.space is not Space.CHUNK]
         lines = self._loads(b for b in loads if b.tile in needed)
         lines += _guarded("READ", self._loads(b for b in loads if b.tile not in needed))
         made = {s.target for s in segment.statements}
@@ -215,7 +228,7 @@ class Writer:
 
     def _stores(self, buffers) -> list[str]:
         lines = []
-        for buffer in buffers:
+        for buffer in (b for b in buffers if b.space is not Space.TOTAL):
             store = [self.memory.store(buffer, self.printer.upright(buffer.tile))]
             if buffer in self.on_request:
                 store = _guarded("SAVE" if self._is_state(buffer) else "SAVE and not SPARSE", store)

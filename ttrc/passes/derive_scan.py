@@ -1,15 +1,17 @@
-"""Recurrence of a vector memory -> tile program of one chunk: scans along the tokens, each channel by itself.
+"""Recurrence whose state moves entry by entry -> tile program of one chunk: scans along the tokens.
 
-A token whose error is free of p or affine in it takes the state s to a s + b, entry by entry; those of a chunk one
-after the other are a scan of such maps, which compose. So decays need no logarithm, may be 0, and differ by channel.
-Where gradients are frozen at a segment's start, which then is a chunk, b is known of any error. What is known without
-the running state may go through a momentum first: a scan whose results the state's scan adds.
+A token whose error is free of p takes an entry s of the state to a s + b; so does one whose error is affine in it where
+each channel answers for itself, in a vector memory. The maps of a chunk's tokens one after the other are a scan, for
+they compose. So decays need no logarithm, may be 0, and differ by channel or entry. Where gradients of a vector memory
+are frozen at a segment's start, which then is a chunk, b is known of any error. What is known without the running state
+may go through a momentum first: a scan whose results the state's scan adds.
 """
 
 from __future__ import annotations
 
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
+from ttrc.language.spec import Parameter
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_error, derive_sum
@@ -18,21 +20,24 @@ from ttrc.passes.derive_link import derive_link, once
 from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.symbolic import ONE, ZERO, Expr
 
-ROWS = ("t", "v")
-
 
 class _Chunk:
-    """A program under way: what names stand for, and rows of all tokens."""
+    """A program under way: what names stand for, and what is made for all tokens."""
 
     def __init__(self, recurrence: Recurrence, inputs: tuple[Tile, ...]):
         self.build, self.tiles = Builder(inputs), {t.name: t for t in inputs}
+        self.axes = ("t", *recurrence.state)
+        # A parameter that comes with value channels is one tile for all tokens, whose gradient is a sum over these.
+        for gate in recurrence.gates:
+            if isinstance(gate, Parameter) and "v" in gate.per.axes:
+                self.tiles[gate.name] = once(self.build, self.tiles[gate.name], "parameter")
         self.tiles |= derive_features(self.build, self.tiles, recurrence.features)
         for reduction in recurrence.known_sums:
             self.tiles[reduction.symbol.name] = derive_sum(self.build, self.tiles, reduction)
 
-    def rows(self, name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
-        """expr over the inputs' names and the symbols of `more`, a row for each token."""
-        return self.build.elementwise(name, expr, self.tiles | {t.name: t for t in more}, origin, ROWS)
+    def entries(self, name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
+        """expr over the inputs' names and the symbols of `more`, a number for each token and entry of the state."""
+        return self.build.elementwise(name, expr, self.tiles | {t.name: t for t in more}, origin, self.axes)
 
     def until_the_end(self, tile: Tile, beyond: float) -> Tile:
         return self.build.mask(f"{tile.name}_valid", tile, Relation.VALID, beyond, "update")
@@ -41,7 +46,7 @@ class _Chunk:
         """What each token makes of x, factor * x + added, x at first `start`."""
         found = self.build.linear_scan(f"{name}_before", factor, added, start, "update")
         after = sym(factor) * sym(found) + sym(added)
-        return self.rows(f"{name}_after", after, factor, found, added, origin="update")
+        return self.entries(f"{name}_after", after, factor, found, added, origin="update")
 
     def carried(self, state: Tile, after: Tile) -> Carry:
         """A state that goes on to the next chunk as the last token has left it."""
@@ -50,10 +55,10 @@ class _Chunk:
         return Carry(state.name, state, following, reverse=False)
 
 
-def vector_chunk(recurrence: Recurrence) -> Program:
+def scan_chunk(recurrence: Recurrence) -> Program:
     inputs = chunk_inputs(recurrence)
     chunk = _Chunk(recurrence, inputs)
-    build, tiles, rows = chunk.build, chunk.tiles, chunk.rows
+    build, tiles, entries = chunk.build, chunk.tiles, chunk.entries
     state, q, scale = build.tile("S", recurrence.state), tiles["q"], tiles[SCALE]
     seen = state
     if recurrence.link is not None:
@@ -67,7 +72,7 @@ def vector_chunk(recurrence: Recurrence) -> Program:
         key, writing = derive_keys(build, tiles, association)
         writes, origin = recurrence.write * sym(writing), association.origin
         if recurrence.in_turn and of:
-            of = rows("so_far", transition, *of, origin=origin), rows("added_so_far", added, *of, origin=origin)
+            of = entries("so_far", transition, *of, origin=origin), entries("added_so_far", added, *of, origin=origin)
             transition, added = map(sym, of)
             seen_slope, seen_offset = transition, added
         of = (*of, key, writing)
@@ -75,23 +80,23 @@ def vector_chunk(recurrence: Recurrence) -> Program:
             case Hebbian(offset):
                 added -= writes * offset
             case error if recurrence.segment is not None:
-                prediction = rows("prediction", sym(key) * sym(seen), key, seen, origin="prediction")
+                prediction = entries("prediction", sym(key) * sym(seen), key, seen, origin="prediction")
                 if isinstance(error, Affine):
-                    written = rows("error", error.slope * sym(prediction) + error.offset, prediction, origin=origin)
+                    written = entries("error", error.slope * sym(prediction) + error.offset, prediction, origin=origin)
                 else:
                     written = derive_error(build, tiles, error, prediction, origin)
                 added, of = added - writes * sym(written), (*of, written)
             case Affine(slope, offset):
                 transition -= writes * slope * sym(key) * seen_slope
                 added -= writes * (slope * sym(key) * seen_offset + offset)
-    added = rows("added", added, *of, origin=recurrence.main.origin)
+    added = entries("added", added, *of, origin=recurrence.main.origin)
     # A token past the end of a sequence leaves the state as it is; it adds nothing, for its keys are 0.
-    transition = chunk.until_the_end(rows("transition", transition, *of, origin="update"), 1.0)
+    transition = chunk.until_the_end(entries("transition", transition, *of, origin="update"), 1.0)
 
     carries = []
     if recurrence.momentum is not None:
         last = build.tile("M", recurrence.state)
-        kept = chunk.until_the_end(rows("momentum", recurrence.momentum, origin="update"), 1.0)
+        kept = chunk.until_the_end(entries("momentum", recurrence.momentum, origin="update"), 1.0)
         steps = chunk.scanned("M", kept, added, last)
         carries.append(chunk.carried(last, steps))
         added = chunk.until_the_end(steps, 0.0)
@@ -99,7 +104,11 @@ def vector_chunk(recurrence: Recurrence) -> Program:
     carries.insert(0, chunk.carried(state, after))
     if recurrence.link is not None:
         after = chunk.scanned("W", transition, added, seen)
-    name = answer_name(recurrence.readout)
-    answer = rows(name, sym(scale) * sym(q) * sym(after), scale, q, after, origin="read-out")
+    name, read = answer_name(recurrence.readout), sym(q) * sym(after)
+    if recurrence.state == recurrence.keys:
+        answer = entries(name, sym(scale) * read, scale, q, after, origin="read-out")
+    else:
+        found = build.reduce("total", entries("read", read, q, after, origin="read-out"), ("t", "v"), "read-out")
+        answer = build.elementwise(name, sym(scale) * sym(found), {t.name: t for t in (scale, found)}, "read-out")
     o = derive_readout(build, tiles, recurrence.readout, answer)
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)
