@@ -720,3 +720,39 @@ def test_shares_of_a_gates_gradient_that_are_lost(build, file, old, new):
     case = Case(B=1, T=19, H=1, HV=1, d_k=40)
     op = build("frozen_vector", **{file: [(old, new)]})
     assert {"d_g", "d_m"} <= named(failures(op, "chunk kernels", case))
+
+
+ENTRIES = Case(B=2, T=35, H=1, HV=2, d_k=5, d_v=36, chunk_size=16)  # three chunks of several steps, two programs a head
+MADE_AGAIN = {"d_dt", "d_q", "d_A"}
+
+
+@pytest.mark.parametrize("file, old, new, missed", [
+    ("kernels", "x = decays[i] * x", "x = x", {"o", "d_A", "final_state"}),
+    ("kernels", "x = decays[ROWS - 1 - i] * x", "x = x", {"d_A", "d_k", "d_initial_state"}),
+    ("kernels", "found = (x,) + found", "found = found + (x,)", {"d_A", "d_k"}),
+    ("kernels", "(here - 1) * BK", "0 * BK", MADE_AGAIN),
+    ("kernels", "tl.range(0, here - 1,", "tl.range(0, here - 2,", MADE_AGAIN),
+    ("kernels", "i_c * EVERY + i", "i_c * EVERY", MADE_AGAIN),
+    ("kernels", "d_A_total = d_A_behind + ", "d_A_total = ", {"d_A"}),
+    ("kernels", "d_skip_ptr + (i_n * HV + i_h)", "d_skip_ptr + i_h", {"d_skip"}),
+    ("kernels", " + partial * ", " + 0 * ", {"d_q", "d_k"}),
+    ("op", "per_key_head(d_q.sum(0), q)", "per_key_head(d_q[0], q)", {"d_q"}),
+    ("op", "d_A.sum(0)", "d_A[0]", {"d_A"}),
+], ids=["forwards", "backwards", "order", "last of a trail", "a step short", "where a step is", "a chunk's share alone",
+        "one sequence's place", "shares", "shares that are not added", "one sequence's share"])  # fmt: skip
+def test_broken_scans_of_entries(build, file, old, new, missed):
+    op = build("mamba", **{file: [(old, new)]})
+    assert missed <= named(failures(op, "chunk kernels", ENTRIES))
+    assert not failures(op, "chunk") or file == "op"
+
+
+@pytest.mark.parametrize("change, missed", [
+    (lambda decay, write, start, reverse: (decay, write, start, False), {"d_k", "d_v", "d_A", "d_initial_state"}),
+    (lambda decay, write, start, reverse: (write, decay, start, reverse), {"o", "final_state", "d_A", "d_v"}),
+], ids=["forwards alone", "swapped"])  # fmt: skip
+def test_a_broken_scan_of_entries(build, monkeypatch, change, missed):
+    broken_scan(monkeypatch, change)
+    op = build("mamba", broken_passes=True)
+    for setting in ("chunk", "chunk kernels"):
+        assert missed <= named(failures(op, setting))
+    assert not failures(op, "recurrent")
