@@ -11,7 +11,7 @@ import torch
 from bench.sides import HERE, inputs
 from bench.traffic import LENGTH, README, WIDTH, in_chunks
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, block, default_config, key_block
+from ttrc.ir.config import CHUNK, block, default_config, key_block, step_tokens
 from ttrc.ir.plan import Skeleton, Space
 from ttrc.ir.tile import HIDDEN, Conjugate, CumulativeSum, Decayed, row_axes
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
@@ -53,15 +53,13 @@ def waiting(tokens, kernel, width, expansion=None):
 def once(launch, longest, length, width, chunk):
     """(read, written) bytes that come once a sequence and head, or a segment, which a budget per token leaves out."""
     kernel = launch.kernel
-    read = GATE * sum(b.space is Space.HEAD for b in kernel.loads)  # every program reads it, at the same address
+    read = numbers_of(kernel.loads, Space.HEAD, width)  # every program reads it, at the same address
     read += 2 * chunk * _rows_of_tables(kernel, chunk)
     if launch.segments:  # where they start and end, and their first chunks
         read += 4 * (SEGMENTS + 1) + 4 * SEGMENTS
-    if kernel.skeleton is Skeleton.TOKENS_REVERSE:
-        values = default_config(kernel.name, longest, width, width).value_block
-        kept = sum(not c.reverse for c in kernel.carries)
-        trail = STATE * min(length, chunk) * block(width) * values * -(-width // values) * kept
-        return read + trail, trail  # scratch of a program's own, small enough to stay in a cache
+    if kernel.skeleton in (Skeleton.TOKENS_REVERSE, Skeleton.STEPS_REVERSE):
+        trail = trail_of(kernel, longest, width, min(length, chunk))
+        return read + trail, trail + numbers_of(kernel.stores, Space.TOTAL, width)
     at_once = key_block(kernel.name, default_config(kernel.name, longest, width, width), width)
     own = waiting(min(chunk, CHUNK), kernel.of(width, at_once), block(width))
     if kernel.of(width, at_once).in_memory:
@@ -76,6 +74,19 @@ def once(launch, longest, length, width, chunk):
             return read + state, state
         case _:
             return read + state * (launch.enter in ("starts", "sparse")), own + state * (launch.leave == "sums")
+
+
+def numbers_of(buffers, space, width):
+    """Bytes of what has a number, or one a channel or entry, a head or sequence."""
+    return GATE * sum(width ** len(row_axes(b.tile)) for b in buffers if b.space is space)
+
+
+def trail_of(kernel, longest, width, chunk):
+    """Bytes of the states that a program works out again, in scratch of its own: small enough to stay in a cache."""
+    config = default_config(kernel.name, longest, width, width)
+    step = step_tokens(kernel.name, config, chunk, 1, width, width)
+    kept = sum(not c.reverse for c in kernel.carries)
+    return STATE * (chunk // step) * block(width) * config.value_block * -(-width // config.value_block) * kept
 
 
 def _rows_of_tables(kernel, chunk):
@@ -168,6 +179,12 @@ def written_by_scan(plan, width, chunk):
     return sum(2 * width * width / chunk if b.space is Space.CHUNK else 2 * width for b in scanned)
 
 
+def test_the_budget_of_scans_of_entries_is_exact():
+    """Two steps a chunk, whose states are made again; gradients of parameters are written once a sequence."""
+    compare("mamba", "chunk", length=64, width=16, chunk=16)
+    compare("mamba", "chunk", length=32, width=40, chunk=16)
+
+
 @pytest.mark.parametrize("name", ["linear_attention", "mamba2"])
 def test_the_budget_of_long_chunks_is_exact(name):
     """States every 128 tokens, scans in steps of 64."""
@@ -238,15 +255,17 @@ def handed_in(spec):
 
 
 def once_read(name, start):
-    """{pass: bytes a token} of what is read once: parameters, and tables, by each kernel that loads them; and what a
-    deep memory's scan reads and writes of its own, beside the states it is handed and those it leaves where asked to.
-    """
+    """{pass: bytes a token} of what is read once: parameters, and tables, by each kernel that loads them; of what is
+    written once, gradients of parameters; and what a kernel reads and writes of its own, beside the states that it is
+    handed and those it leaves where asked to."""
     plan = module(name).forms["chunk"].plan
     spent = dict.fromkeys(PASSES, 0.0)
     for which in PASSES:
-        parameters = [b for kernel in getattr(plan, which) for b in kernel.loads if b.space is Space.HEAD]
-        spent[which] += sum(GATE * WIDTH ** len(row_axes(b.tile)) for b in parameters) / LENGTH
         for kernel in getattr(plan, which):
+            apart = numbers_of(kernel.loads, Space.HEAD, WIDTH) + numbers_of(kernel.stores, Space.TOTAL, WIDTH)
+            if kernel.skeleton is Skeleton.STEPS_REVERSE:
+                apart += 2 * trail_of(kernel, plan.chunk, WIDTH, plan.tokens(WIDTH, WIDTH, 2))
+            spent[which] += apart / LENGTH
             # Nobody asks for the final state, but for its gradient.
             moved = (2 if which == "forward" else 1) * start if kernel.in_memory else 0
             spent[which] += 2 * plan.chunk * _rows_of_tables(kernel, plan.chunk) / LENGTH
