@@ -70,7 +70,7 @@ def then(a, x, a_before, x_before, b, y, b_before, y_before):
 
 @triton.jit
 def linear_scan(decay, write, start, REVERSE: tl.constexpr):
-    """x[t, ..] with x[t + 1] = decay[t] x[t] + write[t] from x = start (None: 0) at the first token, or backwards."""
+    """x[t, v] with x[t + 1] = decay[t] x[t] + write[t] from x = start (None: 0) at the first token, or backwards."""
     none, whole = tl.zeros_like(write), tl.zeros_like(write) + 1.0
     _, _, kept, x = tl.associative_scan((decay, write, whole, none), 0, then, reverse=REVERSE)
     if start is not None:

@@ -175,7 +175,7 @@ def vector_scan(
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         fade = load_gate(fade_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
         take = load_gate(take_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
-        lam = tl.broadcast_to(load_gate_row(lam_ptr + i_h * V, V, BV, i_v * BV, 1.0)[None, :], [BT, BV])
+        lam_once = load_gate_row(lam_ptr + i_h * V, V, BV, i_v * BV, 1.0)
         if READ:
             q = load_rows(q_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
         if SAVE:
@@ -183,10 +183,15 @@ def vector_scan(
                 states_ptr + (i_chunk * HV + i_h) * V, S, i_v * BV, tl.where(at_bound, V, 0) - i_v * BV, 1, BV
             )
         # update, line 31
-        transition = exp((-8.0) * fade * lam)
+        transition = exp((-8.0) * fade * lam_once[None, :])
         transition_valid = tl.where((t < left)[:, None], transition, float("1.0"))
         # loss, line 26: -dot(p, sqrt(1.000001 - exp(-16 * lam * fade)) * take * v)
-        added = k.to(tl.float32) * take * v.to(tl.float32) * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam))
+        added = (
+            k.to(tl.float32)
+            * take
+            * v.to(tl.float32)
+            * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam_once[None, :]))
+        )
         # update, line 31
         S_before = linear_scan(transition_valid, added, S, False)
         S_after = S_before * transition_valid + added
@@ -258,6 +263,7 @@ def vector_scan_reverse(
     partial = i_v.to(tl.int64) * tokens
     own = (i_n * HV + i_h) * V
     d_S_next = tl.zeros([BV], tl.float32)
+    d_lam_behind = tl.zeros([BV], tl.float32)
     if ENTER:
         d_S_next += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
@@ -267,22 +273,26 @@ def vector_scan_reverse(
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         q = load_rows(q_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
+        k = load_rows(k_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
+        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         fade = load_gate(fade_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
-        lam = tl.broadcast_to(load_gate_row(lam_ptr + i_h * V, V, BV, i_v * BV, 1.0)[None, :], [BT, BV])
+        take = load_gate(take_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
+        lam_once = load_gate_row(lam_ptr + i_h * V, V, BV, i_v * BV, 1.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        if READ:
-            k = load_rows(k_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            take = load_gate(take_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
-            S = load_vector(states_ptr + (i_chunk * HV + i_h) * V, i_v * BV, V - i_v * BV, 1, BV, 0.0)
+        S = load_vector(states_ptr + (i_chunk * HV + i_h) * V, i_v * BV, V - i_v * BV, 1, BV, 0.0)
         # update, line 31
-        transition = exp((-8.0) * fade * lam)
+        transition = exp((-8.0) * fade * lam_once[None, :])
         transition_valid = tl.where((t < left)[:, None], transition, float("1.0"))
+        # loss, line 26: -dot(p, sqrt(1.000001 - exp(-16 * lam * fade)) * take * v)
+        added = (
+            k.to(tl.float32)
+            * take
+            * v.to(tl.float32)
+            * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam_once[None, :]))
+        )
+        # update, line 31
+        S_before = linear_scan(transition_valid, added, S, False)
         if READ:
-            # loss, line 26: -dot(p, sqrt(1.000001 - exp(-16 * lam * fade)) * take * v)
-            added = k.to(tl.float32) * take * v.to(tl.float32) * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam))
-            # update, line 31
-            S_before = linear_scan(transition_valid, added, S, False)
             # adjoint of o
             d_q_via_o = (
                 S_before * d_o.to(tl.float32) * scale * transition_valid + added * d_o.to(tl.float32) * scale
@@ -299,63 +309,75 @@ def vector_scan_reverse(
         d_S_before_via_S_after = d_S_after * transition_valid
         # adjoint of S_before
         d_added_via_S_before = linear_scan(transition_valid, d_S_before_via_S_after, None, True)
+        # adjoint of added
+        d_added = d_S_after + d_added_via_S_before
         if READ:
-            # adjoint of added
-            d_added = d_S_after + d_added_via_S_before
-            d_k_via_added = d_added * take * v.to(tl.float32) * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam))
+            d_k_via_added = (
+                d_added * take * v.to(tl.float32) * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam_once[None, :]))
+            )
             store_rows(d_k_ptr + i_h * V, d_k_via_added, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_v_via_added = d_added * k.to(tl.float32) * take * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam))
+            d_v_via_added = (
+                d_added * k.to(tl.float32) * take * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam_once[None, :]))
+            )
             store_rows(d_v_ptr + i_h * V, d_v_via_added, token, left, HV * V, V, BT, BV, i_v * BV)
             d_fade_via_added = (
                 8.0
                 * d_added
                 * k.to(tl.float32)
-                * lam
+                * lam_once[None, :]
                 * take
                 * v.to(tl.float32)
-                * exp((-16.0) * fade * lam)
-                / tl.sqrt(1e-06 - expm1((-16.0) * fade * lam))
+                * exp((-16.0) * fade * lam_once[None, :])
+                / tl.sqrt(1e-06 - expm1((-16.0) * fade * lam_once[None, :]))
             )
-            # adjoint of S_after
-            d_transition_valid_via_S_after = S_before * d_S_after
-            # adjoint of S_before
-            d_transition_valid_via_S_before = S_before * d_added_via_S_before
-            # adjoint of transition_valid
-            d_transition_valid = d_transition_valid_via_S_after + d_transition_valid_via_S_before
-            d_transition_via_transition_valid = tl.where((t < left)[:, None], d_transition_valid, 0.0)
-            # adjoint of transition
-            d_fade_via_transition_shared = (-8.0) * d_transition_via_transition_valid * transition
-            d_fade_via_transition = d_fade_via_transition_shared * lam
+        # adjoint of S_after
+        d_transition_valid_via_S_after = S_before * d_S_after
+        # adjoint of S_before
+        d_transition_valid_via_S_before = S_before * d_added_via_S_before
+        # adjoint of transition_valid
+        d_transition_valid = d_transition_valid_via_S_after + d_transition_valid_via_S_before
+        d_transition_via_transition_valid = tl.where((t < left)[:, None], d_transition_valid, 0.0)
+        # adjoint of transition
+        d_fade_via_transition_shared = d_transition_via_transition_valid * transition
+        if READ:
+            d_fade_via_transition = (-8.0) * d_fade_via_transition_shared * lam_once[None, :]
             # gradient
             d_fade = d_fade_via_added + d_fade_via_transition
             store_rows(d_fade_ptr + i_h * V, d_fade, token, left, HV * V, V, BT, BV, i_v * BV)
             # adjoint of added
             d_take_via_added = (
-                d_added * k.to(tl.float32) * v.to(tl.float32) * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam))
+                d_added
+                * k.to(tl.float32)
+                * v.to(tl.float32)
+                * tl.sqrt(1e-06 - expm1((-16.0) * fade * lam_once[None, :]))
             )
             store_rows(d_take_ptr + i_h * V, d_take_via_added, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_lam_via_added = (
-                8.0
-                * d_added
-                * fade
-                * k.to(tl.float32)
-                * take
-                * v.to(tl.float32)
-                * exp((-16.0) * fade * lam)
-                / tl.sqrt(1e-06 - expm1((-16.0) * fade * lam))
-            )
-            # adjoint of transition
-            d_lam_via_transition = d_fade_via_transition_shared * fade
-            # gradient
-            d_lam = d_lam_via_added + d_lam_via_transition
-            store_rows(d_lam_ptr + i_h * V, d_lam, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_lam_once_via_added = (
+            8.0
+            * d_added
+            * fade
+            * k.to(tl.float32)
+            * take
+            * v.to(tl.float32)
+            * exp((-16.0) * fade * lam_once[None, :])
+            / tl.sqrt(1e-06 - expm1((-16.0) * fade * lam_once[None, :]))
+        )
+        d_lam_once_via_added_2 = tl.sum(d_lam_once_via_added, 0)
+        # adjoint of transition
+        d_lam_once_via_transition = (-8.0) * d_fade_via_transition_shared * fade
+        d_lam_once_via_transition_2 = tl.sum(d_lam_once_via_transition, 0)
+        # adjoint of lam_once
+        d_lam_once = d_lam_once_via_added_2 + d_lam_once_via_transition_2
+        # gradient
+        d_lam_total = d_lam_behind + d_lam_once
         # adjoint of S_before
         d_S_via_S_before = d_S_before_via_S_after + d_added_via_S_before * transition_valid
         d_S_via_S_before_2 = tl.where((t == 0)[:, None], d_S_via_S_before, 0.0)
         d_S_via_S_before_3 = tl.sum(d_S_via_S_before_2, 0)
-        d_S_next = d_S_via_S_before_3
+        d_S_next, d_lam_behind = d_S_via_S_before_3, d_lam_total
     if LEAVE:
         store_vector(leave_ptr + own, d_S_next, i_v * BV, V - i_v * BV, 1, BV)
+    store_vector(d_lam_ptr + (i_n * HV + i_h) * V, d_lam_behind, i_v * BV, V - i_v * BV, 1, BV)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -481,6 +503,7 @@ def vector_token_scan_reverse(
     trail = trail_ptr + program.to(tl.int64) * BT * BV
     partial = i_v.to(tl.int64) * tokens
     d_S_next = tl.zeros([BV], tl.float32)
+    d_lam_behind = tl.zeros([BV], tl.float32)
     if ENTER:
         d_S_next += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
@@ -572,10 +595,11 @@ def vector_token_scan_reverse(
             )
             # gradient
             d_lam = d_lam_via_decay + d_lam_via_u
-            store_row(d_lam_ptr + i_h * V + token * HV * V, d_lam, V, BV, i_v * BV)
+            d_lam_total = d_lam + d_lam_behind
             # adjoint of retained
             d_S_via_retained = d_S_next_2 * decay
-            d_S_next = d_S_via_retained
+            d_S_next, d_lam_behind = d_S_via_retained, d_lam_total
         tl.debug_barrier()
     if LEAVE:
         store_vector(leave_ptr + own, d_S_next, i_v * BV, V - i_v * BV, 1, BV)
+    store_vector(d_lam_ptr + (i_n * HV + i_h) * V, d_lam_behind, i_v * BV, V - i_v * BV, 1, BV)

@@ -249,7 +249,7 @@ def chunk_backward_triton(
     d_v = torch.empty_like(v)
     d_fade = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
     d_take = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
-    d_lam = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
+    d_lam = v.new_empty(layout.sequences, v.shape[2], v.shape[3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch(
         "vector_scan_reverse",
@@ -288,7 +288,7 @@ def chunk_backward_triton(
         d_v,
         d_fade.to(fade.dtype),
         d_take.to(take.dtype),
-        d_lam.sum((0, 1)).to(lam.dtype),
+        d_lam.sum(0).to(lam.dtype),
         d_initial,
     )
 
@@ -510,7 +510,7 @@ def recurrent_backward_triton(
     d_v = torch.empty_like(v)
     d_fade = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
     d_take = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
-    d_lam = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
+    d_lam = v.new_empty(layout.sequences, v.shape[2], v.shape[3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, block(v.shape[3]), dtype=torch.float32)
     launch(
@@ -549,7 +549,7 @@ def recurrent_backward_triton(
         d_v,
         d_fade.to(fade.dtype),
         d_take.to(take.dtype),
-        d_lam.sum((0, 1)).to(lam.dtype),
+        d_lam.sum(0).to(lam.dtype),
         d_initial,
     )
 

@@ -20,13 +20,14 @@ def keep_token(x, axis, at, fill):
 
 
 def linear_scan(decay, write, start, reverse):
-    """x[.., t, v] with x[t + 1] = decay[t] x[t] + write[t] from x = start at the first token, or backwards."""
-    x, order = torch.empty_like(write), range(write.shape[-2])
-    state = torch.zeros_like(write[..., 0, :]) if start is None else start
-    for t in reversed(order) if reverse else order:
-        x[..., t, :] = state
-        state = decay[..., t, :] * state + write[..., t, :]
-    return x
+    """x[.., t, ..] with x[t + 1] = decay[t] x[t] + write[t] from x = start at the first token, or backwards; tokens are
+    the third axis."""
+    state, found = torch.zeros_like(write[:, :, 0]) if start is None else start, []
+    steps = list(zip(decay.unbind(2), write.unbind(2)))
+    for a, b in reversed(steps) if reverse else steps:
+        found.append(state)
+        state = a * state + b
+    return torch.stack(found[::-1] if reverse else found, 2)
 
 
 # loss       -dot(p, sqrt(1.000001 - exp(-16 * lam * fade)) * take * v)
@@ -39,10 +40,13 @@ def linear_scan(decay, write, start, reverse):
 def chunk_step(q, k, v, fade, take, lam, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    # parameter
+    lam_first = keep_token(lam, -2, 0, 0.0)
+    lam_once = lam_first.sum(-2)
     # loss, line 26: -dot(p, sqrt(1.000001 - exp(-16 * lam * fade)) * take * v)
-    added = k * take * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam))
+    added = k * take * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam_once[..., None, :]))
     # update, line 31
-    transition = torch.exp((-8.0) * fade * lam)
+    transition = torch.exp((-8.0) * fade * lam_once[..., None, :])
     transition_valid = transition
     S_before = linear_scan(transition_valid, added, S, reverse=False)
     S_after = S_before * transition_valid + added
@@ -56,10 +60,13 @@ def chunk_step(q, k, v, fade, take, lam, scale, S):
 def chunk_step_backward(q, k, v, fade, take, lam, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    # parameter
+    lam_first = keep_token(lam, -2, 0, 0.0)
+    lam_once = lam_first.sum(-2)
     # loss, line 26: -dot(p, sqrt(1.000001 - exp(-16 * lam * fade)) * take * v)
-    added = k * take * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam))
+    added = k * take * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam_once[..., None, :]))
     # update, line 31
-    transition = torch.exp((-8.0) * fade * lam)
+    transition = torch.exp((-8.0) * fade * lam_once[..., None, :])
     transition_valid = transition
     S_before = linear_scan(transition_valid, added, S, reverse=False)
     S_after = S_before * transition_valid + added
@@ -84,37 +91,57 @@ def chunk_step_backward(q, k, v, fade, take, lam, scale, S, d_o, d_S_next):
     d_transition_valid = d_transition_valid_via_S_after + d_transition_valid_via_S_before
     d_transition_via_transition_valid = d_transition_valid
     # adjoint of transition
-    d_fade_via_transition = (-8.0) * d_transition_via_transition_valid * lam * transition
-    d_lam_via_transition = (-8.0) * d_transition_via_transition_valid * fade * transition
+    d_fade_via_transition = (-8.0) * d_transition_via_transition_valid * lam_once[..., None, :] * transition
+    d_lam_once_via_transition = (-8.0) * d_transition_via_transition_valid * fade * transition
+    d_lam_once_via_transition_2 = d_lam_once_via_transition.sum(-2)
     # adjoint of added
     d_added = d_S_after + d_added_via_S_before
     d_fade_via_added = (
         8.0
         * d_added
         * k
-        * lam
+        * lam_once[..., None, :]
         * take
         * v
-        * torch.exp((-16.0) * fade * lam)
-        / torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam))
+        * torch.exp((-16.0) * fade * lam_once[..., None, :])
+        / torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam_once[..., None, :]))
     )
-    d_k_via_added = d_added * take * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam))
-    d_lam_via_added = (
+    d_k_via_added = (
+        d_added * take * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam_once[..., None, :]))
+    )
+    d_lam_once_via_added = (
         8.0
         * d_added
         * fade
         * k
         * take
         * v
-        * torch.exp((-16.0) * fade * lam)
-        / torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam))
+        * torch.exp((-16.0) * fade * lam_once[..., None, :])
+        / torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam_once[..., None, :]))
     )
-    d_take_via_added = d_added * k * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam))
-    d_v_via_added = d_added * k * take * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam))
+    d_lam_once_via_added_2 = d_lam_once_via_added.sum(-2)
+    d_take_via_added = (
+        d_added * k * v * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam_once[..., None, :]))
+    )
+    d_v_via_added = (
+        d_added * k * take * torch.sqrt(1e-06 - torch.expm1((-16.0) * fade * lam_once[..., None, :]))
+    )
+    # adjoint of lam_once
+    d_lam_once = d_lam_once_via_added_2 + d_lam_once_via_transition_2
+    d_lam_first_via_lam_once = (d_lam_once[..., None, :]).expand(*v.shape[:2], tokens[-1], v.shape[-1])
+    # adjoint of lam_first
+    d_lam_via_lam_first = keep_token(d_lam_first_via_lam_once, -2, 0, 0.0)
     # gradient
     d_fade = d_fade_via_added + d_fade_via_transition
-    d_lam = d_lam_via_added + d_lam_via_transition
-    return d_q_via_o, d_k_via_added, d_v_via_added, d_fade, d_take_via_added, d_lam, d_S_via_S_before_3
+    return (
+        d_q_via_o,
+        d_k_via_added,
+        d_v_via_added,
+        d_fade,
+        d_take_via_added,
+        d_lam_via_lam_first,
+        d_S_via_S_before_3,
+    )
 
 
 def recurrent_step(q, k, v, fade, take, lam, scale, S):
