@@ -4,7 +4,7 @@ Spec --derive_recurrence--> Recurrence
      --derive_chunk, derive_token, derive_scan, derive_deep, derive_closed--> tile Programs
      (of a kernel memory: --derive_attention--> Attention --derive_pairs--> a tile Program)
      --differentiate_tile--> their adjoints
-     --lower_solve, schedule_*--> kernel Plans
+     --eliminate, lower_solve, schedule_*--> kernel Plans
      --emit--> __init__.py, op.py, kernels.py, reference.py
 """
 
@@ -23,6 +23,7 @@ from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.passes.derive_scan import scan_chunk
 from ttrc.passes.derive_token import derive_token
 from ttrc.passes.differentiate_tile import differentiate_tile
+from ttrc.passes.eliminate import eliminate
 from ttrc.passes.find_obstacle import find_obstacle, is_scan
 from ttrc.passes.lower_solve import lower_solve
 from ttrc.passes.schedule_closed import schedule_closed
@@ -61,7 +62,7 @@ def _chunk(recurrence: Recurrence) -> Form | None:
         backward = differentiate_tile(forward)
         return Form("chunk", forward, backward, schedule_closed(recurrence, forward, backward))
     forward = derive_chunk(recurrence)
-    backward = differentiate_tile(forward)
+    forward, backward = eliminate(forward), eliminate(differentiate_tile(forward))
     plan = schedule_chunk(recurrence, lower_solve(forward), lower_solve(backward))
     return Form("chunk", forward, backward, plan)
 

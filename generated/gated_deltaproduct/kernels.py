@@ -112,18 +112,6 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def in_base_2(x):
-    """exp(x) is 2 to this."""
-    return x * 1.4426950408889634
-
-
-@triton.jit
-def exp(x):
-    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
-    return tl.exp2(in_base_2(x))
-
-
-@triton.jit
 def load_gate(
     base, first, left, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, column, other
 ):
@@ -133,6 +121,24 @@ def load_gate(
     return tl.load(base + first * stride + r[:, None] * stride + c[None, :], mask=inside, other=other).to(
         tl.float32
     )
+
+
+@triton.jit
+def load_factor(
+    base,
+    first,
+    left,
+    stride,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    column,
+    dtype: tl.constexpr,
+):
+    """A gate that only products take, rounded; 0 past `left` rows and WIDTH. Turned over and back: the compiler would
+    hold the float32 numbers in registers as products want them, and round them each time."""
+    x = load_gate(base, first, left, stride, WIDTH, ROWS, COLS, column, 0.0)
+    return tl.trans(tl.trans(x).to(dtype))
 
 
 @triton.jit
@@ -155,6 +161,7 @@ def chunk_prepare_joint(
     passed_ptr,
     attention_ptr,
     attention_2_ptr,
+    k_2_rounded_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -197,9 +204,10 @@ def chunk_prepare_joint(
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
     beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
     beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
-    k_2 = load_gate(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
+    k_2 = load_factor(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, dtype)
+    store_rows(k_2_rounded_ptr + i_h * K, k_2, token, left, HV * K, K, BT, BK, 0)
     # prediction
-    overlap_3 = tl.dot(k_2.to(dtype), tl.trans(k), input_precision=PRECISION)
+    overlap_3 = tl.dot(k_2, tl.trans(k), input_precision=PRECISION)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -214,7 +222,7 @@ def chunk_prepare_joint(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-    since = exp(gap_masked)
+    since = tl.exp(gap_masked)
     system_3 = beta_2[:, None] * overlap_3 * since
     store_lower(system_3_ptr + i_h * BT, system_3, token, left, HV * BT, BT)
     # prediction
@@ -227,7 +235,7 @@ def chunk_prepare_joint(
     inverse = unit_lower_inverse(system, BT, PRECISION)
     store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
     # prediction
-    overlap_2 = tl.dot(k, tl.trans(k_2).to(dtype), input_precision=PRECISION)
+    overlap_2 = tl.dot(k, tl.trans(k_2), input_precision=PRECISION)
     # causality
     earlier_2 = tl.where(t[:, None] > t[None, :], overlap_2, 0.0)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
@@ -237,7 +245,7 @@ def chunk_prepare_joint(
     store_lower(passed_ptr + i_h * BT, passed, token, left, HV * BT, BT)
     by_way = tl.dot(system_3.to(dtype), passed.to(dtype), input_precision=PRECISION)
     # prediction
-    overlap_4 = tl.dot(k_2.to(dtype), tl.trans(k_2).to(dtype), input_precision=PRECISION)
+    overlap_4 = tl.dot(k_2, tl.trans(k_2), input_precision=PRECISION)
     # causality
     earlier_3 = tl.where(t[:, None] > t[None, :], overlap_4, 0.0)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
@@ -252,7 +260,7 @@ def chunk_prepare_joint(
     attention = overlap_q * scale * since
     store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
     # read-out
-    overlap_q_2 = tl.dot(q, tl.trans(k_2).to(dtype), input_precision=PRECISION)
+    overlap_q_2 = tl.dot(q, tl.trans(k_2), input_precision=PRECISION)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     attention_2 = overlap_q_2 * scale * since
     store_lower(attention_2_ptr + i_h * BT, attention_2, token, left, HV * BT, BT)
@@ -266,7 +274,6 @@ def chunk_scan_joint(
     g_ptr,
     beta_ptr,
     beta_2_ptr,
-    k_2_ptr,
     v_2_ptr,
     inverse_ptr,
     system_3_ptr,
@@ -274,8 +281,11 @@ def chunk_scan_joint(
     passed_ptr,
     attention_ptr,
     attention_2_ptr,
+    k_2_rounded_ptr,
     o_ptr,
     states_ptr,
+    u_ptr,
+    u_2_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -327,12 +337,12 @@ def chunk_scan_joint(
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
-        k_2 = load_gate(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
         v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
         system_3 = load_lower(system_3_ptr + i_h * BT, token, left, HV * BT, BT)
         inverse_2 = load_lower(inverse_2_ptr + i_h * BT, token, left, HV * BT, BT)
         passed = load_lower(passed_ptr + i_h * BT, token, left, HV * BT, BT)
+        k_2 = load_rows(k_2_rounded_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if READ:
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
@@ -350,7 +360,7 @@ def chunk_scan_joint(
                 i_v * BV,
             )
         # prediction
-        prediction_2 = tl.dot(k_2.to(dtype), S.to(dtype), input_precision=PRECISION)
+        prediction_2 = tl.dot(k_2, S.to(dtype), input_precision=PRECISION)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -359,41 +369,45 @@ def chunk_scan_joint(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
         rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * exp(coarse_sum + fine_sum)
+        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
         rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
         # update, line 33
         alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
         seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
         rhs_3 = rhs_2 - seen_above
-        u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-        seen_below = tl.dot(passed, u.to(dtype), input_precision=PRECISION)
-        u_2 = alone - seen_below
+        u_2 = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
+        if SAVE and not SPARSE:
+            store_rows(u_2_ptr + i_h * V, u_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        seen_below = tl.dot(passed, u_2.to(dtype), input_precision=PRECISION)
+        u = alone - seen_below
+        if SAVE and not SPARSE:
+            store_rows(u_ptr + i_h * V, u, token, left, HV * V, V, BT, BV, i_v * BV)
         if READ:
             # read-out
-            carried_out_factor = scale * exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
-            answered = tl.dot(attention, u_2.to(dtype), carried_out, input_precision=PRECISION)
-            o = tl.dot(attention_2, u.to(dtype), answered, input_precision=PRECISION)
+            answered = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
+            o = tl.dot(attention_2, u_2.to(dtype), answered, input_precision=PRECISION)
             store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = exp(coarse_after + fine_after)
-        written_2 = u * written_factor[:, None]
-        written = u_2 * written_factor[:, None]
-        kept_factor = exp(coarse_chunk + fine_chunk)
+        written_factor = tl.exp(coarse_after + fine_after)
+        written_2 = u_2 * written_factor[:, None]
+        written = u * written_factor[:, None]
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 33
         kept_2 = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
-        S_next = tl.dot(tl.trans(k_2).to(dtype), written_2.to(dtype), kept_2, input_precision=PRECISION)
+        S_next = tl.dot(tl.trans(k_2), written_2.to(dtype), kept_2, input_precision=PRECISION)
         S = S_next
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
@@ -406,7 +420,6 @@ def chunk_scan_reverse_joint(
     g_ptr,
     beta_ptr,
     beta_2_ptr,
-    k_2_ptr,
     d_o_ptr,
     inverse_ptr,
     system_3_ptr,
@@ -414,7 +427,10 @@ def chunk_scan_reverse_joint(
     passed_ptr,
     attention_ptr,
     attention_2_ptr,
+    k_2_rounded_ptr,
     d_states_ptr,
+    d_rhs_via_u_ptr,
+    d_rhs_2_via_u_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -466,7 +482,6 @@ def chunk_scan_reverse_joint(
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
-        k_2 = load_gate(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
         system_3 = load_lower(system_3_ptr + i_h * BT, token, left, HV * BT, BT)
@@ -474,6 +489,7 @@ def chunk_scan_reverse_joint(
         passed = load_lower(passed_ptr + i_h * BT, token, left, HV * BT, BT)
         attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
+        k_2 = load_rows(k_2_rounded_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
                 d_states_ptr + (i_chunk * HV + i_h) * K * V,
@@ -499,52 +515,51 @@ def chunk_scan_reverse_joint(
         fine_chunk = tl.sum(fine)
         fine_sum = tl.cumsum(fine, 0)
         fine_after = fine_chunk - fine_sum
-        written_factor = exp(coarse_after + fine_after)
+        written_factor = tl.exp(coarse_after + fine_after)
         # adjoint of written
-        d_u_2_via_written = d_written * written_factor[:, None]
-        # adjoint of u_2_s
-        d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-        # adjoint of u_2
-        d_seen_below_via_u_2 = -d_u_2_s
-        # adjoint of written_2
-        d_written_2 = tl.dot(k_2.to(dtype), d_S_next.to(dtype), input_precision=PRECISION)
-        d_u_via_written_2 = d_written_2 * written_factor[:, None]
+        d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
-        d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-        d_u_s_2 = tl.dot(tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION)
+        d_u_s = tl.dot(tl.trans(attention), d_o, d_u_via_written, input_precision=PRECISION)
         # adjoint of u
-        d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-        # adjoint of rhs_3
-        d_seen_above_via_rhs_3 = -d_rhs_3_via_u_s
-        # adjoint of alone_s
-        d_alone_s = tl.dot(
-            tl.trans(system_3), d_seen_above_via_rhs_3.to(dtype), d_u_2_s, input_precision=PRECISION
+        d_u_negative = -d_u_s
+        # adjoint of written_2
+        d_written_2 = tl.dot(k_2, d_S_next.to(dtype), input_precision=PRECISION)
+        d_u_2_via_written_2 = d_written_2 * written_factor[:, None]
+        # adjoint of u_2_s
+        d_u_2_s = tl.dot(tl.trans(attention_2), d_o, d_u_2_via_written_2, input_precision=PRECISION)
+        # adjoint of u
+        d_u_2_s_3 = tl.dot(tl.trans(passed), d_u_negative.to(dtype), d_u_2_s, input_precision=PRECISION)
+        d_rhs_2_via_u_s = tl.dot(tl.trans(inverse_2), d_u_2_s_3.to(dtype), input_precision=PRECISION)
+        if SAVE:
+            store_rows(d_rhs_2_via_u_ptr + i_h * V, d_rhs_2_via_u_s, token, left, HV * V, V, BT, BV, i_v * BV)
+        d_rhs_2_via_u_negative = -d_rhs_2_via_u_s
+        d_u_s_3 = tl.dot(
+            tl.trans(system_3), d_rhs_2_via_u_negative.to(dtype), d_u_s, input_precision=PRECISION
         )
-        # adjoint of rhs_s
-        d_rhs_s = tl.dot(tl.trans(inverse), d_alone_s.to(dtype), input_precision=PRECISION)
+        d_rhs_via_u_s = tl.dot(tl.trans(inverse), d_u_s_3.to(dtype), input_precision=PRECISION)
+        if SAVE:
+            store_rows(d_rhs_via_u_ptr + i_h * V, d_rhs_via_u_s, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * exp(coarse_sum + fine_sum)
+        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
         # adjoint of rhs
-        d_prediction_via_rhs = -d_rhs_s * rhs_factor[:, None]
+        d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
         # adjoint of rhs_2
-        d_prediction_2_via_rhs_2 = -d_rhs_3_via_u_s * rhs_factor_2[:, None]
+        d_prediction_2_via_rhs_2 = -d_rhs_2_via_u_s * rhs_factor_2[:, None]
         # read-out
-        carried_out_factor = scale * exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = exp(coarse_chunk + fine_chunk)
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # gradient
         d_S = tl.dot(
             tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_via_kept, input_precision=PRECISION
         )
-        d_S_2 = tl.dot(
-            tl.trans(k_2).to(dtype), d_prediction_2_via_rhs_2.to(dtype), d_S, input_precision=PRECISION
-        )
+        d_S_2 = tl.dot(tl.trans(k_2), d_prediction_2_via_rhs_2.to(dtype), d_S, input_precision=PRECISION)
         d_S_3 = tl.dot(tl.trans(k), d_prediction_via_rhs.to(dtype), d_S_2, input_precision=PRECISION)
         d_S_next = d_S_3
     if LEAVE:
@@ -554,30 +569,28 @@ def chunk_scan_reverse_joint(
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_joint(
     k_ptr,
-    v_ptr,
     q_ptr,
-    g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    k_2_ptr,
-    v_2_ptr,
+    v_ptr,
     d_o_ptr,
-    inverse_ptr,
-    system_3_ptr,
-    inverse_2_ptr,
-    passed_ptr,
-    attention_ptr,
-    attention_2_ptr,
+    u_ptr,
+    u_2_ptr,
+    g_ptr,
+    d_rhs_via_u_ptr,
+    beta_ptr,
+    k_2_rounded_ptr,
+    d_rhs_2_via_u_ptr,
+    beta_2_ptr,
     states_ptr,
     d_states_ptr,
+    v_2_ptr,
     d_q_ptr,
-    d_k_2_ptr,
-    d_v_2_ptr,
-    d_beta_2_ptr,
     d_k_ptr,
     d_v_ptr,
-    d_g_ptr,
     d_beta_ptr,
+    d_k_2_ptr,
+    d_v_2_ptr,
+    d_g_ptr,
+    d_beta_2_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -615,90 +628,30 @@ def chunk_gradients_joint(
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    if BK > 128:
+    if BK > 32:
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        k_2 = load_rows(k_2_rounded_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        k_2 = load_gate(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
-        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        system_3 = load_lower(system_3_ptr + i_h * BT, token, left, HV * BT, BT)
-        inverse_2 = load_lower(inverse_2_ptr + i_h * BT, token, left, HV * BT, BT)
-        passed = load_lower(passed_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
-        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u_2), d_attention_2, input_precision=PRECISION)
+            # adjoint of attention
+            d_attention = tl.dot(d_o, tl.trans(u), d_attention, input_precision=PRECISION)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine)
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * exp(coarse_sum + fine_sum)
-        # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
-        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        coarse_after = coarse_chunk - coarse_sum
-        fine_after = fine_chunk - fine_sum
-        written_factor = exp(coarse_after + fine_after)
-        d_system_5_via_u = tl.zeros([BT, BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
-        d_attention_2 = tl.zeros([BT, BT], tl.float32)
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            # adjoint of u
-            d_system_5_via_u = tl.dot(
-                d_rhs_3_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_5_via_u, input_precision=PRECISION
-            )
-            # update, line 33
-            seen_below = tl.dot(passed, u.to(dtype), input_precision=PRECISION)
-            u_2 = alone - seen_below
-            # adjoint of attention
-            d_attention = tl.dot(d_o, tl.trans(u_2).to(dtype), d_attention, input_precision=PRECISION)
-            # adjoint of attention_2
-            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
-        # adjoint of u
-        d_system_5_via_u_2 = -d_system_5_via_u
-        d_system_5_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_5_via_u_2, 0.0)
-        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap = fine_sum[:, None] - fine_sum[None, :]
         gap = coarse_gap + fine_gap
@@ -706,62 +659,159 @@ def chunk_gradients_joint(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        since = exp(gap_masked)
-        # adjoint of system_4
-        d_beta_2_via_system_4_shared = d_system_5_via_u_3 * since
-        # prediction
-        overlap_4 = tl.dot(k_2.to(dtype), tl.trans(k_2).to(dtype), input_precision=PRECISION)
-        # causality
-        earlier_3 = tl.where(t[:, None] > t[None, :], overlap_4, 0.0)
-        # adjoint of system_4
-        d_beta_2_via_system_4 = d_beta_2_via_system_4_shared * earlier_3
-        d_beta_2_via_system_4_2 = tl.sum(d_beta_2_via_system_4, 1)
+        since = tl.exp(gap_masked)
         # adjoint of attention_2
         d_overlap_q_2_via_attention_2 = d_attention_2 * scale * since
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * scale * since
         # read-out
         overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        overlap_q_2 = tl.dot(q, tl.trans(k_2).to(dtype), input_precision=PRECISION)
+        overlap_q_2 = tl.dot(q, tl.trans(k_2), input_precision=PRECISION)
         # adjoint of since
         d_gap_masked_via_since_early_2 = (
-            beta_2[:, None] * d_beta_2_via_system_4
-            + d_overlap_q_2_via_attention_2 * overlap_q_2
-            + d_overlap_q_via_attention * overlap_q
+            d_overlap_q_2_via_attention_2 * overlap_q_2 + d_overlap_q_via_attention * overlap_q
         )
-        # adjoint of system_4
-        d_earlier_3_via_system_4 = beta_2[:, None] * d_beta_2_via_system_4_shared
-        # adjoint of system_5
-        d_by_way_via_system_5 = -d_system_5_via_u_3
-        # adjoint of by_way
-        d_system_3_via_by_way = tl.dot(
-            d_by_way_via_system_5.to(dtype), tl.trans(passed), input_precision=PRECISION
-        )
-        d_passed_via_by_way = tl.dot(
-            tl.trans(system_3), d_by_way_via_system_5.to(dtype), input_precision=PRECISION
-        )
+        _d_overlap_q_2_via_attention_2 = d_overlap_q_2_via_attention_2.to(dtype)
+        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        _d_overlap_q_2_via_attention_2_turned = tl.trans(d_overlap_q_2_via_attention_2).to(dtype)
+        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_system_2_via_u = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_rhs_via_u = load_rows(d_rhs_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of u
+            d_system_via_u = tl.dot(d_rhs_via_u, tl.trans(u), d_system_via_u, input_precision=PRECISION)
+            d_system_2_via_u = tl.dot(d_rhs_via_u, tl.trans(u_2), d_system_2_via_u, input_precision=PRECISION)
+        # adjoint of u
+        d_system_2_via_u_2 = -d_system_2_via_u
+        d_system_2_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_2_via_u_2, 0.0)
+        # adjoint of system_2
+        d_beta_via_system_2_shared = d_system_2_via_u_3 * since
+        # prediction
+        overlap_2 = tl.dot(k, tl.trans(k_2), input_precision=PRECISION)
+        # causality
+        earlier_2 = tl.where(t[:, None] > t[None, :], overlap_2, 0.0)
+        # adjoint of system_2
+        d_beta_via_system_2 = d_beta_via_system_2_shared * earlier_2
+        d_beta_via_system_2_2 = tl.sum(d_beta_via_system_2, 1)
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
+        # adjoint of system
+        d_beta_via_system_shared = d_system_via_u_3 * since
         # prediction
         overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
         # causality
         earlier = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+        # adjoint of system
+        d_beta_via_system = d_beta_via_system_shared * earlier
+        d_beta_via_system_3 = tl.sum(d_beta_via_system, 1)
+        # gradient
+        d_beta_early = d_beta_via_system_2_2 + d_beta_via_system_3
+        # adjoint of since
+        d_gap_masked_via_since_early = beta[:, None] * d_beta_via_system + beta[:, None] * d_beta_via_system_2
+        # adjoint of system_2
+        d_earlier_2_via_system_2 = beta[:, None] * d_beta_via_system_2_shared
+        # adjoint of system
+        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
+        _d_earlier_2_via_system_2 = d_earlier_2_via_system_2.to(dtype)
+        _d_earlier_via_system = d_earlier_via_system.to(dtype)
+        _d_earlier_2_via_system_2_turned = tl.trans(d_earlier_2_via_system_2).to(dtype)
+        _d_earlier_via_system_turned = tl.trans(d_earlier_via_system).to(dtype)
+        d_system_3_via_u = tl.zeros([BT, BT], tl.float32)
+        d_system_4_via_u = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_rhs_2_via_u = load_rows(d_rhs_2_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of u
+            d_system_3_via_u = tl.dot(d_rhs_2_via_u, tl.trans(u), d_system_3_via_u, input_precision=PRECISION)
+            d_system_4_via_u = tl.dot(
+                d_rhs_2_via_u, tl.trans(u_2), d_system_4_via_u, input_precision=PRECISION
+            )
+        # adjoint of u
+        d_system_3_via_u_2 = -d_system_3_via_u
+        d_system_3_via_u_3 = tl.where(t[:, None] >= t[None, :], d_system_3_via_u_2, 0.0)
+        # adjoint of system_3
+        d_beta_2_via_system_3_shared = d_system_3_via_u_3 * since
         # prediction
-        overlap_2 = tl.dot(k, tl.trans(k_2).to(dtype), input_precision=PRECISION)
+        overlap_3 = tl.dot(k_2, tl.trans(k), input_precision=PRECISION)
+        # adjoint of system_3
+        d_beta_2_via_system_3 = d_beta_2_via_system_3_shared * overlap_3
+        # adjoint of u
+        d_system_4_via_u_2 = -d_system_4_via_u
+        d_system_4_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_4_via_u_2, 0.0)
+        # adjoint of system_4
+        d_beta_2_via_system_4_shared = d_system_4_via_u_3 * since
+        # prediction
+        overlap_4 = tl.dot(k_2, tl.trans(k_2), input_precision=PRECISION)
         # causality
-        earlier_2 = tl.where(t[:, None] > t[None, :], overlap_2, 0.0)
-        _d_overlap_q_2_via_attention_2_turned = tl.trans(d_overlap_q_2_via_attention_2).to(dtype)
-        _d_overlap_q_via_attention_turned = tl.trans(d_overlap_q_via_attention).to(dtype)
-        _d_overlap_q_2_via_attention_2 = d_overlap_q_2_via_attention_2.to(dtype)
-        _d_earlier_3_via_system_4 = d_earlier_3_via_system_4.to(dtype)
-        _d_earlier_3_via_system_4_turned = tl.trans(d_earlier_3_via_system_4).to(dtype)
-        _d_overlap_q_via_attention = d_overlap_q_via_attention.to(dtype)
+        earlier_3 = tl.where(t[:, None] > t[None, :], overlap_4, 0.0)
+        # adjoint of system_4
+        d_beta_2_via_system_4 = d_beta_2_via_system_4_shared * earlier_3
+        # adjoint of since
+        d_gap_masked_via_since = (
+            beta_2[:, None] * d_beta_2_via_system_3
+            + beta_2[:, None] * d_beta_2_via_system_4
+            + d_gap_masked_via_since_early
+            + d_gap_masked_via_since_early_2
+        )
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
+        # adjoint of fine_gap
+        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
+        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
+        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
+        # adjoint of fine_sum
+        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
+        # adjoint of system_3
+        d_beta_2_via_system_3_2 = tl.sum(d_beta_2_via_system_3, 1)
+        # adjoint of system_4
+        d_beta_2_via_system_4_2 = tl.sum(d_beta_2_via_system_4, 1)
+        # gradient
+        d_beta_2_early = d_beta_2_via_system_3_2 + d_beta_2_via_system_4_2
+        # adjoint of system_3
+        d_overlap_3_via_system_3 = beta_2[:, None] * d_beta_2_via_system_3_shared
+        # adjoint of system_4
+        d_earlier_3_via_system_4 = beta_2[:, None] * d_beta_2_via_system_4_shared
+        # adjoint of k_2_s
+        d_k_2_s = tl.dot(tl.trans(q), _d_overlap_q_2_via_attention_2, input_precision=PRECISION)
+        d_k_2_s_2 = tl.dot(
+            tl.trans(k_2), d_earlier_3_via_system_4.to(dtype), d_k_2_s, input_precision=PRECISION
+        )
+        d_k_2_s_3 = tl.dot(tl.trans(k), _d_earlier_2_via_system_2, d_k_2_s_2, input_precision=PRECISION)
+        # gradient
+        d_k_2_2 = tl.dot(
+            tl.trans(k_2), tl.trans(d_earlier_3_via_system_4).to(dtype), d_k_2_s_3, input_precision=PRECISION
+        )
+        d_k_2_3 = tl.dot(
+            tl.trans(k), tl.trans(d_overlap_3_via_system_3).to(dtype), d_k_2_2, input_precision=PRECISION
+        )
+        # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(k_2), d_overlap_3_via_system_3.to(dtype), d_k_s, input_precision=PRECISION)
+        d_k_s_3 = tl.dot(tl.trans(k), _d_earlier_via_system, d_k_s_2, input_precision=PRECISION)
+        # gradient
+        d_k = tl.dot(tl.trans(k_2), _d_earlier_2_via_system_2_turned, d_k_s_3, input_precision=PRECISION)
+        d_k_2 = tl.dot(tl.trans(k), _d_earlier_via_system_turned, d_k, input_precision=PRECISION)
         d_q_3_pulled = tl.zeros([BK, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # gradient
             d_q_3_pulled = tl.dot(S, tl.trans(d_o), d_q_3_pulled, input_precision=PRECISION)
+        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        # loss.first, line 23: norm2(p - v) / 2
+        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
         # read-out
-        carried_out_factor = scale * exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # gradient
         d_q_3_start = carried_out_factor[None, :] * d_q_3_pulled
         # adjoint of carried_out_factor
@@ -769,333 +819,92 @@ def chunk_gradients_joint(
         d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 0)
         # gradient
         d_q_4 = tl.dot(
-            tl.trans(k_2).to(dtype),
-            _d_overlap_q_2_via_attention_2_turned,
-            d_q_3_start,
-            input_precision=PRECISION,
+            tl.trans(k_2), _d_overlap_q_2_via_attention_2_turned, d_q_3_start, input_precision=PRECISION
         )
         d_q_3 = tl.dot(tl.trans(k), _d_overlap_q_via_attention_turned, d_q_4, input_precision=PRECISION)
         store_rows(d_q_ptr + i_h * K, tl.trans(d_q_3), token, left, HV * K, K, BT, BK, 0)
-        d_system_3 = d_system_3_via_by_way
-        d_passed = d_passed_via_by_way
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_3
-            d_seen_above_via_rhs_3 = -d_rhs_3_via_u_s
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            # adjoint of system_3
-            d_system_3 = tl.dot(
-                d_seen_above_via_rhs_3.to(dtype),
-                tl.trans(alone).to(dtype),
-                d_system_3,
-                input_precision=PRECISION,
-            )
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # update, line 33
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            # adjoint of passed
-            d_passed = tl.dot(
-                d_seen_below_via_u_2.to(dtype), tl.trans(u).to(dtype), d_passed, input_precision=PRECISION
-            )
-        # adjoint of system_3
-        d_beta_2_via_system_3_shared = d_system_3 * since
-        # prediction
-        overlap_3 = tl.dot(k_2.to(dtype), tl.trans(k), input_precision=PRECISION)
-        # adjoint of system_3
-        d_beta_2_via_system_3 = d_beta_2_via_system_3_shared * overlap_3
-        d_beta_2_via_system_3_2 = tl.sum(d_beta_2_via_system_3, 1)
-        # adjoint of passed
-        d_system_2_via_passed = tl.dot(tl.trans(inverse), d_passed.to(dtype), input_precision=PRECISION)
-        # adjoint of system_2
-        d_beta_via_system_2_shared = d_system_2_via_passed * since
-        d_beta_via_system_2 = d_beta_via_system_2_shared * earlier_2
-        d_beta_via_system_2_2 = tl.sum(d_beta_via_system_2, 1)
-        # adjoint of system_3
-        d_overlap_3_via_system_3 = beta_2[:, None] * d_beta_2_via_system_3_shared
-        # adjoint of system_2
-        d_earlier_2_via_system_2 = beta[:, None] * d_beta_via_system_2_shared
-        # adjoint of earlier_2
-        d_overlap_2_via_earlier_2 = tl.where(t[:, None] > t[None, :], d_earlier_2_via_system_2, 0.0)
-        # adjoint of k_2_s
-        d_k_2_s = tl.dot(tl.trans(q), _d_overlap_q_2_via_attention_2, input_precision=PRECISION)
-        d_k_2_s_2 = tl.dot(
-            tl.trans(k_2).to(dtype), _d_earlier_3_via_system_4, d_k_2_s, input_precision=PRECISION
-        )
-        d_k_2_s_3 = tl.dot(
-            tl.trans(k), d_overlap_2_via_earlier_2.to(dtype), d_k_2_s_2, input_precision=PRECISION
-        )
-        # gradient
-        d_k_2_2 = tl.dot(
-            tl.trans(k_2).to(dtype), _d_earlier_3_via_system_4_turned, d_k_2_s_3, input_precision=PRECISION
-        )
-        d_k_2_3 = tl.dot(
-            tl.trans(k), tl.trans(d_overlap_3_via_system_3).to(dtype), d_k_2_2, input_precision=PRECISION
-        )
-        # adjoint of since
-        d_gap_masked_via_since_early = (
-            beta[:, None] * d_beta_via_system_2 + beta_2[:, None] * d_beta_2_via_system_3
-        )
-        # adjoint of k_s
-        d_k_s = tl.dot(tl.trans(q), _d_overlap_q_via_attention, input_precision=PRECISION)
-        d_k_s_2 = tl.dot(
-            tl.trans(k_2).to(dtype), d_overlap_3_via_system_3.to(dtype), d_k_s, input_precision=PRECISION
-        )
-        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        system_2 = beta[:, None] * earlier_2 * since
-        # adjoint of passed
-        d_inverse_via_passed = tl.dot(
-            d_passed.to(dtype), tl.trans(system_2).to(dtype), input_precision=PRECISION
-        )
-        _d_overlap_2_via_earlier_2_turned = tl.trans(d_overlap_2_via_earlier_2).to(dtype)
         d_kept_factor_via_kept_2 = 0.0
-        d_inverse = d_inverse_via_passed
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of kept
-            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_3
-            d_seen_above_via_rhs_3 = -d_rhs_3_via_u_s
-            # adjoint of alone_s
-            d_alone_s = tl.dot(
-                tl.trans(system_3), d_seen_above_via_rhs_3.to(dtype), d_u_2_s, input_precision=PRECISION
-            )
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # adjoint of inverse
-            d_inverse = tl.dot(
-                d_alone_s.to(dtype), tl.trans(rhs).to(dtype), d_inverse, input_precision=PRECISION
-            )
-        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = exp(coarse_chunk + fine_chunk)
-        # adjoint of kept_factor
-        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # adjoint of inverse
-        d_system_via_inverse = tl.dot(tl.trans(inverse), d_inverse.to(dtype), input_precision=PRECISION)
-        d_system_via_inverse_2 = tl.dot(
-            d_system_via_inverse.to(dtype), tl.trans(inverse), input_precision=PRECISION
-        )
-        d_system_via_inverse_3 = -d_system_via_inverse_2
-        d_system_via_inverse_4 = tl.where(t[:, None] > t[None, :], d_system_via_inverse_3, 0.0)
-        # adjoint of system
-        d_beta_via_system_shared = d_system_via_inverse_4 * since
-        d_beta_via_system = d_beta_via_system_shared * earlier
-        d_beta_via_system_3 = tl.sum(d_beta_via_system, 1)
-        # adjoint of since
-        d_gap_masked_via_since = (
-            beta[:, None] * d_beta_via_system + d_gap_masked_via_since_early + d_gap_masked_via_since_early_2
-        )
-        # adjoint of gap_apart
-        d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
-        # adjoint of fine_gap
-        d_fine_sum_s_via_fine_gap = -d_gap_via_gap_apart
-        d_fine_sum_s_via_fine_gap_2 = tl.sum(d_fine_sum_s_via_fine_gap, 0)
-        d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
-        # adjoint of fine_sum
-        d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-        # adjoint of system
-        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
-        # adjoint of k_s
-        d_k_s_3 = tl.dot(tl.trans(k), d_earlier_via_system.to(dtype), d_k_s_2, input_precision=PRECISION)
-        # gradient
-        d_k = tl.dot(
-            tl.trans(k_2).to(dtype), _d_overlap_2_via_earlier_2_turned, d_k_s_3, input_precision=PRECISION
-        )
-        d_k_2 = tl.dot(tl.trans(k), tl.trans(d_earlier_via_system).to(dtype), d_k, input_precision=PRECISION)
-        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
-        d_beta_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
-        d_rhs_factor_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
-        d_k_2_4 = d_k_2_3
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            # adjoint of written_2
-            d_written_factor_via_written_2 = d_written_2 * u
-            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_2
-            d_beta_2_via_rhs_2 = d_rhs_3_via_u_s * v_2
-            d_beta_2_via_rhs_2_2 += tl.sum(d_beta_2_via_rhs_2, 1)
-            d_rhs_factor_2_via_rhs_2 = -d_rhs_3_via_u_s * prediction_2
-            d_rhs_factor_2_via_rhs_2_2 += tl.sum(d_rhs_factor_2_via_rhs_2, 1)
-            d_prediction_2_via_rhs_2 = -d_rhs_3_via_u_s * rhs_factor_2[:, None]
-            # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            written_2 = u * written_factor[:, None]
-            # gradient
-            d_k_2_4 = tl.dot(d_S_next, tl.trans(written_2).to(dtype), d_k_2_4, input_precision=PRECISION)
-            d_k_2_4 = tl.dot(
-                S, tl.trans(d_prediction_2_via_rhs_2).to(dtype), d_k_2_4, input_precision=PRECISION
-            )
-            # adjoint of rhs_2
-            d_v_2_via_rhs_2 = beta_2[:, None] * d_rhs_3_via_u_s
-            store_rows(d_v_2_ptr + i_h * V, d_v_2_via_rhs_2, token, left, HV * V, V, BT, BV, i_v * BV)
-        store_rows(d_k_2_ptr + i_h * K, tl.trans(d_k_2_4), token, left, HV * K, K, BT, BK, 0)
-        # adjoint of rhs_factor_2
-        d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
-        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * exp(coarse_sum + fine_sum)
-        # gradient
-        d_beta_2 = (
-            d_beta_2_via_rhs_2_2
-            + d_beta_2_via_rhs_factor_2
-            + d_beta_2_via_system_3_2
-            + d_beta_2_via_system_4_2
-        )
-        store_vector(d_beta_2_ptr + i_h, d_beta_2, token, left, HV, BT)
         d_written_factor_via_written_3 = tl.zeros([BT], tl.float32)
         d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
         d_rhs_factor_via_rhs_2 = tl.zeros([BT], tl.float32)
         d_k_3 = d_k_2
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_rhs_via_u = load_rows(d_rhs_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_factor_via_written = d_written * u.to(tl.float32)
+            d_written_factor_via_written_3 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u.to(tl.float32) * v.to(tl.float32)
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
             # prediction
             prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # update, line 33
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            seen_below = tl.dot(passed, u.to(dtype), input_precision=PRECISION)
-            u_2 = alone - seen_below
-            # adjoint of written
-            d_written_factor_via_written = d_written * u_2
-            d_written_factor_via_written_3 += tl.sum(d_written_factor_via_written, 1)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_3
-            d_seen_above_via_rhs_3 = -d_rhs_3_via_u_s
-            # adjoint of alone_s
-            d_alone_s = tl.dot(
-                tl.trans(system_3), d_seen_above_via_rhs_3.to(dtype), d_u_2_s, input_precision=PRECISION
-            )
-            # adjoint of rhs_s
-            d_rhs_s = tl.dot(tl.trans(inverse), d_alone_s.to(dtype), input_precision=PRECISION)
             # adjoint of rhs
-            d_beta_via_rhs = d_rhs_s * v.to(tl.float32)
-            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
-            d_rhs_factor_via_rhs = -d_rhs_s * prediction
+            d_rhs_factor_via_rhs = -d_rhs_via_u.to(tl.float32) * prediction
             d_rhs_factor_via_rhs_2 += tl.sum(d_rhs_factor_via_rhs, 1)
-            d_prediction_via_rhs = -d_rhs_s * rhs_factor[:, None]
+            d_prediction_via_rhs = -d_rhs_via_u.to(tl.float32) * rhs_factor[:, None]
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            written = u_2 * written_factor[:, None]
+            written = u.to(tl.float32) * written_factor[:, None]
             # gradient
             d_k_3 = tl.dot(d_S_next, tl.trans(written).to(dtype), d_k_3, input_precision=PRECISION)
             d_k_3 = tl.dot(S, tl.trans(d_prediction_via_rhs).to(dtype), d_k_3, input_precision=PRECISION)
             # adjoint of rhs
-            d_v_via_rhs = beta[:, None] * d_rhs_s
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u.to(tl.float32)
             store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k_3), token, left, HV * K, K, BT, BK, 0)
+        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # loss.second, line 28: norm2(p - v_2) / 2
+        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        # adjoint of rhs_factor
+        d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_beta = d_beta_early + d_beta_via_rhs_2 + d_beta_via_rhs_factor
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
+        d_beta_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
+        d_rhs_factor_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
+        d_k_2_4 = d_k_2_3
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_rhs_2_via_u = load_rows(d_rhs_2_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of written_2
+            d_written_2 = tl.dot(k_2, d_S_next, input_precision=PRECISION)
+            d_written_factor_via_written_2 = d_written_2 * u_2.to(tl.float32)
+            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
+            # adjoint of rhs_2
+            d_beta_2_via_rhs_2 = d_rhs_2_via_u.to(tl.float32) * v_2
+            d_beta_2_via_rhs_2_2 += tl.sum(d_beta_2_via_rhs_2, 1)
+            # prediction
+            prediction_2 = tl.dot(k_2, S, input_precision=PRECISION)
+            # adjoint of rhs_2
+            d_rhs_factor_2_via_rhs_2 = -d_rhs_2_via_u.to(tl.float32) * prediction_2
+            d_rhs_factor_2_via_rhs_2_2 += tl.sum(d_rhs_factor_2_via_rhs_2, 1)
+            d_prediction_2_via_rhs_2 = -d_rhs_2_via_u.to(tl.float32) * rhs_factor_2[:, None]
+            # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+            written_2 = u_2.to(tl.float32) * written_factor[:, None]
+            # gradient
+            d_k_2_4 = tl.dot(d_S_next, tl.trans(written_2).to(dtype), d_k_2_4, input_precision=PRECISION)
+            d_k_2_4 = tl.dot(
+                S, tl.trans(d_prediction_2_via_rhs_2).to(dtype), d_k_2_4, input_precision=PRECISION
+            )
+            # adjoint of rhs_2
+            d_v_2_via_rhs_2 = beta_2[:, None] * d_rhs_2_via_u.to(tl.float32)
+            store_rows(d_v_2_ptr + i_h * V, d_v_2_via_rhs_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_2_ptr + i_h * K, tl.trans(d_k_2_4), token, left, HV * K, K, BT, BK, 0)
         # adjoint of written_factor
         d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_3
         d_coarse_after_via_written_factor = d_written_factor * written_factor
@@ -1104,8 +913,8 @@ def chunk_gradients_joint(
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
         d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-        # adjoint of rhs_factor
-        d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
+        # adjoint of rhs_factor_2
+        d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
@@ -1124,94 +933,47 @@ def chunk_gradients_joint(
         # adjoint of log_decay_bounded
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
-        # adjoint of rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
+        # adjoint of rhs_factor_2
+        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * tl.exp(coarse_sum + fine_sum)
         # gradient
-        d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2_2 + d_beta_via_system_3
-        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        d_beta_2 = d_beta_2_early + d_beta_2_via_rhs_2_2 + d_beta_2_via_rhs_factor_2
+        store_vector(d_beta_2_ptr + i_h, d_beta_2, token, left, HV, BT)
     else:
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
-        beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-        k_2 = load_gate(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
-        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-        system_3 = load_lower(system_3_ptr + i_h * BT, token, left, HV * BT, BT)
-        inverse_2 = load_lower(inverse_2_ptr + i_h * BT, token, left, HV * BT, BT)
-        passed = load_lower(passed_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-        attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
+        k_2 = load_rows(k_2_rounded_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
+        d_attention_2 = tl.zeros([BT, BT], tl.float32)
+        d_attention = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of attention_2
+            d_attention_2 = tl.dot(d_o, tl.trans(u_2), d_attention_2, input_precision=PRECISION)
+            # adjoint of attention
+            d_attention = tl.dot(d_o, tl.trans(u), d_attention, input_precision=PRECISION)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
-        coarse_chunk = tl.sum(coarse)
         fine = -coarse + log_decay_valid
-        fine_chunk = tl.sum(fine)
         coarse_sum = tl.cumsum(coarse, 0)
         fine_sum = tl.cumsum(fine, 0)
-        # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * exp(coarse_sum + fine_sum)
-        # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
-        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        coarse_after = coarse_chunk - coarse_sum
-        fine_after = fine_chunk - fine_sum
-        written_factor = exp(coarse_after + fine_after)
-        d_system_5_via_u = tl.zeros([BT, BT], tl.float32)
-        d_attention = tl.zeros([BT, BT], tl.float32)
-        d_attention_2 = tl.zeros([BT, BT], tl.float32)
+        d_system_via_u = tl.zeros([BT, BT], tl.float32)
+        d_system_2_via_u = tl.zeros([BT, BT], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_rhs_via_u = load_rows(d_rhs_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            # adjoint of u
-            d_system_5_via_u = tl.dot(
-                d_rhs_3_via_u_s.to(dtype), tl.trans(u).to(dtype), d_system_5_via_u, input_precision=PRECISION
-            )
-            # update, line 33
-            seen_below = tl.dot(passed, u.to(dtype), input_precision=PRECISION)
-            u_2 = alone - seen_below
-            # adjoint of attention
-            d_attention = tl.dot(d_o, tl.trans(u_2).to(dtype), d_attention, input_precision=PRECISION)
-            # adjoint of attention_2
-            d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), d_attention_2, input_precision=PRECISION)
+            d_system_via_u = tl.dot(d_rhs_via_u, tl.trans(u), d_system_via_u, input_precision=PRECISION)
+            d_system_2_via_u = tl.dot(d_rhs_via_u, tl.trans(u_2), d_system_2_via_u, input_precision=PRECISION)
         # adjoint of u
-        d_system_5_via_u_2 = -d_system_5_via_u
-        d_system_5_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_5_via_u_2, 0.0)
+        d_system_2_via_u_2 = -d_system_2_via_u
+        d_system_2_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_2_via_u_2, 0.0)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_gap = coarse_sum[:, None] - coarse_sum[None, :]
         fine_gap = fine_sum[:, None] - fine_sum[None, :]
@@ -1220,217 +982,21 @@ def chunk_gradients_joint(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        since = exp(gap_masked)
-        # adjoint of system_4
-        d_beta_2_via_system_4_shared = d_system_5_via_u_3 * since
-        # prediction
-        overlap_4 = tl.dot(k_2.to(dtype), tl.trans(k_2).to(dtype), input_precision=PRECISION)
-        # causality
-        earlier_3 = tl.where(t[:, None] > t[None, :], overlap_4, 0.0)
-        # adjoint of system_4
-        d_beta_2_via_system_4 = d_beta_2_via_system_4_shared * earlier_3
-        d_beta_2_via_system_4_2 = tl.sum(d_beta_2_via_system_4, 1)
-        # adjoint of attention_2
-        d_overlap_q_2_via_attention_2 = d_attention_2 * scale * since
-        # adjoint of attention
-        d_overlap_q_via_attention = d_attention * scale * since
-        # read-out
-        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        overlap_q_2 = tl.dot(q, tl.trans(k_2).to(dtype), input_precision=PRECISION)
-        # adjoint of since
-        d_gap_masked_via_since_early_2 = (
-            beta_2[:, None] * d_beta_2_via_system_4
-            + d_overlap_q_2_via_attention_2 * overlap_q_2
-            + d_overlap_q_via_attention * overlap_q
-        )
-        # adjoint of system_4
-        d_earlier_3_via_system_4 = beta_2[:, None] * d_beta_2_via_system_4_shared
-        # adjoint of system_5
-        d_by_way_via_system_5 = -d_system_5_via_u_3
-        # adjoint of by_way
-        d_system_3_via_by_way = tl.dot(
-            d_by_way_via_system_5.to(dtype), tl.trans(passed), input_precision=PRECISION
-        )
-        d_passed_via_by_way = tl.dot(
-            tl.trans(system_3), d_by_way_via_system_5.to(dtype), input_precision=PRECISION
-        )
-        d_q_3_pulled = tl.zeros([BT, BK], tl.float32)
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # gradient
-            d_q_3_pulled = tl.dot(d_o, tl.trans(S), d_q_3_pulled, input_precision=PRECISION)
-        # read-out
-        carried_out_factor = scale * exp(coarse_sum + fine_sum)
-        # gradient
-        d_q_3_start = carried_out_factor[:, None] * d_q_3_pulled
-        # adjoint of carried_out_factor
-        d_coarse_sum_via_carried_out_factor_each = d_q_3_start * q.to(tl.float32)
-        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 1)
-        # gradient
-        d_q_4 = tl.dot(
-            d_overlap_q_2_via_attention_2.to(dtype), k_2.to(dtype), d_q_3_start, input_precision=PRECISION
-        )
-        d_q_3 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_4, input_precision=PRECISION)
-        store_rows(d_q_ptr + i_h * K, d_q_3, token, left, HV * K, K, BT, BK, 0)
-        d_system_3 = d_system_3_via_by_way
-        d_passed = d_passed_via_by_way
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_3
-            d_seen_above_via_rhs_3 = -d_rhs_3_via_u_s
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            # adjoint of system_3
-            d_system_3 = tl.dot(
-                d_seen_above_via_rhs_3.to(dtype),
-                tl.trans(alone).to(dtype),
-                d_system_3,
-                input_precision=PRECISION,
-            )
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # update, line 33
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            # adjoint of passed
-            d_passed = tl.dot(
-                d_seen_below_via_u_2.to(dtype), tl.trans(u).to(dtype), d_passed, input_precision=PRECISION
-            )
-        # adjoint of system_3
-        d_beta_2_via_system_3_shared = d_system_3 * since
-        # prediction
-        overlap_3 = tl.dot(k_2.to(dtype), tl.trans(k), input_precision=PRECISION)
-        # adjoint of system_3
-        d_beta_2_via_system_3 = d_beta_2_via_system_3_shared * overlap_3
-        d_beta_2_via_system_3_2 = tl.sum(d_beta_2_via_system_3, 1)
-        # adjoint of passed
-        d_system_2_via_passed = tl.dot(tl.trans(inverse), d_passed.to(dtype), input_precision=PRECISION)
+        since = tl.exp(gap_masked)
         # adjoint of system_2
-        d_beta_via_system_2_shared = d_system_2_via_passed * since
+        d_beta_via_system_2_shared = d_system_2_via_u_3 * since
         # prediction
-        overlap_2 = tl.dot(k, tl.trans(k_2).to(dtype), input_precision=PRECISION)
+        overlap_2 = tl.dot(k, tl.trans(k_2), input_precision=PRECISION)
         # causality
         earlier_2 = tl.where(t[:, None] > t[None, :], overlap_2, 0.0)
         # adjoint of system_2
         d_beta_via_system_2 = d_beta_via_system_2_shared * earlier_2
         d_beta_via_system_2_2 = tl.sum(d_beta_via_system_2, 1)
-        # adjoint of system_3
-        d_overlap_3_via_system_3 = beta_2[:, None] * d_beta_2_via_system_3_shared
-        # adjoint of system_2
-        d_earlier_2_via_system_2 = beta[:, None] * d_beta_via_system_2_shared
-        # adjoint of earlier_2
-        d_overlap_2_via_earlier_2 = tl.where(t[:, None] > t[None, :], d_earlier_2_via_system_2, 0.0)
-        # adjoint of k_2_s
-        d_k_2_s = tl.dot(tl.trans(d_overlap_q_2_via_attention_2).to(dtype), q, input_precision=PRECISION)
-        d_k_2_s_2 = tl.dot(
-            tl.trans(d_earlier_3_via_system_4).to(dtype), k_2.to(dtype), d_k_2_s, input_precision=PRECISION
-        )
-        d_k_2_s_3 = tl.dot(
-            tl.trans(d_overlap_2_via_earlier_2).to(dtype), k, d_k_2_s_2, input_precision=PRECISION
-        )
-        # gradient
-        d_k_2_2 = tl.dot(
-            d_earlier_3_via_system_4.to(dtype), k_2.to(dtype), d_k_2_s_3, input_precision=PRECISION
-        )
-        d_k_2_3 = tl.dot(d_overlap_3_via_system_3.to(dtype), k, d_k_2_2, input_precision=PRECISION)
-        # adjoint of since
-        d_gap_masked_via_since_early = (
-            beta[:, None] * d_beta_via_system_2 + beta_2[:, None] * d_beta_2_via_system_3
-        )
-        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        system_2 = beta[:, None] * earlier_2 * since
-        # adjoint of passed
-        d_inverse_via_passed = tl.dot(
-            d_passed.to(dtype), tl.trans(system_2).to(dtype), input_precision=PRECISION
-        )
-        # adjoint of k_s
-        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
-        d_k_s_2 = tl.dot(
-            tl.trans(d_overlap_3_via_system_3).to(dtype), k_2.to(dtype), d_k_s, input_precision=PRECISION
-        )
-        d_kept_factor_via_kept_2 = 0.0
-        d_inverse = d_inverse_via_passed
-        for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of kept
-            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
-            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_3
-            d_seen_above_via_rhs_3 = -d_rhs_3_via_u_s
-            # adjoint of alone_s
-            d_alone_s = tl.dot(
-                tl.trans(system_3), d_seen_above_via_rhs_3.to(dtype), d_u_2_s, input_precision=PRECISION
-            )
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # adjoint of inverse
-            d_inverse = tl.dot(
-                d_alone_s.to(dtype), tl.trans(rhs).to(dtype), d_inverse, input_precision=PRECISION
-            )
-        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = exp(coarse_chunk + fine_chunk)
-        # adjoint of kept_factor
-        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # adjoint of inverse
-        d_system_via_inverse = tl.dot(tl.trans(inverse), d_inverse.to(dtype), input_precision=PRECISION)
-        d_system_via_inverse_2 = tl.dot(
-            d_system_via_inverse.to(dtype), tl.trans(inverse), input_precision=PRECISION
-        )
-        d_system_via_inverse_3 = -d_system_via_inverse_2
-        d_system_via_inverse_4 = tl.where(t[:, None] > t[None, :], d_system_via_inverse_3, 0.0)
+        # adjoint of u
+        d_system_via_u_2 = -d_system_via_u
+        d_system_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_via_u_2, 0.0)
         # adjoint of system
-        d_beta_via_system_shared = d_system_via_inverse_4 * since
+        d_beta_via_system_shared = d_system_via_u_3 * since
         # prediction
         overlap = tl.dot(k, tl.trans(k), input_precision=PRECISION)
         # causality
@@ -1438,9 +1004,61 @@ def chunk_gradients_joint(
         # adjoint of system
         d_beta_via_system = d_beta_via_system_shared * earlier
         d_beta_via_system_3 = tl.sum(d_beta_via_system, 1)
+        # gradient
+        d_beta_early = d_beta_via_system_2_2 + d_beta_via_system_3
         # adjoint of since
+        d_gap_masked_via_since_early = beta[:, None] * d_beta_via_system + beta[:, None] * d_beta_via_system_2
+        # adjoint of system_2
+        d_earlier_2_via_system_2 = beta[:, None] * d_beta_via_system_2_shared
+        # adjoint of system
+        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
+        d_system_3_via_u = tl.zeros([BT, BT], tl.float32)
+        d_system_4_via_u = tl.zeros([BT, BT], tl.float32)
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_rhs_2_via_u = load_rows(d_rhs_2_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of u
+            d_system_3_via_u = tl.dot(d_rhs_2_via_u, tl.trans(u), d_system_3_via_u, input_precision=PRECISION)
+            d_system_4_via_u = tl.dot(
+                d_rhs_2_via_u, tl.trans(u_2), d_system_4_via_u, input_precision=PRECISION
+            )
+        # adjoint of u
+        d_system_3_via_u_2 = -d_system_3_via_u
+        d_system_3_via_u_3 = tl.where(t[:, None] >= t[None, :], d_system_3_via_u_2, 0.0)
+        # adjoint of system_3
+        d_beta_2_via_system_3_shared = d_system_3_via_u_3 * since
+        # prediction
+        overlap_3 = tl.dot(k_2, tl.trans(k), input_precision=PRECISION)
+        # adjoint of system_3
+        d_beta_2_via_system_3 = d_beta_2_via_system_3_shared * overlap_3
+        # adjoint of u
+        d_system_4_via_u_2 = -d_system_4_via_u
+        d_system_4_via_u_3 = tl.where(t[:, None] > t[None, :], d_system_4_via_u_2, 0.0)
+        # adjoint of system_4
+        d_beta_2_via_system_4_shared = d_system_4_via_u_3 * since
+        # prediction
+        overlap_4 = tl.dot(k_2, tl.trans(k_2), input_precision=PRECISION)
+        # causality
+        earlier_3 = tl.where(t[:, None] > t[None, :], overlap_4, 0.0)
+        # adjoint of system_4
+        d_beta_2_via_system_4 = d_beta_2_via_system_4_shared * earlier_3
+        # adjoint of attention_2
+        d_overlap_q_2_via_attention_2 = d_attention_2 * scale * since
+        # adjoint of attention
+        d_overlap_q_via_attention = d_attention * scale * since
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        overlap_q_2 = tl.dot(q, tl.trans(k_2), input_precision=PRECISION)
+        # adjoint of since
+        d_gap_masked_via_since_early_2 = (
+            d_overlap_q_2_via_attention_2 * overlap_q_2 + d_overlap_q_via_attention * overlap_q
+        )
         d_gap_masked_via_since = (
-            beta[:, None] * d_beta_via_system + d_gap_masked_via_since_early + d_gap_masked_via_since_early_2
+            beta_2[:, None] * d_beta_2_via_system_3
+            + beta_2[:, None] * d_beta_2_via_system_4
+            + d_gap_masked_via_since_early
+            + d_gap_masked_via_since_early_2
         )
         # adjoint of gap_apart
         d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
@@ -1450,154 +1068,141 @@ def chunk_gradients_joint(
         d_fine_sum_via_fine_gap = tl.sum(d_gap_via_gap_apart, 1)
         # adjoint of fine_sum
         d_fine_sum_early = d_fine_sum_s_via_fine_gap_2 + d_fine_sum_via_fine_gap
-        # adjoint of system
-        d_earlier_via_system = beta[:, None] * d_beta_via_system_shared
+        # adjoint of system_3
+        d_beta_2_via_system_3_2 = tl.sum(d_beta_2_via_system_3, 1)
+        # adjoint of system_4
+        d_beta_2_via_system_4_2 = tl.sum(d_beta_2_via_system_4, 1)
+        # gradient
+        d_beta_2_early = d_beta_2_via_system_3_2 + d_beta_2_via_system_4_2
+        # adjoint of system_3
+        d_overlap_3_via_system_3 = beta_2[:, None] * d_beta_2_via_system_3_shared
+        # adjoint of system_4
+        d_earlier_3_via_system_4 = beta_2[:, None] * d_beta_2_via_system_4_shared
+        # adjoint of k_2_s
+        d_k_2_s = tl.dot(tl.trans(d_overlap_q_2_via_attention_2).to(dtype), q, input_precision=PRECISION)
+        d_k_2_s_2 = tl.dot(
+            tl.trans(d_earlier_3_via_system_4).to(dtype), k_2, d_k_2_s, input_precision=PRECISION
+        )
+        d_k_2_s_3 = tl.dot(
+            tl.trans(d_earlier_2_via_system_2).to(dtype), k, d_k_2_s_2, input_precision=PRECISION
+        )
+        # gradient
+        d_k_2_2 = tl.dot(d_earlier_3_via_system_4.to(dtype), k_2, d_k_2_s_3, input_precision=PRECISION)
+        d_k_2_3 = tl.dot(d_overlap_3_via_system_3.to(dtype), k, d_k_2_2, input_precision=PRECISION)
         # adjoint of k_s
+        d_k_s = tl.dot(tl.trans(d_overlap_q_via_attention).to(dtype), q, input_precision=PRECISION)
+        d_k_s_2 = tl.dot(tl.trans(d_overlap_3_via_system_3).to(dtype), k_2, d_k_s, input_precision=PRECISION)
         d_k_s_3 = tl.dot(tl.trans(d_earlier_via_system).to(dtype), k, d_k_s_2, input_precision=PRECISION)
         # gradient
-        d_k = tl.dot(d_overlap_2_via_earlier_2.to(dtype), k_2.to(dtype), d_k_s_3, input_precision=PRECISION)
+        d_k = tl.dot(d_earlier_2_via_system_2.to(dtype), k_2, d_k_s_3, input_precision=PRECISION)
         d_k_2 = tl.dot(d_earlier_via_system.to(dtype), k, d_k, input_precision=PRECISION)
-        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
-        d_beta_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
-        d_rhs_factor_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
-        d_k_2_4 = d_k_2_3
+        d_q_3_pulled = tl.zeros([BT, BK], tl.float32)
         for i_v in tl.range(0, blocks, disable_licm=True):
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # prediction
-            prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            # adjoint of written_2
-            d_written_factor_via_written_2 = d_written_2 * u
-            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
-            # adjoint of written
-            d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_2
-            d_beta_2_via_rhs_2 = d_rhs_3_via_u_s * v_2
-            d_beta_2_via_rhs_2_2 += tl.sum(d_beta_2_via_rhs_2, 1)
-            d_rhs_factor_2_via_rhs_2 = -d_rhs_3_via_u_s * prediction_2
-            d_rhs_factor_2_via_rhs_2_2 += tl.sum(d_rhs_factor_2_via_rhs_2, 1)
-            d_prediction_2_via_rhs_2 = -d_rhs_3_via_u_s * rhs_factor_2[:, None]
-            # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            written_2 = u * written_factor[:, None]
-            # gradient
-            d_k_2_4 = tl.dot(written_2.to(dtype), tl.trans(d_S_next), d_k_2_4, input_precision=PRECISION)
-            d_k_2_4 = tl.dot(
-                d_prediction_2_via_rhs_2.to(dtype), tl.trans(S), d_k_2_4, input_precision=PRECISION
-            )
-            # adjoint of rhs_2
-            d_v_2_via_rhs_2 = beta_2[:, None] * d_rhs_3_via_u_s
-            store_rows(d_v_2_ptr + i_h * V, d_v_2_via_rhs_2, token, left, HV * V, V, BT, BV, i_v * BV)
-        store_rows(d_k_2_ptr + i_h * K, d_k_2_4, token, left, HV * K, K, BT, BK, 0)
-        # adjoint of rhs_factor_2
-        d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
-        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * exp(coarse_sum + fine_sum)
+            d_q_3_pulled = tl.dot(d_o, tl.trans(S), d_q_3_pulled, input_precision=PRECISION)
+        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+        coarse_chunk = tl.sum(coarse)
+        fine_chunk = tl.sum(fine)
+        # loss.first, line 23: norm2(p - v) / 2
+        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+        coarse_after = coarse_chunk - coarse_sum
+        fine_after = fine_chunk - fine_sum
+        written_factor = tl.exp(coarse_after + fine_after)
+        # read-out
+        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
         # gradient
-        d_beta_2 = (
-            d_beta_2_via_rhs_2_2
-            + d_beta_2_via_rhs_factor_2
-            + d_beta_2_via_system_3_2
-            + d_beta_2_via_system_4_2
-        )
-        store_vector(d_beta_2_ptr + i_h, d_beta_2, token, left, HV, BT)
+        d_q_3_start = carried_out_factor[:, None] * d_q_3_pulled
+        # adjoint of carried_out_factor
+        d_coarse_sum_via_carried_out_factor_each = d_q_3_start * q.to(tl.float32)
+        d_coarse_sum_via_carried_out_factor = tl.sum(d_coarse_sum_via_carried_out_factor_each, 1)
+        # gradient
+        d_q_4 = tl.dot(d_overlap_q_2_via_attention_2.to(dtype), k_2, d_q_3_start, input_precision=PRECISION)
+        d_q_3 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_q_4, input_precision=PRECISION)
+        store_rows(d_q_ptr + i_h * K, d_q_3, token, left, HV * K, K, BT, BK, 0)
+        d_kept_factor_via_kept_2 = 0.0
         d_written_factor_via_written_3 = tl.zeros([BT], tl.float32)
         d_beta_via_rhs_2 = tl.zeros([BT], tl.float32)
         d_rhs_factor_via_rhs_2 = tl.zeros([BT], tl.float32)
         d_k_3 = d_k_2
         for i_v in tl.range(0, blocks, disable_licm=True):
             v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
-            d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_rhs_via_u = load_rows(d_rhs_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of kept
+            d_kept_factor_via_kept = S.to(tl.float32) * d_S_next.to(tl.float32)
+            d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
             # adjoint of written
             d_written = tl.dot(k, d_S_next, input_precision=PRECISION)
+            d_written_factor_via_written = d_written * u.to(tl.float32)
+            d_written_factor_via_written_3 += tl.sum(d_written_factor_via_written, 1)
+            # adjoint of rhs
+            d_beta_via_rhs = d_rhs_via_u.to(tl.float32) * v.to(tl.float32)
+            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
             # prediction
             prediction = tl.dot(k, S, input_precision=PRECISION)
-            # loss.first, line 23: norm2(p - v) / 2
-            rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-            # update, line 33
-            alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-            # prediction
-            prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-            # loss.second, line 28: norm2(p - v_2) / 2
-            rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-            # update, line 33
-            seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-            rhs_3 = rhs_2 - seen_above
-            u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-            seen_below = tl.dot(passed, u.to(dtype), input_precision=PRECISION)
-            u_2 = alone - seen_below
-            # adjoint of written
-            d_written_factor_via_written = d_written * u_2
-            d_written_factor_via_written_3 += tl.sum(d_written_factor_via_written, 1)
-            d_u_2_via_written = d_written * written_factor[:, None]
-            # adjoint of u_2_s
-            d_u_2_s = tl.dot(tl.trans(attention), d_o, d_u_2_via_written, input_precision=PRECISION)
-            # adjoint of u_2
-            d_seen_below_via_u_2 = -d_u_2_s
-            # adjoint of written_2
-            d_written_2 = tl.dot(k_2.to(dtype), d_S_next, input_precision=PRECISION)
-            d_u_via_written_2 = d_written_2 * written_factor[:, None]
-            # adjoint of u_s
-            d_u_s = tl.dot(tl.trans(attention_2), d_o, d_u_via_written_2, input_precision=PRECISION)
-            d_u_s_2 = tl.dot(
-                tl.trans(passed), d_seen_below_via_u_2.to(dtype), d_u_s, input_precision=PRECISION
-            )
-            # adjoint of u
-            d_rhs_3_via_u_s = tl.dot(tl.trans(inverse_2), d_u_s_2.to(dtype), input_precision=PRECISION)
-            # adjoint of rhs_3
-            d_seen_above_via_rhs_3 = -d_rhs_3_via_u_s
-            # adjoint of alone_s
-            d_alone_s = tl.dot(
-                tl.trans(system_3), d_seen_above_via_rhs_3.to(dtype), d_u_2_s, input_precision=PRECISION
-            )
-            # adjoint of rhs_s
-            d_rhs_s = tl.dot(tl.trans(inverse), d_alone_s.to(dtype), input_precision=PRECISION)
             # adjoint of rhs
-            d_beta_via_rhs = d_rhs_s * v.to(tl.float32)
-            d_beta_via_rhs_2 += tl.sum(d_beta_via_rhs, 1)
-            d_rhs_factor_via_rhs = -d_rhs_s * prediction
+            d_rhs_factor_via_rhs = -d_rhs_via_u.to(tl.float32) * prediction
             d_rhs_factor_via_rhs_2 += tl.sum(d_rhs_factor_via_rhs, 1)
-            d_prediction_via_rhs = -d_rhs_s * rhs_factor[:, None]
+            d_prediction_via_rhs = -d_rhs_via_u.to(tl.float32) * rhs_factor[:, None]
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            written = u_2 * written_factor[:, None]
+            written = u.to(tl.float32) * written_factor[:, None]
             # gradient
             d_k_3 = tl.dot(written.to(dtype), tl.trans(d_S_next), d_k_3, input_precision=PRECISION)
             d_k_3 = tl.dot(d_prediction_via_rhs.to(dtype), tl.trans(S), d_k_3, input_precision=PRECISION)
             # adjoint of rhs
-            d_v_via_rhs = beta[:, None] * d_rhs_s
+            d_v_via_rhs = beta[:, None] * d_rhs_via_u.to(tl.float32)
             store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
+        # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        # adjoint of kept_factor
+        d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
+        # loss.second, line 28: norm2(p - v_2) / 2
+        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        # adjoint of rhs_factor
+        d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        # gradient
+        d_beta = d_beta_early + d_beta_via_rhs_2 + d_beta_via_rhs_factor
+        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        d_written_factor_via_written_2_2 = tl.zeros([BT], tl.float32)
+        d_beta_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
+        d_rhs_factor_2_via_rhs_2_2 = tl.zeros([BT], tl.float32)
+        d_k_2_4 = d_k_2_3
+        for i_v in tl.range(0, blocks, disable_licm=True):
+            v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
+            S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_S_next = load_rows(d_states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
+            d_rhs_2_via_u = load_rows(d_rhs_2_via_u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+            # adjoint of written_2
+            d_written_2 = tl.dot(k_2, d_S_next, input_precision=PRECISION)
+            d_written_factor_via_written_2 = d_written_2 * u_2.to(tl.float32)
+            d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
+            # adjoint of rhs_2
+            d_beta_2_via_rhs_2 = d_rhs_2_via_u.to(tl.float32) * v_2
+            d_beta_2_via_rhs_2_2 += tl.sum(d_beta_2_via_rhs_2, 1)
+            # prediction
+            prediction_2 = tl.dot(k_2, S, input_precision=PRECISION)
+            # adjoint of rhs_2
+            d_rhs_factor_2_via_rhs_2 = -d_rhs_2_via_u.to(tl.float32) * prediction_2
+            d_rhs_factor_2_via_rhs_2_2 += tl.sum(d_rhs_factor_2_via_rhs_2, 1)
+            d_prediction_2_via_rhs_2 = -d_rhs_2_via_u.to(tl.float32) * rhs_factor_2[:, None]
+            # retention, line 31: norm2(S - exp(g) * S_prev) / 2
+            written_2 = u_2.to(tl.float32) * written_factor[:, None]
+            # gradient
+            d_k_2_4 = tl.dot(written_2.to(dtype), tl.trans(d_S_next), d_k_2_4, input_precision=PRECISION)
+            d_k_2_4 = tl.dot(
+                d_prediction_2_via_rhs_2.to(dtype), tl.trans(S), d_k_2_4, input_precision=PRECISION
+            )
+            # adjoint of rhs_2
+            d_v_2_via_rhs_2 = beta_2[:, None] * d_rhs_2_via_u.to(tl.float32)
+            store_rows(d_v_2_ptr + i_h * V, d_v_2_via_rhs_2, token, left, HV * V, V, BT, BV, i_v * BV)
+        store_rows(d_k_2_ptr + i_h * K, d_k_2_4, token, left, HV * K, K, BT, BK, 0)
         # adjoint of written_factor
         d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_3
         d_coarse_after_via_written_factor = d_written_factor * written_factor
@@ -1606,8 +1211,8 @@ def chunk_gradients_joint(
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
         d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
-        # adjoint of rhs_factor
-        d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
+        # adjoint of rhs_factor_2
+        d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
@@ -1626,30 +1231,22 @@ def chunk_gradients_joint(
         # adjoint of log_decay_bounded
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
-        # adjoint of rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
+        # adjoint of rhs_factor_2
+        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * tl.exp(coarse_sum + fine_sum)
         # gradient
-        d_beta = d_beta_via_rhs_2 + d_beta_via_rhs_factor + d_beta_via_system_2_2 + d_beta_via_system_3
-        store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
+        d_beta_2 = d_beta_2_early + d_beta_2_via_rhs_2_2 + d_beta_2_via_rhs_factor_2
+        store_vector(d_beta_2_ptr + i_h, d_beta_2, token, left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output_joint(
     q_ptr,
-    k_ptr,
-    v_ptr,
     g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    k_2_ptr,
-    v_2_ptr,
-    inverse_ptr,
-    system_3_ptr,
-    inverse_2_ptr,
-    passed_ptr,
     attention_ptr,
     attention_2_ptr,
     states_ptr,
+    u_ptr,
+    u_2_ptr,
     o_ptr,
     scale,
     cu_seqlens,
@@ -1689,15 +1286,7 @@ def chunk_output_joint(
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-    beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
-    beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
-    k_2 = load_gate(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
-    inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
-    system_3 = load_lower(system_3_ptr + i_h * BT, token, left, HV * BT, BT)
-    inverse_2 = load_lower(inverse_2_ptr + i_h * BT, token, left, HV * BT, BT)
-    passed = load_lower(passed_ptr + i_h * BT, token, left, HV * BT, BT)
     attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
     attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
@@ -1707,36 +1296,16 @@ def chunk_output_joint(
     coarse_sum = tl.cumsum(coarse, 0)
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
-    # loss.first, line 23: norm2(p - v) / 2
-    rhs_factor = beta * exp(coarse_sum + fine_sum)
-    # loss.second, line 28: norm2(p - v_2) / 2
-    rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
     # read-out
-    carried_out_factor = scale * exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
-        v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        v_2 = load_gate(v_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.0)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        # prediction
-        prediction_2 = tl.dot(k_2.to(dtype), S, input_precision=PRECISION)
-        # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
-        # prediction
-        prediction = tl.dot(k, S, input_precision=PRECISION)
-        # loss.first, line 23: norm2(p - v) / 2
-        rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
-        # update, line 33
-        alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
-        seen_above = tl.dot(system_3, alone.to(dtype), input_precision=PRECISION)
-        rhs_3 = rhs_2 - seen_above
-        u = tl.dot(inverse_2, rhs_3.to(dtype), input_precision=PRECISION)
-        seen_below = tl.dot(passed, u.to(dtype), input_precision=PRECISION)
-        u_2 = alone - seen_below
-        # read-out
+        u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        u_2 = load_rows(u_2_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         inherited = tl.dot(q, S, input_precision=PRECISION)
         carried_out = carried_out_factor[:, None] * inherited
-        answered = tl.dot(attention, u_2.to(dtype), carried_out, input_precision=PRECISION)
-        o = tl.dot(attention_2, u.to(dtype), answered, input_precision=PRECISION)
+        answered = tl.dot(attention, u, carried_out, input_precision=PRECISION)
+        o = tl.dot(attention_2, u_2, answered, input_precision=PRECISION)
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 
@@ -1746,11 +1315,11 @@ def chunk_transition(
     g_ptr,
     beta_ptr,
     beta_2_ptr,
-    k_2_ptr,
     inverse_ptr,
     system_3_ptr,
     inverse_2_ptr,
     passed_ptr,
+    k_2_rounded_ptr,
     enter_ptr,
     leave_ptr,
     scale,
@@ -1801,13 +1370,13 @@ def chunk_transition(
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
         beta_2 = load_vector(beta_2_ptr + i_h, token, left, HV, BT, 1.0)
-        k_2 = load_gate(k_2_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
         system_3 = load_lower(system_3_ptr + i_h * BT, token, left, HV * BT, BT)
         inverse_2 = load_lower(inverse_2_ptr + i_h * BT, token, left, HV * BT, BT)
         passed = load_lower(passed_ptr + i_h * BT, token, left, HV * BT, BT)
+        k_2 = load_rows(k_2_rounded_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         # prediction
-        prediction_2 = tl.dot(k_2.to(dtype), S.to(dtype), input_precision=PRECISION)
+        prediction_2 = tl.dot(k_2, S.to(dtype), input_precision=PRECISION)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -1816,36 +1385,36 @@ def chunk_transition(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
         rhs_2_moved = -prediction_2 * rhs_factor_2[:, None]
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * exp(coarse_sum + fine_sum)
+        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
         rhs_moved = -prediction * rhs_factor[:, None]
         # update, line 33
         alone_moved = tl.dot(inverse, rhs_moved.to(dtype), input_precision=PRECISION)
         seen_above_moved = tl.dot(system_3, alone_moved.to(dtype), input_precision=PRECISION)
         rhs_3_moved = rhs_2_moved - seen_above_moved
-        u_moved = tl.dot(inverse_2, rhs_3_moved.to(dtype), input_precision=PRECISION)
+        u_2_moved = tl.dot(inverse_2, rhs_3_moved.to(dtype), input_precision=PRECISION)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_chunk = tl.sum(coarse)
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = exp(coarse_after + fine_after)
-        written_2_moved = u_moved * written_factor[:, None]
+        written_factor = tl.exp(coarse_after + fine_after)
+        written_2_moved = u_2_moved * written_factor[:, None]
         # update, line 33
-        seen_below_moved = tl.dot(passed, u_moved.to(dtype), input_precision=PRECISION)
-        u_2_moved = alone_moved - seen_below_moved
+        seen_below_moved = tl.dot(passed, u_2_moved.to(dtype), input_precision=PRECISION)
+        u_moved = alone_moved - seen_below_moved
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        written_moved = u_2_moved * written_factor[:, None]
-        kept_factor = exp(coarse_chunk + fine_chunk)
+        written_moved = u_moved * written_factor[:, None]
+        kept_factor = tl.exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 33
         kept_2_moved = tl.dot(tl.trans(k), written_moved.to(dtype), kept, input_precision=PRECISION)
         S_next_moved = tl.dot(
-            tl.trans(k_2).to(dtype), written_2_moved.to(dtype), kept_2_moved, input_precision=PRECISION
+            tl.trans(k_2), written_2_moved.to(dtype), kept_2_moved, input_precision=PRECISION
         )
         S = S_next_moved
     if LEAVE:
@@ -2007,7 +1576,7 @@ def token_scan(
         k_2 = load_gate_row(k_2_ptr + i_h * K + token * HV * K, K, BK, 0, 0.0)
         v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        decay = exp(g)
+        decay = tl.exp(g)
         retained = S * decay
         # prediction
         products = k[:, None] * retained
@@ -2107,7 +1676,7 @@ def token_scan_reverse(
             k_2 = load_gate_row(k_2_ptr + i_h * K + token * HV * K, K, BK, 0, 0.0)
             v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            decay = exp(g)
+            decay = tl.exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained
@@ -2139,7 +1708,7 @@ def token_scan_reverse(
             v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            decay = exp(g)
+            decay = tl.exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained

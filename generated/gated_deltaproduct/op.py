@@ -30,9 +30,9 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 # By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
 CONFIGS = {
     "chunk_prepare_joint": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
-    "chunk_scan_joint": {64: (32, 4, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
+    "chunk_scan_joint": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "chunk_scan_reverse_joint": {64: (32, 4, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
-    "chunk_gradients_joint": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "chunk_gradients_joint": {64: (32, 8, 1), 128: (64, 8, 1), 256: (16, 8, 1)},
     "chunk_output_joint": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
@@ -198,73 +198,73 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((1004, 131072, 0, False), (1644, 90112, 11, False)),
-                128: ((1516, 180224, 0, False), (3052, 262144, 11, False)),
-                256: ((2540, 278528, 0, False), (6636, 851968, 11, False)),
+                64: ((1132, 131072, 0, False), (1772, 90112, 11, False)),
+                128: ((1772, 180224, 0, False), (3308, 262144, 11, False)),
+                256: ((3052, 278528, 0, False), (7148, 851968, 11, False)),
             },
             "backward": {
-                64: ((1260, 90112, 11, False), (2680, 745472, 0, False)),
-                128: ((2284, 262144, 11, False), (5368, 1835008, 0, False)),
-                256: ((5100, 851968, 11, False), (12280, 5193728, 0, False)),
+                64: ((1388, 90112, 11, False), (2584, 270336, 0, False)),
+                128: ((2540, 262144, 11, False), (5656, 688128, 0, False)),
+                256: ((5612, 851968, 11, False), (13336, 1966080, 0, False)),
             },
         },
         "split": {
             "forward": {
-                64: ((1004, 131072, 0, False), (1228, 65536, 8, False), (1644, 73728, 0, False)),
-                128: ((1516, 180224, 0, False), (2380, 196608, 8, False), (3052, 196608, 0, False)),
-                256: ((2540, 278528, 0, False), (5452, 655360, 8, False), (6636, 589824, 0, False)),
+                64: ((1132, 131072, 0, False), (1356, 65536, 8, False), (804, 24576, 0, False)),
+                128: ((1772, 180224, 0, False), (2636, 196608, 8, False), (1700, 65536, 0, False)),
+                256: ((3052, 278528, 0, False), (5964, 655360, 8, False), (4260, 196608, 0, False)),
             },
             "backward": {
-                64: ((1260, 90112, 11, False), (2680, 745472, 0, False)),
-                128: ((2284, 262144, 11, False), (5368, 1835008, 0, False)),
-                256: ((5100, 851968, 11, False), (12280, 5193728, 0, False)),
+                64: ((1388, 90112, 11, False), (2584, 270336, 0, False)),
+                128: ((2540, 262144, 11, False), (5656, 688128, 0, False)),
+                256: ((5612, 851968, 11, False), (13336, 1966080, 0, False)),
             },
         },
         "segments": {
             "forward": {
                 64: (
-                    (1004, 131072, 0, False),
-                    (716, 65536, 8, True),
-                    (1100, 65536, 8, True),
+                    (1132, 131072, 0, False),
+                    (588, 65536, 8, True),
+                    (972, 65536, 8, True),
                     (0, 0, 0, False),
-                    (1644, 90112, 11, True),
+                    (1772, 90112, 11, True),
                 ),
                 128: (
-                    (1516, 180224, 0, False),
-                    (1100, 196608, 8, True),
-                    (1868, 196608, 8, True),
+                    (1772, 180224, 0, False),
+                    (844, 196608, 8, True),
+                    (1612, 196608, 8, True),
                     (0, 0, 0, False),
-                    (3052, 262144, 11, True),
+                    (3308, 262144, 11, True),
                 ),
                 256: (
-                    (2540, 278528, 0, False),
-                    (1868, 655360, 8, True),
-                    (3404, 655360, 8, True),
+                    (3052, 278528, 0, False),
+                    (1356, 655360, 8, True),
+                    (2892, 655360, 8, True),
                     (0, 0, 0, False),
-                    (6636, 851968, 11, True),
+                    (7148, 851968, 11, True),
                 ),
             },
             "backward": {
                 64: (
-                    (716, 65536, 8, True),
-                    (1132, 90112, 11, True),
+                    (588, 65536, 8, True),
+                    (1004, 90112, 11, True),
                     (0, 0, 0, False),
-                    (1260, 90112, 11, True),
-                    (2680, 745472, 0, False),
+                    (1388, 90112, 11, True),
+                    (2584, 270336, 0, False),
                 ),
                 128: (
-                    (1100, 196608, 8, True),
-                    (1772, 262144, 11, True),
+                    (844, 196608, 8, True),
+                    (1516, 262144, 11, True),
                     (0, 0, 0, False),
-                    (2284, 262144, 11, True),
-                    (5368, 1835008, 0, False),
+                    (2540, 262144, 11, True),
+                    (5656, 688128, 0, False),
                 ),
                 256: (
-                    (1868, 655360, 8, True),
-                    (3052, 851968, 11, True),
+                    (1356, 655360, 8, True),
+                    (2540, 851968, 11, True),
                     (0, 0, 0, False),
-                    (5100, 851968, 11, True),
-                    (12280, 5193728, 0, False),
+                    (5612, 851968, 11, True),
+                    (13336, 1966080, 0, False),
                 ),
             },
         },
@@ -415,8 +415,13 @@ def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: i
             + chunk * size
             + chunk * size
             + chunk * size
-            + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
-            "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens,
+            + q.shape[3] * size
+            + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens
+            + v.shape[3] * size
+            + v.shape[3] * size,
+            "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens
+            + v.shape[3] * size
+            + v.shape[3] * size,
             "sparse": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, 8 * chunk) / tokens,
         }
     return {
@@ -505,11 +510,22 @@ def chunk_forward_triton(
     passed = v.new_empty(*v.shape[:3], chunk)
     attention = v.new_empty(*v.shape[:3], chunk)
     attention_2 = v.new_empty(*v.shape[:3], chunk)
+    k_2_rounded = v.new_empty(*v.shape[:3], q.shape[3])
     states = (
         v.new_empty(
             kept.all_chunks, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32 if every > 1 else v.dtype
         )
         if save or schedule == "split"
+        else v.new_empty(0)
+    )
+    u = (
+        v.new_empty(v.shape)
+        if save and crossing in ("all", "scanned") or schedule == "split"
+        else v.new_empty(0)
+    )
+    u_2 = (
+        v.new_empty(v.shape)
+        if save and crossing in ("all", "scanned") or schedule == "split"
         else v.new_empty(0)
     )
     launch(
@@ -518,7 +534,21 @@ def chunk_forward_triton(
         v,
         layout,
         chunk,
-        [q, k, g, beta, beta_2, k_2, inverse, system_3, inverse_2, passed, attention, attention_2],
+        [
+            q,
+            k,
+            g,
+            beta,
+            beta_2,
+            k_2,
+            inverse,
+            system_3,
+            inverse_2,
+            passed,
+            attention,
+            attention_2,
+            k_2_rounded,
+        ],
         scale,
     )
     if schedule == "fused":
@@ -535,7 +565,6 @@ def chunk_forward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 v_2,
                 inverse,
                 system_3,
@@ -543,8 +572,11 @@ def chunk_forward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 o,
                 states,
+                u,
+                u_2,
                 initial_state,
                 final_state,
             ],
@@ -569,7 +601,6 @@ def chunk_forward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 v_2,
                 inverse,
                 system_3,
@@ -577,8 +608,11 @@ def chunk_forward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 o,
                 states,
+                u,
+                u_2,
                 initial_state,
                 final_state,
             ],
@@ -595,24 +629,7 @@ def chunk_forward_triton(
             v,
             layout,
             chunk,
-            [
-                q,
-                k,
-                v,
-                g,
-                beta,
-                beta_2,
-                k_2,
-                v_2,
-                inverse,
-                system_3,
-                inverse_2,
-                passed,
-                attention,
-                attention_2,
-                states,
-                o,
-            ],
+            [q, g, attention, attention_2, states, u, u_2, o],
             scale,
         )
     elif schedule == "segments":
@@ -627,7 +644,7 @@ def chunk_forward_triton(
             v,
             pieces,
             chunk,
-            [k, g, beta, beta_2, k_2, inverse, system_3, inverse_2, passed, unit, transition],
+            [k, g, beta, beta_2, inverse, system_3, inverse_2, passed, k_2_rounded, unit, transition],
             scale,
             every=every,
             ENTER=True,
@@ -649,7 +666,6 @@ def chunk_forward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 v_2,
                 inverse,
                 system_3,
@@ -657,8 +673,11 @@ def chunk_forward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 o,
                 states,
+                u,
+                u_2,
                 None,
                 sums,
             ],
@@ -683,7 +702,6 @@ def chunk_forward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 v_2,
                 inverse,
                 system_3,
@@ -691,8 +709,11 @@ def chunk_forward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 o,
                 states,
+                u,
+                u_2,
                 starts,
                 None,
             ],
@@ -712,7 +733,10 @@ def chunk_forward_triton(
         passed if crossing == "all" else v.new_empty(0),
         attention if crossing == "all" else v.new_empty(0),
         attention_2 if crossing == "all" else v.new_empty(0),
+        k_2_rounded if crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
+        u if save and crossing in ("all", "scanned") else v.new_empty(0),
+        u_2 if save and crossing in ("all", "scanned") else v.new_empty(0),
     )
 
 
@@ -732,7 +756,10 @@ def chunk_backward_triton(
     passed,
     attention,
     attention_2,
+    k_2_rounded,
     states,
+    u,
+    u_2,
     d_o,
     d_final_state,
     cu_seqlens,
@@ -749,13 +776,28 @@ def chunk_backward_triton(
         passed = v.new_empty(*v.shape[:3], chunk)
         attention = v.new_empty(*v.shape[:3], chunk)
         attention_2 = v.new_empty(*v.shape[:3], chunk)
+        k_2_rounded = v.new_empty(*v.shape[:3], q.shape[3])
         launch(
             "chunk_prepare_joint",
             q,
             v,
             layout,
             chunk,
-            [q, k, g, beta, beta_2, k_2, inverse, system_3, inverse_2, passed, attention, attention_2],
+            [
+                q,
+                k,
+                g,
+                beta,
+                beta_2,
+                k_2,
+                inverse,
+                system_3,
+                inverse_2,
+                passed,
+                attention,
+                attention_2,
+                k_2_rounded,
+            ],
             scale,
         )
     if crossing == "sparse":
@@ -763,6 +805,8 @@ def chunk_backward_triton(
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
         o, sparse = v.new_empty(0), states
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+        u = v.new_empty(v.shape)
+        u_2 = v.new_empty(v.shape)
         launch(
             "chunk_scan_joint",
             q,
@@ -776,7 +820,6 @@ def chunk_backward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 v_2,
                 inverse,
                 system_3,
@@ -784,8 +827,11 @@ def chunk_backward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 o,
                 states,
+                u,
+                u_2,
                 sparse,
                 None,
             ],
@@ -797,14 +843,16 @@ def chunk_backward_triton(
         )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
+    d_rhs_via_u = v.new_empty(v.shape)
+    d_rhs_2_via_u = v.new_empty(v.shape)
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
-    d_k_2 = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-    d_v_2 = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
-    d_beta_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_k = v.new_empty(*v.shape[:3], q.shape[3])
     d_v = torch.empty_like(v)
-    d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    d_k_2 = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
+    d_v_2 = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
+    d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    d_beta_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule in ("fused", "split"):
         launch(
@@ -819,7 +867,6 @@ def chunk_backward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 d_o,
                 inverse,
                 system_3,
@@ -827,7 +874,10 @@ def chunk_backward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 d_states,
+                d_rhs_via_u,
+                d_rhs_2_via_u,
                 d_final_state,
                 d_initial,
             ],
@@ -849,7 +899,7 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [k, g, beta, beta_2, k_2, inverse, system_3, inverse_2, passed, unit, transition],
+            [k, g, beta, beta_2, inverse, system_3, inverse_2, passed, k_2_rounded, unit, transition],
             scale,
             ENTER=True,
             LEAVE=True,
@@ -869,7 +919,6 @@ def chunk_backward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 d_o,
                 inverse,
                 system_3,
@@ -877,7 +926,10 @@ def chunk_backward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 d_states,
+                d_rhs_via_u,
+                d_rhs_2_via_u,
                 None,
                 sums,
             ],
@@ -900,7 +952,6 @@ def chunk_backward_triton(
                 g,
                 beta,
                 beta_2,
-                k_2,
                 d_o,
                 inverse,
                 system_3,
@@ -908,7 +959,10 @@ def chunk_backward_triton(
                 passed,
                 attention,
                 attention_2,
+                k_2_rounded,
                 d_states,
+                d_rhs_via_u,
+                d_rhs_2_via_u,
                 starts,
                 None,
             ],
@@ -926,30 +980,28 @@ def chunk_backward_triton(
         chunk,
         [
             k,
-            v,
             q,
-            g,
-            beta,
-            beta_2,
-            k_2,
-            v_2,
+            v,
             d_o,
-            inverse,
-            system_3,
-            inverse_2,
-            passed,
-            attention,
-            attention_2,
+            u,
+            u_2,
+            g,
+            d_rhs_via_u,
+            beta,
+            k_2_rounded,
+            d_rhs_2_via_u,
+            beta_2,
             states,
             d_states,
+            v_2,
             d_q,
-            d_k_2,
-            d_v_2,
-            d_beta_2,
             d_k,
             d_v,
-            d_g,
             d_beta,
+            d_k_2,
+            d_v_2,
+            d_g,
+            d_beta_2,
         ],
         scale,
     )
@@ -985,7 +1037,7 @@ def chunk_op(
     backend: str,
     schedule: str,
     crossing: str = "all",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
@@ -1037,7 +1089,10 @@ def chunk_op(
         v.new_empty(0),
         v.new_empty(0),
         v.new_empty(0),
+        v.new_empty(0),
         states,
+        v.new_empty(0),
+        v.new_empty(0),
     )
 
 
@@ -1070,6 +1125,7 @@ def _(
     passed = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
     attention = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
     attention_2 = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
+    k_2_rounded = v.new_empty(*v.shape[:3], q.shape[3]) if triton and crossing == "all" else v.new_empty(0)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, every * chunk),
@@ -1081,6 +1137,8 @@ def _(
         if save
         else v.new_empty(0)
     )
+    u = v.new_empty(v.shape) if save and triton and crossing in ("all", "scanned") else v.new_empty(0)
+    u_2 = v.new_empty(v.shape) if save and triton and crossing in ("all", "scanned") else v.new_empty(0)
     return (
         torch.empty_like(v, memory_format=torch.contiguous_format),
         final_state,
@@ -1090,7 +1148,10 @@ def _(
         passed,
         attention,
         attention_2,
+        k_2_rounded,
         states,
+        u,
+        u_2,
     )
 
 
@@ -1111,7 +1172,10 @@ def chunk_backward_op(
     passed: Tensor,
     attention: Tensor,
     attention_2: Tensor,
+    k_2_rounded: Tensor,
     states: Tensor,
+    u: Tensor,
+    u_2: Tensor,
     d_o: Tensor,
     d_final_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor],
@@ -1139,7 +1203,10 @@ def chunk_backward_op(
             passed,
             attention,
             attention_2,
+            k_2_rounded,
             states,
+            u,
+            u_2,
             d_o,
             d_final_state,
             cu_seqlens,
@@ -1190,7 +1257,10 @@ def _(
     passed,
     attention,
     attention_2,
+    k_2_rounded,
     states,
+    u,
+    u_2,
     d_o,
     d_final_state,
     cu_seqlens,

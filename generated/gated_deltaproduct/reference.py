@@ -98,15 +98,15 @@ def chunk_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):
         upper=False,
         unitriangular=True,
     )
-    alone = inverse @ rhs
     passed = inverse @ system_2
-    seen_above = system_3 @ alone
-    rhs_3 = rhs_2 - seen_above
     by_way = system_3 @ passed
     system_5 = -by_way + system_4
-    u = torch.linalg.solve_triangular(system_5, rhs_3, upper=False, unitriangular=True)
-    seen_below = passed @ u
-    u_2 = alone - seen_below
+    alone = inverse @ rhs
+    seen_above = system_3 @ alone
+    rhs_3 = rhs_2 - seen_above
+    u_2 = torch.linalg.solve_triangular(system_5, rhs_3, upper=False, unitriangular=True)
+    seen_below = passed @ u_2
+    u = alone - seen_below
     # read-out
     overlap_q = q @ k.mT
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
@@ -119,12 +119,12 @@ def chunk_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):
     inherited = q @ S
     carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     carried_out = carried_out_factor[..., :, None] * inherited
-    answered = carried_out + attention @ u_2
-    o = answered + attention_2 @ u
+    answered = carried_out + attention @ u
+    o = answered + attention_2 @ u_2
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
-    written = u_2 * written_factor[..., :, None]
-    written_2 = u * written_factor[..., :, None]
+    written = u * written_factor[..., :, None]
+    written_2 = u_2 * written_factor[..., :, None]
     kept_factor = torch.exp(coarse_chunk + fine_chunk)
     kept = S * kept_factor[..., None, None]
     # update, line 33
@@ -194,15 +194,15 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
         upper=False,
         unitriangular=True,
     )
-    alone = inverse @ rhs
     passed = inverse @ system_2
-    seen_above = system_3 @ alone
-    rhs_3 = rhs_2 - seen_above
     by_way = system_3 @ passed
     system_5 = -by_way + system_4
-    u = torch.linalg.solve_triangular(system_5, rhs_3, upper=False, unitriangular=True)
-    seen_below = passed @ u
-    u_2 = alone - seen_below
+    alone = inverse @ rhs
+    seen_above = system_3 @ alone
+    rhs_3 = rhs_2 - seen_above
+    u_2 = torch.linalg.solve_triangular(system_5, rhs_3, upper=False, unitriangular=True)
+    seen_below = passed @ u_2
+    u = alone - seen_below
     # read-out
     overlap_q = q @ k.mT
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
@@ -216,8 +216,8 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
     carried_out_factor = scale * torch.exp(coarse_sum + fine_sum)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     written_factor = torch.exp(coarse_after + fine_after)
-    written = u_2 * written_factor[..., :, None]
-    written_2 = u * written_factor[..., :, None]
+    written = u * written_factor[..., :, None]
+    written_2 = u_2 * written_factor[..., :, None]
     kept_factor = torch.exp(coarse_chunk + fine_chunk)
     # adjoint of kept
     d_S_via_kept = d_S_next * kept_factor[..., None, None]
@@ -227,13 +227,13 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
     d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
     # adjoint of written_2
     d_written_2 = k_2 @ d_S_next
-    d_u_via_written_2 = d_written_2 * written_factor[..., :, None]
-    d_written_factor_via_written_2 = d_written_2 * u
+    d_u_2_via_written_2 = d_written_2 * written_factor[..., :, None]
+    d_written_factor_via_written_2 = d_written_2 * u_2
     d_written_factor_via_written_2_2 = d_written_factor_via_written_2.sum(-1)
     # adjoint of written
     d_written = k @ d_S_next
-    d_u_2_via_written = d_written * written_factor[..., :, None]
-    d_written_factor_via_written = d_written * u_2
+    d_u_via_written = d_written * written_factor[..., :, None]
+    d_written_factor_via_written = d_written * u
     d_written_factor_via_written_3 = d_written_factor_via_written.sum(-1)
     # adjoint of written_factor
     d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_3
@@ -245,95 +245,83 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of attention_2
-    d_attention_2 = d_o @ u.mT
+    d_attention_2 = d_o @ u_2.mT
     d_overlap_q_2_via_attention_2 = d_attention_2 * scale * since
     d_since_via_attention_2 = d_attention_2 * overlap_q_2 * scale
     # adjoint of attention
-    d_attention = d_o @ u_2.mT
+    d_attention = d_o @ u.mT
     d_overlap_q_via_attention = d_attention * scale * since
     d_since_via_attention = d_attention * overlap_q * scale
     # adjoint of u_2_s
-    d_u_2_s = attention.mT @ d_o
-    # adjoint of u_2
-    d_u_2 = d_u_2_s + d_u_2_via_written
-    d_seen_below_via_u_2 = -d_u_2
+    d_u_2_s = attention_2.mT @ d_o
     # adjoint of u_s
-    d_u_s = attention_2.mT @ d_o
-    d_u_s_2 = d_u_s + passed.mT @ d_seen_below_via_u_2
+    d_u_s = attention.mT @ d_o
+    # adjoint of u_2
+    d_u_2 = d_u_2_s + d_u_2_via_written_2
     # adjoint of u
-    d_u = d_u_s_2 + d_u_via_written_2
-    d_rhs_3_via_u = torch.linalg.solve_triangular(system_5.mT, d_u, upper=True, unitriangular=True)
-    d_system_5_via_u = d_rhs_3_via_u @ u.mT
-    d_system_5_via_u_2 = -d_system_5_via_u
-    d_system_5_via_u_3 = keep_strict(d_system_5_via_u_2)
-    # adjoint of system_5
-    d_by_way_via_system_5 = -d_system_5_via_u_3
-    # adjoint of by_way
-    d_system_3_via_by_way = d_by_way_via_system_5 @ passed.mT
-    d_passed_via_by_way = system_3.mT @ d_by_way_via_system_5
-    # adjoint of rhs_3
-    d_seen_above_via_rhs_3 = -d_rhs_3_via_u
-    # adjoint of alone_s
-    d_alone_s = system_3.mT @ d_seen_above_via_rhs_3
-    # adjoint of passed
-    d_passed = d_passed_via_by_way + d_seen_below_via_u_2 @ u.mT
-    d_inverse_via_passed = d_passed @ system_2.mT
-    d_system_2_via_passed = inverse.mT @ d_passed
-    # adjoint of alone
-    d_alone = d_alone_s + d_u_2
-    # adjoint of rhs_s
-    d_rhs_s = inverse.mT @ d_alone
-    # adjoint of inverse
-    d_inverse = d_inverse_via_passed + d_alone @ rhs.mT
-    d_system_via_inverse = inverse.mT @ d_inverse
-    d_system_via_inverse_2 = d_system_via_inverse @ inverse.mT
-    d_system_via_inverse_3 = -d_system_via_inverse_2
-    d_system_via_inverse_4 = keep_strict(d_system_via_inverse_3)
+    d_u = d_u_s + d_u_via_written
+    d_u_negative = -d_u
+    d_u_2_s_3 = d_u_2 + passed.mT @ d_u_negative
+    d_rhs_2_via_u = torch.linalg.solve_triangular(system_5.mT, d_u_2_s_3, upper=True, unitriangular=True)
+    d_rhs_2_via_u_negative = -d_rhs_2_via_u
+    d_u_s_3 = d_u + system_3.mT @ d_rhs_2_via_u_negative
+    d_rhs_via_u_s = inverse.mT @ d_u_s_3
+    d_system_via_u = d_rhs_via_u_s @ u.mT
+    d_system_via_u_2 = -d_system_via_u
+    d_system_via_u_3 = keep_strict(d_system_via_u_2)
+    d_system_2_via_u = d_rhs_via_u_s @ u_2.mT
+    d_system_2_via_u_2 = -d_system_2_via_u
+    d_system_2_via_u_3 = keep_strict(d_system_2_via_u_2)
+    d_system_3_via_u = d_rhs_2_via_u @ u.mT
+    d_system_3_via_u_2 = -d_system_3_via_u
+    d_system_3_via_u_3 = keep_causal(d_system_3_via_u_2)
+    d_system_4_via_u = d_rhs_2_via_u @ u_2.mT
+    d_system_4_via_u_2 = -d_system_4_via_u
+    d_system_4_via_u_3 = keep_strict(d_system_4_via_u_2)
     # adjoint of rhs_2
-    d_beta_2_via_rhs_2 = d_rhs_3_via_u * v_2
+    d_beta_2_via_rhs_2 = d_rhs_2_via_u * v_2
     d_beta_2_via_rhs_2_2 = d_beta_2_via_rhs_2.sum(-1)
-    d_prediction_2_via_rhs_2 = -d_rhs_3_via_u * rhs_factor_2[..., :, None]
-    d_rhs_factor_2_via_rhs_2 = -d_rhs_3_via_u * prediction_2
+    d_prediction_2_via_rhs_2 = -d_rhs_2_via_u * rhs_factor_2[..., :, None]
+    d_rhs_factor_2_via_rhs_2 = -d_rhs_2_via_u * prediction_2
     d_rhs_factor_2_via_rhs_2_2 = d_rhs_factor_2_via_rhs_2.sum(-1)
-    d_v_2_via_rhs_2 = beta_2[..., :, None] * d_rhs_3_via_u
+    d_v_2_via_rhs_2 = beta_2[..., :, None] * d_rhs_2_via_u
     # adjoint of rhs_factor_2
     d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * torch.exp(coarse_sum + fine_sum)
     d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
     # adjoint of system_4
-    d_beta_2_via_system_4 = d_system_5_via_u_3 * earlier_3 * since
+    d_beta_2_via_system_4 = d_system_4_via_u_3 * earlier_3 * since
     d_beta_2_via_system_4_2 = d_beta_2_via_system_4.sum(-1)
-    d_earlier_3_via_system_4 = beta_2[..., :, None] * d_system_5_via_u_3 * since
-    d_since_via_system_4 = beta_2[..., :, None] * d_system_5_via_u_3 * earlier_3
+    d_earlier_3_via_system_4 = beta_2[..., :, None] * d_system_4_via_u_3 * since
+    d_since_via_system_4 = beta_2[..., :, None] * d_system_4_via_u_3 * earlier_3
     # adjoint of earlier_3
     d_overlap_4_via_earlier_3 = keep_strict(d_earlier_3_via_system_4)
     # adjoint of system_3
-    d_system_3 = d_system_3_via_by_way + d_seen_above_via_rhs_3 @ alone.mT
-    d_beta_2_via_system_3 = d_system_3 * overlap_3 * since
+    d_beta_2_via_system_3 = d_system_3_via_u_3 * overlap_3 * since
     d_beta_2_via_system_3_2 = d_beta_2_via_system_3.sum(-1)
-    d_overlap_3_via_system_3 = beta_2[..., :, None] * d_system_3 * since
-    d_since_via_system_3 = beta_2[..., :, None] * d_system_3 * overlap_3
+    d_overlap_3_via_system_3 = beta_2[..., :, None] * d_system_3_via_u_3 * since
+    d_since_via_system_3 = beta_2[..., :, None] * d_system_3_via_u_3 * overlap_3
     # adjoint of rhs
-    d_beta_via_rhs = d_rhs_s * v
+    d_beta_via_rhs = d_rhs_via_u_s * v
     d_beta_via_rhs_2 = d_beta_via_rhs.sum(-1)
-    d_prediction_via_rhs = -d_rhs_s * rhs_factor[..., :, None]
-    d_rhs_factor_via_rhs = -d_rhs_s * prediction
+    d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[..., :, None]
+    d_rhs_factor_via_rhs = -d_rhs_via_u_s * prediction
     d_rhs_factor_via_rhs_2 = d_rhs_factor_via_rhs.sum(-1)
-    d_v_via_rhs = beta[..., :, None] * d_rhs_s
+    d_v_via_rhs = beta[..., :, None] * d_rhs_via_u_s
     # adjoint of rhs_factor
     d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * torch.exp(coarse_sum + fine_sum)
     d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
     # adjoint of system_2
-    d_beta_via_system_2 = d_system_2_via_passed * earlier_2 * since
+    d_beta_via_system_2 = d_system_2_via_u_3 * earlier_2 * since
     d_beta_via_system_2_2 = d_beta_via_system_2.sum(-1)
-    d_earlier_2_via_system_2 = beta[..., :, None] * d_system_2_via_passed * since
-    d_since_via_system_2 = beta[..., :, None] * d_system_2_via_passed * earlier_2
+    d_earlier_2_via_system_2 = beta[..., :, None] * d_system_2_via_u_3 * since
+    d_since_via_system_2 = beta[..., :, None] * d_system_2_via_u_3 * earlier_2
     # adjoint of earlier_2
     d_overlap_2_via_earlier_2 = keep_strict(d_earlier_2_via_system_2)
     # adjoint of system
-    d_beta_via_system = d_system_via_inverse_4 * earlier * since
+    d_beta_via_system = d_system_via_u_3 * earlier * since
     d_beta_via_system_3 = d_beta_via_system.sum(-1)
-    d_earlier_via_system = beta[..., :, None] * d_system_via_inverse_4 * since
-    d_since_via_system = beta[..., :, None] * d_system_via_inverse_4 * earlier
+    d_earlier_via_system = beta[..., :, None] * d_system_via_u_3 * since
+    d_since_via_system = beta[..., :, None] * d_system_via_u_3 * earlier
     # adjoint of earlier
     d_overlap_via_earlier = keep_strict(d_earlier_via_system)
     # adjoint of since

@@ -140,6 +140,17 @@ class Solve:
 
 
 @dataclass(frozen=True)
+class Joint:
+    """One of several unknowns: u_number, where u_i + sum_j A_ij u_j = rhs_i with A_ij = systems[i][j], or A_ji' in its
+    place. Tiles A_ij are strictly lower, but for those left of the diagonal, which are lower."""
+
+    number: int
+    systems: tuple[tuple[Tile, ...], ...]
+    rhs: tuple[Tile, ...]
+    transposed: bool
+
+
+@dataclass(frozen=True)
 class Inverse:
     """(I + matrix)^-1 for a strictly lower matrix [t, s]."""
 
@@ -228,6 +239,7 @@ Op = Union[
     LinearScan,
     Relabel,
     Solve,
+    Joint,
     Inverse,
     Root,
     Substitute,
@@ -271,7 +283,7 @@ class Program:
     """inputs and the carried states go in; outputs {public name: tile} and the next states come out.
 
     An adjoint says what the cotangents of the forward tiles are, where they have one. `answer` is what the memory
-    answers to a query: the output, or what that is made of.
+    answers to a query: the output, or what that is made of; `unknowns` are what systems of several were solved for.
     """
 
     inputs: tuple[Tile, ...]
@@ -280,6 +292,7 @@ class Program:
     outputs: tuple[tuple[str, Tile], ...]
     cotangents: tuple[tuple[Tile, Tile], ...] = ()
     answer: Optional[Tile] = None
+    unknowns: tuple[Tile, ...] = ()
 
 
 def operands(op: Op) -> tuple[Tile, ...]:
@@ -296,6 +309,8 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (arg,)
         case Solve(matrix, rhs, _):
             return (matrix, rhs)
+        case Joint(_, systems, rhs):
+            return (*(t for row in systems for t in row), *rhs)
         case Inverse(matrix):
             return (matrix,)
         case LinearScan(decay, write, start):

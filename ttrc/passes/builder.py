@@ -17,6 +17,7 @@ from ttrc.ir.tile import (
     Elementwise,
     Hidden,
     Inverse,
+    Joint,
     Largest,
     LinearScan,
     Mask,
@@ -140,6 +141,18 @@ class Builder:
 
     def solve(self, name: str, matrix: Tile, rhs: Tile, transposed: bool, origin: str) -> Tile:
         return self.emit(name, rhs.axes, Solve(matrix, rhs, transposed), origin)
+
+    def joint(
+        self,
+        names: list[str],
+        systems: tuple[tuple[Tile, ...], ...],
+        rhs: tuple[Tile, ...],
+        transposed: bool,
+        origin: str,
+    ) -> list[Tile]:
+        return [
+            self.emit(n, r.axes, Joint(i, systems, rhs, transposed), origin) for i, (n, r) in enumerate(zip(names, rhs))
+        ]
 
     def substitute(
         self, name: str, matrix: Tile, base: Tile, write: Callable[[Tile], Tile | None], transposed: bool, origin: str

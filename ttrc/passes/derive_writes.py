@@ -1,11 +1,12 @@
 """What the associations of a chunk write: known at once, from predictions of frozen states, or solved for together.
 
 An error that is free of its prediction is known. The others hang on predictions, which all of them move: a triangular
-system of several unknowns, which eliminate.py takes one by one; a nonlinear error is the last of them, and is
-substituted row after row.
+system of several unknowns, see eliminate.py; a nonlinear error is the last of them, and is substituted row after row.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear
 from ttrc.ir.tile import Relation, Tile
@@ -13,7 +14,7 @@ from ttrc.passes.builder import Builder, sym
 from ttrc.passes.chunk import Chunk, Sum, Written
 from ttrc.passes.derive_error import derive_error
 from ttrc.passes.derive_moves import Factor, of
-from ttrc.passes.eliminate import Row, eliminate
+from ttrc.passes.eliminate import factored, solve_rows
 from ttrc.symbolic import names
 
 
@@ -31,8 +32,7 @@ def derive_writes(chunk: Chunk) -> tuple[Written, ...]:
     if chunk.recurrence.segment is not None:
         found = [_of_frozen(chunk, association) for association in asking]
     elif asking:
-        rows = [_row(chunk, association, asking, written) for association in asking]
-        found = eliminate(chunk.build, rows, lambda matrix, rhs: _solved(chunk, asking[-1], matrix, rhs))
+        found = _solved(chunk, asking, [_row(chunk, association, asking, written) for association in asking])
     return (*written.values(), *(_written(chunk, a, u) for a, u in zip(asking, found)))
 
 
@@ -61,6 +61,14 @@ def _error(chunk: Chunk, association: Association, prediction: Tile) -> Tile:
     return derive_error(chunk.build, chunk.tiles, association.error, prediction, association.origin)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the system: its tiles, one for each unknown."""
+
+    rhs: Tile
+    system: tuple[Tile, ...]
+
+
 def _row(chunk: Chunk, association: Association, asking: list[Association], known: dict[Association, Written]) -> Row:
     """u as what the states and what is known make of it, less what the unknowns move it by; or so the prediction."""
     origin = association.origin
@@ -74,18 +82,28 @@ def _row(chunk: Chunk, association: Association, asking: list[Association], know
         case _:
             system = tuple(_system(chunk, association, other) for other in asking)
             expr, used = _predicted(chunk, "carried", association, known)
-            return Row(chunk.make("seen", expr, *used, origin="prediction"), system, added=True)
+            return Row(chunk.make("seen", expr, *used, origin="prediction"), system)
 
 
-def _solved(chunk: Chunk, association: Association, matrix: Tile, rhs: Tile) -> Tile:
-    """The last unknown."""
-    if isinstance(association.error, Affine):
-        return chunk.build.solve("u", matrix, rhs, False, "update")
+def _solved(chunk: Chunk, asking: list[Association], rows: list[Row]) -> list[Tile]:
+    """The unknowns. What is linear in all of them is one operation; a nonlinear one needs those before it taken out."""
+    build, last = chunk.build, asking[-1]
+    systems, rhs = tuple(r.system for r in rows), tuple(r.rhs for r in rows)
+    if isinstance(last.error, Affine):
+        if len(rows) == 1:
+            return [build.solve("u", systems[0][0], rhs[0], False, "update")]
+        return build.joint(["u"] * len(rows), systems, rhs, False, "update")
 
-    def error(prediction: Tile) -> Tile:
-        return _error(chunk, association, prediction)
+    def substituted(matrix: Tile, base: Tile) -> Tile:
+        def error(prediction: Tile) -> Tile:
+            return _error(chunk, last, prediction)
 
-    return _of_prediction(chunk, association, chunk.build.substitute("prediction", matrix, rhs, error, False, "update"))
+        return _of_prediction(chunk, last, build.substitute("prediction", matrix, base, error, False, "update"))
+
+    # The last row is of a prediction, to which is added what the others write.
+    known = [build.tile("u", ("t", "v")) for _ in rows[1:]]
+    found = solve_rows(build, factored(build, systems), rhs, known, substituted, added=True)
+    return [*known, found]
 
 
 def _predicted(chunk: Chunk, name: str, association: Association, known: dict[Association, Written]) -> Sum:

@@ -8,7 +8,7 @@ matrix products stay one chain of `Contract(..., add=...)`, which a backend accu
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
@@ -24,6 +24,7 @@ from ttrc.ir.tile import (
     Difference,
     Elementwise,
     Inverse,
+    Joint,
     Largest,
     LinearScan,
     Mask,
@@ -244,6 +245,21 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             outer = build.contract(via(matrix), row, build.relabel(column, origin), "v", origin)
             negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
             tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))
+        case Joint(0, systems, rhs, False):  # the first of several, so that all of them have their cotangents by now
+            unknowns = [build.emit(target.name, target.axes, replace(op, number=i), origin) for i in range(len(rhs))]
+            adjoints = tuple(tape.total(u) for u in unknowns)
+            multipliers = build.joint([via(r) for r in rhs], systems, adjoints, True, origin)
+            for number, (row, multiplier) in enumerate(zip(systems, multipliers)):
+                tape.add(rhs[number], multiplier)
+                for other, (matrix, unknown) in enumerate(zip(row, unknowns)):
+                    outer = build.contract(via(matrix), multiplier, build.relabel(unknown, origin), "v", origin)
+                    negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
+                    relation = Relation.STRICT if other >= number else Relation.CAUSAL
+                    tape.add(matrix, build.mask(via(matrix), negative, relation, 0.0, origin))
+        case Joint(transposed=False):
+            pass  # see the first
+        case Joint():
+            raise AssertionError("transposed systems stand in adjoints alone")
         case Root(pull, base, args):  # the implicit function theorem: (1 + pull') dx = d base - d pull
             slope, *slopes = (
                 symbolic.renamed(symbolic.derivative(pull, x), {UNKNOWN: sym(target)})

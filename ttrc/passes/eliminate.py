@@ -1,56 +1,133 @@
 """Triangular systems of several unknowns that hang on one another -> one solve after the other (block elimination).
 
-Row i is u_i = rhs_i - sum_j A_ij u_j, [t, v], with C x C tiles A_ij: strictly lower, but those to the left of the
+Row i is u_i + sum_j A_ij u_j = rhs_i, [t, v], with C x C tiles A_ij: strictly lower, but those to the left of the
 diagonal, which may see a token's own u_j as well. An unknown is taken out of the rows below it,
 u_i = T_i rhs_i - sum_j>i (T_i A_ij) u_j with T_i = (I + A_ii)^-1; what stands on the diagonal stays strictly lower, so
-that every row has a solution. All products of C x C tiles are free of values and states.
+that every row has a solution. All products of C x C tiles are free of values and states, and solve the transposed
+system too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ttrc.ir.tile import Tile
+from ttrc.ir.tile import Elementwise, Joint, Program, Relabel, Solve, Statement, Tile
 from ttrc.passes.builder import Builder, sym
+
+ORIGIN = "update"
+Systems = tuple[tuple[Tile, ...], ...]
 
 
 @dataclass(frozen=True)
-class Row:
-    """The system's tiles, one for each unknown. The last row may be of what has sum_j A_ij u_j added, not taken off."""
+class Factors:
+    """The system as a product: `left`, with `last` and the inverted tiles on its diagonal, times `passed`, beside ones
+    on its diagonal."""
 
-    rhs: Tile
-    system: tuple[Tile, ...]
-    added: bool = False
+    inverses: tuple[Tile, ...]  # T_i, of all rows but the last
+    passed: tuple[dict[int, Tile], ...]  # T_i A_ij, j > i
+    left: tuple[tuple[Tile, ...], ...]  # A_ij, j < i, once all further to the left is taken out
+    last: Tile
 
 
-def eliminate(build: Builder, rows: list[Row], solve_last: Callable[[Tile, Tile], Tile]) -> list[Tile]:
-    """u_1, ..., of which solve_last(A, rhs) gives the last: u = rhs - A u, or what that row stands for."""
-    origin = "update"
-    alone: list[Tile] = []  # T_i rhs_i
-    passed: list[dict[int, Tile]] = []  # T_i A_ij, j > i
-    for number, row in enumerate(rows):
-        rhs, system = row.rhs, list(row.system)
-        for above, (own, on) in enumerate(zip(alone, passed)):
-            seen = build.contract("seen_above", system[above], build.relabel(own, origin), "s", origin)
-            total = sym(rhs) + sym(seen) if row.added else sym(rhs) - sym(seen)
-            rhs = build.elementwise("rhs", total, {t.name: t for t in (rhs, seen)}, origin)
+def eliminate(program: Program) -> Program:
+    """A program without joint systems; it says what they were solved for."""
+    taken = tuple(s.target for s in program.statements) + tuple(c.state for c in program.carries)
+    build = Builder((*program.inputs, *taken))
+    found: dict[Joint, dict[int, Statement]] = {}
+    for statement in program.statements:
+        if not isinstance(statement.op, Joint):
+            build.statements.append(statement)
+            continue
+        group = found.setdefault(replace(statement.op, number=0), {})
+        group[statement.op.number] = statement
+        if len(group) == len(statement.op.rhs):
+            _solve(build, statement.op, [group[i].target for i in range(len(group))], statement.origin)
+    unknowns = tuple(s.target for group in found.values() for s in group.values())
+    return replace(program, statements=tuple(build.statements), unknowns=unknowns)
+
+
+def _solve(build: Builder, op: Joint, targets: list[Tile], origin: str) -> None:
+    factors = factored(build, op.systems)
+    if op.transposed:
+        return _solve_transposed(build, factors, op.rhs, targets, origin)
+
+    def solve_last(matrix: Tile, rhs: Tile) -> Tile:
+        build.statements.append(Statement(targets[-1], Solve(matrix, rhs, False), origin))
+        return targets[-1]
+
+    solve_rows(build, factors, op.rhs, targets[:-1], solve_last)
+
+
+def factored(build: Builder, systems: Systems) -> Factors:
+    inverses: list[Tile] = []
+    passed: list[dict[int, Tile]] = []
+    left: list[tuple[Tile, ...]] = []
+    for number, row in enumerate(map(list, systems)):
+        for above, on in enumerate(passed):
             for j, tile in on.items():
-                by_way = build.compose("by_way", system[above], tile, origin)
-                args = {t.name: t for t in (system[j], by_way)}
-                system[j] = build.elementwise("system", sym(system[j]) - sym(by_way), args, origin)
-        if number == len(rows) - 1:
-            found = [solve_last(system[number], rhs)]
-            break
-        inverse = build.inverse(system[number], origin)
-        alone.append(build.contract("alone", inverse, build.relabel(rhs, origin), "s", origin))
-        rest = range(number + 1, len(rows))
-        passed.append({j: build.compose("passed", inverse, system[j], origin) for j in rest})
-    for own, on in zip(reversed(alone), reversed(passed)):
-        u = own
+                by_way = build.compose("by_way", row[above], tile, ORIGIN)
+                args = {t.name: t for t in (row[j], by_way)}
+                row[j] = build.elementwise("system", sym(row[j]) - sym(by_way), args, ORIGIN)
+        left.append(tuple(row[:number]))
+        if number < len(systems) - 1:
+            inverses.append(build.inverse(row[number], ORIGIN))
+            rest = range(number + 1, len(systems))
+            passed.append({j: build.compose("passed", inverses[-1], row[j], ORIGIN) for j in rest})
+    return Factors(tuple(inverses), tuple(passed), tuple(left), row[number])
+
+
+def solve_rows(
+    build: Builder,
+    factors: Factors,
+    rhs: tuple[Tile, ...],
+    targets: list[Tile],
+    solve_last: Callable[[Tile, Tile], Tile],
+    added: bool = False,
+) -> Tile:
+    """States what `targets` are, all unknowns but the last, which solve_last(A, rhs) gives: u = rhs - A u, or what
+    that row stands for. It may be of what has sum_j A_ij u_j `added`, not taken off."""
+    alone: list[Tile] = []  # T_i rhs_i
+    for number, base in enumerate(rhs):
+        for tile, own in zip(factors.left[number], alone):
+            seen = build.contract("seen_above", tile, build.relabel(own, ORIGIN), "s", ORIGIN)
+            plus = added and number == len(rhs) - 1
+            total = sym(base) + sym(seen) if plus else sym(base) - sym(seen)
+            base = build.elementwise("rhs", total, {t.name: t for t in (base, seen)}, ORIGIN)
+        if number < len(rhs) - 1:
+            inverse = factors.inverses[number]
+            alone.append(build.contract("alone", inverse, build.relabel(base, ORIGIN), "s", ORIGIN))
+    found = {len(rhs) - 1: solve_last(factors.last, base)}
+    for number in reversed(range(len(targets))):
+        expr, used = sym(alone[number]), [alone[number]]
+        for j, tile in factors.passed[number].items():
+            seen = build.contract("seen_below", tile, build.relabel(found[j], ORIGIN), "s", ORIGIN)
+            expr, used = expr - sym(seen), [*used, seen]
+        op = Elementwise(expr, tuple(sorted(used, key=lambda t: t.name)))
+        build.statements.append(Statement(targets[number], op, ORIGIN))
+        found[number] = targets[number]
+    return found[len(rhs) - 1]
+
+
+def _solve_transposed(
+    build: Builder, factors: Factors, rhs: tuple[Tile, ...], targets: list[Tile], origin: str
+) -> None:
+    """With the factors turned over: the first unknown is in the way of all others, and the last is found first."""
+    bases = list(rhs)
+    for number, on in enumerate(factors.passed):
         for j, tile in on.items():
-            later = found[j - len(rows)]
-            seen = build.contract("seen_below", tile, build.relabel(later, origin), "s", origin)
-            u = build.elementwise("u", sym(u) - sym(seen), {t.name: t for t in (u, seen)}, origin)
-        found.insert(0, u)
-    return found
+            bases[j] = _less(build, bases[j], tile, bases[number], origin)
+    build.statements.append(Statement(targets[-1], Solve(factors.last, bases[-1], True), origin))
+    for number in reversed(range(len(targets) - 1)):
+        base = bases[number]
+        for below in range(number + 1, len(targets)):
+            base = _less(build, base, factors.left[below][number], targets[below], origin)
+        column = build.contract(f"{targets[number].name}_s", factors.inverses[number], base, "t", origin)
+        build.statements.append(Statement(targets[number], Relabel(column), origin))
+
+
+def _less(build: Builder, base: Tile, tile: Tile, x: Tile, origin: str) -> Tile:
+    """base - tile' x, a product that goes on from base."""
+    negative = build.elementwise(f"{x.name}_negative", -sym(x), {x.name: x}, origin)
+    column = build.contract(f"{base.name}_s", tile, negative, "t", origin, add=build.relabel(base, origin))
+    return build.relabel(column, origin)

@@ -43,6 +43,7 @@ from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
+from ttrc.passes.round_keys import round_keys
 from ttrc.passes.scan_panels import scan_panels
 from ttrc.passes.schedule_decays import gradients_by_key, known_without_values, sums_of_scans
 from ttrc.passes.schedule_readout import schedule_readout
@@ -66,7 +67,11 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     readout = schedule_readout(forward, backward, inputs, gradients)
     outputs, gradients = readout.outputs, tuple(b for b in gradients if b not in readout.gradients)
     pairs = known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
-    known, weights = (*inputs, *pairs, *readout.back), weights_of(forward)
+    # A kernel in front of the scans that there is anyway.
+    rounded = round_keys(backward, inputs) if pairs and not decayed else ()
+    plain = tuple(b for b in inputs if b.tile not in {r.tile for r in rounded})
+    pairs = (*pairs, *rounded)
+    known, weights = (*plain, *pairs, *readout.back), weights_of(forward)
     seen = _seen_states(forward, backward, (*known, *solved), weights)
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
     # in front of a scan are those of its steps.
@@ -80,7 +85,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     # for, and the others cost it next to nothing.
     several = JOINT if len(recurrence.associations) > 1 else ""
     unknowns = sum(isinstance(s.op, Inverse) for s in forward.statements)
-    kind = NONLINEAR if solved else JOINT if unknowns > 1 else ""
+    substitutes = any(isinstance(s.op, Substitute) for s in forward.statements)
+    kind = NONLINEAR if substitutes else JOINT if unknowns > 1 else ""
 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
@@ -108,7 +114,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     ahead, back = scan(*outputs, *kept), scan_back(*kept_back, *whole)
     output = planned(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     # Rows of decayed keys are made again where their exponents are wanted anyway.
-    read = (*(b for b in known if b not in pairs or not {"t", "k"} <= set(b.tile.axes)), *saved, *kept_back)
+    again = [b for b in pairs if decayed and {"t", "k"} <= set(b.tile.axes)]
+    read = (*(b for b in known if b not in again), *saved, *kept_back)
     apart = _moves_apart(forward, backward)
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()

@@ -16,6 +16,7 @@ from ttrc.ir.tile import (
     Difference,
     Elementwise,
     Inverse,
+    Joint,
     Largest,
     LinearScan,
     Mask,
@@ -92,6 +93,9 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return replace(op, a=tiles[a], b=tiles[b], steps=tiles[steps])
         case Solve(matrix, rhs, transposed):
             return Solve(tiles[matrix], tiles[rhs], transposed)
+        case Joint(_, systems, rhs):
+            systems = tuple(tuple(tiles[t] for t in row) for row in systems)
+            return replace(op, systems=systems, rhs=tuple(tiles[t] for t in rhs))
         case Inverse(matrix):
             return Inverse(tiles[matrix])
         case LinearScan(decay, write, start):

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ttrc.ir.tile import HIDDEN, Contract, Decayed, Elementwise, Statement, Tile, operands, sums
-from ttrc.passes.add_afterwards import add_afterwards, stages
+from ttrc.ir.tile import HIDDEN, Contract, Decayed, Elementwise, Statement, Tile, operands
+from ttrc.passes.add_afterwards import add_afterwards
 from ttrc.passes.add_in_turn import add_in_turn
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.do_first import done_first, is_whole
+from ttrc.passes.group_sums import group_sums
 from ttrc.passes.narrow_factors import Narrow
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import names_of, slice_program
@@ -42,7 +43,7 @@ def split_panels(
     body: tuple[Statement, ...], wanted: tuple[Tile, ...], narrow: Narrow, wide_heads: bool = False, axis: str = "v"
 ) -> tuple[Piece, ...]:
     body = add_afterwards(body, axis) if axis == "k" else body
-    groups = _groups(body, wanted, axis)
+    groups = group_sums(body, wanted, axis)
     body = _add_early(body, groups, axis)
     made = frozenset(s.target for s in body)
     once = frozenset(t for t in made if axis not in t.axes)
@@ -126,62 +127,6 @@ def _reads_whole(statements: tuple[Statement, ...], target: Tile) -> bool:
     return any(is_whole(t) for s in slice_program(statements, [target]) for t in operands(s.op))
 
 
-def _groups(body: tuple[Statement, ...], wanted: tuple[Tile, ...], axis: str) -> list[list[Tile]]:
-    """What each loop makes. One loop for all C x C sums of a stage, which have their factors in common; one for each
-    accumulator as wide as the keys, for two of them at once do not fit the registers. What is small, or written out
-    panel by panel, joins the loop that works out most of what it needs anyway, of several such the emptiest.
-
-    Segments of deep memories are short, and so are their accumulators: one loop for all of a stage. What is written out
-    there takes the place of what loops read: it belongs to the last of them."""
-    stage = stages(body, axis)
-    summed = [s.target for s in body if sums(s, axis)]
-    written = [t for t in wanted if axis in t.axes]
-    deep = axis != "v"
-    add = {s.target: getattr(s.op, "add", None) for s in body}
-    groups: list[list[Tile]] = []
-    level: list[int] = []
-    numbers = sorted({stage.get(t, 0) for t in (*summed, *written)})
-    for number in numbers:
-        here = [t for t in summed if stage[t] == number]
-        pairs = [t for t in here if len(t.axes) > 1] if deep else [t for t in here if t.axes == ("t", "s")]
-        chains: list[list[Tile]] = []
-        for target in (t for t in here if t.axes == ("t", "k") and not deep):
-            chain = next((c for c in chains if add[target] == c[-1]), None)
-            chains.append([target]) if chain is None else chain.append(target)
-        joins = groups and not here and number < numbers[-1]
-        new = [g for g in (pairs, *chains) if g] or ([] if joins else [[]])
-        groups += new
-        level += [number] * len(new)
-
-    wide = {t for g in groups for t in g}
-    if deep:
-        groups[-1] += written
-    for target in (*(t for t in summed if t not in wide), *(() if deep else written)):
-        first = next((i for i, n in enumerate(level) if n >= stage[target]), len(groups) - 1)
-        last = next((i for i, g in enumerate(groups) if i >= first and target in _all_needs(body, g)), len(groups))
-        if any(target in _all_needs(body, [t]) for t in (*summed, *written) if t not in wide and t != target):
-            last = level.index(stage[target]) + level.count(stage[target])
-        own = _needs(body, [target], axis)
-
-        def fit(i: int, own=own) -> tuple[int, int, int]:
-            needs = _needs(body, groups[i], axis)
-            return -len(own & needs), sum(t in wide and add[t] not in wide for t in groups[i]), len(needs)
-
-        groups[min(range(first, max(last, first + 1)), key=fit)].append(target)
-    position = {t: i for i, t in enumerate((*written, *summed))}
-    return [sorted(g, key=position.__getitem__) for g in groups]
-
-
-def _needs(body, targets: list[Tile], axis: str) -> set[Tile]:
-    """Every tile that a loop over panels touches to make `targets`."""
-    narrow = frozenset(s.target for s in body if axis not in s.target.axes) - set(targets)
-    return {t for s in slice_program(body, targets, narrow) for t in (s.target, *operands(s.op))}
-
-
-def _all_needs(body, targets: list[Tile]) -> set[Tile]:
-    return {t for s in slice_program(body, targets) for t in operands(s.op)}
-
-
 def _known_after(body: tuple[Statement, ...], groups: list[list[Tile]], axis: str) -> dict[Tile, int]:
     """How many loops must have ended before a tile without the axis is known."""
     known = {t: number + 1 for number, group in enumerate(groups) for t in group if axis not in t.axes}
@@ -244,9 +189,10 @@ def _places(
             place[statement.target] = 0
         for tile in operands(statement.op):
             no_later_than(tile, place[statement.target])
-    made = {s.target for s in once}
+    made, names = {s.target for s in once}, names_of(tuple(once))
     for statement in once:
-        target, wide = statement.target, [t for t in operands(statement.op) if t in made and len(t.axes) > 1]
+        target = statement.target
+        wide = [t for t in operands(statement.op) if names.get(t, t) in made and len(t.axes) > 1]
         if wide and not known_after[target]:
             until = place[target]
             place[target] = max(place[t] for t in wide)

@@ -92,6 +92,13 @@ class ChunkMemory:
         rows = ", ".join(self.rows["t"])
         return f"{rows}, K, V, {self.tokens['t']}, BK, BV, {self._column('v')}"
 
+    def factor(self, buffer: Buffer) -> str:
+        """A gate that only products take."""
+        base, row = self._base(buffer)
+        role, axis = buffer.tile.axes
+        window = f"{', '.join(self.rows[role])}, {row}, {WIDTH[axis]}, {self.tokens[role]}, {BLOCK[axis]}"
+        return f"load_factor({base}, {window}, {self._column(axis)}, dtype)"
+
     def begin(self, buffer: Buffer) -> str:
         """Where a state begins."""
         return _base(buffer, self._where(buffer))[0]

@@ -28,6 +28,7 @@ from ttrc.ir.tile import (
     operands,
 )
 from ttrc.language.spec import Domain
+from ttrc.passes.round_keys import is_rounded
 from ttrc.passes.slice_program import slice_program
 
 
@@ -51,7 +52,8 @@ class Writer:
         self.own = kernel.waiting_pairs
         loads = [b for s in kernel.segments for b in s.loads if b.space not in OWN and b not in self.own]
         self.again = [b for b in dict.fromkeys(loads) if b not in kernel.loads]
-        raw = set() if tokens else {b.tile.name for b in loads if as_inputs(b)}
+        self.factors = [] if tokens else [b for b in loads if is_rounded(b, kernel.statements)]
+        raw = set() if tokens else {b.tile.name for b in loads if as_inputs(b) or b in self.factors}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, turns, self.memory.begins), set()
         if kernel.skeleton is Skeleton.ROWS:
             self.printer.columns, self.printer.tokens = "s", self.memory.tokens
@@ -215,7 +217,8 @@ class Writer:
     def _loads(self, buffers, again: bool = False) -> list[str]:
         fresh = [b for b in buffers if again or b not in self.loaded]
         self.loaded.update(fresh)
-        return [f"{self.printer.name(b.tile)} = {self.memory.load(b)}" for b in fresh]
+        load = {b: self.memory.factor if b in self.factors else self.memory.load for b in fresh}
+        return [f"{self.printer.name(b.tile)} = {load[b](b)}" for b in fresh]
 
     def _is_state(self, buffer: Buffer) -> bool:
         """Whether it is kept where states are sparse; backwards they never are."""
