@@ -18,6 +18,7 @@ from typing import Optional, Union
 from ttrc.ir.axes import HIDDEN, Axes, Tile
 from ttrc.ir.pairs import Attend, Difference, Normaliser, RunningSum
 from ttrc.ir.scan import CumulativeSum, LinearScan
+from ttrc.ir.systems import Inverse, Joint, Solve
 from ttrc.symbolic import Expr
 
 UNKNOWN = "the root"  # what the expression of a Root calls it; no tile has a blank in its name
@@ -128,33 +129,6 @@ class Relabel:
     "v" where they are as many."""
 
     arg: Tile
-
-
-@dataclass(frozen=True)
-class Solve:
-    """x with (I + matrix) x = rhs, or (I + matrix') x = rhs; matrix [t, s] is strictly lower."""
-
-    matrix: Tile
-    rhs: Tile
-    transposed: bool
-
-
-@dataclass(frozen=True)
-class Joint:
-    """One of several unknowns: u_number, where u_i + sum_j A_ij u_j = rhs_i with A_ij = systems[i][j], or A_ji' in its
-    place. Tiles A_ij are strictly lower, but for those left of the diagonal, which are lower."""
-
-    number: int
-    systems: tuple[tuple[Tile, ...], ...]
-    rhs: tuple[Tile, ...]
-    transposed: bool
-
-
-@dataclass(frozen=True)
-class Inverse:
-    """(I + matrix)^-1 for a strictly lower matrix [t, s]."""
-
-    matrix: Tile
 
 
 @dataclass(frozen=True)
