@@ -6,6 +6,7 @@ import torch
 import ttrc
 from ttrc.compiler import analyse
 from ttrc.errors import SpecError
+from ttrc.ir.tile import Compose, Inverse
 from ttrc.language.load import parse_spec
 from ttrc.passes.derive_recurrence import derive_recurrence
 from ttrc.runtime.verify import Case, relative_rms, verify
@@ -127,6 +128,44 @@ def test_half_precision(name):
     case = Case(B=1, T=18, HV=1, d_k=16, d_v=16, chunk_size=16)
     op = ttrc.load(parse_spec(RULES[name]))
     assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float16).failures
+
+
+def plan_of(rule):
+    form = analyse(parse_spec(RULES[rule])).forms["chunk"]
+    return form, {k.name.removeprefix("chunk_"): k for k in form.plan.kernels}
+
+
+@pytest.mark.parametrize(
+    "name", ["two_predictions_in_turn", "three_predictions", "two_predictions_by_channel_retained"]
+)
+def test_no_cotangent_goes_through_an_elimination(name):
+    """That of a system takes its solution and the transposed system's alone, which scans find and store."""
+    form, kernels = plan_of(name)
+    adjoint = [s for s in form.backward.statements if s not in form.forward.statements]
+    assert form.forward.unknowns and not any(isinstance(s.op, Compose) for s in adjoint)
+    ahead, back = ({b.tile for b in kernels[f"scan{kind}_joint"].stores} for kind in ("", "_reverse"))
+    count = len(form.forward.unknowns)
+    assert ahead.issuperset(form.forward.unknowns) and back.issuperset(form.backward.unknowns[count:])
+    assert len(form.backward.unknowns) == 2 * count
+    gradients = next(k for name, k in kernels.items() if name.startswith("gradients_joint"))
+    assert not any(isinstance(s.op, (Inverse, Compose)) for s in gradients.statements)
+
+
+def test_many_sums_of_pairs_share_a_loop_with_those_of_one_factor_alone():
+    _, kernels = plan_of("three_predictions")
+    loops = [[s for s in x.statements if s.target in x.sums] for x in kernels["gradients_joint"].segments if x.panelled]
+    sums = [[s.op for s in loop if s.target.axes == ("t", "s")] for loop in loops]
+    assert sum(map(len, sums)) == 14 and max(map(len, sums)) == 3
+    assert all(len({op.a for op in ops}) == 1 for ops in sums if ops)
+
+
+@pytest.mark.parametrize("name, rounded", [("two_predictions_previous", ["kappa_rounded"]), ("of_length_1", [])])
+def test_only_a_key_that_nothing_but_products_take_is_rounded(name, rounded):
+    _, kernels = plan_of(name)
+    prepare = next(k for name, k in kernels.items() if name.startswith("prepare"))
+    assert [b.name for b in prepare.stores if b.tile.axes == ("t", "k")] == rounded
+    for kernel in (k for k in kernels.values() if k.loads and k != prepare and not k.name.startswith("token")):
+        assert not {"kappa"} & {b.name for b in kernel.loads} or not rounded
 
 
 def drawn(op, T=21, seed=0):

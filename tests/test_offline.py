@@ -161,7 +161,7 @@ def test_a_kernel_that_is_too_large_is_told():
     assert problem(1024, spills=9, width=256) is problem(1024, spills=9, target="sm_80") is None
 
 
-@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2", "huber_delta", "gla", "kda"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba2", "huber_delta", "gla", "kda", "gated_deltaproduct"])
 def test_nothing_spills_where_it_must_not_and_products_take_matrix_instructions(name):
     rows = compile_specs([load(name).spec], targets=("sm_90",), widths=(64, 128))
     assert not [(r.kernel, r.width, r.problem) for r in rows if r.problem]

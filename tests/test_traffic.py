@@ -125,7 +125,7 @@ def compare(name, form, length, width, chunk, schedule="auto"):
 
 
 @pytest.mark.parametrize("schedule", ["fused", "split", "segments"])
-@pytest.mark.parametrize("name", ["gated_deltanet", "kda", "linear_attention", "mamba2"])
+@pytest.mark.parametrize("name", ["gated_deltanet", "gated_deltaproduct", "kda", "linear_attention", "mamba2"])
 def test_the_chunk_forms_budget_is_exact(name, schedule):
     compare(name, "chunk", length=256, width=64, chunk=64, schedule=schedule)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from ttrc.ir.tile import Contract, Statement, Tile, operands, sums
 from ttrc.passes.add_afterwards import stages
-from ttrc.passes.slice_program import names_of, slice_program
+from ttrc.passes.slice_program import slice_program
 
-MANY = 4  # C x C sums beside one another that a loop holds where loading what they are of costs next to nothing
+MANY = 4  # C x C sums that one loop holds, where another that loads their factors again costs next to nothing
 
 Body = tuple[Statement, ...]
 
@@ -38,7 +38,7 @@ def group_sums(body: Body, wanted: tuple[Tile, ...], axis: str) -> list[list[Til
             chain = next((c for c in chains if add[target] == c[-1]), None)
             chains.append([target]) if chain is None else chain.append(target)
         joins = groups and not here and number < numbers[-1]
-        loops = [pairs] if deep else _apart(body, pairs)
+        loops = [pairs] if deep else _apart(body, pairs, axis)
         new = [g for g in (*loops, *chains) if g] or ([] if joins else [[]])
         groups += new
         level += [number] * len(new)
@@ -62,14 +62,13 @@ def group_sums(body: Body, wanted: tuple[Tile, ...], axis: str) -> list[list[Til
     return [sorted(g, key=position.__getitem__) for g in groups]
 
 
-def _apart(body: Body, pairs: list[Tile]) -> list[list[Tile]]:
-    """The loops for the C x C sums of a stage. There is one, but for many of what lies in memory as it is: then there
-    is one for each first factor."""
-    names = names_of(body)
-    made = {s.target for s in body} - names.keys()
-    products = {s.target: s.op for s in body if s.target in pairs and isinstance(s.op, Contract)}
-    factors = {names.get(t, t) for op in products.values() for t in (op.a, op.b)}
-    if len(pairs) <= MANY or len(products) < len(pairs) or factors & made:
+def _apart(body: Body, pairs: list[Tile], axis: str) -> list[list[Tile]]:
+    """The loops for the C x C sums of a stage. There is one, but for many whose factors take no product to make: then
+    there is one for each first factor."""
+    narrow = frozenset(s.target for s in body if axis not in s.target.axes) - set(pairs)
+    panel = slice_program(body, pairs, narrow)
+    products = {s.target: s.op for s in panel if isinstance(s.op, Contract)}
+    if len(pairs) <= MANY or products.keys() != set(pairs):
         return [pairs]
     groups: dict[Tile, list[Tile]] = {}
     for target in pairs:
