@@ -112,6 +112,18 @@ def unit_lower_inverse(A, C: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def in_base_2(x):
+    """exp(x) is 2 to this."""
+    return x * 1.4426950408889634
+
+
+@triton.jit
+def exp(x):
+    """By exp2, which is one instruction: tl.exp takes four more, for results under 1e-38."""
+    return tl.exp2(in_base_2(x))
+
+
+@triton.jit
 def load_gate(
     base, first, left, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, column, other
 ):
@@ -222,7 +234,7 @@ def chunk_prepare_joint(
     gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-    since = tl.exp(gap_masked)
+    since = exp(gap_masked)
     system_3 = beta_2[:, None] * overlap_3 * since
     store_lower(system_3_ptr + i_h * BT, system_3, token, left, HV * BT, BT)
     # prediction
@@ -369,12 +381,12 @@ def chunk_scan_joint(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         rhs_2 = beta_2[:, None] * v_2 - prediction_2 * rhs_factor_2[:, None]
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         rhs = beta[:, None] * v.to(tl.float32) - prediction * rhs_factor[:, None]
         # update, line 33
         alone = tl.dot(inverse, rhs.to(dtype), input_precision=PRECISION)
@@ -389,7 +401,7 @@ def chunk_scan_joint(
             store_rows(u_ptr + i_h * V, u, token, left, HV * V, V, BT, BV, i_v * BV)
         if READ:
             # read-out
-            carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+            carried_out_factor = scale * exp(coarse_sum + fine_sum)
             inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
             carried_out = carried_out_factor[:, None] * inherited
             answered = tl.dot(attention, u.to(dtype), carried_out, input_precision=PRECISION)
@@ -400,10 +412,10 @@ def chunk_scan_joint(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written_2 = u_2 * written_factor[:, None]
         written = u * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 33
         kept_2 = tl.dot(tl.trans(k), written.to(dtype), kept, input_precision=PRECISION)
@@ -515,7 +527,7 @@ def chunk_scan_reverse_joint(
         fine_chunk = tl.sum(fine)
         fine_sum = tl.cumsum(fine, 0)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # adjoint of written
         d_u_via_written = d_written * written_factor[:, None]
         # adjoint of u_s
@@ -540,19 +552,19 @@ def chunk_scan_reverse_joint(
         if SAVE:
             store_rows(d_rhs_via_u_ptr + i_h * V, d_rhs_via_u_s, token, left, HV * V, V, BT, BV, i_v * BV)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # adjoint of rhs
         d_prediction_via_rhs = -d_rhs_via_u_s * rhs_factor[:, None]
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         # adjoint of rhs_2
         d_prediction_2_via_rhs_2 = -d_rhs_2_via_u_s * rhs_factor_2[:, None]
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # adjoint of carried_out
         d_inherited_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept
         d_S_via_kept = d_S_next * kept_factor
         # gradient
@@ -659,7 +671,7 @@ def chunk_gradients_joint(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of attention_2
         d_overlap_q_2_via_attention_2 = d_attention_2 * scale * since
         # adjoint of attention
@@ -805,13 +817,13 @@ def chunk_gradients_joint(
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_3_start = carried_out_factor[None, :] * d_q_3_pulled
         # adjoint of carried_out_factor
@@ -860,14 +872,14 @@ def chunk_gradients_joint(
             store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k_3), token, left, HV * K, K, BT, BK, 0)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         # adjoint of rhs_factor
         d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta = d_beta_early + d_beta_via_rhs_2 + d_beta_via_rhs_factor
         store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
@@ -934,7 +946,7 @@ def chunk_gradients_joint(
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
         # adjoint of rhs_factor_2
-        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta_2 = d_beta_2_early + d_beta_2_via_rhs_2_2 + d_beta_2_via_rhs_factor_2
         store_vector(d_beta_2_ptr + i_h, d_beta_2, token, left, HV, BT)
@@ -982,7 +994,7 @@ def chunk_gradients_joint(
         gap_apart = tl.where(t[:, None] > t[None, :], gap, 0.0)
         gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        since = tl.exp(gap_masked)
+        since = exp(gap_masked)
         # adjoint of system_2
         d_beta_via_system_2_shared = d_system_2_via_u_3 * since
         # prediction
@@ -1105,13 +1117,13 @@ def chunk_gradients_joint(
         coarse_chunk = tl.sum(coarse)
         fine_chunk = tl.sum(fine)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         coarse_after = coarse_chunk - coarse_sum
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         # read-out
-        carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
         # gradient
         d_q_3_start = carried_out_factor[:, None] * d_q_3_pulled
         # adjoint of carried_out_factor
@@ -1158,14 +1170,14 @@ def chunk_gradients_joint(
             store_rows(d_v_ptr + i_h * V, d_v_via_rhs, token, left, HV * V, V, BT, BV, i_v * BV)
         store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
         d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         # adjoint of rhs_factor
         d_coarse_sum_via_rhs_factor = d_rhs_factor_via_rhs_2 * rhs_factor
-        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_via_rhs_factor = d_rhs_factor_via_rhs_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta = d_beta_early + d_beta_via_rhs_2 + d_beta_via_rhs_factor
         store_vector(d_beta_ptr + i_h, d_beta, token, left, HV, BT)
@@ -1232,7 +1244,7 @@ def chunk_gradients_joint(
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_log_decay_valid * tl.where(g <= -800.0, 0.0, 1.0)
         store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, token, left, HV, BT)
         # adjoint of rhs_factor_2
-        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * tl.exp(coarse_sum + fine_sum)
+        d_beta_2_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * exp(coarse_sum + fine_sum)
         # gradient
         d_beta_2 = d_beta_2_early + d_beta_2_via_rhs_2_2 + d_beta_2_via_rhs_factor_2
         store_vector(d_beta_2_ptr + i_h, d_beta_2, token, left, HV, BT)
@@ -1297,7 +1309,7 @@ def chunk_output_joint(
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
     # read-out
-    carried_out_factor = scale * tl.exp(coarse_sum + fine_sum)
+    carried_out_factor = scale * exp(coarse_sum + fine_sum)
     for i_v in tl.range(0, blocks, disable_licm=True):
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         u = load_rows(u_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -1385,12 +1397,12 @@ def chunk_transition(
         fine = -coarse + log_decay_valid
         fine_sum = tl.cumsum(fine, 0)
         # loss.second, line 28: norm2(p - v_2) / 2
-        rhs_factor_2 = beta_2 * tl.exp(coarse_sum + fine_sum)
+        rhs_factor_2 = beta_2 * exp(coarse_sum + fine_sum)
         rhs_2_moved = -prediction_2 * rhs_factor_2[:, None]
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
         # loss.first, line 23: norm2(p - v) / 2
-        rhs_factor = beta * tl.exp(coarse_sum + fine_sum)
+        rhs_factor = beta * exp(coarse_sum + fine_sum)
         rhs_moved = -prediction * rhs_factor[:, None]
         # update, line 33
         alone_moved = tl.dot(inverse, rhs_moved.to(dtype), input_precision=PRECISION)
@@ -1402,14 +1414,14 @@ def chunk_transition(
         coarse_after = coarse_chunk - coarse_sum
         fine_chunk = tl.sum(fine)
         fine_after = fine_chunk - fine_sum
-        written_factor = tl.exp(coarse_after + fine_after)
+        written_factor = exp(coarse_after + fine_after)
         written_2_moved = u_2_moved * written_factor[:, None]
         # update, line 33
         seen_below_moved = tl.dot(passed, u_2_moved.to(dtype), input_precision=PRECISION)
         u_moved = alone_moved - seen_below_moved
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
         written_moved = u_moved * written_factor[:, None]
-        kept_factor = tl.exp(coarse_chunk + fine_chunk)
+        kept_factor = exp(coarse_chunk + fine_chunk)
         kept = S * kept_factor
         # update, line 33
         kept_2_moved = tl.dot(tl.trans(k), written_moved.to(dtype), kept, input_precision=PRECISION)
@@ -1576,7 +1588,7 @@ def token_scan(
         k_2 = load_gate_row(k_2_ptr + i_h * K + token * HV * K, K, BK, 0, 0.0)
         v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
         # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-        decay = tl.exp(g)
+        decay = exp(g)
         retained = S * decay
         # prediction
         products = k[:, None] * retained
@@ -1676,7 +1688,7 @@ def token_scan_reverse(
             k_2 = load_gate_row(k_2_ptr + i_h * K + token * HV * K, K, BK, 0, 0.0)
             v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained
@@ -1708,7 +1720,7 @@ def token_scan_reverse(
             v_2 = load_gate_row(v_2_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.0)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # retention, line 31: norm2(S - exp(g) * S_prev) / 2
-            decay = tl.exp(g)
+            decay = exp(g)
             retained = S * decay
             # prediction
             products = k[:, None] * retained
