@@ -161,7 +161,7 @@ class ChunkMemory:
         if self.partial and not _has_values(buffer.tile):
             base = f"{base} + partial * {row}"
         match buffer.space, buffer.tile.axes:
-            case (Space.TOTAL | Space.SEQUENCE), _:
+            case ((Space.TOTAL | Space.SEQUENCE), _):
                 return store_state(base, name, buffer.tile, self.begins)
             case Space.CHUNK, _:
                 # All rows or none: with a store that only some of a loop's steps reach, Triton 3.6 fails for sm_100.
