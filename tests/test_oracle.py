@@ -185,7 +185,18 @@ BY_HAND = {
 DEEP = ("memora", "moneta", "titans", "ttt_linear", "ttt_mlp", "yaad")
 PAIRS = ("forgetting_attention", "softmax_attention")  # by torch's own attention in test_attention.py
 VECTORS = ("min_gru", "rg_lru")  # test_vector.py
-ELSEWHERE = ("memora_linear", "mesanet", "momentum_deltanet", "moneta_linear", "titans_linear", *DEEP, *PAIRS, *VECTORS)
+ENTRIES = ("mamba",)  # test_entries.py
+ELSEWHERE = (
+    "memora_linear",
+    "mesanet",
+    "momentum_deltanet",
+    "moneta_linear",
+    "titans_linear",
+    *DEEP,
+    *PAIRS,
+    *VECTORS,
+    *ENTRIES,
+)
 
 
 def test_every_shipped_rule_is_written_by_hand():

@@ -28,7 +28,8 @@ def mend_interpreter() -> None:
         _replace(InterpreterBuilder, name, way)
     _replace(interpreter, "_patch_lang", _once_a_launch)
     _replace(ScanOps, "generic_scan", lambda _method: _scan)
-    InterpreterBuilder.get_bf16 = lambda builder, number: TensorHandle(rounded(np.array([number])), tl.bfloat16)
+    if not hasattr(InterpreterBuilder, "get_bf16"):
+        InterpreterBuilder.get_bf16 = lambda builder, number: TensorHandle(rounded(np.array([number])), tl.bfloat16)
 
 
 def _replace(owner: object, name: str, way: Callable[[Callable], Callable]) -> None:
