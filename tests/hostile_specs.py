@@ -171,7 +171,7 @@ SCHEMA_ROWS = [
     Row("input-word", swap(BETA, BETA.replace("beta", "S")), ('"S" is reserved',), "inputs.S", 7),
     Row("input-function", swap(BETA, BETA.replace("beta", "dot")), ('"dot" is reserved',), "inputs.dot", 7),
     Row("input-argument", swap(BETA, BETA.replace("beta", "cu_seqlens")), ("reserved",), "inputs.cu_seqlens", 7),
-    Row("input-self", swap(BETA, BETA.replace("beta", "self")), ('"self" is reserved', '"self_" is free'),
+    Row("input-self", swap(BETA, BETA.replace("beta", "self")), ('"self" is reserved', '"self_" is not'),
         "inputs.self", 7),
     Row("input-builtin", swap(BETA, BETA.replace("beta", "open")), ('"open" is reserved',), "inputs.open", 7),
     Row("input-dunder", swap(BETA, BETA.replace("beta", "__class__")), ('"__class__" cannot be the name',),

@@ -177,7 +177,7 @@ def test_a_row_works_out_no_sign_and_no_quotient():
     rows = {}
     for name in ("lp_delta", "implicit_huber"):
         text = generate(load_spec(specs_dir() / f"{name}.toml"))["kernels.py"]
-        rows[name] = text.split("def chunk_scan_nonlinear_error(")[1].split("@triton.jit")[0]
+        rows[name] = text.split("def _chunk_scan_nonlinear_error(")[1].split("@triton.jit")[0]
     assert "tl.abs(prediction - v)" in rows["lp_delta"] and "sign(" not in rows["lp_delta"]
     assert "clip(prediction - v, " in rows["implicit_huber"] and " / " not in rows["implicit_huber"]
 

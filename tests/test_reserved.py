@@ -9,8 +9,8 @@ import torch
 from ttrc.compiler import analyse, generate
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.reserved import RESERVED
-from ttrc.paths import specs_dir
-from ttrc.runtime.load import load
+from ttrc.paths import specs_dir, templates_dir
+from ttrc.runtime.load import load, shipped_specs
 from ttrc.sampling import random_inputs
 
 SPEC = load_spec(specs_dir() / "gated_deltanet.toml")
@@ -62,7 +62,13 @@ def tile_names() -> set[str]:
     return lowered | {s.target.name for f in forms for s in f.backward.statements}
 
 
-@pytest.mark.parametrize("name", ["forgetting_attention", "kda", "mesanet", "titans_linear"])
+def test_names_of_what_templates_define_are_reserved():
+    texts = [path.read_text() for path in (templates_dir() / "triton").glob("*.jinja")]
+    defined = {name for text in texts for name in re.findall(r"^def (\w+)\(", text, re.MULTILINE)}
+    assert len(defined) > 50 and defined <= RESERVED
+
+
+@pytest.mark.parametrize("name", shipped_specs())
 def test_names_of_generated_kernels_are_reserved(name):
     """Words that a template binds or calls where gates are variables too; tiles are renamed around gates."""
     module = analyse(load_spec(specs_dir() / f"{name}.toml"))

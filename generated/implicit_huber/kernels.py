@@ -254,7 +254,7 @@ def chunk_prepare(
 
 
 @triton.jit
-def chunk_scan_nonlinear_error(
+def _chunk_scan_nonlinear_error(
     _begin, _v, _error_factor, _error_factor_2, _matrix, left, i_v, V: tl.constexpr, BV: tl.constexpr
 ):
     """error of 16 rows, prediction = begin - matrix @ error, all of them cut into rows."""
@@ -374,7 +374,7 @@ def chunk_scan_nonlinear(
         prediction = seen
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
-            block = chunk_scan_nonlinear_error(
+            block = _chunk_scan_nonlinear_error(
                 rows_of(block_rows(prediction, n, BV), BV),
                 rows_of(
                     load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
@@ -426,7 +426,7 @@ def chunk_scan_nonlinear(
 
 
 @triton.jit
-def chunk_scan_reverse_nonlinear_d_prediction_via_error(
+def _chunk_scan_reverse_nonlinear_d_prediction_via_error(
     _begin,
     _prediction,
     _v,
@@ -570,7 +570,7 @@ def chunk_scan_reverse_nonlinear(
         d_error_fed_back = d_error_via_u
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
-            block = chunk_scan_reverse_nonlinear_d_prediction_via_error(
+            block = _chunk_scan_reverse_nonlinear_d_prediction_via_error(
                 rows_of(block_rows(d_error_fed_back, n, BV), BV),
                 rows_of(
                     load_rows(

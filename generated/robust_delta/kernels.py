@@ -260,7 +260,7 @@ def chunk_prepare(
 
 
 @triton.jit
-def chunk_scan_keys_error(
+def _chunk_scan_keys_error(
     _begin,
     _v,
     _v_stride,
@@ -402,7 +402,7 @@ def chunk_scan_keys(
             prediction = tl.trans(seen)
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = i_b
-                block = chunk_scan_keys_error(
+                block = _chunk_scan_keys_error(
                     rows_of(block_rows(prediction, n, BV), BV),
                     v_ptr + i_h * V + (token + n * 16) * HV * V,
                     HV * V,
@@ -500,7 +500,7 @@ def chunk_scan_keys(
             prediction = tl.trans(seen)
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = i_b
-                block = chunk_scan_keys_error(
+                block = _chunk_scan_keys_error(
                     rows_of(block_rows(prediction, n, BV), BV),
                     v_ptr + i_h * V + (token + n * 16) * HV * V,
                     HV * V,
@@ -553,7 +553,7 @@ def chunk_scan_keys(
 
 
 @triton.jit
-def chunk_scan_reverse_keys_d_prediction(
+def _chunk_scan_reverse_keys_d_prediction(
     _begin,
     _prediction,
     _prediction_stride,
@@ -719,7 +719,7 @@ def chunk_scan_reverse_keys(
             d_error_fed_back = tl.trans(d_error_via_u)
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = BT // 16 - 1 - i_b
-                block = chunk_scan_reverse_keys_d_prediction(
+                block = _chunk_scan_reverse_keys_d_prediction(
                     rows_of(block_rows(d_error_fed_back, n, BV), BV),
                     prediction_ptr + i_h * V + (token + n * 16) * HV * V,
                     HV * V,
@@ -843,7 +843,7 @@ def chunk_scan_reverse_keys(
             d_error_fed_back = tl.trans(d_error_via_u)
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = BT // 16 - 1 - i_b
-                block = chunk_scan_reverse_keys_d_prediction(
+                block = _chunk_scan_reverse_keys_d_prediction(
                     rows_of(block_rows(d_error_fed_back, n, BV), BV),
                     prediction_ptr + i_h * V + (token + n * 16) * HV * V,
                     HV * V,

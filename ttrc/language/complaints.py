@@ -69,7 +69,7 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
         case "not":
             message = f"the name {_quote(value)} is reserved"
             expected = "a name that means nothing in Python, Triton, the expressions of a spec or the code made of them"
-            hint = f"{_quote(value + '_')} is free" if value.islower() and len(value) < 24 else "take a longer word"
+            hint = f"{_quote(value + '_')} is not" if value.islower() and len(value) < 24 else "take a longer word"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             what = "an association" if keys[:1] == ("loss",) else "an input"
             message = f"{_quote(value)} cannot be the name of {what}"

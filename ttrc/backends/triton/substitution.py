@@ -20,7 +20,8 @@ from ttrc.passes.slice_program import renamed_operands
 
 
 def function_name(kernel: str, op: Substitute) -> str:
-    return f"{kernel}_{op.written.name}"
+    """No gate begins so, and hides it."""
+    return f"_{kernel}_{op.written.name}"
 
 
 def function(kernel: str, op: Substitute, stored: dict[Tile, Buffer], domains: dict[str, Domain]) -> str:
