@@ -1,7 +1,7 @@
 """Other libraries' kernels in Triton's interpreter: what compiled Triton has and Triton 3.6's interpreter lacks.
 
 An autotuner needs a driver, so its first configuration is taken; a loop's counter must answer `.to(dtype)`; a function
-of the language may have been imported by its own name. ttrc's own kernels need none of this, nothing but bfloat16.
+of the language may have been imported by its own name. ttrc's own kernels need bfloat16 mended, and none of this.
 """
 
 from __future__ import annotations

@@ -7,4 +7,4 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny and workers ma
 
 from ttrc.runtime.interpreter import mend_interpreter  # noqa: E402
 
-mend_interpreter()  # it is the slower without
+mend_interpreter()  # tests take longer without

@@ -311,7 +311,7 @@ def test_nothing_spills(tmp_path):
     path = tmp_path / "mamba.py"
     path.write_text(emit(mamba())["kernels.py"])
     plan, jobs = mamba().forms["chunk"].plan, []
-    for d_k, d_v in ((16, 64), (16, 128), (64, 64), (128, 128)):
+    for d_k, d_v in ((16, 64), (16, 128), (64, 64), (128, 128), (256, 256)):
         for kernel in plan.kernels:
             s = signature(kernel, plan, d_k=d_k, d_v=d_v, dtype="bf16")
             config = s.config.warps, s.config.stages, s.divisible

@@ -804,7 +804,6 @@ MADE_AGAIN = {"d_dt", "d_q", "d_A"}
 def test_broken_scans_of_entries(build, file, old, new, missed):
     op = build("mamba", **{file: [(old, new)]})
     assert missed <= named(failures(op, "chunk kernels", ENTRIES))
-    assert not failures(op, "chunk") or file == "op"
 
 
 @pytest.mark.parametrize("change, missed", [

@@ -224,7 +224,8 @@ def test_min_gru_is_the_papers():
 
 
 def test_rg_lru_is_the_papers():
-    """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t) with log a_t = -c softplus(Lambda) r_t (arXiv:2402.19427)."""
+    """h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t) with log a_t = -c softplus(Lambda) r_t (arXiv:2402.19427), and the
+    millionth that the spec adds under the root."""
     op = ttrc.load(specs_dir() / "rg_lru.toml")
     generator = torch.Generator().manual_seed(2)
     v = torch.randn(2, 50, 3, 8, generator=generator, dtype=torch.float64)

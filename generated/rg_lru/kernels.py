@@ -92,7 +92,10 @@ def exp(x):
 
 @triton.jit
 def expm1(x):
-    """exp(x) - 1, by its series about 0, where a difference of near equals would have few digits; so are those below."""
+    """exp(x) - 1, by its series about 0: as a difference of near equals it would have few digits there.
+
+    tanh, softplus and log_cosh are taken apart for the same reason.
+    """
     series = x * (1.0 + x / 2 * (1.0 + x / 3 * (1.0 + x / 4 * (1.0 + x / 5 * (1.0 + x / 6)))))
     return tl.where(tl.abs(x) < 0.3, series, exp(x) - 1.0)
 

@@ -43,6 +43,7 @@ def eliminate(program: Program) -> Program:
         group[statement.op.number] = statement
         if len(group) == len(statement.op.rhs):
             _solve(build, statement.op, [group[i].target for i in range(len(group))], statement.origin)
+    assert all(len(group) == len(op.rhs) for op, group in found.items()), "a system lacks some of its unknowns"
     unknowns = tuple(s.target for group in found.values() for s in group.values())
     return replace(program, statements=tuple(build.statements), unknowns=unknowns)
 

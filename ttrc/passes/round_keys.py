@@ -14,7 +14,7 @@ def round_keys(program: Program, inputs: tuple[Buffer, ...]) -> tuple[Buffer, ..
     """Where they lie rounded; the tiles are what they were. `program` is the adjoint, which holds all statements."""
     taken = {b.name for b in inputs} | {s.target.name for s in program.statements}
     rounded = []
-    for buffer in (b for b in inputs if is_rounded(b, program.statements)):
+    for buffer in (b for b in inputs if is_factor(b, program.statements)):
         name = f"{buffer.name}_rounded"
         while name in taken:
             name += "_"
@@ -22,11 +22,11 @@ def round_keys(program: Program, inputs: tuple[Buffer, ...]) -> tuple[Buffer, ..
     return tuple(rounded)
 
 
-def is_rounded(buffer: Buffer, statements: tuple[Statement, ...]) -> bool:
+def is_factor(buffer: Buffer, statements: tuple[Statement, ...]) -> bool:
     """Whether a gate by key channel is a factor of products, in either role, and nothing else."""
     tile = buffer.tile
     if not buffer.single or buffer.space is not Space.TOKEN or tile.axes != ("t", "k"):
         return False
     roles = {tile} | {s.target for s in statements if isinstance(s.op, Relabel) and s.op.arg == tile}
     users = [s for s in statements if roles & set(operands(s.op)) and s.target not in roles]
-    return all(isinstance(s.op, Contract) and s.op.add not in roles for s in users)
+    return bool(users) and all(isinstance(s.op, Contract) and s.op.add not in roles for s in users)

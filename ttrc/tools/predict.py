@@ -263,8 +263,8 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
             return outside + found.looped * max(-(-shape.length // row.config.value_block) - 1, 0) / 2
         case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
             return outside + steps * (middle / share.chunk + inner)
-        case Skeleton.STEPS_REVERSE:  # over its steps
-            return outside + steps * (middle * shape.length / (share.chunk * steps) + inner)
+        case Skeleton.STEPS_REVERSE:  # loops over chunks, and in these over steps
+            return outside + middle * shape.length / share.chunk + steps * inner
         case _:
             return outside + steps * (middle + inner * share.loops)
 

@@ -28,7 +28,7 @@ from ttrc.ir.tile import (
     operands,
 )
 from ttrc.language.spec import Domain
-from ttrc.passes.round_keys import is_rounded
+from ttrc.passes.round_keys import is_factor
 from ttrc.passes.slice_program import slice_program
 
 
@@ -52,7 +52,7 @@ class Writer:
         self.own = kernel.waiting_pairs
         loads = [b for s in kernel.segments for b in s.loads if b.space not in OWN and b not in self.own]
         self.again = [b for b in dict.fromkeys(loads) if b not in kernel.loads]
-        self.factors = [] if tokens else [b for b in loads if is_rounded(b, kernel.statements)]
+        self.factors = [] if tokens else [b for b in loads if is_factor(b, kernel.statements)]
         raw = set() if tokens else {b.tile.name for b in loads if as_inputs(b) or b in self.factors}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, turns, self.memory.begins), set()
         if kernel.skeleton is Skeleton.ROWS:
