@@ -39,7 +39,7 @@ def headline(module: Module) -> str:
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
     memory = "linear memory" if r.state == MATRIX else "vector memory"
-    memory = memory if r.network is None else f"memory of {r.network.layers} layers"
+    memory = memory if r.network is None else f"{r.network.layers}-layer memory"
     return f"{memory}, {errors}, {kept}{more}"
 
 
