@@ -84,9 +84,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     # A parallel kernel makes tiles of pairs for each of several associations; a scan, for each unknown that is solved
     # for, and the others cost it next to nothing.
     several = JOINT if len(recurrence.associations) > 1 else ""
-    unknowns = sum(isinstance(s.op, Inverse) for s in forward.statements)
     substitutes = any(isinstance(s.op, Substitute) for s in forward.statements)
-    kind = NONLINEAR if substitutes else JOINT if unknowns > 1 else ""
+    kind = NONLINEAR if substitutes else JOINT if forward.unknowns else ""
 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
     on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
