@@ -31,6 +31,7 @@ from ttrc.ir.tile import (
     Substitute,
     Tile,
     operands,
+    row_axes,
 )
 from ttrc.passes.slice_program import renamed_operands, slice_program
 from ttrc.symbolic import Expr
@@ -123,6 +124,13 @@ class Builder:
         if relation is Relation.VALID and "s" not in axes:
             axes = {"t", *axes}
         return self.emit(name, axes, Mask(arg, relation, fill), origin)
+
+    def once(self, arg: Tile, origin: str) -> Tile:
+        """What a chunk holds for each of its tokens, where it is the same for all: a parameter, [t, ..] to [..]."""
+        if "t" not in arg.axes:
+            return arg
+        first = self.mask(f"{arg.name}_first", arg, Relation.FIRST, 0.0, origin)
+        return self.reduce(f"{arg.name}_once", first, row_axes(arg), origin)
 
     def cumulative_sum(self, name: str, arg: Tile, origin: str, reverse: bool = False, exclusive: bool = False) -> Tile:
         return self.emit(name, arg.axes, CumulativeSum(arg, reverse, exclusive), origin)

@@ -10,7 +10,7 @@ from ttrc.ir.tile import SCALE, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
-from ttrc.passes.derive_link import derive_link, once
+from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_moves import Factor, Terms, derive_moves
 from ttrc.symbolic import ONE, ZERO, Expr
 
@@ -59,10 +59,7 @@ class Chunk:
         self.q, self.scale = self.tiles["q"], self.tiles[SCALE]
         self.keys = {association: self._keys(association) for association in recurrence.associations}
         self.moves = derive_moves(build, recurrence, self.tiles, states)
-        self.weights = self.state  # what is read in its place
-        if recurrence.link is not None:
-            fixed = {name: once(build, self.tiles[name]) for name in sorted(recurrence.link.gates)}
-            self.weights = derive_link(build, fixed, recurrence.link, self.state)
+        self.weights = derive_link(build, self.tiles, recurrence.link, self.state)  # what is read in its place
 
     def _keys(self, association: Association) -> Keys:
         asked, writing = derive_keys(self.build, self.tiles, association)

@@ -14,7 +14,7 @@ from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
-from ttrc.passes.derive_link import derive_link, once
+from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_moves import Terms, derive_moves
 from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters, layer_axes
 from ttrc.passes.derive_readout import derive_readout
@@ -25,8 +25,7 @@ def deep_chunk(recurrence: Recurrence) -> Program:
     inputs = _inputs(recurrence, ("t",))
     build, tiles, states, steps = _start(recurrence, inputs)
     k, queries = tiles["k"], _scaled(build, tiles)
-    gates = {name: once(build, tiles[name]) for name in _linking(recurrence)}
-    weights = [derive_link(build, gates, recurrence.link, own) for own in states]
+    weights = [derive_link(build, tiles, recurrence.link, own) for own in states]
     layers = derive_layers(
         build, recurrence, tiles, k, lambda i, x: _product(build, f"layer{i + 1}", x, weights[i], "prediction")
     )
@@ -44,11 +43,6 @@ def deep_chunk(recurrence: Recurrence) -> Program:
                for own, *following in move.following]  # fmt: skip
     carries.sort(key=lambda c: (*states, *steps).index(c.state))
     return _program(recurrence, build, inputs, tiles, carries, passed.result)
-
-
-def _linking(recurrence: Recurrence) -> list[str]:
-    """The parameters that make weights of a state."""
-    return [] if recurrence.link is None else sorted(recurrence.link.gates)
 
 
 def _read(build: Builder, number: int, x: Tile, layer: Layer, out: Terms, mask: Tile | None) -> Tile:

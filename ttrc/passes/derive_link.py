@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.tile import HIDDEN, INSIDE, Relation, Tile, row_axes
+from ttrc.ir.tile import HIDDEN, INSIDE, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.symbolic import Link
 
 ORIGIN = "link"
 
 
-def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state: Tile) -> Tile:
-    """The weights of a state, a tile of the same axes; `gates` has a number, (), for each parameter of the link.
+def derive_link(build: Builder, tiles: dict[str, Tile], link: Link | None, state: Tile) -> Tile:
+    """The weights of a state, a tile of the same axes. `tiles` has the link's parameters among others: numbers of a
+    token, which are the same for all tokens of a chunk.
 
     Kernels pad channels. What stands in the padding of a state is 0 along its keys, but along its values whatever the
     rule writes there: that is masked here, so that it enters no sum and makes nothing overflow. Weights in the padding
@@ -21,6 +22,7 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
     """
     if link is None:
         return state
+    gates = {name: build.once(tiles[name], ORIGIN) for name in sorted(link.gates)}
     down, across = state.axes[0], state.axes[-1]
     own = {"k": down, "v": across}
     inside = state if across in HIDDEN else build.mask("state_inside", state, INSIDE[across], 0.0, ORIGIN)
@@ -48,11 +50,3 @@ def derive_link(build: Builder, gates: dict[str, Tile], link: Link | None, state
     if down in HIDDEN:
         made = build.mask("W_inside", made, INSIDE[down], 0.0, ORIGIN)
     return build.mask("W_inside", made, INSIDE[across], 0.0, ORIGIN)
-
-
-def once(build: Builder, tile: Tile, origin: str = ORIGIN) -> Tile:
-    """What a chunk holds for each of its tokens, where it is the same for all: a parameter, [t, ..] to [..]."""
-    if "t" not in tile.axes:
-        return tile
-    first = build.mask(f"{tile.name}_first", tile, Relation.FIRST, 0.0, origin)
-    return build.reduce(f"{tile.name}_once", first, row_axes(tile), origin)

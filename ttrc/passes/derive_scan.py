@@ -16,7 +16,7 @@ from ttrc.passes.builder import Builder, sym
 from ttrc.passes.chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
-from ttrc.passes.derive_link import derive_link, once
+from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.symbolic import ONE, ZERO, Expr
 
@@ -30,7 +30,7 @@ class _Chunk:
         # A parameter that comes with value channels is one tile for all tokens, whose gradient is a sum over these.
         for gate in recurrence.gates:
             if isinstance(gate, Parameter) and "v" in gate.per.axes:
-                self.tiles[gate.name] = once(self.build, self.tiles[gate.name], "parameter")
+                self.tiles[gate.name] = self.build.once(self.tiles[gate.name], "parameter")
         self.tiles |= derive_features(self.build, self.tiles, recurrence.features)
         for reduction in recurrence.known_sums:
             self.tiles[reduction.symbol.name] = derive_sum(self.build, self.tiles, reduction)
@@ -60,10 +60,7 @@ def scan_chunk(recurrence: Recurrence) -> Program:
     chunk = _Chunk(recurrence, inputs)
     build, tiles, entries = chunk.build, chunk.tiles, chunk.entries
     state, q, scale = build.tile("S", recurrence.state), tiles["q"], tiles[SCALE]
-    seen = state
-    if recurrence.link is not None:
-        fixed = {name: once(build, tiles[name]) for name in sorted(recurrence.link.gates)}
-        seen = derive_link(build, fixed, recurrence.link, state)
+    seen = derive_link(build, tiles, recurrence.link, state)
 
     # What a token takes the state to, and what predictions are made of: maps a s + b of what it was.
     transition, added, of = recurrence.decay, ZERO, ()
