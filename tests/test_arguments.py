@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import ttrc
 from ttrc.errors import ArgumentError
@@ -111,6 +112,17 @@ WRONG = [
     ({"scale": [1.0]}, "scale", "list", "a number"),
     ({"scale": torch.ones((), requires_grad=True)}, "scale", "tensor", "a number"),
 ]  # fmt: skip
+
+
+def test_a_tangent_is_refused_and_never_lost(op, x):
+    state = zeros(B, HV, K, V)
+    with forward_ad.dual_level():
+        for name, at_rest in (("v", x["v"]), ("g", x["g"]), ("initial_state", state)):
+            moving = {name: forward_ad.make_dual(at_rest, torch.ones_like(at_rest))}
+            with pytest.raises(ArgumentError, match=f"^{name}: got a tangent .* reverse mode"):
+                op(**x | moving)
+    with pytest.raises(ArgumentError, match="^v: got a tangent"):
+        torch.func.jvp(lambda v: op(**x | {"v": v})[0], (x["v"],), (x["v"],))
 
 
 @pytest.mark.parametrize("change, name, came, expected", WRONG, ids=lambda p: p if isinstance(p, str) else "")

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
@@ -33,10 +34,7 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
     """Raises ArgumentError for the first argument that is not as the contract says."""
     check_names(spec, gates)
     for name, x in (("q", q), ("k", k), ("v", v), *gates.items()):
-        if not isinstance(x, Tensor):
-            raise _wrong(name, f"a {type(x).__name__}", "a tensor")
-        if x.layout is not torch.strided:
-            raise _wrong(name, f"layout {x.layout}", "a dense tensor")
+        _check_tensor(name, x)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise _wrong(name, f"shape {_shape(x)}", "four dimensions, [B, T, heads, d]")
@@ -68,6 +66,16 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
         raise _wrong("initial_state", "None", f"{names}: this memory cannot start at zeros")
     if initial_state is not None:
         _check_states(spec, initial_state, sequences, HV, d_k, d_v, q)
+
+
+def _check_tensor(name: str, x) -> None:
+    if not isinstance(x, Tensor):
+        raise _wrong(name, f"a {type(x).__name__}", "a tensor")
+    if x.layout is not torch.strided:
+        raise _wrong(name, f"layout {x.layout}", "a dense tensor")
+    # A custom op would lose a tangent without a word, and results would look constant.
+    if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
+        raise _wrong(name, "a tangent of forward-mode differentiation", "none: gradients are taken in reverse mode")
 
 
 def check_names(spec: Spec, gates: dict) -> None:
@@ -188,8 +196,7 @@ def _check_states(spec: Spec, given, sequences: int, HV: int, d_k: int, d_v: int
 
 def _check_state(name: str, state, wanted: tuple[int, ...], q: Tensor) -> None:
     single = torch.float64 if q.dtype == torch.float64 else torch.float32
-    if not isinstance(state, Tensor):
-        raise _wrong(name, f"a {type(state).__name__}", "a tensor")
+    _check_tensor(name, state)
     if tuple(state.shape) != wanted:
         raise _wrong(name, f"shape {_shape(state)}", f"{list(wanted)}")
     if state.dtype != single:
