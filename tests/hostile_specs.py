@@ -308,6 +308,7 @@ EXPRESSION_ROWS = [
     of_losses("losses-empty", '[loss.a]\nweight = "beta"', 'lacks the key "expr"', key="loss.a.expr", line=12),
     of_losses("losses-surplus", f'[loss.a]\n{NORM}rate = "beta"', 'no key "rate"', key="loss.a.rate", line=14),
     of_losses("losses-many", FIVE, "too many losses: 5", "at most 4", key="loss", line=12),
+    of_losses("losses-key", f"[loss.expr]\n{NORM}", '"expr" is reserved', "key of [loss]", key="loss.expr", line=12),
     of_losses("losses-array", f"[[loss]]\n{NORM}", "an array is of", "[loss.NAME]", key="loss", line=12),
     of_losses("losses-idle", f"[loss.a]\n{NORM}[loss.b]\n{IDLE}", 'does not use "p"', key="loss.b.expr", line=15),
     of_read("read-number", "norm2(r)", "read.expr comes to a number", "a value vector [v]", points="norm2(r)"),

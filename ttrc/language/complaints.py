@@ -68,7 +68,7 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
             hint = SEVERAL if keys == ("loss",) else None
         case "not":
             message = f"the name {_quote(value)} is reserved"
-            expected = "a name that means nothing in Python, Triton, the expressions of a spec or the code made of them"
+            expected = f"a name that is not {error.validator_value['description']}"
             hint = f"{_quote(value + '_')} is not" if value.islower() and len(value) < 24 else "take a longer word"
         case "pattern" if "propertyNames" in error.absolute_schema_path:
             what = "an association" if keys[:1] == ("loss",) else "an input"

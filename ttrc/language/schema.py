@@ -136,7 +136,12 @@ def _words(meanings: dict[Enum, str], word: Callable[[Enum], str]) -> Schema:
 
 
 def _name(pattern: str, description: str) -> Schema:
-    return {"type": "string", "pattern": pattern, "not": {"enum": sorted(RESERVED)}, "description": description}
+    what = "a word of Python, Triton, the expressions of a spec or the code made of them"
+    return {"type": "string", "pattern": pattern, **_none_of(sorted(RESERVED), what), "description": description}
+
+
+def _none_of(names: list[str], what: str) -> Schema:
+    return {"not": {"enum": names, "description": what}}
 
 
 def _expression(description: str) -> Schema:
@@ -155,6 +160,7 @@ def _loss() -> Schema:
         "type": "object",
         "propertyNames": {
             "pattern": f"^[a-z][a-z0-9_]{{0,23}}{_END}",
+            **_none_of(list(keys), f"a key of [loss], {', '.join(keys)}"),
             "description": "a lower-case letter, then up to 23 lower-case letters, digits and underscores",
         },
         "maxProperties": MAX_LOSSES,
