@@ -8,10 +8,11 @@ import torch
 
 import ttrc
 from ttrc import compiler
+from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError, SpecError
 from ttrc.ir.plan import Space
-from ttrc.ir.tile import Largest, sums_values
+from ttrc.ir.tile import Largest, Reduce, Tile, sums_values
 from ttrc.language.load import parse_spec
 from ttrc.passes import chunk as chunk_pass
 from ttrc.passes import derive_link as link_pass
@@ -334,3 +335,11 @@ def test_a_link_whose_adjoint_forgets_its_sum(tmp_path, monkeypatch):
     monkeypatch.setattr(Builder, "reduce", reduce)
     op = broken(tmp_path, "segments", "softmax over keys")
     assert verify(op, SMALL, form="chunk", backend="torch", dtype=torch.float64).failures
+
+
+def test_triton_folds_every_axis_that_a_result_lacks():
+    x, kept = Tile("x", ("t", "k", "v")), Tile("y", ("t",))
+    printer = TritonPrinter(raw=set())
+    assert printer.text(Largest(x), kept) == "tl.max(tl.max(x, 2), 1)"
+    assert printer.text(Largest(x), Tile("y", ())) == "tl.max(x)"
+    assert printer.text(Reduce(x), kept) == "tl.sum(tl.sum(x, 2), 1)"

@@ -235,17 +235,11 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
-        gone = self._gone(op.arg, target)
-        if not target.axes:
-            return f"tl.sum({self._float(op.arg)})"
-        text = self._float(op.arg)
-        for axis in reversed(gone):
-            text = f"tl.sum({text}, {axis})"
-        return text
+        return self._folded("tl.sum", op.arg, target)
 
     @text.register
     def _(self, op: Largest, target: Tile) -> str:
-        return f"tl.max({self._float(op.arg)}{self._summed(op.arg, target)})"
+        return self._folded("tl.max", op.arg, target)
 
     @text.register
     def _(self, op: Mask, target: Tile) -> str:
@@ -321,11 +315,11 @@ class TritonPrinter:
             return self._along(arg, target) if len(arg.axes) == 2 else self._float(arg)
         return f"{self._float(arg)}[{', '.join(':' if a in arg.axes else 'None' for a in self._axes(target))}]"
 
-    def _summed(self, arg: Tile, target: Tile) -> str:
-        """The axis that the target lacks, as a last argument; nothing where it lacks all."""
-        gone = self._gone(arg, target)
-        return f", {gone[0]}" if len(gone) < len(arg.axes) else ""
-
-    def _gone(self, arg: Tile, target: Tile) -> list[int]:
-        """The axes of a variable that the target lacks."""
-        return [i for i, a in enumerate(self._axes(arg)) if a not in target.axes]
+    def _folded(self, fold: str, arg: Tile, target: Tile) -> str:
+        """Over the axes that the target lacks, the last ones first: all at once where it has none."""
+        text, axes = self._float(arg), self._axes(arg)
+        if not target.axes:
+            return f"{fold}({text})"
+        for i in reversed(range(len(axes))):
+            text = text if axes[i] in target.axes else f"{fold}({text}, {i})"
+        return text
