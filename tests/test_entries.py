@@ -10,6 +10,7 @@ import ttrc
 from ttrc.backends.triton.signature import signature
 from ttrc.compiler import analyse
 from ttrc.emit import emit
+from ttrc.ir.config import step_tokens
 from ttrc.ir.plan import Skeleton, Space
 from ttrc.ir.tile import LinearScan
 from ttrc.language.load import load_spec, parse_spec
@@ -300,6 +301,18 @@ def test_chunks_are_shorter_where_states_are_larger():
     for d_k, tokens in ((3, 128), (16, 128), (33, 32), (128, 16), (256, 16)):
         q, v = (torch.zeros(1, 1, 1, d, dtype=torch.bfloat16) for d in (d_k, 64))
         assert plan.tokens(d_k, 64, 2) == tokens == op.package.op.default_chunk("chunk", q, v)
+
+
+def test_tiles_have_as_many_tokens_as_their_numbers_leave():
+    """The operator and the plan say the same."""
+    plan, op = mamba().forms["chunk"].plan, operator("mamba").package.op
+    (scan,) = (k for k in plan.kernels if k.skeleton is Skeleton.SCAN)
+    for d_k, d_v, tokens in ((3, 64, 4), (16, 128, 4), (64, 64, 2), (128, 16, 2)):
+        q, v = torch.zeros(1, 1, 1, d_k), torch.zeros(1, 1, 1, d_v)
+        config = scan.config(plan.chunk, d_k, d_v)
+        assert op.config(scan.name, q, v, 1)[0] == config.value_block
+        assert op.step_tokens(scan.name, q, v, 1, 128) == tokens
+        assert tokens == step_tokens(scan.takes, config, 128, plan.step, d_k, d_v)
 
 
 def test_a_read_out_that_joins_channels_has_kernels_of_its_own():

@@ -9,7 +9,7 @@ import ttrc
 from ttrc.backends.triton.signature import signature
 from ttrc.compiler import analyse
 from ttrc.emit import emit
-from ttrc.ir.config import KEYS, default_config, key_block
+from ttrc.ir.config import KEYS, key_block
 from ttrc.ir.tile import Substitute, Written
 from ttrc.language.load import load_spec
 from ttrc.paths import specs_dir
@@ -191,9 +191,9 @@ def test_losses_without_a_sum_over_values_stay_as_they_were():
 
 
 def test_keys_taken_at_once_are_bounded_by_the_keys():
+    kernel = next(k for k in plan_of("robust_delta").kernels if k.name == "chunk_scan_keys")
     for d_k, d_v, taken in ((16, 256, 16), (256, 16, 64), (128, 128, 128), (64, 64, 64)):
-        config = default_config("chunk_scan_keys", 64, d_k, d_v)
-        assert key_block("chunk_scan_keys", config, d_k) == taken
+        assert key_block(kernel.takes, kernel.config(64, d_k, d_v), d_k) == taken
 
 
 def test_read_outs_of_a_scan_for_its_states_alone_are_left_out(tmp_path):

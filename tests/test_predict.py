@@ -9,7 +9,7 @@ import torch
 
 from ttrc.compiler import analyse
 from ttrc.errors import TtrcError
-from ttrc.ir.config import CHUNK, default_config
+from ttrc.ir.config import CHUNK, DEFAULTS
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs, programs, segment_count
 from ttrc.tools import predict as tool
@@ -29,10 +29,7 @@ def rows(results=None, target="sm_90", width=128, module=MODULE):
     made = []
     for form in module.forms.values():
         for kernel in form.plan.kernels:
-            config, result = (
-                default_config(kernel.name, form.plan.chunk, width, width),
-                (results or {}).get(kernel.name, CLEAN),
-            )
+            config, result = kernel.config(form.plan.chunk, width, width), (results or {}).get(kernel.name, CLEAN)
             made.append(Row(module, form.name, kernel.name, width, target, config, result))
     return made
 
@@ -70,7 +67,7 @@ def test_few_heads_wait_for_the_chain_and_many_for_memory():
 
 def test_programs_fill_the_chip_in_waves():
     scan = kernel(on("H100 SXM", "forward", FEW), "chunk_scan")
-    panels = 128 // default_config("chunk_scan", CHUNK, 128, 128).value_block
+    panels = 128 // DEFAULTS["chunk_scan"][128].value_block
     assert (scan.programs, scan.blocks, scan.steps) == (4 * panels, 3, 512)
     assert scan.waves == pytest.approx(4 * panels / (3 * 132)) and scan.waves < 1
     assert scan.walls.serial == pytest.approx(1e3 * 512 * scan.step_us * 1e-6)
@@ -107,7 +104,7 @@ def test_the_grids_are_those_that_are_launched(monkeypatch, name, form, shape):
         monkeypatch.setattr(kernels, k.name, Watched(k.name))
     x = draw_inputs(op.spec, shape, torch.float32, "cpu")
     op(**x, form=form, backend="triton")[0].sum().backward()
-    assert seen == {k.name: programs(k, default_config(k.name, CHUNK, shape.d_k, shape.d_v), shape) for k in planned}
+    assert seen == {k.name: programs(k, k.config(CHUNK, shape.d_k, shape.d_v), shape) for k in planned}
 
 
 def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():
@@ -116,7 +113,7 @@ def test_segments_shorten_the_chain_of_few_heads_and_cost_many_heads_more():
     assert few["segments"].walls.serial < few["fused"].walls.serial / 2 and few["segments"].ms < few["fused"].ms
     assert many["segments"].walls.memory > many["fused"].walls.memory
     assert many["split"].walls.memory > many["fused"].walls.memory
-    blocks = -(-128 // default_config("chunk_scan", CHUNK, 128, 128).value_block)
+    blocks = -(-128 // DEFAULTS["chunk_scan"][128].value_block)
     pieces = segment_count(4 * blocks, 512, 132)
     join = kernel(few["segments"], "join_segments")
     assert join.steps == pieces and join.programs == 4 * blocks
@@ -157,7 +154,7 @@ def test_a_step_takes_what_its_instructions_take_where_that_is_more():
     long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 6500, "looped": 6000})
     for shape, at_once in ((FEW, 1), (MANY, 3)):
         found = on("H100 SXM", "forward", shape, results={"chunk_scan": long, "chunk_prepare": long})
-        warps = default_config("chunk_scan", CHUNK, 128, 128).warps
+        warps = DEFAULTS["chunk_scan"][128].warps
         assert kernel(found, "chunk_scan").step_us == pytest.approx(at_once * 6000 * warps / 4 / 1830)
         assert kernel(found, "chunk_prepare").walls.serial == 0
 
@@ -178,8 +175,8 @@ def test_a_step_takes_what_the_products_in_its_chain_take_where_that_is_more():
 def issued(found, name, instructions):
     """Whether a kernel's wall of instructions is that of so many a warp."""
     one = kernel(found, name)
-    form = next(f for f in MODULE.forms.values() if name in {k.name for k in f.plan.kernels})
-    cycles = one.programs * default_config(name, form.plan.chunk, 128, 128).warps * instructions / 4
+    plan, planned = next((f.plan, k) for f in MODULE.forms.values() for k in f.plan.kernels if k.name == name)
+    cycles = one.programs * planned.config(plan.chunk, 128, 128).warps * instructions / 4
     return one.walls.issue == pytest.approx(1e3 * cycles / (132 * 1.83e9))
 
 
@@ -189,7 +186,7 @@ def test_what_a_kernel_issues_is_its_text_with_its_loops_as_often_as_they_run():
     ahead, back = (on("H100 SXM", which, MANY, results=given) for which in ("forward", "backward"))
     assert issued(ahead, "chunk_prepare", 300 + 15 * 2000)  # the rows of the inverse's diagonal blocks
     assert issued(ahead, "chunk_scan", 300 + 2048 // CHUNK * 2000)
-    panels = 128 // default_config("chunk_gradients", CHUNK, 128, 128).value_block
+    panels = 128 // DEFAULTS["chunk_gradients"][128].value_block
     assert issued(back, "chunk_gradients", 300 + panels * 2000)
     assert kernel(back, "chunk_gradients").walls.binding == "issue" != kernel(back, "chunk_scan_reverse").walls.binding
     assert back.walls.issue == pytest.approx(sum(k.walls.issue for k in back.kernels))
@@ -201,7 +198,7 @@ def test_loops_over_the_blocks_of_a_step_count_once_a_block():
     found = kernel(
         on("H100 SXM", "forward", MANY, results={"chunk_scan_nonlinear": long}, module=module), "chunk_scan_nonlinear"
     )
-    warps = default_config("chunk_scan_nonlinear", CHUNK, 128, 128).warps
+    warps = DEFAULTS["chunk_scan_nonlinear"][128].warps
     assert found.step_us == pytest.approx(3 * (2000 + (CHUNK // 16 - 1) * 1000) * warps / 4 / 1830)
 
 

@@ -11,7 +11,7 @@ import torch
 from bench.sides import HERE, inputs
 from bench.traffic import LENGTH, README, WIDTH, in_chunks
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, block, default_config, key_block, step_tokens
+from ttrc.ir.config import CHUNK, block, key_block, step_tokens
 from ttrc.ir.plan import Skeleton, Space
 from ttrc.ir.tile import HIDDEN, Conjugate, CumulativeSum, Decayed, row_axes
 from ttrc.language.state import axis_widths, needs_initial_state, state_parts
@@ -60,7 +60,7 @@ def once(launch, longest, length, width, chunk):
     if kernel.skeleton in (Skeleton.TOKENS_REVERSE, Skeleton.STEPS_REVERSE):
         trail = trail_of(kernel, longest, width, min(length, chunk))
         return read + trail, trail + numbers_of(kernel.stores, Space.TOTAL, width)
-    at_once = key_block(kernel.name, default_config(kernel.name, longest, width, width), width)
+    at_once = key_block(kernel.takes, kernel.config(longest, width, width), width)
     own = waiting(min(chunk, CHUNK), kernel.of(width, at_once), block(width))
     if kernel.of(width, at_once).in_memory:
         own += STATE * width * width  # where the state lies and moves on
@@ -83,8 +83,8 @@ def numbers_of(buffers, space, width):
 
 def trail_of(kernel, longest, width, chunk):
     """Bytes of the states that a program works out again, in scratch of its own: small enough to stay in a cache."""
-    config = default_config(kernel.name, longest, width, width)
-    step = step_tokens(kernel.name, config, chunk, 1, width, width)
+    config = kernel.config(longest, width, width)
+    step = step_tokens(kernel.takes, config, chunk, 1, width, width)
     kept = sum(not c.reverse for c in kernel.carries)
     return STATE * (chunk // step) * block(width) * config.value_block * -(-width // config.value_block) * kept
 

@@ -25,16 +25,13 @@ from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
 from ttrc.ir.config import (
     ENTRIES,
-    KEYS,
     LONG_CHUNK,
-    PANELS,
     SEARCHED,
     SHORT_CHUNK,
-    WHOLE,
     WIDTHS,
     Config,
+    Takes,
     default_configs,
-    scans_entries,
 )
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
@@ -204,6 +201,10 @@ def _op(module: Module) -> str:
     kernels = [k for p in plans.values() for k in p.kernels]
     states = [t for t in arguments.handed(module) if t.name not in still]
     longest = {k.name: p.chunk for p in plans.values() for k in p.kernels}
+
+    def taking(takes: Takes) -> list[str]:
+        return [k.name for k in kernels if k.takes is takes]
+
     return _render(
         "op.py.jinja",
         header=_header(spec),
@@ -215,7 +216,7 @@ def _op(module: Module) -> str:
         forms=list(plans),
         chunks={f: _chunks(p) for f, p in plans.items()},
         steps={k.name: p.step for p in plans.values() for k in p.kernels if k.skeleton is Skeleton.SCAN},
-        entries=[k.name for k in kernels if scans_entries(k.name)],
+        entries=taking(Takes.ENTRIES),
         numbers=ENTRIES,
         between=(SHORT_CHUNK, LONG_CHUNK),
         gate_doc=arguments.gate_doc(spec, still),
@@ -246,9 +247,9 @@ def _op(module: Module) -> str:
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
         configs={n: {w: _row(c) for w, c in default_configs(n, most).items()} for n, most in longest.items()},
         costs=_costs(module),
-        whole=[k.name for k in kernels if k.name.endswith(WHOLE)],
-        panels=[k.name for k in kernels if k.name.endswith(PANELS)],
-        keys=[k.name for k in kernels if k.name.endswith(KEYS)],
+        whole=taking(Takes.WHOLE),
+        panels=taking(Takes.HIDDEN),
+        keys=taking(Takes.KEYS),
         scan=next((k.name for k in kernels if k.skeleton is Skeleton.SCAN), ""),
         parallel=[k.name for k in kernels if k.skeleton in launch.AT_ONCE],
         rows=[k.name for k in kernels if k.skeleton is Skeleton.ROWS],

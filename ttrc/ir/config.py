@@ -6,7 +6,8 @@ matrix instructions everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 CHUNK = 64  # tokens a chunk, and a step of a scan
 LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
@@ -28,15 +29,22 @@ PANELS = "_panels"  # they do, and walk hidden channels in panels
 KEYS = "_keys"  # they do, and walk key channels in panels; scans where they do not take all of them at once
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
 KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, CLOSED, DECAYS)  # in the order of a name's end
-# Kernels of pairs of tokens, and of sums along sequences: what configurations say they take at once is tokens.
-PAIRS = ("running_sums", "attend", "attend_queries", "attend_keys", "running_sums_reverse")
+
+
+class Takes(Enum):
+    """What a program of a kernel takes at once, which the block of its configurations counts."""
+
+    VALUES = "value channels"
+    WHOLE = "every value channel, whatever a configuration says"
+    HIDDEN = "every value channel, and hidden ones in panels"
+    KEYS = "every value channel, and key ones in panels"
+    TOKENS = "tokens of a whole sequence"
+    ENTRIES = "value channels of tiles of few tokens, with all of their key channels"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Value channels a program takes at once (hidden or key channels, where it walks those, or tokens, where they are
-    PAIRS), warps, pipeline stages.
-    """
+    """How much of what it Takes a program has at once (`value_block`, after the commonest), warps, pipeline stages."""
 
     value_block: int
     warps: int
@@ -146,14 +154,9 @@ def plain_name(kernel: str) -> str:
     return kernel
 
 
-def scans_entries(kernel: str) -> bool:
-    """Whether a kernel's tiles are of tokens, key channels and value channels."""
-    return plain_name(kernel) in ("entry_scan", "entry_scan_reverse")
-
-
-def step_tokens(kernel: str, config: Config, chunk: int, longest: int, d_k: int, d_v: int) -> int:
+def step_tokens(takes: Takes, config: Config, chunk: int, longest: int, d_k: int, d_v: int) -> int:
     """Tokens that a scan takes at once, of chunks of so many, where its plan lets it take `longest`."""
-    if scans_entries(kernel):
+    if takes is Takes.ENTRIES:
         return min(chunk, entry_tokens(d_k, min(config.value_block, block(d_v))))
     return min(chunk, longest)
 
@@ -169,24 +172,19 @@ def entry_chunk(longest: int, d_k: int) -> int:
     return max(SHORT_CHUNK, min(longest, ENTRIES // block(d_k)))
 
 
-def takes_tokens(kernel: str) -> bool:
-    """Whether a configuration's block is of tokens."""
-    return plain_name(kernel) in PAIRS
+def value_block(takes: Takes, config: Config, d_v: int) -> int:
+    """Value channels that a program has at once."""
+    return block(d_v) if takes in (Takes.HIDDEN, Takes.KEYS, Takes.TOKENS) else config.value_block
 
 
-def value_block(kernel: str, config: Config, d_v: int) -> int:
-    """Value channels that a program of a kernel takes at once."""
-    return block(d_v) if kernel.endswith((PANELS, KEYS)) or takes_tokens(kernel) else config.value_block
+def key_block(takes: Takes, config: Config, d_k: int) -> int:
+    """Key channels that a program has at once."""
+    return min(config.value_block, block(d_k)) if takes is Takes.KEYS else block(d_k)
 
 
-def key_block(kernel: str, config: Config, d_k: int) -> int:
-    """Key channels that a program of a kernel takes at once."""
-    return min(config.value_block, block(d_k)) if kernel.endswith(KEYS) else block(d_k)
-
-
-def hidden_block(kernel: str, config: Config, hidden: int) -> int:
-    """Hidden channels that a program of a kernel takes at once."""
-    return min(config.value_block, block(hidden)) if kernel.endswith(PANELS) else block(hidden)
+def hidden_block(takes: Takes, config: Config, hidden: int) -> int:
+    """Hidden channels that a program has at once."""
+    return min(config.value_block, block(hidden)) if takes is Takes.HIDDEN else block(hidden)
 
 
 def row_block(chunk: int, d_k: int) -> int:
@@ -210,11 +208,17 @@ def default_configs(kernel: str, longest: int) -> dict[int, Config]:
     return DEFAULTS[kernel] | (LONG.get(kernel, {}) if longest > CHUNK else {})
 
 
-def default_config(kernel: str, longest: int, d_k: int, d_v: int) -> Config:
+def default_config(kernel: str, takes: Takes, longest: int, d_k: int, d_v: int) -> Config:
+    """For heads of so many channels, which may be fewer than a row's block."""
     rows = default_configs(kernel, longest)
     chosen = rows[min(w for w in rows if w >= max(block(d_k), block(d_v)))]
-    widest = block(d_k if kernel.endswith(KEYS) else d_v)
-    taken = chosen.value_block if takes_tokens(kernel) else min(chosen.value_block, widest)
-    if scans_entries(kernel):
-        taken = min(taken, ENTRIES // block(d_k))
-    return Config(taken, chosen.warps, chosen.stages)
+    match takes:
+        case Takes.TOKENS:
+            return chosen
+        case Takes.KEYS:
+            most = block(d_k)
+        case Takes.ENTRIES:
+            most = min(block(d_v), ENTRIES // block(d_k))
+        case _:
+            most = block(d_v)
+    return replace(chosen, value_block=min(chosen.value_block, most))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Optional
 
-from ttrc.ir.config import WIDE, block, default_chunk, entry_chunk, scans_entries
+from ttrc.ir.config import WIDE, Config, Takes, block, default_chunk, default_config, entry_chunk
 from ttrc.ir.tile import Carry, CumulativeSum, Decayed, Statement, Tile, operands
 
 
@@ -90,7 +90,8 @@ class Kernel:
     `wide` is the same kernel cut for wide heads: of a parallel one those with more key channels than WIDE says, of a
     scan those with more than its configuration takes at once. Panels are walked along `axis`. A scan that does holds
     states that are too large for a chip: they lie where it will leave them, and move on there. Of a `partial` one each
-    program of a block of value channels stores its own share of sums over these, one behind the other.
+    program of a block of value channels stores its own share of sums over these, one behind the other. The name ends
+    in what kind it is of, for people and for tables of configurations.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Kernel:
     wide: Optional[Kernel] = None
     axis: str = "v"
     partial: bool = False
+    takes: Takes = Takes.VALUES
 
     def of(self, d_k: int, at_once: int) -> Kernel:
         """What runs for heads of so many key channels, of which a program takes so many at once."""
@@ -110,6 +112,10 @@ class Kernel:
             return self
         many = at_once < d_k if self.skeleton is Skeleton.SCAN else block(d_k) > WIDE[self.name]
         return self.wide if many else self
+
+    def config(self, longest: int, d_k: int, d_v: int) -> Config:
+        """The default one, in a plan whose chunks are `longest`."""
+        return default_config(self.name, self.takes, longest, d_k, d_v)
 
     @property
     def loads(self) -> tuple[Buffer, ...]:
@@ -239,7 +245,7 @@ class Plan:
 
     def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
         """Tokens a chunk, where none are asked for."""
-        if any(scans_entries(k.name) for k in self.kernels):
+        if any(k.takes is Takes.ENTRIES for k in self.kernels):
             return entry_chunk(self.chunk, d_k)
         return self.chunk if self.chunk == self.segment else default_chunk(self.chunk, d_k, d_v, dtype_bytes)
 

@@ -11,7 +11,7 @@ import math
 from typing import Optional
 
 from ttrc import symbolic
-from ttrc.ir.config import Config, default_config, hidden_block, key_block, step_tokens, value_block
+from ttrc.ir.config import Config, hidden_block, key_block, step_tokens, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
 from ttrc.ir.tile import (
@@ -314,25 +314,25 @@ class _Cost:
         return 0.0
 
     def _config(self, kernel: Kernel) -> Config:
-        return default_config(kernel.name, self.longest, self.d_k, self.d_v)
+        return kernel.config(self.longest, self.d_k, self.d_v)
 
     def _step(self, kernel: Kernel) -> int:
         """Tokens of a scan's tiles."""
-        return step_tokens(kernel.name, self._config(kernel), self.chunk, self.step, self.d_k, self.d_v)
+        return step_tokens(kernel.takes, self._config(kernel), self.chunk, self.step, self.d_k, self.d_v)
 
     def _value_block(self, kernel: Kernel) -> int:
-        return value_block(kernel.name, self._config(kernel), self.d_v)
+        return value_block(kernel.takes, self._config(kernel), self.d_v)
 
     def _hidden_block(self, kernel: Kernel) -> int:
         """Hidden channels that a program takes at once."""
-        return hidden_block(kernel.name, self._config(kernel), self.width["h1"] or 1)
+        return hidden_block(kernel.takes, self._config(kernel), self.width["h1"] or 1)
 
     def _keys(self, kernel: Kernel) -> int:
         """Key channels of all panels."""
         return self._key_block(kernel) * -(-self.d_k // self._key_block(kernel))
 
     def _key_block(self, kernel: Kernel) -> int:
-        return key_block(kernel.name, self._config(kernel), self.d_k)
+        return key_block(kernel.takes, self._config(kernel), self.d_k)
 
     def panels(self, kernel: Kernel) -> int:
         """Of hidden channels, or of key channels."""

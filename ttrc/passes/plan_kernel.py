@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttrc.ir.config import WHOLE, WIDE, plain_name
+from ttrc.ir.config import WHOLE, WIDE, Takes, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Program, Reduce, Statement, operands, sums_values
 from ttrc.passes.do_first import is_whole
@@ -19,10 +19,19 @@ from ttrc.passes.take_values import takes_all_values
 
 
 def planned(
-    name: str, skeleton: Skeleton, program: Program, stores, memory, carries=(), long=False, partial=False
+    name: str,
+    skeleton: Skeleton,
+    program: Program,
+    stores,
+    memory,
+    carries=(),
+    long=False,
+    partial=False,
+    takes=Takes.VALUES,
 ) -> Kernel:
     """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are; `partial`:
-    each program of a block of value channels stores its own share of sums over these."""
+    each program of a block of value channels stores its own share of sums over these; `takes`: unless it must take
+    every value channel."""
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
@@ -47,16 +56,18 @@ def planned(
             narrow = Narrow(frozenset(), narrow_factors(pulled, results).turned)  # whole states take what registers are
         segments = cut(body if long else pulled, narrow, False)
         return Kernel(name, skeleton, False, segments, (), narrow.factors, narrow.turned, wide)
-    name = plain_name(name) + WHOLE if takes_all_values(body, partial, carries) else name
+    if takes_all_values(body, partial, carries):
+        name, takes = plain_name(name) + WHOLE, Takes.WHOLE
     # Sums over a chunk's tokens come first: what they are of need not wait for them then.
     sums = [s.target for s in body if isinstance(s.op, Reduce) and (*s.op.arg.axes, *s.target.axes) == ("t", "k", "k")]
     body = order_statements(body, (*sums, *targets))
     written = written_tiles(body)
     waiting = [Buffer("waiting", t, Space.WAITING, written, single=True) for t in written]
-    if name.endswith(WHOLE) and skeleton is Skeleton.SCAN:
+    if takes is Takes.WHOLE and skeleton is Skeleton.SCAN:
         body, memory = load_again(body, memory, tuple(targets))
     segments = (_segment(False, body, (), memory, [*stores, *waiting], targets),)
-    return Kernel(name, skeleton, any(c.reverse for c in carries), segments, tuple(carries), partial=partial)
+    reverse = any(c.reverse for c in carries)
+    return Kernel(name, skeleton, reverse, segments, tuple(carries), partial=partial, takes=takes)
 
 
 def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:

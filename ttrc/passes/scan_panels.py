@@ -7,6 +7,7 @@ the last loop. Threads of a program see what others of it have stored once all h
 
 from __future__ import annotations
 
+from ttrc.ir.config import Takes
 from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Program, Tile, operands
 from ttrc.passes.narrow_factors import AS_MADE
@@ -40,4 +41,5 @@ def scan_panels(axis: str, name: str, program: Program, stores, memory, carries)
         known |= made
         segments.append(Segment(piece.panelled, loads, piece.statements, piece.sums, tuple(stored)))
     reverse = any(c.reverse for c in carries)
-    return Kernel(name, Skeleton.SCAN, reverse, tuple(segments), tuple(carries), axis=axis)
+    takes = Takes.KEYS if axis == "k" else Takes.HIDDEN
+    return Kernel(name, Skeleton.SCAN, reverse, tuple(segments), tuple(carries), axis=axis, takes=takes)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, WHOLE, plain_name
+from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, Takes, plain_name
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space, space_of
 from ttrc.ir.recurrence import MATRIX, Recurrence
 from ttrc.ir.tile import (
@@ -284,7 +284,8 @@ def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program)
 def _or_in_panels(name: str, skeleton: Skeleton, program: Program, stores, memory, carries) -> Kernel:
     """A scan as planned; where its programs take all value channels, one that walks key channels for wide heads."""
     kernel = planned(name, skeleton, program, stores, memory, carries)
-    if not kernel.name.endswith(WHOLE):
+    if kernel.takes is not Takes.WHOLE:
         return kernel
     name = plain_name(name) + KEYS
-    return replace(kernel, name=name, wide=scan_panels("k", name, program, stores, memory, carries))
+    wide = scan_panels("k", name, program, stores, memory, carries)
+    return replace(kernel, name=name, wide=wide, takes=Takes.KEYS)

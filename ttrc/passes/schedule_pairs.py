@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import CHUNK, DECAYS
+from ttrc.ir.config import CHUNK, DECAYS, Takes
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.tile import (
     GIVEN,
@@ -219,7 +219,7 @@ def _stream(name: str, own: str, program: Program, stores: tuple[Buffer, ...], m
         Segment(True, streamed, tuple(within), tuple(sums), ()),
         Segment(False, last, slice_program(behind, results), (), stores),
     )
-    return Kernel(name, Skeleton.STREAM, own == "s", segments, (), axis=other)
+    return Kernel(name, Skeleton.STREAM, own == "s", segments, (), axis=other, takes=Takes.TOKENS)
 
 
 def _pulled(body: tuple[Statement, ...], results: tuple[Tile, ...], other: str) -> tuple[Statement, ...]:
@@ -276,4 +276,4 @@ def _walk(name: str, program: Program, stores: tuple[Buffer, ...], memory: tuple
     made = {s.target for s in body}
     reverse = any(s.op.reverse for s in body if isinstance(s.op, RunningSum))
     loads = tuple(b for b in memory if b.tile in used - made)
-    return Kernel(name, Skeleton.WALK, reverse, (Segment(False, loads, body, (), stores),), ())
+    return Kernel(name, Skeleton.WALK, reverse, (Segment(False, loads, body, (), stores),), (), takes=Takes.TOKENS)

@@ -14,8 +14,9 @@ own, where the cache has them.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-from ttrc.ir.config import LONG_CHUNK, SCANNED_CHUNK, SHORT_CHUNK, WHOLE
+from ttrc.ir.config import LONG_CHUNK, SCANNED_CHUNK, SHORT_CHUNK, Takes
 from ttrc.ir.plan import Buffer, Launch, Plan, Schedule, Skeleton
 from ttrc.ir.recurrence import MATRIX, Recurrence
 from ttrc.ir.tile import Carry, Program
@@ -42,7 +43,7 @@ def schedule_scan(recurrence: Recurrence, forward: Program, backward: Program) -
         "vector_scan_reverse", Skeleton.SCAN, backward, gradients, (*inputs, *states), cotangents, partial=True
     )
     only = Schedule("vector", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
-    whole = any(k.name.endswith(WHOLE) for k in (ahead, back))
+    whole = any(k.takes is Takes.WHOLE for k in (ahead, back))
     segment = recurrence.segment
     chunk = segment or (SHORT_CHUNK if whole else SCANNED_CHUNK)
     # Steps are as long as chunks however long a caller asks these to be: the scan backwards starts each of its steps
@@ -61,8 +62,9 @@ def _of_matrix(
     readout = schedule_readout(forward, backward, inputs, gradients)
     rest = tuple(b for b in gradients if b not in readout.gradients)
     memory, carries = (*inputs, *states, *readout.back), (*forward.carries, *cotangents)
-    ahead = planned("entry_scan", Skeleton.SCAN, forward, (*readout.outputs, *states), inputs, forward.carries)
-    back = planned("entry_scan_reverse", Skeleton.STEPS_REVERSE, backward, rest, memory, carries, partial=True)
+    scanned = partial(planned, takes=Takes.ENTRIES)
+    ahead = scanned("entry_scan", Skeleton.SCAN, forward, (*readout.outputs, *states), inputs, forward.carries)
+    back = scanned("entry_scan_reverse", Skeleton.STEPS_REVERSE, backward, rest, memory, carries, partial=True)
     only = Schedule("entries", (Launch(ahead, *THROUGH), *readout.behind), (*readout.ahead, Launch(back, *BACK)))
     kept, kernels = keep_all((*states, *readout.kept)), (ahead, back, *readout.kernels)
     return Plan("chunk", kernels, (only,), kept, readout.back, LONG_CHUNK, LONG_CHUNK)

@@ -6,7 +6,7 @@ such tiles at a time do not fit the registers.
 
 from __future__ import annotations
 
-from ttrc.ir.config import KEYS
+from ttrc.ir.config import KEYS, Takes
 from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Decayed, Program, Statement, Tile, operands
 from ttrc.passes.narrow_factors import AS_MADE
@@ -28,7 +28,7 @@ def walk_keys(name: str, program: Program, stores: tuple[Buffer, ...], memory: t
         loads = tuple(b for b in (*memory, *waiting) if b.tile in used - made)
         stored = [b for b in stores if b.tile in piece.results] + [b for b in waiting if b.tile in made]
         segments.append(Segment(piece.panelled, loads, piece.statements, piece.sums, tuple(stored)))
-    return Kernel(f"{name}{KEYS}", Skeleton.PARALLEL, False, tuple(segments), (), axis="k")
+    return Kernel(f"{name}{KEYS}", Skeleton.PARALLEL, False, tuple(segments), (), axis="k", takes=Takes.KEYS)
 
 
 def _waiting_pairs(pieces: tuple[Piece, ...]) -> tuple[Buffer, ...]:

@@ -18,7 +18,7 @@ from typing import Optional
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, WHOLE, Config, block, key_block, takes_tokens
+from ttrc.ir.config import CHUNK, Config, Takes, block, key_block
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.tuned import Key, row, slot
@@ -164,16 +164,16 @@ def space(d_v: int, whole: bool = False) -> list[Config]:
     return [Config(v, w, s) for v in blocks for w in WARPS if w > 1 or d_v <= 64 for s in STAGES]
 
 
-def space_of(kernel: str, d_v: int) -> list[Config]:
-    """Of a kernel: where its blocks are of tokens, no head dimension bounds them."""
-    if takes_tokens(kernel):
+def space_of(takes: Takes, d_v: int) -> list[Config]:
+    """Where blocks are of tokens, no head dimension bounds them."""
+    if takes is Takes.TOKENS:
         return [Config(tokens, w, s) for tokens in TOKEN_BLOCKS for w in WARPS[2:] for s in STAGES]
-    return space(d_v, kernel.endswith(WHOLE))
+    return space(d_v, takes is Takes.WHOLE)
 
 
-def capped(kernel: str, config: Config, widest: int) -> Config:
+def capped(takes: Takes, config: Config, widest: int) -> Config:
     """A configuration as an operator takes it for heads of so many value channels."""
-    return config if takes_tokens(kernel) else replace(config, value_block=min(config.value_block, widest))
+    return config if takes is Takes.TOKENS else replace(config, value_block=min(config.value_block, widest))
 
 
 def candidates(
@@ -186,7 +186,7 @@ def candidates(
     chunk: int = CHUNK,
 ) -> tuple[list[Config], list[tuple[Config, str]]]:
     """(those to try, the default first and then by predicted time; those left out, with the reason)."""
-    tried = space_of(kernel.name, shape.d_v)
+    tried = space_of(kernel.takes, shape.d_v)
     everything = {c: footprints(kernel.name, c) for c in dict.fromkeys((default, *tried))}
     some_are_clean = any(known is not None and known.blocks and not known.spills for known in everything.values())
     cost: dict[Config, float] = {}
@@ -215,7 +215,7 @@ def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
 def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
     """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
     # Over blocks of values, of keys or of hidden channels; the others split values over programs.
-    text = kernel.of(shape.d_k, key_block(kernel.name, config, shape.d_k))
+    text = kernel.of(shape.d_k, key_block(kernel.takes, config, shape.d_k))
     looped = kernel.skeleton in (Skeleton.PARALLEL, Skeleton.ROWS) or text.in_memory
     walked = shape.d_k if text.axis == "k" else shape.d_v
     again = (-(-walked // config.value_block) - 1) * (known.looped or known.instructions) if looped else 0
@@ -252,7 +252,7 @@ class _Search:
         if key in self.known:
             return
         plain = Config(*table[width])
-        default = capped(kernel.name, plain, block(shape.d_v))
+        default = capped(kernel.takes, plain, block(shape.d_v))
         chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most, run.chunk)
         timed: dict[Config, float] = {}
         for config in chosen:

@@ -63,7 +63,7 @@ def programs(
             return heads * -(-shape.length // config.value_block)
         case Skeleton.WALK:
             return heads
-    return heads * segments * -(-(columns or shape.d_v) // value_block(kernel.name, config, shape.d_v))
+    return heads * segments * -(-(columns or shape.d_v) // value_block(kernel.takes, config, shape.d_v))
 
 
 def segment_count(programs: int, chunks: int, processors: int) -> int:

@@ -17,7 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, key_block, plain_name, scans_entries, value_block
+from ttrc.ir.config import WIDEST, Takes, key_block, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Cut, Skeleton
 from ttrc.passes.budget import INSTRUCTIONS, held_bytes
@@ -202,11 +202,12 @@ def _of_launches(
 
 def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: int, part: Part) -> int:
     """As an operator would cut these sequences there."""
-    scans = [row for name, row in compiled.items() if plain_name(name) == "chunk_scan"]
-    if not scans:
+    plan = form_of(module).plan
+    scan = next((k for k in plan.kernels if k.skeleton is Skeleton.SCAN), None)
+    if scan is None:
         return 1
-    blocks = -(-shape.d_v // value_block(scans[0].kernel, scans[0].config, shape.d_v))
-    chunk = form_of(module).plan.tokens(shape.d_k, shape.d_v, size)
+    blocks = -(-shape.d_v // value_block(scan.takes, compiled[scan.name].config, shape.d_v))
+    chunk = plan.tokens(shape.d_k, shape.d_v, size)
     return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // chunk), part.multiprocessors)
 
 
@@ -230,7 +231,7 @@ def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shap
 
 def _least_step(share: Share) -> float:
     """Hand-tuned kernels have shown what a chunk takes; of a token, or a few of them, nobody has said."""
-    few = scans_entries(share.kernel.name) or share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
+    few = share.kernel.takes is Takes.ENTRIES or share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
     return 0.0 if few else share.step_seconds
 
 
@@ -250,7 +251,7 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
 
     A binary does not say how often: all of a kernel's loops at one depth are taken to run alike.
     """
-    found, taken = row.result, key_block(row.kernel, row.config, shape.d_k)
+    found, taken = row.result, key_block(share.kernel.takes, row.config, shape.d_k)
     kernel = share.kernel.of(shape.d_k, taken)
     outside, middle, inner = found.instructions - found.looped, found.looped - found.inner, found.inner
     match kernel.skeleton:

@@ -80,6 +80,7 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         else (*tuned.read_entries(tuned.shipped_file(chip)), *tuned.read_entries(tuned.user_file(chip)))
     )
     known = {e.key for e in found if (e.kernels, e.triton) == (digest, triton.__version__)}
+    takes = {k.name: k.takes for form in analyse(op.spec).forms.values() for k in form.plan.kernels}
     defaults: dict = {}
     crashed = [] if chip is None else tuned.read_suspects(tuned.suspects_file(chip))
 
@@ -88,7 +89,9 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
             tuned.write_suspects(tuned.suspects_file(chip), [*crashed, (key, config)])
 
     def told(trial: Trial) -> None:
-        if trial.fate in (Fate.CHOSEN, Fate.SLOWER) and trial.config == _default(op, trial):
+        default = Config(*op.package.op.CONFIGS[trial.key.kernel][trial.key.width])
+        default = capped(takes[trial.key.kernel], default, trial.key.width)
+        if trial.fate in (Fate.CHOSEN, Fate.SLOWER) and trial.config == default:
             defaults[trial.key] = trial.ms
         if trial.fate is Fate.CHOSEN and chip is not None:
             entry = tuned.Entry(
@@ -132,10 +135,6 @@ def _scheduled(cases: list[Case], schedule: str) -> list[Case]:
     return [replace(c, schedule=schedule) for c in cases if not (c.packed and schedule == "segments")]
 
 
-def _default(op: Operator, trial: Trial) -> Config:
-    return capped(trial.key.kernel, Config(*op.package.op.CONFIGS[trial.key.kernel][trial.key.width]), trial.key.width)
-
-
 def _workloads(op: Operator, forms, regimes, width: int, on_gpu: bool) -> dict[str, list[Workload]]:
     table = SHAPES if on_gpu else TOY
     return {
@@ -158,7 +157,7 @@ def footprints(op: Operator, forms: Sequence[str], width: int, dtype: str, devic
     known = analyse(op.spec).forms
     for form in (known[name] for name in forms):
         for kernel in form.plan.kernels:
-            for config in space_of(kernel.name, width):
+            for config in space_of(kernel.takes, width):
                 s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=config)
                 heads.append((kernel.name, config))
                 jobs.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.pointers import asks_begins, has_hidden, pointers
-from ttrc.ir.config import Config, block, default_config, hidden_block, key_block, row_block, step_tokens, value_block
+from ttrc.ir.config import Config, block, hidden_block, key_block, row_block, step_tokens, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
 
@@ -24,7 +24,7 @@ class Signature:
 
 def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, config: Config | None = None) -> Signature:
     """The fullest variant: with an initial state, states saved, sequences not packed. dtype: "bf16", "fp16", "fp32"."""
-    config = config or default_config(kernel.name, plan.chunk, d_k, d_v)
+    config = config or kernel.config(plan.chunk, d_k, d_v)
     if kernel.skeleton is Skeleton.JOIN:
         return _of_join(config, d_k, d_v)
     if kernel.skeleton is Skeleton.WALK:
@@ -34,11 +34,11 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
-    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": key_block(kernel.name, config, d_k)}
-    constants |= {"BV": value_block(kernel.name, config, d_v), "PACKED": False}
+    constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": key_block(kernel.takes, config, d_k)}
+    constants |= {"BV": value_block(kernel.takes, config, d_v), "PACKED": False}
     if has_hidden(kernel):
         hidden = plan.expansion * d_k
-        constants |= {"HIDDEN": hidden, "BH": hidden_block(kernel.name, config, hidden)}
+        constants |= {"HIDDEN": hidden, "BH": hidden_block(kernel.takes, config, hidden)}
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
     if asks_begins(kernel):
         constants["SEGMENT"] = plan.segment
@@ -53,13 +53,13 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types |= {"waiting_ptr": "*fp32"} if kernel.room else {}
             constants |= {"step_starts": None} if kernel.numbered else {}
             types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
-            step = step_tokens(kernel.name, config, chunk, plan.step, d_k, d_v)
+            step = step_tokens(kernel.takes, config, chunk, plan.step, d_k, d_v)
             constants |= {"BT": step, "EVERY": chunk // step, "SPARSE": False, **precision}
             constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True}
             types |= {"tokens": "i32"} if kernel.partial else {}
         case Skeleton.STEPS_REVERSE:
             types |= {name: "*fp32" for name in ("trail_ptr", "enter_ptr", "leave_ptr")} | {"tokens": "i32"}
-            step = step_tokens(kernel.name, config, chunk, plan.step, d_k, d_v)
+            step = step_tokens(kernel.takes, config, chunk, plan.step, d_k, d_v)
             constants |= {"BT": step, "EVERY": chunk // step, "ENTER": True, "LEAVE": True}
         case Skeleton.TOKENS:
             types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
