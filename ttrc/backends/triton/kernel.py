@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ttrc.backends.triton import substitution
@@ -26,73 +27,72 @@ from ttrc.language.spec import Domain
 from ttrc.passes.slice_program import slice_program
 
 
-def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
-    if kernel.skeleton is Skeleton.JOIN:
-        return {"name": kernel.name, "doc": doc(kernel.name), "reverse": kernel.reverse}
-    common = {
-        "name": kernel.name,
-        "doc": doc(kernel.name),
-        "pointers": ", ".join([*(f"{b.name}_ptr" for b in pointers(kernel)), *["ones_ptr"] * kernel.ones]),
-    }
+def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, object]:
+    own = {"name": kernel.name, "doc": doc(kernel.name)}
+    common = own | {"pointers": ", ".join([*(f"{b.name}_ptr" for b in pointers(kernel)), *["ones_ptr"] * kernel.ones])}
+
+    def writer(of: Kernel = kernel, wide: bool = False) -> Writer:
+        return Writer(of, domains, tags, wide)
+
     match kernel.skeleton:
-        case Skeleton.STREAM:
-            return common | {"lead": lead(kernel), **stream_holes(kernel, domains, tags)}
+        case Skeleton.JOIN:
+            return own | {"reverse": kernel.reverse}
         case Skeleton.WALK:
             return common | walk_holes(kernel, domains, tags)
-    writer = Writer(kernel, domains, tags)
-    if kernel.skeleton is Skeleton.ROWS:
-        return common | {"lead": lead(kernel), "body": writer.panels()}
-    if kernel.skeleton is Skeleton.PARALLEL:
-        return common | {
-            "axis": kernel.axis,
-            "body": writer.panels(),
-            "wide": "" if kernel.wide is None else Writer(kernel.wide, domains, tags, wide=True).panels(),
-            "widest": WIDE.get(kernel.name),
-            "lead": lead(kernel),
-            "narrow": bool(kernel.narrow),
-        }
-    if kernel.skeleton is Skeleton.STEPS_REVERSE:
-        common |= {"lead": lead(kernel), "totals": writer.totals(), "checkpoints": writer.checkpoints()}
-        return common | _both_ways(kernel, domains, tags)
-    common["hidden"] = has_hidden(kernel)
-    match kernel.skeleton:
-        case Skeleton.SCAN:
-            # A chunk's last step is the sequence's last where that ends inside it.
-            at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
-            walking = kernel if kernel.in_memory else kernel.wide
-            panels = None if walking is None else Writer(walking, domains, tags)
+        case Skeleton.STREAM:
+            return common | {"lead": lead(kernel), **stream_holes(kernel, domains, tags)}
+        case Skeleton.ROWS:
+            return common | {"lead": lead(kernel), "body": writer().panels()}
+        case Skeleton.PARALLEL:
             return common | {
-                "body": "" if kernel.in_memory else writer.straight(kernel.segments[0]),
-                "panels": "" if panels is None else panels.walked(),
-                "moving": [] if panels is None else panels.states(kernel.reverse)["states"],
-                "width": "" if panels is None else WIDTH[walking.axis],
-                "block": "" if panels is None else BLOCK[walking.axis],
-                "step": "steps - 1 - i" if kernel.reverse else "i",
-                "at_bound": at_bound,
+                "axis": kernel.axis,
+                "body": writer().panels(),
+                "wide": "" if kernel.wide is None else writer(kernel.wide, wide=True).panels(),
+                "widest": WIDE.get(kernel.name),
                 "lead": lead(kernel),
-                "waiting": waiting_room(*kernel.room),
-                "numbered": kernel.numbered,
-                "partial": kernel.partial,
-                "totals": writer.totals(),
-                **writer.states(kernel.reverse),
+                "narrow": bool(kernel.narrow),
             }
+        case Skeleton.SCAN:
+            return common | {"lead": lead(kernel), "hidden": has_hidden(kernel), **_scan(kernel, writer)}
+        case Skeleton.STEPS_REVERSE:
+            chunks = {"lead": lead(kernel), "checkpoints": writer().checkpoints()}
+            return common | chunks | _both_ways(kernel, writer)
         case Skeleton.TOKENS:
-            body = writer.straight(kernel.segments[0])
-            return common | {
-                "body": body,
-                "begins": asks_begins(kernel),
-                "kept": kept_room(kernel),
-                **writer.states(False),
-            }
+            ahead = writer()
+            body = ahead.straight(kernel.segments[0])  # which names what the states become
+            return common | _by_token(kernel) | {"body": body, **ahead.states(False)}
         case Skeleton.TOKENS_REVERSE:
-            common |= {"begins": asks_begins(kernel), "kept": kept_room(kernel), "totals": writer.totals()}
-            return common | _both_ways(kernel, domains, tags)
-    raise AssertionError(kernel.skeleton)
+            return common | _by_token(kernel) | _both_ways(kernel, writer)
 
 
-def _both_ways(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict:
+def _scan(kernel: Kernel, writer: Callable[..., Writer]) -> dict[str, object]:
+    # A chunk's last step is the sequence's last where that ends inside it.
+    at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
+    walking = kernel if kernel.in_memory else kernel.wide
+    ahead, panels = writer(), None if walking is None else writer(walking)
+    return {
+        "body": "" if kernel.in_memory else ahead.straight(kernel.segments[0]),
+        "panels": "" if panels is None else panels.walked(),
+        "moving": [] if panels is None else panels.states(kernel.reverse)["states"],
+        "width": "" if panels is None else WIDTH[walking.axis],
+        "block": "" if panels is None else BLOCK[walking.axis],
+        "step": "steps - 1 - i" if kernel.reverse else "i",
+        "at_bound": at_bound,
+        "waiting": waiting_room(*kernel.room),
+        "numbered": kernel.numbered,
+        "partial": kernel.partial,
+        "totals": ahead.totals(),
+        **ahead.states(kernel.reverse),
+    }
+
+
+def _by_token(kernel: Kernel) -> dict[str, object]:
+    return {"hidden": has_hidden(kernel), "begins": asks_begins(kernel), "kept": kept_room(kernel)}
+
+
+def _both_ways(kernel: Kernel, writer: Callable[..., Writer]) -> dict[str, object]:
     """Of a kernel that walks backwards, and makes states again ahead of itself."""
-    forward, backward = Writer(kernel, domains, tags), Writer(kernel, domains, tags)
+    forward, backward = writer(), writer()
     again, body = forward.straight(_forward_part(kernel)), backward.straight(_backward_part(kernel))
     ahead, back = forward.states(False), backward.states(True)
     return {
@@ -104,6 +104,7 @@ def _both_ways(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str])
         "retreat": back["advance"],
         "size": back["size"],
         "room": room(*(c.state for c in kernel.carries if not c.reverse)),
+        "totals": writer().totals(),
     }
 
 
