@@ -9,16 +9,7 @@ from ttrc.compiler import analyse
 from ttrc.errors import SpecError
 from ttrc.ir.config import row_block
 from ttrc.ir.plan import Skeleton
-from ttrc.ir.tile import (
-    Conjugate,
-    Contract,
-    CumulativeSum,
-    Elementwise,
-    Relabel,
-    Statement,
-    Tile,
-    operands,
-)
+from ttrc.ir.tile import Conjugate, Contract, CumulativeSum, Elementwise, Relabel, Statement, Tile, operands
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.passes.builder import sym
 from ttrc.passes.join_products import join_products

@@ -23,16 +23,7 @@ from ttrc.backends.triton import launch
 from ttrc.backends.triton.widths import room
 from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import (
-    ENTRIES,
-    LONG_CHUNK,
-    SEARCHED,
-    SHORT_CHUNK,
-    WIDTHS,
-    Config,
-    Takes,
-    default_configs,
-)
+from ttrc.ir.config import ENTRIES, LONG_CHUNK, SEARCHED, SHORT_CHUNK, WIDTHS, Config, Takes, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN

@@ -11,18 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from ttrc.ir.tile import (
-    Contract,
-    Elementwise,
-    Mask,
-    Op,
-    Relabel,
-    Relation,
-    Statement,
-    Tile,
-    joins_channels,
-    operands,
-)
+from ttrc.ir.tile import Contract, Elementwise, Mask, Op, Relabel, Relation, Statement, Tile, joins_channels, operands
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.slice_program import renamed_operands, slice_program

@@ -10,17 +10,7 @@ from torch import Tensor
 
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.poison import poisoned
-from ttrc.runtime.verify import (
-    BOUNDS,
-    Case,
-    Outputs,
-    Result,
-    compare,
-    consult,
-    differentiate,
-    draw,
-    fitting,
-)
+from ttrc.runtime.verify import BOUNDS, Case, Outputs, Result, compare, consult, differentiate, draw, fitting
 from ttrc.sampling import as_arguments
 
 Inputs = dict[str, Tensor]

@@ -31,15 +31,7 @@ from ttrc.symbolic.algebra import (
     without_terms,
 )
 from ttrc.symbolic.code import Dialect, longest_chain, render
-from ttrc.symbolic.equations import (
-    clipped,
-    clipped_at,
-    of_norm,
-    positive_part,
-    square_of,
-    square_root,
-    substituted,
-)
+from ttrc.symbolic.equations import clipped, clipped_at, of_norm, positive_part, square_of, square_root, substituted
 from ttrc.symbolic.functions import choose, coarse, gelu_gate, larger, sigmoid, tanh
 from ttrc.symbolic.inverse import invert
 from ttrc.symbolic.links import Link

@@ -14,10 +14,7 @@ from math import comb, prod
 import sympy
 
 from ttrc.language.spec import Domain
-from ttrc.symbolic.functions import (
-    choose,
-    positive_power,
-)
+from ttrc.symbolic.functions import choose, positive_power
 
 Expr = sympy.Expr
 Symbol = sympy.Symbol

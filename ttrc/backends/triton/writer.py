@@ -6,27 +6,11 @@ from itertools import groupby
 
 from ttrc.backends.triton import decayed, substitution
 from ttrc.backends.triton.carried import carried_states
-from ttrc.backends.triton.memory import (
-    FIRST,
-    OWN_ROWS,
-    OWN_TOKENS,
-    ChunkMemory,
-    TokenMemory,
-)
+from ttrc.backends.triton.memory import FIRST, OWN_ROWS, OWN_TOKENS, ChunkMemory, TokenMemory
 from ttrc.backends.triton.pointers import as_inputs
 from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.ir.plan import BETWEEN, OWN, Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import (
-    Conjugate,
-    Contract,
-    Decayed,
-    Relabel,
-    Statement,
-    Substitute,
-    Tile,
-    Written,
-    operands,
-)
+from ttrc.ir.tile import Conjugate, Contract, Decayed, Relabel, Statement, Substitute, Tile, Written, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.round_keys import is_factor
 from ttrc.passes.slice_program import slice_program
