@@ -26,10 +26,12 @@ from ttrc.passes.differentiate_tile import differentiate_tile
 from ttrc.passes.eliminate import eliminate
 from ttrc.passes.find_obstacle import find_obstacle, is_scan
 from ttrc.passes.lower_solve import lower_solve
+from ttrc.passes.schedule_chunk import schedule_chunk
 from ttrc.passes.schedule_closed import schedule_closed
-from ttrc.passes.schedule_kernels import schedule_chunk, schedule_deep, schedule_tokens
+from ttrc.passes.schedule_deep import schedule_deep
 from ttrc.passes.schedule_pairs import schedule_pairs
 from ttrc.passes.schedule_scan import schedule_scan
+from ttrc.passes.schedule_tokens import schedule_tokens
 
 
 def analyse(spec: Spec) -> Module:
@@ -50,21 +52,17 @@ def _chunk(recurrence: Recurrence) -> Form | None:
     if find_obstacle(recurrence) is not None:
         return None
     if is_scan(recurrence):
-        forward = scan_chunk(recurrence)
-        backward = differentiate_tile(forward)
-        return Form("chunk", forward, backward, schedule_scan(recurrence, forward, backward))
-    if recurrence.network is not None:
-        forward = deep_chunk(recurrence)
-        backward = differentiate_tile(forward)
-        return Form("chunk", forward, backward, schedule_deep(recurrence, forward, backward))
-    if recurrence.ridge is not None:
-        forward = closed_chunk(recurrence)
-        backward = differentiate_tile(forward)
-        return Form("chunk", forward, backward, schedule_closed(recurrence, forward, backward))
-    forward = derive_chunk(recurrence)
+        derive, schedule = scan_chunk, schedule_scan
+    elif recurrence.network is not None:
+        derive, schedule = deep_chunk, schedule_deep
+    elif recurrence.ridge is not None:
+        derive, schedule = closed_chunk, schedule_closed
+    else:
+        derive, schedule = derive_chunk, schedule_chunk
+    forward = derive(recurrence)
+    # The last alone has systems to solve; of the others these passes find nothing to do.
     forward, backward = eliminate(forward), eliminate(differentiate_tile(forward))
-    plan = schedule_chunk(recurrence, lower_solve(forward), lower_solve(backward))
-    return Form("chunk", forward, backward, plan)
+    return Form("chunk", forward, backward, schedule(recurrence, lower_solve(forward), lower_solve(backward)))
 
 
 def _pairs(spec: Spec) -> Module:

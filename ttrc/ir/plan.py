@@ -184,6 +184,10 @@ class Kernel:
         return tuple(c for c in self.carries if c.reverse is reverse and not c.private)
 
 
+THROUGH = ("initial_state", "final_state")  # what a pass's carried states enter from and leave to
+BACK = ("d_final_state", "d_initial")
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel over sequences, or over segments of them; what the states it carries enter from and leave to.
@@ -204,6 +208,10 @@ class Schedule:
     name: str
     forward: tuple[Launch, ...]
     backward: tuple[Launch, ...]
+
+    @classmethod
+    def one_each_way(cls, name: str, ahead: Kernel, back: Kernel) -> Schedule:
+        return cls(name, (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
 
 
 @dataclass(frozen=True)

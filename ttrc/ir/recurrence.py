@@ -170,6 +170,11 @@ class Recurrence:
         return self.state[:1]
 
     @property
+    def expansion(self) -> int | None:
+        """How many times as wide as a key hidden layers are, where there are any."""
+        return self.network.expansion if self.network is not None and self.network.layers > 1 else None
+
+    @property
     def at_rest(self) -> Expr:
         """The mirror where a token adds nothing: the retained state."""
         return in_terms_of(self.mirror, symbol("own"), ZERO)

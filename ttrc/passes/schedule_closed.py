@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ttrc.ir.config import CHUNK, CLOSED
-from ttrc.ir.plan import Buffer, Launch, Plan, Schedule, Skeleton, Space
+from ttrc.ir.plan import BACK, THROUGH, Buffer, Launch, Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Conjugate, Program
 from ttrc.passes.cut_passes import keep_all
 from ttrc.passes.place_buffers import gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.plan_rows import plan_rows
-from ttrc.passes.schedule_kernels import BACK, THROUGH
 from ttrc.passes.schedule_readout import schedule_readout
 
 

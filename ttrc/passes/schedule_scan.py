@@ -17,14 +17,13 @@ from dataclasses import replace
 from functools import partial
 
 from ttrc.ir.config import LONG_CHUNK, SCANNED_CHUNK, SHORT_CHUNK, Takes
-from ttrc.ir.plan import Buffer, Launch, Plan, Schedule, Skeleton
+from ttrc.ir.plan import BACK, THROUGH, Buffer, Launch, Plan, Schedule, Skeleton
 from ttrc.ir.recurrence import MATRIX, Recurrence
 from ttrc.ir.tile import Carry, Program
 from ttrc.passes.add_totals import add_totals, taken_once, total_buffers
 from ttrc.passes.cut_passes import keep_all
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
-from ttrc.passes.schedule_kernels import BACK, THROUGH
 from ttrc.passes.schedule_readout import schedule_readout
 
 
@@ -42,7 +41,7 @@ def schedule_scan(recurrence: Recurrence, forward: Program, backward: Program) -
     back = planned(
         "vector_scan_reverse", Skeleton.SCAN, backward, gradients, (*inputs, *states), cotangents, partial=True
     )
-    only = Schedule("vector", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
+    only = Schedule.one_each_way("vector", ahead, back)
     whole = any(k.takes is Takes.WHOLE for k in (ahead, back))
     segment = recurrence.segment
     chunk = segment or (SHORT_CHUNK if whole else SCANNED_CHUNK)

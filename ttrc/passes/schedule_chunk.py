@@ -1,4 +1,4 @@
-"""Tile programs -> kernels: what runs where, and what crosses from one kernel to the next.
+"""Chunk programs -> kernels: what runs where, and what crosses from one kernel to the next.
 
 A kernel is named by what it stores; its body is the slice of the program that this needs, up to what memory
 already holds. So a value that two kernels want is either stored by the first (listed in its stores) or worked out
@@ -12,21 +12,16 @@ split      the forward scan leaves the read-outs, which nothing waits for, to a 
            fewer products on the serial path, more bytes
 segments   pieces of a sequence side by side: each is scanned from an empty state, and once more from the state that
            composing those before it gives; for rules that are affine in the state
-deep       the layers of a deep memory need every channel: one scan each way, and the one backwards, which starts each
-           segment from its own states, makes all gradients as well; a hidden axis is walked in panels, its weights
-           lying in memory
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
-from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, PANELS, SOLVED, Takes, plain_name
-from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space, space_of
-from ttrc.ir.recurrence import MATRIX, Recurrence
+from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, SOLVED, Takes, plain_name
+from ttrc.ir.plan import BACK, THROUGH, Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space, space_of
+from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
-    HIDDEN,
     Compose,
     Contract,
     Decayed,
@@ -38,10 +33,9 @@ from ttrc.ir.tile import (
     Tile,
     operands,
 )
-from ttrc.passes.add_totals import add_totals, total_buffers
-from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
+from ttrc.passes.cut_passes import cut_passes, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
-from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
+from ttrc.passes.place_buffers import gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.round_keys import round_keys
 from ttrc.passes.scan_panels import scan_panels
@@ -50,8 +44,6 @@ from ttrc.passes.schedule_readout import schedule_readout
 from ttrc.passes.slice_program import edge_of, made_within, slice_program
 from ttrc.passes.walk_keys import walk_keys
 
-THROUGH = ("initial_state", "final_state")  # what a pass's carried state enters from and leaves to
-BACK = ("d_final_state", "d_initial")
 JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
 JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 
@@ -164,33 +156,6 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     )
 
 
-def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
-    inputs, carried = input_buffers(recurrence, backward), forward.carries
-    cotangents = tuple(c for c in backward.carries if c.reverse)
-    # A decay's gradient is a small difference of sums over all weights: of rounded ones it would be noise.
-    states = tuple(replace(b, single=True) for b in state_buffers("states", carried))
-    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
-    gradients = gradient_buffers(recurrence, backward)
-    axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
-    # Of several hidden axes some matrix has two: panels of one would be as large as all of it is with one.
-    scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(planned, skeleton=Skeleton.SCAN)
-    end = PANELS if len(axes) == 1 else ""
-    made = partial(scan, f"deep_scan{end}", program=forward, memory=inputs, carries=carried)
-    ahead = made(stores=(*outputs, *states))
-    back = scan(
-        f"deep_scan_reverse{end}", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents
-    )
-    cuts = cut_passes((), states, states, (), made(stores=states))
-    only = Schedule("deep", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
-    segment, expansion = recurrence.segment, _expansion(recurrence)
-    return Plan("chunk", (ahead, back), (only,), cuts, (), segment, segment, segment, expansion)
-
-
-def _expansion(recurrence: Recurrence) -> int | None:
-    network = recurrence.network
-    return network.expansion if network is not None and network.layers > 1 else None
-
-
 def _seen_states(
     forward: Program, backward: Program, memory: tuple[Buffer, ...], weights: tuple[Buffer, ...]
 ) -> tuple[Buffer, ...]:
@@ -253,32 +218,6 @@ def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
     factors += [s.op.matrix for s in forward.statements if isinstance(s.op, Substitute)]
     pairs = dict.fromkeys(t for t in (*factors, *sums, *masks) if t.axes in (("t", "s"), ("t",)))
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)
-
-
-def schedule_tokens(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
-    """One kernel each way; the backward one recomputes the states of a block of tokens from its checkpoint."""
-    inputs = input_buffers(recurrence, backward)
-    backward = add_totals(backward, {b.tile: b.tile for b in inputs if b.space is Space.HEAD and "v" in b.tile.axes})
-    carried, both = forward.carries, (*forward.carries, *(c for c in backward.carries if c.reverse))
-    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
-    gradients = total_buffers(backward, gradient_buffers(recurrence, backward))
-    kind = "deep_" if recurrence.network is not None else "" if recurrence.state == MATRIX else "vector_"
-    ahead = planned(f"{kind}token_scan", Skeleton.TOKENS, forward, outputs, inputs, carried)
-    back = planned(
-        f"{kind}token_scan_reverse", Skeleton.TOKENS_REVERSE, backward, gradients, inputs, both, partial=True
-    )
-    only = Schedule("tokens", (Launch(ahead, *THROUGH),), (Launch(back, *BACK),))
-    return Plan(
-        "recurrent",
-        (ahead, back),
-        (only,),
-        keep_all(tuple(replace(b, single=True) for b in state_buffers("states", carried))),
-        (),
-        CHUNK,
-        LONG_CHUNK,
-        recurrence.segment,
-        _expansion(recurrence),
-    )
 
 
 def _or_in_panels(name: str, skeleton: Skeleton, program: Program, stores, memory, carries) -> Kernel:

@@ -1,0 +1,40 @@
+"""Chunk programs of a deep memory, whose chunks are segments with frozen gradients -> kernels: one scan each way.
+
+Layers need every channel. The scan backwards, which starts each segment from its own states, makes all gradients as
+well. A hidden axis is walked in panels, its weights lying in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from ttrc.ir.config import PANELS
+from ttrc.ir.plan import Plan, Schedule, Skeleton
+from ttrc.ir.recurrence import Recurrence
+from ttrc.ir.tile import HIDDEN, Program
+from ttrc.passes.cut_passes import cut_passes
+from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
+from ttrc.passes.plan_kernel import planned
+from ttrc.passes.scan_panels import scan_panels
+
+
+def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
+    inputs, carried = input_buffers(recurrence, backward), forward.carries
+    cotangents = tuple(c for c in backward.carries if c.reverse)
+    # A decay's gradient is a small difference of sums over all weights: of rounded ones it would be noise.
+    states = tuple(replace(b, single=True) for b in state_buffers("states", carried))
+    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
+    gradients = gradient_buffers(recurrence, backward)
+    axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
+    # Of several hidden axes some matrix has two: panels of one would be as large as all of it is with one.
+    scan = partial(scan_panels, *axes) if len(axes) == 1 else partial(planned, skeleton=Skeleton.SCAN)
+    end = PANELS if len(axes) == 1 else ""
+    made = partial(scan, f"deep_scan{end}", program=forward, memory=inputs, carries=carried)
+    ahead = made(stores=(*outputs, *states))
+    back = scan(
+        f"deep_scan_reverse{end}", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents
+    )
+    cuts = cut_passes((), states, states, (), made(stores=states))
+    only, segment = Schedule.one_each_way("deep", ahead, back), recurrence.segment
+    return Plan("chunk", (ahead, back), (only,), cuts, (), segment, segment, segment, recurrence.expansion)
