@@ -28,8 +28,8 @@ def add_afterwards(body: tuple[Statement, ...], axis: str) -> tuple[Statement, .
         if last is not None and isinstance(last.op, Contract) and uses[last.target] == 1 and not sums(last, axis):
             start = build.relabel(total, origin) if turned else total
             if last.op.add is not None:
-                both = {t.name: t for t in (start, last.op.add)}
-                start = build.elementwise(f"{target.name}_start", sym(start) + sym(last.op.add), both, origin)
+                add = last.op.add
+                start = build.make(f"{target.name}_start", sym(start) + sym(add), start, add, origin=origin)
             made[last.target] = replace(last, op=replace(last.op, add=start))
             made[target] = Statement(target, Elementwise(sym(op.add), (op.add,)), origin)
         else:

@@ -76,6 +76,6 @@ def _chained(statements: tuple[Statement, ...], known: dict[Tile, int]) -> tuple
             if number == rest[-1]:
                 build.statements.append(Statement(target, Elementwise(total, args), statement.origin))
             elif {a for t in args for a in t.axes} == set(target.axes):
-                part = build.elementwise(f"{target.name}_so_far", total, {t.name: t for t in args}, statement.origin)
+                part = build.make(f"{target.name}_so_far", total, *args, origin=statement.origin)
                 total, by_symbol[sym(part)] = sym(part), part
     return tuple(build.statements)

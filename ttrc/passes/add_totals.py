@@ -41,8 +41,7 @@ def add_totals(backward: Program, taken: dict[Tile, Tile]) -> Program:
         own = taken.get(name.removeprefix("d_"))
         if own is not None:
             behind, here = build.tile(f"{name}_behind", own.axes), cotangents[own]
-            both = {t.name: t for t in (behind, here)}
-            tile = build.elementwise(f"{name}_total", sym(behind) + sym(here), both, "gradient")
+            tile = build.make(f"{name}_total", sym(behind) + sym(here), behind, here, origin="gradient")
             carries.append(Carry(name, behind, tile, reverse=True, private=True))
         outputs.append((name, tile))
     return replace(backward, statements=tuple(build.statements), outputs=tuple(outputs), carries=tuple(carries))

@@ -79,6 +79,10 @@ class Builder:
         expr, operands = self._hoist(name, expr, set(used.values()), axes, origin)
         return self.emit(name, axes, Elementwise(expr, tuple(sorted(operands, key=lambda t: t.name))), origin)
 
+    def make(self, name: str, expr: Expr, *args: Tile, origin: str) -> Tile:
+        """expr over the names of args."""
+        return self.elementwise(name, expr, {t.name: t for t in args}, origin)
+
     def _hoist(self, name: str, expr: Expr, used: set[Tile], axes, origin: str) -> tuple[Expr, set[Tile]]:
         """Factors of a product, and arguments, that need fewer axes than the whole are worked out once, on those."""
         by_symbol = {sym(t): t for t in used}
@@ -92,7 +96,7 @@ class Builder:
                 return set(axes_of(part)) <= set(own)
 
             def made(part: Expr, used=used) -> Expr:
-                return sym(self.elementwise(f"{name}_factor", part, {t.name: t for t in used}, origin))
+                return sym(self.make(f"{name}_factor", part, *used, origin=origin))
 
             expr = symbolic.group_arguments(symbolic.group_factors(expr, belongs, made), belongs, made)
             used |= {s.target for s in self.statements if sym(s.target) in expr.free_symbols}

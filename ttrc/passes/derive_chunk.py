@@ -65,8 +65,7 @@ def _attention(chunk: Chunk, by: Tile) -> Tile:
     shared = solves and out_mask == moves.read_mask
     if out_mask is not None and not shared and recurrence.momentum is None:
         (how,) = [s.op for s in build.statements if s.target == out_mask]
-        args = {t.name: t for t in (*how.args, chunk.scale)}
-        weight = build.elementwise("weight", sym(chunk.scale) * how.expr, args, "read-out")
+        weight = build.make("weight", sym(chunk.scale) * how.expr, *how.args, chunk.scale, origin="read-out")
         out_mask, factor = weight, Factor()
     return chunk.masked("attention", scores, out_mask, strict=False, by=factor)
 

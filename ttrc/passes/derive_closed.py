@@ -20,10 +20,10 @@ from ttrc.passes.builder import CHANNELS_OF_KEYS, Builder, sym
 from ttrc.passes.chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
-from ttrc.passes.derive_moves import Factor, derive_moves, of
+from ttrc.passes.derive_moves import Factor, derive_factor, derive_moves, of
 from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.passes.derive_token import token_inputs
-from ttrc.symbolic import ONE, Expr, Scope, names
+from ttrc.symbolic import ONE, Expr, Scope
 
 KEYS = ("k", "j")
 VALUES = ("k", "v")
@@ -90,9 +90,7 @@ class _Step:
         return self.build.relabel(tile, "update", CHANNELS_OF_KEYS)
 
     def factor(self, name: str, expr: Expr, origin: str) -> Factor:
-        if not names(expr):
-            return Factor(expr)
-        return of(self.make(name, expr, origin=origin))
+        return derive_factor(self.build, name, expr, self.tiles, origin)
 
     def end(self, inputs: tuple[Tile, ...], answer: Tile, H: Tile, G: Tile) -> Program:
         o = derive_readout(self.build, self.tiles, self.readout, answer)

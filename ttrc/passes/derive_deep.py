@@ -8,17 +8,17 @@ are a link of the state, they stand in its place in all that is read, and what i
 
 from __future__ import annotations
 
-from ttrc import symbolic
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.chunk import combined
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link
-from ttrc.passes.derive_moves import Terms, derive_moves
+from ttrc.passes.derive_moves import Terms, derive_factor, derive_moves
 from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters, layer_axes
 from ttrc.passes.derive_readout import derive_readout
-from ttrc.symbolic import ONE, ZERO, Expr, choose
+from ttrc.symbolic import ONE, Expr, choose
 
 
 def deep_chunk(recurrence: Recurrence) -> Program:
@@ -52,30 +52,21 @@ def _read(build: Builder, number: int, x: Tile, layer: Layer, out: Terms, mask: 
     if mask is None:
         attention = build.mask("attention", scores, Relation.CAUSAL, 0.0, "causality")
     else:
-        attention = _make(build, "attention", sym(scores) * sym(mask), scores, mask, origin="retention")
+        attention = build.make("attention", sym(scores) * sym(mask), scores, mask, origin="retention")
     name = f"layer{number + 1}"
-    expr, used = _combined(out, lambda own: _product(build, f"{name}_inherited", x, own, "read-out"))
-    inherited = _make(build, f"{name}_carried", expr, *used, origin="read-out")
+    expr, used = combined(out, lambda own: _product(build, f"{name}_inherited", x, own, "read-out"))
+    inherited = build.make(f"{name}_carried", expr, *used, origin="read-out")
     return build.contract(f"{name}_read", attention, u_s, "s", "read-out", add=inherited)
 
 
 def _moved(build: Builder, layer: Layer, own: Tile, terms: Terms, factor) -> Carry:
     """A state at the end of a chunk."""
     u = layer.u
-    written = _make(build, "written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
-    expr, used = _combined(terms, lambda tile: tile)
-    kept = _make(build, "kept", expr, *used, origin="retention")
+    written = build.make("written", factor.expr * sym(u), u, *factor.tiles, origin="retention")
+    expr, used = combined(terms, lambda tile: tile)
+    kept = build.make("kept", expr, *used, origin="retention")
     after = build.contract(f"{own.name}_next", layer.key, written, "t", "update", add=kept)
     return Carry(own.name, own, after, reverse=False)
-
-
-def _combined(terms: Terms, value) -> tuple[Expr, tuple[Tile, ...]]:
-    """sum of factor * value(state): an expression, and the tiles that it is over."""
-    expr, used = ZERO, []
-    for own, factor in terms:
-        tile = value(own)
-        expr, used = expr + factor.expr * sym(tile), [*used, tile, *factor.tiles]
-    return expr, tuple(used)
 
 
 def deep_token(recurrence: Recurrence) -> Program:
@@ -86,13 +77,6 @@ def deep_token(recurrence: Recurrence) -> Program:
     def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
         return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
 
-    def factor(name: str, expr: Expr, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
-        """A number of the token as a tile, or the same for all tokens as it is; and the tiles that it is over."""
-        if not symbolic.names(expr):
-            return expr, ()
-        tile = make(name, expr, origin=origin)
-        return sym(tile), (tile,)
-
     def link(of: list[Tile]) -> list[Tile]:
         return [derive_link(build, tiles, recurrence.link, own) for own in of]
 
@@ -100,8 +84,8 @@ def deep_token(recurrence: Recurrence) -> Program:
         """What is left of each."""
         if recurrence.decay == ONE:
             return of
-        decay, used = factor("decay", recurrence.decay, "retention")
-        return [make(f"{W.name}_kept", decay * sym(W), *used, W, origin="retention") for W in of]
+        decay = derive_factor(build, "decay", recurrence.decay, tiles, "retention")
+        return [make(f"{W.name}_kept", decay.expr * sym(W), *decay.tiles, W, origin="retention") for W in of]
 
     retained = kept(states)
     seen = weights = link(retained if recurrence.reads_decayed else states)
@@ -129,9 +113,9 @@ def deep_token(recurrence: Recurrence) -> Program:
     made = [(layer.key, layer.u) for layer in layers]
     carries = []
     if steps:
-        gate, used = factor("momentum", recurrence.momentum, "update")
+        gate = derive_factor(build, "momentum", recurrence.momentum, tiles, "update")
         following = [
-            make(f"{M.name}_next", gate * sym(M) + step, *used, M, *by, origin="update")
+            make(f"{M.name}_next", gate.expr * sym(M) + step, *gate.tiles, M, *by, origin="update")
             for M, step, by in zip(steps, own, made)
         ]
         carries = [Carry(M.name, M, after, reverse=False) for M, after in zip(steps, following)]
@@ -197,7 +181,7 @@ def _program(recurrence: Recurrence, build: Builder, inputs, tiles, carries, ans
 
 def _scaled(build: Builder, tiles: dict[str, Tile]) -> Tile:
     q, scale = tiles["q"], tiles[SCALE]
-    return _make(build, "query", sym(scale) * sym(q), scale, q, origin="read-out")
+    return build.make("query", sym(scale) * sym(q), scale, q, origin="read-out")
 
 
 def _product(build: Builder, name: str, x: Tile, weights: Tile, origin: str) -> Tile:
@@ -205,9 +189,5 @@ def _product(build: Builder, name: str, x: Tile, weights: Tile, origin: str) -> 
     axis, out = weights.axes
     if len(x.axes) > 1:
         return build.contract(name, x, weights, axis, origin)
-    products = _make(build, f"{name}_terms", sym(x) * sym(weights), x, weights, origin=origin)
+    products = build.make(f"{name}_terms", sym(x) * sym(weights), x, weights, origin=origin)
     return build.reduce(name, products, (out,), origin)
-
-
-def _make(build: Builder, name: str, expr: Expr, *args: Tile, origin: str) -> Tile:
-    return build.elementwise(name, expr, {t.name: t for t in args}, origin)

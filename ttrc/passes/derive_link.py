@@ -31,8 +31,7 @@ def derive_link(build: Builder, tiles: dict[str, Tile], link: Link | None, state
         for axis in sorted(axes):
             inside = build.mask("state_among", inside, INSIDE[axis], float("-inf"), ORIGIN)
         peak = build.largest("peak", inside, set(state.axes) - axes, ORIGIN)
-        shifted = {t.name: t for t in (inside, peak)}
-        inside = build.elementwise("shifted", sym(inside) - sym(peak), shifted, ORIGIN)
+        inside = build.make("shifted", sym(inside) - sym(peak), inside, peak, origin=ORIGIN)
     known, weights = gates | {"S": inside}, link.weights
     for total in link.sums:
         axes = {own[a] for a in total.axes}

@@ -34,6 +34,11 @@ def of(tile: Tile) -> Factor:
     return Factor(sym(tile), (tile,))
 
 
+def derive_factor(build: Builder, name: str, expr: Expr, tiles: dict[str, Tile], origin: str) -> Factor:
+    """A number of each token as a tile, or the same for all tokens as it is."""
+    return of(build.elementwise(name, expr, tiles, origin)) if names(expr) else Factor(expr)
+
+
 Terms = tuple[tuple[Tile, Factor], ...]  # a sum over carried states, each with its factor
 
 
@@ -108,7 +113,7 @@ def _with_momentum(build: Builder, recurrence: Recurrence, tiles, states, decay:
     seen, past = earlier(recurrence.reads_decayed), earlier(True)
     read_mask = build.compose("mask_read", seen, kept, origin)
     past_mask = read_mask if seen == past else build.compose("mask_past", past, kept, origin)
-    out_mask = build.elementwise("mask_out", sym(past_mask) + sym(kept), {t.name: t for t in (past_mask, kept)}, origin)
+    out_mask = build.make("mask_out", sym(past_mask) + sym(kept), past_mask, kept, origin=origin)
     past_steps = both(past, own.until)
     out_steps = Factor(past_steps.expr + own.until.expr, (*past_steps.tiles, *own.until.tiles))
     after = build.mask("decay_after_valid", _tile(build, "decay_after", decay.after), Relation.VALID, 0.0, origin)
@@ -132,11 +137,11 @@ def _tile(build: Builder, name: str, factor: Factor) -> Tile:
     if not factor.tiles:
         one = build.constant("one", ONE, (), "update")
         return build.mask("ones", one, Relation.VALID, 0.0, "update")
-    return build.elementwise(name, factor.expr, {t.name: t for t in factor.tiles}, "update")
+    return build.make(name, factor.expr, *factor.tiles, origin="update")
 
 
 def _product(build: Builder, name: str, a: Tile, b: Tile) -> Tile:
-    return build.elementwise(name, sym(a) * sym(b), {t.name: t for t in (a, b)}, "update")
+    return build.make(name, sym(a) * sym(b), a, b, origin="update")
 
 
 @dataclass
@@ -218,4 +223,4 @@ class _Decay:
         return self._make("since", exp(sym(gap)), gap)
 
     def _make(self, name: str, expr: Expr, *args: Tile) -> Tile:
-        return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)
+        return self.build.make(name, expr, *args, origin=self.origin)

@@ -18,7 +18,7 @@ from ttrc.language.state import layer_norm
 from ttrc.passes.builder import CHANNELS, Builder, sym
 from ttrc.passes.derive_error import derive_error
 from ttrc.passes.differentiate_tile import pull_back
-from ttrc.symbolic import ONE, Expr
+from ttrc.symbolic import ONE
 
 NORM_EPS = "0.000001"
 Apply = Callable[[int, Tile], Tile]  # a layer's number from 0, and what comes into it -> what goes out of it
@@ -61,7 +61,7 @@ def derive_network(build: Builder, network: MLPMemory, x: Tile, apply: Apply, or
     result = _normed(build, went[-1], fixed_parameters(network), origin) if network.norm else went[-1]
     if network.residual:
         across = build.relabel(x, origin, CHANNELS)
-        result = _make(build, "predicted", sym(across) + sym(result), across, result, origin=origin)
+        result = build.make("predicted", sym(across) + sym(result), across, result, origin=origin)
     return Passed(tuple(came), tuple(went), result)
 
 
@@ -79,7 +79,7 @@ def derive_layers(
             u = build.elementwise("u", -slope * sym(p) - offset, tiles | {p.name: p}, "loss", axes=p.axes)
         case error:
             written = derive_error(build, tiles, error, p)
-            u = _make(build, "u", -sym(written), written, origin="loss")
+            u = build.make("u", -sym(written), written, origin="loss")
     return tuple(map(Layer, passed.came, pull_back(build, statements, p, u, passed.went, "update")))
 
 
@@ -87,15 +87,15 @@ def _activation(build: Builder, name: str, z: Tile, origin: str) -> Tile:
     x = sym(z)
     match name:
         case "gelu":  # its tanh approximation, for (1 + tanh(y)) / 2 = sigmoid(2 y)
-            gate = _make(build, "gate", symbolic.gelu_gate(x), z, origin=origin)
-            return _make(build, "hidden", x * sym(gate), z, gate, origin=origin)
+            gate = build.make("gate", symbolic.gelu_gate(x), z, origin=origin)
+            return build.make("hidden", x * sym(gate), z, gate, origin=origin)
         case "silu":
-            gate = _make(build, "gate", symbolic.sigmoid(x), z, origin=origin)
-            return _make(build, "hidden", x * sym(gate), z, gate, origin=origin)
+            gate = build.make("gate", symbolic.sigmoid(x), z, origin=origin)
+            return build.make("hidden", x * sym(gate), z, gate, origin=origin)
         case "relu":
-            return _make(build, "hidden", symbolic.larger(x, symbolic.ZERO), z, origin=origin)
+            return build.make("hidden", symbolic.larger(x, symbolic.ZERO), z, origin=origin)
         case "tanh":
-            return _make(build, "hidden", symbolic.tanh(x), z, origin=origin)
+            return build.make("hidden", symbolic.tanh(x), z, origin=origin)
     raise AssertionError(name)
 
 
@@ -107,20 +107,16 @@ def _normed(build: Builder, z: Tile, parameters: tuple[Tile, Tile], origin: str)
 
     def mean(name: str, of: Tile) -> Tile:
         total = build.reduce(f"{name}_sum", of, set(of.axes) - {"v"}, origin)
-        return _make(build, name, sym(total) / sym(count), total, count, origin=origin)
+        return build.make(name, sym(total) / sym(count), total, count, origin=origin)
 
     z = build.mask("inside", z, Relation.VALUES, 0.0, origin)  # so that its cotangent is 0 outside
     average = mean("average", z)
-    centred = _make(build, "centred", sym(z) - sym(average), z, average, origin=origin)
+    centred = build.make("centred", sym(z) - sym(average), z, average, origin=origin)
     centred = build.mask("centred_inside", centred, Relation.VALUES, 0.0, origin)
-    variance = mean("variance", _make(build, "squares", sym(centred) ** 2, centred, origin=origin))
+    variance = mean("variance", build.make("squares", sym(centred) ** 2, centred, origin=origin))
     if "t" in variance.axes:  # past the end of a sequence there is nothing to divide by
         variance = build.mask("variance_valid", variance, Relation.VALID, 1.0, origin)
     spread = (sym(variance) + symbolic.number(NORM_EPS)) ** symbolic.number("-0.5")
-    shrink = _make(build, "shrink", spread, variance, origin=origin)
-    normal = _make(build, "normal", sym(centred) * sym(shrink), centred, shrink, origin=origin)
-    return _make(build, "normed", sym(weight) * sym(normal) + sym(bias), weight, normal, bias, origin=origin)
-
-
-def _make(build: Builder, name: str, expr: Expr, *args: Tile, origin: str) -> Tile:
-    return build.elementwise(name, expr, {t.name: t for t in args}, origin)
+    shrink = build.make("shrink", spread, variance, origin=origin)
+    normal = build.make("normal", sym(centred) * sym(shrink), centred, shrink, origin=origin)
+    return build.make("normed", sym(weight) * sym(normal) + sym(bias), weight, normal, bias, origin=origin)

@@ -75,11 +75,11 @@ def _similarity(build: Builder, tiles: dict[str, Tile], attention: Attention) ->
     used, origin, mentioned = {}, "similarity", symbolic.names(attention.similarity)
     if DOT.name in mentioned:
         dot = build.contract("dot", q, k, "k", origin)
-        used[DOT.name] = build.elementwise("scaled", sym(scale) * sym(dot), {t.name: t for t in (scale, dot)}, origin)
+        used[DOT.name] = build.make("scaled", sym(scale) * sym(dot), scale, dot, origin=origin)
     if QUERY.name in mentioned:
         norm2 = _norm2(build, q)
         for _ in range(2):  # the scale's square, by itself, would be a tile and is a plain number
-            norm2 = build.elementwise("norm2_q", sym(scale) * sym(norm2), {t.name: t for t in (scale, norm2)}, origin)
+            norm2 = build.make("norm2_q", sym(scale) * sym(norm2), scale, norm2, origin=origin)
         used[QUERY.name] = norm2
     if KEY.name in mentioned:
         used[KEY.name] = _norm2(build, k)

@@ -78,7 +78,7 @@ def derive_readout(build: Builder, tiles: dict[str, Tile], readout: Readout | No
     for reduction in readout.sums:
         (axis,) = reduction.axes
         if "q" in symbolic.names(reduction.body):
-            known["q"] = build.elementwise("query", sym(scale) * sym(q), {t.name: t for t in (scale, q)}, ORIGIN)
+            known["q"] = build.make("query", sym(scale) * sym(q), scale, q, origin=ORIGIN)
         summands = build.elementwise("summands", reduction.body, known, ORIGIN, reduction.axes)
         if not symbolic.is_zero_at(reduction.body, PADDED):
             summands = build.mask("summands_inside", summands, INSIDE[axis], 0.0, ORIGIN)

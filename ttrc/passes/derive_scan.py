@@ -106,6 +106,6 @@ def scan_chunk(recurrence: Recurrence) -> Program:
         answer = entries(name, sym(scale) * read, scale, q, after, origin="read-out")
     else:
         found = build.reduce("total", entries("read", read, q, after, origin="read-out"), ("t", "v"), "read-out")
-        answer = build.elementwise(name, sym(scale) * sym(found), {t.name: t for t in (scale, found)}, "read-out")
+        answer = build.make(name, sym(scale) * sym(found), scale, found, origin="read-out")
     o = derive_readout(build, tiles, recurrence.readout, answer)
     return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import BEGINS, INSIDE, SCALE, Carry, Program, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
+from ttrc.passes.derive_moves import derive_factor
 from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.symbolic import ONE, ZERO, Expr, choose
 
@@ -39,13 +39,6 @@ def derive_token(recurrence: Recurrence) -> Program:
         """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
         return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
 
-    def factor(name: str, expr: Expr, origin: str) -> tuple[Expr, tuple[Tile, ...]]:
-        """Numbers of the token as a tile, or one for all tokens as it is; and the tiles that it is over."""
-        if not symbolic.names(expr):
-            return expr, ()
-        tile = make(name, expr, origin=origin)
-        return sym(tile), (tile,)
-
     def written(association: Association, key: Tile, seen: Tile) -> Tile:
         """-e, of the prediction for `key` that what is seen makes."""
         origin = association.origin
@@ -72,8 +65,8 @@ def derive_token(recurrence: Recurrence) -> Program:
             return _mirrored(build, tiles, recurrence, of, own)
         if recurrence.decay == ONE:
             return of
-        decay, used = factor("decay", recurrence.decay, "retention")
-        return make(name, decay * sym(of), *used, of, origin="retention")
+        decay = derive_factor(build, "decay", recurrence.decay, tiles, "retention")
+        return make(name, decay.expr * sym(of), *decay.tiles, of, origin="retention")
 
     retained = moved("retained", state)
     seen = weights = link(retained if recurrence.reads_decayed else state)
@@ -105,8 +98,9 @@ def derive_token(recurrence: Recurrence) -> Program:
         whole = moved_by(step, of)
         step, of = sym(whole) - sym(retained), (whole, retained)
     if recurrence.momentum is not None:
-        last, (gate, used) = build.tile("M", recurrence.state), factor("momentum", recurrence.momentum, "update")
-        own = make("M_next", gate * sym(last) + step, *used, last, *of, origin="update")
+        last = build.tile("M", recurrence.state)
+        gate = derive_factor(build, "momentum", recurrence.momentum, tiles, "update")
+        own = make("M_next", gate.expr * sym(last) + step, *gate.tiles, last, *of, origin="update")
         step, of = sym(own), (own,)
         carries.insert(0, Carry("M", last, own, reverse=False))
     after = make("S_next", sym(retained) + step, retained, *of, origin="update")

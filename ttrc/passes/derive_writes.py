@@ -134,9 +134,9 @@ def _system(chunk: Chunk, asked: Association, writes: Association, row: Factor =
 
 def _on_diagonal(build: Builder, key: Tile, by: Tile) -> Tile:
     """What a token's key finds under another of its keys, on the diagonal of a C x C tile: no mask keeps that alone."""
-    terms = build.elementwise("own_terms", sym(key) * sym(by), {t.name: t for t in (key, by)}, "prediction")
+    terms = build.make("own_terms", sym(key) * sym(by), key, by, origin="prediction")
     own = build.reduce("own_overlap", terms, ("t",), "prediction")
     rows = build.elementwise("own_rows", sym(own), {own.name: own}, "prediction", ("t", "s"))
     lower = build.mask("own_lower", rows, Relation.CAUSAL, 0.0, "causality")
     before = build.mask("own_before", rows, Relation.STRICT, 0.0, "causality")
-    return build.elementwise("own", sym(lower) - sym(before), {t.name: t for t in (lower, before)}, "prediction")
+    return build.make("own", sym(lower) - sym(before), lower, before, origin="prediction")

@@ -152,7 +152,7 @@ class _Tape:
         return tuple(self._totals.items())
 
     def elementwise(self, name: str, expr, args: tuple[Tile, ...]) -> Tile:
-        return self.build.elementwise(name, expr, {t.name: t for t in args}, self.origin)
+        return self.build.make(name, expr, *args, origin=self.origin)
 
 
 def _fed_back(tape: _Tape, op: Substitute, adjoint: Tile) -> Tile:

@@ -68,8 +68,7 @@ def factored(build: Builder, systems: Systems) -> Factors:
         for above, on in enumerate(passed):
             for j, tile in on.items():
                 by_way = build.compose("by_way", row[above], tile, ORIGIN)
-                args = {t.name: t for t in (row[j], by_way)}
-                row[j] = build.elementwise("system", sym(row[j]) - sym(by_way), args, ORIGIN)
+                row[j] = build.make("system", sym(row[j]) - sym(by_way), row[j], by_way, origin=ORIGIN)
         left.append(tuple(row[:number]))
         if number < len(systems) - 1:
             inverses.append(build.inverse(row[number], ORIGIN))
@@ -94,7 +93,7 @@ def solve_rows(
             seen = build.contract("seen_above", tile, build.relabel(own, ORIGIN), "s", ORIGIN)
             plus = added and number == len(rhs) - 1
             total = sym(base) + sym(seen) if plus else sym(base) - sym(seen)
-            base = build.elementwise("rhs", total, {t.name: t for t in (base, seen)}, ORIGIN)
+            base = build.make("rhs", total, base, seen, origin=ORIGIN)
         if number < len(rhs) - 1:
             inverse = factors.inverses[number]
             alone.append(build.contract("alone", inverse, build.relabel(base, ORIGIN), "s", ORIGIN))

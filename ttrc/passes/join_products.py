@@ -27,8 +27,7 @@ def join_products(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
         one, other = (x.b if x.a == factor else x.a for x in (op, own))
         if one.axes != other.axes or not {one, other} <= made.keys():
             continue
-        both = {t.name: t for t in (one, other)}
-        joined = build.elementwise(f"{one.name}_joined", sym(one) + sym(other), both, statement.origin)
+        joined = build.make(f"{one.name}_joined", sym(one) + sym(other), one, other, origin=statement.origin)
         made[statement.target] = replace(statement, op=Contract(joined, factor, op.axis, own.add))
         del made[before.target]
     return order_statements((*made.values(), *build.statements), ()) if build.statements else statements

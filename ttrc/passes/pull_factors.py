@@ -38,15 +38,13 @@ def pull_factors(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -
             continue
         last = chain[-1].target
         pulled = build.contract(f"{last.name}_pulled", x, S, "v", product.origin)
-        start = build.elementwise(
-            f"{last.name}_start", factor.rest * sym(pulled), _named(pulled, *factors), product.origin
-        )
+        start = build.make(f"{last.name}_start", factor.rest * sym(pulled), pulled, *factors, origin=product.origin)
         # As a rule f = exp(g), and all that is wanted of f's cotangent is that times f: then of q (f d S').
         goal, of = total, pulled
         users = [s for s in statements if total.target in operands(s.op)]
         if [getattr(s.op, "expr", None) for s in users] == [factor.rest * sym(total.target)]:
             goal, of = users[0], start
-        each = build.elementwise(f"{goal.target.name}_each", sym(q) * sym(of), _named(q, of), goal.origin)
+        each = build.make(f"{goal.target.name}_each", sym(q) * sym(of), q, of, origin=goal.origin)
         made[goal.target] = replace(goal, op=Reduce(each))
         made |= _without(chain, product, start, build)
     return slice_program(order_statements((*made.values(), *build.statements), ()), results)
@@ -88,14 +86,10 @@ def _cotangent(statements: tuple[Statement, ...], x: Tile, S: Tile) -> tuple[Sta
 def _without(chain: Chain, product: Statement, start: Tile, build: Builder) -> dict[Tile, Statement]:
     """The chain without that product, going on from `start`; what it ends in keeps its name."""
     if (base := chain[0].op.add) is not None:
-        start = build.elementwise(start.name, sym(start) + sym(base), _named(start, base), product.origin)
+        start = build.make(start.name, sym(start) + sym(base), start, base, origin=product.origin)
     rest, last = [s for s in chain if s != product], chain[-1]
     if not rest:
         return {last.target: replace(last, op=Elementwise(sym(start), (start,)))}
     for statement in rest[:-1]:
         start = build.emit(statement.target.name, ROWS, replace(statement.op, add=start), statement.origin)
     return {last.target: replace(last, op=replace(rest[-1].op, add=start))}
-
-
-def _named(*tiles: Tile) -> dict[str, Tile]:
-    return {t.name: t for t in tiles}
