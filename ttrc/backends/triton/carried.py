@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ttrc.backends.triton.memory import extent, load_block, load_state, offset, room, store_block, store_state
+from ttrc.backends.triton.extents import extent, offset, room
 from ttrc.backends.triton.printer import TAKEN, shape
+from ttrc.backends.triton.states import load_block, load_state, store_block, store_state
 from ttrc.ir.plan import Kernel
 from ttrc.ir.tile import Tile
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ttrc.backends.triton import substitution
 from ttrc.backends.triton.carried import kept_room
 from ttrc.backends.triton.docstrings import doc
-from ttrc.backends.triton.memory import BLOCK, WIDTH, room, waiting_room
+from ttrc.backends.triton.extents import BLOCK, WIDTH, room, waiting_room
 from ttrc.backends.triton.pointers import asks_begins, has_hidden, lead, pointers
 from ttrc.backends.triton.stream import stream_holes, walk_holes
 from ttrc.backends.triton.writer import Writer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttrc.backends.triton.memory import BLOCK
+from ttrc.backends.triton.extents import BLOCK
 from ttrc.ir.axes import Axes
 from ttrc.ir.tile import Hidden, Relation
 

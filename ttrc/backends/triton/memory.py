@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
+from ttrc.backends.triton.extents import BLOCK, VALUES, WIDTH, extent, offset, waiting_room
+from ttrc.backends.triton.states import load_block, load_state, store_block, store_state
 from ttrc.ir.plan import Buffer, Space
 from ttrc.ir.tile import HIDDEN, Tile, row_axes
 from ttrc.language.spec import Domain
 
-VALUES = {"v": "i_v * BV"}  # where the channels of an axis begin that a program holds, of which it holds a part
-# The same by the axis that a kernel walks. Those that walk key channels hold all value channels.
+# Where channels begin, by the axis that a kernel walks. Those that walk key channels hold all value channels.
 FIRST = {"v": VALUES, "k": {"k": "i_p * BK"}} | {a: VALUES | {a: "i_p * BH"} for a in HIDDEN}
 ROWS = {"t": ("token", "left"), "s": ("token", "left")}
 OWN_ROWS = ROWS | {"t": ("t_first", "t_left")}  # where a program has a block of a chunk's rows, "t", and sees all, "s"
 TOKENS = {"t": "BT", "s": "BT"}
 OWN_TOKENS = TOKENS | {"t": "BR"}
-WIDTH = {"t": "BT", "s": "BT", "k": "K", "j": "K", "v": "V", **dict.fromkeys(HIDDEN, "HIDDEN")}
-BLOCK = {"t": "BT", "s": "BT", "k": "BK", "j": "BK", "v": "BV", **dict.fromkeys(HIDDEN, "BH")}
-PANELLED = dict.fromkeys(HIDDEN, "((HIDDEN + BH - 1) // BH * BH)")
 # What a gate reads as past the end of a sequence, and of its channels where it has some: inside of its domain, so that
 # nothing in the padding is ever inf or nan.
 INTERIOR = {
@@ -241,84 +237,6 @@ class TokenMemory(ChunkMemory):
                 window = f"{WIDTH[axis]}, {BLOCK[down]}, {BLOCK[axis]}, {self._column(axis)}"
                 return f"store_rows({base} + token * {row}, {name}, 0, {WIDTH[down]}, {WIDTH[axis]}, {window})"
         raise AssertionError(buffer)
-
-
-def load_state(base: str, tile: Tile, begins: dict[str, str] = VALUES) -> str:
-    """A state's matrix, or row, from where it begins."""
-    *_, across = tile.axes
-    first = begins.get(across, "0")
-    match tile.axes:
-        case (down, _):
-            width, top = WIDTH[across], begins.get(down, "0")
-            rows = f"{top}, {_left(WIDTH[down], top)}, {width}, {width}, {BLOCK[down]}"
-            return f"load_rows({base}, {rows}, {BLOCK[across]}, {first})"
-        case _:
-            return f"load_vector({base}, {first}, {WIDTH[across]} - {first}, 1, {BLOCK[across]}, 0.0)"
-
-
-def store_state(base: str, name: str, tile: Tile, begins: dict[str, str] = VALUES, condition: str = "") -> str:
-    """The mirror image of load_state; with a condition all of it or nothing."""
-    *_, across = tile.axes
-    first = begins.get(across, "0")
-
-    def where(width: str) -> str:
-        return f"tl.where({condition}, {width}, 0)" if condition else width
-
-    match tile.axes:
-        case (down, _):
-            width, top = WIDTH[across], begins.get(down, "0")
-            rows = f"{top}, {_left(where(WIDTH[down]), top)}, {width}, {width}, {BLOCK[down]}"
-            return f"store_rows({base}, {name}, {rows}, {BLOCK[across]}, {first})"
-        case _:
-            return f"store_vector({base}, {name}, {first}, {where(WIDTH[across])} - {first}, 1, {BLOCK[across]})"
-
-
-def _left(width: str, first: str) -> str:
-    return width if first == "0" else f"{width} - {first}"
-
-
-def load_block(base: str, tile: Tile, number: str = "i") -> str:
-    """The i-th of the blocks of registers that a program lays one behind the other in its own scratch."""
-    *down, across = (BLOCK[a] for a in tile.axes)
-    if down:
-        return f"load_rows({base}, {number} * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
-    return f"load_row({base} + {number} * {across}, {across}, {across}, 0)"
-
-
-def store_block(base: str, name: str, tile: Tile, number: str = "i") -> str:
-    *down, across = (BLOCK[a] for a in tile.axes)
-    if down:
-        return (
-            f"store_rows({base}, {name}, {number} * {down[0]}, {down[0]}, {across}, {across}, {down[0]}, {across}, 0)"
-        )
-    return f"store_row({base} + {number} * {across}, {name}, {across}, {across}, 0)"
-
-
-def room(*tiles: Tile) -> str:
-    """How many numbers the blocks of registers take that hold states."""
-    return _sum([" * ".join(BLOCK[a] for a in t.axes) for t in tiles])
-
-
-def waiting_room(*tiles: Tile) -> str:
-    """How many numbers what waits takes, every panel of it."""
-    counts = Counter(" * ".join(PANELLED.get(a, BLOCK[a]) for a in t.axes) for t in tiles)
-    return " + ".join(size if n == 1 else f"{n} * {size}" for size, n in counts.items())
-
-
-def extent(*tiles: Tile) -> str:
-    """How many numbers states take, one behind the other."""
-    return _sum([" * ".join(WIDTH[a] for a in t.axes) for t in tiles])
-
-
-def _sum(sizes: list[str]) -> str:
-    same = len(sizes) > 1 and len(set(sizes)) == 1
-    return f"{len(sizes)} * {sizes[0]}" if same else sizes[0] if len(sizes) == 1 else f"({' + '.join(sizes)})"
-
-
-def offset(tile: Tile, parts: tuple[Tile, ...]) -> str:
-    """What is added to the place where states begin to come to this one of them."""
-    before = parts[: parts.index(tile)]
-    return f" + {extent(*before)}" if before else ""
 
 
 def _has_values(tile: Tile) -> bool:

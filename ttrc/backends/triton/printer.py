@@ -9,7 +9,8 @@ from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
 from ttrc.backends.triton import masks, search
 from ttrc.backends.triton.dialect import DIALECT
-from ttrc.backends.triton.memory import BLOCK, TOKENS, VALUES
+from ttrc.backends.triton.extents import BLOCK, VALUES
+from ttrc.backends.triton.memory import TOKENS
 from ttrc.backends.triton.tables import table
 from ttrc.ir.tile import (
     GIVEN,
