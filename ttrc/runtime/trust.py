@@ -10,21 +10,7 @@ from torch import Tensor
 
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.poison import poisoned
-from ttrc.runtime.verify import BOUNDS, Case, Outputs, Result, compare, consult, differentiate, draw, fitting
-from ttrc.sampling import as_arguments
-
-Inputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One case ready to run: inputs as the operator gets them, and what the oracle makes of them in float64."""
-
-    case: Case
-    given: Inputs
-    cu_seqlens: Tensor | None
-    cotangents: tuple[Tensor, ...]
-    reference: Inputs
+from ttrc.runtime.verify import BOUNDS, Case, Result, Setting, compare, fitting, prepare, run
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,7 @@ class Verifier:
 
     def __init__(self, op: Operator, form: str, dtype: torch.dtype, device: str, cases: Sequence[Case]):
         self.op, self.form, self.dtype, self.device = op, form, dtype, device
-        self.settings = tuple(self._prepare(fitting(op.spec, case)) for case in cases)
+        self.settings = tuple(prepare(op.spec, fitting(op.spec, case), dtype, device) for case in cases)
 
     def __call__(self) -> str | None:
         for setting in self.settings:
@@ -64,25 +50,6 @@ class Verifier:
             return Verdict(result, f"not repeatable: {', '.join(moved)} differ between two runs on the same inputs")
         return Verdict(result, None)
 
-    def _run(self, setting: Setting) -> Inputs:
-        def call(x: Inputs, packing: Tensor | None) -> Outputs:
-            return self.op(
-                **as_arguments(self.op.spec, x),
-                output_final_state=True,
-                cu_seqlens=packing,
-                form=self.form,
-                chunk_size=setting.case.chunk_size,
-                backend="triton",
-                schedule=setting.case.schedule,
-            )
-
+    def _run(self, setting: Setting) -> dict[str, Tensor]:
         with poisoned(self.device):
-            return differentiate(
-                self.op.spec, call, setting.given, setting.cu_seqlens, setting.cotangents, None, self.device
-            )
-
-    def _prepare(self, case: Case) -> Setting:
-        drawn, cu_seqlens, cotangents = draw(self.op.spec, case)
-        given = {n: x.to(self.device, self.dtype if n in ("q", "k", "v") else torch.float32) for n, x in drawn.items()}
-
-        return Setting(case, given, cu_seqlens, cotangents, consult(self.op.spec, given, cu_seqlens, cotangents))
+            return run(self.op, setting, self.form, "triton")

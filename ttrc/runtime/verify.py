@@ -86,9 +86,31 @@ Outputs = tuple[Tensor, Union[Tensor, tuple[Tensor, ...]]]
 Call = Callable[[dict[str, Tensor], Tensor | None], Outputs]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One case ready to run: inputs as the operator gets them, and what the oracle makes of them in float64."""
+
+    case: Case
+    given: dict[str, Tensor]
+    cu_seqlens: Tensor | None
+    cotangents: tuple[Tensor, ...]
+    reference: dict[str, Tensor]
+
+
 def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dtype, device: str = "cpu") -> Result:
     """One form, backend and dtype of an operator at one case."""
-    drawn, cu_seqlens, cotangents = draw(op.spec, case)
+    setting = prepare(op.spec, case, dtype, device)
+    return compare(run(op, setting, form, backend), setting.reference, BOUNDS[backend, dtype])
+
+
+def prepare(spec: Spec, case: Case, dtype: torch.dtype, device: str) -> Setting:
+    drawn, cu_seqlens, cotangents = draw(spec, case)
+    given = {n: x.to(device, _dtype_of(n, dtype)) for n, x in drawn.items()}
+    return Setting(case, given, cu_seqlens, cotangents, consult(spec, given, cu_seqlens, cotangents))
+
+
+def run(op: Operator, setting: Setting, form: str, backend: str) -> dict[str, Tensor]:
+    """What the operator makes of a case, forward and backward."""
 
     def call(x: dict[str, Tensor], packing: Tensor | None) -> Outputs:
         return op(
@@ -96,15 +118,13 @@ def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dt
             output_final_state=True,
             cu_seqlens=packing,
             form=form,
-            chunk_size=case.chunk_size,
+            chunk_size=setting.case.chunk_size,
             backend=backend,
-            schedule=case.schedule,
+            schedule=setting.case.schedule,
         )
 
-    given = {n: x.to(device, _dtype_of(n, dtype)) for n, x in drawn.items()}
-    reference = consult(op.spec, given, cu_seqlens, cotangents)
-    made = differentiate(op.spec, call, given, cu_seqlens, cotangents, None, device)
-    return compare(made, reference, BOUNDS[backend, dtype])
+    given = setting.given
+    return differentiate(op.spec, call, given, setting.cu_seqlens, setting.cotangents, None, given["q"].device)
 
 
 def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tuple[Tensor, ...]]:
