@@ -100,7 +100,7 @@ def test_bad_usage_is_exit_2_and_a_message(ttrc, arguments, monkeypatch):
 
 def test_a_misspelt_name_gets_its_neighbour(ttrc):
     code, _, err = ttrc("explain", "gated_deltanett")
-    assert code == 2 and "did you mean 'gated_deltanet'?" in err
+    assert code == 2 and 'did you mean "gated_deltanet"?' in err
 
 
 def test_no_gpu_is_said(ttrc):

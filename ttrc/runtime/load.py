@@ -8,14 +8,13 @@ import importlib.util
 import os
 import sys
 import threading
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Union
 
 import torch
 
-from ttrc.errors import SpecError
+from ttrc.errors import SpecError, did_you_mean
 from ttrc.language.load import load_spec
 from ttrc.language.spec import Spec
 from ttrc.paths import specs_dir
@@ -47,12 +46,11 @@ def find_spec(spec: Union[str, Path]) -> Path:
     shipped = shipped_specs()
     if str(spec) in shipped:
         return shipped[str(spec)]
-    near = get_close_matches(str(spec), shipped, n=1)
     raise SpecError(
         f"no spec called {str(spec)!r}",
         path=str(spec),
         expected="a path to a .toml file, or a shipped name: " + ", ".join(shipped),
-        hint=f"did you mean {near[0]!r}?" if near else None,
+        hint=did_you_mean(str(spec), shipped),
     )
 
 
