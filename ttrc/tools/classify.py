@@ -275,11 +275,16 @@ def _where_taken(spec: Spec) -> str:
 
 
 def _forms(module: Module) -> tuple[Finding, ...]:
+    exact, why = _chunk_form(module)
+    return Finding("chunk form", exact, why), Finding("recurrent form", "exact", "it is the recurrence")
+
+
+def _chunk_form(module: Module) -> tuple[str, str]:
+    """Whether there is one and for which chunks, and why."""
     r = module.recurrence
-    recurrent = Finding("recurrent form", "exact", "it is the recurrence")
     if "chunk" not in module.forms:
-        reason = why_by_token(r)
-        return (Finding("chunk form", "none: this rule runs token by token", reason), recurrent)
+        return "none: this rule runs token by token", why_by_token(r)
+    exact = f"exact in chunks of {r.segment}, the segments of the rule" if r.segment else "exact for every chunk size"
     if is_scan(r):
         side_by_side = "channels" if r.state != MATRIX else "entries"
         why = (
@@ -288,17 +293,18 @@ def _forms(module: Module) -> tuple[Finding, ...]:
         )
         if r.state == MATRIX:
             why = f"it is a scan, not matrix products: {why_no_products(r)}. But {why}"
-        exact = f"in chunks of {r.segment}, the segments of the rule" if r.segment else "for every chunk size"
-        return (Finding("chunk form", f"exact {exact}", why), recurrent)
+        return exact, why
     if r.network is not None:
         why = (
             "every gradient of a segment is taken at its start: inside of it each layer is a linear memory, whose keys "
             "are what comes into it and whose errors are known, all with the same masks"
         )
-        return (Finding("chunk form", f"exact in chunks of {r.segment}, the segments of the rule", why), recurrent)
+        return exact, why
     if r.segment is not None and not isinstance(r.error, Hebbian):
-        why = "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve"
-        return (Finding("chunk form", f"exact in chunks of {r.segment}, the segments of the rule", why), recurrent)
+        return (
+            exact,
+            "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve",
+        )
     asking = sorted((a.error for a in r.associations if not isinstance(a.error, Hebbian)), key=_goes_last)
     match asking[-1:]:
         case []:
@@ -317,7 +323,7 @@ def _forms(module: Module) -> tuple[Finding, ...]:
                 "the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
                 "A is strictly lower, so the solution exists, is unique and is no approximation"
             )
-    return (Finding("chunk form", "exact for every chunk size", why), recurrent)
+    return exact, why
 
 
 def _goes_last(error: ErrorForm) -> bool:
