@@ -23,7 +23,7 @@ from ttrc.backends.triton import launch
 from ttrc.backends.triton.widths import room
 from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import ENTRIES, LONG_CHUNK, SEARCHED, SHORT_CHUNK, WIDTHS, Config, Takes, default_configs
+from ttrc.ir.config import ENTRIES, LONG_CHUNK, SEARCHED, SHORT_CHUNK, WIDTHS, Takes, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN
@@ -142,8 +142,8 @@ def _reference(module: Module) -> str:
         cotangents={f: [c.state.name for c in m.backward.carries if c.reverse] for f, m in module.forms.items()},
         handed=len(arguments.handed(module)),
         segments=_segments(module),
-        tensor_names=_tuple(tensors),
-        parameter_names=_tuple(g.name for g in spec.parameters),
+        tensor_names=arguments.quoted(tensors),
+        parameter_names=arguments.quoted(g.name for g in spec.parameters),
         channels=_has_channels(spec.parameters, module),
         shapes={f: [arguments.shape_text(c.state) for c in m.forward.carries] for f, m in module.forms.items()},
         expansion=arguments.expansion(module),
@@ -236,7 +236,7 @@ def _op(module: Module) -> str:
         held={f: {c.name: launch.held(p, c) for c in p.cuts} for f, p in plans.items()},
         again={f: launch.again(p) for f, p in plans.items()},
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
-        configs={n: {w: _row(c) for w, c in default_configs(n, most).items()} for n, most in longest.items()},
+        configs={n: {w: c.row for w, c in default_configs(n, most).items()} for n, most in longest.items()},
         costs=_costs(module),
         whole=taking(Takes.WHOLE),
         panels=taking(Takes.HIDDEN),
@@ -251,10 +251,6 @@ def _op(module: Module) -> str:
         auto_rule='"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',
         auto_doc="recurrent up to 16 tokens, chunk beyond" if "chunk" in plans else "the recurrent form, the only one",
     )
-
-
-def _row(config: Config) -> tuple[int, int, int]:
-    return config.value_block, config.warps, config.stages
 
 
 def _chunks(plan: Plan) -> dict[int, tuple[int, int]]:
@@ -275,7 +271,3 @@ def _costs(module: Module) -> dict:
         for form, plan in module.forms.items()
         if len(plan.plan.schedules) > 1
     }
-
-
-def _tuple(names) -> str:
-    return "".join(f'"{n}", ' for n in names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ttrc.ir.module import Module
 from ttrc.ir.tile import HIDDEN, Tile
 from ttrc.language.spec import Spec
@@ -26,6 +28,11 @@ def moving(module: Module) -> tuple[str, ...]:
 def expansion(module: Module) -> int:
     """How many times as wide as a key hidden layers are; 0 where there are none."""
     return module.forms["recurrent"].plan.expansion or 0
+
+
+def quoted(names: Iterable[str]) -> str:
+    """What stands in a tuple of names."""
+    return "".join(f'"{n}", ' for n in names)
 
 
 SIZES = {"k": "d_k", "j": "d_k", "v": "d_v", **dict.fromkeys(HIDDEN, "EXPANSION * d_k")}

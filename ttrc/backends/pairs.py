@@ -9,7 +9,7 @@ from ttrc.backends import arguments
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import launch_pairs
 from ttrc.ir.attention import SIZES, Attention
-from ttrc.ir.config import Config, default_configs
+from ttrc.ir.config import default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
 from ttrc.ir.recurrence import answered
@@ -46,8 +46,8 @@ def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
         "step_args": ", ".join(names),
         "forward": print_forward(form.forward, tags),
         "backward": print_backward(form.backward, form.forward.inputs, tags),
-        "tensor_names": _tuple(names),
-        "parameter_names": _tuple(g.name for g in spec.parameters),
+        "tensor_names": arguments.quoted(names),
+        "parameter_names": arguments.quoted(g.name for g in spec.parameters),
         "channels": any(g.per.axes for g in spec.parameters),
     }
 
@@ -75,14 +75,6 @@ def op_holes(module: Module) -> dict[str, object]:
             "backward": launch_pairs.launches(only.backward),
         },
         "results": launch_pairs.results(plan, gates, parameters),
-        "configs": {k.name: _rows(default_configs(k.name, plan.chunk)) for k in plan.kernels},
+        "configs": {k.name: {w: c.row for w, c in default_configs(k.name, plan.chunk).items()} for k in plan.kernels},
         "walks": [k.name for k in plan.kernels if k.skeleton is Skeleton.WALK],
     }
-
-
-def _rows(configs: dict[int, Config]) -> dict[int, tuple[int, int, int]]:
-    return {width: (c.value_block, c.warps, c.stages) for width, c in configs.items()}
-
-
-def _tuple(names) -> str:
-    return "".join(f'"{n}", ' for n in names)

@@ -50,6 +50,11 @@ class Config:
     warps: int
     stages: int
 
+    @property
+    def row(self) -> tuple[int, int, int]:
+        """As generated operators spell it."""
+        return self.value_block, self.warps, self.stages
+
 
 DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_prepare": {64: Config(64, 4, 1), 128: Config(64, 4, 1), 256: Config(64, 8, 1)},

@@ -64,7 +64,7 @@ def apply_tuned(package: ModuleType, spec: Spec, device: str | torch.device | No
                 and entry.triton == triton.__version__
                 and entry.key.kernel in package.op.CONFIGS
             ):
-                found[slot(entry.key)] = row(entry.config)
+                found[slot(entry.key)] = entry.config.row
     package.op.TUNED.update(found)
     return len(found)
 
@@ -72,10 +72,6 @@ def apply_tuned(package: ModuleType, spec: Spec, device: str | torch.device | No
 def slot(key: Key) -> tuple[str, int, str, str]:
     """The key as a generated package spells it."""
     return key.kernel, key.width, f"torch.{key.dtype}", key.regime
-
-
-def row(config: Config) -> tuple[int, int, int]:
-    return config.value_block, config.warps, config.stages
 
 
 def chip_name(device: str | torch.device | None = None) -> str | None:

@@ -21,7 +21,7 @@ from ttrc.compiler import analyse
 from ttrc.ir.config import CHUNK, Config, Takes, block, key_block
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
-from ttrc.runtime.tuned import Key, row, slot
+from ttrc.runtime.tuned import Key, slot
 from ttrc.runtime.workload import Workload, draw_inputs, programs
 from ttrc.sampling import as_arguments
 
@@ -147,7 +147,7 @@ def tunable(plan: Plan, regime: str) -> list[tuple[Kernel, tuple[str, ...]]]:
 def using(package: ModuleType, configs: Mapping[Key, Config]) -> Iterator[None]:
     """Inside, the operator launches these configurations."""
     before = dict(package.op.TUNED)
-    package.op.TUNED.update({slot(k): row(c) for k, c in configs.items()})
+    package.op.TUNED.update({slot(k): c.row for k, c in configs.items()})
     try:
         yield
     finally:
