@@ -16,7 +16,7 @@ def add_afterwards(body: tuple[Statement, ...], axis: str) -> tuple[Statement, .
     stage = stages(tuple(replace(s, op=replace(s.op, add=None)) if _adds(s, axis) else s for s in body), axis)
     summed = {s.target for s in body if sums(s, axis)}
     uses = Counter(t for s in body for t in operands(s.op))
-    build = Builder(tuple({t for s in body for t in (s.target, *operands(s.op))}))
+    build = Builder.beside(body)
     made = {s.target: s for s in body}
     for statement in body:
         target, op, origin = statement.target, statement.op, statement.origin

@@ -49,6 +49,11 @@ class Builder:
         self._names = {t.name for t in inputs} | {s.target.name for s in statements}
         self._known: dict[tuple, Tile] = {(s.op, s.target.axes): s.target for s in statements}
 
+    @classmethod
+    def beside(cls, statements: tuple[Statement, ...]) -> Builder:
+        """With no statements yet, and none of the names that these use."""
+        return cls(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
+
     def fresh(self, name: str) -> str:
         candidates = itertools.chain((name,), (f"{name}_{i}" for i in itertools.count(2)))
         free = next(c for c in candidates if c not in self._names)

@@ -25,8 +25,7 @@ def clear_search(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], dict[Til
     found = frozenset(s.target for s in ahead if _is_search(s))
     used = {t for code in (behind, *(p.statements for p in after)) for s in code for t in operands(s.op)}
     again = slice_program(ahead, used, found)
-    known = {t for p in pieces for s in p.statements for t in (s.target, *operands(s.op))}
-    build, names = Builder(tuple(known)), {}
+    build, names = Builder.beside(tuple(s for p in pieces for s in p.statements)), {}
     seen = {t for s in ahead for t in operands(s.op)}
     made = {s.target for p in (*before, piece) for s in p.statements}
     for tile in sorted((used | {t for s in again for t in operands(s.op)}) & seen - made, key=lambda t: t.name):

@@ -14,7 +14,7 @@ def join_products(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
     """Of products of which each goes on from the one before, where nothing else wants that."""
     uses = Counter(t for s in statements for t in operands(s.op))
     made = {s.target: s for s in statements}
-    build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
+    build = Builder.beside(statements)
     for statement in statements:
         op = made[statement.target].op
         before = made.get(op.add) if isinstance(op, Contract) else None

@@ -38,7 +38,7 @@ class _Parted:
     def __init__(self, body: Body):
         self.made = {s.target: s for s in body}
         self.turned = {s.op.arg: s.target for s in body if _is_turned(s)}
-        self.build = Builder(tuple({t for s in body for t in (s.target, *operands(s.op))}))
+        self.build = Builder.beside(body)
         self.every: dict[Tile, Tile] = {}  # of tiles of tokens that read the same of all tokens that write
         self.done: dict[Tile, Tile] = {}
 

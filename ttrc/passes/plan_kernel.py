@@ -44,7 +44,7 @@ def planned(
 
         def cut(body: tuple[Statement, ...], narrow: Narrow, wide: bool) -> tuple[Segment, ...]:
             return tuple(
-                _segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
+                segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results])
                 for p in split_panels(body, results, narrow, wide)
             )
 
@@ -65,12 +65,13 @@ def planned(
     waiting = [Buffer("waiting", t, Space.WAITING, written, single=True) for t in written]
     if takes is Takes.WHOLE and skeleton is Skeleton.SCAN:
         body, memory = load_again(body, memory, tuple(targets))
-    segments = (_segment(False, body, (), memory, [*stores, *waiting], targets),)
+    segments = (segment(False, body, (), memory, [*stores, *waiting], targets),)
     reverse = any(c.reverse for c in carries)
     return Kernel(name, skeleton, reverse, segments, tuple(carries), partial=partial, takes=takes)
 
 
-def _segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:
+def segment(panelled, statements, sums, memory, stores, targets=()) -> Segment:
+    """Code with the loads of what it takes from memory, or hands on from there as one of its `targets`."""
     used = {t for s in statements for t in operands(s.op)} | set(targets)
     made = {s.target for s in statements}
     loads = tuple(b for b in memory if b.tile in used - made)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton
-from ttrc.ir.tile import Program, operands
+from ttrc.ir.plan import Buffer, Kernel, Skeleton
+from ttrc.ir.tile import Program
 from ttrc.passes.clear_search import clear_search
 from ttrc.passes.narrow_factors import AS_MADE
 from ttrc.passes.own_rows import own_rows
+from ttrc.passes.plan_kernel import segment
 from ttrc.passes.pull_factors import pull_factors
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
@@ -28,10 +29,7 @@ def plan_rows(name: str, program: Program, stores: tuple[Buffer, ...], memory: t
     pieces = split_panels(simplify_tile(pull_factors(body, results), results), results, AS_MADE)
     pieces, again = clear_search(pieces)
     memory = (*memory, *(replace(b, tile=again[b.tile]) for b in memory if b.tile in again))
-    segments = []
-    for piece in pieces:
-        made, used = {s.target for s in piece.statements}, {t for s in piece.statements for t in operands(s.op)}
-        loads = tuple(b for b in memory if b.tile in used - made)
-        stored = tuple(b for b in stores if b.tile in piece.results)
-        segments.append(Segment(piece.panelled, loads, piece.statements, piece.sums, stored))
-    return Kernel(name, Skeleton.ROWS, False, tuple(segments), ())
+    segments = tuple(
+        segment(p.panelled, p.statements, p.sums, memory, [b for b in stores if b.tile in p.results]) for p in pieces
+    )
+    return Kernel(name, Skeleton.ROWS, False, segments, ())

@@ -25,7 +25,7 @@ Chain = tuple[Statement, ...]
 
 def pull_factors(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -> tuple[Statement, ...]:
     made = {s.target: s for s in statements}
-    build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
+    build = Builder.beside(statements)
     for chain in _chains(statements, results):
         over_values = [s for s in chain if s.op.axis == "v"]
         factor = _factor(made.get(over_values[0].op.a)) if len(over_values) == 1 else None

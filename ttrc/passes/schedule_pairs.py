@@ -37,6 +37,7 @@ from ttrc.ir.tile import (
 from ttrc.language.spec import Parameter
 from ttrc.passes.builder import sym
 from ttrc.passes.cut_passes import keep_all
+from ttrc.passes.plan_kernel import segment
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import names, separated
@@ -272,8 +273,6 @@ def _apart(body: tuple[Statement, ...], other: str) -> Iterator[Statement]:
 def _walk(name: str, program: Program, stores: tuple[Buffer, ...], memory: tuple[Buffer, ...]) -> Kernel:
     targets = [b.tile for b in stores]
     body = slice_program(program.statements, targets, frozenset(b.tile for b in memory))
-    used = {t for s in body for t in operands(s.op)}
-    made = {s.target for s in body}
     reverse = any(s.op.reverse for s in body if isinstance(s.op, RunningSum))
-    loads = tuple(b for b in memory if b.tile in used - made)
-    return Kernel(name, Skeleton.WALK, reverse, (Segment(False, loads, body, (), stores),), (), takes=Takes.TOKENS)
+    own = segment(False, body, (), memory, stores)
+    return Kernel(name, Skeleton.WALK, reverse, (own,), (), takes=Takes.TOKENS)

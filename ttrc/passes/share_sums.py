@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from ttrc.ir.tile import Elementwise, Statement, Tile, operands
+from ttrc.ir.tile import Elementwise, Statement, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.order_statements import order_statements
 from ttrc.symbolic import ONE, Expr
@@ -20,7 +20,7 @@ Pair = tuple[Tile, Tile, Expr]  # a, b and the sign of b in a + sign * b
 def share_sums(statements: tuple[Statement, ...]) -> tuple[Statement, ...]:
     found = {s.target: pair for s in statements if (pair := _pair(s)) is not None}
     count = Counter(pair for pair, _, _ in found.values())
-    build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
+    build = Builder.beside(statements)
     kept: list[Statement] = []
     turns: dict[Pair, Expr] = {}  # which way round a difference is taken: that which its first user wants
     for statement in statements:
@@ -28,11 +28,9 @@ def share_sums(statements: tuple[Statement, ...]) -> tuple[Statement, ...]:
         if count[pair] > 1:
             a, b, sign = pair
             turn = turns.setdefault(pair, -ONE if factor.could_extract_minus_sign() else ONE)
-            parts, factor = {a.name: a, b.name: b}, factor * turn
-            shared = build.elementwise(
-                f"{a.name}_shared", turn * sym(a) + turn * sign * sym(b), parts, statement.origin
-            )
-            expr = statement.op.expr.xreplace({whole: factor * sym(shared)})
+            both = turn * sym(a) + turn * sign * sym(b)
+            shared = build.make(f"{a.name}_shared", both, a, b, origin=statement.origin)
+            expr = statement.op.expr.xreplace({whole: factor * turn * sym(shared)})
             args = {t for t in (*statement.op.args, shared) if sym(t) in expr.free_symbols}
             statement = replace(statement, op=Elementwise(expr, tuple(sorted(args, key=lambda t: t.name))))
         kept.append(statement)

@@ -87,7 +87,7 @@ def _start_chains(statements: tuple[Statement, ...], results: tuple[Tile, ...]) 
     """chain + rest, with a chain of products that goes nowhere else: the chain starts from the rest instead."""
     made = {s.target: s for s in statements}
     uses = Counter((*results, *(t for s in statements for t in operands(s.op))))
-    build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
+    build = Builder.beside(statements)
     same: dict[Tile, Tile] = {}
     for statement in statements:
         target, op = statement.target, statement.op

@@ -4,8 +4,8 @@ A product or sum over that axis belongs to a loop, and is known once that has en
 another's panel it works out again: panels are cheap to make, registers are not there to keep them.
 
 Parallel kernels walk the value axis, where decays differ by key channel the key axis, and scans of deep memories their
-hidden one. There what is a product for each token
-takes a panel of weights to make again, which is much longer: it waits in memory.
+hidden one. There what is a product for each token takes a panel of weights to make again, which is much longer: it
+waits in memory.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def _add_early(body: tuple[Statement, ...], groups: list[list[Tile]], axis: str)
         for number, early in terms.items():
             covered = {a for term in early for s in term.free_symbols for a in by_symbol[s].axes}
             if 0 < number < known[target] and len(early) > 1 and covered == set(target.axes):
-                args = {by_symbol[s].name: by_symbol[s] for term in early for s in term.free_symbols}
-                part = build.elementwise(f"{target.name}_early", sum(early), args, statement.origin)
+                args = (by_symbol[s] for term in early for s in term.free_symbols)
+                part = build.make(f"{target.name}_early", sum(early), *args, origin=statement.origin)
                 parts[number], by_symbol[sym(part)] = [sym(part)], part
         expr = sum(term for part in (terms | parts).values() for term in part)
         args = tuple(sorted((by_symbol[s] for s in expr.free_symbols), key=lambda t: t.name))
@@ -169,8 +169,7 @@ def _places(
 
     What comes from a loop's sums follows at once, for it takes their place; what comes from the inputs alone waits
     for its first user, or if it is made of wide tiles for the last of them, unless it is kept narrow: then it is made
-    while there are no sums in the registers yet. Then _postpone moves what is larger than
-    what it is made of.
+    while there are no sums in the registers yet. Then _postpone moves what is larger than what it is made of.
     """
     known_after = _known_after(body, groups, axis)
     once = [s for s in body if axis not in s.target.axes and not any(s.target in group for group in groups)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttrc.ir.tile import Contract, Elementwise, Statement, Tile, operands
+from ttrc.ir.tile import Contract, Elementwise, Statement, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.order_statements import order_statements
 from ttrc.symbolic import Expr
@@ -18,7 +18,7 @@ Multiples = dict[Tile, tuple[Tile, Expr]]
 def take_multiples(statements: tuple[Statement, ...], stored: tuple[Tile, ...]) -> tuple[Statement, ...]:
     """Products whose left factor is a number times a `stored` tile take that tile, and are multiplied by the number."""
     multiples = _multiples(statements, stored)
-    build = Builder(tuple({t for s in statements for t in (s.target, *operands(s.op))}))
+    build = Builder.beside(statements)
     for statement in statements:
         op, target = statement.op, statement.target
         if not isinstance(op, Contract) or op.add is not None or op.a not in multiples:

@@ -7,9 +7,10 @@ such tiles at a time do not fit the registers.
 from __future__ import annotations
 
 from ttrc.ir.config import KEYS, Takes
-from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton, Space
+from ttrc.ir.plan import Buffer, Kernel, Skeleton, Space
 from ttrc.ir.tile import Decayed, Program, Statement, Tile, operands
 from ttrc.passes.narrow_factors import AS_MADE
+from ttrc.passes.plan_kernel import segment
 from ttrc.passes.share_sums import share_sums
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
@@ -24,10 +25,9 @@ def walk_keys(name: str, program: Program, stores: tuple[Buffer, ...], memory: t
     waiting = _waiting_pairs(pieces)
     segments = []
     for piece in pieces:
-        made, used = {s.target for s in piece.statements}, {t for s in piece.statements for t in operands(s.op)}
-        loads = tuple(b for b in (*memory, *waiting) if b.tile in used - made)
+        made = {s.target for s in piece.statements}
         stored = [b for b in stores if b.tile in piece.results] + [b for b in waiting if b.tile in made]
-        segments.append(Segment(piece.panelled, loads, piece.statements, piece.sums, tuple(stored)))
+        segments.append(segment(piece.panelled, piece.statements, piece.sums, (*memory, *waiting), stored))
     return Kernel(f"{name}{KEYS}", Skeleton.PARALLEL, False, tuple(segments), (), axis="k", takes=Takes.KEYS)
 
 
