@@ -372,10 +372,10 @@ def test_a_file_reads_back_and_a_line_is_an_entry(op, chip, tmp_path):
 def test_shipped_entries_apply_and_the_users_win(op, chip):
     place = ("chunk_scan", 64, "torch.bfloat16", "many")
     tuned.write_entries(tuned.shipped_file(chip), chip, [entry(op)])
-    assert tuned.apply_tuned(op.package, op.spec) == 1
+    assert tuned.apply_tuned(op.package) == 1
     assert op.package.op.TUNED == {place: (16, 2, 2)}
     tuned.write_entries(tuned.user_file(chip), chip, [entry(op, config=BAD)])
-    tuned.apply_tuned(op.package, op.spec)
+    tuned.apply_tuned(op.package)
     assert op.package.op.TUNED == {place: (16, 2, 1)}
     q = SimpleNamespace(shape=(64, 8, 2, 16), dtype=torch.bfloat16)
     assert op.package.op.config("chunk_scan", q, q, 64) == (16, 2, 1)
@@ -384,12 +384,12 @@ def test_shipped_entries_apply_and_the_users_win(op, chip):
 @pytest.mark.parametrize("change", [{"kernels": "0" * 16}, {"triton": "0.0.1"}], ids=str)
 def test_an_entry_for_other_kernels_or_another_compiler_never_applies(op, chip, change):
     tuned.write_entries(tuned.user_file(chip), chip, [entry(op, **change)])
-    assert tuned.apply_tuned(op.package, op.spec) == 0
+    assert tuned.apply_tuned(op.package) == 0
     assert op.package.op.TUNED == {}
 
 
 def test_without_a_gpu_nothing_is_read(op):
-    assert tuned.apply_tuned(op.package, op.spec, "cpu") == 0
+    assert tuned.apply_tuned(op.package, "cpu") == 0
 
 
 def test_a_broken_file_is_named(op, chip):
@@ -397,4 +397,4 @@ def test_a_broken_file_is_named(op, chip):
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.raises(TtrcError, match="nvidia-test-1.json"):
-        tuned.apply_tuned(op.package, op.spec)
+        tuned.apply_tuned(op.package)

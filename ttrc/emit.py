@@ -233,7 +233,7 @@ def _op(module: Module) -> str:
         },
         cuts=[f for f, p in plans.items() if len(p.cuts) > 1],
         every={c.name: c.every for p in plans.values() if len(p.cuts) > 1 for c in p.cuts},
-        held={f: {c.name: launch.held(p, c) for c in p.cuts} for f, p in plans.items()},
+        held={f: {c.name: launch.held(c) for c in p.cuts} for f, p in plans.items()},
         again={f: launch.again(p) for f, p in plans.items()},
         results={f: launch.results(p, gates, parameters) for f, p in plans.items()},
         configs={n: {w: c.row for w, c in default_configs(n, most).items()} for n, most in longest.items()},

@@ -86,7 +86,7 @@ def _build(text: str, path: str) -> Spec:
     expressions = Expressions(
         document,
         memory,
-        _gate_axes(document, inputs, declared, brought),
+        _gate_axes(inputs, declared, brought),
         {gate.name: gate.domain for gate in (*inputs, *declared, *brought)},
     )
     spec = Spec(
@@ -134,7 +134,6 @@ def _norm_parameters(document: Document, memory: Memory) -> tuple[Parameter, ...
 
 
 def _gate_axes(
-    document: Document,
     inputs: tuple[Input, ...],
     parameters: tuple[Parameter, ...],
     brought: tuple[Parameter, ...],

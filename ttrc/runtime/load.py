@@ -34,7 +34,7 @@ def load(spec: Union[str, Path, Spec]) -> Operator:
     parsed = spec if isinstance(spec, Spec) else load_spec(find_spec(spec))
     package = import_package(package_of(parsed), parsed.name)
     if torch.cuda.is_available():
-        apply_tuned(package, parsed)
+        apply_tuned(package)
     return Operator(parsed, package)
 
 

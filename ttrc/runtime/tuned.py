@@ -19,7 +19,6 @@ import triton
 
 from ttrc.errors import TtrcError
 from ttrc.ir.config import Config
-from ttrc.language.spec import Spec
 from ttrc.runtime.cache import cache_dir
 
 SCHEMA = 1
@@ -48,7 +47,7 @@ class Entry:
     triton: str
 
 
-def apply_tuned(package: ModuleType, spec: Spec, device: str | torch.device | None = None) -> int:
+def apply_tuned(package: ModuleType, device: str | torch.device | None = None) -> int:
     """Put what is known for a CUDA device into package.op.TUNED; how many configurations that were.
 
     Reads two small files and measures nothing. Without a CUDA device it does nothing.

@@ -30,8 +30,7 @@ def catalogue(specs: Sequence[Spec]) -> list[Entry]:
 
 
 def as_table(entries: Sequence[Entry]) -> Table:
-    caption = "exact: the chunk form gives the recurrence for every chunk size"
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("name", "class", "forms", "reference"):
         table.add_column(column, overflow="fold" if column == "class" else "ellipsis")
     for e in entries:

@@ -13,7 +13,6 @@ from ttrc.compiler import analyse
 from ttrc.errors import CheckFailed
 from ttrc.language.spec import Spec
 from ttrc.runtime.load import load
-from ttrc.runtime.verify import verify
 from ttrc.tools import check, compile
 from ttrc.tools.classify import headline
 from ttrc.tools.demo import associative_recall
@@ -46,11 +45,9 @@ def tour(spec: Spec, against: Optional[Spec], steps: int, folder: Path, console:
 
 def _verify(spec: Spec, console: Console) -> None:
     op = load(spec)
-    rungs = check.plan(op, "cpu", "float64")
-    checks = [
-        check.Check(spec.name, form, backend, dtype, case, verify(op, case, form=form, backend=backend, dtype=dtype))
-        for form, backend, dtype, case in track(rungs, "checking", console=console, transient=True)
-    ]
+    rungs = len(check.plan(op, "cpu", "float64"))
+    compared = check.run(op, dtype="float64")
+    checks = list(track(compared, "checking", total=rungs, console=console, transient=True))
     console.print(check.as_table(checks))
     if not all(c.passed for c in checks):
         raise CheckFailed("the kernels miss the oracle; see the table")

@@ -61,7 +61,7 @@ def tune(
     reports = []
     for name in specs:
         op = load(name)
-        tuned.apply_tuned(op.package, op.spec, device)
+        tuned.apply_tuned(op.package, device)
         for width in widths if on_gpu else (16,):
             for dtype in dtypes if on_gpu else ("fp32",):
                 shapes = _workloads(op, forms, regimes, width, on_gpu)
@@ -127,7 +127,7 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
     )
     if chip is not None:
         tuned.write_suspects(tuned.suspects_file(chip), crashed)
-    tuned.apply_tuned(op.package, op.spec, device)
+    tuned.apply_tuned(op.package, device)
     return report
 
 

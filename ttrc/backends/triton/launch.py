@@ -81,7 +81,7 @@ def _is_sparse(plan: Plan, buffer: Buffer) -> bool:
     return any(c.every > 1 and buffer in c.kept for c in plan.cuts)
 
 
-def held(plan: Plan, cut: Cut) -> str:
+def held(cut: Cut) -> str:
     """The bytes a token and head that it keeps from the forward to the backward pass, as they are allocated."""
     return " + ".join(_held(b, cut.every) for b in blocks(cut.kept))
 
