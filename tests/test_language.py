@@ -231,12 +231,12 @@ def test_parts_of_the_state():
     heavy = UPDATE + '\nmomentum = "0.9"'
     plain, moving = parse_spec(BASE), parse_spec(swap(UPDATE, heavy))
     assert state_parts(plain) == (Part("S", matrix),) and initial_names(plain) == ("initial_state",)
-    assert state_parts(moving) == (Part("S", matrix), Part("M", matrix))
+    assert state_parts(moving) == (Part("S", matrix), Part("M", matrix, is_step=True))
     assert initial_names(moving) == ("initial_S", "initial_M")
     assert state_parts(parse_spec(swap(MEMORY, deep(1)))) == (Part("W1", matrix),)
     three = parse_spec(swap(MEMORY, deep(3), UPDATE, heavy))
     axes = (("k", "h1"), ("h1", "h2"), ("h2", "v"))
-    assert state_parts(three) == tuple(Part(f"{x}{i}", a) for x in "WM" for i, a in enumerate(axes, start=1))
+    assert state_parts(three) == tuple(Part(f"{x}{i}", a, x == "M") for x in "WM" for i, a in enumerate(axes, start=1))
     assert axis_widths(three.memory, 8, 5) == {"k": 8, "v": 5, "h1": 32, "h2": 32}
     assert needs_initial_state(three) and not needs_initial_state(moving)
     assert state_parts(parse_spec(swap(MEMORY, 'kind = "vector"'))) == (Part("S", ("v",)),)

@@ -705,7 +705,7 @@ def test_random_states_have_every_part():
     for name, part in zip(initial_names(spec), state_parts(spec), strict=True):
         shape = tuple(widths[axis] for axis in part.axes)
         assert x[name].shape == (3, 2, *shape) and x[name].dtype == torch.float32
-        size = 0.1 if part.name.startswith("M") else 1.0  # last steps are small beside what they move
+        size = 0.1 if part.is_step else 1.0  # last steps are small beside what they move
         assert 0.9 * size < x[name].std() * shape[0] ** 0.5 < 1.1 * size
     assert x["norm_weight"].shape == x["norm_bias"].shape == (2, 64)
     assert x["norm_weight"].mean() > 0.9 and x["norm_bias"].std() > 0.1

@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid, normalize, softplus
 
 from ttrc.language.evaluate import evaluate_default
 from ttrc.language.spec import Domain, Input, KernelMemory, MLPMemory, Parameter, Per, Softmax, Spec
-from ttrc.language.state import Part, axis_widths, initial_names, state_domain, state_parts
+from ttrc.language.state import Part, axis_widths, initial_names, part_domain, state_parts
 from ttrc.language.syntax import names
 
 # A normal number to a value of the domain, as layers produce them.
@@ -116,12 +116,12 @@ def random_state(
     def draw(part: Part) -> Tensor:
         shape = tuple(widths[axis] for axis in part.axes)
         size = entry_size(spec, shape[0])
-        if isinstance(spec.memory, MLPMemory) and part.name.startswith("M"):
+        if isinstance(spec.memory, MLPMemory) and part.is_step:
             size *= 0.1
         x = torch.randn(sequences, HV, *shape, generator=generator, dtype=torch.float64) * size
         if "j" in part.axes:  # a sum of k k'
             return x @ x.mT
-        return x if part.name.startswith("M") else INTO_DOMAIN[state_domain(spec)](x)
+        return INTO_DOMAIN[part_domain(spec, part)](x)
 
     return {name: draw(part) for name, part in zip(initial_names(spec), state_parts(spec))}
 

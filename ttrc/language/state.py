@@ -16,11 +16,12 @@ from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number
 class Part:
     """One tensor of the state, [N, HV, *axes]; "k" and "v" are key and value channels, "h1", ... hidden ones.
 
-    "j" is a key channel too, of a matrix that has two of them.
+    "j" is a key channel too, of a matrix that has two of them. `is_step`: it is the last step of a momentum.
     """
 
     name: str
     axes: tuple[str, ...]
+    is_step: bool = False
 
 
 def state_parts(spec: Spec) -> tuple[Part, ...]:
@@ -33,7 +34,7 @@ def state_parts(spec: Spec) -> tuple[Part, ...]:
     weights = _weights(spec.memory)
     if not isinstance(spec.update, Gradient) or spec.update.momentum is None:
         return weights
-    return (*weights, *(Part(f"M{part.name[1:]}", part.axes) for part in weights))
+    return (*weights, *(Part(f"M{part.name[1:]}", part.axes, is_step=True) for part in weights))
 
 
 def axis_widths(memory: Memory, d_k: int, d_v: int) -> dict[str, int]:
@@ -111,6 +112,11 @@ def state_domain(spec: Spec) -> Domain:
     if _has_values(spec, (-0.5, 0.4)):
         return Domain.REAL
     return Domain.POSITIVE if _has_values(spec, (0.4, 1.5)) else Domain.UNIT
+
+
+def part_domain(spec: Spec, part: Part) -> Domain:
+    """The same of any part: a step may be any number."""
+    return Domain.REAL if part.is_step else state_domain(spec)
 
 
 # A value inside of each domain, of no special size.

@@ -16,7 +16,7 @@ from torch.autograd.forward_ad import unpack_dual
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
 from ttrc.language.spec import Domain, Input, Parameter, Spec
-from ttrc.language.state import axis_widths, needs_initial_state, same_channels, state_domain, state_parts
+from ttrc.language.state import axis_widths, needs_initial_state, part_domain, same_channels, state_parts
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHUNK_SIZES = (16, 32, 64, 128)
@@ -190,8 +190,8 @@ def _check_states(spec: Spec, given, sequences: int, HV: int, d_k: int, d_v: int
     for part, state in zip(parts, given if len(parts) > 1 else (given,)):
         name = "initial_state" if len(parts) == 1 else f"initial_state.{part.name}"
         _check_state(name, state, (sequences, HV, *(widths[axis] for axis in part.axes)), q)
-        if state.device.type == "cpu" and not torch.compiler.is_compiling() and not part.name.startswith("M"):
-            _check_domain(name, state, state_domain(spec))
+        if state.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_domain(name, state, part_domain(spec, part))
 
 
 def _check_state(name: str, state, wanted: tuple[int, ...], q: Tensor) -> None:

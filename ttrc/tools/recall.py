@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, pad, rms_norm, silu
 
 from ttrc.language.spec import Domain, Gradient, Input, Parameter, Spec
-from ttrc.language.state import axis_widths, needs_initial_state, state_domain, state_parts
+from ttrc.language.state import axis_widths, needs_initial_state, part_domain, state_parts
 from ttrc.language.syntax import names
 from ttrc.sampling import INTO_DOMAIN, default_value, entry_size
 
@@ -152,24 +152,18 @@ class InitialState(nn.Module):
     def __init__(self, spec: Spec, heads: int, channels: int):
         super().__init__()
         widths = axis_widths(spec.memory, channels, channels)
-        self.names = tuple(part.name for part in state_parts(spec))
-        self.into_domain = INTO_DOMAIN[state_domain(spec)]
+        self.into_domain = {part.name: INTO_DOMAIN[part_domain(spec, part)] for part in state_parts(spec)}
         self.raw = nn.ParameterDict()
         for part in state_parts(spec):
             shape = heads, *(widths[axis] for axis in part.axes)
-            # No step (M) has been taken yet.
-            fresh = torch.zeros(shape) if _is_step(part.name) else torch.randn(shape) * entry_size(spec, shape[1])
+            # No step has been taken yet.
+            fresh = torch.zeros(shape) if part.is_step else torch.randn(shape) * entry_size(spec, shape[1])
             self.raw[part.name] = fresh
 
     def forward(self, batch: int) -> tuple[Tensor, ...]:
         """One [batch, heads, *axes] a part, in the order that the operator takes them."""
-        parts = (self.raw[n] if _is_step(n) else self.into_domain(self.raw[n]) for n in self.names)
+        parts = (into(self.raw[name]) for name, into in self.into_domain.items())
         return tuple(x.expand(batch, *x.shape).contiguous() for x in parts)
-
-
-def _is_step(name: str) -> bool:
-    """Whether a part of the state is the last step of momentum, which may be any number."""
-    return name.startswith("M")
 
 
 class RecallModel(nn.Module):
