@@ -1,15 +1,18 @@
-"""A recurrence's inputs, states and results -> where they live in memory."""
+"""A rule's inputs, states and results -> where they live in memory."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Union
 
+from ttrc.ir.attention import Attention
 from ttrc.ir.plan import Buffer, Space
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import GIVEN, Carry, Program, Tile, operands
 from ttrc.language.spec import Parameter
 from ttrc.passes.slice_program import slice_program
 
+Rule = Union[Recurrence, Attention]
 KEY_HEADS = ("q", "k", "d_q", "d_k")
 
 
@@ -18,27 +21,27 @@ def state_buffers(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
     return tuple(Buffer(name, tile, Space.CHUNK, parts) for tile in parts)
 
 
-def input_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    parameters = {g.name for g in recurrence.gates if isinstance(g, Parameter)}
+def input_buffers(rule: Rule, program: Program) -> tuple[Buffer, ...]:
+    parameters = {g.name for g in rule.gates if isinstance(g, Parameter)}
 
     def space(name: str) -> Space:
         return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
 
-    wide = _wide_gates(recurrence, program)
+    wide = _wide_gates(rule, program)
     return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
 
 
-def gradient_buffers(recurrence: Recurrence, program: Program) -> tuple[Buffer, ...]:
-    wide = {f"d_{name}" for name in _wide_gates(recurrence, program)}
+def gradient_buffers(rule: Rule, program: Program) -> tuple[Buffer, ...]:
+    wide = {f"d_{name}" for name in _wide_gates(rule, program)}
     return tuple(replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs)
 
 
-def _wide_gates(recurrence: Recurrence, program: Program) -> set[str]:
+def _wide_gates(rule: Rule, program: Program) -> set[str]:
     """Gates of the memory with channels: as gates are, they and their gradients are no less than float32. One of the
     read-out alone is a row of a token, as v is."""
     goals = [program.answer, *(c.next for c in program.carries if not c.reverse)]
     used = {t.name for s in slice_program(program.statements, goals) for t in operands(s.op)}
-    return {g.name for g in recurrence.gates if g.per.axes and g.name in used}
+    return {g.name for g in rule.gates if g.per.axes and g.name in used}
 
 
 def as_output(name: str, tile: Tile) -> Buffer:

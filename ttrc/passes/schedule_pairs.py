@@ -21,7 +21,6 @@ from ttrc.ir.attention import Attention
 from ttrc.ir.config import CHUNK, DECAYS, Takes
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.tile import (
-    GIVEN,
     Attend,
     Contract,
     Elementwise,
@@ -34,26 +33,25 @@ from ttrc.ir.tile import (
     Tile,
     operands,
 )
-from ttrc.language.spec import Parameter
 from ttrc.passes.builder import sym
 from ttrc.passes.cut_passes import keep_all
+from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers
 from ttrc.passes.plan_kernel import segment
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import names, separated
 
-KEY_HEADS = ("q", "k", "d_q", "d_k")
 STREAMS = {"t": "s", "s": "t"}
 
 
 def schedule_pairs(attention: Attention, forward: Program, backward: Program) -> Plan:
     """The backward program repeats the forward statements."""
-    inputs = _both_roles(_buffers(attention, backward), backward)
+    inputs = _both_roles(input_buffers(attention, backward), backward)
     sums = tuple(_sum(s.target) for s in forward.statements if isinstance(s.op, RunningSum))
     known = (*inputs, *_both_roles(sums, backward))
     ahead = (_walk("running_sums", forward, sums, inputs),) if sums else ()
 
-    outputs = tuple(Buffer(name, tile, Space.TOKEN) for name, tile in forward.outputs)
+    outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
     answer, given = forward.answer, dict(backward.cotangents)[forward.answer]
     # Rows of weights are differentiated at what they mean, which only all pairs could make again.
     answers = tuple(b for b in outputs if b.tile == answer) or (Buffer(answer.name, answer, Space.TOKEN),)
@@ -69,9 +67,7 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
     kept = (*known, *answers, *normalisers)
     at_hand = frozenset(b.tile for b in kept)
     needs = _needs(backward, at_hand)
-    gradients = tuple(
-        Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN) for name, tile in backward.outputs
-    )
+    gradients = gradient_buffers(attention, backward)
     made = {s.target: s for s in backward.statements}
     later = tuple(b for b in gradients if _is_of_both(b.tile, made, needs))
     met = tuple(_scratch(t) for t in _met(made, needs, _of_gates(backward), tuple(b.tile for b in later)))
@@ -92,15 +88,6 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
     )
     saved = tuple(dict.fromkeys(b for b in (*sums, *answers, *normalisers) if b in (*queries.loads, *keys.loads)))
     return Plan("chunk", kernels, (only,), keep_all(saved), (*met, *rows), CHUNK, CHUNK)
-
-
-def _buffers(attention: Attention, program: Program) -> tuple[Buffer, ...]:
-    parameters = {g.name for g in attention.gates if isinstance(g, Parameter)}
-
-    def space(name: str) -> Space:
-        return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
-
-    return tuple(Buffer(t.name, t, space(t.name)) for t in program.inputs if t.name not in GIVEN)
 
 
 def _sum(tile: Tile) -> Buffer:
