@@ -170,6 +170,11 @@ class Kernel:
         return any("k" in t.axes for s in long for t in operands(s.op))
 
     @property
+    def by_token(self) -> bool:
+        """Whether it goes token by token."""
+        return self.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
+
+    @property
     def in_memory(self) -> bool:
         """Whether its states are not on chip."""
         return self.skeleton is Skeleton.SCAN and any(s.panelled for s in self.segments)

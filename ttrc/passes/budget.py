@@ -236,7 +236,7 @@ class _Cost:
             case Skeleton.TOKENS_REVERSE:  # checkpoints, and the trail of recomputed states (which caches hold)
                 read += states
         statements = self.text(kernel).statements
-        flops = 0.0 if _by_token(kernel) else sum(self._flops(s, kernel) for s in statements)
+        flops = 0.0 if kernel.by_token else sum(self._flops(s, kernel) for s in statements)
         lengths, keys = self.chunk.bit_length() - 1, self._keys(kernel)
         flops += 2.0 * self.chunk * lengths * keys * _decayed_products(statements)
         return Traffic(read, written, flops)
@@ -343,7 +343,3 @@ class _Cost:
     def text(self, kernel: Kernel) -> Kernel:
         """What runs of it for these heads."""
         return kernel.of(self.d_k, self._key_block(kernel)) if kernel.wide is not None else kernel
-
-
-def _by_token(kernel: Kernel) -> bool:
-    return kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)

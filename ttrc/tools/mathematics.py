@@ -239,7 +239,8 @@ def _predicted(r: Recurrence, association: Association) -> str:
         return f"{at.p} = {state} {at.key}" if r.link is None else f"{at.p} = W( {state} )' {at.key}"
     if r.network is None:
         return f"{at.p} = {_seen(r)} {at.key}"
-    return f"{at.p} = f(k) at {_seen(r).removesuffix(chr(39))}"
+    state = _seen(r).removesuffix("'")
+    return f"{at.p} = f(k) at {state}"
 
 
 def _seen(r: Recurrence) -> str:

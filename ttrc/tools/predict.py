@@ -231,7 +231,7 @@ def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shap
 
 def _least_step(share: Share) -> float:
     """Hand-tuned kernels have shown what a chunk takes; of a token, or a few of them, nobody has said."""
-    few = share.kernel.takes is Takes.ENTRIES or share.kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
+    few = share.kernel.takes is Takes.ENTRIES or share.kernel.by_token
     return 0.0 if few else share.step_seconds
 
 

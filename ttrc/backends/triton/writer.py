@@ -18,11 +18,10 @@ from ttrc.passes.slice_program import slice_program
 
 class Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str], wide: bool = False):
-        tokens = kernel.skeleton in (Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
         self.kernel, self.tags, self.domains = kernel, tags, domains
         if kernel.skeleton is Skeleton.ROWS:
             self.memory = ChunkMemory(domains, FIRST[kernel.axis], OWN_ROWS, OWN_TOKENS)
-        elif tokens:
+        elif kernel.by_token:
             self.memory = TokenMemory(domains, FIRST[kernel.axis])
         else:
             number = "i_step" if kernel.numbered else "i_chunk"
@@ -36,8 +35,8 @@ class Writer:
         self.own = kernel.waiting_pairs
         loads = [b for s in kernel.segments for b in s.loads if b.space not in OWN and b not in self.own]
         self.again = [b for b in dict.fromkeys(loads) if b not in kernel.loads]
-        self.factors = [] if tokens else [b for b in loads if is_factor(b, kernel.statements)]
-        raw = set() if tokens else {b.tile.name for b in loads if as_inputs(b) or b in self.factors}
+        self.factors = [] if kernel.by_token else [b for b in loads if is_factor(b, kernel.statements)]
+        raw = set() if kernel.by_token else {b.tile.name for b in loads if as_inputs(b) or b in self.factors}
         self.printer, self.loaded = TritonPrinter(raw, kernel.narrow, kernel.turned, turns, self.memory.begins), set()
         if kernel.skeleton is Skeleton.ROWS:
             self.printer.columns, self.printer.tokens = "s", self.memory.tokens
