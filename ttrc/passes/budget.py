@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Optional
 
-from ttrc import symbolic
 from ttrc.ir.config import Config, hidden_block, key_block, step_tokens, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
@@ -22,23 +21,16 @@ from ttrc.ir.tile import (
     Contract,
     CumulativeSum,
     Decayed,
-    Elementwise,
     Inverse,
-    Largest,
-    Reduce,
     Statement,
     Substitute,
     Tile,
-    operands,
     row_axes,
 )
+from ttrc.passes.measure_chain import chained_products
 
-# Instructions that wait for one another, as many as take the time of one in a chain of matrix products: 0.4 us, at
-# 4 cycles an instruction and 1.75 GHz.
-INSTRUCTIONS = 175
 STEPS = 16  # of conjugate gradients, as a rule in half precision: keys of length 1, a ridge of 1
 LENGTH = 4096  # tokens of a sequence, where none is given
-REDUCTION = 60  # of a sum over the channels of a row: five shuffles, and a way through shared memory
 
 
 def budget(
@@ -143,37 +135,11 @@ def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tup
     return tuple(rows)
 
 
-def _products(statement: Statement, tokens: int) -> float:
-    """How many matrix products long a statement is, one after the other."""
-    match statement.op:
-        case Contract() | Compose():
-            return 1
-        case Substitute() as op:  # a product a block, which takes it off all rows, and a chain of instructions a row
-            return tokens // 16 + tokens * _row_length(op) / INSTRUCTIONS
-    return 0
-
-
 def _decayed_products(statements: tuple[Statement, ...]) -> int:
     """Products for each length of pieces: two for decays that are shared, one for pairs of tokens, and one for what
     comes back from such pairs to either of their factors."""
     decayed = [s.op for s in statements if isinstance(s.op, Decayed)]
     return 2 * len({(op.steps, op.own) for op in decayed}) + len(decayed)
-
-
-def _row_length(op: Substitute) -> int:
-    """How many instructions wait for one another from one row of a substitution to the next."""
-    length = {op.unknown.name: 1}
-    for statement in op.body:
-        waited = {t.name: length[t.name] for t in operands(statement.op) if t.name in length}
-        match statement.op:
-            case Elementwise(expr):
-                own = symbolic.longest_chain(expr, waited)
-            case Reduce() | Largest():
-                own = max(waited.values()) + REDUCTION
-            case _:
-                own = max(waited.values()) + 1
-        length[statement.target.name] = own
-    return length[op.written.name]
 
 
 class _Cost:
@@ -218,7 +184,7 @@ class _Cost:
         if not scans:
             return 0
         return sum(
-            _products(s, self.step) * (self.panels(kernel) if part.panelled else 1)
+            chained_products(s, self.step) * (self.panels(kernel) if part.panelled else 1)
             for part in self.text(kernel).segments
             for s in part.statements
         )

@@ -20,7 +20,8 @@ from ttrc.errors import TtrcError, plain
 from ttrc.ir.config import WIDEST, Takes, key_block, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Cut, Skeleton
-from ttrc.passes.budget import INSTRUCTIONS, held_bytes
+from ttrc.passes.budget import held_bytes
+from ttrc.passes.measure_chain import INSTRUCTIONS
 from ttrc.runtime.workload import Workload, programs, segment_count
 from ttrc.tools.compile import Row
 from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, chip, occupancy, parts
