@@ -281,10 +281,11 @@ def test_explain_tells_of_each_association():
 
 def told(name):
     from ttrc.compiler import analyse
-    from ttrc.tools import account, classify
+    from ttrc.tools import classify
+    from ttrc.tools.choices import choices
 
     module = analyse(parse_spec((RULES | BY_TOKEN)[name]))
-    (update,) = [c.says for c in account.choices(module.spec) if c.section == "update"]
+    (update,) = [c.says for c in choices(module.spec) if c.section == "update"]
     return update, {f.aspect: f.because for f in classify.findings(module)}
 
 

@@ -15,6 +15,7 @@ from ttrc.ir.module import Form, Module
 from ttrc.ir.tile import Statement
 from ttrc.language.spec import Spec
 from ttrc.tools import account, classify, mathematics
+from ttrc.tools.choices import choices
 from ttrc.tools.notation import as_text
 
 PROSE = ("", "runs", "loads", "stores")  # columns that wrap where the terminal is narrow
@@ -47,7 +48,7 @@ def as_data(spec: Spec) -> dict:
         "name": spec.name,
         "reference": comment(spec.reference),
         "class": classify.headline(module),
-        "choices": [vars(c) for c in account.choices(spec)],
+        "choices": [vars(c) for c in choices(spec)],
         "derivation": [
             {"title": s.title, "lines": [as_text(x) for x in s.lines], "note": s.note}
             for s in mathematics.steps(module)
@@ -132,7 +133,7 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def _choices(spec: Spec) -> Table:
     table = _table("", "", "")
-    for choice in account.choices(spec):
+    for choice in choices(spec):
         where = f"line {choice.line}" if choice.line else ""
         table.add_row(Text(choice.section, style="bold"), Text(choice.says), Text(where, style="dim"))
     return table

@@ -11,6 +11,7 @@ from ttrc.ir.module import Form, Module
 from ttrc.language.spec import Spec
 from ttrc.paths import templates_dir
 from ttrc.tools import account, classify, mathematics
+from ttrc.tools.choices import choices
 from ttrc.tools.dataflow import draw
 from ttrc.tools.notation import as_mathml
 
@@ -33,7 +34,7 @@ def explain_page(spec: Spec) -> str:
         name=spec.name,
         reference=comment(spec.reference),
         headline=classify.headline(module),
-        choices=account.choices(spec),
+        choices=choices(spec),
         steps=_steps(module),
         findings=classify.findings(module),
         forms=[_form(form, spec, costs) for form in module.forms.values()],
