@@ -15,7 +15,7 @@ from ttrc.passes.find_obstacle import find_obstacle, is_scan
 from ttrc.symbolic import Expr
 from ttrc.tools import fits
 from ttrc.tools.mathematics import XD, shown, written
-from ttrc.tools.reasons import why_by_token, why_no_products
+from ttrc.tools.reasons import chunk_form
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def findings(module: Module) -> tuple[Finding, ...]:
     if isinstance(r, Attention):
         return tuple(Finding(*told) for told in fits.aspects(r))
     if r.ridge is not None:
-        return (*_closed_class(r), _decay_class(r), *_closed_forms(module))
+        return (*_closed_class(r), _decay_class(r), *_forms(module))
     linked = () if r.link is None else (_link_class(r),)
     kept = _decay_class(r) if r.mirror is None else _mirror_class(r)
     written = _error_class if r.state == MATRIX else _channel_class
@@ -80,21 +80,6 @@ def _closed_class(r: Recurrence) -> tuple[Finding, ...]:
         ),
         Finding("ridge", "positive, so that there is one minimum", f"lam = {ridge}, and H has no negative eigenvalue"),
     )
-
-
-def _closed_forms(module: Module) -> tuple[Finding, ...]:
-    recurrent = Finding("recurrent form", "exact to rounding", "H and G are carried, and x is solved for at each token")
-    if "chunk" not in module.forms:
-        return (
-            Finding("chunk form", "none: this rule runs token by token", why_by_token(module.recurrence)),
-            recurrent,
-        )
-    why = (
-        "H and G are sums over tokens, as any linear memory is: what H makes of a vector is masked linear attention, "
-        "and all rows of a chunk are solved side by side, each with the H of its own token, by conjugate gradients "
-        "until rounding is reached; the adjoint is one more such solve (implicit function theorem)"
-    )
-    return (Finding("chunk form", "exact to rounding for every chunk size", why), recurrent)
 
 
 def _layer_class(r: Recurrence) -> Finding:
@@ -275,59 +260,10 @@ def _where_taken(spec: Spec) -> str:
 
 
 def _forms(module: Module) -> tuple[Finding, ...]:
-    exact, why = _chunk_form(module)
-    return Finding("chunk form", exact, why), Finding("recurrent form", "exact", "it is the recurrence")
-
-
-def _chunk_form(module: Module) -> tuple[str, str]:
-    """Whether there is one and for which chunks, and why."""
-    r = module.recurrence
-    if "chunk" not in module.forms:
-        return "none: this rule runs token by token", why_by_token(r)
-    exact = f"exact in chunks of {r.segment}, the segments of the rule" if r.segment else "exact for every chunk size"
-    if is_scan(r):
-        side_by_side = "channels" if r.state != MATRIX else "entries"
-        why = (
-            "a token takes each entry s of the state to a s + b, and such maps compose: those of a chunk are scanned, "
-            f"all {side_by_side} side by side; logarithms of decays are not needed"
-        )
-        if r.state == MATRIX:
-            why = f"it is a scan, not matrix products: {why_no_products(r)}. But {why}"
-        return exact, why
-    if r.network is not None:
-        why = (
-            "every gradient of a segment is taken at its start: inside of it each layer is a linear memory, whose keys "
-            "are what comes into it and whose errors are known, all with the same masks"
-        )
-        return exact, why
-    if r.segment is not None and not isinstance(r.error, Hebbian):
-        return (
-            exact,
-            "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve",
-        )
-    asking = sorted((a.error for a in r.associations if not isinstance(a.error, Hebbian)), key=_goes_last)
-    match asking[-1:]:
-        case []:
-            why = (
-                "it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
-                "what this one writes through a masked product"
-            )
-        case [Nonlinear()]:
-            why = (
-                "the state enters a chunk through its predictions alone, and these solve p = b - A e(p), b from the "
-                "state at its start; A is strictly lower, so that each row needs the errors of earlier rows alone: "
-                "row after row in blocks of 16, a thread its own value channels, and products do the rest"
-            ) + ("; affine predictions are taken out of these equations first" if asking[1:] else "")
-        case _:
-            why = (
-                "the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
-                "A is strictly lower, so the solution exists, is unique and is no approximation"
-            )
-    return exact, why
-
-
-def _goes_last(error: ErrorForm) -> bool:
-    return isinstance(error, Nonlinear)
+    recurrent = ("exact", "it is the recurrence")
+    if module.recurrence.ridge is not None:
+        recurrent = ("exact to rounding", "H and G are carried, and x is solved for at each token")
+    return Finding("chunk form", *chunk_form(module)), Finding("recurrent form", *recurrent)
 
 
 def _momentum_class(r: Recurrence) -> Finding:

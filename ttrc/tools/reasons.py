@@ -1,23 +1,66 @@
-"""Why a rule has no chunk form, or none that is matrix products, in words."""
+"""Why a rule has a chunk form, or none, or none that is matrix products, in words."""
 
 from __future__ import annotations
 
 from ttrc import symbolic
+from ttrc.ir.module import Module
 from ttrc.ir.obstacle import Obstacle
-from ttrc.ir.recurrence import Nonlinear, Recurrence
-from ttrc.passes.find_obstacle import find_obstacle, find_obstacle_to_products
+from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
+from ttrc.passes.find_obstacle import find_obstacle, find_obstacle_to_products, is_scan
 from ttrc.symbolic import Expr
 from ttrc.tools.mathematics import shown
 
 
-def why_by_token(r: Recurrence) -> str:
-    """Of a rule that runs token by token."""
-    return _words(r, find_obstacle(r))
-
-
-def why_no_products(r: Recurrence) -> str:
-    """Of a rule whose memory is a matrix, and whose chunks are scans."""
-    return _words(r, find_obstacle_to_products(r))
+def chunk_form(module: Module) -> tuple[str, str]:
+    """Whether there is one and for which chunks, and why."""
+    r = module.recurrence
+    if "chunk" not in module.forms:
+        return "none: this rule runs token by token", _words(r, find_obstacle(r))
+    if r.ridge is not None:
+        why = (
+            "H and G are sums over tokens, as any linear memory is: what H makes of a vector is masked linear "
+            "attention, and all rows of a chunk are solved side by side, each with the H of its own token, by "
+            "conjugate gradients until rounding is reached; the adjoint is one more such solve (implicit function "
+            "theorem)"
+        )
+        return "exact to rounding for every chunk size", why
+    exact = f"exact in chunks of {r.segment}, the segments of the rule" if r.segment else "exact for every chunk size"
+    if is_scan(r):
+        side_by_side = "channels" if r.state != MATRIX else "entries"
+        why = (
+            "a token takes each entry s of the state to a s + b, and such maps compose: those of a chunk are scanned, "
+            f"all {side_by_side} side by side; logarithms of decays are not needed"
+        )
+        if r.state == MATRIX:
+            why = f"it is a scan, not matrix products: {_words(r, find_obstacle_to_products(r))}. But {why}"
+        return exact, why
+    if r.network is not None:
+        why = (
+            "every gradient of a segment is taken at its start: inside of it each layer is a linear memory, whose keys "
+            "are what comes into it and whose errors are known, all with the same masks"
+        )
+        return exact, why
+    if r.segment is not None and not isinstance(r.error, Hebbian):
+        why = "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve"
+        return exact, why
+    asking = [a.error for a in r.associations if not isinstance(a.error, Hebbian)]
+    if not asking:
+        why = (
+            "it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
+            "what this one writes through a masked product"
+        )
+    elif any(isinstance(error, Nonlinear) for error in asking):
+        why = (
+            "the state enters a chunk through its predictions alone, and these solve p = b - A e(p), b from the "
+            "state at its start; A is strictly lower, so that each row needs the errors of earlier rows alone: "
+            "row after row in blocks of 16, a thread its own value channels, and products do the rest"
+        ) + ("; affine predictions are taken out of these equations first" if asking[1:] else "")
+    else:
+        why = (
+            "the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
+            "A is strictly lower, so the solution exists, is unique and is no approximation"
+        )
+    return exact, why
 
 
 def _words(r: Recurrence, obstacle: Obstacle | None) -> str:
