@@ -5,8 +5,9 @@ The oracle runs in float64 on the CPU and takes its gradients by autograd, throu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Union
 
 import torch
@@ -155,13 +156,13 @@ def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tupl
 
 def consult(spec: Spec, given: dict[str, Tensor], cu_seqlens, cotangents) -> dict[str, Tensor]:
     """What the oracle makes of the same inputs, in float64 on the CPU."""
+    return differentiate(spec, partial(by_oracle, spec), given, cu_seqlens, cotangents, torch.float64, "cpu")
 
-    def call(x: dict[str, Tensor], packing: Tensor | None) -> Outputs:
-        given = as_arguments(spec, x)
-        q, k, v, start = (given.pop(n, None) for n in ("q", "k", "v", "initial_state"))
-        return oracle.run(spec, q, k, v, given, initial_state=start, cu_seqlens=packing)
 
-    return differentiate(spec, call, given, cu_seqlens, cotangents, torch.float64, "cpu")
+def by_oracle(spec: Spec, x: Mapping[str, Tensor], packing: Tensor | None = None) -> Outputs:
+    gates = as_arguments(spec, x)
+    q, k, v, start = (gates.pop(n, None) for n in ("q", "k", "v", "initial_state"))
+    return oracle.run(spec, q, k, v, gates, initial_state=start, cu_seqlens=packing)
 
 
 def differentiate(

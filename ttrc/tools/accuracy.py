@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ttrc import oracle
 from ttrc.language.spec import Spec
-from ttrc.runtime.verify import relative_rms
+from ttrc.runtime.verify import by_oracle, relative_rms
 from ttrc.runtime.workload import Workload, draw_inputs
-from ttrc.sampling import as_arguments
 
 Call = Callable[[Mapping[str, Tensor]], Tensor]
 Errors = dict[str, float]  # {"o": .., "d_q": .., ..}: RMS(error) / RMS(reference)
@@ -24,13 +22,7 @@ def small_errors(
     x = draw_inputs(spec, shape, dtype, device, seed=1)
     exact = {n: t.detach().double().cpu().requires_grad_() for n, t in x.items()}
     d_o = torch.randn(exact["v"].shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-    def by_oracle(x: Mapping[str, Tensor]) -> Tensor:
-        gates = as_arguments(spec, x)
-        q, k, v, start = (gates.pop(n, None) for n in ("q", "k", "v", "initial_state"))
-        return oracle.run(spec, q, k, v, gates, initial_state=start)[0]
-
-    reference = _made(by_oracle, exact, d_o)
+    reference = _made(lambda x: by_oracle(spec, x)[0], exact, d_o)
     return {name: _errors(call, x, d_o, reference) for name, call in calls.items()}
 
 
