@@ -185,7 +185,7 @@ def _flashinfer() -> Peer:
         o = function(flat["q"], flat["k"], flat["v"], g=flat["g"].exp(), beta=flat["beta"], cu_seqlens=ends)
         return (o[0] if isinstance(o, tuple) else o).unflatten(0, (batch, length))
 
-    return Peer("flashinfer", call, backward=False)
+    return Peer("flashinfer", call)
 
 
 @cache

@@ -45,7 +45,7 @@ def refusing(x):
 
 def peers(spec):
     return (Peer("right", attend), Peer("wrong", lambda x: attend(x, 1.5)), Peer("crashing", crash),
-            Peer("ahead", lambda x: attend(x).detach(), backward=False),
+            Peer("ahead", lambda x: attend(x).detach()),
             Peer("refusing", refusing, refusal="a known bug", lifted=lifted),
             Peer("other", lambda x: x["v"] * 1, same=False), Absent("absent", "not installed"))
 """

@@ -22,12 +22,11 @@ Inputs = Mapping[str, Tensor]  # q, k, v [B, T, H, d] and the spec's gates, by n
 
 @dataclass(frozen=True)
 class Peer:
-    """One library's operator for a spec: call(inputs) -> o [B, T, HV, d_v], differentiable if `backward`."""
+    """One library's operator for a spec: call(inputs) -> o [B, T, HV, d_v], timed forwards alone without a graph."""
 
     name: str
     call: Callable[[Inputs], Tensor]
     same: bool = True  # computes what the spec says; another function is timed for scale only
-    backward: bool = True
     refusal: str = ""  # why it will not run its backward pass here; then its rows are "timed only"
     lifted: Callable[[], AbstractContextManager] = nullcontext  # inside, it does run
 
