@@ -1,9 +1,15 @@
 """Triton's interpreter, mended: bfloat16 as torch has it, which rounds as a GPU does, and scans that are quick."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.language import core
+from triton.language.semantic import TritonSemantic
+from triton.runtime import interpreter
 
 from ttrc.runtime.interpreter import mend_interpreter, rounded, widened
 from ttrc.tools.counter import count
@@ -105,8 +111,97 @@ def test_scans_go_along_either_axis_from_either_end(axis, reverse):
     assert torch.equal(made, expected)
 
 
+# Shorter ways
+
+
+@triton.jit
+def many(x, whole, out, N: tl.constexpr):
+    """Operands of every kind beside each other: tiles, rows, columns and numbers of several types."""
+    at = tl.arange(0, N)
+    tile = at[:, None] * N + at[None, :]
+    a, i = tl.load(x + tile), tl.load(whole + tile)
+    row, short, number = tl.sum(a, 0), a.to(tl.float16), tl.load(x + 3)
+    sums = 2 * a + row[None, :] * 0.1 - tl.max(a, 1)[:, None] / 3 + number * (tl.load(whole) + i % 7)
+    sums += tl.where(i > 3, short * short, 1 / (1.0 + short * 0.5)) + (i // 2 - 5) * 1e-3 + (i & 6) * a
+    sums += tl.cumsum(a, 1) + tl.trans(a) * (i.to(tl.uint32) >> 1) + tl.dot(a, a) + tl.maximum(a, 0) - (a < number)
+    tl.store(out + tile, sums + tl.reshape(sums, (N * N,)).reshape(N, N) + 2.0**-140)
+
+
+PLAIN = """
+import sys
+import torch
+import test_interpreter as here
+
+x, whole, made = here.drawn_for_many()
+here.many[(1,)](x, whole, made, 16)
+torch.save(made, sys.argv[1])
+"""
+
+
+def drawn_for_many():
+    generator = torch.Generator().manual_seed(6)
+    whole = torch.randint(-20, 20, (16, 16), generator=generator, dtype=torch.int32)
+    return torch.randn(16, 16, generator=generator), whole, torch.empty(16, 16)
+
+
+def test_numbers_are_the_plain_interpreters_to_the_bit(tmp_path):
+    folders = [str(path) for path in sys.path if path]
+    subprocess.run(
+        [sys.executable, "-c", PLAIN, str(tmp_path / "plain.pt")],
+        check=True,
+        env={"PYTHONPATH": ":".join(folders), "TRITON_INTERPRET": "1", "HOME": str(tmp_path)},
+    )
+    x, whole, made = drawn_for_many()
+    many[(1,)](x, whole, made, 16)
+    assert made.isfinite().all() and torch.equal(made, torch.load(tmp_path / "plain.pt"))
+
+
+SEEN = []
+
+
+@triton.jit
+def seen(x, N: tl.constexpr):
+    a = tl.load(x + tl.arange(0, N))
+    SEEN.extend((a.shape, (2.0 * a).shape, (a + a).type.shape, a.type.shape))
+
+
+def test_tiles_of_one_shape_share_it():
+    SEEN.clear()
+    seen[(1,)](torch.randn(32), 32)
+    assert SEEN[0] is SEEN[1] and SEEN[2] is SEEN[3] and SEEN[0][0] == 32
+    assert not interpreter.interpreter_builder.options.sanitize_overflow
+
+
+@triton.jit
+def too_large(x, N: tl.constexpr):
+    tl.load(x + tl.arange(0, N)) + 2**31
+
+
+@triton.jit
+def unlike(x, N: tl.constexpr):
+    tl.load(x + tl.arange(0, N)) + tl.arange(0, 2 * N)
+
+
+@triton.jit
+def unlike_to_divide(x, N: tl.constexpr):
+    tl.fdiv(tl.load(x + tl.arange(0, N)).to(tl.float32), 2)
+
+
+@pytest.mark.parametrize(
+    "kernel, says",
+    [(too_large, "out of range"), (unlike, "incompatible dimensions"), (unlike_to_divide, "floating scalar type")],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_what_the_language_refuses_stays_refused(kernel, says):
+    with pytest.raises(Exception, match=says):
+        kernel[(1,)](torch.zeros(16, dtype=torch.int32), 16)
+
+
 def test_the_language_is_as_before_after_a_launch():
-    load = tl.load
     x, y = drawn(32, 32)
     product[(1,)](x, y, torch.empty(32, 32), 32)
-    assert tl.load is load and tl.core.is_builtin(tl.load)
+    many[(1,)](*drawn_for_many(), 16)  # its sums are functions that see the language by its other name
+    assert all(map(core.is_builtin, (tl.load, core.load, core.tensor.__add__)))
+    replaced = [owner.__init__ for owner in (core.block_type, core.tensor)] + [core.tuple.__eq__, core.reduce]
+    replaced += [TritonSemantic.binary_op_type_checking_impl, TritonSemantic.broadcast_impl_value]
+    assert all(method.__module__.startswith("triton.language") for method in replaced)

@@ -1,11 +1,8 @@
-"""Triton's interpreter, with bfloat16 right and without two of its detours.
+"""Triton's interpreter, with bfloat16 right and without its detours (detours.py).
 
 It keeps numbers of bfloat16 as their bits and multiplies those as whole numbers. Here what is done to such numbers is
 done in float32 and rounded to nearest, ties to even, as a GPU does it; sums of products stay in float32. Loads, stores
 and moves handle bits and need nothing.
-
-Of a scan it calls the function of two elements for each entry in turn, here for each place along the axis; and it
-prepares the language anew for each function that a kernel calls, here once a launch.
 """
 
 from __future__ import annotations
@@ -14,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 import triton.language as tl
-from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from ttrc.runtime.detours import quicken
 
 ARITHMETIC = ("binary_op", "unary_op", "create_fma", "create_rsqrt")
 CASTS = ("cast_impl", "create_fp_to_fp")
@@ -26,8 +24,7 @@ def mend_interpreter() -> None:
     ways = {**dict.fromkeys(ARITHMETIC, _arithmetic), **dict.fromkeys(CASTS, _cast), "create_dot": _dot}
     for name, way in ways.items():
         _replace(InterpreterBuilder, name, way)
-    _replace(interpreter, "_patch_lang", _once_a_launch)
-    _replace(ScanOps, "generic_scan", lambda _method: _scan)
+    quicken(_replace)
     if not hasattr(InterpreterBuilder, "get_bf16"):
         InterpreterBuilder.get_bf16 = lambda builder, number: TensorHandle(rounded(np.array([number])), tl.bfloat16)
 
@@ -38,31 +35,6 @@ def _replace(owner: object, name: str, way: Callable[[Callable], Callable]) -> N
         made = way(method)
         made.mended = True
         setattr(owner, name, made)
-
-
-def _once_a_launch(patch: Callable) -> Callable:
-    """What is patched already stays so until the launch ends, which undoes it."""
-
-    def call(function):
-        languages = (x for x in function.__globals__.values() if x is tl or x is tl.core)
-        bare = any(tl.core.is_builtin(language.load) for language in languages)
-        return patch(function) if bare else interpreter._LangPatchScope()
-
-    return call
-
-
-def _scan(scan: ScanOps, parts: tuple[tl.tensor, ...]) -> list[tl.tensor]:
-    columns = [np.moveaxis(part.handle.data, scan.axis, 0) for part in parts]
-
-    def at(place: tuple[np.ndarray, ...]) -> list[tl.tensor]:
-        return [scan.to_tensor(np.ascontiguousarray(x), part.dtype) for x, part in zip(place, parts)]
-
-    places = [tuple(column[0] for column in columns)]
-    for following in zip(*(column[1:] for column in columns)):
-        made = scan.combine_fn.fn(*at(places[-1]), *at(following))
-        places.append(tuple(x.handle.data for x in (made if isinstance(made, tuple) else (made,))))
-    whole = (np.moveaxis(np.stack(column), 0, scan.axis) for column in zip(*places))
-    return [scan.to_tensor(x, part.dtype) for x, part in zip(whole, parts)]
 
 
 def _arithmetic(method: Callable) -> Callable:
@@ -93,7 +65,7 @@ def _cast(method: Callable) -> Callable:
 
 
 def _is_bfloat16(operand: object) -> bool:
-    return isinstance(operand, TensorHandle) and operand.dtype.scalar == tl.bfloat16
+    return isinstance(operand, TensorHandle) and operand.dtype.scalar.name == tl.bfloat16.name
 
 
 def _widened(operand):
