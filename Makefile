@@ -38,7 +38,7 @@ test: venv
 	$(BIN)/ruff check ttrc tests bench
 	$(BIN)/ruff format --check ttrc tests bench
 	$(BIN)/ttrc generate --check
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 generate: venv
 	$(BIN)/ttrc generate

@@ -72,13 +72,6 @@ UNSEEN = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @cache
 def operator(name):
     return ttrc.load(UNSEEN.get(name, name))

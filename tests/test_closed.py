@@ -65,13 +65,6 @@ k = "k / sqrt(1 + norm2(k)) * exp(g)"
 CASE = Case(B=1, T=21, H=1, HV=2, d_k=5, d_v=3, chunk_size=16)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def op():
     return ttrc.load(SHIPPED)
@@ -117,7 +110,7 @@ def test_panels_of_a_state_agree_with_the_oracle(op):
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "decay that may be 0"])
 def test_every_rule_agrees_in_blocks_of_rows(rule, monkeypatch, tmp_path):
     """With two a chunk, the second of which a sequence may end in front of."""
-    monkeypatch.setenv("TTRC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TTRC_CACHE", str(tmp_path))
     monkeypatch.setattr(emit, "SEARCHED", 256)
     op = ttrc.load(parse_spec(RULES[rule]))
     holds(op, Case(T=24, packed=(19, 5), H=1, HV=1, d_k=5, d_v=3, chunk_size=32), "chunk", "triton", torch.float32)

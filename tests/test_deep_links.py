@@ -47,13 +47,6 @@ every_link = pytest.mark.parametrize("link", LINKS)
 few_links = pytest.mark.parametrize("link", FEW_LINKS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def linked(rule: str, link: str, name: str = "deep"):
     written = text(**RULES[rule]).replace("\n\n[update]", f"\nlink = {LINKS[link]}\n\n[update]")
     if "lam" in LINKS[link]:

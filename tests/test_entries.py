@@ -78,13 +78,6 @@ BY_TOKEN = {
 every_rule = pytest.mark.parametrize("rule", SCANNED)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @functools.cache
 def operator(rule):
     return ttrc.load(parse_spec(SCANNED[rule]))

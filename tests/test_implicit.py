@@ -33,13 +33,6 @@ STRONG = Case(T=20, packed=(17, 1, 2), H=1, HV=1, d_k=4, d_v=9, chunk_size=32, e
 every_form = pytest.mark.parametrize("form", CASES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @functools.cache
 def spec_of(loss, implicit=True, weight=None):
     expr = LOSSES.get(loss, loss)

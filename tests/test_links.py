@@ -84,13 +84,6 @@ PACKED = Case(T=40, packed=(17, 1, 22), H=1, HV=1, d_k=4, d_v=9, extreme="strong
 FEW = Case(B=1, T=6, H=1, HV=2, d_k=5, d_v=20)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def spec_of(update, link=None, retention=DECAYED, loss=HUBER, name="linked"):
     link = "" if link is None else f"link = {LINKS.get(link, link)}"
     return parse_spec(

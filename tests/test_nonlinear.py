@@ -79,13 +79,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @functools.cache
 def spec_of(loss, at):
     weight = "beta" if "delta" in LOSSES[loss] else "beta * exp(-delta)"

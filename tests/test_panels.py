@@ -32,13 +32,6 @@ def path(name):
     return shipped if shipped.is_file() else UNSEEN / f"{name}.toml"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @functools.cache
 def operator(name):
     return ttrc.load(path(name))

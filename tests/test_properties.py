@@ -1,6 +1,5 @@
 """What every operator must hold, shipped or not: the oracle's numbers, and relations between its own runs."""
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -63,15 +62,6 @@ every_rule_and_form = every_rule_with("form", [(form,) for form in FORMS])
 every_chunked_rule = pytest.mark.parametrize("name", CHUNKED)
 any_chunk = pytest.mark.parametrize("name", [name for name in CHUNKED if segment(name) is None])
 every_form = pytest.mark.parametrize("form", FORMS)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    """One folder for all of xdist's workers, which so race for it."""
-    base = tmp_path_factory.getbasetemp()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"))
-        yield
 
 
 @cache

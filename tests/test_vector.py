@@ -94,13 +94,6 @@ RULES = SCANNED | BY_TOKEN
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTRC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @functools.cache
 def operator(text):
     return ttrc.load(parse_spec(text))
