@@ -148,20 +148,10 @@ KERNELS = {
 @every_rule
 @pytest.mark.parametrize("case", MATHEMATICS, ids=str)
 def test_the_mathematics_is_the_oracles(name, case):
-    """As `verify` does it, with one run of the oracle for both forms."""
     op = operator(name)
-    case = fitting(op.spec, case)
-    given, cu_seqlens, cotangents = draw(op.spec, case)
-    given = {n: t.double() for n, t in given.items()}
-    reference = consult(op.spec, given, cu_seqlens, cotangents)
     for form in op.forms:
-
-        def attempt(x, packing, form=form):
-            options = dict(form=form, chunk_size=case.chunk_size, backend="torch")
-            return op(**as_arguments(op.spec, x), cu_seqlens=packing, output_final_state=True, **options)
-
-        made = differentiate(op.spec, attempt, given, cu_seqlens, cotangents, None, "cpu")
-        assert not compare(made, reference, BOUNDS["torch", torch.float64]).failures, form
+        result = verify(op, fitting(op.spec, case), form=form, backend="torch", dtype=torch.float64)
+        assert not result.failures, (form, result.failures)
 
 
 def test_what_runs_token_by_token_alone():

@@ -1,10 +1,13 @@
 """One rule, several ways to share its work: the same numbers, and the one that suits the shapes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import ttrc
 from test_properties import PATHS, operator, segment
+from ttrc import oracle
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError
 from ttrc.ir.plan import Skeleton
@@ -13,7 +16,7 @@ from ttrc.passes.budget import held_bytes
 from ttrc.passes.find_obstacle import is_scan
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.lower_solve import lower_solve
-from ttrc.runtime.verify import as_arguments
+from ttrc.runtime.verify import Case, as_arguments, verify
 from ttrc.runtime.workload import segment_count
 from ttrc.sampling import random_inputs
 
@@ -246,3 +249,20 @@ def test_the_generated_function_says_so_too():
     x = inputs("gated_deltanet")
     with pytest.raises(ValueError, match="schedule: got 'quick', expected auto or one of fused, split, segments"):
         operator("gated_deltanet").package.gated_deltanet(**x, form="chunk", backend="triton", schedule="quick")
+
+
+def test_all_that_runs_at_one_case_is_compared_with_one_run_of_the_oracle(monkeypatch):
+    real, asked = oracle.run, []
+    monkeypatch.setattr(
+        oracle, "run", lambda *given, **options: asked.append(given[1].dtype) or real(*given, **options)
+    )
+    case, rule = Case(B=1, T=18, H=1, HV=1, d_k=3, d_v=2, seed=91), ttrc.load("gated_deltanet")
+
+    def run(case, form="chunk", backend="torch", dtype=torch.float64):
+        assert not verify(rule, case, form=form, backend=backend, dtype=dtype).failures
+        return len(asked)
+
+    assert run(case) == run(case, "recurrent") == run(replace(case, chunk_size=16)) == 1
+    assert run(case, dtype=torch.float32) == 2  # of rounded inputs
+    assert all(run(replace(case, schedule=name), "chunk", "triton", torch.float32) == 2 for name in rule.schedules)
+    assert run(replace(case, seed=92)) == 3 and run(replace(case, extreme="weak")) == 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Union
 
 import torch
@@ -105,9 +105,9 @@ def verify(op: Operator, case: Case, *, form: str, backend: str, dtype: torch.dt
 
 
 def prepare(spec: Spec, case: Case, dtype: torch.dtype, device: str) -> Setting:
-    drawn, cu_seqlens, cotangents = draw(spec, case)
-    given = {n: x.to(device, _dtype_of(n, dtype)) for n, x in drawn.items()}
-    return Setting(case, given, cu_seqlens, cotangents, consult(spec, given, cu_seqlens, cotangents))
+    given, cu_seqlens, cotangents = _given(spec, case, dtype)
+    reference = _reference(spec, replace(case, chunk_size=None, schedule="auto"), dtype)
+    return Setting(case, {n: x.to(device) for n, x in given.items()}, cu_seqlens, cotangents, reference)
 
 
 def run(op: Operator, setting: Setting, form: str, backend: str) -> dict[str, Tensor]:
@@ -126,6 +126,18 @@ def run(op: Operator, setting: Setting, form: str, backend: str) -> dict[str, Te
 
     given = setting.given
     return differentiate(op.spec, call, given, setting.cu_seqlens, setting.cotangents, None, given["q"].device)
+
+
+@lru_cache(maxsize=8)  # forms and schedules are compared at the same cases
+def _reference(spec: Spec, case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The oracle's numbers at a case, which no chunk size and no schedule changes."""
+    return consult(spec, *_given(spec, case, dtype))
+
+
+def _given(spec: Spec, case: Case, dtype: torch.dtype):
+    """As `draw`, rounded to what an operator is given."""
+    drawn, cu_seqlens, cotangents = draw(spec, case)
+    return {n: x.to(_dtype_of(n, dtype)) for n, x in drawn.items()}, cu_seqlens, cotangents
 
 
 def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tuple[Tensor, ...]]:
