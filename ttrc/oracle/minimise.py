@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.autograd import grad
 
 from ttrc.errors import CheckFailed
 from ttrc.oracle.expressions import Scope, norm, total
@@ -44,21 +44,40 @@ def argmin(objective: Objective, retention: Objective, scope: Scope, *, kinked: 
 
     def curvature(S: Tensor) -> Tensor:
         """Row sums of the retention's Hessian, the Hessian itself where the retention is separable."""
-        return vjp(_slope(retention, fixed), S)[1](torch.ones_like(S))[0]
+        return _linearized(_slope(retention, fixed), S)[1](torch.ones_like(S))
 
     with torch.no_grad():
         if kinked:
             start, pinned = _beside_kinks(_slope(objective, fixed), start)
         S, solve = _newton(inside, start, curvature)
-    residual = equation(S, scope)  # zero, but not its derivatives
-    if not residual.requires_grad:
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in scope.values())):
         return S
+    residual = equation(S, scope)  # zero, but not its derivatives
     residual.register_hook(solve)
     return S - (residual - residual.detach())
 
 
 def _slope(objective: Objective, scope: Scope) -> Slope:
-    return grad(lambda S: objective(S, scope).sum())
+    """Differentiable itself, by the scope's tensors and by S where that asks for it."""
+
+    def slope(S: Tensor) -> Tensor:
+        with torch.enable_grad():
+            S = S if S.requires_grad else S.detach().requires_grad_()
+            return grad(objective(S, scope).sum(), S, create_graph=True)[0]
+
+    return slope
+
+
+def _linearized(slope: Slope, S: Tensor) -> tuple[Tensor, Slope]:
+    """The slope at S, and x -> H x there; H is symmetric."""
+    with torch.enable_grad():
+        S = S.detach().requires_grad_()
+        g = slope(S)
+
+    def product(x: Tensor) -> Tensor:
+        return grad(g, S, x, retain_graph=True, materialize_grads=True)[0] if g.requires_grad else torch.zeros_like(x)
+
+    return g.detach(), product
 
 
 def _beside_kinks(slope: Slope, S: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +87,8 @@ def _beside_kinks(slope: Slope, S: Tensor) -> tuple[Tensor, Tensor]:
     curvature there explains, where zero is a kink.
     """
     gap = torch.full_like(S, torch.finfo(S.dtype).tiny ** 0.5)
-    (below, product_below), (above, product_above) = (vjp(slope, side) for side in (-gap, gap))
-    bend = sum(product(torch.ones_like(S))[0].abs() for product in (product_below, product_above))
+    (below, product_below), (above, product_above) = (_linearized(slope, side) for side in (-gap, gap))
+    bend = sum(product(torch.ones_like(S)).abs() for product in (product_below, product_above))
     kink = above - below > 1e3 * gap * (1 + bend)
     pinned = kink & (below <= 0) & (above >= 0)
     start = torch.where(kink, torch.where(above < 0, S.abs(), -S.abs()), S)
@@ -85,8 +104,8 @@ def _newton(slope: Slope, S: Tensor, curvature: Callable[[Tensor], Tensor]) -> t
     eps = torch.finfo(S.dtype).eps
 
     def look(S: Tensor) -> tuple[Tensor, Tensor, Slope]:
-        g, product = vjp(slope, S)
-        return g, norm(g), lambda x: product(x)[0]
+        g, product = _linearized(slope, S)
+        return g, norm(g), product
 
     g, size, product = look(S)
     scale, done = size, torch.zeros_like(size, dtype=torch.bool)
