@@ -70,12 +70,17 @@ def _environment() -> Environment:
 
 
 def _render(template: str, **holes) -> str:
-    environment = _environment()
-    source, *_ = environment.loader.get_source(environment, template)
-    wanted = meta.find_undeclared_variables(environment.parse(source))
+    wanted = _holes(template)
     if wanted != set(holes):
         raise AssertionError(f"{template}: holes {sorted(wanted)}, filled {sorted(holes)}")
-    return environment.get_template(template).render(**holes)
+    return _environment().get_template(template).render(**holes)
+
+
+@cache
+def _holes(template: str) -> set[str]:
+    environment = _environment()
+    source, *_ = environment.loader.get_source(environment, template)
+    return meta.find_undeclared_variables(environment.parse(source))
 
 
 def _header(spec: Spec) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cache
 
 CHUNK = 64  # tokens a chunk, and a step of a scan
 LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of tokens
@@ -213,6 +214,7 @@ def default_configs(kernel: str, longest: int) -> dict[int, Config]:
     return DEFAULTS[kernel] | (LONG.get(kernel, {}) if longest > CHUNK else {})
 
 
+@cache  # a budget asks for each statement of a kernel
 def default_config(kernel: str, takes: Takes, longest: int, d_k: int, d_v: int) -> Config:
     """For heads of so many channels, which may be fewer than a row's block."""
     rows = default_configs(kernel, longest)
