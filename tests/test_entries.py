@@ -62,6 +62,8 @@ SCANNED = {
                       a="element unit", w="key unit", parameters={"c": "key real"}),
     "gated output": text_of(HEBBIAN, KEPT, more="[read]\nexpr = 'sigmoid(z) * r + dot(q, k) * v'", a="value unit",
                             z="value real"),
+    "gained output": text_of(HEBBIAN, KEPT, more="[read]\nexpr = 'gain * r / sqrt(norm2(r) / count(r) + 0.01)'",
+                             a="value unit", parameters={"gain": "value real"}),
 }  # fmt: skip
 # Products in chunks, as before; and what no scan of single entries is.
 PRODUCTS = {

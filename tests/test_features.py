@@ -14,6 +14,7 @@ from ttrc.tools import account
 UNIT = ("q / sqrt(norm2(q) + 0.000001)", "k / sqrt(norm2(k) + 0.000001)")
 ELU = ("where(q > 0, q + 1, exp(min(q, 0)))", "where(k > 0, k + 1, exp(min(k, 0))) / 4")
 SOFTMAX = ("exp(q) / sum(exp(q))", "exp(k) / sum(exp(k))")  # padded channels would be summed
+RMS = ("q / sqrt(norm2(q) / count(q) + 0.000001)", "k / sqrt(norm2(k) / count(k) + 0.000001)")
 NO_FLOOR = ("q", "k / norm2(k)")  # past the end a key is 0
 OF_TORCH = {
     UNIT: lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt(),
@@ -37,6 +38,8 @@ def with_features(name, maps):
         ("linear_attention", SOFTMAX),
         ("gated_deltanet", NO_FLOOR),
         ("linear_attention", ("q", "k / (1 - norm2(k / 40))")),
+        ("softmax_attention", RMS),  # a count of channels is a number of no token
+        ("forgetting_attention", RMS),
     ],
 )
 @pytest.mark.parametrize("backend, dtype", BACKENDS)

@@ -171,7 +171,7 @@ def _rows(program: Program, stores: tuple[Buffer, ...], memory: tuple[Buffer, ..
     turned = [s.op.arg for s in body if isinstance(s.op, Relabel) and s.op.arg.axes[0] == "t"]
     channels = [t for t in dict.fromkeys((given, *turned)) if any(s.target == t for s in body)]
     body = slice_program(body, [b.tile for b in stores], frozenset(channels))
-    sums = [s.target for s in body if isinstance(s.op, Reduce) and "s" not in s.op.arg.axes]
+    sums = [s.target for s in body if isinstance(s.op, Reduce) and s.target.axes == ("t",)]
     return (*channels, *sums)
 
 

@@ -59,13 +59,14 @@ def schedule_readout(
 
 def _made_alone(program: Program, known: frozenset[Tile], given: Tile) -> set[Tile]:
     """What is made of the known tiles row by row, without a state and without a second token; and not of the cotangent
-    of the answer, unless that is the output's."""
+    of the answer, unless that is the output's. A sum over rows, the gradient of a parameter, is none of a row."""
     found = known | {t for t in program.inputs if not t.axes}
     made: set[Tile] = set()
     for statement in program.statements:
         used = set(operands(statement.op))
         of_pairs = isinstance(statement.op, (Contract, Decayed)) or {"t", "s"} <= {a for t in used for a in t.axes}
-        if not of_pairs and used <= found | made and statement.target != given:
+        over_rows = "t" not in statement.target.axes and any("t" in t.axes for t in used)
+        if not (of_pairs or over_rows) and used <= found | made and statement.target != given:
             made.add(statement.target)
     return made
 
