@@ -12,12 +12,13 @@ import ttrc
 from ttrc import oracle
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError, SpecError
-from ttrc.language.load import parse_spec
+from ttrc.language.load import load_spec, parse_spec
 from ttrc.passes.budget import budget
 from ttrc.runtime.load import import_package
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.verify import BOUNDS, Case, compare, differentiate, draw, relative_rms, verify
 
+ROOT = next(p for p in Path(__file__).resolve().parents if (p / "pyproject.toml").is_file())
 SHIPPED = ("softmax_attention", "forgetting_attention")
 BASE = """
 schema = 1
@@ -69,6 +70,7 @@ UNSEEN = {
         "without_v", '[inputs]\ng = { per = "head", domain = "log_decay" }', loss="sum((p - exp(g))**2)", decay="exp(g)"
     ),
     "half_life": spec("half_life", retention="norm2(S) / 2", decay="1 / 2"),
+    "normed": load_spec(ROOT / "tests" / "unseen" / "qk_normed_attention.toml"),
 }
 
 
@@ -136,7 +138,7 @@ def test_the_mathematics(name):
         assert not verify(operator(name), case, form="chunk", backend="torch", dtype=torch.float64).failures
 
 
-@pytest.mark.parametrize("name", (*SHIPPED, "all_at_once", "capped", "without_v"))
+@pytest.mark.parametrize("name", (*SHIPPED, "all_at_once", "capped", "without_v", "normed"))
 def test_the_kernels(name):
     for case, dtype in (CASES[1], torch.float32), (CASES[2], torch.float32), (CASES[0], torch.float16):
         assert not verify(operator(name), case, form="chunk", backend="triton", dtype=dtype).failures
@@ -259,6 +261,10 @@ REFUSED = {
               "retention.decay", "logarithm"),
     "channels": (dict(gates='[inputs]\nu = { per = "value_channel", domain = "real" }', loss="norm2(p - u * v)"),
                  "inputs.u", "one a head so far"),
+    "channels of both": (dict(gates='[inputs]\nu = { per = "key_channel", domain = "real" }\n'
+                              '[features]\nq = "u * q"\nk = "u * k"'), "inputs.u", "of keys, in features.k, and of qu"),
+    "channels of a key that asks": (dict(gates='[inputs]\nu = { per = "key_channel", domain = "real" }\n[features]\n'
+                                         'k = "u * k"\n[read]\nexpr = "r + dot(q, k) * v"'), "inputs.u", "of keys, in"),
 }  # fmt: skip
 
 

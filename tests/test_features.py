@@ -24,9 +24,9 @@ BACKENDS = [("torch", torch.float64), ("triton", torch.float32)]
 CASE = Case(T=21, d_k=5, d_v=7, chunk_size=16)  # padded channels, and a ragged last chunk
 
 
-def with_features(name, maps):
+def with_features(name, maps, more=""):
     text = (specs_dir() / f"{name}.toml").read_text()
-    return parse_spec(text.replace("[memory]", f'[features]\nq = "{maps[0]}"\nk = "{maps[1]}"\n\n[memory]', 1))
+    return parse_spec(text.replace("[memory]", f'{more}[features]\nq = "{maps[0]}"\nk = "{maps[1]}"\n\n[memory]', 1))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,28 @@ def test_a_gate_may_be_of_both_maps_and_of_the_rule(backend, dtype):
     for name in ("gated_deltanet", "forgetting_attention"):
         op = ttrc.load(with_features(name, maps))
         assert not verify(op, CASE, form="chunk", backend=backend, dtype=dtype).failures, name
+
+
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
+@pytest.mark.parametrize("name", ["gated_deltanet", "softmax_attention", "forgetting_attention"])
+@pytest.mark.parametrize("key", [UNIT[1], SOFTMAX[1], "k"])
+def test_a_read_out_sees_the_mapped_key(name, key, backend, dtype):
+    """And one gate, w, is of both maps and of the read-out."""
+    gate = '[inputs.w]\nper = "head"\ndomain = "unit"\n'
+    op = ttrc.load(
+        with_features(name, ("w * q", f"{key} / (1 + w)"), f'{gate}[read]\nexpr = "r + w * dot(q, k) * v"\n')
+    )
+    assert not verify(op, CASE, form="chunk", backend=backend, dtype=dtype).failures
+
+
+@pytest.mark.parametrize("backend, dtype", BACKENDS)
+@pytest.mark.parametrize("name", ["gated_deltanet", "softmax_attention", "forgetting_attention"])
+def test_gains_of_key_channels_are_learned(name, backend, dtype):
+    """A number a key channel, of a token (c) or of all of them (a, b): of either map, a of the read-out too."""
+    gates = (f'[{n}]\nper = "key_channel"\ndomain = "real"\n' for n in ("parameters.a", "parameters.b", "inputs.c"))
+    more = "".join(gates) + '[read]\nexpr = "r + sum(a * q) * v"\n'
+    op = ttrc.load(with_features(name, (f"a * {UNIT[0]}", f"(b + c) * {UNIT[1]}"), more))
+    assert not verify(op, CASE, form="chunk", backend=backend, dtype=dtype).failures
 
 
 def test_a_map_is_looked_at_inside_the_domains_of_its_gates():

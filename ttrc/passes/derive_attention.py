@@ -32,7 +32,7 @@ def derive_attention(spec: Spec) -> Attention:
         line, path = read_document(spec.source.text).line("memory", "degree"), spec.source.path
         raise SpecError(message, path=path, line=line, key="memory.degree", expected="degree = 0, a local constant")
     gates = (*spec.inputs, *spec.parameters)
-    _check_per_head(spec)
+    _check_channels(spec)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
     axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: () for g in gates}
     for name, own in {"p": ("v",), "v": ("v",), "S": ("v",), "q": ("k",), "k": ("k",)}.items():
@@ -78,21 +78,35 @@ def _check_effects(spec: Spec, a: Attention) -> None:
             )
 
 
-def _check_per_head(spec: Spec) -> None:
-    parts = [spec.memory.similarity, spec.loss.expr, spec.loss.weight, spec.retention.expr, spec.retention.decay]
-    parts += vars(spec.features).values()
-    used = frozenset().union(*(names(part.tree) for part in parts if part is not None))
+def _check_channels(spec: Spec) -> None:
+    """Pairs take one number a head. A token's own maps and its read-out may have channels, but what is of keys and of
+    queries has its gradients added up along the sequence, which goes for numbers a head."""
+    pairs = (spec.memory.similarity, spec.loss.expr, spec.loss.weight, spec.retention.expr, spec.retention.decay)
+    of_pairs, of_keys, of_queries = _used(*pairs), _used(spec.features.k), _used(spec.features.q, spec.read)
+    if "k" in _used(spec.read):  # that of the token that asks
+        of_queries |= of_keys
+    of_both = of_keys & of_queries
     for gate in (*spec.inputs, *spec.parameters):
-        if gate.per is not Per.HEAD and gate.name in used:
-            table = "inputs" if gate in spec.inputs else "parameters"
-            raise SpecError(
-                f'"{gate.name}" has a number for each channel; a kernel memory takes one a head so far, '
-                "but in read.expr",
-                path=spec.source.path,
-                line=gate.line,
-                key=f"{table}.{gate.name}",
-                expected='per = "head"',
-            )
+        if gate.per is Per.HEAD or gate.name not in of_pairs | of_both:
+            continue
+        if gate.name in of_pairs:
+            what = "a kernel memory takes one a head so far, but in [features] and read.expr"
+            expected = 'per = "head"'
+        else:
+            what = "here it is of keys, in features.k, and of queries too, which goes for one a head so far"
+            expected = "another gate for keys: a caller may pass the same tensor for both"
+        table = "inputs" if gate in spec.inputs else "parameters"
+        raise SpecError(
+            f'"{gate.name}" has a number for each channel; {what}',
+            path=spec.source.path,
+            line=gate.line,
+            key=f"{table}.{gate.name}",
+            expected=expected,
+        )
+
+
+def _used(*parts: Located | None) -> frozenset[str]:
+    return frozenset().union(*(names(part.tree) for part in parts if part is not None))
 
 
 def _ridge(spec: Spec, scope: Scope) -> Expr:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
-from ttrc.ir.recurrence import Readout
 from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_features import derive_features
@@ -59,15 +58,22 @@ def derive_pairs(attention: Attention) -> Program:
     normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
     name = answer_name(attention.readout)
     answer = build.emit(name, ("t", "v"), Attend(logits, normaliser, values, rest), "update")
-    asked = {} if attention.readout is None else _asked(build, tiles, attention.readout)
+    asked = _asked(build, tiles | {"k": inputs[1]}, attention)
     o = derive_readout(build, tiles | asked, attention.readout, answer)
     return Program(inputs, tuple(build.statements), (), (("o", o),), answer=answer)
 
 
-def _asked(build: Builder, tiles: dict[str, Tile], readout: Readout) -> dict[str, Tile]:
-    """The key and the value of the token that asks, those that its read-out uses."""
+def _asked(build: Builder, tiles: dict[str, Tile], attention: Attention) -> dict[str, Tile]:
+    """The key and the value of the token that asks, those that its read-out uses: the key as it came, and mapped once
+    more, for a program that owns queries has no other program's map."""
+    readout = attention.readout
+    if readout is None:
+        return {}
     used = symbolic.names(readout.expr).union(*(symbolic.names(s.body) for s in readout.sums))
-    return {name: build.relabel(tiles[name], READ) for name in ("k", "v") if name in used}
+    asked = {name: build.relabel(tiles[name], READ) for name in ("k", "v") if name in used}
+    if "k" in asked:
+        asked |= derive_features(build, tiles | asked, tuple(f for f in attention.features if f.word == "k"))
+    return asked
 
 
 def _similarity(build: Builder, tiles: dict[str, Tile], attention: Attention) -> Tile:
