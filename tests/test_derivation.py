@@ -92,6 +92,8 @@ EXPECTED = {
     "gated_deltaproduct": affine(
         lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]
     ),  # the first
+    "three_turns": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),  # the first
+    "diagonal_ssm": hebbian(lambda x: exp(exp(x["log_dt"]) * x["A"]), lambda x: -exp(x["log_dt"]) * x["v"]),
     "rwkv7": affine(lambda x: exp(x["w"]), lambda x: 1.0, lambda x: 0.0, False),  # of what is asked at kappa
     "min_gru": affine(none, lambda x: x["z"], lambda x: -x["z"] * x["v"], False),
     "rg_lru": hebbian(
