@@ -409,6 +409,8 @@ REFUSED = {
         17,
         ("not strictly convex",),
     ),
+    "may not grow": (swap(RETENTION, '"norm2(S - S_prev) * (1 - exp(g))"'), "retention.expr", 17, ("convex",)),
+    "shrinks": (swap(RETENTION, '"norm2(S - S_prev) * (exp(g - 1) - 1)"'), "retention.expr", 17, ("convex",)),
     "linear": (swap(RETENTION, '"dot(S, S_prev) * exp(g)"'), "retention.expr", 17, ("not strictly convex",)),
     "perhaps flat": (
         swap(RETENTION, '"beta * norm2(S - exp(g) * S_prev)"'), "retention.expr", 17, ("not strictly convex", "beta")

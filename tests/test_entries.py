@@ -62,6 +62,8 @@ SCANNED = {
                       a="element unit", w="key unit", parameters={"c": "key real"}),
     "gated output": text_of(HEBBIAN, KEPT, more="[read]\nexpr = 'sigmoid(z) * r + dot(q, k) * v'", a="value unit",
                             z="value real"),
+    "held inputs": text_of("-dot(p, v)", "sum(A / (exp(w * A) - 1) * square(S - exp(w * A) * S_prev)) / 2",
+                           w="value positive", parameters={"A": "element negative"}),
     "gained output": text_of(HEBBIAN, KEPT, more="[read]\nexpr = 'gain * r / sqrt(norm2(r) / count(r) + 0.01)'",
                              a="value unit", parameters={"gain": "value real"}),
 }  # fmt: skip

@@ -49,7 +49,15 @@ SIMILARITY = Section(
 )
 FEATURES = {
     "q": Section("features.q", ("q",), True, "q", "queries would not be read", "q", counts=True),
-    "k": Section("features.k", ("k",), True, "k", "keys would not be read", "k", counts=True),
+    "k": Section(
+        "features.k",
+        ("k",),
+        True,
+        "k",
+        "keys would not be read: one made of gates alone is loss.key, such as 1 - f, or comes in the place of k",
+        "k",
+        counts=True,
+    ),
 }
 THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)

@@ -214,7 +214,19 @@ def log_of(decay: Expr) -> Expr:
 
 
 def is_positive(expr: Expr) -> bool:
+    expr = expr.replace(lambda part: part.is_Add, _growth)
     return expr.is_positive is True or (is_short(expr) and sympy.factor(expr).is_positive is True)
+
+
+def _growth(total: Expr) -> Expr:
+    """Of c (exp(y) - 1), as of a decay's integral over a step, the same with a symbol that has the sign of y."""
+    rest, term = total.as_coeff_Add()
+    c, function = term.as_coeff_Mul()
+    if rest != -c or not isinstance(function, sympy.exp):
+        return total
+    y = function.args[0]
+    signs = {name: getattr(y, f"is_{name}") for name in ("real", "positive", "negative", "nonnegative", "nonpositive")}
+    return c * sympy.Dummy(**signs)
 
 
 def finite_at_zero(expr: Expr, scope: Scope, wrt: tuple[Symbol, ...]) -> Expr:
