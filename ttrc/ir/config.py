@@ -15,7 +15,7 @@ LONG_CHUNK = 128  # where nothing is solved and nothing kept for each pair of to
 SCANNED_CHUNK = 32  # where what each token does to a number a channel is scanned: a tile for each part of it
 SHORT_CHUNK = 16  # the same where programs take all value channels
 ENTRIES = 2048  # numbers of a tile of tokens, key and value channels; twice as many where they were one token
-SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients, which is a chunk then
+SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients that is one chunk; see is_several_chunks
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 SEARCHED = 4096  # numbers of a tile that a search goes on from: its programs have so many rows of a chunk each
 WIDEST = WIDTHS[-1]
@@ -41,6 +41,11 @@ class Takes(Enum):
     KEYS = "every value channel, and key ones in panels"
     TOKENS = "tokens of a whole sequence"
     ENTRIES = "value channels of tiles of few tokens, with all of their key channels"
+
+
+def is_several_chunks(segment: int | None) -> bool:
+    """Whether a segment with frozen gradients is cut into chunks, of any length that a chunk may have."""
+    return segment is not None and segment > LONG_CHUNK and segment % LONG_CHUNK == 0
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ttrc.ir.config import is_several_chunks
 from ttrc.ir.recurrence import Association, Recurrence
-from ttrc.ir.tile import SCALE, Relation, Tile
+from ttrc.ir.tile import BEGINS, SCALE, Carry, Relation, Tile
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_moves import Factor, Terms, derive_moves
-from ttrc.symbolic import ONE, ZERO, Expr
+from ttrc.symbolic import ONE, ZERO, Expr, choose
 
 Sum = tuple[Expr, tuple[Tile, ...]]  # an expression, and the tiles that it is over
 
@@ -23,7 +24,8 @@ def chunk_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
         Tile("k", ("t", *recurrence.keys)),
         Tile("v", ("t", "v")),
         *(Tile(g.name, ("t", *g.per.axes)) for g in recurrence.gates),
-        Tile("scale", ()),
+        Tile(SCALE, ()),
+        *((Tile(BEGINS, ()),) if is_several_chunks(recurrence.segment) else ()),
     )
 
 
@@ -60,6 +62,12 @@ class Chunk:
         self.keys = {association: self._keys(association) for association in recurrence.associations}
         self.moves = derive_moves(build, recurrence, self.tiles, states)
         self.weights = derive_link(build, self.tiles, recurrence.link, self.state)  # what is read in its place
+        self.start, self.private = self.weights, ()  # what a segment starts with, whether it is this chunk or longer
+        if is_several_chunks(recurrence.segment):
+            begins, anchor = self.tiles[BEGINS], build.tile("anchor", ("k", "v"))
+            fresh = choose(ONE, sym(begins), sym(self.state), sym(anchor))
+            self.start = self.make("start", fresh, self.state, anchor, origin="update")
+            self.private = (Carry("anchor", anchor, self.start, reverse=False, private=True),)
 
     def _keys(self, association: Association) -> Keys:
         asked, writing = derive_keys(self.build, self.tiles, association)

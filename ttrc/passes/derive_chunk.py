@@ -6,8 +6,9 @@ states plus a masked C x C product; where e_t is affine in p_t, the u solve a un
 transform), whose matrix is the same for every value channel. Where it is not, the predictions solve
 p = what the states give - (masked K K') e(p): row after row, exactly, for a row needs the errors of earlier ones alone.
 What each of several associations writes is an unknown of its own, see derive_writes.py.
-Where gradients are frozen at a segment's start, which then is a chunk, predictions hang on the states alone. Where
-weights are a link of the state, they stand in its place in what is read, once a chunk; what is carried stays linear.
+Where gradients are frozen at a segment's start, predictions hang on the state there alone; a segment is one chunk, or
+several, over which that state is carried along. Where weights are a link of the state, they stand in its place in what
+is read, once a chunk; what is carried stays linear.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _carries(chunk: Chunk, written: tuple[Written, ...]) -> tuple[Carry, ...]:
             name = f"{own.name}_next" if number == len(outer) else "kept"
             after = chunk.build.contract(name, keys, u, "t", "update", add=after)
         carries.append(Carry(own.name, own, after, reverse=False))
-    return tuple(carries)
+    return (*carries, *chunk.private)
 
 
 def _left(chunk: Chunk, w: Written, factor: Factor) -> tuple[Tile, Tile]:

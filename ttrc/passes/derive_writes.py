@@ -42,8 +42,8 @@ def _written(chunk: Chunk, association: Association, u: Tile) -> Written:
 
 
 def _of_frozen(chunk: Chunk, association: Association) -> Tile:
-    """u, of a prediction that hangs on what the chunk starts with alone."""
-    terms = ((chunk.weights, Factor()),)
+    """u, of a prediction that hangs on what the segment starts with alone."""
+    terms = ((chunk.start, Factor()),)
     expr, used = chunk.seen("prediction", terms, chunk.keys[association].asked, "prediction")
     match association.error:
         case Affine(slope, offset):

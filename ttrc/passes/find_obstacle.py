@@ -7,7 +7,7 @@ takes no logarithms: of a vector memory always, and of a matrix where products h
 
 from __future__ import annotations
 
-from ttrc.ir.config import SEGMENTS, SHORT_CHUNK
+from ttrc.ir.config import SEGMENTS, SHORT_CHUNK, is_several_chunks
 from ttrc.ir.obstacle import Obstacle
 from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
 from ttrc.symbolic import ONE
@@ -20,11 +20,18 @@ def find_obstacle(r: Recurrence) -> Obstacle | None:
         return Obstacle.LINK
     if r.network is not None and r.segment is None:
         return Obstacle.NETWORK
-    if r.segment not in (None, *SEGMENTS):
+    if r.segment not in (None, *SEGMENTS) and not _keeps_start(r):
         return Obstacle.SEGMENT
     if r.state != MATRIX:
         return _of_scans(r)
     return None if _moves_by_entry(r) else find_obstacle_to_products(r)
+
+
+def _keeps_start(r: Recurrence) -> bool:
+    """Whether a scan can carry the state of a segment's start beside the running one, over several chunks."""
+    plain = r.state == MATRIX and r.link is None and r.network is None
+    split = not any("v" in reduction.axes for reduction in r.reductions)
+    return is_several_chunks(r.segment) and plain and split
 
 
 def is_scan(r: Recurrence) -> bool:

@@ -18,10 +18,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ttrc.ir.config import CHUNK, JOINT, KEYS, LONG_CHUNK, MASKS, NONLINEAR, SOLVED, Takes, plain_name
+from ttrc.ir.config import (
+    CHUNK,
+    JOINT,
+    KEYS,
+    LONG_CHUNK,
+    MASKS,
+    NONLINEAR,
+    SOLVED,
+    Takes,
+    is_several_chunks,
+    plain_name,
+)
 from ttrc.ir.plan import BACK, THROUGH, Buffer, Kernel, Launch, Plan, Schedule, Skeleton, Space, space_of
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import (
+    Carry,
     Compose,
     Contract,
     Decayed,
@@ -68,9 +80,10 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
     # in front of a scan are those of its steps.
     chunk, step = (CHUNK, LONG_CHUNK) if pairs else (LONG_CHUNK, CHUNK)
-    if recurrence.segment:
+    if recurrence.segment and not is_several_chunks(recurrence.segment):
         chunk = step = recurrence.segment
-    states, d_states = state_buffers("states", carried), state_buffers("d_states", cotangents)
+    # A segment's start, carried over its chunks, is seen by parallel kernels as `weights`.
+    states, d_states = state_buffers("states", _handed(carried)), state_buffers("d_states", _handed(cotangents))
 
     masks = MASKS if _edge_of_moves(forward) else ""
     # A parallel kernel makes tiles of pairs for each of several associations; a scan, for each unknown that is solved
@@ -143,11 +156,15 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
     taken = {b for s in schedules for launch in s.backward for b in launch.kernel.loads}
+    crossing = tuple(b for b in pairs if b in taken)
+    # A stretch of chunks from a state that was kept would not know what its segment began with.
+    private = _handed(carried) != carried
+    cuts = keep_all((*crossing, *saved)) if private else cut_passes(crossing, saved, states, first, scan(*saved))
     return Plan(
         "chunk",
         tuple(kernels),
         tuple(schedules),
-        cut_passes(tuple(b for b in pairs if b in taken), saved, states, first, scan(*saved)),
+        cuts,
         (*readout.back, *kept_back, *apart, *waiting),
         chunk,
         step,

@@ -8,6 +8,7 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
+from ttrc.ir.config import is_several_chunks
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.runtime.arguments import check_arguments, check_options, check_schedule
 from ttrc.sampling import default_value
@@ -36,7 +37,8 @@ class Operator:
     @property
     def _segment(self) -> Optional[int]:
         """Tokens a chunk, where a chunk is a segment of the rule."""
-        return self.spec.update.segment if isinstance(self.spec.update, Gradient) else None
+        segment = self.spec.update.segment if isinstance(self.spec.update, Gradient) else None
+        return None if is_several_chunks(segment) else segment
 
     def __call__(
         self,
@@ -67,7 +69,7 @@ class Operator:
         vector memory 1, whose o = s * q sums nothing.
         cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
-        result beyond rounding; where gradients are taken at the start of a segment, that is the chunk. backend:
+        result beyond rounding; where gradients are taken at the start of a segment, that is the chunk up to 128. backend:
         "triton", "torch", or "auto" (Triton on a GPU or, bfloat16 aside, in its interpreter). schedule: how the chunk
         form's kernels share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the
         shapes and the chip. Packed sequences are never cut into segments. keep_bytes: the most, a token and head of

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ttrc import oracle
+from ttrc.ir.config import is_several_chunks
 from ttrc.language.spec import Gradient, KernelMemory, Softmax, Spec
 from ttrc.language.state import initial_names, same_channels
 from ttrc.runtime.operator import Operator
@@ -56,7 +57,8 @@ class Case:
 
 def fitting(spec: Spec, case: Case) -> Case:
     """The case as a rule can run it: one whose segments are chunks has no other chunks, some want d_v = d_k."""
-    if isinstance(spec.update, Gradient) and spec.update.segment is not None:
+    segment = spec.update.segment if isinstance(spec.update, Gradient) else None
+    if segment is not None and not is_several_chunks(segment):
         case = replace(case, chunk_size=None)
     if same_channels(spec.memory):
         case = replace(case, d_v=case.d_k)

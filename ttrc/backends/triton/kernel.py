@@ -70,6 +70,7 @@ def _scan(kernel: Kernel, writer: Callable[..., Writer]) -> dict[str, object]:
         "block": "" if panels is None else BLOCK[walking.axis],
         "step": "steps - 1 - i" if kernel.reverse else "i",
         "at_bound": at_bound,
+        "begins": asks_begins(kernel),
         "waiting": waiting_room(*kernel.room),
         "numbered": kernel.numbered,
         "partial": kernel.partial,
