@@ -159,6 +159,9 @@ EXPECTED = {
         lambda x: exp(x["g"]),
         lambda x: x["beta"] * residual(x) * torch.clamp(x["delta"] / torch.linalg.vector_norm(residual(x)), max=1),
     ),
+    "long_segments": nonlinear(
+        lambda x: exp(x["g"] / 16), lambda x: x["beta"] * torch.clamp(residual(x), min=-0.5, max=0.5)
+    ),
     "log_cosh_delta": nonlinear(none, lambda x: x["beta"] * torch.tanh(residual(x))),
     "quantile_delta": nonlinear(
         lambda x: exp(x["g"]), lambda x: x["beta"] * torch.where(residual(x) > 0, 1 - x["tau"], -x["tau"]), True

@@ -329,6 +329,15 @@ def test_gradients_at_the_start_of_another_segment(build):
         assert "o" in named(failures(op, setting))
 
 
+@pytest.mark.parametrize("setting", ["chunk", "chunk kernels"])
+@pytest.mark.parametrize("tokens", [32, 512])
+def test_a_segments_start_that_moves_within_it_or_never(build, setting, tokens):
+    reference, launched = [('"chunk": 256', f'"chunk": {tokens}')], [("SEGMENT=256", f"SEGMENT={tokens}")]
+    op = build("long_segments", reference=reference, op=launched)
+    case = Case(B=1, T=300 if tokens > 256 else 50, H=1, HV=1, d_k=4, d_v=3, chunk_size=32)
+    assert {"o", "d_k", "final_state"} <= named(failures(op, setting, case))
+
+
 def test_a_last_step_that_is_not_handed_on(build):
     op = build("momentum_deltanet", kernels=[("S, M = S_next, M_next", "S, M = S_next, M")])
     for setting in ("chunk kernels", "recurrent kernels"):

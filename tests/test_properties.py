@@ -11,6 +11,7 @@ import torch
 
 import ttrc
 from ttrc import oracle
+from ttrc.ir.config import is_several_chunks
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.spec import Gradient, KernelMemory
 from ttrc.language.state import initial_names, same_channels
@@ -41,9 +42,18 @@ LOG_DECAYS = {"gated_deltanet": "g", "retnet": "log_gamma", "lightning_attention
 
 
 def segment(name):
-    """Tokens a segment, of a rule that has any: its chunks."""
+    """Tokens a segment, of a rule that has any."""
     update = load_spec(PATHS[name]).update
     return update.segment if isinstance(update, Gradient) else None
+
+
+def is_one_chunk(name):
+    """Whether a rule has segments that are its chunks."""
+    return segment(name) is not None and not is_several_chunks(segment(name))
+
+
+def chunk_of(name):
+    return segment(name) if is_one_chunk(name) else 16
 
 
 # Whose state moves by no linear law, or by one of its own for each entry, so that there are no chunks.
@@ -60,7 +70,7 @@ def every_rule_with(names, rows):
 every_rule = pytest.mark.parametrize("name", PATHS)
 every_rule_and_form = every_rule_with("form", [(form,) for form in FORMS])
 every_chunked_rule = pytest.mark.parametrize("name", CHUNKED)
-any_chunk = pytest.mark.parametrize("name", [name for name in CHUNKED if segment(name) is None])
+any_chunk = pytest.mark.parametrize("name", [name for name in CHUNKED if not is_one_chunk(name)])
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -81,7 +91,7 @@ def inputs(name, dtype=torch.float64, **sizes):
 
 def call(name, x, **options):
     """o and the parts of the final state, by name; a chunk that is a segment has no other size."""
-    if segment(name) is not None:
+    if is_one_chunk(name):
         options["chunk_size"] = None
     o, final = operator(name)(**as_arguments(operator(name).spec, x), output_final_state=True, **options)
     return outputs_of(name, o, final)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ttrc
-from test_properties import PATHS, operator, segment
+from test_properties import PATHS, chunk_of, operator
 from ttrc import oracle
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError
@@ -113,7 +113,7 @@ def kept_and_made(name, keep_bytes, **options):
     if "cu_seqlens" in options:
         x = {n: t for n, t in x.items() if not n.startswith("initial")}
     given = as_arguments(operator(name).spec, x)
-    options |= dict(form="chunk", backend="triton", chunk_size=segment(name) or 16, output_final_state=True)
+    options |= dict(form="chunk", backend="triton", chunk_size=chunk_of(name), output_final_state=True)
     o, final = operator(name)(**given, **options, keep_bytes=keep_bytes)
     ends = final if isinstance(final, tuple) else (final,)
     total = (o * torch.linspace(-1, 1, o.numel()).view_as(o)).sum() + sum(s.square().sum() for s in ends)
@@ -124,7 +124,7 @@ def kept_and_made(name, keep_bytes, **options):
 
 def sizes_held(name, length=70, cu_seqlens=None):
     op, x = operator(name).package.op, torch.empty(1, length, 1, 8)
-    return op.held("chunk", x, x, cu_seqlens, segment(name) or 16)
+    return op.held("chunk", x, x, cu_seqlens, chunk_of(name))
 
 
 @pytest.mark.parametrize(

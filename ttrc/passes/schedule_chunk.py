@@ -45,7 +45,7 @@ from ttrc.ir.tile import (
     Tile,
     operands,
 )
-from ttrc.passes.cut_passes import cut_passes, solved_once, weights_of
+from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
 from ttrc.passes.place_buffers import gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
@@ -171,6 +171,10 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         recurrence.segment,
         passing=tuple(b for b in pairs if b not in taken),
     )
+
+
+def _handed(carries: tuple[Carry, ...]) -> tuple[Carry, ...]:
+    return tuple(c for c in carries if not c.private)
 
 
 def _seen_states(

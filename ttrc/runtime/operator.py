@@ -69,13 +69,13 @@ class Operator:
         vector memory 1, whose o = s * q sums nothing.
         cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
-        result beyond rounding; where gradients are taken at the start of a segment, that is the chunk up to 128. backend:
-        "triton", "torch", or "auto" (Triton on a GPU or, bfloat16 aside, in its interpreter). schedule: how the chunk
+        result beyond rounding; where gradients are taken at the start of a segment of up to 128 tokens, that is the
+        chunk. backend: "triton", "torch", or "auto" (Triton on a GPU or in its interpreter). schedule: how the chunk
         form's kernels share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the
-        shapes and the chip. Packed sequences are never cut into segments. keep_bytes: the most, a token and head of
-        v, that a form's kernels keep for the backward pass beside their inputs; the chunk form's make the rest again,
-        and a ValueError says how much is least. None keeps all that it takes, which is fastest. Plain PyTorch keeps
-        what it likes.
+        shapes and the chip. Packed sequences are never cut into segments. keep_bytes: the most, a token and head of v,
+        that a form's kernels keep for the backward pass beside their inputs; the chunk form's make the rest again, and
+        a ValueError says how much is least. None keeps all that it takes, which is fastest. Plain PyTorch keeps what it
+        likes.
         Raises ArgumentError, a ValueError that names the argument.
         """
         gates = self._with_defaults(gates, q, v)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ttrc import symbolic
+from ttrc.ir.config import is_several_chunks
 from ttrc.ir.module import Module
 from ttrc.ir.obstacle import Obstacle
 from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
@@ -24,7 +25,8 @@ def chunk_form(module: Module) -> tuple[str, str]:
             "theorem)"
         )
         return "exact to rounding for every chunk size", why
-    exact = f"exact in chunks of {r.segment}, the segments of the rule" if r.segment else "exact for every chunk size"
+    one_chunk = r.segment is not None and not is_several_chunks(r.segment)
+    exact = f"exact in chunks of {r.segment}, the segments of the rule" if one_chunk else "exact for every chunk size"
     if is_scan(r):
         side_by_side = "channels" if r.state != MATRIX else "entries"
         why = (
@@ -41,8 +43,10 @@ def chunk_form(module: Module) -> tuple[str, str]:
         )
         return exact, why
     if r.segment is not None and not isinstance(r.error, Hebbian):
-        why = "every gradient of a chunk is taken at its start: predictions are products with what is there, no solve"
-        return exact, why
+        why = "every gradient of a {} is taken at its start: predictions are products with what is there, no solve"
+        if one_chunk:
+            return exact, why.format("chunk")
+        return exact, why.format("segment") + "; a second state carries that start over the segment's chunks"
     asking = [a.error for a in r.associations if not isinstance(a.error, Hebbian)]
     if not asking:
         why = (
@@ -75,7 +79,10 @@ def _words(r: Recurrence, obstacle: Obstacle | None) -> str:
                 "form"
             )
         case Obstacle.SEGMENT:
-            return f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk"
+            return (
+                f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk; several chunks a segment, "
+                "128 tokens or a multiple of it, are for matrices without a link or a sum over value channels"
+            )
         case Obstacle.JOINED:
             return (
                 f"programs would hold all channels of {r.segment} tokens, which join in a sum: more than registers are"
