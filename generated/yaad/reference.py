@@ -979,7 +979,8 @@ def blocks(form, at, to):
 
 
 def given(form, scale, block, begin, device):
-    """What a step takes beside tensors: the scale, and for some whether a segment begins with the token."""
+    """What a step takes beside tensors: the scale, and for some whether a segment begins with its first token."""
     if form not in SEGMENTS:
         return (scale,)
-    return scale, torch.tensor(float((block - begin) % SEGMENTS[form] == 0), device=device)
+    first = block.start if form == "chunk" else block
+    return scale, torch.tensor(float((first - begin) % SEGMENTS[form] == 0), device=device)
