@@ -216,9 +216,9 @@ def attend_queries_decays(
     sums_ptr,
     o_ptr,
     normaliser_ptr,
+    delta_ptr,
     d_q_ptr,
     d_sums_via_gap_ptr,
-    delta_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -265,6 +265,7 @@ def attend_queries_decays(
     # adjoint of o
     o_d_o = d_o.to(tl.float32) * o.to(tl.float32)
     delta = tl.sum(o_d_o, 1)
+    store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
     d_sums_via_gap = tl.zeros([BT], tl.float32)
     d_q_sum = tl.zeros([BT, BK], tl.float32)
     for j in tl.range(0, i_c):
@@ -319,7 +320,6 @@ def attend_queries_decays(
     d_q = d_q_sum * scale
     store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HV * K, K, BT, BK, 0)
     store_vector(d_sums_via_gap_ptr + i_h, d_sums_via_gap, t_first, t_left, HV, BT)
-    store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

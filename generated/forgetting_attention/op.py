@@ -181,7 +181,7 @@ def backward_triton(q, k, v, g, scale, o, sums, normaliser, d_o, cu_seqlens, chu
         v,
         cu_seqlens,
         chunk,
-        [q, k, v, d_o, sums, o, normaliser, d_q, d_sums_via_gap, delta],
+        [q, k, v, d_o, sums, o, normaliser, delta, d_q, d_sums_via_gap],
         scale,
     )
     launch(

@@ -148,8 +148,8 @@ def attend_queries(
     d_o_ptr,
     o_ptr,
     normaliser_ptr,
-    d_q_ptr,
     delta_ptr,
+    d_q_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -194,6 +194,7 @@ def attend_queries(
     # adjoint of o
     o_d_o = d_o.to(tl.float32) * o.to(tl.float32)
     delta = tl.sum(o_d_o, 1)
+    store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
     d_q_sum = tl.zeros([BT, BK], tl.float32)
     for j in tl.range(0, i_c):
         at = j * BT
@@ -228,7 +229,6 @@ def attend_queries(
     # gradient
     d_q = d_q_sum * scale
     store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HV * K, K, BT, BK, 0)
-    store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])

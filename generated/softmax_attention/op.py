@@ -165,7 +165,7 @@ def backward_triton(q, k, v, scale, o, normaliser, d_o, cu_seqlens, chunk):
     d_q = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
     d_k = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
     d_v = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
-    launch("attend_queries", q, v, cu_seqlens, chunk, [q, k, v, d_o, o, normaliser, d_q, delta], scale)
+    launch("attend_queries", q, v, cu_seqlens, chunk, [q, k, v, d_o, o, normaliser, delta, d_q], scale)
     launch("attend_keys", q, v, cu_seqlens, chunk, [k, v, q, d_o, normaliser, delta, d_k, d_v], scale)
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v.to(v.dtype)
 

@@ -29,7 +29,8 @@ WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
 KEYS = "_keys"  # they do, and walk key channels in panels; scans where they do not take all of them at once
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
-KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, CLOSED, DECAYS)  # in the order of a name's end
+MAPPED = "_mapped"  # makes queries or keys of pairs itself, by feature maps
+KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, CLOSED, DECAYS, MAPPED)  # in the order of a name's end
 
 
 class Takes(Enum):
@@ -121,6 +122,9 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "attend_decays": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(64, 8, 1)},
     "attend_queries_decays": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
     "attend_keys_decays": {64: Config(64, 4, 2), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_mapped": {64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(64, 8, 1)},
+    "attend_queries_mapped": {64: Config(64, 8, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)},
+    "attend_keys_mapped": {64: Config(64, 8, 2), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
     "running_sums": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
     "running_sums_reverse": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
     "vector_scan": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},

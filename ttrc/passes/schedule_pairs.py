@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import CHUNK, DECAYS, Takes
+from ttrc.ir.config import CHUNK, DECAYS, MAPPED, Takes
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.tile import (
     Attend,
@@ -38,7 +38,7 @@ from ttrc.passes.cut_passes import keep_all
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers
 from ttrc.passes.plan_kernel import segment
 from ttrc.passes.simplify_tile import simplify_tile
-from ttrc.passes.slice_program import slice_program
+from ttrc.passes.slice_program import renamed_operands, slice_program
 from ttrc.symbolic import names, separated
 
 STREAMS = {"t": "s", "s": "t"}
@@ -60,7 +60,7 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
         for s in forward.statements
         if isinstance(s.op, Normaliser)
     )
-    kind = DECAYS if sums else ""
+    kind = MAPPED if attention.features else DECAYS if sums else ""
     stores = tuple(dict.fromkeys((*outputs, *answers, *normalisers)))
     attend = _stream(f"attend{kind}", "t", forward, stores, known)
 
@@ -201,13 +201,42 @@ def _stream(name: str, own: str, program: Program, stores: tuple[Buffer, ...], m
     loads = [b for b in memory if b.tile in used - made]
     streamed = tuple(b for b in loads if other in b.tile.axes)
     sooner = {t for s in (*before, *within) for t in operands(s.op)}
-    last = tuple(b for b in loads if b not in streamed and b.tile not in sooner)
+    first = tuple(b for b in loads if b not in streamed and b.tile in sooner)
+    last = tuple(b for b in loads if b not in (*streamed, *first))
+    known = tuple(b for b in stores if any(b.tile == s.target for s in before))  # stored at once, not held
+    held = {t for s in within for t in operands(s.op)}
+    behind, again = _made_again(slice_program(behind, results), before, first, held)
     segments = (
-        Segment(False, tuple(b for b in loads if b not in (*streamed, *last)), tuple(before), (), ()),
+        Segment(False, first, tuple(before), (), known),
         Segment(True, streamed, tuple(within), tuple(sums), ()),
-        Segment(False, last, slice_program(behind, results), (), stores),
+        Segment(False, (*last, *again), behind, (), tuple(b for b in stores if b not in known)),
     )
     return Kernel(name, Skeleton.STREAM, own == "s", segments, (), axis=other, takes=Takes.TOKENS)
+
+
+def _made_again(
+    behind: tuple[Statement, ...], before: list[Statement], loads: tuple[Buffer, ...], held: set[Tile]
+) -> tuple[tuple[Statement, ...], tuple[Buffer, ...]]:
+    """The code behind the loop, and its loads, without rows of channels from the code before it that the loop does not
+    hold anyway: beside the loop's own they would be more than registers are."""
+    made, loaded = {s.target: s for s in before}, {b.tile: b for b in loads}
+    names: dict[Tile, Tile] = {}
+    copies: list[Statement] = []
+
+    def again(tile: Tile) -> Tile:
+        apart = tile in made or tile in loaded
+        if tile not in names and apart and tile not in held and set("kv") & set(tile.axes):
+            names[tile] = Tile(f"{tile.name}_again", tile.axes)
+            if tile in made:
+                copies.append(renamed(made[tile], names[tile]))
+        return names.get(tile, tile)
+
+    def renamed(statement: Statement, target: Tile) -> Statement:
+        operation = renamed_operands(statement.op, {t: again(t) for t in operands(statement.op)})
+        return replace(statement, target=target, op=operation)
+
+    rest = [renamed(s, s.target) for s in behind]
+    return (*copies, *rest), tuple(replace(b, tile=names[t]) for t, b in loaded.items() if t in names)
 
 
 def _pulled(body: tuple[Statement, ...], results: tuple[Tile, ...], other: str) -> tuple[Statement, ...]:

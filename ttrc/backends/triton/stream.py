@@ -16,7 +16,7 @@ PAIRS = (Relation.CAUSAL, Relation.STRICT)
 
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
-        raw = {b.tile.name for b in kernel.loads if len(b.tile.axes) == 2}
+        raw = {b.tile.name for s in kernel.segments for b in s.loads if len(b.tile.axes) == 2}
         self.printer = TritonPrinter(raw, begins={}, columns="s", end="length")
         self.memory, self.tags, self.origin = ChunkMemory(domains, {}, ROWS), tags, None
 
@@ -128,6 +128,7 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
         *writer.loads(before.loads),
         *writer.edges(kernel),
         *writer.statements(before.statements),
+        *writer.stores(before.stores),
         *writer.open(within),
     ]
     whole, diagonal = writer.block(within, whole=True), writer.block(within, whole=False)
