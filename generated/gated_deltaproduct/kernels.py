@@ -1322,7 +1322,7 @@ def chunk_output_joint(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
-def chunk_transition(
+def chunk_transition_joint(
     k_ptr,
     g_ptr,
     beta_ptr,

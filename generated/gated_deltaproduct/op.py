@@ -34,7 +34,7 @@ CONFIGS = {
     "chunk_scan_reverse_joint": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "chunk_gradients_joint": {64: (32, 8, 1), 128: (64, 8, 1), 256: (16, 8, 1)},
     "chunk_output_joint": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
-    "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "chunk_transition_joint": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
@@ -47,7 +47,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan_joint": 128, "chunk_scan_reverse_joint": 128, "chunk_transition": 128}
+STEPS = {"chunk_scan_joint": 128, "chunk_scan_reverse_joint": 128, "chunk_transition_joint": 128}
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def launch(
         "chunk_scan_reverse_joint",
         "chunk_gradients_joint",
         "chunk_output_joint",
-        "chunk_transition",
+        "chunk_transition_joint",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -639,7 +639,7 @@ def chunk_forward_triton(
         unit = identity(sums)
         transition = torch.empty_like(unit)
         launch(
-            "chunk_transition",
+            "chunk_transition_joint",
             q,
             v,
             pieces,
@@ -894,7 +894,7 @@ def chunk_backward_triton(
         unit = identity(sums)
         transition = torch.empty_like(unit)
         launch(
-            "chunk_transition",
+            "chunk_transition_joint",
             q,
             v,
             pieces,
