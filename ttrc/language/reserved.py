@@ -29,7 +29,7 @@ _GENERATED = (
 
 # Bare words of the kernels' templates, and the functions these define.
 _KERNELS = (
-    "across add_product as_tokens at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts "
+    "H_state across add_product as_tokens at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts "
     "chunks clip conjugate_step decay_by_half decayed_back decayed_k decayed_pairs decayed_s decayed_t difference "
     "difference_across dtype entries_at entries_of exact_dot expm1 factors first first_chunk first_step halves "
     "here i i_b i_c i_chunk i_h i_k i_n i_p i_s i_step i_v in_base_2 in_halves j left length linear_scan "

@@ -35,6 +35,8 @@ AT_MEANING = {
     At.SEGMENT_START: "at the state at the start of the token's segment",
 }
 
+ENDS = "ptr|again|apart|sum|moved"  # of names that passes and templates make of others
+
 # `$` also matches before a line break at the very end, in Python; the look-ahead says what an editor reads anyway.
 _END = "$(?!\n)"
 
@@ -185,9 +187,11 @@ def _boolean(description: str) -> Schema:
 
 def _gates(description: str, gate: Schema) -> Schema:
     name = _name(
-        f"^(?!d_|[a-z0-9_]*_ptr$)([a-z][a-z0-9_]{{0,23}}|[A-Z]){_END}",
-        "a lower-case letter, then up to 23 lower-case letters, digits and underscores; or one capital letter; "
-        "not d_ and more, which names gradients, nor ending in _ptr, which names pointers",
+        f"^(?!d_|[A-Za-z0-9_]*_({ENDS})$)([a-z][a-z0-9_]{{0,23}}|[A-Z](_[a-z0-9_]{{1,22}})?){_END}",
+        "a lower-case letter, then up to 23 lower-case letters, digits and underscores; or one capital letter, alone "
+        "or before an underscore, as A_log; not d_ and more, which names gradients, nor ending in _"
+        + ENDS.replace("|", ", _")
+        + ", which generated code gives to names of its own",
     )
     return {
         "type": "object",

@@ -142,7 +142,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
 
     if moved is not None:
         # Without a decay and without a solve a state crosses as it is.
-        cross = [planned(f"chunk_transition{JOINT if forward.unknowns else ''}", Skeleton.SCAN, moved, (), known, moved.carries)]
+        joint = JOINT if forward.unknowns else ""
+        cross = [planned(f"chunk_transition{joint}", Skeleton.SCAN, moved, (), known, moved.carries)]
         if not moved.statements:
             cross = []
         unit = "ones" if is_elementwise(moved) else "identity"
