@@ -176,7 +176,7 @@ SCHEMA_ROWS = [
     Row("input-builtin", swap(BETA, BETA.replace("beta", "open")), ('"open" is reserved',), "inputs.open", 7),
     Row("input-dunder", swap(BETA, BETA.replace("beta", "__class__")), ('"__class__" cannot be the name',),
         "inputs.__class__", 7),
-    Row("input-again", swap(BETA, BETA.replace("beta", "q_again")), ('"q_again" cannot be the name', "names of its own"),
+    Row("input-again", swap(BETA, BETA.replace("beta", "q_again")), ('"q_again" cannot be the name', "its own"),
         "inputs.q_again", 7),
     Row("input-state", swap(BETA, BETA.replace("beta", "H_state")), ('"H_state" is reserved',), "inputs.H_state", 7),
     Row("input-gradient", swap(BETA, BETA.replace("beta", "d_g")), ('"d_g" cannot be the name', "names gradients"),
