@@ -125,7 +125,7 @@ MOMENTUM = {
 @pytest.mark.parametrize("name", MOMENTUM)
 def test_momentum(name):
     spec, step = MOMENTUM[name]
-    assert state_parts(spec) == (Part("S", ("k", "v")), Part("M", ("k", "v")))
+    assert state_parts(spec) == (Part("S", ("k", "v")), Part("M", ("k", "v"), is_step=True))
     check(spec, token_by_token(step))
 
 

@@ -296,5 +296,5 @@ def test_a_gate_of_entries_is_refused_where_it_stands():
 
 def test_of_all_pairs_gates_with_channels_are_for_the_read_out_alone():
     text = reading("softmax_attention", "z * r").source.text.replace("norm2(p - v) / 2", "norm2(p - z * v) / 2")
-    with pytest.raises(SpecError, match="but in read.expr"):
+    with pytest.raises(SpecError, match=r"but in \[features\] and read.expr"):
         ttrc.load(parse_spec(text))
