@@ -8,7 +8,7 @@ from ttrc.compiler import analyse
 from ttrc.errors import SpecError
 from ttrc.language.load import parse_spec
 from ttrc.paths import specs_dir
-from ttrc.runtime.verify import Case, verify
+from ttrc.runtime.verify import Case, fitting, verify
 from ttrc.tools import account
 
 UNIT = ("q / sqrt(norm2(q) + 0.000001)", "k / sqrt(norm2(k) + 0.000001)")
@@ -37,6 +37,10 @@ def with_features(name, maps, more=""):
         ("gated_deltanet", ELU),  # a key past the end that is not 0 would be written where the state has grown
         ("linear_attention", SOFTMAX),
         ("gated_deltanet", NO_FLOOR),
+        ("gated_deltanet", ("q - beta * dot(q, k) * k", UNIT[1])),  # of the key that comes, not the mapped one
+        ("mesanet", ("q - 0.5 * k", UNIT[1])),
+        ("rg_lru", ("q - fade * k", "k")),
+        ("ttt_linear", ("q + k / 2", "k")),
         ("linear_attention", ("q", "k / (1 - norm2(k / 40))")),
         ("softmax_attention", RMS),  # a count of channels is a number of no token
         ("forgetting_attention", RMS),
@@ -46,7 +50,7 @@ def with_features(name, maps, more=""):
 def test_kernels_with_features_agree_with_the_oracle(name, maps, backend, dtype):
     op = ttrc.load(with_features(name, maps))
     for form in op.forms:
-        assert not verify(op, CASE, form=form, backend=backend, dtype=dtype).failures
+        assert not verify(op, fitting(op.spec, CASE), form=form, backend=backend, dtype=dtype).failures
 
 
 @pytest.mark.parametrize("backend, dtype", BACKENDS)
@@ -119,6 +123,12 @@ def test_a_map_that_makes_no_sense_is_refused_in_its_place(k, says):
     with pytest.raises(SpecError) as refused:
         ttrc.load(with_features("linear_attention", ("q", k)))
     assert says in str(refused.value) and refused.value.key == "features.k" and refused.value.span
+
+
+def test_a_query_of_all_pairs_does_not_see_its_key():
+    with pytest.raises(SpecError, match="of a kernel memory") as refused:
+        ttrc.load(with_features("softmax_attention", ("q - k", "k")))
+    assert refused.value.key == "features.q" and refused.value.span
 
 
 @pytest.mark.parametrize("name", ["linear_attention", "gated_deltanet", "gla", "huber_delta"])

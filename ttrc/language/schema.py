@@ -63,7 +63,7 @@ def json_schema() -> Schema:
                 **_table(
                     "[features]",
                     {
-                        "q": _expression("what stands in the place of queries: a key vector made of q and gates"),
+                        "q": _expression("what stands in the place of queries: a key vector made of q, k and gates"),
                         "k": _expression("what stands in the place of keys: a key vector made of k and gates"),
                     },
                     required=[],

@@ -48,7 +48,7 @@ SIMILARITY = Section(
     "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
 )
 FEATURES = {
-    "q": Section("features.q", ("q",), True, "q", "queries would not be read", "q", counts=True),
+    "q": Section("features.q", ("q", "k"), True, "q", "queries would not be read", "q", counts=True),
     "k": Section(
         "features.k",
         ("k",),

@@ -15,7 +15,7 @@ from ttrc.errors import SpecError
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
 from ttrc.language.document import read_document
 from ttrc.language.spec import Located, Per, Spec
-from ttrc.language.syntax import names
+from ttrc.language.syntax import Name, names, walk
 from ttrc.passes.derive_features import read_features
 from ttrc.passes.derive_readout import read_readout
 from ttrc.passes.refuse import refuse
@@ -33,6 +33,7 @@ def derive_attention(spec: Spec) -> Attention:
         raise SpecError(message, path=path, line=line, key="memory.degree", expected="degree = 0, a local constant")
     gates = (*spec.inputs, *spec.parameters)
     _check_channels(spec)
+    _check_queries(spec)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
     axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: () for g in gates}
     for name, own in {"p": ("v",), "v": ("v",), "S": ("v",), "q": ("k",), "k": ("k",)}.items():
@@ -103,6 +104,16 @@ def _check_channels(spec: Spec) -> None:
             key=f"{table}.{gate.name}",
             expected=expected,
         )
+
+
+def _check_queries(spec: Spec) -> None:
+    """A program of keys sees many queries, whose own keys it does not load."""
+    where = spec.features.q
+    own = [] if where is None else [n for n in walk(where.tree) if isinstance(n, Name) and n.id == "k"]
+    if own:
+        expected = "q and gates: what a token's key does to its query goes in front of the operator"
+        message = '"k" has no meaning in features.q of a kernel memory'
+        raise refuse(spec, where, message, expected=expected, span=own[0].span)
 
 
 def _used(*parts: Located | None) -> frozenset[str]:

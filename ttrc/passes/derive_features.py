@@ -30,11 +30,11 @@ def read_features(spec: Spec) -> tuple[Feature, ...]:
 
 
 def read_feature(spec: Spec, word: str, where: Located) -> Feature:
-    gates, x = (*spec.inputs, *spec.parameters), symbolic.symbol(word)
-    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {word: x}
+    gates, words = (*spec.inputs, *spec.parameters), ("q", "k") if word == "q" else (word,)
+    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {x: symbolic.symbol(x) for x in words}
     own = ordered(word_axes(spec.memory)[word])
-    scope = Scope(symbols, {symbols[g.name]: g.per.axes for g in gates} | {x: own})
-    zeros = (word, *(g.name for g in spec.inputs if g.domain is Domain.REAL and g.per.axes == own))
+    scope = Scope(symbols, {symbols[g.name]: g.per.axes for g in gates} | {symbols[x]: own for x in words})
+    zeros = (*words, *(g.name for g in spec.inputs if g.domain is Domain.REAL and g.per.axes == own))
     padded = tuple(symbols[name] for name in zeros)
     converted = symbolic.convert(where.tree, scope)
     _check_sums(spec, where, scope, own)
