@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Union
 
+from ttrc.language.sections import NORMALISER
 from ttrc.language.spec import Input, MLPMemory, Parameter
 from ttrc.symbolic import ONE, ZERO, Expr, Link, Reduction, Symbol, in_terms_of, names, symbol
 
@@ -82,7 +83,8 @@ class Association:
 
 @dataclass(frozen=True)
 class Readout:
-    """A token's output: expr, a value channel each, over r, what the memory answers, over v, gates and `sums`.
+    """A token's output: expr, a value channel each, over r, what the memory answers, over v, gates and `sums`; over the
+    normaliser too, what the memory would answer, had every value been 1.
 
     A sum is over the value channels of r, v and gates, or over the key channels of q, k and gates.
     """
@@ -121,6 +123,8 @@ class Recurrence:
     `state` says which axes S has. Of a vector memory it is ("v",): q and k are of value channels then, one entry of S
     answers for each, p_t = S * k_t and o_t = scale S_t * q_t, and k e' is k * e.
 
+    With a normaliser, errors are free of p, and Z (MZ) moves as S (M) does, each value being 1: of a matrix [k].
+
     With a `network`, S is each of its weight matrices: p_t = f(k_t) at those weights, k_t what comes into a layer and
     e_t the cotangent of what goes out of it, of which the loss' is e(p).
 
@@ -148,6 +152,12 @@ class Recurrence:
     ridge: Expr | None = None
     features: tuple[Feature, ...] = ()
     readout: Readout | None = None
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the read-out takes what the memory would answer, had every value been 1."""
+        made = () if self.readout is None else (self.readout.expr, *(s.body for s in self.readout.sums))
+        return any(NORMALISER in names(expr) for expr in made)
 
     def axes_of(self, expr: Expr) -> tuple[str, ...]:
         """The channels that an expression of gates has a number for each of: none, "k", "v", or both."""

@@ -257,7 +257,8 @@ class Program:
     """inputs and the carried states go in; outputs {public name: tile} and the next states come out.
 
     An adjoint says what the cotangents of the forward tiles are, where they have one. `answer` is what the memory
-    answers to a query: the output, or what that is made of; `unknowns` are what systems of several were solved for.
+    answers to a query: the output, or what that is made of, beside the normaliser if it takes one; `unknowns` are what
+    systems of several were solved for.
     """
 
     inputs: tuple[Tile, ...]
@@ -267,6 +268,12 @@ class Program:
     cotangents: tuple[tuple[Tile, Tile], ...] = ()
     answer: Optional[Tile] = None
     unknowns: tuple[Tile, ...] = ()
+    normaliser: Optional[Tile] = None
+
+    @property
+    def answers(self) -> tuple[Tile, ...]:
+        """All that a read-out takes of the memory."""
+        return tuple(t for t in (self.answer, self.normaliser) if t is not None)
 
 
 def operands(op: Op) -> tuple[Tile, ...]:

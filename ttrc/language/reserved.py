@@ -8,12 +8,12 @@ import keyword
 from ttrc.language.functions import FUNCTIONS
 
 # What expressions mean by these words, in the order of the sections; `head` and `heads` in a default.
-WORDS = ("p", "r", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
+WORDS = ("p", "r", "normaliser", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
 
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (
     "self scale initial_state final_state output_final_state cu_seqlens form schedule keep_bytes state "
-    "T B C D H HV N K V BT BR BK BV EVERY SPARSE dq dk dv do dp ds dstate"
+    "T B C D H HV N K V Z BT BR BK BV EVERY SPARSE dq dk dv do dp ds dstate"
 ).split()
 
 # Bare words of the generated files that an argument of the same name would hide.

@@ -16,6 +16,11 @@ from ttrc.language.spec import Domain, KernelMemory, LinearMemory, Memory, MLPMe
 from ttrc.language.syntax import Call, Expr, Name, names, walk
 
 _KEY, _VALUE = frozenset({"k"}), frozenset({"v"})
+NORMALISER = "normaliser"  # what the memory would answer to q, had every value been 1
+_ELSEWHERE = {  # words that a section provides for some memories or updates only
+    "S_prev": "a closed form has no last state: what a token leaves of the past is retention.decay",
+    NORMALISER: "attention is a mean already, and a deep memory no sum of what tokens write",
+}
 _HEAD_COUNTS = (1, 8, 64)  # a default is tried on these
 
 
@@ -63,7 +68,7 @@ THRESHOLD = Section("retention.link.threshold", (), True)
 MOMENTUM = Section("update.momentum", (), True)
 READ = Section(
     "read.expr",
-    ("r", "v", "q", "k"),
+    ("r", NORMALISER, "v", "q", "k"),
     True,
     "r",
     "nothing would be read: r is what the memory answers to q",
@@ -88,6 +93,8 @@ def word_axes(memory: Memory) -> dict[str, Axes]:
         case KernelMemory():  # S is the value that is fitted at a query
             key, value, state = _KEY, _VALUE, _VALUE
     matrices, tokens = {"S": state, "S_prev": state}, {"p": value, "r": value, "v": value, "q": key, "k": key}
+    if isinstance(memory, (LinearMemory, VectorMemory)):
+        tokens[NORMALISER] = value if isinstance(memory, VectorMemory) else SCALAR
     return tokens | matrices | {"head": SCALAR, "heads": SCALAR}
 
 
@@ -95,7 +102,8 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
     """The checked tree of a section's expression. A SpecError lacks the file and the line only."""
     tree = parse(text)
     axes_of = word_axes(memory)
-    scope: Scope = {word: axes_of[word] for word in section.words} | (dict(gates) if section.gates else {})
+    scope: Scope = {word: axes_of[word] for word in section.words if word in axes_of}
+    scope |= gates if section.gates else {}
     _check_words(tree, section, scope)
     if section is RETENTION and isinstance(memory, MLPMemory):
         _check_fits_every_matrix(tree, gates)
@@ -167,8 +175,8 @@ def _check_words(tree: Expr, section: Section, scope: Scope) -> None:
         if isinstance(node, Name) and node.id not in scope:
             homes = {other.key for other in SECTIONS if node.id in other.words and other is not DEFAULT}
             hint = f'"{node.id}" is a word of {" and ".join(sorted(homes))}'
-            if section.key in homes:  # S_prev, in a closed form
-                hint = "a closed form has no last state: what a token leaves of the past is retention.decay"
+            if section.key in homes:
+                hint = _ELSEWHERE[node.id]
             if homes:
                 raise SpecError(
                     f'"{node.id}" has no meaning in {section.key}',

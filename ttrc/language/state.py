@@ -8,8 +8,11 @@ from typing import Optional
 
 from ttrc.errors import SpecError
 from ttrc.language.evaluate import evaluate
+from ttrc.language.sections import NORMALISER
 from ttrc.language.spec import ClosedForm, Domain, Gradient, LinearMemory, Memory, MLPMemory, Spec, VectorMemory
-from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number
+from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number, names
+
+OF_ONES = {"S": "Z", "M": "MZ"}  # the parts that a normaliser adds
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,26 @@ class Part:
 def state_parts(spec: Spec) -> tuple[Part, ...]:
     """S, or W1, ..., WL of a deep memory; with momentum then as many last steps, M or M1, ..., ML.
 
+    With a normaliser then Z, and MZ: what these would be, had every value been 1, free of the value channels.
+
     A closed form keeps what the objective of the past is made of, the sum over columns s of S of s' H s / 2 - G' s.
     """
     if isinstance(spec.update, ClosedForm) and isinstance(spec.memory, LinearMemory):
         return Part("H", ("k", "j")), Part("G", ("k", "v"))
-    weights = _weights(spec.memory)
-    if not isinstance(spec.update, Gradient) or spec.update.momentum is None:
-        return weights
-    return (*weights, *(Part(f"M{part.name[1:]}", part.axes, is_step=True) for part in weights))
+    parts = _weights(spec.memory)
+    if isinstance(spec.update, Gradient) and spec.update.momentum is not None:
+        parts += tuple(Part(f"M{part.name[1:]}", part.axes, is_step=True) for part in parts)
+    return (*parts, *map(_of_ones, parts)) if is_normalised(spec) else parts
+
+
+def is_normalised(spec: Spec) -> bool:
+    """Whether the read-out takes the normaliser, which has a state of its own then."""
+    return spec.read is not None and NORMALISER in names(spec.read.tree)
+
+
+def _of_ones(part: Part) -> Part:
+    """What stands beside a part of a matrix or a vector; value channels, all alike, drop out of the former."""
+    return Part(OF_ONES[part.name], part.axes[:1], part.is_step)
 
 
 def axis_widths(memory: Memory, d_k: int, d_v: int) -> dict[str, int]:

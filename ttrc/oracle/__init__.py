@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ttrc.errors import ArgumentError
-from ttrc.language.sections import word_axes
-from ttrc.language.spec import ClosedForm, Gradient, KernelMemory, MLPMemory, Spec
+from ttrc.language.sections import NORMALISER, word_axes
+from ttrc.language.spec import ClosedForm, Gradient, KernelMemory, LinearMemory, MLPMemory, Spec
 from ttrc.language.state import (
     axis_widths,
     default_scale,
     initial_names,
+    is_normalised,
     needs_initial_state,
     same_channels,
     state_parts,
@@ -111,7 +112,7 @@ def _spread(x: Tensor, axes: Collection[str]) -> Tensor:
 
 def _gathered(x: Tensor, axes: tuple[str, ...]) -> Tensor:
     """The inverse of _spread, of a part of a state."""
-    return x if len(axes) > 1 else x[..., 0, :]
+    return x if len(axes) > 1 else x[..., 0] if axes == ("k",) else x[..., 0, :]
 
 
 def _check_widths(spec: Spec, d_k: int, d_v: int) -> None:
@@ -137,16 +138,28 @@ def _sequence(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> t
     """tokens: [N, T, HV, ., .]; state: its parts. Returns o [N, T, HV, dv] and the last state."""
     if isinstance(spec.memory, KernelMemory):
         return fit(spec, tokens, constants), ()
+    if not is_normalised(spec):
+        answers, final = _answers(spec, tokens, constants, state)
+        return read_out(spec, tokens | constants, answers), final
+    # The same memory once more, of values that are 1: of a matrix, which are all alike, one channel is enough.
+    half = len(state) // 2
+    ones = torch.ones_like(tokens["v"][..., :1] if isinstance(spec.memory, LinearMemory) else tokens["v"])
+    answers, final = _answers(spec, tokens, constants, state[:half])
+    normaliser, of_ones = _answers(spec, tokens | {"v": ones}, constants, state[half:])
+    return read_out(spec, tokens | constants | {NORMALISER: normaliser}, answers), (*final, *of_ones)
+
+
+def _answers(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> tuple[Tensor, Matrices]:
+    """What the memory answers to each query, [N, T, HV, 1, dv], and the last state."""
     weights = spec.memory.layers if isinstance(spec.memory, MLPMemory) else 1
     weights = len(state) if isinstance(spec.update, ClosedForm) else weights
     segment = spec.update.segment if isinstance(spec.update, Gradient) else None
     memory = enter(spec, constants, state[:weights], state[weights:])
-    outputs = []
+    answers = []
     for t in range(tokens["v"].shape[1]):
         scope = {name: x[:, t] for name, x in tokens.items()} | constants
         if segment is not None and t % segment == 0:
             memory = enter(spec, scope, memory.S, memory.M)
         memory = step(spec, scope, memory)
-        outputs.append(read_out(spec, scope, predict(spec.memory, memory.W, scope["q"], scope)))
-    o = torch.stack(outputs, dim=1) if outputs else tokens["v"][..., 0, :]
-    return o, (*memory.S, *memory.M)
+        answers.append(predict(spec.memory, memory.W, scope["q"], scope))
+    return torch.stack(answers, dim=1) if answers else tokens["v"], (*memory.S, *memory.M)

@@ -110,6 +110,10 @@ class Builder:
 
     def contract(self, name: str, a: Tile, b: Tile, axis: str, origin: str, add: Tile | None = None) -> Tile:
         axes = (set(a.axes) | set(b.axes)) - {axis}
+        if len(axes) < 2:  # a matrix and a row: no product of matrices
+            terms = self.make(f"{name}_terms", sym(a) * sym(b), a, b, origin=origin)
+            total = self.reduce(name if add is None else f"{name}_share", terms, axes, origin)
+            return total if add is None else self.make(name, sym(total) + sym(add), total, add, origin=origin)
         return self.emit(name, axes, Contract(a, b, axis, add), origin)
 
     def constant(self, name: str, value: Expr, axes, origin: str) -> Tile:

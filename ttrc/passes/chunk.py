@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ttrc.ir.config import is_several_chunks
 from ttrc.ir.recurrence import Association, Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Relation, Tile
+from ttrc.language.state import OF_ONES
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
@@ -54,6 +55,8 @@ class Chunk:
         self.build = build = Builder(self.inputs)
         self.state = build.tile("S", ("k", "v"))
         states = (self.state,) if recurrence.momentum is None else (self.state, build.tile("M", ("k", "v")))
+        # A normaliser's states move as these do, and have no value channels.
+        self.of_ones = {s: build.tile(OF_ONES[s.name], ("k",)) for s in states} if recurrence.normalised else {}
         self.tiles = {t.name: t for t in self.inputs}
         self.tiles |= derive_features(build, self.tiles, recurrence.features)
         for reduction in recurrence.known_sums:

@@ -13,30 +13,52 @@ is read, once a chunk; what is carried stays linear.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ttrc.ir.recurrence import Hebbian, Recurrence
 from ttrc.ir.tile import Carry, Program, Tile
+from ttrc.language.sections import NORMALISER
 from ttrc.passes.builder import sym
 from ttrc.passes.chunk import Chunk, Written, combined
 from ttrc.passes.derive_moves import Factor, of
 from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.passes.derive_writes import derive_writes
+from ttrc.passes.of_ones import written_of_ones
 
 
 def derive_chunk(recurrence: Recurrence) -> Program:
     chunk = Chunk(recurrence)
     written = derive_writes(chunk)
-    answer = _answer(chunk, written)
-    o = derive_readout(chunk.build, chunk.tiles, recurrence.readout, answer)
-    carries = _carries(chunk, written)
-    return Program(chunk.inputs, tuple(chunk.build.statements), carries, (("o", o),), answer=answer)
+    answer = _answer(chunk, written, {chunk.state: chunk.weights}, answer_name(recurrence.readout))
+    carries = _carries(chunk, written, {})
+    normaliser = None
+    if recurrence.normalised:
+        ones, states = _of_ones(chunk, written), chunk.of_ones
+        normaliser = _answer(chunk, ones, states, NORMALISER)
+        carries = (*carries, *_carries(chunk, ones, states))
+    o = derive_readout(chunk.build, chunk.tiles, recurrence.readout, answer, normaliser)
+    carries = (*carries, *chunk.private)
+    statements = tuple(chunk.build.statements)
+    return Program(chunk.inputs, statements, carries, (("o", o),), answer=answer, normaliser=normaliser)
 
 
-def _answer(chunk: Chunk, written: tuple[Written, ...]) -> Tile:
-    """What the memory answers to q: of the states, and of what the chunk's tokens write."""
+def _of_ones(chunk: Chunk, written: tuple[Written, ...]) -> tuple[Written, ...]:
+    """What would be written, [t], had every value been 1."""
+    build = chunk.build
+    found = []
+    for association, w in zip(chunk.recurrence.associations, written):
+        u = build.elementwise("u_of_ones", written_of_ones(association.error), chunk.tiles, association.origin, ("t",))
+        found.append(replace(w, u=u, u_s=build.relabel(u, "tokens that write")))
+    return tuple(found)
+
+
+def _answer(chunk: Chunk, written: tuple[Written, ...], states: dict[Tile, Tile], name: str) -> Tile:
+    """What the memory answers to q: of the states, or what stands in their place, and of what the chunk's tokens
+    write."""
     build, q, scale = chunk.build, chunk.q, chunk.scale
     # The read-out's scale stands where factors do already: o, and its cotangent, are products as they are.
     out = tuple(
-        (chunk.weights if own == chunk.state else own, Factor(sym(scale) * factor.expr, (*factor.tiles, scale)))
+        (states.get(own, own), Factor(sym(scale) * factor.expr, (*factor.tiles, scale)))
         for own, factor in chunk.moves.out
     )
     weighed = [_attention(chunk, w.keys_s) for w in written]
@@ -48,8 +70,8 @@ def _answer(chunk: Chunk, written: tuple[Written, ...]) -> Tile:
             expr, used = expr + sym(scale) * sym(own) * sym(w.u), (*used, own, w.u)
     answer = chunk.make("carried_out", expr, *used, origin="read-out")
     for w, pairs in zip(written, weighed):
-        name = answer_name(chunk.recurrence.readout) if w is written[-1] else "answered"
-        answer = build.contract(name, pairs, w.u_s, "s", "read-out", add=answer)
+        label = name if w is written[-1] else "answered"
+        answer = build.contract(label, pairs, w.u_s, "s", "read-out", add=answer)
     return answer
 
 
@@ -71,18 +93,18 @@ def _attention(chunk: Chunk, by: Tile) -> Tile:
     return chunk.masked("attention", scores, out_mask, strict=False, by=factor)
 
 
-def _carries(chunk: Chunk, written: tuple[Written, ...]) -> tuple[Carry, ...]:
-    """What the states are at the chunk's end."""
+def _carries(chunk: Chunk, written: tuple[Written, ...], states: dict[Tile, Tile]) -> tuple[Carry, ...]:
+    """What the states, or what stands in their place, are at the chunk's end."""
     carries = []
-    for own, terms, factor in chunk.moves.following:
-        outer = [_left(chunk, w, factor) for w in written]
-        expr, used = combined(terms, lambda tile: tile)
+    for moved, terms, factor in chunk.moves.following:
+        own, outer = states.get(moved, moved), [_left(chunk, w, factor) for w in written]
+        expr, used = combined(terms, lambda tile: states.get(tile, tile))
         after = chunk.make("kept", expr, *used, origin="retention")
         for number, (keys, u) in enumerate(outer, start=1):
             name = f"{own.name}_next" if number == len(outer) else "kept"
             after = chunk.build.contract(name, keys, u, "t", "update", add=after)
         carries.append(Carry(own.name, own, after, reverse=False))
-    return (*carries, *chunk.private)
+    return tuple(carries)
 
 
 def _left(chunk: Chunk, w: Written, factor: Factor) -> tuple[Tile, Tile]:

@@ -15,7 +15,7 @@ from ttrc.ir.axes import ordered
 from ttrc.ir.recurrence import Readout
 from ttrc.ir.tile import INSIDE, SCALE, Relation, Tile
 from ttrc.language.domains import INTERVALS
-from ttrc.language.sections import word_axes
+from ttrc.language.sections import NORMALISER, word_axes
 from ttrc.language.spec import Per, Spec
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.builder import Builder, sym
@@ -23,7 +23,7 @@ from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
 
 ORIGIN = "read"
-WORDS = ("r", "v", "q", "k")
+WORDS = ("r", "v", "q", "k")  # what is 0 in padding; the normaliser is 1 there, and may be divided by
 PADDED = ("q", "k")  # what is 0 in the padding of its channels: an answer may hold anything there
 SOME = 0.7  # a sum, and where in its domain a gate is, when a read-out is looked at in one place
 LARGEST = 100  # operations
@@ -34,10 +34,11 @@ def read_readout(spec: Spec) -> Readout | None:
     if where is None:
         return None
     gates = (*spec.inputs, *spec.parameters)
-    words = {word: symbolic.symbol(word) for word in WORDS}
-    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | words
     own = word_axes(spec.memory)
-    axes = {symbols[g.name]: g.per.axes for g in gates} | {words[w]: ordered(own[w]) for w in WORDS}
+    known = {word: symbolic.symbol(word) for word in (*WORDS, NORMALISER) if word in own}
+    words = {word: known[word] for word in WORDS}
+    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | known
+    axes = {symbols[g.name]: g.per.axes for g in gates} | {known[w]: ordered(own[w]) for w in known}
     scope = Scope(symbols, axes)
     expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, tuple(words.values()))
     if symbolic.size(expr) > LARGEST:
@@ -51,7 +52,7 @@ def read_readout(spec: Spec) -> Readout | None:
         raise refuse(spec, where, message, expected=expected, span=gate.span)
     made = (expr, *(r.body for r in scope.reductions))
     anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
-    empty = anywhere | dict.fromkeys(WORDS, 0.0)
+    empty = anywhere | dict.fromkeys(WORDS, 0.0) | {NORMALISER: 1.0}
     slopes = (symbolic.derivative(part, x) for part in made for x in words.values())
     if not all(math.isfinite(symbolic.value(part, empty)) for part in (*made, *slopes)):
         message = "the read-out has no finite value and derivative where r, v, q and k are 0, as in padding"
@@ -66,7 +67,13 @@ def answer_name(readout: Readout | None) -> str:
     return "o" if readout is None else "answer"
 
 
-def derive_readout(build: Builder, tiles: dict[str, Tile], readout: Readout | None, answer: Tile) -> Tile:
+def derive_readout(
+    build: Builder,
+    tiles: dict[str, Tile],
+    readout: Readout | None,
+    answer: Tile,
+    normaliser: Tile | None = None,
+) -> Tile:
     """The output, of what the memory answers; `tiles` are what names stand for, those of one role or of one token.
 
     Padded value channels of the answer may hold anything finite, and past the end of a sequence a read-out may divide
@@ -75,6 +82,8 @@ def derive_readout(build: Builder, tiles: dict[str, Tile], readout: Readout | No
     if readout is None:
         return answer
     known, q, scale = tiles | {"r": answer}, tiles["q"], tiles[SCALE]
+    if normaliser is not None:
+        known[NORMALISER] = _one_in_padding(build, normaliser)
     for reduction in readout.sums:
         (axis,) = reduction.axes
         if "q" in symbolic.names(reduction.body):
@@ -87,3 +96,11 @@ def derive_readout(build: Builder, tiles: dict[str, Tile], readout: Readout | No
             total = build.mask(f"{total.name}_valid", total, Relation.VALID, 1.0, ORIGIN)
         known[reduction.symbol.name] = total
     return build.elementwise("o", readout.expr, known, ORIGIN, answer.axes)
+
+
+def _one_in_padding(build: Builder, normaliser: Tile) -> Tile:
+    """Nothing has been written there, and a read-out may divide by it."""
+    for axis, relation in (("t", Relation.VALID), ("v", Relation.VALUES)):
+        if axis in normaliser.axes:
+            normaliser = build.mask("normaliser_inside", normaliser, relation, 1.0, ORIGIN)
+    return normaliser

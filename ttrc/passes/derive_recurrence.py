@@ -31,6 +31,7 @@ from ttrc.passes.derive_association import (
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
 from ttrc.passes.derive_features import read_features
 from ttrc.passes.derive_readout import read_readout
+from ttrc.passes.of_ones import check_of_ones
 from ttrc.passes.read_link import read_link
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Expr, Scope
@@ -74,7 +75,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     # What a linear memory writes without a prediction is the same wherever the gradient is taken.
     predicts = any(not isinstance(association.error, Hebbian) for association in associations)
     frozen = predicts or link is not None or network is not None
-    return Recurrence(
+    recurrence = Recurrence(
         gates=gates,
         reductions=tuple(used),
         associations=associations,
@@ -94,6 +95,8 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         features=read_features(spec),
         readout=read_readout(spec),
     )
+    check_of_ones(spec, recurrence)
+    return recurrence
 
 
 def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrence:
@@ -112,7 +115,7 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         raise refuse(spec, where, what, expected="exp(g), or a gate of domain unit or decay")
     used = sums_in(scope, (*parts_of(error), ridge, decay))
     _check_sums(spec, used)
-    return Recurrence(
+    recurrence = Recurrence(
         gates=gates,
         reductions=tuple(used),
         associations=(Association(spec.loss.origin, tidied(gradient), error),),
@@ -124,6 +127,8 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         features=read_features(spec),
         readout=read_readout(spec),
     )
+    check_of_ones(spec, recurrence)
+    return recurrence
 
 
 def _momentum(spec: Spec, scope: Scope) -> Expr | None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
+from ttrc.language.sections import NORMALISER
 from ttrc.language.spec import Parameter
+from ttrc.language.state import OF_ONES
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.chunk import chunk_inputs
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_readout import answer_name, derive_readout
+from ttrc.passes.of_ones import written_of_ones
 from ttrc.symbolic import ONE, ZERO, Expr
 
 
@@ -64,6 +67,7 @@ def scan_chunk(recurrence: Recurrence) -> Program:
 
     # What a token takes the state to, and what predictions are made of: maps a s + b of what it was.
     transition, added, of = recurrence.decay, ZERO, ()
+    added_of_ones: Expr = ZERO
     seen_slope, seen_offset = recurrence.decay if recurrence.reads_decayed else ONE, ZERO
     for association in recurrence.associations:
         key, writing = derive_keys(build, tiles, association)
@@ -76,6 +80,8 @@ def scan_chunk(recurrence: Recurrence) -> Program:
         match association.error:
             case Hebbian(offset):
                 added -= writes * offset
+                if recurrence.normalised:
+                    added_of_ones += writes * written_of_ones(association.error)
             case error if recurrence.segment is not None:
                 prediction = entries("prediction", sym(key) * sym(seen), key, seen, origin="prediction")
                 if isinstance(error, Affine):
@@ -90,22 +96,37 @@ def scan_chunk(recurrence: Recurrence) -> Program:
     # A token past the end of a sequence leaves the state as it is; it adds nothing, for its keys are 0.
     transition = chunk.until_the_end(entries("transition", transition, *of, origin="update"), 1.0)
 
-    carries = []
-    if recurrence.momentum is not None:
-        last = build.tile("M", recurrence.state)
-        kept = chunk.until_the_end(entries("momentum", recurrence.momentum, origin="update"), 1.0)
-        steps = chunk.scanned("M", kept, added, last)
-        carries.append(chunk.carried(last, steps))
-        added = chunk.until_the_end(steps, 0.0)
-    after = chunk.scanned("S", transition, added, state)
-    carries.insert(0, chunk.carried(state, after))
+    carries: list[Carry] = []
+
+    def stepped(labels: tuple[str, str], own: Tile, added: Tile) -> tuple[Tile, Tile]:
+        """A state after each token, and what they add, by way of a momentum where there is one; both are carried."""
+        steps = ()
+        if recurrence.momentum is not None:
+            last = build.tile(labels[1], recurrence.state)
+            kept = chunk.until_the_end(entries("momentum", recurrence.momentum, origin="update"), 1.0)
+            found = chunk.scanned(labels[1], kept, added, last)
+            steps = (chunk.carried(last, found),)
+            added = chunk.until_the_end(found, 0.0)
+        after = chunk.scanned(labels[0], transition, added, own)
+        carries.extend((chunk.carried(own, after), *steps))
+        return after, added
+
+    def answered(name: str, weights: Tile) -> Tile:
+        read = sym(q) * sym(weights)
+        if recurrence.state == recurrence.keys:
+            return entries(name, sym(scale) * read, scale, q, weights, origin="read-out")
+        found = build.reduce("total", entries("read", read, q, weights, origin="read-out"), ("t", "v"), "read-out")
+        return build.make(name, sym(scale) * sym(found), scale, found, origin="read-out")
+
+    after, moved = stepped(("S", "M"), state, added)
     if recurrence.link is not None:
-        after = chunk.scanned("W", transition, added, seen)
-    name, read = answer_name(recurrence.readout), sym(q) * sym(after)
-    if recurrence.state == recurrence.keys:
-        answer = entries(name, sym(scale) * read, scale, q, after, origin="read-out")
-    else:
-        found = build.reduce("total", entries("read", read, q, after, origin="read-out"), ("t", "v"), "read-out")
-        answer = build.make(name, sym(scale) * sym(found), scale, found, origin="read-out")
-    o = derive_readout(build, tiles, recurrence.readout, answer)
-    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)
+        after = chunk.scanned("W", transition, moved, seen)
+    answer, normaliser = answered(answer_name(recurrence.readout), after), None
+    if recurrence.normalised:
+        ones = build.tile(OF_ONES["S"], recurrence.state)
+        added = entries("added_of_ones", added_of_ones, *of, origin=recurrence.main.origin)
+        after, _ = stepped((OF_ONES["S"], OF_ONES["M"]), ones, added)
+        normaliser = answered(NORMALISER, after)
+    o = derive_readout(build, tiles, recurrence.readout, answer, normaliser)
+    statements = tuple(build.statements)
+    return Program(inputs, statements, tuple(carries), (("o", o),), answer=answer, normaliser=normaliser)

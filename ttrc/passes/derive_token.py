@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.recurrence import MATRIX, Affine, Association, Hebbian, Nonlinear, Recurrence
 from ttrc.ir.tile import BEGINS, INSIDE, SCALE, Carry, Program, Tile
+from ttrc.language.sections import NORMALISER
+from ttrc.language.state import OF_ONES
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_moves import derive_factor
 from ttrc.passes.derive_readout import answer_name, derive_readout
+from ttrc.passes.of_ones import written_of_ones
 from ttrc.symbolic import ONE, ZERO, Expr, choose
 
 INNER = 0.5  # inside of every domain that a state may have
@@ -33,7 +36,7 @@ def derive_token(recurrence: Recurrence) -> Program:
     tiles = {t.name: t for t in inputs}
     tiles |= derive_features(build, tiles, recurrence.features)
     q, scale = tiles["q"], tiles[SCALE]
-    carries = []
+    carries, private = [], []
 
     def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
         """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
@@ -80,31 +83,42 @@ def derive_token(recurrence: Recurrence) -> Program:
             return carried, make("start", fresh, begins, weights, carried, origin="update")
 
         anchor, seen = since("anchor")
-        carries.append(Carry("anchor", anchor, seen, reverse=False, private=True))
+        private.append(Carry("anchor", anchor, seen, reverse=False, private=True))
 
     def moved_by(step: Expr, of: tuple[Tile, ...], name: str = "S_next") -> Tile:
         if recurrence.mirror is not None:
             return moved(name, state, make("push", step, *of, origin="update"))
         return make(name, sym(retained) + step, retained, *of, origin="update")
 
-    step, of = ZERO, ()
+    def stepped(labels: tuple[str, str], own: Tile, kept: Tile, step: Expr, of: tuple[Tile, ...]) -> Tile:
+        """A state after the token, by way of a momentum where there is one; both are carried."""
+        label, steps = labels[0], ()
+        if recurrence.momentum is not None:
+            last = build.tile(labels[1], own.axes)
+            gate = derive_factor(build, "momentum", recurrence.momentum, tiles, "update")
+            m = make(f"{labels[1]}_next", gate.expr * sym(last) + step, *gate.tiles, last, *of, origin="update")
+            step, of, steps = sym(m), (m,), (Carry(labels[1], last, m, reverse=False),)
+        after = make(f"{label}_next", sym(kept) + step, kept, *of, origin="update")
+        carries.extend((Carry(label, own, after, reverse=False), *steps))
+        return after
+
+    def answered(name: str, weights: Tile, keep: tuple[str, ...]) -> Tile:
+        read = make("read", sym(q) * sym(weights), q, weights, origin="read-out")
+        total = build.reduce("total", read, keep, "read-out")
+        return make(name, sym(scale) * sym(total), total, origin="read-out")
+
+    step, of, writings = ZERO, (), []
     for association in recurrence.associations:
         if recurrence.in_turn and of:
             seen = link(moved_by(step, of, "S_so_far"))
         key, writing = derive_keys(build, tiles, association)
         u = written(association, key, seen)
         step, of = step + recurrence.write * sym(writing) * sym(u), (*of, writing, u)
+        writings.append(writing)
     if recurrence.mirror is not None:
         whole = moved_by(step, of)
         step, of = sym(whole) - sym(retained), (whole, retained)
-    if recurrence.momentum is not None:
-        last = build.tile("M", recurrence.state)
-        gate = derive_factor(build, "momentum", recurrence.momentum, tiles, "update")
-        own = make("M_next", gate.expr * sym(last) + step, *gate.tiles, last, *of, origin="update")
-        step, of = sym(own), (own,)
-        carries.insert(0, Carry("M", last, own, reverse=False))
-    after = make("S_next", sym(retained) + step, retained, *of, origin="update")
-    carries.insert(0, Carry("S", state, after, reverse=False))
+    after = stepped(("S", "M"), state, retained, step, of)
     if recurrence.link is None:
         read = after
     elif recurrence.segment is None:
@@ -113,12 +127,20 @@ def derive_token(recurrence: Recurrence) -> Program:
         carried, start = since("W")
         kept = moved("W_kept", start)
         read = make("W_next", sym(kept) + step, kept, *of, origin="update")
-        carries.append(Carry("W", carried, read, reverse=False, private=True))
-    read = make("read", sym(q) * sym(read), q, read, origin="read-out")
-    total = build.reduce("total", read, ("v",), "read-out")
-    answer = make(answer_name(recurrence.readout), sym(scale) * sym(total), total, origin="read-out")
-    o = derive_readout(build, tiles, recurrence.readout, answer)
-    return Program(inputs, tuple(build.statements), tuple(carries), (("o", o),), answer=answer)
+        private.append(Carry("W", carried, read, reverse=False, private=True))
+    answer = answered(answer_name(recurrence.readout), read, ("v",))
+    normaliser = None
+    if recurrence.normalised:
+        step, of = ZERO, ()
+        for association, writing in zip(recurrence.associations, writings):
+            u = written_of_ones(association.error)
+            step, of = step + recurrence.write * sym(writing) * u, (*of, writing)
+        ones = build.tile(OF_ONES["S"], recurrence.keys)
+        after = stepped((OF_ONES["S"], OF_ONES["M"]), ones, moved("retained_of_ones", ones), step, of)
+        normaliser = answered(NORMALISER, after, () if recurrence.state == MATRIX else recurrence.state)
+    o = derive_readout(build, tiles, recurrence.readout, answer, normaliser)
+    every = (*carries, *private)
+    return Program(inputs, tuple(build.statements), every, (("o", o),), answer=answer, normaliser=normaliser)
 
 
 def _mirrored(build: Builder, tiles: dict[str, Tile], recurrence: Recurrence, state: Tile, own: Tile | None) -> Tile:

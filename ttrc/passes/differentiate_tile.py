@@ -76,7 +76,8 @@ def differentiate_tile(forward: Program) -> Program:
     )
     kept = tuple((name, tile) for name, tile in outputs if tile is not None)
     inputs, carries = (*forward.inputs, *cotangents), (*forward.carries, *reverse)
-    return Program(inputs, tuple(build.statements), carries, kept, tape.known, forward.answer)
+    own = {"inputs": inputs, "statements": tuple(build.statements), "carries": carries}
+    return replace(forward, **own, outputs=kept, cotangents=tape.known)
 
 
 def pull_back(

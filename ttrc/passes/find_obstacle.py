@@ -64,7 +64,7 @@ def find_obstacle_to_products(r: Recurrence) -> Obstacle | None:
 def _moves_by_entry(r: Recurrence) -> bool:
     """Whether a token takes each entry of a matrix to a s + b, whatever the other entries are: a prediction, which sums
     over key channels, has no say then. Nor has a sum over value channels, of which programs have a block each."""
-    alone = r.network is None and r.ridge is None and r.segment is None
+    alone = r.network is None and r.ridge is None and r.segment is None and not r.normalised
     split = not any("v" in reduction.axes for reduction in r.reductions)
     return alone and split and all(isinstance(a.error, Hebbian) for a in r.associations)
 

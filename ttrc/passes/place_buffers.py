@@ -39,7 +39,7 @@ def gradient_buffers(rule: Rule, program: Program) -> tuple[Buffer, ...]:
 def _wide_gates(rule: Rule, program: Program) -> set[str]:
     """Gates of the memory with channels: as gates are, they and their gradients are no less than float32. One of the
     read-out alone is a row of a token, as v is."""
-    goals = [program.answer, *(c.next for c in program.carries if not c.reverse)]
+    goals = [*program.answers, *(c.next for c in program.carries if not c.reverse)]
     used = {t.name for s in slice_program(program.statements, goals) for t in operands(s.op)}
     return {g.name for g in rule.gates if g.per.axes and g.name in used}
 

@@ -39,44 +39,49 @@ class ReadoutPlan:
 def schedule_readout(
     forward: Program, backward: Program, inputs: tuple[Buffer, ...], gradients: tuple[Buffer, ...]
 ) -> ReadoutPlan:
-    answer, outputs = forward.answer, tuple(as_output(name, tile) for name, tile in forward.outputs)
-    given = dict(backward.cotangents)[answer]
-    known = frozenset(b.tile for b in inputs) | {answer}
+    answers, outputs = forward.answers, tuple(as_output(name, tile) for name, tile in forward.outputs)
+    given = tuple(dict(backward.cotangents)[t] for t in answers)
+    known = frozenset(b.tile for b in inputs).union(answers)
     made = slice_program(forward.statements, [b.tile for b in outputs], known)
-    back = slice_program(backward.statements, [given], known)
-    if not any(map(sums_values, (*made, *back))) and not any(answer in operands(s.op) for s in back):
+    back = slice_program(backward.statements, given, known)
+    if not any(map(sums_values, (*made, *back))) and not any(set(answers) & set(operands(s.op)) for s in back):
         return ReadoutPlan(outputs, (), (), (), (), ())
-    kept, cotangent = Buffer(answer.name, answer, Space.TOKEN), Buffer(given.name, given, Space.TOKEN)
-    memory = (*inputs, kept)
+    kept, cotangents = tuple(map(_row, answers)), tuple(_row(t) for t in given if t not in known)
+    memory = (*inputs, *kept)
     alone = _made_alone(backward, known, given)
     own = tuple(b for b in gradients if b.tile in alone)
     rest = _handed_on(backward, known, given, alone, [b.tile for b in gradients if b not in own])
-    back = rest if given in known else (cotangent, *rest)
+    back = (*cotangents, *rest)
     forth = planned("chunk_read", Skeleton.PARALLEL, forward, outputs, memory)
     reverse = [planned("chunk_read_reverse", Skeleton.PARALLEL, backward, (*own, *back), memory)] if own or back else []
-    return ReadoutPlan((kept,), back, (Launch(forth),), tuple(map(Launch, reverse)), (kept,), own)
+    return ReadoutPlan(kept, back, (Launch(forth),), tuple(map(Launch, reverse)), kept, own)
 
 
-def _made_alone(program: Program, known: frozenset[Tile], given: Tile) -> set[Tile]:
+def _row(tile: Tile) -> Buffer:
+    """A number a token is float32, as gates are."""
+    return Buffer(tile.name, tile, Space.TOKEN, single="v" not in tile.axes)
+
+
+def _made_alone(program: Program, known: frozenset[Tile], given: tuple[Tile, ...]) -> set[Tile]:
     """What is made of the known tiles row by row, without a state and without a second token; and not of the cotangent
-    of the answer, unless that is the output's. A sum over rows, the gradient of a parameter, is none of a row."""
+    of an answer, unless that is the output's. A sum over rows, the gradient of a parameter, is none of a row."""
     found = known | {t for t in program.inputs if not t.axes}
     made: set[Tile] = set()
     for statement in program.statements:
         used = set(operands(statement.op))
         of_pairs = isinstance(statement.op, (Contract, Decayed)) or {"t", "s"} <= {a for t in used for a in t.axes}
         over_rows = "t" not in statement.target.axes and any("t" in t.axes for t in used)
-        if not (of_pairs or over_rows) and used <= found | made and statement.target != given:
+        if not (of_pairs or over_rows) and used <= found | made and statement.target not in given:
             made.add(statement.target)
     return made
 
 
 def _handed_on(
-    program: Program, known: frozenset[Tile], given: Tile, alone: set[Tile], gradients: list[Tile]
+    program: Program, known: frozenset[Tile], given: tuple[Tile, ...], alone: set[Tile], gradients: list[Tile]
 ) -> tuple[Buffer, ...]:
-    """What the other gradients take of the read-out's adjoint beside the cotangent of the answer, where it takes the
+    """What the other gradients take of the read-out's adjoint beside the cotangents of answers, where it takes an
     answer or a sum over value channels to make it; for less, they make it again."""
-    code = slice_program(program.statements, gradients, frozenset({given}))
+    code = slice_program(program.statements, gradients, frozenset(given))
     edge = dict.fromkeys(t for s in code if s.target not in alone for t in operands(s.op) if t in alone)
     dear = [t for t in edge if _is_dear(program, known, t)]
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in dear)
@@ -84,4 +89,4 @@ def _handed_on(
 
 def _is_dear(program: Program, known: frozenset[Tile], tile: Tile) -> bool:
     code = slice_program(program.statements, [tile], known)
-    return any(sums_values(s) or program.answer in operands(s.op) for s in code)
+    return any(sums_values(s) or set(program.answers) & set(operands(s.op)) for s in code)
