@@ -137,6 +137,11 @@ EXPECTED = {
     "barrier_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"], False),
     "half_hebbian": affine(none, lambda x: x["beta"], lambda x: -1.25 * x["beta"] * x["v"]),
     "gated_output": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "mlstm": hebbian(lambda x: exp(x["log_forget"]), lambda x: -exp(x["log_input"]) * x["v"]),
+    "linear_transformer": hebbian(none, lambda x: -x["v"]),
+    "receptance_mean": hebbian(lambda x: exp(x["w"]), lambda x: -x["v"]),
+    "normalised_momentum": hebbian(lambda x: exp(x["g"]), lambda x: -x["b"] * x["v"]),  # the first
+    "normalised_channels": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
     "normed_output": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
     "mapped_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "tilted_target": affine(none, lambda x: x["beta"], lambda x: x["beta"] * (0.1 - x["v"])),

@@ -989,13 +989,11 @@ def token_scan_reverse(
             S_next = S + k[:, None] * u[None, :]
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]
@@ -1004,10 +1002,8 @@ def token_scan_reverse(
             d_u_via_S_next_2 = tl.sum(d_u_via_S_next, 0)
             # adjoint of u
             d_prediction_via_u = -beta * d_u_via_S_next_2
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = S * d_products_via_prediction
+            d_k_via_products = S * d_prediction_via_u[None, :]
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_products_2
@@ -1021,7 +1017,7 @@ def token_scan_reverse(
                 d_beta_ptr + i_h + (partial + token) * HV, d_beta_via_u_2.to(d_beta_ptr.dtype.element_ty)
             )
             # adjoint of products
-            d_S_via_products = d_products_via_prediction * k[:, None]
+            d_S_via_products = d_prediction_via_u[None, :] * k[:, None]
             # gradient
             d_S = d_S_next_2 + d_S_via_products
             d_S_next = d_S

@@ -81,11 +81,9 @@ def recurrent_step_backward(q, k, v, beta, lam, mu, scale, S, d_o, d_S_next):
     S_moved_4 = S_moved_3
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_moved_4_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_moved_4 * d_read_via_total
+    d_S_moved_4_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_moved_4 * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_moved_4
     d_S_moved_4 = d_S_moved_4_via_read + d_S_next
@@ -122,13 +120,9 @@ def recurrent_step_backward(q, k, v, beta, lam, mu, scale, S, d_o, d_S_next):
     d_beta_via_u_2 = d_beta_via_u.sum(-1)
     d_prediction_via_u = -beta[..., None] * d_u_via_push_2
     d_v_via_u = beta[..., None] * d_u_via_push_2
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_S_via_products = d_products_via_prediction * k[..., :, None]
-    d_k_via_products = S * d_products_via_prediction
+    d_S_via_products = d_prediction_via_u[..., None, :] * k[..., :, None]
+    d_k_via_products = S * d_prediction_via_u[..., None, :]
     d_k_via_products_2 = d_k_via_products.sum(-1)
     # adjoint of S_mirrored_factor
     d_lam_via_S_mirrored_factor = -d_S_mirrored_factor_via_S_mirrored_2_2 / ((lam + 1.0) ** 2)

@@ -245,13 +245,11 @@ def token_scan_reverse(
             S_moved_4 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, S_moved_3, 0.0)
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_moved_4 * d_read_via_total
+            d_q_via_read = S_moved_4 * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_moved_4_via_read = d_read_via_total * q[:, None]
+            d_S_moved_4_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_moved_4
             d_S_moved_4 = d_S_moved_4_via_read + d_S_next
             d_S_moved_3_via_S_moved_4 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_S_moved_4, 0.0)
@@ -266,10 +264,8 @@ def token_scan_reverse(
             d_u_via_push_2 = tl.sum(d_u_via_push, 0)
             # adjoint of u
             d_prediction_via_u = -beta * d_u_via_push_2
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = S * d_products_via_prediction
+            d_k_via_products = S * d_prediction_via_u[None, :]
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # adjoint of push
             d_k_via_push = d_push_via_S_mirrored_2 * u[None, :]
@@ -312,7 +308,7 @@ def token_scan_reverse(
             # adjoint of S_inside
             d_S_via_S_inside = tl.where(tl.arange(0, BK)[:, None] < K, d_S_inside_via_S_inside_2, 0.0)
             # adjoint of products
-            d_S_via_products = d_products_via_prediction * k[:, None]
+            d_S_via_products = d_prediction_via_u[None, :] * k[:, None]
             # gradient
             d_S = d_S_via_S_inside + d_S_via_products
             d_S_next = d_S

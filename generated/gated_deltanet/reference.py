@@ -198,7 +198,6 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_carried_out_factor
@@ -209,7 +208,7 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -264,11 +263,9 @@ def recurrent_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     S_next = k[..., :, None] * u[..., None, :] + retained
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -281,14 +278,10 @@ def recurrent_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_beta_via_u_2 = d_beta_via_u.sum(-1)
     d_prediction_via_u = -beta[..., None] * d_u_via_S_next_2
     d_v_via_u = beta[..., None] * d_u_via_S_next_2
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_k_via_products = d_products_via_prediction * retained
+    d_k_via_products = d_prediction_via_u[..., None, :] * retained
     d_k_via_products_2 = d_k_via_products.sum(-1)
-    d_retained_via_products = d_products_via_prediction * k[..., :, None]
+    d_retained_via_products = d_prediction_via_u[..., None, :] * k[..., :, None]
     # adjoint of retained
     d_retained = d_S_next_2 + d_retained_via_products
     d_S_via_retained = d_retained * decay[..., None, None]

@@ -924,7 +924,6 @@ def chunk_gradients_joint(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of rhs_factor_2
         d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
         # adjoint of fine_after
@@ -939,7 +938,7 @@ def chunk_gradients_joint(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1222,7 +1221,6 @@ def chunk_gradients_joint(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of rhs_factor_2
         d_coarse_sum_via_rhs_factor_2 = d_rhs_factor_2_via_rhs_2_2 * rhs_factor_2
         # adjoint of fine_after
@@ -1237,7 +1235,7 @@ def chunk_gradients_joint(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1738,13 +1736,11 @@ def token_scan_reverse(
             S_next = k[:, None] * u[None, :] + k_2[:, None] * u_2[None, :] + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]
@@ -1753,10 +1749,8 @@ def token_scan_reverse(
             d_u_2_via_S_next_2 = tl.sum(d_u_2_via_S_next, 0)
             # adjoint of u_2
             d_prediction_2_via_u_2 = -beta_2 * d_u_2_via_S_next_2
-            # adjoint of prediction_2
-            d_products_2_via_prediction_2 = tl.broadcast_to(d_prediction_2_via_u_2[None, :], [BK, BV])
             # adjoint of products_2
-            d_S_so_far_via_products_2 = d_products_2_via_prediction_2 * k_2[:, None]
+            d_S_so_far_via_products_2 = d_prediction_2_via_u_2[None, :] * k_2[:, None]
             # adjoint of S_so_far
             d_k_via_S_so_far = d_S_so_far_via_products_2 * u[None, :]
             d_k_via_S_so_far_2 = tl.sum(d_k_via_S_so_far, 1)
@@ -1769,10 +1763,8 @@ def token_scan_reverse(
             # adjoint of u
             d_u = d_u_via_S_next_2 + d_u_via_S_so_far_2
             d_prediction_via_u = -beta * d_u
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = d_products_via_prediction * retained
+            d_k_via_products = d_prediction_via_u[None, :] * retained
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_S_so_far_2 + d_k_via_products_2
@@ -1781,7 +1773,7 @@ def token_scan_reverse(
             d_v_via_u = beta * d_u
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v_via_u, V, BV, i_v * BV)
             # adjoint of products
-            d_retained_via_products = d_products_via_prediction * k[:, None]
+            d_retained_via_products = d_prediction_via_u[None, :] * k[:, None]
             # adjoint of retained
             d_retained = d_S_next_2 + d_S_so_far_via_products_2 + d_retained_via_products
             d_decay_via_retained = S * d_retained
@@ -1806,7 +1798,7 @@ def token_scan_reverse(
             d_k_2_via_S_next = d_S_next_2 * u_2[None, :]
             d_k_2_via_S_next_2 = tl.sum(d_k_2_via_S_next, 1)
             # adjoint of products_2
-            d_k_2_via_products_2 = S_so_far * d_products_2_via_prediction_2
+            d_k_2_via_products_2 = S_so_far * d_prediction_2_via_u_2[None, :]
             d_k_2_via_products_2_2 = tl.sum(d_k_2_via_products_2, 1)
             # gradient
             d_k_2 = d_k_2_via_S_next_2 + d_k_2_via_products_2_2

@@ -347,7 +347,6 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_carried_out_factor
@@ -359,7 +358,7 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -453,11 +452,9 @@ def recurrent_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d
     S_next = k[..., :, None] * u[..., None, :] + k_2[..., :, None] * u_2[..., None, :] + retained
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -474,13 +471,9 @@ def recurrent_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d
     d_beta_2_via_u_2_2 = d_beta_2_via_u_2.sum(-1)
     d_prediction_2_via_u_2 = -beta_2[..., None] * d_u_2_via_S_next_2
     d_v_2_via_u_2 = beta_2[..., None] * d_u_2_via_S_next_2
-    # adjoint of prediction_2
-    d_products_2_via_prediction_2 = (d_prediction_2_via_u_2[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products_2
-    d_S_so_far_via_products_2 = d_products_2_via_prediction_2 * k_2[..., :, None]
-    d_k_2_via_products_2 = S_so_far * d_products_2_via_prediction_2
+    d_S_so_far_via_products_2 = d_prediction_2_via_u_2[..., None, :] * k_2[..., :, None]
+    d_k_2_via_products_2 = S_so_far * d_prediction_2_via_u_2[..., None, :]
     d_k_2_via_products_2_2 = d_k_2_via_products_2.sum(-1)
     # adjoint of S_so_far
     d_k_via_S_so_far = d_S_so_far_via_products_2 * u[..., None, :]
@@ -493,14 +486,10 @@ def recurrent_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d
     d_beta_via_u_2 = d_beta_via_u.sum(-1)
     d_prediction_via_u = -beta[..., None] * d_u
     d_v_via_u = beta[..., None] * d_u
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_k_via_products = d_products_via_prediction * retained
+    d_k_via_products = d_prediction_via_u[..., None, :] * retained
     d_k_via_products_2 = d_k_via_products.sum(-1)
-    d_retained_via_products = d_products_via_prediction * k[..., :, None]
+    d_retained_via_products = d_prediction_via_u[..., None, :] * k[..., :, None]
     # adjoint of retained
     d_retained = d_S_next_2 + d_S_so_far_via_products_2 + d_retained_via_products
     d_S_via_retained = d_retained * decay[..., None, None]

@@ -530,10 +530,8 @@ def chunk_gradients_keys(
             _factor1 = (q.to(tl.float32) * _decay).to(dtype)
             d_k_s_via_scores += decayed_back(tl.trans(_d_scores_below), _across, _decay, _factor1, PRECISION)
         d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)
-        # adjoint of self_read
-        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
         # adjoint of self_terms
-        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
+        d_q_via_self_terms = d_self_read_via_carried_out_factor[:, None] * k.to(tl.float32)
         # gradient
         d_q_so_far = d_q_via_scores + d_q_via_self_terms
         # adjoint of scores
@@ -541,7 +539,7 @@ def chunk_gradients_keys(
         # adjoint of steps_until
         d_steps_until_so_far = d_log_decay_valid_via_scores + d_log_decay_valid_via_scores_2
         # adjoint of self_terms
-        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
+        d_k_via_self_terms = d_self_read_via_carried_out_factor[:, None] * q.to(tl.float32)
         # gradient
         d_k_so_far = d_k_s_via_scores + d_k_via_self_terms
         d_S_next = load_rows(
@@ -565,10 +563,8 @@ def chunk_gradients_keys(
         kept_factor = load_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, K, BK, i_p * BK)
         # adjoint of kept_factor
         d_steps_total_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # adjoint of steps_total
-        d_log_decay_valid_via_steps_total = tl.broadcast_to(d_steps_total_via_kept_factor[None, :], [BT, BK])
         # adjoint of log_decay_valid
-        d_log_decay_valid_so_far = d_log_decay_valid_via_steps_after + d_log_decay_valid_via_steps_total
+        d_log_decay_valid_so_far = d_log_decay_valid_via_steps_after + d_steps_total_via_kept_factor[None, :]
         # adjoint of kept_keys
         d_k_via_kept_keys = d_kept_keys * exp(steps_after)
         # gradient
@@ -960,13 +956,11 @@ def token_scan_reverse(
             S_next = k[:, None] * v[None, :] + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * v[None, :]

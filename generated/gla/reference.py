@@ -122,13 +122,9 @@ def chunk_step_backward(q, k, v, g, scale, S, d_o, d_S_next):
     d_v_via_carried_out = carried_out_factor[..., :, None] * d_o
     # adjoint of carried_out_factor
     d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
-    # adjoint of self_read
-    d_self_terms_via_self_read = (d_self_read_via_carried_out_factor[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
     # adjoint of self_terms
-    d_k_via_self_terms = d_self_terms_via_self_read * q
-    d_q_via_self_terms = d_self_terms_via_self_read * k
+    d_k_via_self_terms = d_self_read_via_carried_out_factor[..., :, None] * q
+    d_q_via_self_terms = d_self_read_via_carried_out_factor[..., :, None] * k
     # adjoint of q_decayed
     d_q_decayed = d_o @ S.mT
     d_q_via_q_decayed = d_q_decayed * scale * torch.exp(steps_until)
@@ -144,10 +140,6 @@ def chunk_step_backward(q, k, v, g, scale, S, d_o, d_S_next):
     d_log_decay_valid_via_scores_2 = -d_k_s_via_scores * k
     # adjoint of v_s
     d_v_s = attention.mT @ d_o
-    # adjoint of steps_total
-    d_log_decay_valid_via_steps_total = (d_steps_total_via_kept_factor[..., None, :]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
     # adjoint of steps_after
     d_log_decay_valid_via_steps_after = delayed(d_steps_after_via_kept_keys, -2, 1).cumsum(-2)
     # adjoint of steps_until
@@ -158,8 +150,8 @@ def chunk_step_backward(q, k, v, g, scale, S, d_o, d_S_next):
     # adjoint of log_decay_valid
     d_log_decay_valid = (
         d_log_decay_valid_via_steps_after
-        + d_log_decay_valid_via_steps_total
         + d_log_decay_valid_via_steps_until
+        + d_steps_total_via_kept_factor[..., None, :]
     )
     d_log_decay_bounded_via_log_decay_valid = d_log_decay_valid
     # adjoint of log_decay_bounded
@@ -198,11 +190,9 @@ def recurrent_step_backward(q, k, v, g, scale, S, d_o, d_S_next):
     S_next = k[..., :, None] * v[..., None, :] + retained
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read

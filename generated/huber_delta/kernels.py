@@ -868,11 +868,6 @@ def chunk_gradients_nonlinear(
         store_rows(d_k_ptr + i_h * K, tl.trans(d_k_2), token, left, HV * K, K, BT, BK, 0)
         store_vector(d_beta_ptr + i_h, d_beta_via_error_2, token, left, HV, BT)
         store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
-        # adjoint of seen_factor
-        d_coarse_before_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
-        # adjoint of fine_before
-        d_fine_before = d_coarse_before_via_seen_factor + d_fine_before_via_fine_gap
-        d_fine_via_fine_before = -d_fine_before
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
@@ -883,7 +878,11 @@ def chunk_gradients_nonlinear(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of seen_factor
+        d_coarse_before_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
+        # adjoint of fine_before
+        d_fine_before = d_coarse_before_via_seen_factor + d_fine_before_via_fine_gap
+        d_fine_via_fine_before = -d_fine_before
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
@@ -892,7 +891,7 @@ def chunk_gradients_nonlinear(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_before + d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_before + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1090,11 +1089,6 @@ def chunk_gradients_nonlinear(
         store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
         store_vector(d_beta_ptr + i_h, d_beta_via_error_2, token, left, HV, BT)
         store_vector(d_delta_ptr + i_h, d_delta_via_error_2, token, left, HV, BT)
-        # adjoint of seen_factor
-        d_coarse_before_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
-        # adjoint of fine_before
-        d_fine_before = d_coarse_before_via_seen_factor + d_fine_before_via_fine_gap
-        d_fine_via_fine_before = -d_fine_before
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
         kept_factor = exp(coarse_chunk + fine_chunk)
         # adjoint of kept_factor
@@ -1105,7 +1099,11 @@ def chunk_gradients_nonlinear(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+        # adjoint of seen_factor
+        d_coarse_before_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
+        # adjoint of fine_before
+        d_fine_before = d_coarse_before_via_seen_factor + d_fine_before_via_fine_gap
+        d_fine_via_fine_before = -d_fine_before
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
@@ -1114,7 +1112,7 @@ def chunk_gradients_nonlinear(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_before + d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_before + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1379,13 +1377,11 @@ def token_scan_reverse(
             S_next = k[:, None] * u[None, :] + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]
@@ -1398,10 +1394,8 @@ def token_scan_reverse(
             d_prediction_via_error = (
                 beta * d_error_via_u * tl.where(tl.abs(prediction - v) <= delta, 1.0, 0.0)
             )
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_error[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = S * d_products_via_prediction
+            d_k_via_products = S * d_prediction_via_error[None, :]
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_products_2
@@ -1433,7 +1427,7 @@ def token_scan_reverse(
                 d_delta_via_error_2.to(d_delta_ptr.dtype.element_ty),
             )
             # adjoint of products
-            d_S_via_products = d_products_via_prediction * k[:, None]
+            d_S_via_products = d_prediction_via_error[None, :] * k[:, None]
             # adjoint of retained
             d_S_via_retained = d_S_next_2 * decay
             # gradient

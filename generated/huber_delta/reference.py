@@ -326,7 +326,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_fine_via_fine_before = -d_fine_before
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_carried_out_factor
@@ -337,7 +336,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_before + d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_before + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -401,11 +400,9 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     S_next = k[..., :, None] * u[..., None, :] + retained
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -431,13 +428,9 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_v_via_error = (
         -beta[..., None] * d_error_via_u * choose(torch.abs(prediction - v), delta[..., None], 1.0, 0.0)
     )
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_error[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_S_via_products = d_products_via_prediction * k[..., :, None]
-    d_k_via_products = S * d_products_via_prediction
+    d_S_via_products = d_prediction_via_error[..., None, :] * k[..., :, None]
+    d_k_via_products = S * d_prediction_via_error[..., None, :]
     d_k_via_products_2 = d_k_via_products.sum(-1)
     # adjoint of retained
     d_S_via_retained = d_S_next_2 * decay[..., None, None]

@@ -915,7 +915,6 @@ def chunk_gradients_nonlinear(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of seen_factor
         d_coarse_sum_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
         # adjoint of fine_after
@@ -929,7 +928,7 @@ def chunk_gradients_nonlinear(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1156,7 +1155,6 @@ def chunk_gradients_nonlinear(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of seen_factor
         d_coarse_sum_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
         # adjoint of fine_after
@@ -1170,7 +1168,7 @@ def chunk_gradients_nonlinear(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1460,13 +1458,11 @@ def token_scan_reverse(
             S_next = k[:, None] * u[None, :] + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]
@@ -1479,10 +1475,8 @@ def token_scan_reverse(
             d_prediction_via_error = (
                 d_error_via_u * error_factor * tl.where(tl.abs(prediction - v) <= error_factor_2, 1.0, 0.0)
             )
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_error[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = d_products_via_prediction * retained
+            d_k_via_products = d_prediction_via_error[None, :] * retained
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # adjoint of error
             d_error_factor_via_error = d_error_via_u * clip(prediction - v, error_factor_2)
@@ -1503,9 +1497,8 @@ def token_scan_reverse(
             d_sum_2_via_error_factor_2 = beta * d_error_factor_2_via_error_2 * delta
             # adjoint of sum_2
             d_sum_2 = d_sum_2_via_error_factor + d_sum_2_via_error_factor_2
-            d_summands_via_sum_2 = tl.broadcast_to(d_sum_2, [BK])
             # adjoint of summands
-            d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
+            d_k_via_summands = 2.0 * d_sum_2 * k
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
             store_row(d_k_ptr + i_h * K + (partial + token) * HV * K, d_k, K, BK, 0)
@@ -1515,7 +1508,7 @@ def token_scan_reverse(
             )
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v_via_error, V, BV, i_v * BV)
             # adjoint of products
-            d_retained_via_products = d_products_via_prediction * k[:, None]
+            d_retained_via_products = d_prediction_via_error[None, :] * k[:, None]
             # adjoint of retained
             d_retained = d_S_next_2 + d_retained_via_products
             d_decay_via_retained = S * d_retained

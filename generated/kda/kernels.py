@@ -709,10 +709,8 @@ def chunk_gradients_keys(
             d_k_via_overlap += decayed_back(d_overlap_below, _across, _decay, _factor0, PRECISION)
             d_k_s_via_overlap += decayed_back(tl.trans(d_overlap_below), _across, _decay, _factor0, PRECISION)
         d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)
-        # adjoint of self_read
-        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
         # adjoint of self_terms
-        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
+        d_q_via_self_terms = d_self_read_via_carried_out_factor[:, None] * k.to(tl.float32)
         # gradient
         d_q_so_far = d_q_via_scores + d_q_via_self_terms
         # adjoint of scores
@@ -724,7 +722,7 @@ def chunk_gradients_keys(
         # adjoint of steps_until
         d_steps_until_so_far_2 = d_log_decay_valid_via_overlap + d_steps_until_so_far
         # adjoint of self_terms
-        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
+        d_k_via_self_terms = d_self_read_via_carried_out_factor[:, None] * q.to(tl.float32)
         # gradient
         d_k_so_far = d_k_via_overlap + d_k_via_self_terms
         # adjoint of overlap
@@ -756,10 +754,8 @@ def chunk_gradients_keys(
         kept_factor = load_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, K, BK, i_p * BK)
         # adjoint of kept_factor
         d_steps_total_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # adjoint of steps_total
-        d_log_decay_valid_via_steps_total = tl.broadcast_to(d_steps_total_via_kept_factor[None, :], [BT, BK])
         # adjoint of log_decay_valid
-        d_log_decay_valid_so_far = d_log_decay_valid_via_steps_after + d_log_decay_valid_via_steps_total
+        d_log_decay_valid_so_far = d_log_decay_valid_via_steps_after + d_steps_total_via_kept_factor[None, :]
         # adjoint of kept_keys
         d_k_via_kept_keys = d_kept_keys * exp(steps_after)
         # gradient
@@ -1211,13 +1207,11 @@ def token_scan_reverse(
             S_next = k[:, None] * u[None, :] + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]
@@ -1226,10 +1220,8 @@ def token_scan_reverse(
             d_u_via_S_next_2 = tl.sum(d_u_via_S_next, 0)
             # adjoint of u
             d_prediction_via_u = -beta * d_u_via_S_next_2
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = d_products_via_prediction * retained
+            d_k_via_products = d_prediction_via_u[None, :] * retained
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_products_2
@@ -1238,7 +1230,7 @@ def token_scan_reverse(
             d_v_via_u = beta * d_u_via_S_next_2
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v_via_u, V, BV, i_v * BV)
             # adjoint of products
-            d_retained_via_products = d_products_via_prediction * k[:, None]
+            d_retained_via_products = d_prediction_via_u[None, :] * k[:, None]
             # adjoint of retained
             d_retained = d_S_next_2 + d_retained_via_products
             d_decay_via_retained = S * d_retained

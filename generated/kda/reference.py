@@ -146,13 +146,9 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_u_via_carried_out = carried_out_factor[..., :, None] * d_o
     # adjoint of carried_out_factor
     d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
-    # adjoint of self_read
-    d_self_terms_via_self_read = (d_self_read_via_carried_out_factor[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
     # adjoint of self_terms
-    d_k_via_self_terms = d_self_terms_via_self_read * q
-    d_q_via_self_terms = d_self_terms_via_self_read * k
+    d_k_via_self_terms = d_self_read_via_carried_out_factor[..., :, None] * q
+    d_q_via_self_terms = d_self_read_via_carried_out_factor[..., :, None] * k
     # adjoint of q_decayed
     d_q_decayed = d_o @ S.mT
     d_q_via_q_decayed = d_q_decayed * scale * torch.exp(steps_until)
@@ -194,10 +190,6 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_k_s_via_overlap = decayed_t(d_overlap_below, k, log_decay_valid, True)
     d_log_decay_valid_via_overlap = d_k_via_overlap * k
     d_log_decay_valid_via_overlap_2 = -d_k_s_via_overlap * k
-    # adjoint of steps_total
-    d_log_decay_valid_via_steps_total = (d_steps_total_via_kept_factor[..., None, :]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
     # adjoint of steps_after
     d_log_decay_valid_via_steps_after = delayed(d_steps_after_via_kept_keys, -2, 1).cumsum(-2)
     # adjoint of steps_until
@@ -213,8 +205,8 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     # adjoint of log_decay_valid
     d_log_decay_valid = (
         d_log_decay_valid_via_steps_after
-        + d_log_decay_valid_via_steps_total
         + d_log_decay_valid_via_steps_until
+        + d_steps_total_via_kept_factor[..., None, :]
     )
     d_log_decay_bounded_via_log_decay_valid = d_log_decay_valid
     # adjoint of log_decay_bounded
@@ -265,11 +257,9 @@ def recurrent_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     S_next = k[..., :, None] * u[..., None, :] + retained
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -282,14 +272,10 @@ def recurrent_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     d_beta_via_u_2 = d_beta_via_u.sum(-1)
     d_prediction_via_u = -beta[..., None] * d_u_via_S_next_2
     d_v_via_u = beta[..., None] * d_u_via_S_next_2
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_k_via_products = d_products_via_prediction * retained
+    d_k_via_products = d_prediction_via_u[..., None, :] * retained
     d_k_via_products_2 = d_k_via_products.sum(-1)
-    d_retained_via_products = d_products_via_prediction * k[..., :, None]
+    d_retained_via_products = d_prediction_via_u[..., None, :] * k[..., :, None]
     # adjoint of retained
     d_retained = d_S_next_2 + d_retained_via_products
     d_S_via_retained = d_retained * decay[..., :, None]

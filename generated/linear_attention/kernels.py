@@ -656,13 +656,11 @@ def token_scan_reverse(
             S_next = S + k[:, None] * v[None, :]
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * v[None, :]

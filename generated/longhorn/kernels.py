@@ -1064,13 +1064,11 @@ def token_scan_reverse(
             S_next = S + k[:, None] * u[None, :]
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]
@@ -1079,20 +1077,16 @@ def token_scan_reverse(
             d_u_via_S_next_2 = tl.sum(d_u_via_S_next, 0)
             # adjoint of u
             d_prediction_via_u = -d_u_via_S_next_2 * u_factor
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = S * d_products_via_prediction
+            d_k_via_products = S * d_prediction_via_u[None, :]
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # adjoint of u
             d_u_factor_via_u = d_u_via_S_next_2 * (-prediction + v)
             d_u_factor_via_u_2 = tl.sum(d_u_factor_via_u)
             # adjoint of u_factor
             d_sum_2_via_u_factor = -d_u_factor_via_u_2 * beta * beta / whole_power(beta * sum_2 + 1.0, 2)
-            # adjoint of sum_2
-            d_summands_via_sum_2 = tl.broadcast_to(d_sum_2_via_u_factor, [BK])
             # adjoint of summands
-            d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
+            d_k_via_summands = 2.0 * d_sum_2_via_u_factor * k
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
             store_row(d_k_ptr + i_h * K + (partial + token) * HV * K, d_k, K, BK, 0)
@@ -1107,7 +1101,7 @@ def token_scan_reverse(
                 d_beta_ptr + i_h + (partial + token) * HV, d_beta_via_u_factor.to(d_beta_ptr.dtype.element_ty)
             )
             # adjoint of products
-            d_S_via_products = d_products_via_prediction * k[:, None]
+            d_S_via_products = d_prediction_via_u[None, :] * k[:, None]
             # gradient
             d_S = d_S_next_2 + d_S_via_products
             d_S_next = d_S

@@ -128,12 +128,8 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     d_k_s_2 = d_k_s + d_overlap_via_earlier.mT @ k
     # adjoint of sum_2_valid
     d_sum_2_via_sum_2_valid = d_sum_2_valid_via_rate
-    # adjoint of sum_2
-    d_summands_via_sum_2 = (d_sum_2_via_sum_2_valid[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
     # adjoint of summands
-    d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
+    d_k_via_summands = 2.0 * d_sum_2_via_sum_2_valid[..., :, None] * k
     # gradient
     d_q = d_overlap_q_via_attention @ k
     d_q_2 = d_q + d_inherited_via_carried_out @ S.mT
@@ -183,11 +179,9 @@ def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     S_next = S + k[..., :, None] * u[..., None, :]
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -205,18 +199,12 @@ def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
         -beta * sum_2 / ((beta * sum_2 + 1.0) ** 2) + 1.0 / (beta * sum_2 + 1.0)
     )
     d_sum_2_via_u_factor = -d_u_factor_via_u_2 * beta * beta / ((beta * sum_2 + 1.0) ** 2)
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_S_via_products = d_products_via_prediction * k[..., :, None]
-    d_k_via_products = S * d_products_via_prediction
+    d_S_via_products = d_prediction_via_u[..., None, :] * k[..., :, None]
+    d_k_via_products = S * d_prediction_via_u[..., None, :]
     d_k_via_products_2 = d_k_via_products.sum(-1)
-    # adjoint of sum_2
-    d_summands_via_sum_2 = (d_sum_2_via_u_factor[..., None]).expand(*v.shape[:2], k.shape[-1])
     # adjoint of summands
-    d_k_via_summands = 2.0 * d_summands_via_sum_2 * k
+    d_k_via_summands = 2.0 * d_sum_2_via_u_factor[..., None] * k
     # gradient
     d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
     d_S = d_S_next_2 + d_S_via_products

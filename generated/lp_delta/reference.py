@@ -215,11 +215,9 @@ def recurrent_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     S_next = S + k[..., :, None] * u[..., None, :]
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -237,13 +235,9 @@ def recurrent_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     # adjoint of error_factor
     d_beta_via_error_factor = d_error_factor_via_error_2 * rate
     d_rate_via_error_factor = beta * d_error_factor_via_error_2
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_error[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_S_via_products = d_products_via_prediction * k[..., :, None]
-    d_k_via_products = S * d_products_via_prediction
+    d_S_via_products = d_prediction_via_error[..., None, :] * k[..., :, None]
+    d_k_via_products = S * d_prediction_via_error[..., None, :]
     d_k_via_products_2 = d_k_via_products.sum(-1)
     # gradient
     d_k = d_k_via_S_next_2 + d_k_via_products_2

@@ -342,10 +342,8 @@ def entry_scan_reverse(
             S_after = S_before * transition_valid + added
             # adjoint of answer
             d_total_via_answer = d_o.to(tl.float32) * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_answer[:, None, :], [BT, BK, BV])
             # adjoint of read
-            d_q_via_read = S_after * d_read_via_total
+            d_q_via_read = S_after * d_total_via_answer[:, None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 2)
             store_rows(
                 d_q_ptr + i_h * K + partial * HV * K, d_q_via_read_2, token, left, HV * K, K, BT, BK, 0
@@ -355,7 +353,7 @@ def entry_scan_reverse(
             # adjoint of S_last
             d_S_after_via_S_last = tl.where((t == BT - 1)[:, None, None], d_S_last_via_S_next, 0.0)
             # adjoint of read
-            d_S_after_via_read = d_read_via_total * q.to(tl.float32)[:, :, None]
+            d_S_after_via_read = d_total_via_answer[:, None, :] * q.to(tl.float32)[:, :, None]
             # adjoint of S_after
             d_S_after = d_S_after_via_S_last + d_S_after_via_read
             d_S_before_via_S_after = d_S_after * transition_valid
@@ -589,13 +587,11 @@ def token_scan_reverse(
             S_next = k[:, None] * u[None, :] + retained
             # adjoint of answer
             d_total_via_answer = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_answer[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_answer[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_answer[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]

@@ -87,13 +87,9 @@ def chunk_step_backward(q, k, v, dt, A, skip, scale, S, d_o, d_S_next):
     d_v_via_o = d_o * skip_once[..., None, :]
     # adjoint of answer
     d_total_via_answer = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_answer[..., :, None, :]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1], v.shape[-1]
-    )
     # adjoint of read
-    d_S_after_via_read = d_read_via_total * q[..., :, :, None]
-    d_q_via_read = S_after * d_read_via_total
+    d_S_after_via_read = d_total_via_answer[..., :, None, :] * q[..., :, :, None]
+    d_q_via_read = S_after * d_total_via_answer[..., :, None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_last_via_S_next = (d_S_next[..., None, :, :]).expand(
@@ -188,11 +184,9 @@ def recurrent_step_backward(q, k, v, dt, A, skip, scale, S, d_o, d_S_next):
     d_v_via_o = d_o * skip
     # adjoint of answer
     d_total_via_answer = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_answer[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_answer[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_answer[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read

@@ -459,14 +459,13 @@ def chunk_gradients(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
         d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -596,14 +595,13 @@ def chunk_gradients(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
         d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1027,13 +1025,11 @@ def token_scan_reverse(
             S_next = k[:, None] * u[None, :] + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]

@@ -1751,7 +1751,6 @@ def deep_scan_reverse_panels(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of layer1_carried_factor
         d_layer1_carried_factor = (
             d_layer1_carried_factor_via_layer1_carried_2 + d_layer1_carried_factor_via_layer2_carried_2
@@ -1763,7 +1762,7 @@ def deep_scan_reverse_panels(
         d_fine_sum = d_coarse_sum_via_layer1_carried_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -2141,8 +2140,7 @@ def deep_token_scan_reverse_whole(
             # loss, line 35: norm2(p - v) / 2
             u = -predicted * theta + theta * v
             # update, line 41
-            d_layer2_terms_via_layer2 = tl.broadcast_to(u[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W_inside_3_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W_inside_3_start * u[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -2240,8 +2238,7 @@ def deep_token_scan_reverse_whole(
             # loss, line 35: norm2(p - v) / 2
             u = -predicted * theta + theta * v
             # update, line 41
-            d_layer2_terms_via_layer2 = tl.broadcast_to(u[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W_inside_3_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W_inside_3_start * u[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -2261,10 +2258,8 @@ def deep_token_scan_reverse_whole(
             W_inside_3_start_2_kept = W_inside_3_start_2 * decay
             # update, line 41
             W2_moving_next = W_inside_3_start_2_kept + hidden[:, None] * u[None, :]
-            # adjoint of layer2_read
-            d_layer2_read_terms_via_layer2_read = tl.broadcast_to(d_o[None, :], [BH, BV])
             # adjoint of layer2_read_terms
-            d_hidden_2_via_layer2_read_terms = W2_moving_next * d_layer2_read_terms_via_layer2_read
+            d_hidden_2_via_layer2_read_terms = W2_moving_next * d_o[None, :]
             d_hidden_2_via_layer2_read_terms_2 = tl.sum(d_hidden_2_via_layer2_read_terms, 1)
             # read-out
             query = q * scale
@@ -2293,16 +2288,15 @@ def deep_token_scan_reverse_whole(
             d_layer1_read_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * gate_2
             # adjoint of layer1_read
             d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-            d_layer1_read_terms_via_layer1_read = tl.broadcast_to(d_layer1_read[None, :], [BK, BH])
             # adjoint of layer1_read_terms
-            d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read_terms_via_layer1_read
+            d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read[None, :]
             d_query_via_layer1_read_terms_2 = tl.sum(d_query_via_layer1_read_terms, 1)
             # adjoint of query
             d_query = d_o + d_query_via_layer1_read_terms_2
             d_q_via_query = d_query * scale
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_query, K, BK, 0)
             # adjoint of layer1_read_terms
-            d_W1_moving_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[:, None]
+            d_W1_moving_next_via_layer1_read_terms = d_layer1_read[None, :] * query[:, None]
             # adjoint of W1_moving_next
             d_W1_moving_next_2 = d_W1_moving_next + d_W1_moving_next_via_layer1_read_terms
             d_k_via_W1_moving_next = d_W1_moving_next_2 * d_layer1[None, :]
@@ -2362,7 +2356,7 @@ def deep_token_scan_reverse_whole(
             # read-out
             hidden_2 = gate_2 * layer1_read
             # adjoint of layer2_read_terms
-            d_W2_moving_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[:, None]
+            d_W2_moving_next_via_layer2_read_terms = d_o[None, :] * hidden_2[:, None]
             # adjoint of W2_moving_next
             d_W2_moving_next_2 = d_W2_moving_next + d_W2_moving_next_via_layer2_read_terms
             d_hidden_via_W2_moving_next = d_W2_moving_next_2 * u[None, :]
@@ -2387,24 +2381,14 @@ def deep_token_scan_reverse_whole(
                 d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
                 + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
             )
-            d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = tl.broadcast_to(
-                d_d_hidden_via_layer2_terms_2[:, None], [BH, BV]
-            )
             # adjoint of d_hidden_via_layer2_terms
-            d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-                W_inside_3_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
-            )
-            # adjoint of d_layer2_terms_via_layer2
-            d_u_via_d_layer2_terms_via_layer2 = tl.sum(
-                d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms, 0
-            )
+            d_u_via_d_hidden_via_layer2_terms = W_inside_3_start * d_d_hidden_via_layer2_terms_2[:, None]
+            d_u_via_d_hidden_via_layer2_terms_2 = tl.sum(d_u_via_d_hidden_via_layer2_terms, 0)
             # adjoint of u
-            d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_layer2_terms_via_layer2
+            d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_hidden_via_layer2_terms_2
             d_predicted_via_u = -d_u * theta
-            # adjoint of layer2
-            d_layer2_terms_via_layer2_2 = tl.broadcast_to(d_predicted_via_u[None, :], [BH, BV])
             # adjoint of layer2_terms
-            d_hidden_via_layer2_terms_3 = W_inside_3_start * d_layer2_terms_via_layer2_2
+            d_hidden_via_layer2_terms_3 = W_inside_3_start * d_predicted_via_u[None, :]
             d_hidden_via_layer2_terms_4 = tl.sum(d_hidden_via_layer2_terms_3, 1)
             # adjoint of hidden
             d_hidden = d_hidden_via_W2_moving_next_2 + d_hidden_via_W2_next_2 + d_hidden_via_layer2_terms_4
@@ -2429,9 +2413,8 @@ def deep_token_scan_reverse_whole(
                 + d_layer1_via_gate_2
                 + d_layer1_via_hidden_2
             )
-            d_layer1_terms_via_layer1_2 = tl.broadcast_to(d_layer1_2[None, :], [BK, BH])
             # adjoint of layer1_terms
-            d_k_via_layer1_terms = W_inside_start * d_layer1_terms_via_layer1_2
+            d_k_via_layer1_terms = W_inside_start * d_layer1_2[None, :]
             d_k_via_layer1_terms_2 = tl.sum(d_k_via_layer1_terms, 1)
             # gradient
             d_k = d_k_via_W1_moving_next_2 + d_k_via_W1_next_2 + d_k_via_layer1_terms_2 + d_predicted_via_u
@@ -2471,7 +2454,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of W_inside_3_start_2
             d_W_inside_3_via_W_inside_3_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
             # adjoint of layer1_terms
-            d_W_inside_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[:, None]
+            d_W_inside_start_via_layer1_terms = d_layer1_2[None, :] * k[:, None]
             # adjoint of W_inside_start
             d_W_inside_start = d_W1_anchor_next + d_W_inside_start_via_layer1_terms
             d_W_inside_via_W_inside_start = d_W_inside_3_via_W_inside_3_start_2_factor * d_W_inside_start
@@ -2502,10 +2485,10 @@ def deep_token_scan_reverse_whole(
             d_W2_via_W2_kept = d_W2_next * decay
             # adjoint of d_hidden_via_layer2_terms
             d_W_inside_3_start_via_d_hidden_via_layer2_terms = (
-                d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
+                d_d_hidden_via_layer2_terms_2[:, None] * u[None, :]
             )
             # adjoint of layer2_terms
-            d_W_inside_3_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[:, None]
+            d_W_inside_3_start_via_layer2_terms = d_predicted_via_u[None, :] * hidden[:, None]
             # adjoint of W_inside_3_start
             d_W_inside_3_start = (
                 d_W2_anchor_next

@@ -325,7 +325,6 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_layer1_carried_factor
@@ -335,7 +334,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -431,12 +430,8 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_powers_2_via_W_2 = 4.0 * W_factor_2[..., None, :] * d_W_2_via_W_inside_2
     # adjoint of W_factor_2
     d_sum_S_2_via_W_factor_2 = -d_W_factor_2_via_W_2_2 / (sum_S_2 * sum_S_2)
-    # adjoint of sum_S_2
-    d_powers_2_via_sum_S_2 = (d_sum_S_2_via_W_factor_2[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of powers_2
-    d_powers_2 = d_powers_2_via_W_2 + d_powers_2_via_sum_S_2
+    d_powers_2 = d_powers_2_via_W_2 + d_sum_S_2_via_W_factor_2[..., None, :]
     d_shifted_2_via_powers_2 = d_powers_2 * powers_2
     # adjoint of state_among_2
     d_state_inside_via_state_among_2 = d_shifted_2_via_powers_2
@@ -452,12 +447,8 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_powers_via_W = 4.0 * W_factor[..., None, :] * d_W_via_W_inside
     # adjoint of W_factor
     d_sum_S_via_W_factor = -d_W_factor_via_W_2 / (sum_S * sum_S)
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of powers
-    d_powers = d_powers_via_W + d_powers_via_sum_S
+    d_powers = d_powers_via_W + d_sum_S_via_W_factor[..., None, :]
     d_shifted_via_powers = d_powers * powers
     # adjoint of state_among
     d_W1_via_state_among = d_shifted_via_powers
@@ -518,8 +509,7 @@ def recurrent_step(q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_ancho
     # loss, line 35: norm2(p - v) / 2
     u = -predicted * theta[..., None] + theta[..., None] * v
     # update, line 41
-    d_layer2_terms_via_layer2 = (u[..., None, :]).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
-    d_hidden_via_layer2_terms = W_inside_3_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W_inside_3_start * u[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -622,8 +612,7 @@ def recurrent_step_backward(
     # loss, line 35: norm2(p - v) / 2
     u = -predicted * theta[..., None] + theta[..., None] * v
     # update, line 41
-    d_layer2_terms_via_layer2 = (u[..., None, :]).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
-    d_hidden_via_layer2_terms = W_inside_3_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W_inside_3_start * u[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -655,13 +644,9 @@ def recurrent_step_backward(
         / 1.772453850905516
     )
     hidden_2 = gate_2 * layer1_read
-    # adjoint of layer2_read
-    d_layer2_read_terms_via_layer2_read = (d_o[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_read_terms
-    d_W2_moving_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[..., :, None]
-    d_hidden_2_via_layer2_read_terms = W2_moving_next * d_layer2_read_terms_via_layer2_read
+    d_W2_moving_next_via_layer2_read_terms = d_o[..., None, :] * hidden_2[..., :, None]
+    d_hidden_2_via_layer2_read_terms = W2_moving_next * d_o[..., None, :]
     d_hidden_2_via_layer2_read_terms_2 = d_hidden_2_via_layer2_read_terms.sum(-1)
     # adjoint of hidden_2
     d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
@@ -678,12 +663,9 @@ def recurrent_step_backward(
     )
     # adjoint of layer1_read
     d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-    d_layer1_read_terms_via_layer1_read = (d_layer1_read[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_read_terms
-    d_W1_moving_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[..., :, None]
-    d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read_terms_via_layer1_read
+    d_W1_moving_next_via_layer1_read_terms = d_layer1_read[..., None, :] * query[..., :, None]
+    d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read[..., None, :]
     d_query_via_layer1_read_terms_2 = d_query_via_layer1_read_terms.sum(-1)
     # adjoint of W2_moving_next
     d_W2_moving_next_2 = d_W2_moving_next + d_W2_moving_next_via_layer2_read_terms
@@ -782,31 +764,21 @@ def recurrent_step_backward(
         d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
         + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
     )
-    d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = (
-        d_d_hidden_via_layer2_terms_2[..., :, None]
-    ).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
     # adjoint of d_hidden_via_layer2_terms
     d_W_inside_3_start_via_d_hidden_via_layer2_terms = (
-        d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
+        d_d_hidden_via_layer2_terms_2[..., :, None] * u[..., None, :]
     )
-    d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-        W_inside_3_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
-    )
-    # adjoint of d_layer2_terms_via_layer2
-    d_u_via_d_layer2_terms_via_layer2 = d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms.sum(-2)
+    d_u_via_d_hidden_via_layer2_terms = W_inside_3_start * d_d_hidden_via_layer2_terms_2[..., :, None]
+    d_u_via_d_hidden_via_layer2_terms_2 = d_u_via_d_hidden_via_layer2_terms.sum(-2)
     # adjoint of u
-    d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_layer2_terms_via_layer2
+    d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_hidden_via_layer2_terms_2
     d_predicted_via_u = -d_u * theta[..., None]
     d_theta_via_u = d_u * (-predicted + v)
     d_theta_via_u_2 = d_theta_via_u.sum(-1)
     d_v_via_u = d_u * theta[..., None]
-    # adjoint of layer2
-    d_layer2_terms_via_layer2_2 = (d_predicted_via_u[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_terms
-    d_W_inside_3_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[..., :, None]
-    d_hidden_via_layer2_terms_3 = W_inside_3_start * d_layer2_terms_via_layer2_2
+    d_W_inside_3_start_via_layer2_terms = d_predicted_via_u[..., None, :] * hidden[..., :, None]
+    d_hidden_via_layer2_terms_3 = W_inside_3_start * d_predicted_via_u[..., None, :]
     d_hidden_via_layer2_terms_4 = d_hidden_via_layer2_terms_3.sum(-1)
     # adjoint of hidden
     d_hidden = d_hidden_via_W2_moving_next_2 + d_hidden_via_W2_next_2 + d_hidden_via_layer2_terms_4
@@ -830,12 +802,9 @@ def recurrent_step_backward(
         + d_layer1_via_gate_2
         + d_layer1_via_hidden_2
     )
-    d_layer1_terms_via_layer1_2 = (d_layer1_2[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_terms
-    d_W_inside_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[..., :, None]
-    d_k_via_layer1_terms = W_inside_start * d_layer1_terms_via_layer1_2
+    d_W_inside_start_via_layer1_terms = d_layer1_2[..., None, :] * k[..., :, None]
+    d_k_via_layer1_terms = W_inside_start * d_layer1_2[..., None, :]
     d_k_via_layer1_terms_2 = d_k_via_layer1_terms.sum(-1)
     # adjoint of W_inside_3_start
     d_W_inside_3_start = (
@@ -868,12 +837,8 @@ def recurrent_step_backward(
     d_powers_2_via_W_2 = 4.0 * W_factor_2[..., None, :] * d_W_2_via_W_inside_2
     # adjoint of W_factor_2
     d_sum_S_2_via_W_factor_2 = -d_W_factor_2_via_W_2_2 / (sum_S_2 * sum_S_2)
-    # adjoint of sum_S_2
-    d_powers_2_via_sum_S_2 = (d_sum_S_2_via_W_factor_2[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of powers_2
-    d_powers_2 = d_powers_2_via_W_2 + d_powers_2_via_sum_S_2
+    d_powers_2 = d_powers_2_via_W_2 + d_sum_S_2_via_W_factor_2[..., None, :]
     d_shifted_2_via_powers_2 = d_powers_2 * powers_2
     # adjoint of state_among_2
     d_state_inside_via_state_among_2 = d_shifted_2_via_powers_2
@@ -888,12 +853,8 @@ def recurrent_step_backward(
     d_powers_via_W = 4.0 * W_factor[..., None, :] * d_W_via_W_inside
     # adjoint of W_factor
     d_sum_S_via_W_factor = -d_W_factor_via_W_2 / (sum_S * sum_S)
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of powers
-    d_powers = d_powers_via_W + d_powers_via_sum_S
+    d_powers = d_powers_via_W + d_sum_S_via_W_factor[..., None, :]
     d_shifted_via_powers = d_powers * powers
     # adjoint of state_among
     d_W1_via_state_among = d_shifted_via_powers

@@ -548,14 +548,13 @@ def chunk_gradients(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
         d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -681,14 +680,13 @@ def chunk_gradients(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
         d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1023,17 +1021,15 @@ def token_scan_reverse(
             W_next = W_kept + k[:, None] * u[None, :]
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = W_next * d_read_via_total
+            d_q_via_read = W_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
             # adjoint of S_next
             d_k_via_S_next = d_S_next * u[None, :]
             d_k_via_S_next_2 = tl.sum(d_k_via_S_next, 1)
             # adjoint of read
-            d_W_next_via_read = d_read_via_total * q[:, None]
+            d_W_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of W_next
             d_W_next = d_W_2_next + d_W_next_via_read
             d_k_via_W_next = d_W_next * u[None, :]
@@ -1047,10 +1043,8 @@ def token_scan_reverse(
             # adjoint of u
             d_u = d_u_via_S_next_2 + d_u_via_W_next_2
             d_prediction_via_u = -d_u * theta
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = d_products_via_prediction * start
+            d_k_via_products = d_prediction_via_u[None, :] * start
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_W_next_2 + d_k_via_products_2
@@ -1079,7 +1073,7 @@ def token_scan_reverse(
             # adjoint of start_2
             d_W_inside_via_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
             # adjoint of products
-            d_start_via_products = d_products_via_prediction * k[:, None]
+            d_start_via_products = d_prediction_via_u[None, :] * k[:, None]
             # adjoint of start
             d_start = d_anchor_next + d_start_via_products
             d_W_inside_via_start = d_W_inside_via_start_2_factor * d_start

@@ -179,10 +179,8 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     d_powers_via_W = 16.0 * W_factor[..., None, :] * d_W_via_W_inside
     # adjoint of W_factor
     d_sum_S_via_W_factor = -d_W_factor_via_W_2 / (sum_S * sum_S)
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of powers
-    d_powers = d_powers_via_W + d_powers_via_sum_S
+    d_powers = d_powers_via_W + d_sum_S_via_W_factor[..., None, :]
     d_shifted_via_powers = d_powers * powers
     # adjoint of state_among
     d_state_inside_via_state_among = d_shifted_via_powers
@@ -201,7 +199,6 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_carried_out_factor
@@ -211,7 +208,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -296,11 +293,9 @@ def recurrent_step_backward(
     W_next = W_kept + k[..., :, None] * u[..., None, :]
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_W_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = W_next * d_read_via_total
+    d_W_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = W_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of W_next
     d_W_next = d_W_2_next + d_W_next_via_read
@@ -328,14 +323,10 @@ def recurrent_step_backward(
     d_theta_via_u = d_u * (-prediction + v)
     d_theta_via_u_2 = d_theta_via_u.sum(-1)
     d_v_via_u = d_u * theta[..., None]
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_k_via_products = d_products_via_prediction * start
+    d_k_via_products = d_prediction_via_u[..., None, :] * start
     d_k_via_products_2 = d_k_via_products.sum(-1)
-    d_start_via_products = d_products_via_prediction * k[..., :, None]
+    d_start_via_products = d_prediction_via_u[..., None, :] * k[..., :, None]
     # adjoint of start
     d_start = d_anchor_next + d_start_via_products
     d_W_inside_via_start = d_W_inside_via_start_2_factor[..., None, None] * d_start
@@ -349,10 +340,8 @@ def recurrent_step_backward(
     d_powers_via_W = 16.0 * W_factor[..., None, :] * d_W_via_W_inside
     # adjoint of W_factor
     d_sum_S_via_W_factor = -d_W_factor_via_W_2 / (sum_S * sum_S)
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of powers
-    d_powers = d_powers_via_W + d_powers_via_sum_S
+    d_powers = d_powers_via_W + d_sum_S_via_W_factor[..., None, :]
     d_shifted_via_powers = d_powers * powers
     # adjoint of state_among
     d_state_inside_via_state_among = d_shifted_via_powers

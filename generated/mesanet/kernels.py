@@ -966,14 +966,13 @@ def chunk_gradients_closed(
     d_fine_chunk_via_fine_after = tl.sum(d_fine_after)
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
     # adjoint of fine_after
     d_fine_sum_via_fine_after = -d_fine_after
     # adjoint of fine_sum
     d_fine_sum = d_coarse_sum_via_by_ridge_factor + d_fine_sum_early + d_fine_sum_via_fine_after
     d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
     # adjoint of log_decay_bounded
@@ -1184,10 +1183,8 @@ def token_scan_reverse_whole(
             G_next = G * decay + b[None, :] * k[:, None]
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_x_via_read = G_next * d_read_via_total
+            d_x_via_read = G_next * d_total_via_o[None, :]
             d_x_via_read_2 = tl.sum(d_x_via_read, 1)
             # loss, line 29: norm2(p - v) / 2
             written = beta * k
@@ -1219,7 +1216,6 @@ def token_scan_reverse_whole(
             d_q_via_x *= _d_q_via_x_unit
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_x, K, BK, 0)
             d_q_via_x_negative = -d_q_via_x
-            d_products_again_via_by_H_again = tl.broadcast_to(d_q_via_x_negative[None, :], [BK, BK])
             # update, line 35
             _x_rest, _x_unit = unit_rows(q, 0)
             _x_inverse = 1.0 / lam
@@ -1238,7 +1234,7 @@ def token_scan_reverse_whole(
                     _x_going = tl.max(tl.where(_x_size > _x_enough, 1, 0))
             x *= _x_unit
             # adjoint of x
-            d_H_next_via_products_again = d_products_again_via_by_H_again * x[:, None]
+            d_H_next_via_products_again = d_q_via_x_negative[None, :] * x[:, None]
             # adjoint of H_next
             d_H_next_2 = d_H_next + d_H_next_via_products_again
             d_written_via_H_next = d_H_next_2 * k[:, None]
@@ -1246,7 +1242,7 @@ def token_scan_reverse_whole(
             # adjoint of written
             d_k_j_via_written = beta * d_written_via_H_next_2
             # adjoint of read
-            d_G_next_via_read = d_read_via_total * x[:, None]
+            d_G_next_via_read = d_total_via_o[None, :] * x[:, None]
             # adjoint of G_next
             d_G_next_2 = d_G_next + d_G_next_via_read
             d_k_via_G_next = b[None, :] * d_G_next_2

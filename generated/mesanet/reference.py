@@ -264,7 +264,6 @@ def chunk_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d_G_n
     d_fine_sum_via_fine_after = -d_fine_after
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_by_ridge_factor
@@ -275,7 +274,7 @@ def chunk_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d_G_n
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -353,11 +352,9 @@ def recurrent_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d
     x = conjugate(applied_to, q, lam)
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_G_next_via_read = d_read_via_total * x[..., :, None]
-    d_x_via_read = G_next * d_read_via_total
+    d_G_next_via_read = d_total_via_o[..., None, :] * x[..., :, None]
+    d_x_via_read = G_next * d_total_via_o[..., None, :]
     d_x_via_read_2 = d_x_via_read.sum(-1)
 
     # adjoint of x
@@ -370,10 +367,7 @@ def recurrent_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d
     d_q_via_x = conjugate(applied_to, d_x_via_read_2, lam)
     d_q_via_x_negative = -d_q_via_x
     d_lam_via_applied_again = d_q_via_x_negative * x
-    d_products_again_via_by_H_again = (d_q_via_x_negative[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], k.shape[-1]
-    )
-    d_H_next_via_products_again = d_products_again_via_by_H_again * x[..., :, None]
+    d_H_next_via_products_again = d_q_via_x_negative[..., None, :] * x[..., :, None]
     # adjoint of G_next
     d_G_next_2 = d_G_next + d_G_next_via_read
     d_G_via_G_next = d_G_next_2 * decay[..., None, None]

@@ -952,14 +952,10 @@ def chunk_gradients_masks(
             d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
         )
         tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
-        # adjoint of inherited_steps_2
-        d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(
-            d_inherited_steps_2_via_rhs_2[:, None], [BT, BT]
-        )
         # update, line 29
         momentum_until = exp(coarse_sum_2 + fine_sum_2)
         # adjoint of inherited_2
-        d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
+        d_earlier_steps_via_inherited_2 = d_inherited_steps_2_via_rhs_2[:, None] * momentum_until[None, :]
         # adjoint of earlier_steps
         d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
         d_since_2_via_earlier_steps = tl.where(t[:, None] > t[None, :], d_earlier_steps, 0.0)
@@ -1245,14 +1241,10 @@ def chunk_gradients_masks(
             d_written_factor_via_written_2_2_ptr + i_h, d_written_factor_via_written_2_2, token, left, HV, BT
         )
         tl.store(d_kept_factor_2_via_kept_2_2_ptr + i_chunk * HV + i_h, d_kept_factor_2_via_kept_2_2)
-        # adjoint of inherited_steps_2
-        d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(
-            d_inherited_steps_2_via_rhs_2[:, None], [BT, BT]
-        )
         # update, line 29
         momentum_until = exp(coarse_sum_2 + fine_sum_2)
         # adjoint of inherited_2
-        d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
+        d_earlier_steps_via_inherited_2 = d_inherited_steps_2_via_rhs_2[:, None] * momentum_until[None, :]
         # adjoint of earlier_steps
         d_earlier_steps = d_earlier_steps_via_inherited_2 + d_earlier_steps_via_mask_read
         d_since_2_via_earlier_steps = tl.where(t[:, None] > t[None, :], d_earlier_steps, 0.0)
@@ -1358,33 +1350,13 @@ def chunk_moves(
     log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
     log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
     coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
-    coarse_chunk_2 = tl.sum(coarse_2)
-    fine_2 = -coarse_2 + log_momentum_valid
-    fine_chunk_2 = tl.sum(fine_2)
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
-    # adjoint of kept_factor_2
-    d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2_via_kept_2_2 * kept_factor_2
-    # update, line 29
     coarse_sum_2 = tl.cumsum(coarse_2, 0)
-    coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+    fine_2 = -coarse_2 + log_momentum_valid
     fine_sum_2 = tl.cumsum(fine_2, 0)
-    fine_after_2 = fine_chunk_2 - fine_sum_2
-    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
-    written_factor = exp(coarse_after_2 + fine_after_2)
-    # adjoint of written_factor
-    d_coarse_after_2_via_written_factor = d_written_factor_via_written_2_2 * written_factor
-    # adjoint of fine_after_2
-    d_fine_chunk_2_via_fine_after_2 = tl.sum(d_coarse_after_2_via_written_factor)
-    # adjoint of fine_chunk_2
-    d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
-    d_fine_2_via_fine_chunk_2 = tl.broadcast_to(d_fine_chunk_2, [BT])
     # adjoint of carried_out_factor_2
     d_coarse_sum_2_via_carried_out_factor_2 = (
         d_carried_out_factor_2_via_carried_out_2 * scale * exp(coarse_sum_2 + fine_sum_2)
     )
-    # adjoint of inherited_steps_2
-    d_inherited_2_via_inherited_steps_2 = tl.broadcast_to(d_inherited_steps_2_via_rhs_2[:, None], [BT, BT])
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -1405,14 +1377,10 @@ def chunk_moves(
     # causality
     earlier_steps = tl.where(t[:, None] > t[None, :], since_2, 0.0)
     # adjoint of inherited_2
-    d_momentum_until_s_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * earlier_steps
+    d_momentum_until_s_via_inherited_2 = d_inherited_steps_2_via_rhs_2[:, None] * earlier_steps
     d_momentum_until_s_via_inherited_2_2 = tl.sum(d_momentum_until_s_via_inherited_2, 0)
     # adjoint of carried_out_factor_2
     d_inherited_steps_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * scale
-    # adjoint of inherited_steps
-    d_inherited_via_inherited_steps = tl.broadcast_to(
-        d_inherited_steps_via_carried_out_factor_2[:, None], [BT, BT]
-    )
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_gap_3 = coarse_sum[:, None] - coarse_sum[None, :]
     fine_gap_3 = fine_sum[:, None] - fine_sum[None, :]
@@ -1425,12 +1393,10 @@ def chunk_moves(
     # causality
     earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
     # adjoint of inherited
-    d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
+    d_momentum_until_s_via_inherited = d_inherited_steps_via_carried_out_factor_2[:, None] * earlier_steps_2
     d_momentum_until_s_via_inherited_3 = tl.sum(d_momentum_until_s_via_inherited, 0)
     # adjoint of momentum_until_s
     d_momentum_until_s = d_momentum_until_s_via_inherited_2_2 + d_momentum_until_s_via_inherited_3
-    # adjoint of carried_steps
-    d_steps_until_via_carried_steps = tl.broadcast_to(d_carried_steps_via_kept_2, [BT])
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     coarse_chunk = tl.sum(coarse)
     coarse_after = coarse_chunk - coarse_sum
@@ -1440,15 +1406,21 @@ def chunk_moves(
     decay_after = exp(coarse_after + fine_after)
     decay_after_valid = tl.where(t < left, decay_after, 0.0)
     # adjoint of steps_until
-    d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
+    d_momentum_until_via_steps_until = d_carried_steps_via_kept_2 * decay_after_valid
     # adjoint of momentum_until
     d_momentum_until = d_momentum_until_s + d_momentum_until_via_steps_until
     # update, line 29
     momentum_until = exp(coarse_sum_2 + fine_sum_2)
     # adjoint of momentum_until
     d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
-    # adjoint of written_steps
-    d_steps_after_via_written_steps = tl.broadcast_to(d_written_steps_t_via_written_2[None, :], [BT, BT])
+    # adjoint of mask_past
+    d_since_via_mask_past = tl.dot(
+        tl.trans(earlier_steps_2).to(dtype), d_mask_out_via_attention, input_precision=PRECISION
+    )
+    # adjoint of mask_read
+    d_since_via_mask_read = tl.dot(
+        tl.trans(earlier_steps).to(dtype), d_mask_read_via_system, input_precision=PRECISION
+    )
     # update, line 29
     coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
     fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
@@ -1458,28 +1430,27 @@ def chunk_moves(
     gap_masked = tl.where(t[:, None] >= t[None, :], gap_apart, float("-inf"))
     # update, line 29
     since = exp(gap_masked)
-    # adjoint of steps_after
-    d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
-    # adjoint of mask_past
-    d_since_via_mask_past = tl.dot(
-        tl.trans(earlier_steps_2).to(dtype), d_mask_out_via_attention, input_precision=PRECISION
-    )
-    # adjoint of mask_read
-    d_since_via_mask_read = tl.dot(
-        tl.trans(earlier_steps).to(dtype), d_mask_read_via_system, input_precision=PRECISION
-    )
     # adjoint of since
     d_gap_masked_via_since = (
-        d_decay_after_valid_via_steps_after * decay_after_valid[:, None]
-        + d_mask_out_via_attention.to(tl.float32) * since
+        d_mask_out_via_attention.to(tl.float32) * since
         + d_since_via_mask_past * since
         + d_since_via_mask_read * since
+        + d_written_steps_t_via_written_2[None, :] * decay_after_valid[:, None] * since
     )
     # adjoint of gap_apart
     d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
     # adjoint of fine_gap
     d_fine_sum_2_s_via_fine_gap = -d_gap_via_gap_apart
     d_fine_sum_2_s_via_fine_gap_2 = tl.sum(d_fine_sum_2_s_via_fine_gap, 0)
+    # update, line 29
+    coarse_chunk_2 = tl.sum(coarse_2)
+    coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+    fine_chunk_2 = tl.sum(fine_2)
+    fine_after_2 = fine_chunk_2 - fine_sum_2
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    written_factor = exp(coarse_after_2 + fine_after_2)
+    # adjoint of written_factor
+    d_coarse_after_2_via_written_factor = d_written_factor_via_written_2_2 * written_factor
     # adjoint of fine_after_2
     d_fine_sum_2_via_fine_after_2 = -d_coarse_after_2_via_written_factor
     # adjoint of fine_gap
@@ -1493,8 +1464,16 @@ def chunk_moves(
         + d_fine_sum_2_via_fine_gap
     )
     d_fine_2_via_fine_sum_2 = tl.cumsum(d_fine_sum_2, 0, reverse=True)
+    # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+    kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
+    # adjoint of kept_factor_2
+    d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2_via_kept_2_2 * kept_factor_2
+    # adjoint of fine_after_2
+    d_fine_chunk_2_via_fine_after_2 = tl.sum(d_coarse_after_2_via_written_factor)
+    # adjoint of fine_chunk_2
+    d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
     # adjoint of fine_2
-    d_fine_2 = d_fine_2_via_fine_chunk_2 + d_fine_2_via_fine_sum_2
+    d_fine_2 = d_fine_2_via_fine_sum_2 + d_fine_chunk_2
     # adjoint of log_momentum_valid
     d_log_momentum_bounded_via_log_momentum_valid = tl.where(t < left, d_fine_2, 0.0)
     # adjoint of log_momentum_bounded
@@ -1502,16 +1481,15 @@ def chunk_moves(
         m <= -800.0, 0.0, 1.0
     )
     store_vector(d_m_ptr + i_h, d_m_via_log_momentum_bounded, token, left, HV, BT)
-    # adjoint of fine_before
-    d_fine_via_fine_before = -d_fine_before
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     kept_factor = exp(coarse_chunk + fine_chunk)
     # adjoint of kept_factor
     d_coarse_chunk_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
     # adjoint of steps_after
+    d_decay_after_valid_via_steps_after = d_written_steps_t_via_written_2[None, :] * since
     d_decay_after_valid_via_steps_after_2 = tl.sum(d_decay_after_valid_via_steps_after, 1)
     # adjoint of steps_until
-    d_decay_after_valid_via_steps_until = d_steps_until_via_carried_steps * momentum_until
+    d_decay_after_valid_via_steps_until = d_carried_steps_via_kept_2 * momentum_until
     # adjoint of decay_after_valid
     d_decay_after_valid = d_decay_after_valid_via_steps_after_2 + d_decay_after_valid_via_steps_until
     d_decay_after_via_decay_after_valid = tl.where(t < left, d_decay_after_valid, 0.0)
@@ -1521,13 +1499,14 @@ def chunk_moves(
     d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_decay_after)
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
+    # adjoint of fine_before
+    d_fine_via_fine_before = -d_fine_before
     # read-out
     carried_out_factor = scale * exp(coarse_sum + fine_sum)
     # adjoint of carried_out_factor
     d_coarse_sum_via_carried_out_factor = carried_out_factor * d_carried_out_factor_via_carried_out_2
     # adjoint of inherited_2
-    d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[None, :]
+    d_earlier_steps_via_inherited_2 = d_inherited_steps_2_via_rhs_2[:, None] * momentum_until[None, :]
     # adjoint of mask_read
     d_earlier_steps_via_mask_read = tl.dot(
         d_mask_read_via_system, tl.trans(since).to(dtype), input_precision=PRECISION
@@ -1541,7 +1520,9 @@ def chunk_moves(
     d_fine_sum_s_via_fine_gap_2 = -d_gap_masked_2_via_since_2
     d_fine_sum_s_via_fine_gap_2_2 = tl.sum(d_fine_sum_s_via_fine_gap_2, 0)
     # adjoint of inherited
-    d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[None, :]
+    d_earlier_steps_2_via_inherited = (
+        d_inherited_steps_via_carried_out_factor_2[:, None] * momentum_until[None, :]
+    )
     # adjoint of mask_past
     d_earlier_steps_2_via_mask_past = tl.dot(
         d_mask_out_via_attention, tl.trans(since).to(dtype), input_precision=PRECISION
@@ -1570,7 +1551,7 @@ def chunk_moves(
     )
     d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
     # adjoint of fine
-    d_fine = d_fine_via_fine_before + d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk + d_fine_via_fine_before + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
     # adjoint of log_decay_bounded
@@ -1879,13 +1860,11 @@ def token_scan_reverse(
             S_next = M_next + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             # adjoint of M_next
@@ -1896,10 +1875,8 @@ def token_scan_reverse(
             d_u_via_M_next_2 = tl.sum(d_u_via_M_next, 0)
             # adjoint of u
             d_prediction_via_u = -beta * d_u_via_M_next_2
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = S * d_products_via_prediction
+            d_k_via_products = S * d_prediction_via_u[None, :]
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_M_next_2 + d_k_via_products_2
@@ -1926,7 +1903,7 @@ def token_scan_reverse(
                 d_beta_ptr + i_h + (partial + token) * HV, d_beta_via_u_2.to(d_beta_ptr.dtype.element_ty)
             )
             # adjoint of products
-            d_S_via_products = d_products_via_prediction * k[:, None]
+            d_S_via_products = d_prediction_via_u[None, :] * k[:, None]
             # adjoint of retained
             d_S_via_retained = d_S_next_2 * decay
             # gradient

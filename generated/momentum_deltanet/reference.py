@@ -330,39 +330,31 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_mask_read_via_system = beta[..., :, None] * d_system_via_u_3 * earlier
     # adjoint of earlier
     d_overlap_via_earlier = keep_strict(d_earlier_via_system)
-    # adjoint of inherited_steps_2
-    d_inherited_2_via_inherited_steps_2 = (d_inherited_steps_2_via_rhs_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], tokens[-1]
-    )
     # adjoint of inherited_2
-    d_earlier_steps_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * momentum_until[..., None, :]
-    d_momentum_until_s_via_inherited_2 = d_inherited_2_via_inherited_steps_2 * earlier_steps
-    d_momentum_until_s_via_inherited_2_2 = d_momentum_until_s_via_inherited_2.sum(-2)
-    # adjoint of carried_steps
-    d_steps_until_via_carried_steps = (d_carried_steps_via_kept_2[..., None]).expand(*v.shape[:2], tokens[-1])
-    # adjoint of steps_until
-    d_decay_after_valid_via_steps_until = d_steps_until_via_carried_steps * momentum_until
-    d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
-    # adjoint of written_steps
-    d_steps_after_via_written_steps = (d_written_steps_t_via_written_2[..., None, :]).expand(
-        *v.shape[:2], tokens[-1], tokens[-1]
+    d_earlier_steps_via_inherited_2 = (
+        d_inherited_steps_2_via_rhs_2[..., :, None] * momentum_until[..., None, :]
     )
+    d_momentum_until_s_via_inherited_2 = d_inherited_steps_2_via_rhs_2[..., :, None] * earlier_steps
+    d_momentum_until_s_via_inherited_2_2 = d_momentum_until_s_via_inherited_2.sum(-2)
+    # adjoint of steps_until
+    d_decay_after_valid_via_steps_until = d_carried_steps_via_kept_2[..., None] * momentum_until
+    d_momentum_until_via_steps_until = d_carried_steps_via_kept_2[..., None] * decay_after_valid
     # adjoint of steps_after
-    d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
+    d_decay_after_valid_via_steps_after = d_written_steps_t_via_written_2[..., None, :] * since
     d_decay_after_valid_via_steps_after_2 = d_decay_after_valid_via_steps_after.sum(-1)
-    d_since_via_steps_after = d_steps_after_via_written_steps * decay_after_valid[..., :, None]
+    d_since_via_steps_after = d_written_steps_t_via_written_2[..., None, :] * decay_after_valid[..., :, None]
     # adjoint of decay_after_valid
     d_decay_after_valid = d_decay_after_valid_via_steps_after_2 + d_decay_after_valid_via_steps_until
     d_decay_after_via_decay_after_valid = d_decay_after_valid
     # adjoint of decay_after
     d_coarse_after_via_decay_after = d_decay_after_via_decay_after_valid * decay_after
-    # adjoint of inherited_steps
-    d_inherited_via_inherited_steps = (d_inherited_steps_via_carried_out_factor_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], tokens[-1]
-    )
     # adjoint of inherited
-    d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[..., None, :]
-    d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
+    d_earlier_steps_2_via_inherited = (
+        d_inherited_steps_via_carried_out_factor_2[..., :, None] * momentum_until[..., None, :]
+    )
+    d_momentum_until_s_via_inherited = (
+        d_inherited_steps_via_carried_out_factor_2[..., :, None] * earlier_steps_2
+    )
     d_momentum_until_s_via_inherited_3 = d_momentum_until_s_via_inherited.sum(-2)
     # adjoint of momentum_until_s
     d_momentum_until_s = d_momentum_until_s_via_inherited_2_2 + d_momentum_until_s_via_inherited_3
@@ -421,7 +413,6 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_fine_sum_2_via_fine_after_2 = -d_coarse_after_2_via_written_factor
     # adjoint of fine_chunk_2
     d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
-    d_fine_2_via_fine_chunk_2 = (d_fine_chunk_2[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum_2
     d_fine_sum_2 = (
         d_coarse_sum_2_via_carried_out_factor_2
@@ -432,7 +423,7 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     )
     d_fine_2_via_fine_sum_2 = d_fine_sum_2.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine_2
-    d_fine_2 = d_fine_2_via_fine_chunk_2 + d_fine_2_via_fine_sum_2
+    d_fine_2 = d_fine_2_via_fine_sum_2 + d_fine_chunk_2[..., None]
     # adjoint of log_momentum_valid
     d_log_momentum_bounded_via_log_momentum_valid = d_fine_2
     # adjoint of log_momentum_bounded
@@ -445,7 +436,6 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_fine_via_fine_before = -d_fine_before
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_carried_out_factor
@@ -456,7 +446,7 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_before + d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_before + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -530,11 +520,9 @@ def recurrent_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M
     S_next = M_next + retained
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -554,13 +542,9 @@ def recurrent_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M
     d_beta_via_u_2 = d_beta_via_u.sum(-1)
     d_prediction_via_u = -beta[..., None] * d_u_via_M_next_2
     d_v_via_u = beta[..., None] * d_u_via_M_next_2
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_S_via_products = d_products_via_prediction * k[..., :, None]
-    d_k_via_products = S * d_products_via_prediction
+    d_S_via_products = d_prediction_via_u[..., None, :] * k[..., :, None]
+    d_k_via_products = S * d_prediction_via_u[..., None, :]
     d_k_via_products_2 = d_k_via_products.sum(-1)
     # adjoint of retained
     d_S_via_retained = d_S_next_2 * decay[..., None, None]

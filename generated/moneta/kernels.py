@@ -1621,10 +1621,8 @@ def deep_scan_reverse_panels(
             d_W1_via_W = W_factor * d_W_3
             # adjoint of kept
             d_W1_via_kept = d_W1_next * kept_factor
-            # adjoint of sum_S
-            d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BH])
             # adjoint of powers
-            d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
+            d_W1_via_powers = 4.0 * d_sum_S_via_W_factor * W1 * W1 * W1
             # gradient
             d_W1 = d_W1_via_W + d_W1_via_kept + d_W1_via_powers
             tl.debug_barrier()
@@ -1655,13 +1653,11 @@ def deep_scan_reverse_panels(
                 input_precision=PRECISION,
             )
             d_state_inside_via_W_2 = W_factor_2 * d_W_2_3
-            # adjoint of sum_S_2
-            d_powers_2_via_sum_S_2 = tl.broadcast_to(d_sum_S_2_via_W_factor_2, [BH, BV])
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
             # adjoint of powers_2
             d_state_inside_via_powers_2 = (
-                4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
+                4.0 * d_sum_S_2_via_W_factor_2 * state_inside * state_inside * state_inside
             )
             # adjoint of state_inside
             d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2
@@ -1695,7 +1691,6 @@ def deep_scan_reverse_panels(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of layer1_carried_factor
         d_layer1_carried_factor = (
             d_layer1_carried_factor_via_layer1_carried_2 + d_layer1_carried_factor_via_layer2_carried_2
@@ -1707,7 +1702,7 @@ def deep_scan_reverse_panels(
         d_fine_sum = d_coarse_sum_via_layer1_carried_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -2069,8 +2064,7 @@ def deep_token_scan_reverse_whole(
             error = 0.0234375 * theta * tl.sqrt(whole_power(predicted - v, 2) + 1e-06) * (predicted - v)
             u = -error
             # update, line 40
-            d_layer2_terms_via_layer2 = tl.broadcast_to(u[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W_2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W_2_start * u[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -2160,8 +2154,7 @@ def deep_token_scan_reverse_whole(
             error = 0.0234375 * theta * tl.sqrt(whole_power(predicted - v, 2) + 1e-06) * (predicted - v)
             u = -error
             # update, line 40
-            d_layer2_terms_via_layer2 = tl.broadcast_to(u[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W_2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W_2_start * u[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -2181,10 +2174,8 @@ def deep_token_scan_reverse_whole(
             W_2_start_2_kept = W_2_start_2 * decay
             # update, line 40
             W2_moving_next = W_2_start_2_kept + hidden[:, None] * u[None, :]
-            # adjoint of layer2_read
-            d_layer2_read_terms_via_layer2_read = tl.broadcast_to(d_o[None, :], [BH, BV])
             # adjoint of layer2_read_terms
-            d_hidden_2_via_layer2_read_terms = W2_moving_next * d_layer2_read_terms_via_layer2_read
+            d_hidden_2_via_layer2_read_terms = W2_moving_next * d_o[None, :]
             d_hidden_2_via_layer2_read_terms_2 = tl.sum(d_hidden_2_via_layer2_read_terms, 1)
             # read-out
             query = q * scale
@@ -2213,16 +2204,15 @@ def deep_token_scan_reverse_whole(
             d_layer1_read_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * gate_2
             # adjoint of layer1_read
             d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-            d_layer1_read_terms_via_layer1_read = tl.broadcast_to(d_layer1_read[None, :], [BK, BH])
             # adjoint of layer1_read_terms
-            d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read_terms_via_layer1_read
+            d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read[None, :]
             d_query_via_layer1_read_terms_2 = tl.sum(d_query_via_layer1_read_terms, 1)
             # adjoint of query
             d_query = d_o + d_query_via_layer1_read_terms_2
             d_q_via_query = d_query * scale
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_query, K, BK, 0)
             # adjoint of layer1_read_terms
-            d_W1_moving_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[:, None]
+            d_W1_moving_next_via_layer1_read_terms = d_layer1_read[None, :] * query[:, None]
             # adjoint of W1_moving_next
             d_W1_moving_next_2 = d_W1_moving_next + d_W1_moving_next_via_layer1_read_terms
             d_k_via_W1_moving_next = d_W1_moving_next_2 * d_layer1[None, :]
@@ -2282,7 +2272,7 @@ def deep_token_scan_reverse_whole(
             # read-out
             hidden_2 = gate_2 * layer1_read
             # adjoint of layer2_read_terms
-            d_W2_moving_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[:, None]
+            d_W2_moving_next_via_layer2_read_terms = d_o[None, :] * hidden_2[:, None]
             # adjoint of W2_moving_next
             d_W2_moving_next_2 = d_W2_moving_next + d_W2_moving_next_via_layer2_read_terms
             d_hidden_via_W2_moving_next = d_W2_moving_next_2 * u[None, :]
@@ -2307,19 +2297,11 @@ def deep_token_scan_reverse_whole(
                 d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
                 + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
             )
-            d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = tl.broadcast_to(
-                d_d_hidden_via_layer2_terms_2[:, None], [BH, BV]
-            )
             # adjoint of d_hidden_via_layer2_terms
-            d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-                W_2_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
-            )
-            # adjoint of d_layer2_terms_via_layer2
-            d_u_via_d_layer2_terms_via_layer2 = tl.sum(
-                d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms, 0
-            )
+            d_u_via_d_hidden_via_layer2_terms = W_2_start * d_d_hidden_via_layer2_terms_2[:, None]
+            d_u_via_d_hidden_via_layer2_terms_2 = tl.sum(d_u_via_d_hidden_via_layer2_terms, 0)
             # adjoint of u
-            d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_layer2_terms_via_layer2
+            d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_hidden_via_layer2_terms_2
             d_error_via_u = -d_u
             # adjoint of error
             d_predicted_via_error = d_error_via_u * (
@@ -2329,10 +2311,8 @@ def deep_token_scan_reverse_whole(
                 / tl.sqrt(whole_power(predicted - v, 2) + 1e-06)
                 + 0.0234375 * theta * tl.sqrt(whole_power(predicted - v, 2) + 1e-06)
             )
-            # adjoint of layer2
-            d_layer2_terms_via_layer2_2 = tl.broadcast_to(d_predicted_via_error[None, :], [BH, BV])
             # adjoint of layer2_terms
-            d_hidden_via_layer2_terms_3 = W_2_start * d_layer2_terms_via_layer2_2
+            d_hidden_via_layer2_terms_3 = W_2_start * d_predicted_via_error[None, :]
             d_hidden_via_layer2_terms_4 = tl.sum(d_hidden_via_layer2_terms_3, 1)
             # adjoint of hidden
             d_hidden = d_hidden_via_W2_moving_next_2 + d_hidden_via_W2_next_2 + d_hidden_via_layer2_terms_4
@@ -2357,9 +2337,8 @@ def deep_token_scan_reverse_whole(
                 + d_layer1_via_gate_2
                 + d_layer1_via_hidden_2
             )
-            d_layer1_terms_via_layer1_2 = tl.broadcast_to(d_layer1_2[None, :], [BK, BH])
             # adjoint of layer1_terms
-            d_k_via_layer1_terms = W_start * d_layer1_terms_via_layer1_2
+            d_k_via_layer1_terms = W_start * d_layer1_2[None, :]
             d_k_via_layer1_terms_2 = tl.sum(d_k_via_layer1_terms, 1)
             # gradient
             d_k = (
@@ -2409,7 +2388,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of W_2_start_2
             d_W_2_via_W_2_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
             # adjoint of layer1_terms
-            d_W_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[:, None]
+            d_W_start_via_layer1_terms = d_layer1_2[None, :] * k[:, None]
             # adjoint of W_start
             d_W_start = d_W1_anchor_next + d_W_start_via_layer1_terms
             d_W_via_W_start = d_W_2_via_W_2_start_2_factor * d_W_start
@@ -2432,20 +2411,16 @@ def deep_token_scan_reverse_whole(
                 * positive_power(sum_S, -0.5)
                 / whole_power(positive_power(sum_S, 0.5) + 0.01, 2)
             )
-            # adjoint of sum_S
-            d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BH])
             # adjoint of powers
-            d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
+            d_W1_via_powers = 4.0 * d_sum_S_via_W_factor * W1 * W1 * W1
             # gradient
             d_W1 = d_W1_via_W + d_W1_via_W1_kept + d_W1_via_powers
             # adjoint of W2_kept
             d_W2_via_W2_kept = d_W2_next * decay
             # adjoint of d_hidden_via_layer2_terms
-            d_W_2_start_via_d_hidden_via_layer2_terms = (
-                d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
-            )
+            d_W_2_start_via_d_hidden_via_layer2_terms = d_d_hidden_via_layer2_terms_2[:, None] * u[None, :]
             # adjoint of layer2_terms
-            d_W_2_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[:, None]
+            d_W_2_start_via_layer2_terms = d_predicted_via_error[None, :] * hidden[:, None]
             # adjoint of W_2_start
             d_W_2_start = (
                 d_W2_anchor_next + d_W_2_start_via_d_hidden_via_layer2_terms + d_W_2_start_via_layer2_terms
@@ -2467,11 +2442,9 @@ def deep_token_scan_reverse_whole(
                 * positive_power(sum_S_2, -0.5)
                 / whole_power(positive_power(sum_S_2, 0.5) + 0.01, 2)
             )
-            # adjoint of sum_S_2
-            d_powers_2_via_sum_S_2 = tl.broadcast_to(d_sum_S_2_via_W_factor_2, [BH, BV])
             # adjoint of powers_2
             d_state_inside_via_powers_2 = (
-                4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
+                4.0 * d_sum_S_2_via_W_factor_2 * state_inside * state_inside * state_inside
             )
             # adjoint of state_inside
             d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2

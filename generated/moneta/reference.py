@@ -314,7 +314,6 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_layer1_carried_factor
@@ -324,7 +323,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -433,12 +432,10 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
         * positive_power(sum_S_2, -0.5)
         / ((positive_power(sum_S_2, 0.5) + 0.01) ** 2)
     )
-    # adjoint of sum_S_2
-    d_powers_2_via_sum_S_2 = (d_sum_S_2_via_W_factor_2[..., None, None]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of powers_2
-    d_state_inside_via_powers_2 = 4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
+    d_state_inside_via_powers_2 = (
+        4.0 * d_sum_S_2_via_W_factor_2[..., None, None] * state_inside * state_inside * state_inside
+    )
     # adjoint of state_inside
     d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2
     d_W2_via_state_inside = d_state_inside
@@ -452,12 +449,8 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
     d_sum_S_via_W_factor = (
         (-0.5) * d_W_factor_via_W_2 * positive_power(sum_S, -0.5) / ((positive_power(sum_S, 0.5) + 0.01) ** 2)
     )
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, None]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of powers
-    d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
+    d_W1_via_powers = 4.0 * d_sum_S_via_W_factor[..., None, None] * W1 * W1 * W1
     # adjoint of query
     d_query = d_o + d_layer1_inherited_via_layer1_carried @ W.mT
     d_query_2 = d_query + d_overlap_q_via_attention @ k
@@ -507,8 +500,7 @@ def recurrent_step(q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_ancho
     error = 0.0234375 * theta[..., None] * torch.sqrt((predicted - v) ** 2 + 1e-06) * (predicted - v)
     u = -error
     # update, line 40
-    d_layer2_terms_via_layer2 = (u[..., None, :]).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
-    d_hidden_via_layer2_terms = W_2_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W_2_start * u[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -603,8 +595,7 @@ def recurrent_step_backward(
     error = 0.0234375 * theta[..., None] * torch.sqrt((predicted - v) ** 2 + 1e-06) * (predicted - v)
     u = -error
     # update, line 40
-    d_layer2_terms_via_layer2 = (u[..., None, :]).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
-    d_hidden_via_layer2_terms = W_2_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W_2_start * u[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -636,13 +627,9 @@ def recurrent_step_backward(
         / 1.772453850905516
     )
     hidden_2 = gate_2 * layer1_read
-    # adjoint of layer2_read
-    d_layer2_read_terms_via_layer2_read = (d_o[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_read_terms
-    d_W2_moving_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[..., :, None]
-    d_hidden_2_via_layer2_read_terms = W2_moving_next * d_layer2_read_terms_via_layer2_read
+    d_W2_moving_next_via_layer2_read_terms = d_o[..., None, :] * hidden_2[..., :, None]
+    d_hidden_2_via_layer2_read_terms = W2_moving_next * d_o[..., None, :]
     d_hidden_2_via_layer2_read_terms_2 = d_hidden_2_via_layer2_read_terms.sum(-1)
     # adjoint of hidden_2
     d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
@@ -659,12 +646,9 @@ def recurrent_step_backward(
     )
     # adjoint of layer1_read
     d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-    d_layer1_read_terms_via_layer1_read = (d_layer1_read[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_read_terms
-    d_W1_moving_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[..., :, None]
-    d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read_terms_via_layer1_read
+    d_W1_moving_next_via_layer1_read_terms = d_layer1_read[..., None, :] * query[..., :, None]
+    d_query_via_layer1_read_terms = W1_moving_next * d_layer1_read[..., None, :]
     d_query_via_layer1_read_terms_2 = d_query_via_layer1_read_terms.sum(-1)
     # adjoint of W2_moving_next
     d_W2_moving_next_2 = d_W2_moving_next + d_W2_moving_next_via_layer2_read_terms
@@ -755,20 +739,12 @@ def recurrent_step_backward(
         d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
         + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
     )
-    d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = (
-        d_d_hidden_via_layer2_terms_2[..., :, None]
-    ).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
     # adjoint of d_hidden_via_layer2_terms
-    d_W_2_start_via_d_hidden_via_layer2_terms = (
-        d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
-    )
-    d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-        W_2_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
-    )
-    # adjoint of d_layer2_terms_via_layer2
-    d_u_via_d_layer2_terms_via_layer2 = d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms.sum(-2)
+    d_W_2_start_via_d_hidden_via_layer2_terms = d_d_hidden_via_layer2_terms_2[..., :, None] * u[..., None, :]
+    d_u_via_d_hidden_via_layer2_terms = W_2_start * d_d_hidden_via_layer2_terms_2[..., :, None]
+    d_u_via_d_hidden_via_layer2_terms_2 = d_u_via_d_hidden_via_layer2_terms.sum(-2)
     # adjoint of u
-    d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_layer2_terms_via_layer2
+    d_u = d_u_via_W2_moving_next_2 + d_u_via_W2_next_2 + d_u_via_d_hidden_via_layer2_terms_2
     d_error_via_u = -d_u
     # adjoint of error
     d_predicted_via_error = d_error_via_u * (
@@ -785,13 +761,9 @@ def recurrent_step_backward(
         / torch.sqrt((predicted - v) ** 2 + 1e-06)
         + (-0.0234375) * theta[..., None] * torch.sqrt((predicted - v) ** 2 + 1e-06)
     )
-    # adjoint of layer2
-    d_layer2_terms_via_layer2_2 = (d_predicted_via_error[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_terms
-    d_W_2_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[..., :, None]
-    d_hidden_via_layer2_terms_3 = W_2_start * d_layer2_terms_via_layer2_2
+    d_W_2_start_via_layer2_terms = d_predicted_via_error[..., None, :] * hidden[..., :, None]
+    d_hidden_via_layer2_terms_3 = W_2_start * d_predicted_via_error[..., None, :]
     d_hidden_via_layer2_terms_4 = d_hidden_via_layer2_terms_3.sum(-1)
     # adjoint of hidden
     d_hidden = d_hidden_via_W2_moving_next_2 + d_hidden_via_W2_next_2 + d_hidden_via_layer2_terms_4
@@ -815,12 +787,9 @@ def recurrent_step_backward(
         + d_layer1_via_gate_2
         + d_layer1_via_hidden_2
     )
-    d_layer1_terms_via_layer1_2 = (d_layer1_2[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_terms
-    d_W_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[..., :, None]
-    d_k_via_layer1_terms = W_start * d_layer1_terms_via_layer1_2
+    d_W_start_via_layer1_terms = d_layer1_2[..., None, :] * k[..., :, None]
+    d_k_via_layer1_terms = W_start * d_layer1_2[..., None, :]
     d_k_via_layer1_terms_2 = d_k_via_layer1_terms.sum(-1)
     # adjoint of W_2_start
     d_W_2_start = d_W2_anchor_next + d_W_2_start_via_d_hidden_via_layer2_terms + d_W_2_start_via_layer2_terms
@@ -842,12 +811,10 @@ def recurrent_step_backward(
         * positive_power(sum_S_2, -0.5)
         / ((positive_power(sum_S_2, 0.5) + 0.01) ** 2)
     )
-    # adjoint of sum_S_2
-    d_powers_2_via_sum_S_2 = (d_sum_S_2_via_W_factor_2[..., None, None]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of powers_2
-    d_state_inside_via_powers_2 = 4.0 * d_powers_2_via_sum_S_2 * state_inside * state_inside * state_inside
+    d_state_inside_via_powers_2 = (
+        4.0 * d_sum_S_2_via_W_factor_2[..., None, None] * state_inside * state_inside * state_inside
+    )
     # adjoint of state_inside
     d_state_inside = d_state_inside_via_W_2 + d_state_inside_via_powers_2
     d_W2_via_state_inside = d_state_inside
@@ -860,12 +827,8 @@ def recurrent_step_backward(
     d_sum_S_via_W_factor = (
         (-0.5) * d_W_factor_via_W_2 * positive_power(sum_S, -0.5) / ((positive_power(sum_S, 0.5) + 0.01) ** 2)
     )
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, None]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of powers
-    d_W1_via_powers = 4.0 * d_powers_via_sum_S * W1 * W1 * W1
+    d_W1_via_powers = 4.0 * d_sum_S_via_W_factor[..., None, None] * W1 * W1 * W1
     # adjoint of W2_kept
     d_W2_via_W2_kept = d_W2_next * decay[..., None, None]
     d_decay_via_W2_kept = W2 * d_W2_next

@@ -554,8 +554,6 @@ def chunk_scan_reverse_keys(
                     tl.trans(k), tl.trans(d_prediction_via_error).to(dtype), d_W, input_precision=PRECISION
                 )
                 d_state_inside_via_W = W_factor * d_W_2
-                # adjoint of sum_S
-                d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BV])
                 S = load_rows(
                     states_ptr + (i_chunk * HV + i_h) * K * V, i_p * BK, K - i_p * BK, V, V, BK, BV, 0
                 )
@@ -563,7 +561,7 @@ def chunk_scan_reverse_keys(
                 state_inside = tl.where(tl.arange(0, BV)[None, :] < V, S.to(tl.float32), 0.0)
                 # adjoint of powers
                 d_state_inside_via_powers = (
-                    4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
+                    4.0 * d_sum_S_via_W_factor * state_inside * state_inside * state_inside
                 )
                 # adjoint of state_inside
                 d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
@@ -685,11 +683,9 @@ def chunk_scan_reverse_keys(
                 * positive_power(sum_S, -0.5)
                 / whole_power(positive_power(sum_S, 0.5) + 0.01, 2)
             )
-            # adjoint of sum_S
-            d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BV])
             # adjoint of powers
             d_state_inside_via_powers = (
-                4.0 * d_powers_via_sum_S * state_inside_again * state_inside_again * state_inside_again
+                4.0 * d_sum_S_via_W_factor * state_inside_again * state_inside_again * state_inside_again
             )
             # adjoint of state_inside
             d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
@@ -912,14 +908,13 @@ def chunk_gradients(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
         d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1078,14 +1073,13 @@ def chunk_gradients(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of fine_after
         d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
         # adjoint of fine_sum
         d_fine_sum = d_coarse_sum_via_carried_out_factor + d_fine_sum_early + d_fine_sum_via_fine_after
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1417,17 +1411,15 @@ def token_scan_reverse_whole(
             W_next = W_kept + k[:, None] * u[None, :]
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = W_next * d_read_via_total
+            d_q_via_read = W_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
             # adjoint of S_next
             d_k_via_S_next = d_S_next * u[None, :]
             d_k_via_S_next_2 = tl.sum(d_k_via_S_next, 1)
             # adjoint of read
-            d_W_next_via_read = d_read_via_total * q[:, None]
+            d_W_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of W_next
             d_W_next = d_W_2_next + d_W_next_via_read
             d_k_via_W_next = d_W_next * u[None, :]
@@ -1446,10 +1438,8 @@ def token_scan_reverse_whole(
                 3.0 * theta * whole_power(prediction - v, 2) / tl.sqrt(whole_power(prediction - v, 2) + 1e-06)
                 + 3.0 * theta * tl.sqrt(whole_power(prediction - v, 2) + 1e-06)
             )
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_error[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = d_products_via_prediction * start
+            d_k_via_products = d_prediction_via_error[None, :] * start
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_W_next_2 + d_k_via_products_2
@@ -1488,7 +1478,7 @@ def token_scan_reverse_whole(
             # adjoint of start_2
             d_W_via_start_2_factor = tl.where(1.0 <= begins, 1.0, 0.0)
             # adjoint of products
-            d_start_via_products = d_products_via_prediction * k[:, None]
+            d_start_via_products = d_prediction_via_error[None, :] * k[:, None]
             # adjoint of start
             d_start = d_anchor_next + d_start_via_products
             d_W_via_start = d_W_via_start_2_factor * d_start
@@ -1508,10 +1498,10 @@ def token_scan_reverse_whole(
                 * positive_power(sum_S, -0.5)
                 / whole_power(positive_power(sum_S, 0.5) + 0.01, 2)
             )
-            # adjoint of sum_S
-            d_powers_via_sum_S = tl.broadcast_to(d_sum_S_via_W_factor, [BK, BV])
             # adjoint of powers
-            d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
+            d_state_inside_via_powers = (
+                4.0 * d_sum_S_via_W_factor * state_inside * state_inside * state_inside
+            )
             # adjoint of state_inside
             d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
             d_S_via_state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_state_inside, 0.0)

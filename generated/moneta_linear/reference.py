@@ -190,12 +190,10 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     d_sum_S_via_W_factor = (
         (-0.5) * d_W_factor_via_W_2 * positive_power(sum_S, -0.5) / ((positive_power(sum_S, 0.5) + 0.01) ** 2)
     )
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, None]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of powers
-    d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
+    d_state_inside_via_powers = (
+        4.0 * d_sum_S_via_W_factor[..., None, None] * state_inside * state_inside * state_inside
+    )
     # adjoint of state_inside
     d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
     d_S_via_state_inside = d_state_inside
@@ -212,7 +210,6 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_carried_out_factor
@@ -222,7 +219,7 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -301,11 +298,9 @@ def recurrent_step_backward(
     W_next = W_kept + k[..., :, None] * u[..., None, :]
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_W_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = W_next * d_read_via_total
+    d_W_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = W_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of W_next
     d_W_next = d_W_2_next + d_W_next_via_read
@@ -345,14 +340,10 @@ def recurrent_step_backward(
         / torch.sqrt((prediction - v) ** 2 + 1e-06)
         + (-3.0) * theta[..., None] * torch.sqrt((prediction - v) ** 2 + 1e-06)
     )
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_error[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_k_via_products = d_products_via_prediction * start
+    d_k_via_products = d_prediction_via_error[..., None, :] * start
     d_k_via_products_2 = d_k_via_products.sum(-1)
-    d_start_via_products = d_products_via_prediction * k[..., :, None]
+    d_start_via_products = d_prediction_via_error[..., None, :] * k[..., :, None]
     # adjoint of start
     d_start = d_anchor_next + d_start_via_products
     d_W_via_start = d_W_via_start_2_factor[..., None, None] * d_start
@@ -366,12 +357,10 @@ def recurrent_step_backward(
     d_sum_S_via_W_factor = (
         (-0.5) * d_W_factor_via_W_2 * positive_power(sum_S, -0.5) / ((positive_power(sum_S, 0.5) + 0.01) ** 2)
     )
-    # adjoint of sum_S
-    d_powers_via_sum_S = (d_sum_S_via_W_factor[..., None, None]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of powers
-    d_state_inside_via_powers = 4.0 * d_powers_via_sum_S * state_inside * state_inside * state_inside
+    d_state_inside_via_powers = (
+        4.0 * d_sum_S_via_W_factor[..., None, None] * state_inside * state_inside * state_inside
+    )
     # adjoint of state_inside
     d_state_inside = d_state_inside_via_W + d_state_inside_via_powers
     d_S_via_state_inside = d_state_inside

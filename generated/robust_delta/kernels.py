@@ -593,8 +593,7 @@ def _chunk_scan_reverse_keys_d_prediction(
             (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
         )
         d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
-        d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid, [BV])
-        d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
+        d_prediction_via_summands = d_sum_1_via_sum_1_valid * (2.0 * prediction + (-2.0) * v)
         d_prediction = d_prediction_via_error + d_prediction_via_summands
         _d_prediction = tl.where(tl.arange(0, 16)[:, None] == t, d_prediction, _d_prediction)
         _done = _done + (d_prediction,)
@@ -1024,10 +1023,8 @@ def chunk_gradients_nonlinear(
             )
             # adjoint of error
             d_prediction_via_error = d_error_fed_back.to(tl.float32) * error_factor[:, None]
-            # adjoint of sum_1
-            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
             # adjoint of summands
-            d_prediction_via_summands = d_summands_via_sum_1 * (
+            d_prediction_via_summands = d_sum_1_via_sum_1_valid[:, None] * (
                 2.0 * prediction.to(tl.float32) + (-2.0) * v.to(tl.float32)
             )
             d_prediction = d_prediction_via_error + d_prediction_via_summands
@@ -1123,10 +1120,8 @@ def chunk_gradients_nonlinear(
             carried = tl.dot(k, S, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = d_error_fed_back.to(tl.float32) * error_factor[:, None]
-            # adjoint of sum_1
-            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
             # adjoint of summands
-            d_prediction_via_summands = d_summands_via_sum_1 * (
+            d_prediction_via_summands = d_sum_1_via_sum_1_valid[:, None] * (
                 2.0 * prediction.to(tl.float32) + (-2.0) * v.to(tl.float32)
             )
             d_prediction = d_prediction_via_error + d_prediction_via_summands
@@ -1142,7 +1137,7 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_v_via_error = -d_error_fed_back.to(tl.float32) * error_factor[:, None]
             # adjoint of summands
-            d_v_via_summands = d_summands_via_sum_1 * (
+            d_v_via_summands = d_sum_1_via_sum_1_valid[:, None] * (
                 (-2.0) * prediction.to(tl.float32) + 2.0 * v.to(tl.float32)
             )
             # gradient
@@ -1159,7 +1154,6 @@ def chunk_gradients_nonlinear(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of seen_factor
         d_coarse_sum_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
         # adjoint of fine_after
@@ -1173,7 +1167,7 @@ def chunk_gradients_nonlinear(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1246,10 +1240,8 @@ def chunk_gradients_nonlinear(
             )
             # adjoint of error
             d_prediction_via_error = d_error_fed_back.to(tl.float32) * error_factor[:, None]
-            # adjoint of sum_1
-            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
             # adjoint of summands
-            d_prediction_via_summands = d_summands_via_sum_1 * (
+            d_prediction_via_summands = d_sum_1_via_sum_1_valid[:, None] * (
                 2.0 * prediction.to(tl.float32) + (-2.0) * v.to(tl.float32)
             )
             d_prediction = d_prediction_via_error + d_prediction_via_summands
@@ -1341,10 +1333,8 @@ def chunk_gradients_nonlinear(
             carried = tl.dot(k, S, input_precision=PRECISION)
             # adjoint of error
             d_prediction_via_error = d_error_fed_back.to(tl.float32) * error_factor[:, None]
-            # adjoint of sum_1
-            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
             # adjoint of summands
-            d_prediction_via_summands = d_summands_via_sum_1 * (
+            d_prediction_via_summands = d_sum_1_via_sum_1_valid[:, None] * (
                 2.0 * prediction.to(tl.float32) + (-2.0) * v.to(tl.float32)
             )
             d_prediction = d_prediction_via_error + d_prediction_via_summands
@@ -1360,7 +1350,7 @@ def chunk_gradients_nonlinear(
             # adjoint of error
             d_v_via_error = -d_error_fed_back.to(tl.float32) * error_factor[:, None]
             # adjoint of summands
-            d_v_via_summands = d_summands_via_sum_1 * (
+            d_v_via_summands = d_sum_1_via_sum_1_valid[:, None] * (
                 (-2.0) * prediction.to(tl.float32) + 2.0 * v.to(tl.float32)
             )
             # gradient
@@ -1377,7 +1367,6 @@ def chunk_gradients_nonlinear(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_written_factor)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of seen_factor
         d_coarse_sum_via_seen_factor = d_seen_factor_via_seen_2 * seen_factor
         # adjoint of fine_after
@@ -1391,7 +1380,7 @@ def chunk_gradients_nonlinear(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1675,13 +1664,11 @@ def token_scan_reverse_whole(
             S_next = k[:, None] * u[None, :] + retained
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * u[None, :]
@@ -1698,15 +1685,12 @@ def token_scan_reverse_whole(
             d_sum_1_via_error_factor = (
                 (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1, -1.5)
             )
-            # adjoint of sum_1
-            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_error_factor, [BV])
             # adjoint of summands
-            d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
+            d_prediction_via_summands = d_sum_1_via_error_factor * (2.0 * prediction + (-2.0) * v)
             # adjoint of prediction
             d_prediction = d_prediction_via_error + d_prediction_via_summands
-            d_products_via_prediction = tl.broadcast_to(d_prediction[None, :], [BK, BV])
             # adjoint of products
-            d_k_via_products = d_products_via_prediction * retained
+            d_k_via_products = d_prediction[None, :] * retained
             d_k_via_products_2 = tl.sum(d_k_via_products, 1)
             # gradient
             d_k = d_k_via_S_next_2 + d_k_via_products_2
@@ -1714,12 +1698,12 @@ def token_scan_reverse_whole(
             # adjoint of error
             d_v_via_error = -d_error_via_u * error_factor
             # adjoint of summands
-            d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * prediction + 2.0 * v)
+            d_v_via_summands = d_sum_1_via_error_factor * ((-2.0) * prediction + 2.0 * v)
             # gradient
             d_v = d_v_via_error + d_v_via_summands
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v, V, BV, i_v * BV)
             # adjoint of products
-            d_retained_via_products = d_products_via_prediction * k[:, None]
+            d_retained_via_products = d_prediction[None, :] * k[:, None]
             # adjoint of retained
             d_retained = d_S_next_2 + d_retained_via_products
             d_decay_via_retained = S * d_retained

@@ -242,10 +242,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
             (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1_valid, -1.5)
         )
         d_sum_1_via_sum_1_valid = d_sum_1_valid_via_error_factor
-        d_summands_via_sum_1 = (d_sum_1_via_sum_1_valid[..., :, None]).expand(
-            *v.shape[:2], tokens[-1], v.shape[-1]
-        )
-        d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
+        d_prediction_via_summands = d_sum_1_via_sum_1_valid[..., :, None] * (2.0 * prediction + (-2.0) * v)
         d_prediction = d_prediction_via_error + d_prediction_via_summands
         return d_prediction
 
@@ -275,13 +272,9 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     )
     # adjoint of sum_1_valid
     d_sum_1_via_sum_1_valid = d_sum_1_valid_via_error_factor
-    # adjoint of sum_1
-    d_summands_via_sum_1 = (d_sum_1_via_sum_1_valid[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of summands
-    d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
-    d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * prediction + 2.0 * v)
+    d_prediction_via_summands = d_sum_1_via_sum_1_valid[..., :, None] * (2.0 * prediction + (-2.0) * v)
+    d_v_via_summands = d_sum_1_via_sum_1_valid[..., :, None] * ((-2.0) * prediction + 2.0 * v)
     d_prediction = d_prediction_via_error + d_prediction_via_summands
     # adjoint of prediction
     d_system_via_prediction = d_prediction @ error.mT
@@ -314,7 +307,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_carried_out_factor
@@ -325,7 +317,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -396,11 +388,9 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     S_next = k[..., :, None] * u[..., None, :] + retained
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -421,18 +411,15 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_sum_1_via_error_factor = (
         (-0.5) * beta * d_error_factor_via_error_2 * delta * positive_power(sum_1, -1.5)
     )
-    # adjoint of sum_1
-    d_summands_via_sum_1 = (d_sum_1_via_error_factor[..., None]).expand(*v.shape[:2], v.shape[-1])
     # adjoint of summands
-    d_prediction_via_summands = d_summands_via_sum_1 * (2.0 * prediction + (-2.0) * v)
-    d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * prediction + 2.0 * v)
+    d_prediction_via_summands = d_sum_1_via_error_factor[..., None] * (2.0 * prediction + (-2.0) * v)
+    d_v_via_summands = d_sum_1_via_error_factor[..., None] * ((-2.0) * prediction + 2.0 * v)
     # adjoint of prediction
     d_prediction = d_prediction_via_error + d_prediction_via_summands
-    d_products_via_prediction = (d_prediction[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of products
-    d_k_via_products = d_products_via_prediction * retained
+    d_k_via_products = d_prediction[..., None, :] * retained
     d_k_via_products_2 = d_k_via_products.sum(-1)
-    d_retained_via_products = d_products_via_prediction * k[..., :, None]
+    d_retained_via_products = d_prediction[..., None, :] * k[..., :, None]
     # adjoint of retained
     d_retained = d_S_next_2 + d_retained_via_products
     d_S_via_retained = d_retained * decay[..., None, None]

@@ -821,17 +821,11 @@ def chunk_gradients_joint_keys(
             )
             d_k_s_via_scores += decayed_back(tl.trans(d_scores_below), _across, _decay, _factor1, PRECISION)
         d_log_decay_valid_via_scores_2 = d_q_via_scores_2 * q.to(tl.float32)
-        # adjoint of self_read
-        d_self_terms_via_self_read = tl.broadcast_to(d_self_read_via_carried_out_factor[:, None], [BT, BK])
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         # adjoint of self_terms
-        d_q_via_self_terms = d_self_terms_via_self_read * k.to(tl.float32)
-        # adjoint of self_read_2
-        d_self_terms_2_via_self_read_2 = tl.broadcast_to(
-            d_self_read_2_via_carried_out_factor_2[:, None], [BT, BK]
-        )
+        d_q_via_self_terms = d_self_read_via_carried_out_factor[:, None] * k.to(tl.float32)
         # adjoint of self_terms_2
-        d_q_via_self_terms_2 = d_self_terms_2_via_self_read_2 * write
+        d_q_via_self_terms_2 = d_self_read_2_via_carried_out_factor_2[:, None] * write
         # gradient
         d_q_so_far = d_q_via_self_terms + d_q_via_self_terms_2
         d_q_so_far_2 = d_q_so_far + d_q_via_scores_2
@@ -901,10 +895,8 @@ def chunk_gradients_joint_keys(
         kept_factor = load_row(kept_factor_ptr + (i_chunk * HV + i_h) * K, K, BK, i_p * BK)
         # adjoint of kept_factor
         d_steps_total_via_kept_factor = d_kept_factor_via_kept_2 * kept_factor
-        # adjoint of steps_total
-        d_log_decay_valid_via_steps_total = tl.broadcast_to(d_steps_total_via_kept_factor[None, :], [BT, BK])
         # adjoint of log_decay_valid
-        d_log_decay_valid_so_far = d_log_decay_valid_via_overlap_2_3 + d_log_decay_valid_via_steps_total
+        d_log_decay_valid_so_far = d_log_decay_valid_via_overlap_2_3 + d_steps_total_via_kept_factor[None, :]
         # adjoint of overlap_2
         d_log_decay_valid_via_overlap_2_2 = -d_k_s_via_overlap_2 * k.to(tl.float32)
         # adjoint of steps_until
@@ -912,7 +904,7 @@ def chunk_gradients_joint_keys(
         # adjoint of k_s
         d_k_s = d_k_s_via_overlap_2 + d_k_s_via_scores
         # adjoint of self_terms
-        d_k_via_self_terms = d_self_terms_via_self_read * q.to(tl.float32)
+        d_k_via_self_terms = d_self_read_via_carried_out_factor[:, None] * q.to(tl.float32)
         # gradient
         d_k_so_far = d_k_s + d_k_via_self_terms
         # adjoint of overlap
@@ -931,7 +923,7 @@ def chunk_gradients_joint_keys(
         # adjoint of write_s
         d_write_s = d_write_s_via_overlap + d_write_s_via_scores_2
         # adjoint of self_terms_2
-        d_write_via_self_terms_2 = d_self_terms_2_via_self_read_2 * q.to(tl.float32)
+        d_write_via_self_terms_2 = d_self_read_2_via_carried_out_factor_2[:, None] * q.to(tl.float32)
         # adjoint of write
         d_write_so_far = d_write_s + d_write_via_self_terms_2
         # adjoint of kept_keys
@@ -1431,13 +1423,11 @@ def token_scan_reverse(
             S_next = k[:, None] * v[None, :] + retained + u[None, :] * write[:, None]
             # adjoint of o
             d_total_via_o = d_o * scale
-            # adjoint of total
-            d_read_via_total = tl.broadcast_to(d_total_via_o[None, :], [BK, BV])
             # adjoint of read
-            d_q_via_read = S_next * d_read_via_total
+            d_q_via_read = S_next * d_total_via_o[None, :]
             d_q_via_read_2 = tl.sum(d_q_via_read, 1)
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_read_2, K, BK, 0)
-            d_S_next_via_read = d_read_via_total * q[:, None]
+            d_S_next_via_read = d_total_via_o[None, :] * q[:, None]
             # adjoint of S_next
             d_S_next_2 = d_S_next + d_S_next_via_read
             d_k_via_S_next = d_S_next_2 * v[None, :]
@@ -1457,10 +1447,8 @@ def token_scan_reverse(
             d_u_via_S_next_2 = tl.sum(d_u_via_S_next, 0)
             # adjoint of u
             d_prediction_via_u = -d_u_via_S_next_2
-            # adjoint of prediction
-            d_products_via_prediction = tl.broadcast_to(d_prediction_via_u[None, :], [BK, BV])
             # adjoint of products
-            d_kappa_via_products = S * d_products_via_prediction
+            d_kappa_via_products = S * d_prediction_via_u[None, :]
             d_kappa_via_products_2 = tl.sum(d_kappa_via_products, 1)
             # adjoint of S_next
             d_write_via_S_next = d_S_next_2 * u[None, :]
@@ -1474,7 +1462,7 @@ def token_scan_reverse(
             d_a_via_write = d_write_via_S_next_2 * kappa
             store_row(d_a_ptr + i_h * K + (partial + token) * HV * K, d_a_via_write, K, BK, 0)
             # adjoint of products
-            d_S_via_products = d_products_via_prediction * kappa[:, None]
+            d_S_via_products = d_prediction_via_u[None, :] * kappa[:, None]
             # adjoint of retained
             d_S_via_retained = d_S_next_2 * decay[:, None]
             # gradient

@@ -178,20 +178,12 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     d_self_read_2_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * scale
     # adjoint of carried_out_factor
     d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
-    # adjoint of self_read_2
-    d_self_terms_2_via_self_read_2 = (d_self_read_2_via_carried_out_factor_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
     # adjoint of self_terms_2
-    d_q_via_self_terms_2 = d_self_terms_2_via_self_read_2 * write
-    d_write_via_self_terms_2 = d_self_terms_2_via_self_read_2 * q
-    # adjoint of self_read
-    d_self_terms_via_self_read = (d_self_read_via_carried_out_factor[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
+    d_q_via_self_terms_2 = d_self_read_2_via_carried_out_factor_2[..., :, None] * write
+    d_write_via_self_terms_2 = d_self_read_2_via_carried_out_factor_2[..., :, None] * q
     # adjoint of self_terms
-    d_k_via_self_terms = d_self_terms_via_self_read * q
-    d_q_via_self_terms = d_self_terms_via_self_read * k
+    d_k_via_self_terms = d_self_read_via_carried_out_factor[..., :, None] * q
+    d_q_via_self_terms = d_self_read_via_carried_out_factor[..., :, None] * k
     # adjoint of q_decayed
     d_q_decayed = d_o @ S.mT
     d_q_via_q_decayed = d_q_decayed * scale * torch.exp(steps_until)
@@ -247,10 +239,6 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     # adjoint of v_s
     d_v_s = attention.mT @ d_o
     d_v_s_2 = d_v_s + overlap_2.mT @ d_prediction_via_rhs
-    # adjoint of steps_total
-    d_log_decay_valid_via_steps_total = (d_steps_total_via_kept_factor[..., None, :]).expand(
-        *v.shape[:2], tokens[-1], k.shape[-1]
-    )
     # adjoint of steps_after
     d_steps_after = d_steps_after_via_kept_keys + d_steps_after_via_kept_keys_2
     d_log_decay_valid_via_steps_after = delayed(d_steps_after, -2, 1).cumsum(-2)
@@ -277,8 +265,8 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
         + d_log_decay_valid_via_overlap_4
         + d_log_decay_valid_via_steps_after
         + d_log_decay_valid_via_steps_before
-        + d_log_decay_valid_via_steps_total
         + d_log_decay_valid_via_steps_until
+        + d_steps_total_via_kept_factor[..., None, :]
     )
     d_log_decay_bounded_via_log_decay_valid = d_log_decay_valid
     # adjoint of log_decay_bounded
@@ -341,11 +329,9 @@ def recurrent_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     S_next = k[..., :, None] * v[..., None, :] + retained + u[..., None, :] * write[..., :, None]
     # adjoint of o
     d_total_via_o = d_o * scale
-    # adjoint of total
-    d_read_via_total = (d_total_via_o[..., None, :]).expand(*v.shape[:2], k.shape[-1], v.shape[-1])
     # adjoint of read
-    d_S_next_via_read = d_read_via_total * q[..., :, None]
-    d_q_via_read = S_next * d_read_via_total
+    d_S_next_via_read = d_total_via_o[..., None, :] * q[..., :, None]
+    d_q_via_read = S_next * d_total_via_o[..., None, :]
     d_q_via_read_2 = d_q_via_read.sum(-1)
     # adjoint of S_next
     d_S_next_2 = d_S_next + d_S_next_via_read
@@ -359,13 +345,9 @@ def recurrent_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     d_write_via_S_next_2 = d_write_via_S_next.sum(-1)
     # adjoint of u
     d_prediction_via_u = -d_u_via_S_next_2
-    # adjoint of prediction
-    d_products_via_prediction = (d_prediction_via_u[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of products
-    d_S_via_products = d_products_via_prediction * kappa[..., :, None]
-    d_kappa_via_products = S * d_products_via_prediction
+    d_S_via_products = d_prediction_via_u[..., None, :] * kappa[..., :, None]
+    d_kappa_via_products = S * d_prediction_via_u[..., None, :]
     d_kappa_via_products_2 = d_kappa_via_products.sum(-1)
     # adjoint of write
     d_a_via_write = d_write_via_S_next_2 * kappa

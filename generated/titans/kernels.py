@@ -398,8 +398,7 @@ def deep_scan_panels(
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred, 1)
         d_average_sum_via_average = average_factor * d_average_via_centred_2
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         written_3 = d_layer2_via_inside * written_steps[:, None]
@@ -687,7 +686,7 @@ def deep_scan_reverse_panels(
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
     waiting = waiting_ptr + (i_n * HV + i_h) * (
-        15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 9 * BT * BV
+        16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 8 * BT * BV
     )
     # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
@@ -797,7 +796,7 @@ def deep_scan_reverse_panels(
             # prediction
             layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 layer1,
                 i_p * BT,
                 BT,
@@ -846,7 +845,7 @@ def deep_scan_reverse_panels(
                 hidden.to(dtype), d_W2_next.to(dtype), d_written_3, input_precision=PRECISION
             )
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
             d_written_3,
             0 * BT,
             BT,
@@ -857,7 +856,7 @@ def deep_scan_reverse_panels(
             0,
         )
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
             d_written_4,
             0 * BT,
             BT,
@@ -895,7 +894,7 @@ def deep_scan_reverse_panels(
             0.0,
         )
         d_written_3 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -905,7 +904,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_written_4 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -921,7 +920,7 @@ def deep_scan_reverse_panels(
         average_factor = 1.0 / channels
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         log_decay = 0.015625 * g
-        store_row(waiting + 10 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, log_decay, BT, BT, 0)
+        store_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, log_decay, BT, BT, 0)
         log_decay_bounded = tl.where(log_decay <= -800.0, -800.0, log_decay)
         log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
         coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
@@ -942,7 +941,7 @@ def deep_scan_reverse_panels(
         centred = -average[:, None] + inside
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred, 0.0)
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
             centred_inside,
             0 * BT,
             BT,
@@ -956,12 +955,12 @@ def deep_scan_reverse_panels(
         variance_sum = tl.sum(squares, 1)
         variance = average_factor * variance_sum
         variance_valid = tl.where(t < left, variance, float("1.0"))
-        store_row(waiting + 13 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, variance_valid, BT, BT, 0)
+        store_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, variance_valid, BT, BT, 0)
         shrink = 1.0 / (tl.sqrt(variance_valid + 1e-06))
-        store_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, shrink, BT, BT, 0)
+        store_row(waiting + 13 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, shrink, BT, BT, 0)
         normal = centred_inside * shrink[:, None]
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
             normal,
             0 * BT,
             BT,
@@ -974,7 +973,7 @@ def deep_scan_reverse_panels(
         normed = norm_bias[None, :] + norm_weight[None, :] * normal
         predicted = k.to(tl.float32) + normed
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
             predicted,
             0 * BT,
             BT,
@@ -987,7 +986,7 @@ def deep_scan_reverse_panels(
         # loss, line 31: norm2(p - v) / 2
         u = (-0.015625) * predicted * theta[:, None] + 0.015625 * theta[:, None] * v.to(tl.float32)
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 8 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
             u,
             0 * BT,
             BT,
@@ -1000,7 +999,7 @@ def deep_scan_reverse_panels(
         # update, line 36
         d_normal_via_normed = norm_weight[None, :] * u
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
             d_normal_via_normed,
             0 * BT,
             BT,
@@ -1015,12 +1014,22 @@ def deep_scan_reverse_panels(
         store_row(
             waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, d_shrink_via_normal_2, BT, BT, 0
         )
+        d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance_valid + 1e-06, 1.5)
+        d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
+        d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
+        store_row(
+            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
+            d_variance_sum_via_variance,
+            BT,
+            BT,
+            0,
+        )
         coarse_sum_2 = tl.cumsum(coarse_2, 0)
         store_row(waiting + BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, coarse_sum_2, BT, BT, 0)
         fine_sum_2 = tl.cumsum(fine_2, 0)
-        store_row(waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, fine_sum_2, BT, BT, 0)
+        store_row(waiting + 10 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, fine_sum_2, BT, BT, 0)
         momentum_until = exp(coarse_sum_2 + fine_sum_2)
-        store_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, momentum_until, BT, BT, 0)
+        store_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, momentum_until, BT, BT, 0)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         coarse_sum = tl.cumsum(coarse, 0)
         coarse_after = coarse_chunk - coarse_sum
@@ -1028,10 +1037,10 @@ def deep_scan_reverse_panels(
         fine_after = fine_chunk - fine_sum
         # update, line 36
         decay_after = exp(coarse_after + fine_after)
-        store_row(waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, decay_after, BT, BT, 0)
+        store_row(waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, decay_after, BT, BT, 0)
         decay_after_valid = tl.where(t < left, decay_after, 0.0)
         store_row(
-            waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, decay_after_valid, BT, BT, 0
+            waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, decay_after_valid, BT, BT, 0
         )
         coarse_gap = coarse_sum_2[:, None] - coarse_sum_2[None, :]
         fine_gap = fine_sum_2[:, None] - fine_sum_2[None, :]
@@ -1042,7 +1051,7 @@ def deep_scan_reverse_panels(
         # update, line 36
         since = exp(gap_masked)
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
             since,
             0 * BT,
             BT,
@@ -1067,7 +1076,7 @@ def deep_scan_reverse_panels(
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         since_3 = exp(gap_masked_3)
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
             since_3,
             0 * BT,
             BT,
@@ -1080,7 +1089,7 @@ def deep_scan_reverse_panels(
         # causality
         earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
             earlier_steps_2,
             0 * BT,
             BT,
@@ -1100,25 +1109,10 @@ def deep_scan_reverse_panels(
         fine_after_2 = fine_chunk_2 - fine_sum_2
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         written_factor = exp(coarse_after_2 + fine_after_2)
-        store_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, written_factor, BT, BT, 0)
+        store_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, written_factor, BT, BT, 0)
         # update, line 36
         d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
-        d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance_valid + 1e-06, 1.5)
-        d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
-        d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
-        d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance[:, None], [BT, BV])
-        store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
-            d_squares_via_variance_sum,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
-        )
-        d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+        d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[:, None]
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_centred_inside, 0.0
@@ -1126,11 +1120,10 @@ def deep_scan_reverse_panels(
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred, 1)
         d_average_sum_via_average = average_factor * d_average_via_centred_2
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
             d_layer2_via_inside,
             0 * BT,
             BT,
@@ -1144,7 +1137,7 @@ def deep_scan_reverse_panels(
         d_written_factor_via_written_4 = d_layer2_via_inside * d_written_4
         d_written_factor_via_written_4_2 = tl.sum(d_written_factor_via_written_4, 1)
         store_row(
-            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
+            waiting + 6 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
             d_written_factor_via_written_4_2,
             BT,
             BT,
@@ -1154,7 +1147,7 @@ def deep_scan_reverse_panels(
         d_written_steps_t_via_written_3 = d_layer2_via_inside * d_written_3
         d_written_steps_t_via_written_3_2 = tl.sum(d_written_steps_t_via_written_3, 1)
         store_row(
-            waiting + 6 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
+            waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
             d_written_steps_t_via_written_3_2,
             BT,
             BT,
@@ -1164,7 +1157,7 @@ def deep_scan_reverse_panels(
         mask_past = tl.dot(earlier_steps_2.to(dtype), since.to(dtype), input_precision=PRECISION)
         mask_out = mask_past + since
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
             mask_out,
             0 * BT,
             BT,
@@ -1177,11 +1170,11 @@ def deep_scan_reverse_panels(
         # read-out
         query = q.to(tl.float32) * scale
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
             overlap_q,
             0 * BT,
             BT,
@@ -1195,10 +1188,10 @@ def deep_scan_reverse_panels(
         attention = mask_out * overlap_q
         tl.debug_barrier()
         query = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_via_inside = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1228,7 +1221,7 @@ def deep_scan_reverse_panels(
                 d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
             )
             store_rows(
-                waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
                 d_hidden,
                 i_p * BT,
                 BT,
@@ -1239,7 +1232,7 @@ def deep_scan_reverse_panels(
                 0,
             )
             layer1 = load_rows(
-                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             d_gate_via_hidden = d_hidden * layer1
             # prediction
@@ -1272,7 +1265,7 @@ def deep_scan_reverse_panels(
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 15 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 layer1_inherited,
                 i_p * BT,
                 BT,
@@ -1296,7 +1289,7 @@ def deep_scan_reverse_panels(
             )
             layer1_inherited_2 = tl.dot(query.to(dtype), M1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 15 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 layer1_inherited_2,
                 i_p * BT,
                 BT,
@@ -1314,7 +1307,7 @@ def deep_scan_reverse_panels(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
             store_rows(
-                waiting + 15 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 layer1_read,
                 i_p * BT,
                 BT,
@@ -1368,9 +1361,9 @@ def deep_scan_reverse_panels(
             0.0,
         )
         written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
-        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         mask_out = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -1380,7 +1373,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1390,7 +1383,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_written_3 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1400,7 +1393,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_written_4 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1457,10 +1450,8 @@ def deep_scan_reverse_panels(
         d_average_2_via_centred_2_2 = tl.sum(d_average_2_via_centred_2, 1)
         # adjoint of average_2
         d_average_sum_2_via_average_2 = average_factor * d_average_2_via_centred_2_2
-        # adjoint of average_sum_2
-        d_inside_2_via_average_sum_2 = tl.broadcast_to(d_average_sum_2_via_average_2[:, None], [BT, BV])
         # adjoint of inside_2
-        d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+        d_inside_2 = d_average_sum_2_via_average_2[:, None] + d_centred_2_via_centred_inside_2
         d_layer2_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_2, 0.0)
         # adjoint of layer2_carried
         d_layer1_carried_factor_via_layer2_carried = d_layer2_read_via_inside_2 * layer2_inherited
@@ -1506,7 +1497,7 @@ def deep_scan_reverse_panels(
         )
         d_mask_out_via_attention_2 = d_attention_2 * overlap_q_2
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
             d_mask_out_via_attention_2,
             0 * BT,
             BT,
@@ -1526,13 +1517,13 @@ def deep_scan_reverse_panels(
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
-        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         d_d_layer2_via_inside_2 = d_d_layer2_via_inside_s
         d_attention = tl.zeros([BT, BT], tl.float32)
         d_query = d_o.to(tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             layer1 = load_rows(
-                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
             gate = sigmoid(
@@ -1580,7 +1571,7 @@ def deep_scan_reverse_panels(
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 15 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 d_hidden_2_3,
                 i_p * BT,
                 BT,
@@ -1591,7 +1582,7 @@ def deep_scan_reverse_panels(
                 0,
             )
             layer1_read = load_rows(
-                waiting + 15 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             d_gate_2_via_hidden_2 = d_hidden_2_3 * layer1_read
             # read-out
@@ -1619,7 +1610,7 @@ def deep_scan_reverse_panels(
             # adjoint of written
             d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 15 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 d_written,
                 i_p * BT,
                 BT,
@@ -1636,7 +1627,7 @@ def deep_scan_reverse_panels(
             # adjoint of written_2
             d_written_2 = tl.dot(k, d_M1_next.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 15 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 16 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 d_written_2,
                 i_p * BT,
                 BT,
@@ -1678,7 +1669,7 @@ def deep_scan_reverse_panels(
                 d_d_hidden.to(dtype), W2.to(dtype), d_d_layer2_via_inside_2, input_precision=PRECISION
             )
             d_hidden = load_rows(
-                waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # update, line 36
             d_gate_via_hidden = d_hidden * layer1
@@ -1771,18 +1762,21 @@ def deep_scan_reverse_panels(
         d_shrink_via_normal_2 = load_row(
             waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        decay_after_valid = load_row(
-            waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
+        d_variance_sum_via_variance = load_row(
+            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        momentum_until = load_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        shrink = load_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        variance_valid = load_row(waiting + 13 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        decay_after_valid = load_row(
+            waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
+        )
+        momentum_until = load_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        shrink = load_row(waiting + 13 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        variance_valid = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         query = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_mask_out_via_attention_2 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -1792,7 +1786,7 @@ def deep_scan_reverse_panels(
             0,
         )
         earlier_steps_2 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -1802,7 +1796,7 @@ def deep_scan_reverse_panels(
             0,
         )
         mask_out = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -1812,7 +1806,7 @@ def deep_scan_reverse_panels(
             0,
         )
         overlap_q = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -1822,7 +1816,7 @@ def deep_scan_reverse_panels(
             0,
         )
         since = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -1832,7 +1826,7 @@ def deep_scan_reverse_panels(
             0,
         )
         centred_inside = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
             0 * BT,
             BT,
             BV,
@@ -1842,7 +1836,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1852,17 +1846,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_normal_via_normed = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
-        )
-        d_squares_via_variance_sum = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1872,7 +1856,7 @@ def deep_scan_reverse_panels(
             0,
         )
         normal = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1882,7 +1866,7 @@ def deep_scan_reverse_panels(
             0,
         )
         predicted = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1892,7 +1876,7 @@ def deep_scan_reverse_panels(
             0,
         )
         u = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 8 * BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1911,21 +1895,15 @@ def deep_scan_reverse_panels(
         d_d_inside_via_d_layer2_via_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer2_via_inside_2, 0.0
         )
-        # adjoint of d_inside_via_average_sum
-        d_d_average_sum_via_average_via_d_inside_via_average_sum = tl.sum(
-            d_d_inside_via_d_layer2_via_inside, 1
-        )
+        # adjoint of d_inside
+        d_d_average_sum_via_average_via_d_inside = tl.sum(d_d_inside_via_d_layer2_via_inside, 1)
         # adjoint of d_average_sum_via_average
         d_d_average_via_centred_2_via_d_average_sum_via_average = (
-            average_factor * d_d_average_sum_via_average_via_d_inside_via_average_sum
-        )
-        # adjoint of d_average_via_centred_2
-        d_d_average_via_centred_via_d_average_via_centred_2 = tl.broadcast_to(
-            d_d_average_via_centred_2_via_d_average_sum_via_average[:, None], [BT, BV]
+            average_factor * d_d_average_sum_via_average_via_d_inside
         )
         # adjoint of d_average_via_centred
-        d_d_centred_via_centred_inside_via_d_average_via_centred = (
-            -d_d_average_via_centred_via_d_average_via_centred_2
+        d_d_centred_via_centred_inside_via_d_average_via_centred = tl.broadcast_to(
+            -d_d_average_via_centred_2_via_d_average_sum_via_average[:, None], [BT, BV]
         )
         # adjoint of d_centred_via_centred_inside
         d_d_centred_via_centred_inside = (
@@ -1939,16 +1917,15 @@ def deep_scan_reverse_panels(
             d_d_centred_inside_via_d_centred_via_centred_inside * shrink[:, None]
         )
         # adjoint of d_centred_inside_via_squares
-        d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
             2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
         )
-        # adjoint of d_squares_via_variance_sum
-        d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = tl.sum(
-            d_d_squares_via_variance_sum_via_d_centred_inside_via_squares, 1
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = tl.sum(
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares, 1
         )
         # adjoint of d_variance_sum_via_variance
         d_d_variance_via_variance_valid_via_d_variance_sum_via_variance = (
-            average_factor * d_d_variance_sum_via_variance_via_d_squares_via_variance_sum
+            average_factor * d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2
         )
         # adjoint of d_variance_via_variance_valid
         d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid = tl.where(
@@ -1960,13 +1937,9 @@ def deep_scan_reverse_panels(
             * d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid
             / power(variance_valid + 1e-06, 1.5)
         )
-        # adjoint of d_shrink_via_normal_2
-        d_d_shrink_via_normal_via_d_shrink_via_normal_2 = tl.broadcast_to(
-            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None], [BT, BV]
-        )
         # adjoint of d_shrink_via_normal
         d_d_normal_via_normed_via_d_shrink_via_normal = (
-            centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+            centred_inside * d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None]
         )
         # adjoint of d_normal_via_normed
         d_d_normal_via_normed = (
@@ -2019,11 +1992,11 @@ def deep_scan_reverse_panels(
         )
         # adjoint of d_centred_inside_via_squares
         d_centred_inside_via_d_centred_inside_via_squares = (
-            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[:, None]
         )
         # adjoint of d_shrink_via_normal
         d_centred_inside_via_d_shrink_via_normal = (
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None] * d_normal_via_normed
         )
         # adjoint of normed
         d_normal_via_normed_2 = d_predicted_via_u * norm_weight[None, :]
@@ -2069,10 +2042,8 @@ def deep_scan_reverse_panels(
         d_average_via_centred_4 = tl.sum(d_average_via_centred_3, 1)
         # adjoint of average
         d_average_sum_via_average_2 = average_factor * d_average_via_centred_4
-        # adjoint of average_sum
-        d_inside_via_average_sum_2 = tl.broadcast_to(d_average_sum_via_average_2[:, None], [BT, BV])
         # adjoint of inside
-        d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+        d_inside_3 = d_average_sum_via_average_2[:, None] + d_centred_via_centred_inside_2
         d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_3, 0.0)
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * mask_out
@@ -2097,7 +2068,7 @@ def deep_scan_reverse_panels(
         # adjoint of since
         d_gap_masked_via_since_early = d_mask_out * since + d_since_via_mask_past * since
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
             d_gap_masked_via_since_early,
             0 * BT,
             BT,
@@ -2112,7 +2083,7 @@ def deep_scan_reverse_panels(
             d_mask_out.to(dtype), tl.trans(since).to(dtype), input_precision=PRECISION
         )
         store_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
             d_earlier_steps_2_via_mask_past,
             0 * BT,
             BT,
@@ -2132,12 +2103,12 @@ def deep_scan_reverse_panels(
         tl.debug_barrier()
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
-        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         query = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_via_inside = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
             0 * BT,
             BT,
             BV,
@@ -2239,10 +2210,10 @@ def deep_scan_reverse_panels(
             d_kept_factor_via_kept = W1 * d_W1_next
             d_kept_factor_via_kept_2 += tl.sum(d_kept_factor_via_kept)
             d_hidden = load_rows(
-                waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             layer1 = load_rows(
-                waiting + 15 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # update, line 36
             d_gate_via_hidden = d_hidden * layer1
@@ -2263,22 +2234,22 @@ def deep_scan_reverse_panels(
             d_layer1_via_hidden = d_hidden * gate
             d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
             d_written_2 = load_rows(
-                waiting + 15 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # adjoint of written_2
             d_written_factor_via_written_2 = d_layer1 * d_written_2
             d_written_factor_via_written_2_2 += tl.sum(d_written_factor_via_written_2, 1)
             d_written = load_rows(
-                waiting + 15 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # adjoint of written
             d_written_steps_t_via_written = d_layer1 * d_written
             d_written_steps_t_via_written_2 += tl.sum(d_written_steps_t_via_written, 1)
             d_hidden_2_3 = load_rows(
-                waiting + 15 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             layer1_read = load_rows(
-                waiting + 15 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_3 * layer1_read
@@ -2304,7 +2275,7 @@ def deep_scan_reverse_panels(
             # adjoint of layer1_read
             d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
             layer1_inherited = load_rows(
-                waiting + 15 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # adjoint of layer1_carried
             d_layer1_carried_factor_via_layer1_carried = d_layer1_read * layer1_inherited
@@ -2312,7 +2283,7 @@ def deep_scan_reverse_panels(
                 d_layer1_carried_factor_via_layer1_carried, 1
             )
             layer1_inherited_2 = load_rows(
-                waiting + 15 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 16 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             d_layer1_carried_factor_2_via_layer1_carried = d_layer1_read * layer1_inherited_2
             d_layer1_carried_factor_2_via_layer1_carried_2 += tl.sum(
@@ -2500,21 +2471,21 @@ def deep_scan_reverse_panels(
             waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
         d_written_factor_via_written_4_2 = load_row(
-            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
-        )
-        d_written_steps_t_via_written_3_2 = load_row(
             waiting + 6 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        decay_after = load_row(waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        decay_after_valid = load_row(
-            waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
+        d_written_steps_t_via_written_3_2 = load_row(
+            waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
         )
-        fine_sum_2 = load_row(waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        log_decay = load_row(waiting + 10 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        momentum_until = load_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        written_factor = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        decay_after = load_row(waiting + 8 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        decay_after_valid = load_row(
+            waiting + 9 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0
+        )
+        fine_sum_2 = load_row(waiting + 10 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        log_decay = load_row(waiting + 11 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        momentum_until = load_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
+        written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         d_earlier_steps_2_via_mask_past = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
             0 * BT,
             BT,
             BT,
@@ -2524,7 +2495,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_gap_masked_via_since_early = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
             0 * BT,
             BT,
             BT,
@@ -2534,7 +2505,7 @@ def deep_scan_reverse_panels(
             0,
         )
         earlier_steps_2 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -2544,7 +2515,7 @@ def deep_scan_reverse_panels(
             0,
         )
         since = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -2554,7 +2525,7 @@ def deep_scan_reverse_panels(
             0,
         )
         since_3 = load_rows(
-            waiting + 15 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
             0 * BT,
             BT,
             BT,
@@ -2563,17 +2534,6 @@ def deep_scan_reverse_panels(
             BT,
             0,
         )
-        # adjoint of kept_factor_2
-        d_kept_factor_2 = d_kept_factor_2_via_kept_2_2 + d_kept_factor_2_via_kept_4_2
-        d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2 * kept_factor_2
-        # adjoint of written_factor
-        d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_4_2
-        d_coarse_after_2_via_written_factor = d_written_factor * written_factor
-        # adjoint of fine_after_2
-        d_fine_chunk_2_via_fine_after_2 = tl.sum(d_coarse_after_2_via_written_factor)
-        # adjoint of fine_chunk_2
-        d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
-        d_fine_2_via_fine_chunk_2 = tl.broadcast_to(d_fine_chunk_2, [BT])
         # adjoint of layer1_carried_factor_2
         d_layer1_carried_factor_2 = (
             d_layer1_carried_factor_2_via_layer1_carried_2 + d_layer1_carried_factor_2_via_layer2_carried_2
@@ -2581,34 +2541,30 @@ def deep_scan_reverse_panels(
         d_coarse_sum_2_via_layer1_carried_factor_2 = d_layer1_carried_factor_2 * exp(
             coarse_sum_2 + fine_sum_2
         )
-        # adjoint of inherited_steps
-        d_inherited_via_inherited_steps = tl.broadcast_to(d_layer1_carried_factor_2[:, None], [BT, BT])
         # adjoint of inherited
-        d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
+        d_momentum_until_s_via_inherited = d_layer1_carried_factor_2[:, None] * earlier_steps_2
         d_momentum_until_s_via_inherited_2 = tl.sum(d_momentum_until_s_via_inherited, 0)
         # adjoint of carried_steps
         d_carried_steps = d_carried_steps_via_kept_2 + d_carried_steps_via_kept_3_2
-        d_steps_until_via_carried_steps = tl.broadcast_to(d_carried_steps, [BT])
         # adjoint of steps_until
-        d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
+        d_momentum_until_via_steps_until = d_carried_steps * decay_after_valid
         # adjoint of momentum_until
         d_momentum_until = d_momentum_until_s_via_inherited_2 + d_momentum_until_via_steps_until
         d_coarse_sum_2_via_momentum_until = d_momentum_until * momentum_until
         # adjoint of written_steps_t
         d_written_steps_t = d_written_steps_t_via_written_2 + d_written_steps_t_via_written_3_2
-        # adjoint of written_steps
-        d_steps_after_via_written_steps = tl.broadcast_to(d_written_steps_t[None, :], [BT, BT])
-        # adjoint of steps_after
-        d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
         # adjoint of since
         d_gap_masked_via_since = (
-            d_decay_after_valid_via_steps_after * decay_after_valid[:, None] + d_gap_masked_via_since_early
+            d_gap_masked_via_since_early + d_written_steps_t[None, :] * decay_after_valid[:, None] * since
         )
         # adjoint of gap_apart
         d_gap_via_gap_apart = tl.where(t[:, None] > t[None, :], d_gap_masked_via_since, 0.0)
         # adjoint of fine_gap
         d_fine_sum_2_s_via_fine_gap = -d_gap_via_gap_apart
         d_fine_sum_2_s_via_fine_gap_2 = tl.sum(d_fine_sum_2_s_via_fine_gap, 0)
+        # adjoint of written_factor
+        d_written_factor = d_written_factor_via_written_2_2 + d_written_factor_via_written_4_2
+        d_coarse_after_2_via_written_factor = d_written_factor * written_factor
         # adjoint of fine_after_2
         d_fine_sum_2_via_fine_after_2 = -d_coarse_after_2_via_written_factor
         # adjoint of fine_gap
@@ -2622,8 +2578,15 @@ def deep_scan_reverse_panels(
             + d_fine_sum_2_via_fine_gap
         )
         d_fine_2_via_fine_sum_2 = tl.cumsum(d_fine_sum_2, 0, reverse=True)
+        # adjoint of kept_factor_2
+        d_kept_factor_2 = d_kept_factor_2_via_kept_2_2 + d_kept_factor_2_via_kept_4_2
+        d_coarse_chunk_2_via_kept_factor_2 = d_kept_factor_2 * kept_factor_2
+        # adjoint of fine_after_2
+        d_fine_chunk_2_via_fine_after_2 = tl.sum(d_coarse_after_2_via_written_factor)
+        # adjoint of fine_chunk_2
+        d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
         # adjoint of fine_2
-        d_fine_2 = d_fine_2_via_fine_chunk_2 + d_fine_2_via_fine_sum_2
+        d_fine_2 = d_fine_2_via_fine_sum_2 + d_fine_chunk_2
         # adjoint of log_momentum_valid
         d_log_momentum_bounded_via_log_momentum_valid = tl.where(t < left, d_fine_2, 0.0)
         # adjoint of log_momentum_bounded
@@ -2635,9 +2598,10 @@ def deep_scan_reverse_panels(
         d_kept_factor = d_kept_factor_via_kept_2 + d_kept_factor_via_kept_3_2
         d_coarse_chunk_via_kept_factor = d_kept_factor * kept_factor
         # adjoint of steps_after
+        d_decay_after_valid_via_steps_after = d_written_steps_t[None, :] * since
         d_decay_after_valid_via_steps_after_2 = tl.sum(d_decay_after_valid_via_steps_after, 1)
         # adjoint of steps_until
-        d_decay_after_valid_via_steps_until = d_steps_until_via_carried_steps * momentum_until
+        d_decay_after_valid_via_steps_until = d_carried_steps * momentum_until
         # adjoint of decay_after_valid
         d_decay_after_valid = d_decay_after_valid_via_steps_after_2 + d_decay_after_valid_via_steps_until
         d_decay_after_via_decay_after_valid = tl.where(t < left, d_decay_after_valid, 0.0)
@@ -2647,14 +2611,13 @@ def deep_scan_reverse_panels(
         d_fine_chunk_via_fine_after = tl.sum(d_coarse_after_via_decay_after)
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of layer1_carried_factor
         d_layer1_carried_factor = (
             d_layer1_carried_factor_via_layer1_carried_2 + d_layer1_carried_factor_via_layer2_carried_2
         )
         d_coarse_sum_via_layer1_carried_factor = d_layer1_carried_factor * layer1_carried_factor
         # adjoint of inherited
-        d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[None, :]
+        d_earlier_steps_2_via_inherited = d_layer1_carried_factor_2[:, None] * momentum_until[None, :]
         # adjoint of earlier_steps_2
         d_earlier_steps_2 = d_earlier_steps_2_via_inherited + d_earlier_steps_2_via_mask_past
         d_since_3_via_earlier_steps_2 = tl.where(t[:, None] > t[None, :], d_earlier_steps_2, 0.0)
@@ -2676,7 +2639,7 @@ def deep_scan_reverse_panels(
         )
         d_fine_via_fine_sum = tl.cumsum(d_fine_sum, 0, reverse=True)
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -2832,6 +2795,10 @@ def deep_token_scan_whole(
         g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
         m = tl.load(m_ptr + i_h + token * HV).to(tl.float32)
         theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
+        # prediction
+        one_each = tl.full([BV], 1.0, tl.float32)
+        each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+        channels = tl.sum(each)
         # update, line 36
         W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
         W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
@@ -2846,9 +2813,6 @@ def deep_token_scan_whole(
         layer2 = tl.sum(layer2_terms, 0)
         inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer2, 0.0)
         average_sum = tl.sum(inside)
-        one_each = tl.full([BV], 1.0, tl.float32)
-        each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-        channels = tl.sum(each)
         average = average_sum / channels
         centred = -average + inside
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -2868,15 +2832,13 @@ def deep_token_scan_whole(
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
         d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
         d_variance_sum_via_variance = d_variance_via_shrink / channels
-        d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-        d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+        d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred)
         d_average_sum_via_average = d_average_via_centred_2 / channels
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average + d_centred_via_centred_inside
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
         momentum = exp(m)
         M2_next = M2 * momentum + d_layer2_via_inside[None, :] * hidden[:, None]
@@ -3142,6 +3104,11 @@ def deep_token_scan_reverse_whole(
             theta = tl.load(theta_ptr + i_h + token * HV).to(tl.float32)
             # update, line 36
             W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
+            # prediction
+            one_each = tl.full([BV], 1.0, tl.float32)
+            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+            channels = tl.sum(each)
+            # update, line 36
             W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
             # prediction
             layer1_terms = W1_start * k[:, None]
@@ -3154,9 +3121,6 @@ def deep_token_scan_reverse_whole(
             layer2 = tl.sum(layer2_terms, 0)
             inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer2, 0.0)
             average_sum = tl.sum(inside)
-            one_each = tl.full([BV], 1.0, tl.float32)
-            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-            channels = tl.sum(each)
             average = average_sum / channels
             centred = -average + inside
             centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -3176,18 +3140,15 @@ def deep_token_scan_reverse_whole(
             d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
             d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
             d_variance_sum_via_variance = d_variance_via_shrink / channels
-            d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-            d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+            d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
             d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
             d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
             d_average_via_centred = -d_centred_via_centred_inside
             d_average_via_centred_2 = tl.sum(d_average_via_centred)
             d_average_sum_via_average = d_average_via_centred_2 / channels
-            d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-            d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+            d_inside = d_average_sum_via_average + d_centred_via_centred_inside
             d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
-            d_layer2_terms_via_layer2 = tl.broadcast_to(d_layer2_via_inside[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W2_start * d_layer2_via_inside[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -3258,6 +3219,11 @@ def deep_token_scan_reverse_whole(
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # update, line 36
             W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
+            # prediction
+            one_each = tl.full([BV], 1.0, tl.float32)
+            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+            channels = tl.sum(each)
+            # update, line 36
             W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
             # prediction
             layer1_terms = W1_start * k[:, None]
@@ -3270,9 +3236,6 @@ def deep_token_scan_reverse_whole(
             layer2 = tl.sum(layer2_terms, 0)
             inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer2, 0.0)
             average_sum = tl.sum(inside)
-            one_each = tl.full([BV], 1.0, tl.float32)
-            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-            channels = tl.sum(each)
             average = average_sum / channels
             centred = -average + inside
             centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -3292,18 +3255,15 @@ def deep_token_scan_reverse_whole(
             d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
             d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
             d_variance_sum_via_variance = d_variance_via_shrink / channels
-            d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-            d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+            d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
             d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
             d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
             d_average_via_centred = -d_centred_via_centred_inside
             d_average_via_centred_2 = tl.sum(d_average_via_centred)
             d_average_sum_via_average = d_average_via_centred_2 / channels
-            d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-            d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+            d_inside = d_average_sum_via_average + d_centred_via_centred_inside
             d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
-            d_layer2_terms_via_layer2 = tl.broadcast_to(d_layer2_via_inside[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W2_start * d_layer2_via_inside[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -3361,10 +3321,8 @@ def deep_token_scan_reverse_whole(
             d_variance_2_via_shrink_2 = (-0.5) * d_shrink_2_via_normal_2_2 / power(variance_2 + 1e-06, 1.5)
             # adjoint of variance_2
             d_variance_sum_2_via_variance_2 = d_variance_2_via_shrink_2 / channels
-            # adjoint of variance_sum_2
-            d_squares_2_via_variance_sum_2 = tl.broadcast_to(d_variance_sum_2_via_variance_2, [BV])
             # adjoint of squares_2
-            d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_squares_2_via_variance_sum_2
+            d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_variance_sum_2_via_variance_2
             # adjoint of centred_inside_2
             d_centred_inside_2 = d_centred_inside_2_via_normal_2 + d_centred_inside_2_via_squares_2
             d_centred_2_via_centred_inside_2 = tl.where(
@@ -3375,17 +3333,11 @@ def deep_token_scan_reverse_whole(
             d_average_2_via_centred_2_2 = tl.sum(d_average_2_via_centred_2)
             # adjoint of average_2
             d_average_sum_2_via_average_2 = d_average_2_via_centred_2_2 / channels
-            # adjoint of average_sum_2
-            d_inside_2_via_average_sum_2 = tl.broadcast_to(d_average_sum_2_via_average_2, [BV])
             # adjoint of inside_2
-            d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+            d_inside_2 = d_average_sum_2_via_average_2 + d_centred_2_via_centred_inside_2
             d_layer2_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside_2, 0.0)
-            # adjoint of layer2_read
-            d_layer2_read_terms_via_layer2_read = tl.broadcast_to(
-                d_layer2_read_via_inside_2[None, :], [BH, BV]
-            )
             # adjoint of layer2_read_terms
-            d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_terms_via_layer2_read
+            d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_via_inside_2[None, :]
             d_hidden_2_via_layer2_read_terms_2 = tl.sum(d_hidden_2_via_layer2_read_terms, 1)
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
@@ -3403,16 +3355,15 @@ def deep_token_scan_reverse_whole(
             d_layer1_read_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * gate_2
             # adjoint of layer1_read
             d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-            d_layer1_read_terms_via_layer1_read = tl.broadcast_to(d_layer1_read[None, :], [BK, BH])
             # adjoint of layer1_read_terms
-            d_query_via_layer1_read_terms = W1_next * d_layer1_read_terms_via_layer1_read
+            d_query_via_layer1_read_terms = W1_next * d_layer1_read[None, :]
             d_query_via_layer1_read_terms_2 = tl.sum(d_query_via_layer1_read_terms, 1)
             # adjoint of query
             d_query = d_o + d_query_via_layer1_read_terms_2
             d_q_via_query = d_query * scale
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_query, K, BK, 0)
             # adjoint of layer1_read_terms
-            d_W1_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[:, None]
+            d_W1_next_via_layer1_read_terms = d_layer1_read[None, :] * query[:, None]
             # adjoint of W1_next
             d_W1_next_2 = d_W1_next + d_W1_next_via_layer1_read_terms
             # adjoint of M1_next
@@ -3463,7 +3414,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of d_layer1_via_hidden
             d_gate_via_d_layer1_via_hidden = d_d_layer1_via_M1_next_2 * d_hidden_via_layer2_terms_2
             # adjoint of layer2_read_terms
-            d_W2_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[:, None]
+            d_W2_next_via_layer2_read_terms = d_layer2_read_via_inside_2[None, :] * hidden_2[:, None]
             # adjoint of W2_next
             d_W2_next_2 = d_W2_next + d_W2_next_via_layer2_read_terms
             # adjoint of M2_next
@@ -3483,39 +3434,29 @@ def deep_token_scan_reverse_whole(
                 d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
                 + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
             )
-            d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = tl.broadcast_to(
-                d_d_hidden_via_layer2_terms_2[:, None], [BH, BV]
-            )
             # adjoint of d_hidden_via_layer2_terms
-            d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-                W2_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
+            d_d_layer2_via_inside_via_d_hidden_via_layer2_terms = (
+                W2_start * d_d_hidden_via_layer2_terms_2[:, None]
             )
-            # adjoint of d_layer2_terms_via_layer2
-            d_d_layer2_via_inside_via_d_layer2_terms_via_layer2 = tl.sum(
-                d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms, 0
+            d_d_layer2_via_inside_via_d_hidden_via_layer2_terms_2 = tl.sum(
+                d_d_layer2_via_inside_via_d_hidden_via_layer2_terms, 0
             )
             # adjoint of d_layer2_via_inside
             d_d_layer2_via_inside = (
-                d_d_layer2_via_inside_via_M2_next_2 + d_d_layer2_via_inside_via_d_layer2_terms_via_layer2
+                d_d_layer2_via_inside_via_M2_next_2 + d_d_layer2_via_inside_via_d_hidden_via_layer2_terms_2
             )
             d_d_inside_via_d_layer2_via_inside = tl.where(
                 i_v * BV + tl.arange(0, BV) < V, d_d_layer2_via_inside, 0.0
             )
-            # adjoint of d_inside_via_average_sum
-            d_d_average_sum_via_average_via_d_inside_via_average_sum = tl.sum(
-                d_d_inside_via_d_layer2_via_inside
-            )
+            # adjoint of d_inside
+            d_d_average_sum_via_average_via_d_inside = tl.sum(d_d_inside_via_d_layer2_via_inside)
             # adjoint of d_average_sum_via_average
             d_d_average_via_centred_2_via_d_average_sum_via_average = (
-                d_d_average_sum_via_average_via_d_inside_via_average_sum / channels
-            )
-            # adjoint of d_average_via_centred_2
-            d_d_average_via_centred_via_d_average_via_centred_2 = tl.broadcast_to(
-                d_d_average_via_centred_2_via_d_average_sum_via_average, [BV]
+                d_d_average_sum_via_average_via_d_inside / channels
             )
             # adjoint of d_average_via_centred
-            d_d_centred_via_centred_inside_via_d_average_via_centred = (
-                -d_d_average_via_centred_via_d_average_via_centred_2
+            d_d_centred_via_centred_inside_via_d_average_via_centred = tl.broadcast_to(
+                -d_d_average_via_centred_2_via_d_average_sum_via_average, [BV]
             )
             # adjoint of d_centred_via_centred_inside
             d_d_centred_via_centred_inside = (
@@ -3526,18 +3467,17 @@ def deep_token_scan_reverse_whole(
             )
             # adjoint of d_centred_inside_via_squares
             d_centred_inside_via_d_centred_inside_via_squares = (
-                2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+                2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance
             )
-            d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
                 2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
             )
-            # adjoint of d_squares_via_variance_sum
-            d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = tl.sum(
-                d_d_squares_via_variance_sum_via_d_centred_inside_via_squares
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = tl.sum(
+                d_d_variance_sum_via_variance_via_d_centred_inside_via_squares
             )
             # adjoint of d_variance_sum_via_variance
             d_d_variance_via_shrink_via_d_variance_sum_via_variance = (
-                d_d_variance_sum_via_variance_via_d_squares_via_variance_sum / channels
+                d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 / channels
             )
             # adjoint of d_variance_via_shrink
             d_d_shrink_via_normal_2_via_d_variance_via_shrink = (
@@ -3545,13 +3485,9 @@ def deep_token_scan_reverse_whole(
                 * d_d_variance_via_shrink_via_d_variance_sum_via_variance
                 / power(variance + 1e-06, 1.5)
             )
-            # adjoint of d_shrink_via_normal_2
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 = tl.broadcast_to(
-                d_d_shrink_via_normal_2_via_d_variance_via_shrink, [BV]
-            )
             # adjoint of d_shrink_via_normal
             d_centred_inside_via_d_shrink_via_normal = (
-                d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+                d_d_shrink_via_normal_2_via_d_variance_via_shrink * d_normal_via_normed
             )
             # adjoint of d_centred_inside_via_normal
             d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -3559,7 +3495,7 @@ def deep_token_scan_reverse_whole(
             )
             # adjoint of d_shrink_via_normal
             d_d_normal_via_normed_via_d_shrink_via_normal = (
-                centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+                centred_inside * d_d_shrink_via_normal_2_via_d_variance_via_shrink
             )
             # adjoint of d_normal_via_normed
             d_d_normal_via_normed = (
@@ -3594,10 +3530,8 @@ def deep_token_scan_reverse_whole(
             # adjoint of variance
             d_variance = d_variance_via_d_variance_via_shrink + d_variance_via_shrink_2
             d_variance_sum_via_variance_2 = d_variance / channels
-            # adjoint of variance_sum
-            d_squares_via_variance_sum_2 = tl.broadcast_to(d_variance_sum_via_variance_2, [BV])
             # adjoint of squares
-            d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_squares_via_variance_sum_2
+            d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_variance_sum_via_variance_2
             # adjoint of centred_inside
             d_centred_inside_3 = (
                 d_centred_inside_via_d_centred_inside_via_squares
@@ -3613,15 +3547,11 @@ def deep_token_scan_reverse_whole(
             d_average_via_centred_4 = tl.sum(d_average_via_centred_3)
             # adjoint of average
             d_average_sum_via_average_2 = d_average_via_centred_4 / channels
-            # adjoint of average_sum
-            d_inside_via_average_sum_2 = tl.broadcast_to(d_average_sum_via_average_2, [BV])
             # adjoint of inside
-            d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+            d_inside_3 = d_average_sum_via_average_2 + d_centred_via_centred_inside_2
             d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside_3, 0.0)
-            # adjoint of layer2
-            d_layer2_terms_via_layer2_2 = tl.broadcast_to(d_layer2_via_inside_2[None, :], [BH, BV])
             # adjoint of layer2_terms
-            d_hidden_via_layer2_terms_3 = W2_start * d_layer2_terms_via_layer2_2
+            d_hidden_via_layer2_terms_3 = W2_start * d_layer2_via_inside_2[None, :]
             d_hidden_via_layer2_terms_4 = tl.sum(d_hidden_via_layer2_terms_3, 1)
             # adjoint of hidden
             d_hidden = d_hidden_via_M2_next_2 + d_hidden_via_layer2_terms_4
@@ -3646,9 +3576,8 @@ def deep_token_scan_reverse_whole(
                 + d_layer1_via_gate_2
                 + d_layer1_via_hidden_2
             )
-            d_layer1_terms_via_layer1_2 = tl.broadcast_to(d_layer1_2[None, :], [BK, BH])
             # adjoint of layer1_terms
-            d_k_via_layer1_terms = W1_start * d_layer1_terms_via_layer1_2
+            d_k_via_layer1_terms = W1_start * d_layer1_2[None, :]
             d_k_via_layer1_terms_2 = tl.sum(d_k_via_layer1_terms, 1)
             # gradient
             d_k = d_k_via_M1_next_2 + d_k_via_layer1_terms_2 + d_predicted_via_u
@@ -3685,7 +3614,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of W1_kept
             d_W1_via_W1_kept = d_W1_next_2 * decay
             # adjoint of layer1_terms
-            d_W1_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[:, None]
+            d_W1_start_via_layer1_terms = d_layer1_2[None, :] * k[:, None]
             # adjoint of W1_start
             d_W1_start = d_W1_anchor_next + d_W1_start_via_layer1_terms
             # adjoint of W2_start
@@ -3698,10 +3627,10 @@ def deep_token_scan_reverse_whole(
             d_W2_via_W2_kept = d_W2_next_2 * decay
             # adjoint of d_hidden_via_layer2_terms
             d_W2_start_via_d_hidden_via_layer2_terms = (
-                d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
+                d_d_hidden_via_layer2_terms_2[:, None] * d_layer2_via_inside[None, :]
             )
             # adjoint of layer2_terms
-            d_W2_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[:, None]
+            d_W2_start_via_layer2_terms = d_layer2_via_inside_2[None, :] * hidden[:, None]
             # adjoint of W2_start
             d_W2_start = (
                 d_W2_anchor_next + d_W2_start_via_d_hidden_via_layer2_terms + d_W2_start_via_layer2_terms

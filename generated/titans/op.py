@@ -364,11 +364,11 @@ def chunk_backward_triton(
     waiting = v.new_empty(
         layout.sequences,
         v.shape[2],
-        15 * chunk
+        16 * chunk
         + 9 * chunk * block(EXPANSION * q.shape[3])
         + chunk * block(q.shape[3])
         + 8 * chunk * chunk
-        + 9 * chunk * block(v.shape[3]),
+        + 8 * chunk * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

@@ -75,19 +75,13 @@ def chunk_step(q, k, v, g, m, theta, scale, W1, W2, M1, M2, norm_weight, norm_bi
     d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance_valid + 1e-06) ** (1.5))
     d_variance_via_variance_valid = d_variance_valid_via_shrink
     d_variance_sum_via_variance = average_factor[..., None] * d_variance_via_variance_valid
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., :, None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = average_factor[..., None] * d_average_via_centred_2
-    d_inside_via_average_sum = (d_average_sum_via_average[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., :, None] + d_centred_via_centred_inside
     d_layer2_via_inside = d_inside
     d_hidden = d_layer2_via_inside @ W2.mT
     d_gate_via_hidden = d_hidden * layer1
@@ -287,19 +281,13 @@ def chunk_step_backward(
     d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance_valid + 1e-06) ** (1.5))
     d_variance_via_variance_valid = d_variance_valid_via_shrink
     d_variance_sum_via_variance = average_factor[..., None] * d_variance_via_variance_valid
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., :, None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = average_factor[..., None] * d_average_via_centred_2
-    d_inside_via_average_sum = (d_average_sum_via_average[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., :, None] + d_centred_via_centred_inside
     d_layer2_via_inside = d_inside
     d_hidden = d_layer2_via_inside @ W2.mT
     d_gate_via_hidden = d_hidden * layer1
@@ -487,12 +475,8 @@ def chunk_step_backward(
     d_variance_2_via_variance_valid_2 = d_variance_valid_2_via_shrink_2
     # adjoint of variance_2
     d_variance_sum_2_via_variance_2 = average_factor[..., None] * d_variance_2_via_variance_valid_2
-    # adjoint of variance_sum_2
-    d_squares_2_via_variance_sum_2 = (d_variance_sum_2_via_variance_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of squares_2
-    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_squares_2_via_variance_sum_2
+    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_variance_sum_2_via_variance_2[..., :, None]
     # adjoint of centred_inside_2
     d_centred_inside_2 = d_centred_inside_2_via_normal_2 + d_centred_inside_2_via_squares_2
     d_centred_2_via_centred_inside_2 = d_centred_inside_2
@@ -501,12 +485,8 @@ def chunk_step_backward(
     d_average_2_via_centred_2_2 = d_average_2_via_centred_2.sum(-1)
     # adjoint of average_2
     d_average_sum_2_via_average_2 = average_factor[..., None] * d_average_2_via_centred_2_2
-    # adjoint of average_sum_2
-    d_inside_2_via_average_sum_2 = (d_average_sum_2_via_average_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of inside_2
-    d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+    d_inside_2 = d_average_sum_2_via_average_2[..., :, None] + d_centred_2_via_centred_inside_2
     d_layer2_read_via_inside_2 = d_inside_2
     # adjoint of layer2_carried
     d_layer1_carried_factor_via_layer2_carried = d_layer2_read_via_inside_2 * layer2_inherited
@@ -574,30 +554,21 @@ def chunk_step_backward(
     d_written_steps_t = d_written_steps_t_via_written_2 + d_written_steps_t_via_written_3_2
     # adjoint of carried_steps
     d_carried_steps = d_carried_steps_via_kept_2 + d_carried_steps_via_kept_3_2
-    d_steps_until_via_carried_steps = (d_carried_steps[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of steps_until
-    d_decay_after_valid_via_steps_until = d_steps_until_via_carried_steps * momentum_until
-    d_momentum_until_via_steps_until = d_steps_until_via_carried_steps * decay_after_valid
-    # adjoint of written_steps
-    d_steps_after_via_written_steps = (d_written_steps_t[..., None, :]).expand(
-        *v.shape[:2], tokens[-1], tokens[-1]
-    )
+    d_decay_after_valid_via_steps_until = d_carried_steps[..., None] * momentum_until
+    d_momentum_until_via_steps_until = d_carried_steps[..., None] * decay_after_valid
     # adjoint of steps_after
-    d_decay_after_valid_via_steps_after = d_steps_after_via_written_steps * since
+    d_decay_after_valid_via_steps_after = d_written_steps_t[..., None, :] * since
     d_decay_after_valid_via_steps_after_2 = d_decay_after_valid_via_steps_after.sum(-1)
-    d_since_via_steps_after = d_steps_after_via_written_steps * decay_after_valid[..., :, None]
+    d_since_via_steps_after = d_written_steps_t[..., None, :] * decay_after_valid[..., :, None]
     # adjoint of decay_after_valid
     d_decay_after_valid = d_decay_after_valid_via_steps_after_2 + d_decay_after_valid_via_steps_until
     d_decay_after_via_decay_after_valid = d_decay_after_valid
     # adjoint of decay_after
     d_coarse_after_via_decay_after = d_decay_after_via_decay_after_valid * decay_after
-    # adjoint of inherited_steps
-    d_inherited_via_inherited_steps = (d_layer1_carried_factor_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], tokens[-1]
-    )
     # adjoint of inherited
-    d_earlier_steps_2_via_inherited = d_inherited_via_inherited_steps * momentum_until[..., None, :]
-    d_momentum_until_s_via_inherited = d_inherited_via_inherited_steps * earlier_steps_2
+    d_earlier_steps_2_via_inherited = d_layer1_carried_factor_2[..., :, None] * momentum_until[..., None, :]
+    d_momentum_until_s_via_inherited = d_layer1_carried_factor_2[..., :, None] * earlier_steps_2
     d_momentum_until_s_via_inherited_2 = d_momentum_until_s_via_inherited.sum(-2)
     # adjoint of momentum_until
     d_momentum_until = d_momentum_until_s_via_inherited_2 + d_momentum_until_via_steps_until
@@ -636,7 +607,6 @@ def chunk_step_backward(
     d_fine_sum_2_via_fine_after_2 = -d_coarse_after_2_via_written_factor
     # adjoint of fine_chunk_2
     d_fine_chunk_2 = d_coarse_chunk_2_via_kept_factor_2 + d_fine_chunk_2_via_fine_after_2
-    d_fine_2_via_fine_chunk_2 = (d_fine_chunk_2[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum_2
     d_fine_sum_2 = (
         d_coarse_sum_2_via_layer1_carried_factor_2
@@ -647,7 +617,7 @@ def chunk_step_backward(
     )
     d_fine_2_via_fine_sum_2 = d_fine_sum_2.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine_2
-    d_fine_2 = d_fine_2_via_fine_chunk_2 + d_fine_2_via_fine_sum_2
+    d_fine_2 = d_fine_2_via_fine_sum_2 + d_fine_chunk_2[..., None]
     # adjoint of log_momentum_valid
     d_log_momentum_bounded_via_log_momentum_valid = d_fine_2
     # adjoint of log_momentum_bounded
@@ -657,7 +627,6 @@ def chunk_step_backward(
     d_fine_sum_via_fine_after = -d_coarse_after_via_decay_after
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_layer1_carried_factor
@@ -667,7 +636,7 @@ def chunk_step_backward(
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -726,20 +695,16 @@ def chunk_step_backward(
     )
     d_d_layer2_via_inside_2 = d_d_layer2_via_inside + d_d_hidden @ W2
     d_d_inside_via_d_layer2_via_inside = d_d_layer2_via_inside_2
-    # adjoint of d_inside_via_average_sum
-    d_d_average_sum_via_average_via_d_inside_via_average_sum = d_d_inside_via_d_layer2_via_inside.sum(-1)
+    # adjoint of d_inside
+    d_d_average_sum_via_average_via_d_inside = d_d_inside_via_d_layer2_via_inside.sum(-1)
     # adjoint of d_average_sum_via_average
     d_d_average_via_centred_2_via_d_average_sum_via_average = (
-        average_factor[..., None] * d_d_average_sum_via_average_via_d_inside_via_average_sum
+        average_factor[..., None] * d_d_average_sum_via_average_via_d_inside
     )
-    # adjoint of d_average_via_centred_2
-    d_d_average_via_centred_via_d_average_via_centred_2 = (
-        d_d_average_via_centred_2_via_d_average_sum_via_average[..., :, None]
-    ).expand(*v.shape[:2], tokens[-1], v.shape[-1])
     # adjoint of d_average_via_centred
     d_d_centred_via_centred_inside_via_d_average_via_centred = (
-        -d_d_average_via_centred_via_d_average_via_centred_2
-    )
+        -d_d_average_via_centred_2_via_d_average_sum_via_average[..., :, None]
+    ).expand(*v.shape[:2], tokens[-1], v.shape[-1])
     # adjoint of d_centred_via_centred_inside
     d_d_centred_via_centred_inside = (
         d_d_centred_via_centred_inside_via_d_average_via_centred + d_d_inside_via_d_layer2_via_inside
@@ -747,18 +712,17 @@ def chunk_step_backward(
     d_d_centred_inside_via_d_centred_via_centred_inside = d_d_centred_via_centred_inside
     # adjoint of d_centred_inside_via_squares
     d_centred_inside_via_d_centred_inside_via_squares = (
-        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[..., :, None]
     )
-    d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
         2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
     )
-    # adjoint of d_squares_via_variance_sum
-    d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = (
-        d_d_squares_via_variance_sum_via_d_centred_inside_via_squares.sum(-1)
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = (
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares.sum(-1)
     )
     # adjoint of d_variance_sum_via_variance
     d_d_variance_via_variance_valid_via_d_variance_sum_via_variance = (
-        average_factor[..., None] * d_d_variance_sum_via_variance_via_d_squares_via_variance_sum
+        average_factor[..., None] * d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2
     )
     # adjoint of d_variance_via_variance_valid
     d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid = (
@@ -776,16 +740,12 @@ def chunk_step_backward(
         * d_shrink_via_normal_2
         / ((variance_valid + 1e-06) ** (2.5))
     )
-    # adjoint of d_shrink_via_normal_2
-    d_d_shrink_via_normal_via_d_shrink_via_normal_2 = (
-        d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[..., :, None]
-    ).expand(*v.shape[:2], tokens[-1], v.shape[-1])
     # adjoint of d_shrink_via_normal
     d_centred_inside_via_d_shrink_via_normal = (
-        d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+        d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[..., :, None] * d_normal_via_normed
     )
     d_d_normal_via_normed_via_d_shrink_via_normal = (
-        centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+        centred_inside * d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[..., :, None]
     )
     # adjoint of d_centred_inside_via_normal
     d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -824,12 +784,8 @@ def chunk_step_backward(
     d_variance_via_variance_valid_2 = d_variance_valid
     # adjoint of variance
     d_variance_sum_via_variance_2 = average_factor[..., None] * d_variance_via_variance_valid_2
-    # adjoint of variance_sum
-    d_squares_via_variance_sum_2 = (d_variance_sum_via_variance_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of squares
-    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_squares_via_variance_sum_2
+    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_variance_sum_via_variance_2[..., :, None]
     # adjoint of centred_inside
     d_centred_inside_3 = (
         d_centred_inside_via_d_centred_inside_via_squares
@@ -843,12 +799,8 @@ def chunk_step_backward(
     d_average_via_centred_4 = d_average_via_centred_3.sum(-1)
     # adjoint of average
     d_average_sum_via_average_2 = average_factor[..., None] * d_average_via_centred_4
-    # adjoint of average_sum
-    d_inside_via_average_sum_2 = (d_average_sum_via_average_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of inside
-    d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+    d_inside_3 = d_average_sum_via_average_2[..., :, None] + d_centred_via_centred_inside_2
     d_layer2_via_inside_2 = d_inside_3
     # adjoint of hidden
     d_hidden_3 = d_hidden_s + written_4 @ d_M2_next.mT
@@ -963,20 +915,15 @@ def recurrent_step(
     d_shrink_via_normal_2 = d_shrink_via_normal.sum(-1)
     d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance + 1e-06) ** (1.5))
     d_variance_sum_via_variance = d_variance_via_shrink / channels
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = d_average_via_centred_2 / channels
-    d_inside_via_average_sum = (d_average_sum_via_average[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., None] + d_centred_via_centred_inside
     d_layer2_via_inside = d_inside
-    d_layer2_terms_via_layer2 = (d_layer2_via_inside[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
-    d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W2_start * d_layer2_via_inside[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -1093,20 +1040,15 @@ def recurrent_step_backward(
     d_shrink_via_normal_2 = d_shrink_via_normal.sum(-1)
     d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance + 1e-06) ** (1.5))
     d_variance_sum_via_variance = d_variance_via_shrink / channels
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = d_average_via_centred_2 / channels
-    d_inside_via_average_sum = (d_average_sum_via_average[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., None] + d_centred_via_centred_inside
     d_layer2_via_inside = d_inside
-    d_layer2_terms_via_layer2 = (d_layer2_via_inside[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
-    d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W2_start * d_layer2_via_inside[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -1158,12 +1100,8 @@ def recurrent_step_backward(
     d_variance_2_via_shrink_2 = (-0.5) * d_shrink_2_via_normal_2_2 / ((variance_2 + 1e-06) ** (1.5))
     # adjoint of variance_2
     d_variance_sum_2_via_variance_2 = d_variance_2_via_shrink_2 / channels
-    # adjoint of variance_sum_2
-    d_squares_2_via_variance_sum_2 = (d_variance_sum_2_via_variance_2[..., None]).expand(
-        *v.shape[:2], v.shape[-1]
-    )
     # adjoint of squares_2
-    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_squares_2_via_variance_sum_2
+    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_variance_sum_2_via_variance_2[..., None]
     # adjoint of centred_inside_2
     d_centred_inside_2 = d_centred_inside_2_via_normal_2 + d_centred_inside_2_via_squares_2
     d_centred_2_via_centred_inside_2 = d_centred_inside_2
@@ -1172,20 +1110,12 @@ def recurrent_step_backward(
     d_average_2_via_centred_2_2 = d_average_2_via_centred_2.sum(-1)
     # adjoint of average_2
     d_average_sum_2_via_average_2 = d_average_2_via_centred_2_2 / channels
-    # adjoint of average_sum_2
-    d_inside_2_via_average_sum_2 = (d_average_sum_2_via_average_2[..., None]).expand(
-        *v.shape[:2], v.shape[-1]
-    )
     # adjoint of inside_2
-    d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+    d_inside_2 = d_average_sum_2_via_average_2[..., None] + d_centred_2_via_centred_inside_2
     d_layer2_read_via_inside_2 = d_inside_2
-    # adjoint of layer2_read
-    d_layer2_read_terms_via_layer2_read = (d_layer2_read_via_inside_2[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_read_terms
-    d_W2_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[..., :, None]
-    d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_terms_via_layer2_read
+    d_W2_next_via_layer2_read_terms = d_layer2_read_via_inside_2[..., None, :] * hidden_2[..., :, None]
+    d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_via_inside_2[..., None, :]
     d_hidden_2_via_layer2_read_terms_2 = d_hidden_2_via_layer2_read_terms.sum(-1)
     # adjoint of hidden_2
     d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
@@ -1202,12 +1132,9 @@ def recurrent_step_backward(
     )
     # adjoint of layer1_read
     d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-    d_layer1_read_terms_via_layer1_read = (d_layer1_read[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_read_terms
-    d_W1_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[..., :, None]
-    d_query_via_layer1_read_terms = W1_next * d_layer1_read_terms_via_layer1_read
+    d_W1_next_via_layer1_read_terms = d_layer1_read[..., None, :] * query[..., :, None]
+    d_query_via_layer1_read_terms = W1_next * d_layer1_read[..., None, :]
     d_query_via_layer1_read_terms_2 = d_query_via_layer1_read_terms.sum(-1)
     # adjoint of W2_next
     d_W2_next_2 = d_W2_next + d_W2_next_via_layer2_read_terms
@@ -1279,39 +1206,31 @@ def recurrent_step_backward(
         d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
         + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
     )
-    d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = (
-        d_d_hidden_via_layer2_terms_2[..., :, None]
-    ).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
     # adjoint of d_hidden_via_layer2_terms
     d_W2_start_via_d_hidden_via_layer2_terms = (
-        d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
+        d_d_hidden_via_layer2_terms_2[..., :, None] * d_layer2_via_inside[..., None, :]
     )
-    d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-        W2_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
+    d_d_layer2_via_inside_via_d_hidden_via_layer2_terms = (
+        W2_start * d_d_hidden_via_layer2_terms_2[..., :, None]
     )
-    # adjoint of d_layer2_terms_via_layer2
-    d_d_layer2_via_inside_via_d_layer2_terms_via_layer2 = (
-        d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms.sum(-2)
+    d_d_layer2_via_inside_via_d_hidden_via_layer2_terms_2 = (
+        d_d_layer2_via_inside_via_d_hidden_via_layer2_terms.sum(-2)
     )
     # adjoint of d_layer2_via_inside
     d_d_layer2_via_inside = (
-        d_d_layer2_via_inside_via_M2_next_2 + d_d_layer2_via_inside_via_d_layer2_terms_via_layer2
+        d_d_layer2_via_inside_via_M2_next_2 + d_d_layer2_via_inside_via_d_hidden_via_layer2_terms_2
     )
     d_d_inside_via_d_layer2_via_inside = d_d_layer2_via_inside
-    # adjoint of d_inside_via_average_sum
-    d_d_average_sum_via_average_via_d_inside_via_average_sum = d_d_inside_via_d_layer2_via_inside.sum(-1)
+    # adjoint of d_inside
+    d_d_average_sum_via_average_via_d_inside = d_d_inside_via_d_layer2_via_inside.sum(-1)
     # adjoint of d_average_sum_via_average
     d_d_average_via_centred_2_via_d_average_sum_via_average = (
-        d_d_average_sum_via_average_via_d_inside_via_average_sum / channels
+        d_d_average_sum_via_average_via_d_inside / channels
     )
-    # adjoint of d_average_via_centred_2
-    d_d_average_via_centred_via_d_average_via_centred_2 = (
-        d_d_average_via_centred_2_via_d_average_sum_via_average[..., None]
-    ).expand(*v.shape[:2], v.shape[-1])
     # adjoint of d_average_via_centred
     d_d_centred_via_centred_inside_via_d_average_via_centred = (
-        -d_d_average_via_centred_via_d_average_via_centred_2
-    )
+        -d_d_average_via_centred_2_via_d_average_sum_via_average[..., None]
+    ).expand(*v.shape[:2], v.shape[-1])
     # adjoint of d_centred_via_centred_inside
     d_d_centred_via_centred_inside = (
         d_d_centred_via_centred_inside_via_d_average_via_centred + d_d_inside_via_d_layer2_via_inside
@@ -1319,18 +1238,17 @@ def recurrent_step_backward(
     d_d_centred_inside_via_d_centred_via_centred_inside = d_d_centred_via_centred_inside
     # adjoint of d_centred_inside_via_squares
     d_centred_inside_via_d_centred_inside_via_squares = (
-        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[..., None]
     )
-    d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
         2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
     )
-    # adjoint of d_squares_via_variance_sum
-    d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = (
-        d_d_squares_via_variance_sum_via_d_centred_inside_via_squares.sum(-1)
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = (
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares.sum(-1)
     )
     # adjoint of d_variance_sum_via_variance
     d_d_variance_via_shrink_via_d_variance_sum_via_variance = (
-        d_d_variance_sum_via_variance_via_d_squares_via_variance_sum / channels
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 / channels
     )
     # adjoint of d_variance_via_shrink
     d_d_shrink_via_normal_2_via_d_variance_via_shrink = (
@@ -1342,16 +1260,12 @@ def recurrent_step_backward(
         * d_shrink_via_normal_2
         / ((variance + 1e-06) ** (2.5))
     )
-    # adjoint of d_shrink_via_normal_2
-    d_d_shrink_via_normal_via_d_shrink_via_normal_2 = (
-        d_d_shrink_via_normal_2_via_d_variance_via_shrink[..., None]
-    ).expand(*v.shape[:2], v.shape[-1])
     # adjoint of d_shrink_via_normal
     d_centred_inside_via_d_shrink_via_normal = (
-        d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+        d_d_shrink_via_normal_2_via_d_variance_via_shrink[..., None] * d_normal_via_normed
     )
     d_d_normal_via_normed_via_d_shrink_via_normal = (
-        centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+        centred_inside * d_d_shrink_via_normal_2_via_d_variance_via_shrink[..., None]
     )
     # adjoint of d_centred_inside_via_normal
     d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -1385,12 +1299,8 @@ def recurrent_step_backward(
     # adjoint of variance
     d_variance = d_variance_via_d_variance_via_shrink + d_variance_via_shrink_2
     d_variance_sum_via_variance_2 = d_variance / channels
-    # adjoint of variance_sum
-    d_squares_via_variance_sum_2 = (d_variance_sum_via_variance_2[..., None]).expand(
-        *v.shape[:2], v.shape[-1]
-    )
     # adjoint of squares
-    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_squares_via_variance_sum_2
+    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_variance_sum_via_variance_2[..., None]
     # adjoint of centred_inside
     d_centred_inside_3 = (
         d_centred_inside_via_d_centred_inside_via_squares
@@ -1404,18 +1314,12 @@ def recurrent_step_backward(
     d_average_via_centred_4 = d_average_via_centred_3.sum(-1)
     # adjoint of average
     d_average_sum_via_average_2 = d_average_via_centred_4 / channels
-    # adjoint of average_sum
-    d_inside_via_average_sum_2 = (d_average_sum_via_average_2[..., None]).expand(*v.shape[:2], v.shape[-1])
     # adjoint of inside
-    d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+    d_inside_3 = d_average_sum_via_average_2[..., None] + d_centred_via_centred_inside_2
     d_layer2_via_inside_2 = d_inside_3
-    # adjoint of layer2
-    d_layer2_terms_via_layer2_2 = (d_layer2_via_inside_2[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_terms
-    d_W2_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[..., :, None]
-    d_hidden_via_layer2_terms_3 = W2_start * d_layer2_terms_via_layer2_2
+    d_W2_start_via_layer2_terms = d_layer2_via_inside_2[..., None, :] * hidden[..., :, None]
+    d_hidden_via_layer2_terms_3 = W2_start * d_layer2_via_inside_2[..., None, :]
     d_hidden_via_layer2_terms_4 = d_hidden_via_layer2_terms_3.sum(-1)
     # adjoint of hidden
     d_hidden = d_hidden_via_M2_next_2 + d_hidden_via_layer2_terms_4
@@ -1439,12 +1343,9 @@ def recurrent_step_backward(
         + d_layer1_via_gate_2
         + d_layer1_via_hidden_2
     )
-    d_layer1_terms_via_layer1_2 = (d_layer1_2[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_terms
-    d_W1_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[..., :, None]
-    d_k_via_layer1_terms = W1_start * d_layer1_terms_via_layer1_2
+    d_W1_start_via_layer1_terms = d_layer1_2[..., None, :] * k[..., :, None]
+    d_k_via_layer1_terms = W1_start * d_layer1_2[..., None, :]
     d_k_via_layer1_terms_2 = d_k_via_layer1_terms.sum(-1)
     # adjoint of W2_start
     d_W2_start = d_W2_anchor_next + d_W2_start_via_d_hidden_via_layer2_terms + d_W2_start_via_layer2_terms

@@ -207,8 +207,7 @@ def deep_scan_whole(
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred, 1)
         d_average_sum_via_average = average_factor * d_average_via_centred_2
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer1_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         if READ:
             # read-out
@@ -321,13 +320,13 @@ def deep_scan_reverse_whole(
             BV,
             0.0,
         )
-        # adjoint of normed_2
-        d_normal_2_via_normed_2 = d_o.to(tl.float32) * norm_weight[None, :]
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
         each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
         channels = tl.sum(each)
         average_factor = 1.0 / channels
+        # adjoint of normed_2
+        d_normal_2_via_normed_2 = d_o.to(tl.float32) * norm_weight[None, :]
         # read-out
         query = q.to(tl.float32) * scale
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
@@ -358,8 +357,7 @@ def deep_scan_reverse_whole(
         d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance_valid + 1e-06, 1.5)
         d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
         d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
-        d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance[:, None], [BT, BV])
-        d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+        d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[:, None]
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_centred_inside, 0.0
@@ -367,8 +365,7 @@ def deep_scan_reverse_whole(
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred, 1)
         d_average_sum_via_average = average_factor * d_average_via_centred_2
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer1_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         # read-out
         layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
@@ -409,10 +406,8 @@ def deep_scan_reverse_whole(
         d_average_2_via_centred_2_2 = tl.sum(d_average_2_via_centred_2, 1)
         # adjoint of average_2
         d_average_sum_2_via_average_2 = average_factor * d_average_2_via_centred_2_2
-        # adjoint of average_sum_2
-        d_inside_2_via_average_sum_2 = tl.broadcast_to(d_average_sum_2_via_average_2[:, None], [BT, BV])
         # adjoint of inside_2
-        d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+        d_inside_2 = d_average_sum_2_via_average_2[:, None] + d_centred_2_via_centred_inside_2
         d_layer1_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_2, 0.0)
         if READ:
             # adjoint of attention
@@ -445,21 +440,15 @@ def deep_scan_reverse_whole(
         d_d_inside_via_d_layer1_via_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer1_via_inside, 0.0
         )
-        # adjoint of d_inside_via_average_sum
-        d_d_average_sum_via_average_via_d_inside_via_average_sum = tl.sum(
-            d_d_inside_via_d_layer1_via_inside, 1
-        )
+        # adjoint of d_inside
+        d_d_average_sum_via_average_via_d_inside = tl.sum(d_d_inside_via_d_layer1_via_inside, 1)
         # adjoint of d_average_sum_via_average
         d_d_average_via_centred_2_via_d_average_sum_via_average = (
-            average_factor * d_d_average_sum_via_average_via_d_inside_via_average_sum
-        )
-        # adjoint of d_average_via_centred_2
-        d_d_average_via_centred_via_d_average_via_centred_2 = tl.broadcast_to(
-            d_d_average_via_centred_2_via_d_average_sum_via_average[:, None], [BT, BV]
+            average_factor * d_d_average_sum_via_average_via_d_inside
         )
         # adjoint of d_average_via_centred
-        d_d_centred_via_centred_inside_via_d_average_via_centred = (
-            -d_d_average_via_centred_via_d_average_via_centred_2
+        d_d_centred_via_centred_inside_via_d_average_via_centred = tl.broadcast_to(
+            -d_d_average_via_centred_2_via_d_average_sum_via_average[:, None], [BT, BV]
         )
         # adjoint of d_centred_via_centred_inside
         d_d_centred_via_centred_inside = (
@@ -470,18 +459,17 @@ def deep_scan_reverse_whole(
         )
         # adjoint of d_centred_inside_via_squares
         d_centred_inside_via_d_centred_inside_via_squares = (
-            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[:, None]
         )
-        d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
             2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
         )
-        # adjoint of d_squares_via_variance_sum
-        d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = tl.sum(
-            d_d_squares_via_variance_sum_via_d_centred_inside_via_squares, 1
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = tl.sum(
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares, 1
         )
         # adjoint of d_variance_sum_via_variance
         d_d_variance_via_variance_valid_via_d_variance_sum_via_variance = (
-            average_factor * d_d_variance_sum_via_variance_via_d_squares_via_variance_sum
+            average_factor * d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2
         )
         # adjoint of d_variance_via_variance_valid
         d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid = tl.where(
@@ -493,13 +481,9 @@ def deep_scan_reverse_whole(
             * d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid
             / power(variance_valid + 1e-06, 1.5)
         )
-        # adjoint of d_shrink_via_normal_2
-        d_d_shrink_via_normal_via_d_shrink_via_normal_2 = tl.broadcast_to(
-            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None], [BT, BV]
-        )
         # adjoint of d_shrink_via_normal
         d_centred_inside_via_d_shrink_via_normal = (
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None] * d_normal_via_normed
         )
         # adjoint of d_centred_inside_via_normal
         d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -507,7 +491,7 @@ def deep_scan_reverse_whole(
         )
         # adjoint of d_shrink_via_normal
         d_d_normal_via_normed_via_d_shrink_via_normal = (
-            centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+            centred_inside * d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None]
         )
         # adjoint of d_normal_via_normed
         d_d_normal_via_normed = (
@@ -561,10 +545,8 @@ def deep_scan_reverse_whole(
         d_average_via_centred_4 = tl.sum(d_average_via_centred_3, 1)
         # adjoint of average
         d_average_sum_via_average_2 = average_factor * d_average_via_centred_4
-        # adjoint of average_sum
-        d_inside_via_average_sum_2 = tl.broadcast_to(d_average_sum_via_average_2[:, None], [BT, BV])
         # adjoint of inside
-        d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+        d_inside_3 = d_average_sum_via_average_2[:, None] + d_centred_via_centred_inside_2
         d_layer1_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_3, 0.0)
         if READ:
             # adjoint of k_s
@@ -687,6 +669,10 @@ def deep_token_scan_whole(
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
         eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
+        # prediction
+        one_each = tl.full([BV], 1.0, tl.float32)
+        each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+        channels = tl.sum(each)
         # update, line 32
         W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
         # prediction
@@ -694,9 +680,6 @@ def deep_token_scan_whole(
         layer1 = tl.sum(layer1_terms, 0)
         inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer1, 0.0)
         average_sum = tl.sum(inside)
-        one_each = tl.full([BV], 1.0, tl.float32)
-        each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-        channels = tl.sum(each)
         average = average_sum / channels
         centred = -average + inside
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -716,15 +699,13 @@ def deep_token_scan_whole(
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
         d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
         d_variance_sum_via_variance = d_variance_via_shrink / channels
-        d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-        d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+        d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred)
         d_average_sum_via_average = d_average_via_centred_2 / channels
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average + d_centred_via_centred_inside
         d_layer1_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
         W1_next = W1 + d_layer1_via_inside[None, :] * k[:, None]
         # read-out
@@ -827,6 +808,10 @@ def deep_token_scan_reverse_whole(
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
+            # prediction
+            one_each = tl.full([BV], 1.0, tl.float32)
+            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+            channels = tl.sum(each)
             # update, line 32
             W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
             # prediction
@@ -834,9 +819,6 @@ def deep_token_scan_reverse_whole(
             layer1 = tl.sum(layer1_terms, 0)
             inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer1, 0.0)
             average_sum = tl.sum(inside)
-            one_each = tl.full([BV], 1.0, tl.float32)
-            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-            channels = tl.sum(each)
             average = average_sum / channels
             centred = -average + inside
             centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -856,15 +838,13 @@ def deep_token_scan_reverse_whole(
             d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
             d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
             d_variance_sum_via_variance = d_variance_via_shrink / channels
-            d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-            d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+            d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
             d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
             d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
             d_average_via_centred = -d_centred_via_centred_inside
             d_average_via_centred_2 = tl.sum(d_average_via_centred)
             d_average_sum_via_average = d_average_via_centred_2 / channels
-            d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-            d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+            d_inside = d_average_sum_via_average + d_centred_via_centred_inside
             d_layer1_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
             W1_next = W1 + d_layer1_via_inside[None, :] * k[:, None]
             W1, norm_weight, norm_bias, W1_anchor = W1_next, norm_weight, norm_bias, W1_start
@@ -882,6 +862,10 @@ def deep_token_scan_reverse_whole(
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
+            # prediction
+            one_each = tl.full([BV], 1.0, tl.float32)
+            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+            channels = tl.sum(each)
             # update, line 32
             W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
             # prediction
@@ -889,9 +873,6 @@ def deep_token_scan_reverse_whole(
             layer1 = tl.sum(layer1_terms, 0)
             inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer1, 0.0)
             average_sum = tl.sum(inside)
-            one_each = tl.full([BV], 1.0, tl.float32)
-            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-            channels = tl.sum(each)
             average = average_sum / channels
             centred = -average + inside
             centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -911,15 +892,13 @@ def deep_token_scan_reverse_whole(
             d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
             d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
             d_variance_sum_via_variance = d_variance_via_shrink / channels
-            d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-            d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+            d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
             d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
             d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
             d_average_via_centred = -d_centred_via_centred_inside
             d_average_via_centred_2 = tl.sum(d_average_via_centred)
             d_average_sum_via_average = d_average_via_centred_2 / channels
-            d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-            d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+            d_inside = d_average_sum_via_average + d_centred_via_centred_inside
             d_layer1_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
             W1_next = W1 + d_layer1_via_inside[None, :] * k[:, None]
             # adjoint of normed_2
@@ -945,10 +924,8 @@ def deep_token_scan_reverse_whole(
             d_variance_2_via_shrink_2 = (-0.5) * d_shrink_2_via_normal_2_2 / power(variance_2 + 1e-06, 1.5)
             # adjoint of variance_2
             d_variance_sum_2_via_variance_2 = d_variance_2_via_shrink_2 / channels
-            # adjoint of variance_sum_2
-            d_squares_2_via_variance_sum_2 = tl.broadcast_to(d_variance_sum_2_via_variance_2, [BV])
             # adjoint of squares_2
-            d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_squares_2_via_variance_sum_2
+            d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_variance_sum_2_via_variance_2
             # adjoint of centred_inside_2
             d_centred_inside_2 = d_centred_inside_2_via_normal_2 + d_centred_inside_2_via_squares_2
             d_centred_2_via_centred_inside_2 = tl.where(
@@ -959,24 +936,18 @@ def deep_token_scan_reverse_whole(
             d_average_2_via_centred_2_2 = tl.sum(d_average_2_via_centred_2)
             # adjoint of average_2
             d_average_sum_2_via_average_2 = d_average_2_via_centred_2_2 / channels
-            # adjoint of average_sum_2
-            d_inside_2_via_average_sum_2 = tl.broadcast_to(d_average_sum_2_via_average_2, [BV])
             # adjoint of inside_2
-            d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+            d_inside_2 = d_average_sum_2_via_average_2 + d_centred_2_via_centred_inside_2
             d_layer1_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside_2, 0.0)
-            # adjoint of layer1_read
-            d_layer1_read_terms_via_layer1_read = tl.broadcast_to(
-                d_layer1_read_via_inside_2[None, :], [BK, BV]
-            )
             # adjoint of layer1_read_terms
-            d_query_via_layer1_read_terms = W1_next * d_layer1_read_terms_via_layer1_read
+            d_query_via_layer1_read_terms = W1_next * d_layer1_read_via_inside_2[None, :]
             d_query_via_layer1_read_terms_2 = tl.sum(d_query_via_layer1_read_terms, 1)
             # adjoint of query
             d_query = d_o + d_query_via_layer1_read_terms_2
             d_q_via_query = d_query * scale
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_query, K, BK, 0)
             # adjoint of layer1_read_terms
-            d_W1_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[:, None]
+            d_W1_next_via_layer1_read_terms = d_layer1_read_via_inside_2[None, :] * query[:, None]
             # adjoint of W1_next
             d_W1_next_2 = d_W1_next + d_W1_next_via_layer1_read_terms
             d_k_via_W1_next = d_W1_next_2 * d_layer1_via_inside[None, :]
@@ -987,21 +958,15 @@ def deep_token_scan_reverse_whole(
             d_d_inside_via_d_layer1_via_inside = tl.where(
                 i_v * BV + tl.arange(0, BV) < V, d_d_layer1_via_inside_via_W1_next_2, 0.0
             )
-            # adjoint of d_inside_via_average_sum
-            d_d_average_sum_via_average_via_d_inside_via_average_sum = tl.sum(
-                d_d_inside_via_d_layer1_via_inside
-            )
+            # adjoint of d_inside
+            d_d_average_sum_via_average_via_d_inside = tl.sum(d_d_inside_via_d_layer1_via_inside)
             # adjoint of d_average_sum_via_average
             d_d_average_via_centred_2_via_d_average_sum_via_average = (
-                d_d_average_sum_via_average_via_d_inside_via_average_sum / channels
-            )
-            # adjoint of d_average_via_centred_2
-            d_d_average_via_centred_via_d_average_via_centred_2 = tl.broadcast_to(
-                d_d_average_via_centred_2_via_d_average_sum_via_average, [BV]
+                d_d_average_sum_via_average_via_d_inside / channels
             )
             # adjoint of d_average_via_centred
-            d_d_centred_via_centred_inside_via_d_average_via_centred = (
-                -d_d_average_via_centred_via_d_average_via_centred_2
+            d_d_centred_via_centred_inside_via_d_average_via_centred = tl.broadcast_to(
+                -d_d_average_via_centred_2_via_d_average_sum_via_average, [BV]
             )
             # adjoint of d_centred_via_centred_inside
             d_d_centred_via_centred_inside = (
@@ -1012,18 +977,17 @@ def deep_token_scan_reverse_whole(
             )
             # adjoint of d_centred_inside_via_squares
             d_centred_inside_via_d_centred_inside_via_squares = (
-                2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+                2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance
             )
-            d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
                 2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
             )
-            # adjoint of d_squares_via_variance_sum
-            d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = tl.sum(
-                d_d_squares_via_variance_sum_via_d_centred_inside_via_squares
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = tl.sum(
+                d_d_variance_sum_via_variance_via_d_centred_inside_via_squares
             )
             # adjoint of d_variance_sum_via_variance
             d_d_variance_via_shrink_via_d_variance_sum_via_variance = (
-                d_d_variance_sum_via_variance_via_d_squares_via_variance_sum / channels
+                d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 / channels
             )
             # adjoint of d_variance_via_shrink
             d_d_shrink_via_normal_2_via_d_variance_via_shrink = (
@@ -1031,13 +995,9 @@ def deep_token_scan_reverse_whole(
                 * d_d_variance_via_shrink_via_d_variance_sum_via_variance
                 / power(variance + 1e-06, 1.5)
             )
-            # adjoint of d_shrink_via_normal_2
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 = tl.broadcast_to(
-                d_d_shrink_via_normal_2_via_d_variance_via_shrink, [BV]
-            )
             # adjoint of d_shrink_via_normal
             d_centred_inside_via_d_shrink_via_normal = (
-                d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+                d_d_shrink_via_normal_2_via_d_variance_via_shrink * d_normal_via_normed
             )
             # adjoint of d_centred_inside_via_normal
             d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -1045,7 +1005,7 @@ def deep_token_scan_reverse_whole(
             )
             # adjoint of d_shrink_via_normal
             d_d_normal_via_normed_via_d_shrink_via_normal = (
-                centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+                centred_inside * d_d_shrink_via_normal_2_via_d_variance_via_shrink
             )
             # adjoint of d_normal_via_normed
             d_d_normal_via_normed = (
@@ -1080,10 +1040,8 @@ def deep_token_scan_reverse_whole(
             # adjoint of variance
             d_variance = d_variance_via_d_variance_via_shrink + d_variance_via_shrink_2
             d_variance_sum_via_variance_2 = d_variance / channels
-            # adjoint of variance_sum
-            d_squares_via_variance_sum_2 = tl.broadcast_to(d_variance_sum_via_variance_2, [BV])
             # adjoint of squares
-            d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_squares_via_variance_sum_2
+            d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_variance_sum_via_variance_2
             # adjoint of centred_inside
             d_centred_inside_3 = (
                 d_centred_inside_via_d_centred_inside_via_squares
@@ -1099,15 +1057,11 @@ def deep_token_scan_reverse_whole(
             d_average_via_centred_4 = tl.sum(d_average_via_centred_3)
             # adjoint of average
             d_average_sum_via_average_2 = d_average_via_centred_4 / channels
-            # adjoint of average_sum
-            d_inside_via_average_sum_2 = tl.broadcast_to(d_average_sum_via_average_2, [BV])
             # adjoint of inside
-            d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+            d_inside_3 = d_average_sum_via_average_2 + d_centred_via_centred_inside_2
             d_layer1_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside_3, 0.0)
-            # adjoint of layer1
-            d_layer1_terms_via_layer1_2 = tl.broadcast_to(d_layer1_via_inside_2[None, :], [BK, BV])
             # adjoint of layer1_terms
-            d_k_via_layer1_terms = W1_start * d_layer1_terms_via_layer1_2
+            d_k_via_layer1_terms = W1_start * d_layer1_via_inside_2[None, :]
             d_k_via_layer1_terms_2 = tl.sum(d_k_via_layer1_terms, 1)
             # gradient
             d_k = d_k_via_W1_next_2 + d_k_via_layer1_terms_2 + d_predicted_via_u
@@ -1119,7 +1073,7 @@ def deep_token_scan_reverse_whole(
             d_eta_via_u_2 = tl.sum(d_eta_via_u)
             tl.store(d_eta_ptr + i_h + (partial + token) * HV, d_eta_via_u_2.to(d_eta_ptr.dtype.element_ty))
             # adjoint of layer1_terms
-            d_W1_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[:, None]
+            d_W1_start_via_layer1_terms = d_layer1_via_inside_2[None, :] * k[:, None]
             # adjoint of W1_start
             d_W1_start = d_W1_anchor_next + d_W1_start_via_layer1_terms
             d_W1_via_W1_start_factor = tl.where(1.0 <= begins, 1.0, 0.0)

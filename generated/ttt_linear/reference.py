@@ -65,19 +65,13 @@ def chunk_step(q, k, v, eta, scale, W1, norm_weight, norm_bias):
     d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance_valid + 1e-06) ** (1.5))
     d_variance_via_variance_valid = d_variance_valid_via_shrink
     d_variance_sum_via_variance = average_factor[..., None] * d_variance_via_variance_valid
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., :, None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = average_factor[..., None] * d_average_via_centred_2
-    d_inside_via_average_sum = (d_average_sum_via_average[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., :, None] + d_centred_via_centred_inside
     d_layer1_via_inside = d_inside
     # read-out
     overlap_q = query @ k.mT
@@ -140,19 +134,13 @@ def chunk_step_backward(
     d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance_valid + 1e-06) ** (1.5))
     d_variance_via_variance_valid = d_variance_valid_via_shrink
     d_variance_sum_via_variance = average_factor[..., None] * d_variance_via_variance_valid
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., :, None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = average_factor[..., None] * d_average_via_centred_2
-    d_inside_via_average_sum = (d_average_sum_via_average[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., :, None] + d_centred_via_centred_inside
     d_layer1_via_inside = d_inside
     # read-out
     overlap_q = query @ k.mT
@@ -189,12 +177,8 @@ def chunk_step_backward(
     d_variance_2_via_variance_valid_2 = d_variance_valid_2_via_shrink_2
     # adjoint of variance_2
     d_variance_sum_2_via_variance_2 = average_factor[..., None] * d_variance_2_via_variance_valid_2
-    # adjoint of variance_sum_2
-    d_squares_2_via_variance_sum_2 = (d_variance_sum_2_via_variance_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of squares_2
-    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_squares_2_via_variance_sum_2
+    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_variance_sum_2_via_variance_2[..., :, None]
     # adjoint of centred_inside_2
     d_centred_inside_2 = d_centred_inside_2_via_normal_2 + d_centred_inside_2_via_squares_2
     d_centred_2_via_centred_inside_2 = d_centred_inside_2
@@ -203,12 +187,8 @@ def chunk_step_backward(
     d_average_2_via_centred_2_2 = d_average_2_via_centred_2.sum(-1)
     # adjoint of average_2
     d_average_sum_2_via_average_2 = average_factor[..., None] * d_average_2_via_centred_2_2
-    # adjoint of average_sum_2
-    d_inside_2_via_average_sum_2 = (d_average_sum_2_via_average_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of inside_2
-    d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+    d_inside_2 = d_average_sum_2_via_average_2[..., :, None] + d_centred_2_via_centred_inside_2
     d_layer1_read_via_inside_2 = d_inside_2
     # adjoint of attention
     d_attention = d_layer1_read_via_inside_2 @ d_layer1_via_inside.mT
@@ -220,20 +200,16 @@ def chunk_step_backward(
     # adjoint of d_layer1_via_inside
     d_d_layer1_via_inside = d_d_layer1_via_inside_s + k @ d_W1_next
     d_d_inside_via_d_layer1_via_inside = d_d_layer1_via_inside
-    # adjoint of d_inside_via_average_sum
-    d_d_average_sum_via_average_via_d_inside_via_average_sum = d_d_inside_via_d_layer1_via_inside.sum(-1)
+    # adjoint of d_inside
+    d_d_average_sum_via_average_via_d_inside = d_d_inside_via_d_layer1_via_inside.sum(-1)
     # adjoint of d_average_sum_via_average
     d_d_average_via_centred_2_via_d_average_sum_via_average = (
-        average_factor[..., None] * d_d_average_sum_via_average_via_d_inside_via_average_sum
+        average_factor[..., None] * d_d_average_sum_via_average_via_d_inside
     )
-    # adjoint of d_average_via_centred_2
-    d_d_average_via_centred_via_d_average_via_centred_2 = (
-        d_d_average_via_centred_2_via_d_average_sum_via_average[..., :, None]
-    ).expand(*v.shape[:2], tokens[-1], v.shape[-1])
     # adjoint of d_average_via_centred
     d_d_centred_via_centred_inside_via_d_average_via_centred = (
-        -d_d_average_via_centred_via_d_average_via_centred_2
-    )
+        -d_d_average_via_centred_2_via_d_average_sum_via_average[..., :, None]
+    ).expand(*v.shape[:2], tokens[-1], v.shape[-1])
     # adjoint of d_centred_via_centred_inside
     d_d_centred_via_centred_inside = (
         d_d_centred_via_centred_inside_via_d_average_via_centred + d_d_inside_via_d_layer1_via_inside
@@ -241,18 +217,17 @@ def chunk_step_backward(
     d_d_centred_inside_via_d_centred_via_centred_inside = d_d_centred_via_centred_inside
     # adjoint of d_centred_inside_via_squares
     d_centred_inside_via_d_centred_inside_via_squares = (
-        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[..., :, None]
     )
-    d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
         2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
     )
-    # adjoint of d_squares_via_variance_sum
-    d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = (
-        d_d_squares_via_variance_sum_via_d_centred_inside_via_squares.sum(-1)
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = (
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares.sum(-1)
     )
     # adjoint of d_variance_sum_via_variance
     d_d_variance_via_variance_valid_via_d_variance_sum_via_variance = (
-        average_factor[..., None] * d_d_variance_sum_via_variance_via_d_squares_via_variance_sum
+        average_factor[..., None] * d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2
     )
     # adjoint of d_variance_via_variance_valid
     d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid = (
@@ -270,16 +245,12 @@ def chunk_step_backward(
         * d_shrink_via_normal_2
         / ((variance_valid + 1e-06) ** (2.5))
     )
-    # adjoint of d_shrink_via_normal_2
-    d_d_shrink_via_normal_via_d_shrink_via_normal_2 = (
-        d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[..., :, None]
-    ).expand(*v.shape[:2], tokens[-1], v.shape[-1])
     # adjoint of d_shrink_via_normal
     d_centred_inside_via_d_shrink_via_normal = (
-        d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+        d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[..., :, None] * d_normal_via_normed
     )
     d_d_normal_via_normed_via_d_shrink_via_normal = (
-        centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+        centred_inside * d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[..., :, None]
     )
     # adjoint of d_centred_inside_via_normal
     d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -318,12 +289,8 @@ def chunk_step_backward(
     d_variance_via_variance_valid_2 = d_variance_valid
     # adjoint of variance
     d_variance_sum_via_variance_2 = average_factor[..., None] * d_variance_via_variance_valid_2
-    # adjoint of variance_sum
-    d_squares_via_variance_sum_2 = (d_variance_sum_via_variance_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of squares
-    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_squares_via_variance_sum_2
+    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_variance_sum_via_variance_2[..., :, None]
     # adjoint of centred_inside
     d_centred_inside_3 = (
         d_centred_inside_via_d_centred_inside_via_squares
@@ -337,12 +304,8 @@ def chunk_step_backward(
     d_average_via_centred_4 = d_average_via_centred_3.sum(-1)
     # adjoint of average
     d_average_sum_via_average_2 = average_factor[..., None] * d_average_via_centred_4
-    # adjoint of average_sum
-    d_inside_via_average_sum_2 = (d_average_sum_via_average_2[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of inside
-    d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+    d_inside_3 = d_average_sum_via_average_2[..., :, None] + d_centred_via_centred_inside_2
     d_layer1_via_inside_2 = d_inside_3
     # adjoint of query
     d_query = d_o + d_overlap_q_via_attention @ k
@@ -398,15 +361,13 @@ def recurrent_step(q, k, v, eta, scale, begins, W1, norm_weight, norm_bias, W1_a
     d_shrink_via_normal_2 = d_shrink_via_normal.sum(-1)
     d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance + 1e-06) ** (1.5))
     d_variance_sum_via_variance = d_variance_via_shrink / channels
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = d_average_via_centred_2 / channels
-    d_inside_via_average_sum = (d_average_sum_via_average[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., None] + d_centred_via_centred_inside
     d_layer1_via_inside = d_inside
     W1_next = W1 + d_layer1_via_inside[..., None, :] * k[..., :, None]
     # read-out
@@ -477,15 +438,13 @@ def recurrent_step_backward(
     d_shrink_via_normal_2 = d_shrink_via_normal.sum(-1)
     d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / ((variance + 1e-06) ** (1.5))
     d_variance_sum_via_variance = d_variance_via_shrink / channels
-    d_squares_via_variance_sum = (d_variance_sum_via_variance[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+    d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[..., None]
     d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
     d_centred_via_centred_inside = d_centred_inside
     d_average_via_centred = -d_centred_via_centred_inside
     d_average_via_centred_2 = d_average_via_centred.sum(-1)
     d_average_sum_via_average = d_average_via_centred_2 / channels
-    d_inside_via_average_sum = (d_average_sum_via_average[..., None]).expand(*v.shape[:2], v.shape[-1])
-    d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+    d_inside = d_average_sum_via_average[..., None] + d_centred_via_centred_inside
     d_layer1_via_inside = d_inside
     W1_next = W1 + d_layer1_via_inside[..., None, :] * k[..., :, None]
     # read-out
@@ -512,12 +471,8 @@ def recurrent_step_backward(
     d_variance_2_via_shrink_2 = (-0.5) * d_shrink_2_via_normal_2_2 / ((variance_2 + 1e-06) ** (1.5))
     # adjoint of variance_2
     d_variance_sum_2_via_variance_2 = d_variance_2_via_shrink_2 / channels
-    # adjoint of variance_sum_2
-    d_squares_2_via_variance_sum_2 = (d_variance_sum_2_via_variance_2[..., None]).expand(
-        *v.shape[:2], v.shape[-1]
-    )
     # adjoint of squares_2
-    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_squares_2_via_variance_sum_2
+    d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_variance_sum_2_via_variance_2[..., None]
     # adjoint of centred_inside_2
     d_centred_inside_2 = d_centred_inside_2_via_normal_2 + d_centred_inside_2_via_squares_2
     d_centred_2_via_centred_inside_2 = d_centred_inside_2
@@ -526,20 +481,12 @@ def recurrent_step_backward(
     d_average_2_via_centred_2_2 = d_average_2_via_centred_2.sum(-1)
     # adjoint of average_2
     d_average_sum_2_via_average_2 = d_average_2_via_centred_2_2 / channels
-    # adjoint of average_sum_2
-    d_inside_2_via_average_sum_2 = (d_average_sum_2_via_average_2[..., None]).expand(
-        *v.shape[:2], v.shape[-1]
-    )
     # adjoint of inside_2
-    d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+    d_inside_2 = d_average_sum_2_via_average_2[..., None] + d_centred_2_via_centred_inside_2
     d_layer1_read_via_inside_2 = d_inside_2
-    # adjoint of layer1_read
-    d_layer1_read_terms_via_layer1_read = (d_layer1_read_via_inside_2[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer1_read_terms
-    d_W1_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[..., :, None]
-    d_query_via_layer1_read_terms = W1_next * d_layer1_read_terms_via_layer1_read
+    d_W1_next_via_layer1_read_terms = d_layer1_read_via_inside_2[..., None, :] * query[..., :, None]
+    d_query_via_layer1_read_terms = W1_next * d_layer1_read_via_inside_2[..., None, :]
     d_query_via_layer1_read_terms_2 = d_query_via_layer1_read_terms.sum(-1)
     # adjoint of W1_next
     d_W1_next_2 = d_W1_next + d_W1_next_via_layer1_read_terms
@@ -549,20 +496,16 @@ def recurrent_step_backward(
     d_k_via_W1_next_2 = d_k_via_W1_next.sum(-1)
     # adjoint of d_layer1_via_inside
     d_d_inside_via_d_layer1_via_inside = d_d_layer1_via_inside_via_W1_next_2
-    # adjoint of d_inside_via_average_sum
-    d_d_average_sum_via_average_via_d_inside_via_average_sum = d_d_inside_via_d_layer1_via_inside.sum(-1)
+    # adjoint of d_inside
+    d_d_average_sum_via_average_via_d_inside = d_d_inside_via_d_layer1_via_inside.sum(-1)
     # adjoint of d_average_sum_via_average
     d_d_average_via_centred_2_via_d_average_sum_via_average = (
-        d_d_average_sum_via_average_via_d_inside_via_average_sum / channels
+        d_d_average_sum_via_average_via_d_inside / channels
     )
-    # adjoint of d_average_via_centred_2
-    d_d_average_via_centred_via_d_average_via_centred_2 = (
-        d_d_average_via_centred_2_via_d_average_sum_via_average[..., None]
-    ).expand(*v.shape[:2], v.shape[-1])
     # adjoint of d_average_via_centred
     d_d_centred_via_centred_inside_via_d_average_via_centred = (
-        -d_d_average_via_centred_via_d_average_via_centred_2
-    )
+        -d_d_average_via_centred_2_via_d_average_sum_via_average[..., None]
+    ).expand(*v.shape[:2], v.shape[-1])
     # adjoint of d_centred_via_centred_inside
     d_d_centred_via_centred_inside = (
         d_d_centred_via_centred_inside_via_d_average_via_centred + d_d_inside_via_d_layer1_via_inside
@@ -570,18 +513,17 @@ def recurrent_step_backward(
     d_d_centred_inside_via_d_centred_via_centred_inside = d_d_centred_via_centred_inside
     # adjoint of d_centred_inside_via_squares
     d_centred_inside_via_d_centred_inside_via_squares = (
-        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+        2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[..., None]
     )
-    d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
         2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
     )
-    # adjoint of d_squares_via_variance_sum
-    d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = (
-        d_d_squares_via_variance_sum_via_d_centred_inside_via_squares.sum(-1)
+    d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = (
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares.sum(-1)
     )
     # adjoint of d_variance_sum_via_variance
     d_d_variance_via_shrink_via_d_variance_sum_via_variance = (
-        d_d_variance_sum_via_variance_via_d_squares_via_variance_sum / channels
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 / channels
     )
     # adjoint of d_variance_via_shrink
     d_d_shrink_via_normal_2_via_d_variance_via_shrink = (
@@ -593,16 +535,12 @@ def recurrent_step_backward(
         * d_shrink_via_normal_2
         / ((variance + 1e-06) ** (2.5))
     )
-    # adjoint of d_shrink_via_normal_2
-    d_d_shrink_via_normal_via_d_shrink_via_normal_2 = (
-        d_d_shrink_via_normal_2_via_d_variance_via_shrink[..., None]
-    ).expand(*v.shape[:2], v.shape[-1])
     # adjoint of d_shrink_via_normal
     d_centred_inside_via_d_shrink_via_normal = (
-        d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+        d_d_shrink_via_normal_2_via_d_variance_via_shrink[..., None] * d_normal_via_normed
     )
     d_d_normal_via_normed_via_d_shrink_via_normal = (
-        centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+        centred_inside * d_d_shrink_via_normal_2_via_d_variance_via_shrink[..., None]
     )
     # adjoint of d_centred_inside_via_normal
     d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -636,12 +574,8 @@ def recurrent_step_backward(
     # adjoint of variance
     d_variance = d_variance_via_d_variance_via_shrink + d_variance_via_shrink_2
     d_variance_sum_via_variance_2 = d_variance / channels
-    # adjoint of variance_sum
-    d_squares_via_variance_sum_2 = (d_variance_sum_via_variance_2[..., None]).expand(
-        *v.shape[:2], v.shape[-1]
-    )
     # adjoint of squares
-    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_squares_via_variance_sum_2
+    d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_variance_sum_via_variance_2[..., None]
     # adjoint of centred_inside
     d_centred_inside_3 = (
         d_centred_inside_via_d_centred_inside_via_squares
@@ -655,18 +589,12 @@ def recurrent_step_backward(
     d_average_via_centred_4 = d_average_via_centred_3.sum(-1)
     # adjoint of average
     d_average_sum_via_average_2 = d_average_via_centred_4 / channels
-    # adjoint of average_sum
-    d_inside_via_average_sum_2 = (d_average_sum_via_average_2[..., None]).expand(*v.shape[:2], v.shape[-1])
     # adjoint of inside
-    d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+    d_inside_3 = d_average_sum_via_average_2[..., None] + d_centred_via_centred_inside_2
     d_layer1_via_inside_2 = d_inside_3
-    # adjoint of layer1
-    d_layer1_terms_via_layer1_2 = (d_layer1_via_inside_2[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer1_terms
-    d_W1_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[..., :, None]
-    d_k_via_layer1_terms = W1_start * d_layer1_terms_via_layer1_2
+    d_W1_start_via_layer1_terms = d_layer1_via_inside_2[..., None, :] * k[..., :, None]
+    d_k_via_layer1_terms = W1_start * d_layer1_via_inside_2[..., None, :]
     d_k_via_layer1_terms_2 = d_k_via_layer1_terms.sum(-1)
     # adjoint of W1_start
     d_W1_start = d_W1_anchor_next + d_W1_start_via_layer1_terms

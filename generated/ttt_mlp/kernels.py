@@ -255,8 +255,7 @@ def deep_scan_panels(
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred, 1)
         d_average_sum_via_average = average_factor * d_average_via_centred_2
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         # read-out
         query = q.to(tl.float32) * scale
@@ -432,7 +431,7 @@ def deep_scan_reverse_panels(
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V)
     waiting = waiting_ptr + (i_n * HV + i_h) * (
-        3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BV
+        4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BV
     )
     # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
@@ -488,7 +487,7 @@ def deep_scan_reverse_panels(
             # prediction
             layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 4 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 layer1,
                 i_p * BT,
                 BT,
@@ -547,7 +546,7 @@ def deep_scan_reverse_panels(
         centred = -average[:, None] + inside
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred, 0.0)
         store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
             centred_inside,
             0 * BT,
             BT,
@@ -561,12 +560,12 @@ def deep_scan_reverse_panels(
         variance_sum = tl.sum(squares, 1)
         variance = average_factor * variance_sum
         variance_valid = tl.where(t < left, variance, float("1.0"))
-        store_row(waiting + 2 * BT + 0 * BT, variance_valid, BT, BT, 0)
+        store_row(waiting + 3 * BT + 0 * BT, variance_valid, BT, BT, 0)
         shrink = 1.0 / (tl.sqrt(variance_valid + 1e-06))
-        store_row(waiting + BT + 0 * BT, shrink, BT, BT, 0)
+        store_row(waiting + 2 * BT + 0 * BT, shrink, BT, BT, 0)
         normal = centred_inside * shrink[:, None]
         store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
             normal,
             0 * BT,
             BT,
@@ -579,7 +578,7 @@ def deep_scan_reverse_panels(
         normed = norm_bias[None, :] + norm_weight[None, :] * normal
         predicted = k.to(tl.float32) + normed
         store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
             predicted,
             0 * BT,
             BT,
@@ -592,7 +591,7 @@ def deep_scan_reverse_panels(
         # loss, line 25: norm2(p - v) / 2
         u = (-0.0625) * eta[:, None] * predicted + 0.0625 * eta[:, None] * v.to(tl.float32)
         store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
             u,
             0 * BT,
             BT,
@@ -605,7 +604,7 @@ def deep_scan_reverse_panels(
         # update, line 30
         d_normal_via_normed = norm_weight[None, :] * u
         store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
             d_normal_via_normed,
             0 * BT,
             BT,
@@ -618,23 +617,12 @@ def deep_scan_reverse_panels(
         d_shrink_via_normal = centred_inside * d_normal_via_normed
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal, 1)
         store_row(waiting + 0 * BT, d_shrink_via_normal_2, BT, BT, 0)
-        d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
         d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance_valid + 1e-06, 1.5)
         d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
         d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
-        d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance[:, None], [BT, BV])
-        store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
-            d_squares_via_variance_sum,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
-        )
-        d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+        store_row(waiting + BT + 0 * BT, d_variance_sum_via_variance, BT, BT, 0)
+        d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
+        d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance[:, None]
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_centred_inside, 0.0
@@ -642,11 +630,10 @@ def deep_scan_reverse_panels(
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred, 1)
         d_average_sum_via_average = average_factor * d_average_via_centred_2
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average[:, None], [BT, BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
             d_layer2_via_inside,
             0 * BT,
             BT,
@@ -659,17 +646,17 @@ def deep_scan_reverse_panels(
         # read-out
         query = q.to(tl.float32) * scale
         store_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         # causality
         attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
         tl.debug_barrier()
         query = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_via_inside = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
             0 * BT,
             BT,
             BV,
@@ -696,7 +683,7 @@ def deep_scan_reverse_panels(
                 d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
             )
             store_rows(
-                waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
                 d_hidden,
                 i_p * BT,
                 BT,
@@ -707,7 +694,7 @@ def deep_scan_reverse_panels(
                 0,
             )
             layer1 = load_rows(
-                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             d_gate_via_hidden = d_hidden * layer1
             # prediction
@@ -742,7 +729,7 @@ def deep_scan_reverse_panels(
                 attention.to(dtype), d_layer1.to(dtype), layer1_inherited, input_precision=PRECISION
             )
             store_rows(
-                waiting + 3 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 4 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 layer1_read,
                 i_p * BT,
                 BT,
@@ -779,7 +766,7 @@ def deep_scan_reverse_panels(
             0.0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
             0 * BT,
             BT,
             BV,
@@ -832,10 +819,8 @@ def deep_scan_reverse_panels(
         d_average_2_via_centred_2_2 = tl.sum(d_average_2_via_centred_2, 1)
         # adjoint of average_2
         d_average_sum_2_via_average_2 = average_factor * d_average_2_via_centred_2_2
-        # adjoint of average_sum_2
-        d_inside_2_via_average_sum_2 = tl.broadcast_to(d_average_sum_2_via_average_2[:, None], [BT, BV])
         # adjoint of inside_2
-        d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+        d_inside_2 = d_average_sum_2_via_average_2[:, None] + d_centred_2_via_centred_inside_2
         d_layer2_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_2, 0.0)
         # adjoint of attention_2
         d_attention_2 = tl.dot(
@@ -856,7 +841,7 @@ def deep_scan_reverse_panels(
         d_query = d_o.to(tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             layer1 = load_rows(
-                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
             gate = sigmoid(
@@ -884,7 +869,7 @@ def deep_scan_reverse_panels(
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 3 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
+                waiting + 4 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
                 d_hidden_2_2,
                 i_p * BT,
                 BT,
@@ -895,7 +880,7 @@ def deep_scan_reverse_panels(
                 0,
             )
             layer1_read = load_rows(
-                waiting + 3 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
             # read-out
@@ -926,7 +911,7 @@ def deep_scan_reverse_panels(
             d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
             # adjoint of d_layer1
             d_d_layer1 = tl.dot(k, d_W1_next.to(dtype), d_d_layer1_s, input_precision=PRECISION)
-            store_rows(waiting + 3 * BT, d_d_layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
+            store_rows(waiting + 4 * BT, d_d_layer1, i_p * BT, BT, BH, BH, BT, BH, 0)
             # adjoint of d_layer1_via_gate
             d_d_gate_via_hidden_via_d_layer1_via_gate = (
                 2.0
@@ -954,7 +939,7 @@ def deep_scan_reverse_panels(
                 d_d_hidden.to(dtype), W2.to(dtype), d_d_layer2_via_inside, input_precision=PRECISION
             )
             d_hidden = load_rows(
-                waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # update, line 30
             d_gate_via_hidden = d_hidden * layer1
@@ -1007,13 +992,14 @@ def deep_scan_reverse_panels(
             leave_ptr + own + (K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
         d_shrink_via_normal_2 = load_row(waiting + 0 * BT, BT, BT, 0)
-        shrink = load_row(waiting + BT + 0 * BT, BT, BT, 0)
-        variance_valid = load_row(waiting + 2 * BT + 0 * BT, BT, BT, 0)
+        d_variance_sum_via_variance = load_row(waiting + BT + 0 * BT, BT, BT, 0)
+        shrink = load_row(waiting + 2 * BT + 0 * BT, BT, BT, 0)
+        variance_valid = load_row(waiting + 3 * BT + 0 * BT, BT, BT, 0)
         query = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         centred_inside = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
             0 * BT,
             BT,
             BV,
@@ -1023,17 +1009,7 @@ def deep_scan_reverse_panels(
             0,
         )
         d_normal_via_normed = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
-        )
-        d_squares_via_variance_sum = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1043,7 +1019,7 @@ def deep_scan_reverse_panels(
             0,
         )
         normal = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1053,7 +1029,7 @@ def deep_scan_reverse_panels(
             0,
         )
         predicted = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1063,7 +1039,7 @@ def deep_scan_reverse_panels(
             0,
         )
         u = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1076,21 +1052,15 @@ def deep_scan_reverse_panels(
         d_d_inside_via_d_layer2_via_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer2_via_inside, 0.0
         )
-        # adjoint of d_inside_via_average_sum
-        d_d_average_sum_via_average_via_d_inside_via_average_sum = tl.sum(
-            d_d_inside_via_d_layer2_via_inside, 1
-        )
+        # adjoint of d_inside
+        d_d_average_sum_via_average_via_d_inside = tl.sum(d_d_inside_via_d_layer2_via_inside, 1)
         # adjoint of d_average_sum_via_average
         d_d_average_via_centred_2_via_d_average_sum_via_average = (
-            average_factor * d_d_average_sum_via_average_via_d_inside_via_average_sum
-        )
-        # adjoint of d_average_via_centred_2
-        d_d_average_via_centred_via_d_average_via_centred_2 = tl.broadcast_to(
-            d_d_average_via_centred_2_via_d_average_sum_via_average[:, None], [BT, BV]
+            average_factor * d_d_average_sum_via_average_via_d_inside
         )
         # adjoint of d_average_via_centred
-        d_d_centred_via_centred_inside_via_d_average_via_centred = (
-            -d_d_average_via_centred_via_d_average_via_centred_2
+        d_d_centred_via_centred_inside_via_d_average_via_centred = tl.broadcast_to(
+            -d_d_average_via_centred_2_via_d_average_sum_via_average[:, None], [BT, BV]
         )
         # adjoint of d_centred_via_centred_inside
         d_d_centred_via_centred_inside = (
@@ -1104,16 +1074,15 @@ def deep_scan_reverse_panels(
             d_d_centred_inside_via_d_centred_via_centred_inside * shrink[:, None]
         )
         # adjoint of d_centred_inside_via_squares
-        d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
             2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
         )
-        # adjoint of d_squares_via_variance_sum
-        d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = tl.sum(
-            d_d_squares_via_variance_sum_via_d_centred_inside_via_squares, 1
+        d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = tl.sum(
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares, 1
         )
         # adjoint of d_variance_sum_via_variance
         d_d_variance_via_variance_valid_via_d_variance_sum_via_variance = (
-            average_factor * d_d_variance_sum_via_variance_via_d_squares_via_variance_sum
+            average_factor * d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2
         )
         # adjoint of d_variance_via_variance_valid
         d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid = tl.where(
@@ -1125,13 +1094,9 @@ def deep_scan_reverse_panels(
             * d_d_variance_valid_via_shrink_via_d_variance_via_variance_valid
             / power(variance_valid + 1e-06, 1.5)
         )
-        # adjoint of d_shrink_via_normal_2
-        d_d_shrink_via_normal_via_d_shrink_via_normal_2 = tl.broadcast_to(
-            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None], [BT, BV]
-        )
         # adjoint of d_shrink_via_normal
         d_d_normal_via_normed_via_d_shrink_via_normal = (
-            centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+            centred_inside * d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None]
         )
         # adjoint of d_normal_via_normed
         d_d_normal_via_normed = (
@@ -1174,11 +1139,11 @@ def deep_scan_reverse_panels(
         )
         # adjoint of d_centred_inside_via_squares
         d_centred_inside_via_d_centred_inside_via_squares = (
-            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[:, None]
         )
         # adjoint of d_shrink_via_normal
         d_centred_inside_via_d_shrink_via_normal = (
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None] * d_normal_via_normed
         )
         # adjoint of normed
         d_normal_via_normed_2 = d_predicted_via_u * norm_weight[None, :]
@@ -1224,10 +1189,8 @@ def deep_scan_reverse_panels(
         d_average_via_centred_4 = tl.sum(d_average_via_centred_3, 1)
         # adjoint of average
         d_average_sum_via_average_2 = average_factor * d_average_via_centred_4
-        # adjoint of average_sum
-        d_inside_via_average_sum_2 = tl.broadcast_to(d_average_sum_via_average_2[:, None], [BT, BV])
         # adjoint of inside
-        d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+        d_inside_3 = d_average_sum_via_average_2[:, None] + d_centred_via_centred_inside_2
         d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_3, 0.0)
         # adjoint of attention
         d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
@@ -1248,10 +1211,10 @@ def deep_scan_reverse_panels(
         tl.debug_barrier()
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         query = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_via_inside = load_rows(
-            waiting + 3 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
             0 * BT,
             BT,
             BV,
@@ -1263,13 +1226,13 @@ def deep_scan_reverse_panels(
         d_k_2 = d_k_s
         for i_p in tl.range(0, panels, disable_licm=True):
             layer1 = load_rows(
-                waiting + 3 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # prediction
             gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
-            d_d_layer1 = load_rows(waiting + 3 * BT, i_p * BT, BT, BH, BH, BT, BH, 0)
+            d_d_layer1 = load_rows(waiting + 4 * BT, i_p * BT, BT, BH, BH, BT, BH, 0)
             # adjoint of d_layer1_via_gate
             d_d_gate_via_hidden_via_d_layer1_via_gate = (
                 2.0
@@ -1281,7 +1244,7 @@ def deep_scan_reverse_panels(
                 / 1.772453850905516
             )
             d_hidden = load_rows(
-                waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # adjoint of d_gate_via_hidden
             d_layer1_via_d_gate_via_hidden = d_d_gate_via_hidden_via_d_layer1_via_gate * d_hidden
@@ -1315,7 +1278,7 @@ def deep_scan_reverse_panels(
             # adjoint of d_layer1_via_hidden
             d_gate_via_d_layer1_via_hidden = d_d_layer1 * d_hidden
             layer1_read = load_rows(
-                waiting + 3 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # read-out
             gate_2 = sigmoid(
@@ -1376,7 +1339,7 @@ def deep_scan_reverse_panels(
                 + d_layer1_via_hidden_2
             )
             d_hidden_2_2 = load_rows(
-                waiting + 3 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
+                waiting + 4 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
             )
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
@@ -1557,6 +1520,10 @@ def deep_token_scan_whole(
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
         eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
+        # prediction
+        one_each = tl.full([BV], 1.0, tl.float32)
+        each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+        channels = tl.sum(each)
         # update, line 30
         W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
         W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
@@ -1571,9 +1538,6 @@ def deep_token_scan_whole(
         layer2 = tl.sum(layer2_terms, 0)
         inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer2, 0.0)
         average_sum = tl.sum(inside)
-        one_each = tl.full([BV], 1.0, tl.float32)
-        each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-        channels = tl.sum(each)
         average = average_sum / channels
         centred = -average + inside
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -1593,15 +1557,13 @@ def deep_token_scan_whole(
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
         d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
         d_variance_sum_via_variance = d_variance_via_shrink / channels
-        d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-        d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+        d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
         d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
         d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
         d_average_via_centred = -d_centred_via_centred_inside
         d_average_via_centred_2 = tl.sum(d_average_via_centred)
         d_average_sum_via_average = d_average_via_centred_2 / channels
-        d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-        d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+        d_inside = d_average_sum_via_average + d_centred_via_centred_inside
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
         W2_next = W2 + d_layer2_via_inside[None, :] * hidden[:, None]
         d_hidden_via_layer2_terms = W2_start * d_layer2_via_inside[None, :]
@@ -1768,6 +1730,11 @@ def deep_token_scan_reverse_whole(
             eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
             # update, line 30
             W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
+            # prediction
+            one_each = tl.full([BV], 1.0, tl.float32)
+            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+            channels = tl.sum(each)
+            # update, line 30
             W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
             # prediction
             layer1_terms = W1_start * k[:, None]
@@ -1780,9 +1747,6 @@ def deep_token_scan_reverse_whole(
             layer2 = tl.sum(layer2_terms, 0)
             inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer2, 0.0)
             average_sum = tl.sum(inside)
-            one_each = tl.full([BV], 1.0, tl.float32)
-            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-            channels = tl.sum(each)
             average = average_sum / channels
             centred = -average + inside
             centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -1802,18 +1766,15 @@ def deep_token_scan_reverse_whole(
             d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
             d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
             d_variance_sum_via_variance = d_variance_via_shrink / channels
-            d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-            d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+            d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
             d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
             d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
             d_average_via_centred = -d_centred_via_centred_inside
             d_average_via_centred_2 = tl.sum(d_average_via_centred)
             d_average_sum_via_average = d_average_via_centred_2 / channels
-            d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-            d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+            d_inside = d_average_sum_via_average + d_centred_via_centred_inside
             d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
-            d_layer2_terms_via_layer2 = tl.broadcast_to(d_layer2_via_inside[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W2_start * d_layer2_via_inside[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -1857,6 +1818,11 @@ def deep_token_scan_reverse_whole(
             d_o = load_row(d_o_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             # update, line 30
             W2_start = tl.where(1.0 <= begins, W2, W2_anchor)
+            # prediction
+            one_each = tl.full([BV], 1.0, tl.float32)
+            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
+            channels = tl.sum(each)
+            # update, line 30
             W1_start = tl.where(1.0 <= begins, W1, W1_anchor)
             # prediction
             layer1_terms = W1_start * k[:, None]
@@ -1869,9 +1835,6 @@ def deep_token_scan_reverse_whole(
             layer2 = tl.sum(layer2_terms, 0)
             inside = tl.where(i_v * BV + tl.arange(0, BV) < V, layer2, 0.0)
             average_sum = tl.sum(inside)
-            one_each = tl.full([BV], 1.0, tl.float32)
-            each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
-            channels = tl.sum(each)
             average = average_sum / channels
             centred = -average + inside
             centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, centred, 0.0)
@@ -1891,18 +1854,15 @@ def deep_token_scan_reverse_whole(
             d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal)
             d_variance_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance + 1e-06, 1.5)
             d_variance_sum_via_variance = d_variance_via_shrink / channels
-            d_squares_via_variance_sum = tl.broadcast_to(d_variance_sum_via_variance, [BV])
-            d_centred_inside_via_squares = 2.0 * centred_inside * d_squares_via_variance_sum
+            d_centred_inside_via_squares = 2.0 * centred_inside * d_variance_sum_via_variance
             d_centred_inside = d_centred_inside_via_normal + d_centred_inside_via_squares
             d_centred_via_centred_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_centred_inside, 0.0)
             d_average_via_centred = -d_centred_via_centred_inside
             d_average_via_centred_2 = tl.sum(d_average_via_centred)
             d_average_sum_via_average = d_average_via_centred_2 / channels
-            d_inside_via_average_sum = tl.broadcast_to(d_average_sum_via_average, [BV])
-            d_inside = d_centred_via_centred_inside + d_inside_via_average_sum
+            d_inside = d_average_sum_via_average + d_centred_via_centred_inside
             d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside, 0.0)
-            d_layer2_terms_via_layer2 = tl.broadcast_to(d_layer2_via_inside[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W2_start * d_layer2_via_inside[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -1950,10 +1910,8 @@ def deep_token_scan_reverse_whole(
             d_variance_2_via_shrink_2 = (-0.5) * d_shrink_2_via_normal_2_2 / power(variance_2 + 1e-06, 1.5)
             # adjoint of variance_2
             d_variance_sum_2_via_variance_2 = d_variance_2_via_shrink_2 / channels
-            # adjoint of variance_sum_2
-            d_squares_2_via_variance_sum_2 = tl.broadcast_to(d_variance_sum_2_via_variance_2, [BV])
             # adjoint of squares_2
-            d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_squares_2_via_variance_sum_2
+            d_centred_inside_2_via_squares_2 = 2.0 * centred_inside_2 * d_variance_sum_2_via_variance_2
             # adjoint of centred_inside_2
             d_centred_inside_2 = d_centred_inside_2_via_normal_2 + d_centred_inside_2_via_squares_2
             d_centred_2_via_centred_inside_2 = tl.where(
@@ -1964,17 +1922,11 @@ def deep_token_scan_reverse_whole(
             d_average_2_via_centred_2_2 = tl.sum(d_average_2_via_centred_2)
             # adjoint of average_2
             d_average_sum_2_via_average_2 = d_average_2_via_centred_2_2 / channels
-            # adjoint of average_sum_2
-            d_inside_2_via_average_sum_2 = tl.broadcast_to(d_average_sum_2_via_average_2, [BV])
             # adjoint of inside_2
-            d_inside_2 = d_centred_2_via_centred_inside_2 + d_inside_2_via_average_sum_2
+            d_inside_2 = d_average_sum_2_via_average_2 + d_centred_2_via_centred_inside_2
             d_layer2_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside_2, 0.0)
-            # adjoint of layer2_read
-            d_layer2_read_terms_via_layer2_read = tl.broadcast_to(
-                d_layer2_read_via_inside_2[None, :], [BH, BV]
-            )
             # adjoint of layer2_read_terms
-            d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_terms_via_layer2_read
+            d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_via_inside_2[None, :]
             d_hidden_2_via_layer2_read_terms_2 = tl.sum(d_hidden_2_via_layer2_read_terms, 1)
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
@@ -1992,16 +1944,15 @@ def deep_token_scan_reverse_whole(
             d_layer1_read_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * gate_2
             # adjoint of layer1_read
             d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-            d_layer1_read_terms_via_layer1_read = tl.broadcast_to(d_layer1_read[None, :], [BK, BH])
             # adjoint of layer1_read_terms
-            d_query_via_layer1_read_terms = W1_next * d_layer1_read_terms_via_layer1_read
+            d_query_via_layer1_read_terms = W1_next * d_layer1_read[None, :]
             d_query_via_layer1_read_terms_2 = tl.sum(d_query_via_layer1_read_terms, 1)
             # adjoint of query
             d_query = d_o + d_query_via_layer1_read_terms_2
             d_q_via_query = d_query * scale
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_query, K, BK, 0)
             # adjoint of layer1_read_terms
-            d_W1_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[:, None]
+            d_W1_next_via_layer1_read_terms = d_layer1_read[None, :] * query[:, None]
             # adjoint of W1_next
             d_W1_next_2 = d_W1_next + d_W1_next_via_layer1_read_terms
             d_k_via_W1_next = d_W1_next_2 * d_layer1[None, :]
@@ -2050,7 +2001,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of d_layer1_via_hidden
             d_gate_via_d_layer1_via_hidden = d_d_layer1_via_W1_next_2 * d_hidden_via_layer2_terms_2
             # adjoint of layer2_read_terms
-            d_W2_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[:, None]
+            d_W2_next_via_layer2_read_terms = d_layer2_read_via_inside_2[None, :] * hidden_2[:, None]
             # adjoint of W2_next
             d_W2_next_2 = d_W2_next + d_W2_next_via_layer2_read_terms
             d_hidden_via_W2_next = d_W2_next_2 * d_layer2_via_inside[None, :]
@@ -2068,39 +2019,29 @@ def deep_token_scan_reverse_whole(
                 d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
                 + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
             )
-            d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = tl.broadcast_to(
-                d_d_hidden_via_layer2_terms_2[:, None], [BH, BV]
-            )
             # adjoint of d_hidden_via_layer2_terms
-            d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-                W2_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
+            d_d_layer2_via_inside_via_d_hidden_via_layer2_terms = (
+                W2_start * d_d_hidden_via_layer2_terms_2[:, None]
             )
-            # adjoint of d_layer2_terms_via_layer2
-            d_d_layer2_via_inside_via_d_layer2_terms_via_layer2 = tl.sum(
-                d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms, 0
+            d_d_layer2_via_inside_via_d_hidden_via_layer2_terms_2 = tl.sum(
+                d_d_layer2_via_inside_via_d_hidden_via_layer2_terms, 0
             )
             # adjoint of d_layer2_via_inside
             d_d_layer2_via_inside = (
-                d_d_layer2_via_inside_via_W2_next_2 + d_d_layer2_via_inside_via_d_layer2_terms_via_layer2
+                d_d_layer2_via_inside_via_W2_next_2 + d_d_layer2_via_inside_via_d_hidden_via_layer2_terms_2
             )
             d_d_inside_via_d_layer2_via_inside = tl.where(
                 i_v * BV + tl.arange(0, BV) < V, d_d_layer2_via_inside, 0.0
             )
-            # adjoint of d_inside_via_average_sum
-            d_d_average_sum_via_average_via_d_inside_via_average_sum = tl.sum(
-                d_d_inside_via_d_layer2_via_inside
-            )
+            # adjoint of d_inside
+            d_d_average_sum_via_average_via_d_inside = tl.sum(d_d_inside_via_d_layer2_via_inside)
             # adjoint of d_average_sum_via_average
             d_d_average_via_centred_2_via_d_average_sum_via_average = (
-                d_d_average_sum_via_average_via_d_inside_via_average_sum / channels
-            )
-            # adjoint of d_average_via_centred_2
-            d_d_average_via_centred_via_d_average_via_centred_2 = tl.broadcast_to(
-                d_d_average_via_centred_2_via_d_average_sum_via_average, [BV]
+                d_d_average_sum_via_average_via_d_inside / channels
             )
             # adjoint of d_average_via_centred
-            d_d_centred_via_centred_inside_via_d_average_via_centred = (
-                -d_d_average_via_centred_via_d_average_via_centred_2
+            d_d_centred_via_centred_inside_via_d_average_via_centred = tl.broadcast_to(
+                -d_d_average_via_centred_2_via_d_average_sum_via_average, [BV]
             )
             # adjoint of d_centred_via_centred_inside
             d_d_centred_via_centred_inside = (
@@ -2111,18 +2052,17 @@ def deep_token_scan_reverse_whole(
             )
             # adjoint of d_centred_inside_via_squares
             d_centred_inside_via_d_centred_inside_via_squares = (
-                2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_squares_via_variance_sum
+                2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance
             )
-            d_d_squares_via_variance_sum_via_d_centred_inside_via_squares = (
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
                 2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
             )
-            # adjoint of d_squares_via_variance_sum
-            d_d_variance_sum_via_variance_via_d_squares_via_variance_sum = tl.sum(
-                d_d_squares_via_variance_sum_via_d_centred_inside_via_squares
+            d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = tl.sum(
+                d_d_variance_sum_via_variance_via_d_centred_inside_via_squares
             )
             # adjoint of d_variance_sum_via_variance
             d_d_variance_via_shrink_via_d_variance_sum_via_variance = (
-                d_d_variance_sum_via_variance_via_d_squares_via_variance_sum / channels
+                d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 / channels
             )
             # adjoint of d_variance_via_shrink
             d_d_shrink_via_normal_2_via_d_variance_via_shrink = (
@@ -2130,13 +2070,9 @@ def deep_token_scan_reverse_whole(
                 * d_d_variance_via_shrink_via_d_variance_sum_via_variance
                 / power(variance + 1e-06, 1.5)
             )
-            # adjoint of d_shrink_via_normal_2
-            d_d_shrink_via_normal_via_d_shrink_via_normal_2 = tl.broadcast_to(
-                d_d_shrink_via_normal_2_via_d_variance_via_shrink, [BV]
-            )
             # adjoint of d_shrink_via_normal
             d_centred_inside_via_d_shrink_via_normal = (
-                d_d_shrink_via_normal_via_d_shrink_via_normal_2 * d_normal_via_normed
+                d_d_shrink_via_normal_2_via_d_variance_via_shrink * d_normal_via_normed
             )
             # adjoint of d_centred_inside_via_normal
             d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -2144,7 +2080,7 @@ def deep_token_scan_reverse_whole(
             )
             # adjoint of d_shrink_via_normal
             d_d_normal_via_normed_via_d_shrink_via_normal = (
-                centred_inside * d_d_shrink_via_normal_via_d_shrink_via_normal_2
+                centred_inside * d_d_shrink_via_normal_2_via_d_variance_via_shrink
             )
             # adjoint of d_normal_via_normed
             d_d_normal_via_normed = (
@@ -2179,10 +2115,8 @@ def deep_token_scan_reverse_whole(
             # adjoint of variance
             d_variance = d_variance_via_d_variance_via_shrink + d_variance_via_shrink_2
             d_variance_sum_via_variance_2 = d_variance / channels
-            # adjoint of variance_sum
-            d_squares_via_variance_sum_2 = tl.broadcast_to(d_variance_sum_via_variance_2, [BV])
             # adjoint of squares
-            d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_squares_via_variance_sum_2
+            d_centred_inside_via_squares_2 = 2.0 * centred_inside * d_variance_sum_via_variance_2
             # adjoint of centred_inside
             d_centred_inside_3 = (
                 d_centred_inside_via_d_centred_inside_via_squares
@@ -2198,15 +2132,11 @@ def deep_token_scan_reverse_whole(
             d_average_via_centred_4 = tl.sum(d_average_via_centred_3)
             # adjoint of average
             d_average_sum_via_average_2 = d_average_via_centred_4 / channels
-            # adjoint of average_sum
-            d_inside_via_average_sum_2 = tl.broadcast_to(d_average_sum_via_average_2, [BV])
             # adjoint of inside
-            d_inside_3 = d_centred_via_centred_inside_2 + d_inside_via_average_sum_2
+            d_inside_3 = d_average_sum_via_average_2 + d_centred_via_centred_inside_2
             d_layer2_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV) < V, d_inside_3, 0.0)
-            # adjoint of layer2
-            d_layer2_terms_via_layer2_2 = tl.broadcast_to(d_layer2_via_inside_2[None, :], [BH, BV])
             # adjoint of layer2_terms
-            d_hidden_via_layer2_terms_3 = W2_start * d_layer2_terms_via_layer2_2
+            d_hidden_via_layer2_terms_3 = W2_start * d_layer2_via_inside_2[None, :]
             d_hidden_via_layer2_terms_4 = tl.sum(d_hidden_via_layer2_terms_3, 1)
             # adjoint of hidden
             d_hidden = d_hidden_via_W2_next_2 + d_hidden_via_layer2_terms_4
@@ -2231,9 +2161,8 @@ def deep_token_scan_reverse_whole(
                 + d_layer1_via_gate_2
                 + d_layer1_via_hidden_2
             )
-            d_layer1_terms_via_layer1_2 = tl.broadcast_to(d_layer1_2[None, :], [BK, BH])
             # adjoint of layer1_terms
-            d_k_via_layer1_terms = W1_start * d_layer1_terms_via_layer1_2
+            d_k_via_layer1_terms = W1_start * d_layer1_2[None, :]
             d_k_via_layer1_terms_2 = tl.sum(d_k_via_layer1_terms, 1)
             # gradient
             d_k = d_k_via_W1_next_2 + d_k_via_layer1_terms_2 + d_predicted_via_u
@@ -2245,7 +2174,7 @@ def deep_token_scan_reverse_whole(
             d_eta_via_u_2 = tl.sum(d_eta_via_u)
             tl.store(d_eta_ptr + i_h + (partial + token) * HV, d_eta_via_u_2.to(d_eta_ptr.dtype.element_ty))
             # adjoint of layer1_terms
-            d_W1_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[:, None]
+            d_W1_start_via_layer1_terms = d_layer1_2[None, :] * k[:, None]
             # adjoint of W1_start
             d_W1_start = d_W1_anchor_next + d_W1_start_via_layer1_terms
             # adjoint of W2_start
@@ -2256,10 +2185,10 @@ def deep_token_scan_reverse_whole(
             d_W1 = d_W1_next_2 + d_W1_via_W1_start
             # adjoint of d_hidden_via_layer2_terms
             d_W2_start_via_d_hidden_via_layer2_terms = (
-                d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
+                d_d_hidden_via_layer2_terms_2[:, None] * d_layer2_via_inside[None, :]
             )
             # adjoint of layer2_terms
-            d_W2_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[:, None]
+            d_W2_start_via_layer2_terms = d_layer2_via_inside_2[None, :] * hidden[:, None]
             # adjoint of W2_start
             d_W2_start = (
                 d_W2_anchor_next + d_W2_start_via_d_hidden_via_layer2_terms + d_W2_start_via_layer2_terms

@@ -342,10 +342,10 @@ def chunk_backward_triton(
     waiting = v.new_empty(
         layout.sequences,
         v.shape[2],
-        3 * chunk
+        4 * chunk
         + 5 * chunk * block(EXPANSION * q.shape[3])
         + chunk * block(q.shape[3])
-        + 7 * chunk * block(v.shape[3]),
+        + 6 * chunk * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

@@ -1148,10 +1148,10 @@ def deep_scan_reverse_panels(
         )
         # adjoint of sum_1_valid
         d_sum_1_via_sum_1_valid = tl.where(t < left, d_sum_1_valid_via_error_factor, 0.0)
-        # adjoint of sum_1
-        d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_sum_1_valid[:, None], [BT, BV])
         # adjoint of summands
-        d_predicted_via_summands = d_summands_via_sum_1 * (2.0 * layer2 + (-2.0) * v.to(tl.float32))
+        d_predicted_via_summands = d_sum_1_via_sum_1_valid[:, None] * (
+            2.0 * layer2 + (-2.0) * v.to(tl.float32)
+        )
         # adjoint of predicted
         d_predicted = d_predicted_via_error + d_predicted_via_summands
         # adjoint of k_s
@@ -1164,7 +1164,7 @@ def deep_scan_reverse_panels(
         # adjoint of error
         d_v_via_error = (-0.0625) * d_error_via_u * error_factor[:, None]
         # adjoint of summands
-        d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * layer2 + 2.0 * v.to(tl.float32))
+        d_v_via_summands = d_sum_1_via_sum_1_valid[:, None] * ((-2.0) * layer2 + 2.0 * v.to(tl.float32))
         # gradient
         d_v = d_v_via_error + d_v_via_summands
         store_rows(d_v_ptr + i_h * V, d_v, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -1420,9 +1420,8 @@ def deep_scan_reverse_panels(
         d_coarse_chunk_via_kept_factor = d_kept_factor * kept_factor
         # adjoint of fine_chunk
         d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-        d_fine_via_fine_chunk = tl.broadcast_to(d_fine_chunk, [BT])
         # adjoint of fine
-        d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+        d_fine = d_fine_chunk + d_fine_via_fine_sum
         # adjoint of log_decay_valid
         d_log_decay_bounded_via_log_decay_valid = tl.where(t < left, d_fine, 0.0)
         # adjoint of log_decay_bounded
@@ -1689,8 +1688,7 @@ def deep_token_scan_reverse_whole(
             error = error_factor * (0.0625 * predicted + (-0.0625) * v)
             u = -error
             # update, line 37
-            d_layer2_terms_via_layer2 = tl.broadcast_to(u[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W2_start * u[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -1749,8 +1747,7 @@ def deep_token_scan_reverse_whole(
             error = error_factor * (0.0625 * predicted + (-0.0625) * v)
             u = -error
             # update, line 37
-            d_layer2_terms_via_layer2 = tl.broadcast_to(u[None, :], [BH, BV])
-            d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+            d_hidden_via_layer2_terms = W2_start * u[None, :]
             d_hidden_via_layer2_terms_2 = tl.sum(d_hidden_via_layer2_terms, 1)
             d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
             d_layer1_via_gate = (
@@ -1769,10 +1766,8 @@ def deep_token_scan_reverse_whole(
             W2_kept = W2 * decay
             # update, line 37
             W2_next = W2_kept + hidden[:, None] * u[None, :]
-            # adjoint of layer2_read
-            d_layer2_read_terms_via_layer2_read = tl.broadcast_to(d_o[None, :], [BH, BV])
             # adjoint of layer2_read_terms
-            d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_terms_via_layer2_read
+            d_hidden_2_via_layer2_read_terms = W2_next * d_o[None, :]
             d_hidden_2_via_layer2_read_terms_2 = tl.sum(d_hidden_2_via_layer2_read_terms, 1)
             # read-out
             query = q * scale
@@ -1801,16 +1796,15 @@ def deep_token_scan_reverse_whole(
             d_layer1_read_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * gate_2
             # adjoint of layer1_read
             d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-            d_layer1_read_terms_via_layer1_read = tl.broadcast_to(d_layer1_read[None, :], [BK, BH])
             # adjoint of layer1_read_terms
-            d_query_via_layer1_read_terms = W1_next * d_layer1_read_terms_via_layer1_read
+            d_query_via_layer1_read_terms = W1_next * d_layer1_read[None, :]
             d_query_via_layer1_read_terms_2 = tl.sum(d_query_via_layer1_read_terms, 1)
             # adjoint of query
             d_query = d_o + d_query_via_layer1_read_terms_2
             d_q_via_query = d_query * scale
             store_row(d_q_ptr + i_h * K + (partial + token) * HV * K, d_q_via_query, K, BK, 0)
             # adjoint of layer1_read_terms
-            d_W1_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[:, None]
+            d_W1_next_via_layer1_read_terms = d_layer1_read[None, :] * query[:, None]
             # adjoint of W1_next
             d_W1_next_2 = d_W1_next + d_W1_next_via_layer1_read_terms
             d_k_via_W1_next = d_W1_next_2 * d_layer1[None, :]
@@ -1861,7 +1855,7 @@ def deep_token_scan_reverse_whole(
             # read-out
             hidden_2 = gate_2 * layer1_read
             # adjoint of layer2_read_terms
-            d_W2_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[:, None]
+            d_W2_next_via_layer2_read_terms = d_o[None, :] * hidden_2[:, None]
             # adjoint of W2_next
             d_W2_next_2 = d_W2_next + d_W2_next_via_layer2_read_terms
             d_hidden_via_W2_next = d_W2_next_2 * u[None, :]
@@ -1879,19 +1873,11 @@ def deep_token_scan_reverse_whole(
                 d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
                 + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
             )
-            d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = tl.broadcast_to(
-                d_d_hidden_via_layer2_terms_2[:, None], [BH, BV]
-            )
             # adjoint of d_hidden_via_layer2_terms
-            d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-                W2_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
-            )
-            # adjoint of d_layer2_terms_via_layer2
-            d_u_via_d_layer2_terms_via_layer2 = tl.sum(
-                d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms, 0
-            )
+            d_u_via_d_hidden_via_layer2_terms = W2_start * d_d_hidden_via_layer2_terms_2[:, None]
+            d_u_via_d_hidden_via_layer2_terms_2 = tl.sum(d_u_via_d_hidden_via_layer2_terms, 0)
             # adjoint of u
-            d_u = d_u_via_W2_next_2 + d_u_via_d_layer2_terms_via_layer2
+            d_u = d_u_via_W2_next_2 + d_u_via_d_hidden_via_layer2_terms_2
             d_error_via_u = -d_u
             # adjoint of error
             d_predicted_via_error = 0.0625 * d_error_via_u * error_factor
@@ -1905,16 +1891,12 @@ def deep_token_scan_reverse_whole(
                 * tl.where(tl.abs(positive_power(sum_1, 0.5)) <= delta, 1.0, 0.0)
                 + (-0.5) * eta * clip(positive_power(sum_1, 0.5), delta) * positive_power(sum_1, -1.5)
             )
-            # adjoint of sum_1
-            d_summands_via_sum_1 = tl.broadcast_to(d_sum_1_via_error_factor, [BV])
             # adjoint of summands
-            d_predicted_via_summands = d_summands_via_sum_1 * (2.0 * predicted + (-2.0) * v)
+            d_predicted_via_summands = d_sum_1_via_error_factor * (2.0 * predicted + (-2.0) * v)
             # adjoint of predicted
             d_predicted = d_predicted_via_error + d_predicted_via_summands
-            # adjoint of layer2
-            d_layer2_terms_via_layer2_2 = tl.broadcast_to(d_predicted[None, :], [BH, BV])
             # adjoint of layer2_terms
-            d_hidden_via_layer2_terms_3 = W2_start * d_layer2_terms_via_layer2_2
+            d_hidden_via_layer2_terms_3 = W2_start * d_predicted[None, :]
             d_hidden_via_layer2_terms_4 = tl.sum(d_hidden_via_layer2_terms_3, 1)
             # adjoint of hidden
             d_hidden = d_hidden_via_W2_next_2 + d_hidden_via_layer2_terms_4
@@ -1939,9 +1921,8 @@ def deep_token_scan_reverse_whole(
                 + d_layer1_via_gate_2
                 + d_layer1_via_hidden_2
             )
-            d_layer1_terms_via_layer1_2 = tl.broadcast_to(d_layer1_2[None, :], [BK, BH])
             # adjoint of layer1_terms
-            d_k_via_layer1_terms = W1_start * d_layer1_terms_via_layer1_2
+            d_k_via_layer1_terms = W1_start * d_layer1_2[None, :]
             d_k_via_layer1_terms_2 = tl.sum(d_k_via_layer1_terms, 1)
             # gradient
             d_k = d_k_via_W1_next_2 + d_k_via_layer1_terms_2 + d_predicted
@@ -1949,7 +1930,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of error
             d_v_via_error = (-0.0625) * d_error_via_u * error_factor
             # adjoint of summands
-            d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * predicted + 2.0 * v)
+            d_v_via_summands = d_sum_1_via_error_factor * ((-2.0) * predicted + 2.0 * v)
             # gradient
             d_v = d_v_via_error + d_v_via_summands
             store_row(d_v_ptr + i_h * V + token * HV * V, d_v, V, BV, i_v * BV)
@@ -1987,7 +1968,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of W1_kept
             d_W1_via_W1_kept = d_W1_next_2 * decay
             # adjoint of layer1_terms
-            d_W1_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[:, None]
+            d_W1_start_via_layer1_terms = d_layer1_2[None, :] * k[:, None]
             # adjoint of W1_start
             d_W1_start = d_W1_anchor_next + d_W1_start_via_layer1_terms
             # adjoint of W2_start
@@ -1999,11 +1980,9 @@ def deep_token_scan_reverse_whole(
             # adjoint of W2_kept
             d_W2_via_W2_kept = d_W2_next_2 * decay
             # adjoint of d_hidden_via_layer2_terms
-            d_W2_start_via_d_hidden_via_layer2_terms = (
-                d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
-            )
+            d_W2_start_via_d_hidden_via_layer2_terms = d_d_hidden_via_layer2_terms_2[:, None] * u[None, :]
             # adjoint of layer2_terms
-            d_W2_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[:, None]
+            d_W2_start_via_layer2_terms = d_predicted[None, :] * hidden[:, None]
             # adjoint of W2_start
             d_W2_start = (
                 d_W2_anchor_next + d_W2_start_via_d_hidden_via_layer2_terms + d_W2_start_via_layer2_terms

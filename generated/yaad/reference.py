@@ -313,7 +313,6 @@ def chunk_step_backward(q, k, v, g, eta, delta, scale, W1, W2, d_o, d_W1_next, d
     d_fine_sum_via_fine_after = -d_coarse_after_via_written_factor
     # adjoint of fine_chunk
     d_fine_chunk = d_coarse_chunk_via_kept_factor + d_fine_chunk_via_fine_after
-    d_fine_via_fine_chunk = (d_fine_chunk[..., None]).expand(*v.shape[:2], tokens[-1])
     # adjoint of fine_sum
     d_fine_sum = (
         d_coarse_sum_via_layer1_carried_factor
@@ -323,7 +322,7 @@ def chunk_step_backward(q, k, v, g, eta, delta, scale, W1, W2, d_o, d_W1_next, d
     )
     d_fine_via_fine_sum = d_fine_sum.flip(-1).cumsum(-1).flip(-1)
     # adjoint of fine
-    d_fine = d_fine_via_fine_chunk + d_fine_via_fine_sum
+    d_fine = d_fine_chunk[..., None] + d_fine_via_fine_sum
     # adjoint of log_decay_valid
     d_log_decay_bounded_via_log_decay_valid = d_fine
     # adjoint of log_decay_bounded
@@ -407,13 +406,9 @@ def chunk_step_backward(q, k, v, g, eta, delta, scale, W1, W2, d_o, d_W1_next, d
     )
     # adjoint of sum_1_valid
     d_sum_1_via_sum_1_valid = d_sum_1_valid_via_error_factor
-    # adjoint of sum_1
-    d_summands_via_sum_1 = (d_sum_1_via_sum_1_valid[..., :, None]).expand(
-        *v.shape[:2], tokens[-1], v.shape[-1]
-    )
     # adjoint of summands
-    d_predicted_via_summands = d_summands_via_sum_1 * (2.0 * predicted + (-2.0) * v)
-    d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * predicted + 2.0 * v)
+    d_predicted_via_summands = d_sum_1_via_sum_1_valid[..., :, None] * (2.0 * predicted + (-2.0) * v)
+    d_v_via_summands = d_sum_1_via_sum_1_valid[..., :, None] * ((-2.0) * predicted + 2.0 * v)
     # adjoint of predicted
     d_predicted = d_predicted_via_error + d_predicted_via_summands
     # adjoint of hidden
@@ -494,8 +489,7 @@ def recurrent_step(q, k, v, g, eta, delta, scale, begins, W1, W2, W1_anchor, W2_
     error = error_factor[..., None] * (0.0625 * predicted + (-0.0625) * v)
     u = -error
     # update, line 37
-    d_layer2_terms_via_layer2 = (u[..., None, :]).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
-    d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W2_start * u[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -574,8 +568,7 @@ def recurrent_step_backward(
     error = error_factor[..., None] * (0.0625 * predicted + (-0.0625) * v)
     u = -error
     # update, line 37
-    d_layer2_terms_via_layer2 = (u[..., None, :]).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
-    d_hidden_via_layer2_terms = W2_start * d_layer2_terms_via_layer2
+    d_hidden_via_layer2_terms = W2_start * u[..., None, :]
     d_hidden_via_layer2_terms_2 = d_hidden_via_layer2_terms.sum(-1)
     d_gate_via_hidden = d_hidden_via_layer2_terms_2 * layer1
     d_layer1_via_hidden = d_hidden_via_layer2_terms_2 * gate
@@ -601,13 +594,9 @@ def recurrent_step_backward(
         / 1.772453850905516
     )
     hidden_2 = gate_2 * layer1_read
-    # adjoint of layer2_read
-    d_layer2_read_terms_via_layer2_read = (d_o[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_read_terms
-    d_W2_next_via_layer2_read_terms = d_layer2_read_terms_via_layer2_read * hidden_2[..., :, None]
-    d_hidden_2_via_layer2_read_terms = W2_next * d_layer2_read_terms_via_layer2_read
+    d_W2_next_via_layer2_read_terms = d_o[..., None, :] * hidden_2[..., :, None]
+    d_hidden_2_via_layer2_read_terms = W2_next * d_o[..., None, :]
     d_hidden_2_via_layer2_read_terms_2 = d_hidden_2_via_layer2_read_terms.sum(-1)
     # adjoint of hidden_2
     d_gate_2_via_hidden_2 = d_hidden_2_via_layer2_read_terms_2 * layer1_read
@@ -624,12 +613,9 @@ def recurrent_step_backward(
     )
     # adjoint of layer1_read
     d_layer1_read = d_layer1_read_via_gate_2 + d_layer1_read_via_hidden_2
-    d_layer1_read_terms_via_layer1_read = (d_layer1_read[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_read_terms
-    d_W1_next_via_layer1_read_terms = d_layer1_read_terms_via_layer1_read * query[..., :, None]
-    d_query_via_layer1_read_terms = W1_next * d_layer1_read_terms_via_layer1_read
+    d_W1_next_via_layer1_read_terms = d_layer1_read[..., None, :] * query[..., :, None]
+    d_query_via_layer1_read_terms = W1_next * d_layer1_read[..., None, :]
     d_query_via_layer1_read_terms_2 = d_query_via_layer1_read_terms.sum(-1)
     # adjoint of W2_next
     d_W2_next_2 = d_W2_next + d_W2_next_via_layer2_read_terms
@@ -688,20 +674,12 @@ def recurrent_step_backward(
         d_d_hidden_via_layer2_terms_2_via_d_gate_via_hidden
         + d_d_hidden_via_layer2_terms_2_via_d_layer1_via_hidden
     )
-    d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 = (
-        d_d_hidden_via_layer2_terms_2[..., :, None]
-    ).expand(*v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1])
     # adjoint of d_hidden_via_layer2_terms
-    d_W2_start_via_d_hidden_via_layer2_terms = (
-        d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2 * d_layer2_terms_via_layer2
-    )
-    d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms = (
-        W2_start * d_d_hidden_via_layer2_terms_via_d_hidden_via_layer2_terms_2
-    )
-    # adjoint of d_layer2_terms_via_layer2
-    d_u_via_d_layer2_terms_via_layer2 = d_d_layer2_terms_via_layer2_via_d_hidden_via_layer2_terms.sum(-2)
+    d_W2_start_via_d_hidden_via_layer2_terms = d_d_hidden_via_layer2_terms_2[..., :, None] * u[..., None, :]
+    d_u_via_d_hidden_via_layer2_terms = W2_start * d_d_hidden_via_layer2_terms_2[..., :, None]
+    d_u_via_d_hidden_via_layer2_terms_2 = d_u_via_d_hidden_via_layer2_terms.sum(-2)
     # adjoint of u
-    d_u = d_u_via_W2_next_2 + d_u_via_d_layer2_terms_via_layer2
+    d_u = d_u_via_W2_next_2 + d_u_via_d_hidden_via_layer2_terms_2
     d_error_via_u = -d_u
     # adjoint of error
     d_error_factor_via_error = d_error_via_u * (0.0625 * predicted + (-0.0625) * v)
@@ -726,20 +704,14 @@ def recurrent_step_backward(
         * choose(torch.abs(positive_power(sum_1, 0.5)), delta, 1.0, 0.0)
         + (-0.5) * eta * clip(positive_power(sum_1, 0.5), delta) * positive_power(sum_1, -1.5)
     )
-    # adjoint of sum_1
-    d_summands_via_sum_1 = (d_sum_1_via_error_factor[..., None]).expand(*v.shape[:2], v.shape[-1])
     # adjoint of summands
-    d_predicted_via_summands = d_summands_via_sum_1 * (2.0 * predicted + (-2.0) * v)
-    d_v_via_summands = d_summands_via_sum_1 * ((-2.0) * predicted + 2.0 * v)
+    d_predicted_via_summands = d_sum_1_via_error_factor[..., None] * (2.0 * predicted + (-2.0) * v)
+    d_v_via_summands = d_sum_1_via_error_factor[..., None] * ((-2.0) * predicted + 2.0 * v)
     # adjoint of predicted
     d_predicted = d_predicted_via_error + d_predicted_via_summands
-    # adjoint of layer2
-    d_layer2_terms_via_layer2_2 = (d_predicted[..., None, :]).expand(
-        *v.shape[:2], EXPANSION * k.shape[-1], v.shape[-1]
-    )
     # adjoint of layer2_terms
-    d_W2_start_via_layer2_terms = d_layer2_terms_via_layer2_2 * hidden[..., :, None]
-    d_hidden_via_layer2_terms_3 = W2_start * d_layer2_terms_via_layer2_2
+    d_W2_start_via_layer2_terms = d_predicted[..., None, :] * hidden[..., :, None]
+    d_hidden_via_layer2_terms_3 = W2_start * d_predicted[..., None, :]
     d_hidden_via_layer2_terms_4 = d_hidden_via_layer2_terms_3.sum(-1)
     # adjoint of hidden
     d_hidden = d_hidden_via_W2_next_2 + d_hidden_via_layer2_terms_4
@@ -763,12 +735,9 @@ def recurrent_step_backward(
         + d_layer1_via_gate_2
         + d_layer1_via_hidden_2
     )
-    d_layer1_terms_via_layer1_2 = (d_layer1_2[..., None, :]).expand(
-        *v.shape[:2], k.shape[-1], EXPANSION * k.shape[-1]
-    )
     # adjoint of layer1_terms
-    d_W1_start_via_layer1_terms = d_layer1_terms_via_layer1_2 * k[..., :, None]
-    d_k_via_layer1_terms = W1_start * d_layer1_terms_via_layer1_2
+    d_W1_start_via_layer1_terms = d_layer1_2[..., None, :] * k[..., :, None]
+    d_k_via_layer1_terms = W1_start * d_layer1_2[..., None, :]
     d_k_via_layer1_terms_2 = d_k_via_layer1_terms.sum(-1)
     # adjoint of W2_start
     d_W2_start = d_W2_anchor_next + d_W2_start_via_d_hidden_via_layer2_terms + d_W2_start_via_layer2_terms

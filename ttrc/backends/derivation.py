@@ -10,7 +10,7 @@ from ttrc.ir.attention import Attention
 from ttrc.ir.module import Module
 from ttrc.ir.recurrence import MATRIX, Affine, Association, Hebbian, Nonlinear, Recurrence, answered
 from ttrc.language.spec import Loss, Spec
-from ttrc.language.state import formula
+from ttrc.language.state import formula, is_normalised
 
 
 def comment(text: str) -> str:
@@ -27,7 +27,8 @@ def derivation(module: Module) -> str:
     features = (("q", spec.features.q), ("k", spec.features.k))
     mapped = [f"features   {word}: {comment(where.text)}" for word, where in features if where is not None]
     read = () if spec.read is None else (f"output     o = {comment(spec.read.text)}, r what the memory answers to q",)
-    return "\n".join(f"# {line}" for line in (*mapped, *lines, *read))
+    ones = ("           normaliser what it would answer, had every value been 1",) if is_normalised(spec) else ()
+    return "\n".join(f"# {line}" for line in (*mapped, *lines, *read, *ones))
 
 
 def _recurrence(spec: Spec, r: Recurrence) -> list[str]:

@@ -24,13 +24,26 @@ SOLVED = "_solved"  # beside decays by key channel: inverts a triangular system
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
 JOINT = "_joint"  # of several associations a token: many C x C tiles a step
 MASKS = "_masks"  # works with products of masks
+NORMALISED = "_normalised"  # of a memory that answers with a normaliser too
 CLOSED = "_closed"  # solves for read-outs of a closed form, or carries what it solves with
 WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
 KEYS = "_keys"  # they do, and walk key channels in panels; scans where they do not take all of them at once
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
 MAPPED = "_mapped"  # makes queries or keys of pairs itself, by feature maps
-KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, CLOSED, DECAYS, MAPPED)  # in the order of a name's end
+KINDS = (
+    WHOLE,
+    PANELS,
+    KEYS,
+    SOLVED,
+    NONLINEAR,
+    JOINT,
+    MASKS,
+    NORMALISED,
+    CLOSED,
+    DECAYS,
+    MAPPED,
+)  # in the order of a name's end
 
 
 class Takes(Enum):
@@ -88,6 +101,7 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_prepare_masks": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(64, 8, 1)},
     "chunk_scan_reverse_masks": {64: Config(32, 4, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 1)},
     "chunk_gradients_masks": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "chunk_gradients_normalised": {64: Config(32, 4, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
     "chunk_prepare_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "chunk_prepare_solved_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "chunk_gradients_values": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
@@ -157,6 +171,7 @@ LONG: dict[str, dict[int, Config]] = {
 # Kernels whose sums as wide as the keys take the registers of 8 warps where there are more key channels than this.
 WIDE = {
     "chunk_gradients": 128,
+    "chunk_gradients_normalised": 128,
     "chunk_gradients_nonlinear": 32,
     "chunk_gradients_masks": 64,
     "chunk_gradients_joint": 32,

@@ -76,13 +76,22 @@ class Builder:
     def elementwise(self, name: str, expr: Expr, args: dict[str, Tile], origin: str, axes=()) -> Tile:
         """expr over symbols called as in args, renamed to the tiles they stand for; broadcast to `axes` as well."""
         used = {n: t for n, t in args.items() if n in symbolic.names(expr)}
-        expr = symbolic.renamed(expr, {n: sym(t) for n, t in used.items()})
         axes = ordered({a for t in used.values() for a in t.axes} | set(axes))
+        used = {n: self._narrowest(t) for n, t in used.items()}
+        expr = symbolic.renamed(expr, {n: sym(t) for n, t in used.items()})
         for tile in used.values():
             if expr == sym(tile) and tile.axes == axes:
                 return tile
         expr, operands = self._hoist(name, expr, set(used.values()), axes, origin)
         return self.emit(name, axes, Elementwise(expr, tuple(sorted(operands, key=lambda t: t.name))), origin)
+
+    def _narrowest(self, tile: Tile) -> Tile:
+        """What a tile repeats along an axis, where that is all it is: a row or a column takes no registers of a tile."""
+        made = next((s.op for s in self.statements if s.target == tile), None)
+        match made:
+            case Elementwise(expr, (arg,)) if expr == sym(arg):
+                return self._narrowest(arg)
+        return tile
 
     def make(self, name: str, expr: Expr, *args: Tile, origin: str) -> Tile:
         """expr over the names of args."""

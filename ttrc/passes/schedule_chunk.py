@@ -25,6 +25,7 @@ from ttrc.ir.config import (
     LONG_CHUNK,
     MASKS,
     NONLINEAR,
+    NORMALISED,
     SOLVED,
     Takes,
     is_several_chunks,
@@ -77,9 +78,10 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     pairs = (*pairs, *rounded)
     known, weights = (*plain, *pairs, *readout.back), weights_of(forward)
     seen = _seen_states(forward, backward, (*known, *solved), weights)
-    # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, and pairs that are made
-    # in front of a scan are those of its steps.
-    chunk, step = (CHUNK, LONG_CHUNK) if pairs else (LONG_CHUNK, CHUNK)
+    normalised = NORMALISED if forward.normaliser else ""
+    # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, pairs that are made in
+    # front of a scan are those of its steps, and the gradients of a normaliser find no room beside tiles of 128 x 128.
+    chunk, step = (CHUNK, LONG_CHUNK) if pairs or normalised else (LONG_CHUNK, CHUNK)
     if recurrence.segment and not is_several_chunks(recurrence.segment):
         chunk = step = recurrence.segment
     # A segment's start, carried over its chunks, is seen by parallel kernels as `weights`.
@@ -108,7 +110,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         prepare = (
             [planned(f"chunk_prepare{masks or several}", Skeleton.PARALLEL, forward, pairs, inputs)] if pairs else []
         )
-    kept, kept_back = (*states, *weights, *solved, *seen), (*d_states, *fed_back)
+    rows, rows_back = _rows_of_states(forward, carried), _rows_of_states(backward, cotangents)
+    kept, kept_back = (*states, *weights, *solved, *seen, *rows), (*d_states, *fed_back, *rows_back)
     whole: tuple[Buffer, ...] = ()
     if decayed:
         inside = [b.tile for b in (*known, *kept, *readout.kept, *kept_back)]
@@ -128,7 +131,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     if decayed:
         grads, waiting = gradients_by_key(backward, sooner, read, several)
     else:
-        name = f"chunk_gradients{kind or masks or several}"
+        name = f"chunk_gradients{kind or masks or several or normalised}"
         grads = [planned(name, Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
         grads.append(planned("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
@@ -189,6 +192,17 @@ def _seen_states(
     body = slice_program(backward.statements, [c.next for c in cotangents], at_hand)
     seen = [s.target for s in body if states & set(operands(s.op)) and {"t", "s"} & set(s.target.axes)]
     return tuple(Buffer(t.name, t, Space.SOLVED) for t in seen)
+
+
+def _rows_of_states(program: Program, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
+    """What tokens make of a state that is a row, a number each: in registers it would take a tile of all its channels.
+
+    A scan has the row at hand, and stores the number.
+    """
+    rows = {c.state for c in carries if len(c.state.axes) == 1}
+    terms = {s.target for s in program.statements if rows & set(operands(s.op)) and s.target.axes == ("t", "k")}
+    sums = [s.target for s in program.statements if isinstance(s.op, Reduce) and s.op.arg in terms]
+    return tuple(Buffer(t.name, t, Space.SOLVED, single=True) for t in sums if t.axes == ("t",))
 
 
 def _moves_apart(forward: Program, backward: Program) -> tuple[Buffer, ...]:

@@ -201,6 +201,8 @@ def _recurrence(r: Recurrence) -> Step:
     read = "S_t" if r.link is None else "W_t"
     word = answered(r.readout)
     lines.append(line(f"{word} = scale {read}' q" if r.network is None else f"{word} = f(scale q) at {read}"))
+    if r.normalised:
+        lines.append(line("normaliser = scale Z_t' q, Z as S with v = 1"))
     return Step("Recurrence", tuple(lines), "what every form below computes, token by token")
 
 
