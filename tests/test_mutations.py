@@ -395,6 +395,21 @@ def backward_with(op, form, **changed):
     setattr(package, f"{form}_backward_op", lambda *given: real(*(dict(zip(names, given)) | changed).values()))
 
 
+ONES = {  # a normaliser's state, and what it hands to gradients: what breaks, and what must be found of it
+    ("Z_next = Z_next_share + kept_2", "Z_next = kept_2"): {"o"},
+    ("d_Z = d_Z_via_inherited_terms_2 + d_Z_via_kept_2", "d_Z = d_Z_via_inherited_terms_2"): {"d_k"},
+    ("d_Z = d_Z_via_inherited_terms_2 + d_Z_via_kept_2", "d_Z = d_Z_via_kept_2"): {"d_initial_Z", "d_k"},
+    ("d_q_via_inherited_terms = Z[None, :]", "d_q_via_inherited_terms = 0 * Z[None, :]"): {"d_q"},
+    ("d_kept_factor_via_kept_2 = Z * d_Z_next", "d_kept_factor_via_kept_2 = 0 * Z * d_Z_next"): {"d_log_forget"},
+    ("inherited_2 * scale * exp(", "0 * scale * exp("): {"d_log_forget"},
+}
+
+
+@pytest.mark.parametrize("broken", ONES)
+def test_a_normaliser_whose_state_loses_a_part(build, broken):
+    assert ONES[broken] <= named(failures(build("mlstm", kernels=[broken]), "chunk kernels"))
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_final_states_cotangent_forgotten(build, setting):
     op = build()

@@ -146,7 +146,7 @@ def chunk_scan(
     Z = tl.zeros([BK], tl.float32)
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
-        Z += load_vector(enter_ptr + own + K * V, 0, K - 0, 1, BK, 0.0)
+        Z += load_vector(enter_ptr + own + K * V, 0, K, 1, BK, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
@@ -172,12 +172,7 @@ def chunk_scan(
             )
         if SAVE:
             store_vector(
-                states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V,
-                Z,
-                0,
-                tl.where(at_bound, K, 0) - 0,
-                1,
-                BK,
+                states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, Z, 0, tl.where(at_bound, K, 0), 1, BK
             )
         # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
         log_decay_bounded = tl.where(log_forget <= -800.0, -800.0, log_forget)
@@ -244,7 +239,7 @@ def chunk_scan(
         S, Z = S_next, Z_next
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
-        store_vector(leave_ptr + own + K * V, Z, 0, K - 0, 1, BK)
+        store_vector(leave_ptr + own + K * V, Z, 0, K, 1, BK)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -297,7 +292,7 @@ def chunk_scan_reverse(
     d_Z_next = tl.zeros([BK], tl.float32)
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
-        d_Z_next += load_vector(enter_ptr + own + K * V, 0, K - 0, 1, BK, 0.0)
+        d_Z_next += load_vector(enter_ptr + own + K * V, 0, K, 1, BK, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
@@ -328,7 +323,7 @@ def chunk_scan_reverse(
                 d_states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V,
                 d_Z_next,
                 0,
-                tl.where(at_bound, K, 0) - 0,
+                tl.where(at_bound, K, 0),
                 1,
                 BK,
             )
@@ -374,7 +369,7 @@ def chunk_scan_reverse(
         d_S_next, d_Z_next = d_S, d_Z
     if LEAVE:
         store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
-        store_vector(leave_ptr + own + K * V, d_Z_next, 0, K - 0, 1, BK)
+        store_vector(leave_ptr + own + K * V, d_Z_next, 0, K, 1, BK)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
@@ -440,10 +435,8 @@ def chunk_gradients_normalised(
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         log_forget = load_vector(log_forget_ptr + i_h, token, left, HV, BT, 0.0)
-        Z = load_vector(states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K - 0, 1, BK, 0.0)
-        d_Z_next = load_vector(
-            d_states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K - 0, 1, BK, 0.0
-        )
+        Z = load_vector(states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K, 1, BK, 0.0)
+        d_Z_next = load_vector(d_states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K, 1, BK, 0.0)
         inherited_2 = load_vector(inherited_2_ptr + i_h, token, left, HV, BT, 0.0)
         d_written_2_via_Z_next_terms_2 = load_vector(
             d_written_2_via_Z_next_terms_2_ptr + i_h, token, left, HV, BT, 0.0
@@ -629,10 +622,8 @@ def chunk_gradients_normalised(
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         log_forget = load_vector(log_forget_ptr + i_h, token, left, HV, BT, 0.0)
-        Z = load_vector(states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K - 0, 1, BK, 0.0)
-        d_Z_next = load_vector(
-            d_states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K - 0, 1, BK, 0.0
-        )
+        Z = load_vector(states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K, 1, BK, 0.0)
+        d_Z_next = load_vector(d_states_ptr + (i_chunk * HV + i_h) * (K * V + K) + K * V, 0, K, 1, BK, 0.0)
         inherited_2 = load_vector(inherited_2_ptr + i_h, token, left, HV, BT, 0.0)
         d_written_2_via_Z_next_terms_2 = load_vector(
             d_written_2_via_Z_next_terms_2_ptr + i_h, token, left, HV, BT, 0.0
@@ -1085,13 +1076,13 @@ def token_scan(
     Z = tl.zeros([BK], tl.float32)
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
-        Z += load_vector(enter_ptr + own + K * V, 0, K - 0, 1, BK, 0.0)
+        Z += load_vector(enter_ptr + own + K * V, 0, K, 1, BK, 0.0)
     for i in range(0, length):
         if SAVE:
             if i % BT == 0:
                 at = ((first_chunk + i // BT) * HV + i_h) * (K * V + K)
                 store_rows(states_ptr + at, S, 0, K, V, V, BK, BV, i_v * BV)
-                store_vector(states_ptr + at + K * V, Z, 0, K - 0, 1, BK)
+                store_vector(states_ptr + at + K * V, Z, 0, K, 1, BK)
         token = first + i
         q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
@@ -1126,7 +1117,7 @@ def token_scan(
         S, Z = S_next, Z_next
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
-        store_vector(leave_ptr + own + K * V, Z, 0, K - 0, 1, BK)
+        store_vector(leave_ptr + own + K * V, Z, 0, K, 1, BK)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
@@ -1183,13 +1174,13 @@ def token_scan_reverse_whole(
     d_Z_next = tl.zeros([BK], tl.float32)
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
-        d_Z_next += load_vector(enter_ptr + own + K * V, 0, K - 0, 1, BK, 0.0)
+        d_Z_next += load_vector(enter_ptr + own + K * V, 0, K, 1, BK, 0.0)
     steps = (length + BT - 1) // BT
     for j in range(0, steps):
         i_c = steps - 1 - j
         at = ((first_chunk + i_c) * HV + i_h) * (K * V + K)
         S = load_rows(states_ptr + at, 0, K, V, V, BK, BV, i_v * BV).to(tl.float32)
-        Z = load_vector(states_ptr + at + K * V, 0, K - 0, 1, BK, 0.0).to(tl.float32)
+        Z = load_vector(states_ptr + at + K * V, 0, K, 1, BK, 0.0).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
         for i in range(0, here):
             store_rows(trail, S, i * BK, BK, BV, BV, BK, BV, 0)
@@ -1330,4 +1321,4 @@ def token_scan_reverse_whole(
         tl.debug_barrier()
     if LEAVE:
         store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
-        store_vector(leave_ptr + own + K * V, d_Z_next, 0, K - 0, 1, BK)
+        store_vector(leave_ptr + own + K * V, d_Z_next, 0, K, 1, BK)

@@ -86,7 +86,7 @@ class Builder:
         return self.emit(name, axes, Elementwise(expr, tuple(sorted(operands, key=lambda t: t.name))), origin)
 
     def _narrowest(self, tile: Tile) -> Tile:
-        """What a tile repeats along an axis, where that is all it is: a row or a column takes no registers of a tile."""
+        """What a tile repeats along an axis, where that is all it is: rows and columns take no registers of a tile."""
         made = next((s.op for s in self.statements if s.target == tile), None)
         match made:
             case Elementwise(expr, (arg,)) if expr == sym(arg):

@@ -16,7 +16,7 @@ def load_state(base: str, tile: Tile, begins: dict[str, str] = VALUES) -> str:
             rows = f"{top}, {_left(WIDTH[down], top)}, {width}, {width}, {BLOCK[down]}"
             return f"load_rows({base}, {rows}, {BLOCK[across]}, {first})"
         case _:
-            return f"load_vector({base}, {first}, {WIDTH[across]} - {first}, 1, {BLOCK[across]}, 0.0)"
+            return f"load_vector({base}, {first}, {_left(WIDTH[across], first)}, 1, {BLOCK[across]}, 0.0)"
 
 
 def store_state(base: str, name: str, tile: Tile, begins: dict[str, str] = VALUES, condition: str = "") -> str:
@@ -33,7 +33,7 @@ def store_state(base: str, name: str, tile: Tile, begins: dict[str, str] = VALUE
             rows = f"{top}, {_left(where(WIDTH[down]), top)}, {width}, {width}, {BLOCK[down]}"
             return f"store_rows({base}, {name}, {rows}, {BLOCK[across]}, {first})"
         case _:
-            return f"store_vector({base}, {name}, {first}, {where(WIDTH[across])} - {first}, 1, {BLOCK[across]})"
+            return f"store_vector({base}, {name}, {first}, {_left(where(WIDTH[across]), first)}, 1, {BLOCK[across]})"
 
 
 def _left(width: str, first: str) -> str:

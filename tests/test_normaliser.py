@@ -1,0 +1,129 @@
+"""Normalisers: what a memory would answer, had every value been 1, and its state; against papers, and each way to run."""
+
+import pytest
+import torch
+
+import ttrc
+from ttrc.errors import SpecError
+from ttrc.language.load import parse_spec
+from ttrc.oracle import run
+from ttrc.paths import specs_dir
+from ttrc.runtime.verify import relative_rms
+from ttrc.sampling import random_inputs
+
+UNSEEN = "tests/unseen/{}.toml"
+
+
+def drawn(spec, **sizes):
+    """Random inputs of each token, and no state: all begin at zeros."""
+    x = random_inputs(spec, B=1, dtype=torch.float64, seed=1, **sizes)
+    return {name: y for name, y in x.items() if not name.startswith("initial")}
+
+
+def heads_by_hand(step, x, start, scale):
+    """o [B, T, H, d_v] of one sequence and head at a time; step takes a token's numbers and a state."""
+    B, T, HV, _ = x["v"].shape
+    repeats, o, finals = HV // x["k"].shape[2], [], []
+    for b in range(B):
+        for h in range(HV):
+            state, row = start, []
+            for t in range(T):
+                token = {n: y[b, t, h // repeats if n in ("q", "k") else h] for n, y in x.items()}
+                out, state = step(token | {"q": token["q"] * scale}, state)
+                row.append(out)
+            o.append(torch.stack(row))
+            finals.append(state)
+    return torch.stack(o).unflatten(0, (B, HV)).transpose(1, 2), finals
+
+
+def stabilised(x, state):
+    """xLSTM's equations 19 to 27, the largest exponent so far taken off: C, n [d_k], and that exponent m."""
+    C, n, m = state
+    following = torch.maximum(x["log_forget"] + m, x["log_input"])
+    kept, taken = (x["log_forget"] + m - following).exp(), (x["log_input"] - following).exp()
+    C = kept * C + taken * torch.outer(x["k"], x["v"])
+    n = kept * n + taken * x["k"]
+    h = C.T @ x["q"] / torch.maximum((n @ x["q"]).abs(), (-following).exp())
+    return x["z"].sigmoid() * h, (C, n, following)
+
+
+def test_mlstm_says_what_the_paper_does_with_a_stabiliser():
+    spec = ttrc.load("mlstm").spec
+    x = drawn(spec, T=9, H=1, HV=2, dk=4, dv=3)
+    x["log_input"] = x["log_input"] * 3
+    start = torch.zeros(4, 3).double(), torch.zeros(4).double(), torch.tensor(-torch.inf).double()
+    expected, finals = heads_by_hand(stabilised, x, start, 0.5)
+    gates = {name: x[name] for name in ("log_forget", "log_input", "z")}
+    o, (S, Z) = run(spec, x["q"], x["k"], x["v"], gates)
+    assert relative_rms(o, expected) < 1e-12
+    for number, (C, n, m) in enumerate(finals):
+        assert relative_rms(S.flatten(0, 1)[number], C * m.exp()) < 1e-12
+        assert relative_rms(Z.flatten(0, 1)[number], n * m.exp()) < 1e-12
+
+
+def test_a_linear_transformer_is_a_weighted_mean():
+    spec = ttrc.load(UNSEEN.format("linear_transformer")).spec
+    x = drawn(spec, T=12, H=2, HV=2, dk=5, dv=3)
+    q, k = (torch.nn.functional.elu(y).transpose(1, 2) + 1 for y in (x["q"], x["k"]))
+    weights = (q @ k.mT).tril()
+    expected = (weights / weights.sum(-1, keepdim=True)) @ x["v"].transpose(1, 2)
+    for form in ("chunk", "recurrent", "reference"):
+        o, _ = ttrc.load(UNSEEN.format("linear_transformer"))(**x, form=form, scale=3.0)
+        assert relative_rms(o, expected.transpose(1, 2)) < 1e-12  # the scale cancels
+
+
+def test_equal_values_are_answered_as_they_are():
+    """Weights that sum to 1 leave a constant alone, whatever they are."""
+    op = ttrc.load(UNSEEN.format("receptance_mean"))
+    x = drawn(op.spec, T=40, H=2, HV=2, dk=6, dv=6)
+    x["v"] = torch.ones_like(x["v"]) * 0.25
+    o, _ = op(**x, output_final_state=True)
+    assert relative_rms(o, 0.25 * x["q"].sigmoid()) < 1e-12
+
+
+def test_the_state_is_a_named_pair_that_goes_on():
+    op = ttrc.load("mlstm")
+    x = drawn(op.spec, T=20, H=1, HV=2, dk=4, dv=3)
+    whole, final = op(**x, output_final_state=True)
+    assert final._fields == ("S", "Z") and final.Z.shape == (1, 2, 4) and final.S.shape == (1, 2, 4, 3)
+    first, between = op(**{n: y[:, :11] for n, y in x.items()}, output_final_state=True)
+    second, last = op(**{n: y[:, 11:] for n, y in x.items()}, initial_state=between, output_final_state=True)
+    assert relative_rms(torch.cat([first, second], 1), whole) < 1e-12
+    assert relative_rms(last.Z, final.Z) < 1e-12
+
+
+def normalised(**changes):
+    """mlstm's text with tables exchanged."""
+    text = (specs_dir() / "mlstm.toml").read_text()
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+LOSS = ('expr = "-dot(p, v)"', 'expr = "norm2(p - v) / 2"')
+SUM = ('expr = "-dot(p, v)"', 'expr = "-dot(p, v) * norm2(v)"')
+BY_VALUE = ('expr = "norm2(S - exp(log_forget) * S_prev) / 2"', 'expr = "norm2(S - sigmoid(z) * exp(log_forget) * S_prev) / 2"')
+LINKED = (
+    "[update]",
+    'link = { kind = "exp" }\n\n[update]',
+)
+DEEP = ('kind = "linear"', 'kind = "mlp"\nlayers = 2\nexpansion = 2\nactivation = "silu"\nresidual = true\nnorm = false')
+REFUSED = {
+    "an error that looks": (normalised(loss=LOSS), "what is written hangs on what has been predicted"),
+    "a sum over values": (normalised(loss=SUM), "hangs on a sum over value channels"),
+    "a decay by value": (normalised(keep=BY_VALUE), "a gate makes that differ by value channel"),
+    "a link": (normalised(keep=LINKED), "with a link that is no sum of what tokens write"),
+    "a deep memory": (normalised(memory=DEEP), '"normaliser" has no meaning in read.expr'),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_refusals_point_at_the_word(why):
+    text, expected = REFUSED[why]
+    with pytest.raises(SpecError) as caught:
+        ttrc.compiler.analyse(parse_spec(text, "mine.toml"))
+    message = str(caught.value)
+    assert expected in message, message
+    line, caret = next((a, b) for a, b in zip(message.splitlines(), message.splitlines()[1:]) if set(b.strip()) == {"^"})
+    assert line[caret.index("^") : caret.rindex("^") + 1] == "normaliser"
