@@ -8,7 +8,7 @@ from ttrc import symbolic
 from ttrc.backends import arguments
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import launch_pairs
-from ttrc.ir.attention import SIZES, Attention
+from ttrc.ir.attention import SIZES, Attention, seen
 from ttrc.ir.config import default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
@@ -25,7 +25,7 @@ def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[
         f"loss       {comment(spec.loss.expr.text)}" + (f", weight {comment(weight.text)}" if weight else ""),
         f"retention  {comment(spec.retention.expr.text)}" + (f", decay {comment(decay.text)}" if decay else ""),
         f"error      dL/dp = {symbolic.equation(a.gradient)}",
-        f"fit        {answered(a.readout)}_t = sum over i <= t of w_ti u_i / "
+        f"fit        {answered(a.readout)}_t = sum over {seen(a)} of w_ti u_i / "
         + ("sum of w_ti" if a.log_ridge is None else "(sum of w_ti + exp(r_t))")
         + f", u = {symbolic.equation(a.value)}"
         + ("" if a.log_ridge is None else f", r = {symbolic.equation(a.log_ridge)}"),
@@ -48,6 +48,7 @@ def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
         "backward": print_backward(form.backward, form.forward.inputs, tags),
         "tensor_names": arguments.quoted(names),
         "parameter_names": arguments.quoted(g.name for g in spec.parameters),
+        "window": module.recurrence.window,
         "channels": any(g.per.axes for g in spec.parameters),
     }
 

@@ -22,7 +22,7 @@ class Attention:
 
     `similarity` is over DOT, QUERY and KEY and parameters, `value` over v and gates, the others over gates: those of
     token i, of token t and of the tokens between. `log_ridge` is None where there is no ridge, `log_decay` where
-    nothing is forgotten.
+    nothing is forgotten. With a window sums are over i > t - window.
     """
 
     gates: tuple[Gate, ...]
@@ -32,5 +32,11 @@ class Attention:
     value: Expr
     log_ridge: Expr | None
     log_decay: Expr | None
+    window: int | None = None
     features: tuple[Feature, ...] = ()
     readout: Readout | None = None
+
+
+def seen(attention: Attention) -> str:
+    """Which tokens i a query at t sees, for readers."""
+    return "i <= t" if attention.window is None else f"t - {attention.window} < i <= t"

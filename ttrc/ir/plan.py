@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Optional
 
 from ttrc.ir.config import WIDE, Config, Takes, block, default_chunk, default_config, entry_chunk
-from ttrc.ir.tile import Carry, CumulativeSum, Decayed, Statement, Tile, operands
+from ttrc.ir.tile import Carry, CumulativeSum, Decayed, Mask, Statement, Tile, Window, operands
 
 
 class Space(Enum):
@@ -157,6 +157,18 @@ class Kernel:
     @property
     def statements(self) -> tuple[Statement, ...]:
         return tuple(x for s in self.segments for x in s.statements)
+
+    @property
+    def window(self) -> Optional[int]:
+        """How many tokens a query sees, of a kernel that streams over pairs; None where it sees all before it."""
+        masks = (s.op.relation for s in self.statements if isinstance(s.op, Mask))
+        return next((m.tokens for m in masks if isinstance(m, Window)), None)
+
+    def visited(self, length: int, tokens: int) -> float:
+        """Of one that streams: how many blocks of so many tokens a program visits beside its own, the mean of all."""
+        last = -(-length // tokens) - 1
+        most = last if self.window is None else min(last, (self.window + tokens - 2) // tokens)
+        return most * (2 * last - most + 1) / (2 * (last + 1))
 
     @property
     def numbered(self) -> bool:

@@ -111,6 +111,17 @@ class Hidden:
         return f"{self.axis} < width of {self.axis}"
 
 
+@dataclass(frozen=True)
+class Window:
+    """The relation that keeps the last tokens, so many up to the one that reads."""
+
+    tokens: int
+
+    @property
+    def value(self) -> str:
+        return f"t - s < {self.tokens}"
+
+
 INSIDE = {"k": Relation.KEYS, "v": Relation.VALUES, **{axis: Hidden(axis) for axis in HIDDEN}}
 
 
@@ -119,7 +130,7 @@ class Mask:
     """arg where the relation holds, `fill` elsewhere."""
 
     arg: Tile
-    relation: Union[Relation, Hidden]
+    relation: Union[Relation, Hidden, Window]
     fill: float
 
 

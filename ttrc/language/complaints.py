@@ -22,6 +22,7 @@ _TYPES = {
 
 
 SEVERAL = "of several losses each is a table of its own, [loss.NAME]"
+KEEPS_NO_PAIRS = 'a window is of pairs of tokens, which kind = "kernel" keeps; a state forgets by its retention'
 NO_LAST_STEP = 'steps in turn are several a token, and a momentum keeps one; at = "previous" or "retained" takes one'
 
 
@@ -51,6 +52,7 @@ def _complaint(error: ValidationError, document: Document) -> tuple[int, int, Sp
             expected = "one of " + ", ".join(schema["properties"])
             hint = did_you_mean(unknown, schema["properties"])
             hint = SEVERAL if keys == ("loss", unknown) and isinstance(value[unknown], dict) else hint
+            hint = KEEPS_NO_PAIRS if keys == ("memory", "window") else hint
             hint = NO_LAST_STEP if keys == ("update", "momentum") and value.get("at") == "in_turn" else hint
         case "required":
             missing = next(key for key in error.validator_value if key not in value)

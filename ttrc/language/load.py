@@ -167,7 +167,8 @@ def _memory(document: Document) -> Memory:
         case {"kind": "vector"}:
             return VectorMemory()
         case {"kind": "kernel", "degree": degree}:
-            return KernelMemory(int(degree), _similarity(document))
+            window = int(table["window"]) if "window" in table else None
+            return KernelMemory(int(degree), _similarity(document), window)
         case {"kind": "mlp"}:
             return MLPMemory(
                 int(table["layers"]), int(table["expansion"]), table["activation"], table["residual"], table["norm"]

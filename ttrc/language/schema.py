@@ -20,6 +20,7 @@ Schema = dict[str, Any]
 
 MAX_INPUTS = 16
 MAX_LOSSES = 4
+MAX_WINDOW = 1 << 24
 
 PER_MEANING = {
     Per.HEAD: "one number a head",
@@ -239,7 +240,9 @@ MEMORIES = {
             "kind": {},
             "degree": _integer(0, 1, "degree of the local polynomial: 0 is softmax attention"),
             "similarity": _expression("the logarithm of how near a key k is to a query q: a number, such as dot(q, k)"),
+            "window": _integer(1, MAX_WINDOW, "how many tokens a query sees, its own the last; all where absent"),
         },
+        required=["kind", "degree", "similarity"],
     ),
 }
 

@@ -113,11 +113,13 @@ class KernelMemory:
     """Nonparametric: all pairs are kept; local polynomial of this degree (0 is softmax attention).
 
     A pair weighs exp(similarity), one number of a query (scale already in it), a key and parameters. p and S are the
-    value that is fitted at the query, the same for all pairs.
+    value that is fitted at the query, the same for all pairs. With a window, a query sees that many tokens, its own the
+    last of them, and else all tokens up to its own.
     """
 
     degree: int
     similarity: Located
+    window: Optional[int] = None
 
 
 Memory = Union[LinearMemory, VectorMemory, MLPMemory, KernelMemory]

@@ -18,7 +18,8 @@ PAST = "past {}"  # a token's tensors, all tokens up to this one, [N, HV, i, ., 
 def fit(spec: Spec, tokens: Scope, constants: Scope) -> Tensor:
     """tokens: [N, T, HV, ., .]. Returns o [N, T, HV, dv].
 
-    o_t = argmin_S sum over i <= t of (product of decay_j, i < j <= t) exp(similarity(q_t, k_i)) weight_i loss_i(S)
+    With i the last `window` tokens up to t, or all of them:
+    o_t = argmin_S sum over i of (product of decay_j, i < j <= t) exp(similarity(q_t, k_i)) weight_i loss_i(S)
           + retention_t(S)
     """
     if not isinstance(spec.memory, KernelMemory) or spec.memory.degree != 0:
@@ -31,7 +32,9 @@ def fit(spec: Spec, tokens: Scope, constants: Scope) -> Tensor:
         if spec.retention.decay is not None:
             importance = importance * evaluate(spec.retention.decay.tree, scope)[:, :, None]
         importance = torch.cat([importance, importance.new_ones(*importance.shape[:2], 1, 1, 1)], dim=2)
-        scope |= {PAST.format(name): x[:, :, : t + 1] for name, x in history.items()} | {IMPORTANCE: importance}
+        first = 0 if spec.memory.window is None else max(0, t + 1 - spec.memory.window)
+        scope |= {PAST.format(name): x[:, :, first : t + 1] for name, x in history.items()}
+        scope |= {IMPORTANCE: importance[:, :, first:]}
         outputs.append(read_out(spec, scope, _fit_at(spec, scope, constants, torch.zeros_like(scope["v"]))))
     return torch.stack(outputs, dim=1) if outputs else tokens["v"][..., 0, :]
 

@@ -269,8 +269,9 @@ class _Cost:
         return 0.0
 
     def _of_pairs(self, statement: Statement, kernel: Kernel, blocks: dict[str, int]) -> float:
-        """Of a token: a product for each pair that it is in, and for the pairs of its block that nobody sees."""
-        pairs = (self.length + self._config(kernel).value_block) / 2
+        """Of a token: a product for each pair that it is in, and for the pairs of visited blocks that nobody sees."""
+        block = self._config(kernel).value_block
+        pairs = block * (1 + kernel.visited(self.length, block))
         match statement.op:
             case Contract(a, b):
                 channels = (set(a.axes) | set(b.axes)) - {"t", "s"}

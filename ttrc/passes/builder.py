@@ -30,6 +30,7 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
     Tile,
+    Window,
     operands,
     row_axes,
 )
@@ -141,7 +142,7 @@ class Builder:
     def largest(self, name: str, arg: Tile, keep, origin: str) -> Tile:
         return self.emit(name, keep, Largest(arg), origin)
 
-    def mask(self, name: str, arg: Tile, relation: Relation | Hidden, fill: float, origin: str) -> Tile:
+    def mask(self, name: str, arg: Tile, relation: Relation | Hidden | Window, fill: float, origin: str) -> Tile:
         axes = arg.axes
         if relation is Relation.VALID and "s" not in axes:
             axes = {"t", *axes}

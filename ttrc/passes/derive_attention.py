@@ -55,6 +55,7 @@ def derive_attention(spec: Spec) -> Attention:
         value=_short(spec, spec.loss.expr, value),
         log_ridge=None if ridge == 0 else symbolic.log_of(ridge),
         log_decay=_log_decay(spec, scope),
+        window=spec.memory.window,
         features=read_features(spec),
         readout=read_readout(spec),
     )

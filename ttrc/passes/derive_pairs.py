@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ttrc import symbolic
 from ttrc.ir.attention import DOT, KEY, QUERY, Attention
-from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile
+from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile, Window
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_readout import ORIGIN as READ
@@ -53,6 +53,8 @@ def derive_pairs(attention: Attention) -> Program:
     terms = {t.name: t for t in parts}
     logits = build.elementwise("logits", sum(map(symbolic.symbol, terms)), terms, "similarity", axes=("t", "s"))
     logits = build.mask("seen", logits, Relation.CAUSAL, -INFINITY, "causality")
+    if attention.window is not None:
+        logits = build.mask("within", logits, Window(attention.window), -INFINITY, "window")
     normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
     # Past the end of a sequence there are no queries: nothing weighs anything.
     normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")

@@ -116,7 +116,8 @@ def runs(kernel: Kernel) -> str:
             return "segments in order"
         case Skeleton.STREAM:
             own, other = ("keys", "queries") if kernel.reverse else ("queries", "keys")
-            return f"all blocks of {own} at once, each over its {other}"
+            near = "" if kernel.window is None else f" within {kernel.window} tokens"
+            return f"all blocks of {own} at once, each over its {other}{near}"
         case Skeleton.WALK:
             return "each sequence from its end" if kernel.reverse else "each sequence in order"
     raise AssertionError(kernel.skeleton)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.attention import SIZES, Attention
+from ttrc.ir.attention import SIZES, Attention, seen
 from ttrc.ir.recurrence import answered
 from ttrc.language.spec import Parameter
 from ttrc.symbolic import ZERO
@@ -11,8 +11,8 @@ from ttrc.tools.notation import Line, line
 
 
 def headline(a: Attention) -> str:
-    ridge = "" if a.log_ridge is None else ", ridge"
-    return f"kernel memory, affine error, {_decay_kind(a)} decay{ridge}"
+    more = ("" if a.log_ridge is None else ", ridge") + ("" if a.window is None else ", window")
+    return f"kernel memory, affine error, {_decay_kind(a)} decay{more}"
 
 
 def _decay_kind(a: Attention) -> str:
@@ -43,6 +43,9 @@ def aspects(a: Attention) -> tuple[tuple[str, str, str], ...]:
             found.append(
                 ("decay", f"{kind}, a scalar a head", f"log a = {log} {every}; pairs take differences of sums")
             )
+    if a.window is not None:
+        skipped = "blocks of older pairs alone are not visited, and only those that its edge crosses are masked"
+        found.append(("window", f"the last {a.window} tokens of each query, its own among them", skipped))
     if a.log_ridge is not None:
         log = symbolic.equation(a.log_ridge)
         found.append(("ridge", "a weight that pulls towards 0", f"exp({log}) stands beside the weights of the pairs"))
@@ -71,7 +74,7 @@ def derivation(a: Attention) -> tuple[tuple[str, tuple[Line, ...], str], ...]:
         mean, ridge = "S_t = sum_i w_ti {} / ( r + sum_i w_ti )", (line("log r = {}", a.log_ridge),)
     return (
         ("Loss", (line("dL/dp = {}", a.gradient),), "weight included; p = S is the value fitted at a query"),
-        ("Weights", (line(weight, *used), *sizes), "of each pair, i <= t; gates are those of token i"),
+        ("Weights", (line(weight, *used), *sizes), f"of each pair, {seen(a)}; gates are those of token i"),
         (
             "Fit",
             (line(mean, a.value), *ridge, line(f"{answered(a.readout)}_t = S_t")),

@@ -261,8 +261,9 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
                 return outside + found.looped * share.loops
             walked = shape.d_k if kernel.axis == "k" else shape.d_v
             return outside + -(-walked // row.config.value_block) * (middle + inner * share.loops)
-        case Skeleton.STREAM:  # over half of the blocks, the mean of all programs; that on the diagonal stands outside
-            return outside + found.looped * max(-(-shape.length // row.config.value_block) - 1, 0) / 2
+        case Skeleton.STREAM:  # the mean of all programs; the block on the diagonal stands outside
+            texts = 1 if kernel.window is None else 2  # one for blocks of which all is seen, one for the window's edge
+            return outside + found.looped / texts * kernel.visited(shape.length, row.config.value_block)
         case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
             return outside + steps * (middle / share.chunk + inner)
         case Skeleton.STEPS_REVERSE:  # loops over chunks, and in these over steps

@@ -33,6 +33,7 @@ from ttrc.ir.tile import (
     Statement,
     Substitute,
     Tile,
+    Window,
 )
 
 DIALECT = symbolic.Dialect(
@@ -162,9 +163,11 @@ class TorchPrinter:
         if op.relation in _AT:
             axis = target.axes.index("t") - len(target.axes)
             return f"keep_token({self.name(op.arg)}, {axis}, {_AT[op.relation]}, {float(op.fill)!r})"
+        fill = "" if op.fill == 0 else f', float("{op.fill}")'
+        if isinstance(op.relation, Window):
+            return f"keep_within({self.name(op.arg)}, {op.relation.tokens}{fill})"
         if op.relation not in _KEEP:  # tiles of this backend are never padded
             return self.name(op.arg) if op.arg.axes else f"torch.full(tokens, {self.name(op.arg)}, **like)"
-        fill = "" if op.fill == 0 else f', float("{op.fill}")'
         return f"{_KEEP[op.relation]}({self.name(op.arg)}{fill})"
 
     @text.register

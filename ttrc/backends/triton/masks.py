@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ttrc.backends.triton.extents import BLOCK
 from ttrc.ir.axes import Axes
-from ttrc.ir.tile import Hidden, Relation
+from ttrc.ir.tile import Hidden, Relation, Window
 
 
-def kept(relation: Relation | Hidden, axes: Axes, columns: str, end: str, begins: dict[str, str]) -> str:
+def kept(relation: Relation | Hidden | Window, axes: Axes, columns: str, end: str, begins: dict[str, str]) -> str:
     """`axes` are those of the variable; tokens that write are numbered by `columns`, numbers of tokens that exist are
     less than `end`, and `begins` says where the channels of an axis begin that a program has a part of."""
     match relation:
@@ -26,6 +26,8 @@ def kept(relation: Relation | Hidden, axes: Axes, columns: str, end: str, begins
             return f"{_across(axes, 'k', begins)} < K"
         case Relation.VALUES:
             return f"{_across(axes, 'v', begins)} < V"
+        case Window(tokens):
+            return f"t[:, None] - {columns}[None, :] < {tokens}"
         case Hidden(axis):
             return f"{_across(axes, axis, begins)} < HIDDEN"
     raise AssertionError(relation)

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from enum import Enum
 
 from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.backends.triton.printer import TritonPrinter
 from ttrc.ir.plan import Buffer, Kernel, Segment
-from ttrc.ir.tile import Attend, Contract, Difference, Mask, Normaliser, Relation, RunningSum, Statement, Tile
+from ttrc.ir.tile import Attend, Contract, Difference, Mask, Normaliser, Relation, RunningSum, Statement, Tile, Window
 from ttrc.language.spec import Domain
 
+LARGEST = 3.4028234663852886e38  # in single precision
 ROWS = {"t": ("t_first", "t_left"), "s": ("s_first", "s_left")}
-PAIRS = (Relation.CAUSAL, Relation.STRICT)
+
+
+class Block(Enum):
+    """Which pairs of tokens a block holds, by what need not be asked of them."""
+
+    WHOLE = "all are seen"
+    EDGE = "no query comes before its key, but some are older than the window"
+    DIAGONAL = "anything may be"
+
+    def asks(self, relation: object) -> bool:
+        """Whether a mask of pairs may hide one of them; other masks hide what they hide in every block."""
+        if relation in (Relation.CAUSAL, Relation.STRICT):
+            return self is Block.DIAGONAL
+        return self is not Block.WHOLE if isinstance(relation, Window) else True
 
 
 class _Writer:
@@ -38,6 +53,10 @@ class _Writer:
 
 
 class _Stream(_Writer):
+    def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
+        super().__init__(kernel, domains, tags)
+        self.window = kernel.window
+
     def edges(self, kernel: Kernel) -> list[str]:
         """Running sums where the blocks of queries begin that are next to the program's own keys, or are its own: whole
         blocks lie on two sides of it, so that differences from there lose nothing to the size of sums."""
@@ -47,13 +66,15 @@ class _Stream(_Writer):
         return [f"_{t.name}_edge = {self.memory.one(own[t], *begin.split(', '))}" for t in rows]
 
     def open(self, segment: Segment) -> list[str]:
-        """What the sums start from."""
+        """What the sums start from. Of a block at the window's edge a query may see nothing, which takes a number for
+        the largest logit so far: none, less none, would be nan."""
+        least = 'float("-inf")' if self.window is None else f"{-LARGEST}"
         summed = {s.target: s for s in segment.statements if s.target in segment.sums}
         lines = []
         for target, statement in summed.items():
             match statement.op:
                 case Normaliser():
-                    lines += [f'_{target.name}_top = tl.full([BT], float("-inf"), tl.float32)']
+                    lines += [f"_{target.name}_top = tl.full([BT], {least}, tl.float32)"]
                     lines += [f"_{target.name} = tl.zeros([BT], tl.float32)"]
                 case Attend():
                     lines += [f"{target.name} = tl.zeros([BT, BV], tl.float32)"]
@@ -62,16 +83,16 @@ class _Stream(_Writer):
                     lines += self.printer.open_sum(statement, chained)
         return lines
 
-    def block(self, segment: Segment, *, whole: bool) -> str:
-        """One block of pairs. Of a whole one every pair is seen; names are those of the other kind's again."""
+    def block(self, segment: Segment, kind: Block) -> str:
+        """One block of pairs; names are those of the other kinds' again."""
         printer, self.printer, self.origin = self.printer, deepcopy(self.printer), None
-        if whole:
+        if kind is not Block.DIAGONAL:
             rows = [s.op.rows.name for s in segment.statements if isinstance(s.op, Difference)]
             self.printer.edges = {name: f"_{name}_edge" for name in rows}
         lines = self.loads(segment.loads)
         for s in segment.statements:
             match s.op:
-                case Mask(arg, relation) if whole and relation in PAIRS:
+                case Mask(arg, relation) if not kind.asks(relation):
                     self.printer.share(s.target, arg)
                 case Normaliser():
                     pass  # beside the sum that it divides
@@ -121,7 +142,7 @@ def _normaliser(segment: Segment) -> Tile:
     return found
 
 
-def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, str]:
+def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, object]:
     before, within, behind = kernel.segments
     writer = _Stream(kernel, domains, tags)
     ahead = [
@@ -131,7 +152,7 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
         *writer.stores(before.stores),
         *writer.open(within),
     ]
-    whole, diagonal = writer.block(within, whole=True), writer.block(within, whole=False)
+    blocks = {kind.name.lower(): writer.block(within, kind) for kind in Block}
     after = [
         *writer.close(within),
         *writer.loads(behind.loads),
@@ -142,8 +163,8 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
         "own": "s" if kernel.axis == "t" else "t",
         "other": kernel.axis,
         "before": "\n".join(ahead),
-        "whole": whole,
-        "diagonal": diagonal,
+        "window": kernel.window,
+        **blocks,
         "behind": "\n".join(after),
     }
 
