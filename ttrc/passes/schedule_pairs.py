@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import CHUNK, DECAYS, MAPPED, Takes
+from ttrc.ir.config import CHUNK, DECAYS, MAPPED, WINDOWED, Takes
 from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Schedule, Segment, Skeleton, Space
 from ttrc.ir.tile import (
     Attend,
@@ -60,7 +60,8 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
         for s in forward.statements
         if isinstance(s.op, Normaliser)
     )
-    kind = MAPPED if attention.features else DECAYS if sums else ""
+    decays = DECAYS if attention.window is None else f"{DECAYS}{WINDOWED}"
+    kind = MAPPED if attention.features else decays if sums else ""
     stores = tuple(dict.fromkeys((*outputs, *answers, *normalisers)))
     attend = _stream(f"attend{kind}", "t", forward, stores, known)
 

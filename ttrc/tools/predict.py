@@ -262,8 +262,10 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
             walked = shape.d_k if kernel.axis == "k" else shape.d_v
             return outside + -(-walked // row.config.value_block) * (middle + inner * share.loops)
         case Skeleton.STREAM:  # the mean of all programs; the block on the diagonal stands outside
-            texts = 1 if kernel.window is None else 2  # one for blocks of which all is seen, one for the window's edge
-            return outside + found.looped / texts * kernel.visited(shape.length, row.config.value_block)
+            blocks = kernel.visited(shape.length, row.config.value_block)
+            if kernel.window is None:
+                return outside + found.looped * blocks
+            return outside + found.looped / 2 * (blocks + 1)  # where two loops share all blocks
         case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
             return outside + steps * (middle / share.chunk + inner)
         case Skeleton.STEPS_REVERSE:  # loops over chunks, and in these over steps

@@ -27,7 +27,7 @@ def kept(relation: Relation | Hidden | Window, axes: Axes, columns: str, end: st
         case Relation.VALUES:
             return f"{_across(axes, 'v', begins)} < V"
         case Window(tokens):
-            return f"t[:, None] - {columns}[None, :] < {tokens}"
+            return f"t[:, None] - {tokens} < {columns}[None, :]"
         case Hidden(axis):
             return f"{_across(axes, axis, begins)} < HIDDEN"
     raise AssertionError(relation)

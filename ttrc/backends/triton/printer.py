@@ -46,7 +46,7 @@ def shape(tile: Tile) -> str:
 class TritonPrinter:
     """Prints statements in order. `begins` says where the panels of an axis begin that a loop walks, `columns` what
     the tokens that write are numbered by, `end` what numbers of tokens that exist are less than, `edges`, of running
-    sums, those where the tokens that write end and the others begin.
+    sums, those where the tokens that write end and the others begin, if `across`, or those of a place nearby.
 
     `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
     elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
@@ -71,6 +71,7 @@ class TritonPrinter:
     columns: str = "t"
     end: str = "left"
     edges: dict[str, str] = field(default_factory=dict)
+    across: bool = True
     alias: dict[str, str] = field(default_factory=lambda: dict(TAKEN))
     flipped: set[str] = field(default_factory=set)
     rested: dict[tuple[str, bool], str] = field(default_factory=dict)
@@ -230,9 +231,12 @@ class TritonPrinter:
     @text.register
     def _(self, op: Difference, target: Tile) -> str:
         rows, columns = self.name(op.rows), self.name(op.columns)
-        if rows in self.edges:
-            return f"difference_across({self.edges[rows]}, {rows}, {columns})"
-        return f"difference({rows}, {columns})"
+        edge = self.edges.get(rows)
+        if edge is None:
+            return f"difference({rows}, {columns})"
+        if self.across:
+            return f"difference_across({edge}, {rows}, {columns})"
+        return f"difference({rows} - {edge}, {columns} - {edge})"  # which shares a part with those across
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:

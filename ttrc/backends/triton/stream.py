@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from enum import Enum
 
 from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.backends.triton.printer import TritonPrinter
@@ -11,22 +10,8 @@ from ttrc.ir.plan import Buffer, Kernel, Segment
 from ttrc.ir.tile import Attend, Contract, Difference, Mask, Normaliser, Relation, RunningSum, Statement, Tile, Window
 from ttrc.language.spec import Domain
 
-LARGEST = 3.4028234663852886e38  # in single precision
 ROWS = {"t": ("t_first", "t_left"), "s": ("s_first", "s_left")}
-
-
-class Block(Enum):
-    """Which pairs of tokens a block holds, by what need not be asked of them."""
-
-    WHOLE = "all are seen"
-    EDGE = "no query comes before its key, but some are older than the window"
-    DIAGONAL = "anything may be"
-
-    def asks(self, relation: object) -> bool:
-        """Whether a mask of pairs may hide one of them; other masks hide what they hide in every block."""
-        if relation in (Relation.CAUSAL, Relation.STRICT):
-            return self is Block.DIAGONAL
-        return self is not Block.WHOLE if isinstance(relation, Window) else True
+PAIRS = (Relation.CAUSAL, Relation.STRICT)
 
 
 class _Writer:
@@ -66,15 +51,13 @@ class _Stream(_Writer):
         return [f"_{t.name}_edge = {self.memory.one(own[t], *begin.split(', '))}" for t in rows]
 
     def open(self, segment: Segment) -> list[str]:
-        """What the sums start from. Of a block at the window's edge a query may see nothing, which takes a number for
-        the largest logit so far: none, less none, would be nan."""
-        least = 'float("-inf")' if self.window is None else f"{-LARGEST}"
+        """What the sums start from."""
         summed = {s.target: s for s in segment.statements if s.target in segment.sums}
         lines = []
         for target, statement in summed.items():
             match statement.op:
                 case Normaliser():
-                    lines += [f"_{target.name}_top = tl.full([BT], {least}, tl.float32)"]
+                    lines += [f'_{target.name}_top = tl.full([BT], float("-inf"), tl.float32)']
                     lines += [f"_{target.name} = tl.zeros([BT], tl.float32)"]
                 case Attend():
                     lines += [f"{target.name} = tl.zeros([BT, BV], tl.float32)"]
@@ -83,16 +66,17 @@ class _Stream(_Writer):
                     lines += self.printer.open_sum(statement, chained)
         return lines
 
-    def block(self, segment: Segment, kind: Block) -> str:
-        """One block of pairs; names are those of the other kinds' again."""
+    def block(self, segment: Segment, *, whole: bool) -> str:
+        """One block of pairs. Of a whole one, apart from the diagonal, every pair is seen; names are those of the other
+        kind's again."""
         printer, self.printer, self.origin = self.printer, deepcopy(self.printer), None
-        if kind is not Block.DIAGONAL:
+        if whole or self.window is not None:
             rows = [s.op.rows.name for s in segment.statements if isinstance(s.op, Difference)]
-            self.printer.edges = {name: f"_{name}_edge" for name in rows}
+            self.printer.edges, self.printer.across = {name: f"_{name}_edge" for name in rows}, whole
         lines = self.loads(segment.loads)
         for s in segment.statements:
             match s.op:
-                case Mask(arg, relation) if not kind.asks(relation):
+                case Mask(arg, relation) if whole and (relation in PAIRS or isinstance(relation, Window)):
                     self.printer.share(s.target, arg)
                 case Normaliser():
                     pass  # beside the sum that it divides
@@ -152,7 +136,7 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
         *writer.stores(before.stores),
         *writer.open(within),
     ]
-    blocks = {kind.name.lower(): writer.block(within, kind) for kind in Block}
+    whole, masked = writer.block(within, whole=True), writer.block(within, whole=False)
     after = [
         *writer.close(within),
         *writer.loads(behind.loads),
@@ -164,7 +148,8 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
         "other": kernel.axis,
         "before": "\n".join(ahead),
         "window": kernel.window,
-        **blocks,
+        "whole": whole,
+        "masked": masked,
         "behind": "\n".join(after),
     }
 
