@@ -8,7 +8,7 @@ from ttrc import symbolic
 from ttrc.backends import arguments
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import launch_pairs
-from ttrc.ir.attention import SIZES, Attention, seen
+from ttrc.ir.attention import SIZES, Attention, Mean, Sum, seen
 from ttrc.ir.config import default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
@@ -26,9 +26,9 @@ def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[
         f"retention  {comment(spec.retention.expr.text)}" + (f", decay {comment(decay.text)}" if decay else ""),
         f"error      dL/dp = {symbolic.equation(a.gradient)}",
         f"fit        {answered(a.readout)}_t = sum over {seen(a)} of w_ti u_i / "
-        + ("sum of w_ti" if a.log_ridge is None else "(sum of w_ti + exp(r_t))")
+        + _divisor(a.fit)
         + f", u = {symbolic.equation(a.value)}"
-        + ("" if a.log_ridge is None else f", r = {symbolic.equation(a.log_ridge)}"),
+        + ("" if a.fit.log_ridge is None else f", r = {symbolic.equation(a.fit.log_ridge)}"),
     ]
     log = f"           log w_ti = {symbolic.equation(a.similarity)}"
     if a.log_weight != symbolic.ZERO:
@@ -37,6 +37,16 @@ def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[
         log += f" + sum over i < j <= t of {symbolic.equation(a.log_decay)}"
     told = [f"{s} = {text}" for s, text in SIZES.items() if s in a.similarity.free_symbols]
     return [*lines, ", ".join([log, *told])]
+
+
+def _divisor(fit: Mean | Sum) -> str:
+    match fit:
+        case Mean(None):
+            return "sum of w_ti"
+        case Mean():
+            return "(sum of w_ti + exp(r_t))"
+        case Sum():
+            return "exp(r_t)"
 
 
 def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
@@ -62,6 +72,7 @@ def op_holes(module: Module) -> dict[str, object]:
         "gates": gates,
         "gate_doc": arguments.gate_doc(spec, ()),
         "parameters": parameters,
+        "keeps_output": launch_pairs.keeps_output(plan),
         "saved": [b.name for b in launch_pairs.saved(plan)],
         "kept": launch_pairs.kept(plan),
         "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan) if not row_axes(b.tile)),

@@ -15,8 +15,23 @@ SIZES = {DOT: "q_t' k_i", QUERY: "q_t' q_t", KEY: "k_i' k_i"}
 
 
 @dataclass(frozen=True)
+class Mean:
+    """Of a loss that is curved: its curvature is in the weights, whose sum divides, that of a ridge beside it."""
+
+    log_ridge: Expr | None
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Of a loss without curvature: the ridge alone divides."""
+
+    log_ridge: Expr
+
+
+@dataclass(frozen=True)
 class Attention:
-    """o_t = sum over i <= t of w_ti value_i / (sum over i <= t of w_ti + ridge_t),
+    """o_t = sum over i <= t of w_ti value_i / divisor_t, of a mean the divisor sum over i <= t of w_ti + ridge_t, of a
+    sum ridge_t;
 
     log w_ti = similarity(q_t, k_i) + log_weight_i + sum over i < j <= t of log_decay_j.
 
@@ -30,7 +45,7 @@ class Attention:
     similarity: Expr
     log_weight: Expr
     value: Expr
-    log_ridge: Expr | None
+    fit: Mean | Sum
     log_decay: Expr | None
     window: int | None = None
     features: tuple[Feature, ...] = ()

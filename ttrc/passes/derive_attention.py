@@ -2,8 +2,9 @@
 
     S = argmin sum over i <= t of w_ti loss(S, v_i) + retention(S)
 
-With dL/dp = c (p - value) and a retention's slope ridge * S that is sum w c value / (sum w c + ridge): a weighted mean,
-whose weights are worked with as logarithms throughout.
+With dL/dp = c p - u and a retention's slope ridge * S that is sum w u / (sum w c + ridge). Where the loss is curved,
+c > 0, it is a mean of the values u / c, whose weights w c are worked with as logarithms throughout; where it is not,
+c = 0, a sum over the ridge.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 
 from ttrc import symbolic
 from ttrc.errors import SpecError
-from ttrc.ir.attention import DOT, KEY, QUERY, Attention
+from ttrc.ir.attention import DOT, KEY, QUERY, Attention, Mean, Sum
 from ttrc.language.document import read_document
 from ttrc.language.spec import Located, Per, Spec
 from ttrc.language.syntax import Name, names, walk
@@ -42,7 +43,7 @@ def derive_attention(spec: Spec) -> Attention:
     scope = Scope(symbols, axes)
 
     ridge = _ridge(spec, scope)
-    weight, value, gradient = _solved(spec, scope)
+    curved, weight, value, gradient = _solved(spec, scope, ridge)
     near = _similarity(spec, scope)
     if ridge == 0:  # what is the same for all keys of a query leaves the mean alone
         near = symbolic.without_terms(near, {QUERY.name, *(p.name for p in spec.parameters)})
@@ -53,7 +54,7 @@ def derive_attention(spec: Spec) -> Attention:
         similarity=_short(spec, similarity, near),
         log_weight=log_weight if ridge != 0 or symbolic.names(log_weight) else ZERO,
         value=_short(spec, spec.loss.expr, value),
-        log_ridge=None if ridge == 0 else symbolic.log_of(ridge),
+        fit=(Mean if curved else Sum)(None if ridge == 0 else symbolic.log_of(ridge)),
         log_decay=_log_decay(spec, scope),
         window=spec.memory.window,
         features=read_features(spec),
@@ -64,7 +65,7 @@ def derive_attention(spec: Spec) -> Attention:
 
 
 def _check_effects(spec: Spec, a: Attention) -> None:
-    parts = (a.similarity, a.log_weight, a.value, a.log_ridge, a.log_decay)
+    parts = (a.similarity, a.log_weight, a.value, a.fit.log_ridge, a.log_decay)
     written = (*a.features, *(() if a.readout is None else (a.readout,)))
     bodies = (part for w in written for part in (w.expr, *(s.body for s in w.sums)))
     used = set().union(*(symbolic.names(part) for part in (*parts, *bodies) if part is not None))
@@ -143,8 +144,8 @@ def _ridge(spec: Spec, scope: Scope) -> Expr:
     return ridge
 
 
-def _solved(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
-    """(w, value, gradient): weight times loss has the slope w (p - value)."""
+def _solved(spec: Spec, scope: Scope, ridge: Expr) -> tuple[bool, Expr, Expr, Expr]:
+    """(curved, w, value, gradient): weight times loss has the slope w (p - value), or -w value if it is not curved."""
     where, p = spec.loss.expr, scope.symbols["p"]
     gradient = scope.gradient(symbolic.convert(where.tree, scope), p)
     solved = symbolic.affine(symbolic.tidy(symbolic.expanded(gradient)), p)
@@ -158,22 +159,34 @@ def _solved(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
         )
     slope, offset = solved
     weight = ONE if spec.loss.weight is None else symbolic.convert(spec.loss.weight.tree, scope)
-    if not symbolic.is_positive(slope):
+    curved = slope != 0
+    if curved and not symbolic.is_positive(slope):
         raise refuse(
             spec,
             where,
             f"the loss is not provably convex in p (its second derivative is {symbolic.equation(slope)}), so that "
             "there is no value that fits best",
-            expected="a squared error such as norm2(p - v) / 2",
+            expected="a squared error such as norm2(p - v) / 2, or -dot(p, v) and a ridge in retention.expr",
         )
-    if scope.axes_of(weight) or _mentions_sums(scope, weight) or not symbolic.is_positive(weight):
+    if not curved and ridge == 0:
+        raise refuse(
+            spec,
+            spec.retention.expr,
+            "nothing holds S: the loss has no curvature in p, so that without a ridge there is no minimum",
+            expected="a ridge such as norm2(S) / 2, by which the sum of the values is divided",
+        )
+    plain = not scope.axes_of(weight) and not _mentions_sums(scope, weight)
+    if plain and not curved and not symbolic.is_positive(weight):  # a sum has values of any sign
+        weight, offset = ONE, weight * offset
+    if not plain or not symbolic.is_positive(weight):
         raise refuse(
             spec,
             spec.loss.weight,
             "a kernel memory works with the logarithm of the weight, which is not provably a positive number of gates",
             expected='exp(...), or gates whose domain is "positive" or "decay"',
         )
-    return symbolic.tidy(weight * slope), symbolic.tidy(-offset / slope), symbolic.tidy(weight * gradient)
+    own = slope if curved else ONE
+    return curved, symbolic.tidy(weight * own), symbolic.tidy(-offset / own), symbolic.tidy(weight * gradient)
 
 
 def _similarity(spec: Spec, scope: Scope) -> Expr:

@@ -7,7 +7,7 @@ tile by tile, which the program need not know.
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.attention import DOT, KEY, QUERY, Attention
+from ttrc.ir.attention import DOT, KEY, QUERY, Attention, Mean, Sum
 from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile, Window
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_features import derive_features
@@ -15,6 +15,7 @@ from ttrc.passes.derive_readout import ORIGIN as READ
 from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.symbolic import ZERO, Expr, at_least
 
+PAIRS = ("t", "s")
 INFINITY = float("inf")
 FORGOTTEN = -800  # below that a decay is 0 in every float format, and so is its gradient
 
@@ -44,25 +45,56 @@ def derive_pairs(attention: Attention) -> Program:
         return build.elementwise(name, expr, named, origin, axes=channels)
 
     values = make("values", attention.value, "s", "loss", "v")
-    rest = None if attention.log_ridge is None else make("rest", attention.log_ridge, "t", "retention")
-    parts = [_similarity(build, tiles, attention)]
+    log_ridge = attention.fit.log_ridge
+    rest = None if log_ridge is None else make("rest", log_ridge, "t", "retention")
+    near = _near(build, tiles, attention)
+    if isinstance(attention.fit, Mean):
+        near = {"similarity": build.elementwise("similarity", attention.similarity, near, "similarity", axes=PAIRS)}
+    parts = []
     if attention.log_decay is not None:
         parts.append(_forgotten(build, make("log_decay", attention.log_decay, "t", "decay")))
     if attention.log_weight != ZERO:
         parts.append(make("log_weight", attention.log_weight, "s", "loss"))
-    terms = {t.name: t for t in parts}
-    logits = build.elementwise("logits", sum(map(symbolic.symbol, terms)), terms, "similarity", axes=("t", "s"))
-    logits = build.mask("seen", logits, Relation.CAUSAL, -INFINITY, "causality")
-    if attention.window is not None:
-        logits = build.mask("within", logits, Window(attention.window), -INFINITY, "window")
-    normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
-    # Past the end of a sequence there are no queries: nothing weighs anything.
-    normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
     name = answer_name(attention.readout)
-    answer = build.emit(name, ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+    match attention.fit:
+        case Mean():
+            terms = {t.name: t for t in (*near.values(), *parts)}
+            logits = build.elementwise("logits", sum(map(symbolic.symbol, terms)), terms, "similarity", axes=PAIRS)
+            logits = _seen(build, logits, attention, -INFINITY)
+            normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
+            # Past the end of a sequence there are no queries: nothing weighs anything.
+            normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
+            answer = build.emit(name, ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+        case Sum():
+            total = attention.similarity + sum(map(sym, parts))
+            weights = _weights(build, total, near | {t.name: t for t in parts}, rest, attention)
+            answer = build.contract(name, weights, values, "s", "update")
     asked = _asked(build, tiles | {"k": inputs[1]}, attention)
     o = derive_readout(build, tiles | asked, attention.readout, answer)
     return Program(inputs, tuple(build.statements), (), (("o", o),), answer=answer)
+
+
+def _seen(build: Builder, pairs: Tile, attention: Attention, fill: float) -> Tile:
+    pairs = build.mask("seen", pairs, Relation.CAUSAL, fill, "causality")
+    if attention.window is None:
+        return pairs
+    return build.mask("within", pairs, Window(attention.window), fill, "window")
+
+
+def _weights(build: Builder, log: Expr, tiles: dict[str, Tile], log_ridge: Tile, attention: Attention) -> Tile:
+    """exp(log - log_ridge) of the pairs that are seen, where nothing has to be taken off first. If each pair has an
+    exponential still, that is masked ahead: of pairs that are not seen, as of queries past the end of a sequence, it
+    may be too large for a float."""
+    factor, exponent = symbolic.exponential(log)
+    if not any("t" in tiles[n].axes for n in symbolic.names(exponent)):
+        if attention.fit.log_ridge != ZERO:
+            exponent, tiles = exponent - sym(log_ridge), tiles | {log_ridge.name: log_ridge}
+        weights = build.elementwise("weights", factor * symbolic.exp(exponent), tiles, "similarity", axes=PAIRS)
+        return _seen(build, weights, attention, 0.0)
+    ridge = build.mask("rest_valid", log_ridge, Relation.VALID, INFINITY, "update")
+    logits = build.elementwise("logits", exponent - sym(ridge), tiles | {ridge.name: ridge}, "similarity", axes=PAIRS)
+    logits = _seen(build, logits, attention, -INFINITY)
+    return build.elementwise("weights", factor * symbolic.exp(sym(logits)), tiles | {logits.name: logits}, "similarity")
 
 
 def _asked(build: Builder, tiles: dict[str, Tile], attention: Attention) -> dict[str, Tile]:
@@ -78,7 +110,8 @@ def _asked(build: Builder, tiles: dict[str, Tile], attention: Attention) -> dict
     return asked
 
 
-def _similarity(build: Builder, tiles: dict[str, Tile], attention: Attention) -> Tile:
+def _near(build: Builder, tiles: dict[str, Tile], attention: Attention) -> dict[str, Tile]:
+    """What a similarity's symbols stand for."""
     q, k, scale = tiles["q"], tiles["k"], tiles[SCALE]
     used, origin, mentioned = {}, "similarity", symbolic.names(attention.similarity)
     if DOT.name in mentioned:
@@ -91,7 +124,7 @@ def _similarity(build: Builder, tiles: dict[str, Tile], attention: Attention) ->
         used[QUERY.name] = norm2
     if KEY.name in mentioned:
         used[KEY.name] = _norm2(build, k)
-    return build.elementwise("similarity", attention.similarity, tiles | used, origin, axes=("t", "s"))
+    return tiles | used
 
 
 def _norm2(build: Builder, x: Tile) -> Tile:

@@ -14,7 +14,7 @@ from math import comb, prod
 import sympy
 
 from ttrc.language.spec import Domain
-from ttrc.symbolic.functions import choose, positive_power
+from ttrc.symbolic.functions import choose, positive_power, sigmoid, softplus
 
 Expr = sympy.Expr
 Symbol = sympy.Symbol
@@ -253,6 +253,20 @@ def at_least(expr: Expr, bound: int) -> Expr:
 
 def exp(expr: Expr) -> Expr:
     return sympy.exp(expr)
+
+
+def exponential(expr: Expr) -> tuple[Expr, Expr]:
+    """(factor, exponent) with exp(expr) = factor exp(exponent): logarithms undone, that of a sigmoid among them."""
+    factor, exponent = ONE, ZERO
+    for term in sympy.Add.make_args(expr):
+        match term:
+            case sympy.log():
+                factor *= term.args[0]
+            case sympy.Mul(args=(sympy.Integer(p=-1), softplus(args=(x,)))):
+                factor *= sigmoid(-x)
+            case _:
+                exponent += term
+    return factor, exponent
 
 
 def in_terms_of(expr: Expr, whole: Expr, name: Symbol) -> Expr:

@@ -180,7 +180,8 @@ def _plan(module: Module) -> Group:
                 row = (kernel.name, direction, account.runs(kernel), loads, stores, str(len(kernel.statements)))
                 table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
         crossing = "; ".join(f"{where} cross {', '.join(names)}" for where, names in account.crossing(form.plan))
-        notes.append(f"{name} form: {crossing}, a tile each a chunk and head")
+        crossing = f"{crossing}, a tile each a chunk and head" if crossing else "nothing but inputs crosses"
+        notes.append(f"{name} form: {crossing}")
     return Group(table, Text("\n".join(notes), style="dim"))
 
 

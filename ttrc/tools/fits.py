@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.attention import SIZES, Attention, seen
+from ttrc.ir.attention import SIZES, Attention, Mean, Sum, seen
 from ttrc.ir.recurrence import answered
 from ttrc.language.spec import Parameter
 from ttrc.symbolic import ZERO
@@ -11,8 +11,9 @@ from ttrc.tools.notation import Line, line
 
 
 def headline(a: Attention) -> str:
-    more = ("" if a.log_ridge is None else ", ridge") + ("" if a.window is None else ", window")
-    return f"kernel memory, affine error, {_decay_kind(a)} decay{more}"
+    error, ridge = ("affine", a.fit.log_ridge) if isinstance(a.fit, Mean) else ("Hebbian", None)
+    more = ("" if ridge is None else ", ridge") + ("" if a.window is None else ", window")
+    return f"kernel memory, {error} error, {_decay_kind(a)} decay{more}"
 
 
 def _decay_kind(a: Attention) -> str:
@@ -26,13 +27,17 @@ def aspects(a: Attention) -> tuple[tuple[str, str, str], ...]:
     """(aspect, verdict, because) of each finding."""
     e, value = symbolic.equation(a.gradient), symbolic.equation(a.value)
     near = symbolic.equation(a.similarity)
+    match a.fit:
+        case Mean(log_ridge):
+            fit, why = "mean", f"is a positive number times p less {value}, so that the minimum is a mean of the latter"
+            worked, blocks = "worked with as a logarithm throughout", ", relative to the largest logit so far"
+        case Sum(ridge):
+            fit, why = "sum", f"is free of p, so that the minimum is a sum of {value}, divided by the ridge"
+            log_ridge, worked, blocks = None, "and nothing divides by the weights' sum: they are taken as they are", ""
+            why += f" exp({symbolic.equation(ridge)})" if ridge != ZERO else ""
     found = [
-        (
-            "fit",
-            "a value for each query: a weighted mean of all before it",
-            f"dL/dp = {e} is a positive number times p less {value}, so that the minimum is a mean of the latter",
-        ),
-        ("weights", "exp(similarity), of each pair", f"similarity = {near}, worked with as a logarithm throughout"),
+        ("fit", f"a value for each query: a weighted {fit} of all before it", f"dL/dp = {e} {why}"),
+        ("weights", "exp(similarity), of each pair", f"similarity = {near}, {worked}"),
     ]
     match _decay_kind(a):
         case "no":
@@ -46,15 +51,15 @@ def aspects(a: Attention) -> tuple[tuple[str, str, str], ...]:
     if a.window is not None:
         skipped = "blocks of older pairs alone are not visited, and only those that its edge crosses are masked"
         found.append(("window", f"the last {a.window} tokens of each query, its own among them", skipped))
-    if a.log_ridge is not None:
-        log = symbolic.equation(a.log_ridge)
+    if log_ridge is not None:
+        log = symbolic.equation(log_ridge)
         found.append(("ridge", "a weight that pulls towards 0", f"exp({log}) stands beside the weights of the pairs"))
     return (
         *found,
         (
             "chunk form",
             "exact for every block of tokens",
-            "sums over pairs, block by block, relative to the largest logit so far",
+            f"sums over pairs, block by block{blocks}",
         ),
         ("recurrent form", "none: all pairs are kept", "a query weighs every pair anew: no state holds them all"),
     )
@@ -69,9 +74,14 @@ def derivation(a: Attention) -> tuple[tuple[str, tuple[Line, ...], str], ...]:
     if a.log_decay is not None:
         weight += " + A_t - A_i"
         sizes.append(line("A_t = A_prev + {}", a.log_decay))
-    mean, ridge = "S_t = sum_i w_ti {} / sum_i w_ti", ()
-    if a.log_ridge is not None:
-        mean, ridge = "S_t = sum_i w_ti {} / ( r + sum_i w_ti )", (line("log r = {}", a.log_ridge),)
+    ridge = () if a.fit.log_ridge is None else (line("log r = {}", a.fit.log_ridge),)
+    match a.fit:
+        case Mean(None):
+            mean = "S_t = sum_i w_ti {} / sum_i w_ti"
+        case Mean():
+            mean = "S_t = sum_i w_ti {} / ( r + sum_i w_ti )"
+        case Sum():
+            mean = "S_t = sum_i w_ti {} / r"
     return (
         ("Loss", (line("dL/dp = {}", a.gradient),), "weight included; p = S is the value fitted at a query"),
         ("Weights", (line(weight, *used), *sizes), f"of each pair, {seen(a)}; gates are those of token i"),

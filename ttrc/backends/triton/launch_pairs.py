@@ -10,8 +10,13 @@ WIDTH = {"k": "q.shape[3]", "v": "v.shape[3]"}
 
 
 def saved(plan: Plan) -> tuple[Buffer, ...]:
-    """What crosses to the backward pass beside o, which the caller has anyway."""
+    """What crosses to the backward pass beside o, which a caller gets anyway."""
     return tuple(b for b in plan.saved if b.name != "o")
+
+
+def keeps_output(plan: Plan) -> bool:
+    """Whether o crosses too."""
+    return any(b.name == "o" for b in plan.saved)
 
 
 def kept(plan: Plan) -> list[str]:
