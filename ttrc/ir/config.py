@@ -30,7 +30,7 @@ WHOLE = "_whole"  # its programs take every value channel, for it sums over them
 PANELS = "_panels"  # they do, and walk hidden channels in panels
 KEYS = "_keys"  # they do, and walk key channels in panels; scans where they do not take all of them at once
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
-WINDOWED = "_windowed"  # beside these: goes through blocks that a window's edge crosses in a loop of its own
+WINDOWED = "_windowed"  # weighs pairs within a window: a second loop, for blocks that its edge crosses
 MAPPED = "_mapped"  # makes queries or keys of pairs itself, by feature maps
 # In the order of a name's end.
 KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, NORMALISED, CLOSED, WINDOWED, DECAYS, MAPPED)
@@ -127,6 +127,9 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "attend_decays": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(64, 8, 1)},
     "attend_queries_decays": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
     "attend_keys_decays": {64: Config(64, 4, 2), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_windowed": {64: Config(128, 8, 2), 128: Config(64, 4, 2), 256: Config(64, 8, 1)},
+    "attend_queries_windowed": {64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)},
+    "attend_keys_windowed": {64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)},
     "attend_decays_windowed": {64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(64, 8, 1)},
     "attend_queries_decays_windowed": {64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)},
     "attend_keys_decays_windowed": {64: Config(64, 8, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},

@@ -60,8 +60,7 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
         for s in forward.statements
         if isinstance(s.op, Normaliser)
     )
-    decays = DECAYS if attention.window is None else f"{DECAYS}{WINDOWED}"
-    kind = MAPPED if attention.features else decays if sums else ""
+    kind = MAPPED if attention.features else DECAYS * bool(sums) + WINDOWED * bool(attention.window)
     stores = tuple(dict.fromkeys((*outputs, *answers, *normalisers)))
     attend = _stream(f"attend{kind}", "t", forward, stores, known)
 

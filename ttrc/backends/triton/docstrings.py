@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ttrc.ir.config import plain_name
+from ttrc.ir.plan import Kernel
+from ttrc.ir.tile import Normaliser
 
 DOC = {
     "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
@@ -46,6 +48,11 @@ DOC = {
 }
 
 
-def doc(kernel: str) -> str:
+UNDIVIDED = {"attend": "A block of queries over its keys: read-outs, sums that no sum of weights divides."}
+
+
+def doc(kernel: Kernel) -> str:
     """Of a kernel by its name, or of what it is a kind of."""
-    return DOC.get(kernel, DOC[plain_name(kernel)])
+    name = kernel.name if kernel.name in DOC else plain_name(kernel.name)
+    divided = any(isinstance(s.op, Normaliser) for s in kernel.statements)
+    return DOC[name] if divided else UNDIVIDED.get(name, DOC[name])

@@ -20,7 +20,7 @@ from ttrc.passes.slice_program import slice_program
 
 
 def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, object]:
-    own = {"name": kernel.name, "doc": doc(kernel.name)}
+    own = {"name": kernel.name, "doc": doc(kernel)}
     common = own | {"pointers": ", ".join([*(f"{b.name}_ptr" for b in pointers(kernel)), *["ones_ptr"] * kernel.ones])}
 
     def writer(of: Kernel = kernel, wide: bool = False) -> Writer:
