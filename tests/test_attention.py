@@ -9,10 +9,11 @@ import torch
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 
 import ttrc
+from kernel_memories import heads_first, spec, tensors
 from ttrc import oracle
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError, SpecError
-from ttrc.language.load import load_spec, parse_spec
+from ttrc.language.load import load_spec
 from ttrc.passes.budget import budget
 from ttrc.runtime.load import import_package
 from ttrc.runtime.operator import Operator
@@ -20,34 +21,6 @@ from ttrc.runtime.verify import BOUNDS, Case, compare, differentiate, draw, rela
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "pyproject.toml").is_file())
 SHIPPED = ("softmax_attention", "forgetting_attention")
-BASE = """
-schema = 1
-name = "{name}"
-reference = "a test"
-{gates}
-[memory]
-kind = "kernel"
-degree = {degree}
-similarity = "{similarity}"
-[loss]
-expr = "{loss}"
-{weight}
-[retention]
-expr = "{retention}"
-{decay}
-[update]
-rule = "closed_form"
-"""
-
-
-def spec(name="made", gates="", degree=0, similarity="dot(q, k)", loss="norm2(p - v) / 2", weight="", retention="0",
-         decay=""):  # fmt: skip
-    lines = {"weight": f'weight = "{weight}"' if weight else "", "decay": f'decay = "{decay}"' if decay else ""}
-    text = BASE.format(name=name, gates=gates, degree=degree, similarity=similarity, loss=loss, retention=retention,
-                       **lines)  # fmt: skip
-    return parse_spec(text)
-
-
 UNSEEN = {
     # One gate is that of the token, of the tokens between and of the query at once.
     "all_at_once": spec(
@@ -70,6 +43,8 @@ UNSEEN = {
         "without_v", '[inputs]\ng = { per = "head", domain = "log_decay" }', loss="sum((p - exp(g))**2)", decay="exp(g)"
     ),
     "half_life": spec("half_life", retention="norm2(S) / 2", decay="1 / 2"),
+    "windowed": load_spec(ROOT / "tests" / "unseen" / "windowed_attention.toml"),
+    "sigmoid": load_spec(ROOT / "tests" / "unseen" / "sigmoid_attention.toml"),
     "normed": load_spec(ROOT / "tests" / "unseen" / "qk_normed_attention.toml"),
 }
 
@@ -77,15 +52,6 @@ UNSEEN = {
 @cache
 def operator(name):
     return ttrc.load(UNSEEN.get(name, name))
-
-
-def heads_first(*tensors):
-    return (x.transpose(1, 2) for x in tensors)
-
-
-def tensors(T=11, H=2, d=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(2, T, H, d, generator=generator, dtype=torch.float64) for _ in range(3)]
 
 
 # The oracle, and what it says of a spec
@@ -138,7 +104,7 @@ def test_the_mathematics(name):
         assert not verify(operator(name), case, form="chunk", backend="torch", dtype=torch.float64).failures
 
 
-@pytest.mark.parametrize("name", (*SHIPPED, "all_at_once", "capped", "without_v", "normed"))
+@pytest.mark.parametrize("name", (*SHIPPED, "all_at_once", "capped", "without_v", "normed", "windowed", "sigmoid"))
 def test_the_kernels(name):
     for case, dtype in (CASES[1], torch.float32), (CASES[2], torch.float32), (CASES[0], torch.float16):
         assert not verify(operator(name), case, form="chunk", backend="triton", dtype=dtype).failures
@@ -251,7 +217,7 @@ REFUSED = {
     "degree": (dict(degree=1), "memory.degree", "degree 1 has no derivation"),
     "similarity": (dict(similarity="dot(q, k) * sum(k)"), "memory.similarity", r"sum.k. has no derivation"),
     "loss": (dict(loss="huber(norm(p - v), 1)"), "loss.expr", "no closed form"),
-    "dot": (dict(loss="-dot(p, v)"), "loss.expr", "not provably convex"),
+    "dot": (dict(loss="-dot(p, v)"), "retention.expr", "nothing holds S"),
     "concave": (dict(loss="-norm2(p - v)"), "loss.expr", "not provably convex"),
     "weight": (dict(gates='[inputs]\nb = { per = "head", domain = "unit" }', weight="b"), "loss.weight", "logarithm"),
     "retention": (dict(retention="norm(S)"), "retention.expr", "not a number times norm2"),

@@ -45,6 +45,8 @@ def derive_attention(spec: Spec) -> Attention:
     ridge = _ridge(spec, scope)
     curved, weight, value, gradient = _solved(spec, scope, ridge)
     near = _similarity(spec, scope)
+    if ridge == 0 and spec.memory.window == 1:
+        _refuse_window(spec)
     if ridge == 0:  # what is the same for all keys of a query leaves the mean alone
         near = symbolic.without_terms(near, {QUERY.name, *(p.name for p in spec.parameters)})
     log_weight = symbolic.log_of(weight) if weight != ONE else ZERO
@@ -62,6 +64,13 @@ def derive_attention(spec: Spec) -> Attention:
     )
     _check_effects(spec, attention)
     return attention
+
+
+def _refuse_window(spec: Spec) -> None:
+    line = read_document(spec.source.text).line("memory", "window")
+    message = "a mean of one token's value is that value: neither queries nor keys have an effect"
+    expected = "window = 2 or more, or a ridge beside the token, such as norm2(S) / 2"
+    raise SpecError(message, path=spec.source.path, line=line, key="memory.window", expected=expected)
 
 
 def _check_effects(spec: Spec, a: Attention) -> None:

@@ -78,7 +78,7 @@ def _seen(build: Builder, pairs: Tile, attention: Attention, fill: float) -> Til
     pairs = build.mask("seen", pairs, Relation.CAUSAL, fill, "causality")
     if attention.window is None:
         return pairs
-    return build.mask("within", pairs, Window(attention.window), fill, "window")
+    return build.mask("windowed", pairs, Window(attention.window), fill, "window")
 
 
 def _weights(build: Builder, log: Expr, tiles: dict[str, Tile], log_ridge: Tile, attention: Attention) -> Tile:
