@@ -78,14 +78,17 @@ def test_windows_of_any_length_are_exact(kind, window):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_a_window_that_holds_all_is_none(kind, backend):
-    x = drawn(40, kind)
-    without = gradients(operator(kind, None), x, backend=backend)
-    for window in 40, 1000:
-        for mine, other in zip(gradients(operator(kind, window), x, backend=backend), without):
-            if kind == "mean" or backend == "torch":
-                assert torch.equal(mine, other)
-            else:  # sums of decays are taken from the edge of a block first, which rounds them otherwise
-                assert relative_rms(mine, other) < 1e-6
+    """To the bit, but for kernels beside decays, whose sums are taken from the edge of a block first and so rounded
+    otherwise, and for gradients of keys in a last block that is not full, which come in another order."""
+    for T, window in (48, 48), (40, 48), (40, 1000), (40, 40):
+        x = drawn(T, kind)
+        o, d_q, *others = gradients(operator(kind, window), x, backend=backend)
+        o_all, d_q_all, *others_all = gradients(operator(kind, None), x, backend=backend)
+        if kind == "mean" or backend == "torch":
+            assert torch.equal(o, o_all) and torch.equal(d_q, d_q_all)
+        for mine, other in zip((o, d_q, *others), (o_all, d_q_all, *others_all)):
+            exact = backend == "torch" or (kind == "mean" and window > 40)
+            assert torch.equal(mine, other) if exact else relative_rms(mine, other) < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,11 +204,11 @@ BREAKS = {
     "a token too many": (r"t\[:, None\] - 24 <", "t[:, None] - 25 <"),
     "a token too few": (r"t\[:, None\] - 24 <", "t[:, None] - 23 <"),
     "a block too few for queries": (r"oldest = tl.maximum\(own \+ 1 - 24", "oldest = tl.maximum(own + 17 - 24"),
-    "a block too few for keys": (r"newest = tl.minimum\(\(own \+ BT \+ 24", "newest = tl.minimum((own + 24"),
+    "a block too few for keys": (r"\(24 \+ 2 \* BT - 2\) // BT", "(24 + BT - 2) // BT"),
     "a block at the edge taken for a whole one by queries": (r"\+ BT - 1 - 24", "- 1 - 24"),
-    "a block at the edge taken for a whole one by keys": (r"\(own \+ 24\)", "(own + BT + 24)"),
+    "a block at the edge taken for a whole one by keys": (r"24 // BT if 24 > BT else 1", "24 // BT + 1"),
     "blocks at the edge in the wrong order": (r"settled - j", "settled - 1 - j"),
-    "blocks at the edge taken twice": (r"settled - 1 \+ j", "settled + 0 * j"),
+    "blocks at the edge taken twice": (r"SETTLED - 1 \+ j", "SETTLED + 0 * j"),
 }
 
 

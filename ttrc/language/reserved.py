@@ -35,7 +35,7 @@ _KERNELS = (
     "first_step halves here i i_b i_c i_chunk i_h i_k i_n i_p i_s i_step i_v in_base_2 in_halves j left length "
     "linear_scan load_column load_double load_entries load_factor load_gate load_gate_row load_line load_lower "
     "load_lower_block load_lower_columns load_lower_rows load_row load_rows load_vector log_cosh lower_blocks "
-    "matrix n newest number_of_block numbers_of oldest ones own own_numbers panels partial positive_power power "
+    "matrix n number_of_block numbers_of oldest ones own own_numbers panels partial positive_power power "
     "program r root_step rounded_dot row_of_block rows_of running_sum s s_first s_left scan_entries settled sign "
     "softplus state_dot step_starts steps store_entries store_lower store_row store_rows store_vector stride "
     "substitute sum_where t t_first t_left tanh then token tokens_of unit_lower_inverse unit_rows waiting "
