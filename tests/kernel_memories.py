@@ -26,12 +26,12 @@ rule = "closed_form"
 
 
 def spec(name="made", gates="", degree=0, similarity="dot(q, k)", loss="norm2(p - v) / 2", weight="", retention="0",
-         decay="", window=None, read=""):  # fmt: skip
+         decay="", window=None, more=""):  # fmt: skip
     lines = {key: f'{key} = "{text}"' if text else "" for key, text in (("weight", weight), ("decay", decay))}
     lines |= {"window": "" if window is None else f"window = {window}"}
     text = BASE.format(name=name, gates=gates, degree=degree, similarity=similarity, loss=loss, retention=retention,
                        **lines)  # fmt: skip
-    return parse_spec(text + (f'[read]\nexpr = "{read}"\n' if read else ""))
+    return parse_spec(text + more)
 
 
 def heads_first(*tensors):

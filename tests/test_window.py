@@ -21,10 +21,12 @@ from ttrc.runtime.verify import Case, relative_rms, verify
 from ttrc.tools.counter import count
 
 GATE = '[inputs]\ng = { per = "head", domain = "log_decay" }'
+READ = '[read]\nexpr = "r * exp(g)"\n'
 KINDS = {
     "mean": {},
     "faded": dict(gates=GATE, retention="norm2(S) / 2", decay="exp(g)"),
-    "summed": dict(gates=GATE, loss="-dot(p, v)", retention="norm2(S) / 2", decay="exp(g)", read="r * exp(g)"),
+    "summed": dict(gates=GATE, loss="-dot(p, v)", retention="norm2(S) / 2", decay="exp(g)", more=READ),
+    "mapped": dict(gates=GATE, retention="norm2(S)", more='[features]\nk = "k / sqrt(norm2(k) + 0.01) * exp(g)"\n'),
 }
 
 
@@ -84,10 +86,10 @@ def test_a_window_that_holds_all_is_none(kind, backend):
         x = drawn(T, kind)
         o, d_q, *others = gradients(operator(kind, window), x, backend=backend)
         o_all, d_q_all, *others_all = gradients(operator(kind, None), x, backend=backend)
-        if kind == "mean" or backend == "torch":
+        if kind in ("mean", "mapped") or backend == "torch":
             assert torch.equal(o, o_all) and torch.equal(d_q, d_q_all)
         for mine, other in zip((o, d_q, *others), (o_all, d_q_all, *others_all)):
-            exact = backend == "torch" or (kind == "mean" and window > 40)
+            exact = backend == "torch" or (kind in ("mean", "mapped") and window > 40)
             assert torch.equal(mine, other) if exact else relative_rms(mine, other) < 1e-6
 
 
