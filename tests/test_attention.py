@@ -202,6 +202,15 @@ def test_one_token_reads_its_own_value():
         assert torch.equal(d_v, torch.ones_like(d_v)) and d_q.abs().max() < 1e-6 and d_k.abs().max() < 1e-6
 
 
+def test_a_read_outs_backward_pass_keeps_what_was_answered_in_the_place_of_the_output():
+    op = operator("windowed")
+    x = {n: t.requires_grad_() for n, t in single("windowed", 20)[1].items()}
+    x |= {"f": torch.rand(2, 20, 2), "z": torch.rand(2, 20, 2, 16), "sink": torch.zeros(2)}
+    o, _ = op(**x, backend="triton", chunk_size=16)
+    rows = [t for t in o.grad_fn.saved_tensors if t is not None and t.shape == o.shape]
+    assert len(rows) == 5 and o.data_ptr() not in {t.data_ptr() for t in rows}  # q, k, v, z and the answers
+
+
 def test_it_has_no_state():
     op, x = single("softmax_attention", 4)
     assert op.forms == ("chunk",) and op(**x)[1] is None
