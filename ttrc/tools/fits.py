@@ -36,7 +36,7 @@ def aspects(a: Attention) -> tuple[tuple[str, str, str], ...]:
             log_ridge, worked, blocks = None, "and nothing divides by the weights' sum: they are taken as they are", ""
             why += f" exp({symbolic.equation(ridge)})" if ridge != ZERO else ""
     found = [
-        ("fit", f"a value for each query: a weighted {fit} of all before it", f"dL/dp = {e} {why}"),
+        ("fit", f"a value for each query: a weighted {fit} of all that it sees", f"dL/dp = {e} {why}"),
         ("weights", "exp(similarity), of each pair", f"similarity = {near}, {worked}"),
     ]
     match _decay_kind(a):
