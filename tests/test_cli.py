@@ -155,6 +155,14 @@ def test_schema(ttrc):
             jsonschema.validate(tomllib.loads(bad), schema)
 
 
+def test_a_rule_without_chunks_says_why(ttrc, tmp_path):
+    text = (ROOT / "specs/gated_deltanet.toml").read_text().replace("exp(g)", "g").replace("log_decay", "unit")
+    (tmp_path / "mine.toml").write_text(text.replace('name = "gated_deltanet"', 'name = "mine"'))
+    code, _, err = ttrc("generate", "gated_deltanet", tmp_path / "mine.toml", "--out", tmp_path)
+    (line,) = err.splitlines()
+    assert code == 0 and line.startswith("mine runs token by token: ") and 'domain = "decay"' in line
+
+
 def test_generate_writes_then_leaves_alone(ttrc, tmp_path):
     code, out, _ = ttrc("generate", "linear_attention", "--out", tmp_path / "made")
     folder = tmp_path / "made" / "linear_attention"

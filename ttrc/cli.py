@@ -5,7 +5,6 @@ Exit codes: 0 ok, 1 a check failed, 2 a bad spec or bad usage. Messages go to st
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from enum import Enum
@@ -16,7 +15,7 @@ import typer
 
 from ttrc.errors import CheckFailed, TtrcError, plain
 from ttrc.ir.config import WIDEST
-from ttrc.tools.console import WholeConsole
+from ttrc.tools.console import WholeConsole, print_json, progress_on
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,7 +49,7 @@ def list_specs(as_json: Json = False) -> None:
     from ttrc.tools import catalogue as tool
 
     rows = tool.catalogue([_spec(str(path)) for path in shipped_specs().values()])
-    _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
+    print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
 
 
 @app.command()
@@ -74,7 +73,7 @@ def explain(
     if files:
         return
     if as_json:
-        _print_json(as_data(parsed))
+        print_json(as_data(parsed))
     else:
         show(parsed, out)
 
@@ -98,6 +97,7 @@ def generate(
         for outcome in outcomes:
             publish(outcome)
             out.print(f"{outcome.folder}: " + (f"wrote {', '.join(outcome.stale)}" if outcome.stale else "unchanged"))
+        _tell_slow(parsed)
         return
     sys.stdout.write("".join(outcome.diff for outcome in outcomes))
     stale = [outcome.folder.name for outcome in outcomes if outcome.stale]
@@ -124,17 +124,18 @@ def check(
     ops = [load(_spec(s)) for s in specs]
     total = sum(len(tool.plan(op, device, dtype)) for op in ops)
     checks = []
-    with _progress() as progress:
+    with progress_on(err) as progress:
         bar = progress.add_task("checking", total=total)
         for op in ops:
             for done in tool.run(op, device, dtype):
                 checks.append(done)
                 progress.update(bar, advance=1, description=f"{done.spec} {done.form} {done.backend}")
-    _print_json(tool.as_data(checks)) if as_json else out.print(tool.as_table(checks))
+    print_json(tool.as_data(checks)) if as_json else out.print(tool.as_table(checks))
+    _tell_slow(op.spec for op in ops)
     failed = [c for c in checks if not c.passed]
     if device != "cpu":
         for line in tool.known_faults(checks, device):
-            err.print(line, markup=False, highlight=False, soft_wrap=True)
+            _note(line)
     if failed:
         raise CheckFailed(f"{len(failed)} of {len(checks)} comparisons miss their bound")
 
@@ -163,19 +164,20 @@ def compile_(
         at = predict.parse_shape(shape)
         targets, widths = tuple(target or predict.TARGETS), (at.d_k,)
     parsed = [_spec(s) for s in specs]
-    with _progress() as progress:
+    with progress_on(err) as progress:
         bar = progress.add_task("compiling", total=None)
         rows = tool.compile_specs(
             parsed, targets=targets, widths=widths, dtype=dtype.value, on_done=lambda: progress.advance(bar)
         )
     if shape is None:
-        _print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
+        print_json(tool.as_data(rows)) if as_json else out.print(tool.as_table(rows))
     else:
         told = predict.predict(rows, at, dtype.value)
         if as_json:
-            _print_json({"kernels": tool.as_data(rows), "predicted": predict.as_data(told, at)})
+            print_json({"kernels": tool.as_data(rows), "predicted": predict.as_data(told, at)})
         else:
             out.print(tool.as_table(rows), predict.as_table(told, at))
+    _tell_slow(parsed)
     problems = [f"{r.spec} {r.kernel} d={r.width} {r.target}: {r.problem}" for r in rows if r.problem]
     if problems:
         raise CheckFailed("\n".join(problems))
@@ -200,7 +202,7 @@ def tune(
     from ttrc.tools import tune as tool
 
     _device("cuda")
-    with _progress() as progress:
+    with progress_on(err) as progress:
         bar = progress.add_task("tuning", total=None)
 
         def told(name, trial) -> None:
@@ -219,7 +221,7 @@ def tune(
         chip = tuned.chip_name("cuda")
         tuned.shipped_file(chip).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tuned.user_file(chip), tuned.shipped_file(chip))
-    _print_json(tool.as_data(reports)) if as_json else out.print(tool.as_table(reports))
+    print_json(tool.as_data(reports)) if as_json else out.print(tool.as_table(reports))
     for line in tool.rejections(reports):
         err.print(line, markup=False, highlight=False)
 
@@ -250,7 +252,7 @@ def bench(
     if device is not None:
         _device(device)
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    with _progress() as progress:
+    with progress_on(err) as progress:
         bar = progress.add_task("timing", total=None)
         done = tool.bench(
             [_path(s) for s in specs],
@@ -262,7 +264,7 @@ def bench(
             on_done=lambda what: progress.update(bar, advance=1, description=what),
         )
     bench_report.write(done, folder)
-    _print_json(bench_report.as_data(done)) if as_json else out.print(bench_report.as_table(done))
+    print_json(bench_report.as_data(done)) if as_json else out.print(bench_report.as_table(done))
 
 
 @app.command()
@@ -270,7 +272,7 @@ def schema() -> None:
     """The JSON schema of specs, for editors."""
     from ttrc.language.schema import json_schema
 
-    _print_json(json_schema())
+    print_json(json_schema())
 
 
 @app.command()
@@ -331,16 +333,17 @@ def _device(device: str) -> None:
         raise TtrcError("--device cuda: torch sees no GPU here; TRITON_INTERPRET=1 runs kernels on the CPU")
 
 
-def _progress():
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def _tell_slow(specs) -> None:
+    """Nobody should find out on a GPU that a rule has no chunk form."""
+    from ttrc.tools.reasons import why_by_token
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=err, transient=True)
+    for spec in specs:
+        if why := why_by_token(spec):
+            _note(f"{spec.name} runs token by token: {why}")
 
 
-def _print_json(data) -> None:
-    json.dump(data, sys.stdout, indent=2, default=str)
-    sys.stdout.write("\n")
+def _note(line: str) -> None:
+    err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

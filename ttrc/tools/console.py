@@ -3,11 +3,14 @@ where output is no terminal), its lines are longer than that."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.measure import Measurement
 from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segments
 from rich.table import Table
 
@@ -47,3 +50,14 @@ def _tables(shown: object) -> Iterator[Table]:
         case Group():
             for part in shown.renderables:
                 yield from _tables(part)
+
+
+def progress_on(console: Console) -> Progress:
+    """A bar that is gone once the work is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def print_json(data: object) -> None:
+    json.dump(data, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")

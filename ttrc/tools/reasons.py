@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ttrc import symbolic
+from ttrc.compiler import analyse
 from ttrc.ir.config import is_several_chunks
 from ttrc.ir.module import Module
 from ttrc.ir.obstacle import Obstacle
 from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
+from ttrc.language.spec import Spec
 from ttrc.passes.find_obstacle import find_obstacle, find_obstacle_to_products, is_scan
 from ttrc.symbolic import Expr
 from ttrc.tools.mathematics import shown
@@ -65,6 +67,12 @@ def chunk_form(module: Module) -> tuple[str, str]:
             "A is strictly lower, so the solution exists, is unique and is no approximation"
         )
     return exact, why
+
+
+def why_by_token(spec: Spec) -> str | None:
+    """Why a rule has no chunk form; None where it has one."""
+    module = analyse(spec)
+    return None if "chunk" in module.forms else chunk_form(module)[1]
 
 
 def _words(r: Recurrence, obstacle: Obstacle | None) -> str:
