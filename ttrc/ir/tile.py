@@ -269,7 +269,7 @@ class Program:
 
     An adjoint says what the cotangents of the forward tiles are, where they have one. `answer` is what the memory
     answers to a query: the output, or what that is made of, beside the normaliser if it takes one; `unknowns` are what
-    systems of several were solved for.
+    systems of several were solved for, `mapped` what stands in the place of queries and keys.
     """
 
     inputs: tuple[Tile, ...]
@@ -280,6 +280,7 @@ class Program:
     answer: Optional[Tile] = None
     unknowns: tuple[Tile, ...] = ()
     normaliser: Optional[Tile] = None
+    mapped: tuple[Tile, ...] = ()
 
     @property
     def answers(self) -> tuple[Tile, ...]:

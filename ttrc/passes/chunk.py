@@ -58,7 +58,9 @@ class Chunk:
         # A normaliser's states move as these do, and have no value channels.
         self.of_ones = {s: build.tile(OF_ONES[s.name], ("k",)) for s in states} if recurrence.normalised else {}
         self.tiles = {t.name: t for t in self.inputs}
-        self.tiles |= derive_features(build, self.tiles, recurrence.features)
+        features = derive_features(build, self.tiles, recurrence.features)
+        self.tiles |= features
+        self.mapped = tuple(features.values())
         for reduction in recurrence.known_sums:
             self.tiles[reduction.symbol.name] = derive_sum(build, self.tiles, reduction)
         self.q, self.scale = self.tiles["q"], self.tiles[SCALE]

@@ -39,7 +39,8 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     o = derive_readout(chunk.build, chunk.tiles, recurrence.readout, answer, normaliser)
     carries = (*carries, *chunk.private)
     statements = tuple(chunk.build.statements)
-    return Program(chunk.inputs, statements, carries, (("o", o),), answer=answer, normaliser=normaliser)
+    read = {"answer": answer, "normaliser": normaliser}
+    return Program(chunk.inputs, statements, carries, (("o", o),), **read, mapped=chunk.mapped)
 
 
 def _of_ones(chunk: Chunk, written: tuple[Written, ...]) -> tuple[Written, ...]:

@@ -53,6 +53,7 @@ from ttrc.passes.plan_kernel import planned
 from ttrc.passes.round_keys import round_keys
 from ttrc.passes.scan_panels import scan_panels
 from ttrc.passes.schedule_decays import gradients_by_key, known_without_values, sums_of_scans
+from ttrc.passes.schedule_features import schedule_features
 from ttrc.passes.schedule_readout import schedule_readout
 from ttrc.passes.slice_program import edge_of, made_within, slice_program
 from ttrc.passes.walk_keys import walk_keys
@@ -69,6 +70,10 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     solves = SOLVED if any(isinstance(s.op, (Inverse, Substitute)) for s in forward.statements) else ""
     solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
     gradients = gradient_buffers(recurrence, backward)
+    in_front = not decayed and bool(_pairs_to_keep(forward))
+    features = schedule_features(forward, backward, inputs, gradients, in_front)
+    inputs = (*inputs, *features.mapped)
+    gradients = (*(b for b in gradients if b not in features.gradients), *features.cotangents)
     readout = schedule_readout(forward, backward, inputs, gradients)
     outputs, gradients = readout.outputs, tuple(b for b in gradients if b not in readout.gradients)
     pairs = known_without_values(forward, backward, gradients) if decayed else _pairs_to_keep(forward)
@@ -135,9 +140,10 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         grads = [planned(name, Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
         grads.append(planned("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
-    kernels = [*prepare, ahead, back, *grads, output, *readout.kernels]
+    kernels = [*prepare, ahead, back, *grads, output, *readout.kernels, *features.kernels]
 
-    first, last = tuple(Launch(k) for k in prepare), tuple(Launch(k) for k in grads)
+    first = (*features.ahead, *(Launch(k) for k in prepare))
+    last = (*(Launch(k) for k in grads), *features.behind)
     behind, front = readout.behind, readout.ahead
     fused = Schedule("fused", (*first, Launch(ahead, *THROUGH), *behind), (*front, Launch(back, *BACK), *last))
     split = Schedule("split", (*first, Launch(scan(*kept), *THROUGH), Launch(output), *behind), fused.backward)
@@ -160,7 +166,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         )
         kernels += [*cross, JOIN, JOIN_REVERSE]
     taken = {b for s in schedules for launch in s.backward for b in launch.kernel.loads}
-    crossing = tuple(b for b in pairs if b in taken)
+    made = (*features.mapped, *pairs)
+    crossing = tuple(b for b in made if b in taken)
     # A stretch of chunks from a state that was kept would not know what its segment began with.
     private = _handed(carried) != carried
     cuts = keep_all((*crossing, *saved)) if private else cut_passes(crossing, saved, states, first, scan(*saved))
@@ -169,11 +176,11 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         tuple(kernels),
         tuple(schedules),
         cuts,
-        (*readout.back, *kept_back, *apart, *waiting),
+        (*readout.back, *kept_back, *apart, *waiting, *features.cotangents),
         chunk,
         step,
         recurrence.segment,
-        passing=tuple(b for b in pairs if b not in taken),
+        passing=tuple(b for b in made if b not in taken),
     )
 
 

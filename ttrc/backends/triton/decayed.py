@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ttrc.backends.triton.printer import TritonPrinter, shape
 from ttrc.backends.triton.tables import ACROSS, LEVELS, table
 from ttrc.ir.tile import Decayed, Statement, Tile, operands
+from ttrc.passes.slice_program import names_of, renamed_operands
 
 Together = tuple[Statement, ...]
 
 
 def together(statements: tuple[Statement, ...]) -> dict[Statement, Together]:
-    """By its first statement, what one loop makes: all that it takes is known by then. Nothing for the others of it."""
+    """By its first statement, what one loop makes: all that it takes is known by then, of tiles that have several names
+    the first. Nothing for the others of it."""
     groups: dict[Statement, list[Statement]] = {}
-    made = {s.target: number for number, s in enumerate(statements)}
+    made, names = {s.target: number for number, s in enumerate(statements)}, names_of(statements)
     for statement in (s for s in statements if isinstance(s.op, Decayed)):
-        known = max((made.get(t, -1) for t in operands(statement.op)), default=-1)
+        op = renamed_operands(statement.op, names)
+        known = max((made.get(t, -1) for t in operands(op)), default=-1)
         ready = (f for f, g in groups.items() if g and _decays(f) == _decays(statement) and known < made[f.target])
         first = next(ready, statement)
-        groups.setdefault(first, []).append(statement)
+        groups.setdefault(first, []).append(replace(statement, op=op))
         groups.setdefault(statement, [])
     return {first: tuple(group) for first, group in groups.items()}
 

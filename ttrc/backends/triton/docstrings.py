@@ -20,6 +20,8 @@ DOC = {
     "chunk_output_closed": "What the queries of a chunk solve for, and their read-outs.",
     "chunk_solve": "What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries.",
     "chunk_moves": "Cotangents of the gates that decide how states move, from those of the masks they make.",
+    "chunk_map": "What feature maps make of queries and keys.",
+    "chunk_map_reverse": "The adjoint of chunk_map: cotangents of queries and keys, and of what else maps are made of.",
     "chunk_read": "Outputs, of what the memory answers to the queries.",
     "chunk_read_reverse": "The adjoint of chunk_read: cotangents of the answers, and of what else outputs are made of.",
     "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
