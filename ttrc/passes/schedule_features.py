@@ -47,7 +47,8 @@ def schedule_features(forward: Program, backward: Program, inputs: Buffers, grad
     mapped = tuple(Buffer(t.name, t, Space.TOKEN) for t in apart)
     ahead = planned("chunk_map", Skeleton.PARALLEL, forward, mapped, inputs)
     led_back = dict(backward.cotangents)
-    given = tuple(dict.fromkeys(led_back[t] for t in apart if t in led_back))
+    summed = (led_back.get(t) for t in apart if _sums_keys(forward, known, t))
+    given = tuple(dict.fromkeys(t for t in summed if t is not None))
     own = tuple(b for b in gradients if _is_led_back(backward, b.tile, known, given))
     if not own:
         return FeaturePlan(mapped, (), (Launch(ahead),))

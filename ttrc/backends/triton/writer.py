@@ -13,7 +13,7 @@ from ttrc.ir.plan import BETWEEN, OWN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Conjugate, Contract, Decayed, Relabel, Statement, Substitute, Tile, Written, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.round_keys import is_factor
-from ttrc.passes.slice_program import slice_program
+from ttrc.passes.slice_program import names_of, slice_program
 
 
 class Writer:
@@ -114,10 +114,12 @@ class Writer:
         return "\n".join(lines)
 
     def panels(self) -> str:
-        # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers.
+        # All that is loaded once comes first: it rests in shared memory, while its addresses would hold registers. Rows
+        # that enter no product would not rest there, and come when they are taken.
         apart = {"v", self.kernel.axis}
         own, segments = self.own, self.kernel.segments
-        ahead = dict.fromkeys(b for s in _until_search(segments) for b in s.loads)
+        late = _come_late(self.kernel)
+        ahead = dict.fromkeys(b for s in _until_search(segments) for b in s.loads if b not in late)
         lines = self._loads(b for b in ahead if not apart & set(b.tile.axes) and b not in own)
         for number, segment in enumerate(segments):
             lines += self._loads(b for b in segment.loads if self.kernel.axis not in b.tile.axes and b not in own)
@@ -230,6 +232,16 @@ def _until_search(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """Those up to a search, which has all registers, or all of them."""
     ends = [i for i, s in enumerate(segments, 1) if any(isinstance(x.op, Conjugate) for x in s.statements)]
     return segments[: ends[-1]] if ends else segments
+
+
+def _come_late(kernel: Kernel) -> set[Buffer]:
+    """Rows of keys that a parallel kernel takes behind a loop over panels, and no product does."""
+    names = names_of(kernel.statements)
+    factors = {names.get(t, t) for s in kernel.statements if isinstance(s.op, Contract) for t in (s.op.a, s.op.b)}
+    loop = next((n for n, s in enumerate(kernel.segments) if s.panelled), 0)
+    early = {b for s in kernel.segments[: loop + 1] for b in s.loads}
+    rows = {b for b in kernel.loads if b.tile.axes == ("t", "k") and b.tile not in factors}
+    return rows - early if kernel.skeleton is Skeleton.PARALLEL else set()
 
 
 def _only_in_blocks(segment: Segment, tile: Tile) -> bool:
