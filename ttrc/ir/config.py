@@ -97,7 +97,7 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_prepare_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "chunk_prepare_solved_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "chunk_gradients_values": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
-    "chunk_prepare_joint_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(32, 8, 1)},
+    "chunk_prepare_joint_keys": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "chunk_gradients_joint_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(16, 8, 1)},
     "chunk_gradients_keys": {64: Config(16, 4, 1), 128: Config(16, 4, 1), 256: Config(16, 4, 1)},
     "chunk_scan_closed": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},

@@ -6,10 +6,11 @@ What a stage sums is cut again where it would not fit the registers.
 
 from __future__ import annotations
 
-from ttrc.ir.tile import Contract, Statement, Tile, operands, sums
+from ttrc.ir.tile import Contract, Decayed, Statement, Tile, operands, sums
 from ttrc.passes.add_afterwards import stages
 from ttrc.passes.slice_program import slice_program
 
+FEW = 2  # C x C sums with decays that one loop over key channels holds, beside all that decays are made of
 MANY = 4  # C x C sums that one loop holds, where another that loads their factors again costs next to nothing
 
 Body = tuple[Statement, ...]
@@ -21,7 +22,8 @@ def group_sums(body: Body, wanted: tuple[Tile, ...], axis: str) -> list[list[Til
     panel by panel, joins the loop that works out most of what it needs anyway, of several such the emptiest.
 
     Segments of deep memories are short, and so are their accumulators: one loop for all of a stage. What is written out
-    there takes the place of what loops read: it belongs to the last of them."""
+    there takes the place of what loops read: it belongs to the last of them. Over key channels too; where products with
+    decays are many it has one of its own, in which no C x C tile is held."""
     stage = stages(body, axis)
     summed = [s.target for s in body if sums(s, axis)]
     written = [t for t in wanted if axis in t.axes]
@@ -38,13 +40,14 @@ def group_sums(body: Body, wanted: tuple[Tile, ...], axis: str) -> list[list[Til
             chain = next((c for c in chains if add[target] == c[-1]), None)
             chains.append([target]) if chain is None else chain.append(target)
         joins = groups and not here and number < numbers[-1]
-        loops = [pairs] if deep else _apart(body, pairs, axis)
+        loops = _by_decays(body, pairs) if axis == "k" else [pairs] if deep else _apart(body, pairs, axis)
         new = [g for g in (*loops, *chains) if g] or ([] if joins else [[]])
         groups += new
         level += [number] * len(new)
 
     wide = {t for g in groups for t in g}
     if deep:
+        groups += [[]] * (axis == "k" and len(_by_decays(body, list(wide))) > 1)
         groups[-1] += written
     for target in (*(t for t in summed if t not in wide), *(() if deep else written)):
         first = next((i for i, n in enumerate(level) if n >= stage[target]), len(groups) - 1)
@@ -74,6 +77,18 @@ def _apart(body: Body, pairs: list[Tile], axis: str) -> list[list[Tile]]:
     for target in pairs:
         groups.setdefault(products[target].a, []).append(target)
     return list(groups.values())
+
+
+def _by_decays(body: Body, pairs: list[Tile]) -> list[list[Tile]]:
+    """The loops for the C x C sums of a stage over key channels: of more than two products with decays those that have
+    the same ones, which share nothing dear with others; of each as many at a time as there is room for."""
+    kinds = {s.target: (s.op.steps, s.op.own) for s in body if isinstance(s.op, Decayed)}
+    groups: dict[object, list[Tile]] = {}
+    for target in pairs:
+        groups.setdefault(kinds.get(target), []).append(target)
+    if sum(t in kinds for t in pairs) <= FEW:
+        return [pairs]
+    return [g[i : i + FEW] for g in groups.values() for i in range(0, len(g), FEW)]
 
 
 def _needs(body: Body, targets: list[Tile], axis: str) -> set[Tile]:

@@ -38,7 +38,9 @@ class FeaturePlan:
         return tuple(x.kernel for x in (*self.ahead, *self.behind))
 
 
-def schedule_features(forward: Program, backward: Program, inputs: Buffers, gradients: Buffers, solves: bool) -> FeaturePlan:
+def schedule_features(
+    forward: Program, backward: Program, inputs: Buffers, gradients: Buffers, solves: bool
+) -> FeaturePlan:
     """`solves`: whether a chunk of the rule solves a system, or works with products of masks."""
     known = frozenset(b.tile for b in inputs)
     apart = tuple(t for t in forward.mapped if solves or _sums_keys(forward, known, t))
