@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ttrc.ir.plan import Buffer, Kernel, Skeleton, Space, space_of
-from ttrc.ir.tile import Contract, Decayed, Program, Tile, operands
+from ttrc.ir.tile import Contract, Decayed, Program, Statement, Tile, operands
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.slice_program import edge_of, edge_within, names_of, slice_program
 from ttrc.passes.take_multiples import take_multiples
@@ -71,12 +71,17 @@ def gradients_by_key(program: Program, stores: Buffers, memory: Buffers, kind: s
     if not any("v" in b.tile.axes for b in _before_keys(program, stores, memory)):
         walk = walk_keys(name, program, stores, memory)
         return [walk], walk.waiting_pairs
-    first = tuple(b for b in stores if "k" not in b.tile.axes)
+    held = frozenset(b.tile for b in memory)
+    first = tuple(b for b in stores if not _takes_keys(slice_program(program.statements, [b.tile], held)))
     program = replace(program, statements=take_multiples(program.statements, tuple(b.tile for b in first)))
     between = tuple(b for b in _before_keys(program, stores, memory) if b.tile not in {f.tile for f in first})
     ahead = planned("chunk_gradients_values", Skeleton.PARALLEL, program, (*first, *between), memory)
     walk = walk_keys(name, program, tuple(b for b in stores if b not in first), (*memory, *first, *between))
     return [ahead, walk], (*between, *walk.waiting_pairs)
+
+
+def _takes_keys(body: tuple[Statement, ...]) -> bool:
+    return any("k" in s.target.axes and "v" not in s.target.axes for s in body)
 
 
 def _before_keys(program: Program, results: Buffers, memory: Buffers) -> Buffers:

@@ -1,13 +1,15 @@
-"""Feature maps that kernels of the memory have no registers for -> two parallel kernels of their own, about these.
+"""Feature maps that kernels of the memory have no registers for -> parallel kernels of their own, about these.
 
-A map is entry by entry of a row of keys, or divides it by a sum of its own. Worked out where the keys are taken, that
-is once more in every kernel and for every block of value channels, beside a state and tiles of pairs; and its adjoint
-takes several tiles as wide as the keys beside the cotangent that is led back. So mapped rows are stored in front of the
-scans as products take them, rounded, in the place of which the memory's kernels would read the rows, and the gradients
-end in the cotangents of these: 10 d_k bytes a token in half precision, forwards and backwards, for either map.
+Worked out where the keys are taken, a map is worked out once more in every kernel and for every block of value channels,
+beside a state and tiles of pairs; and its adjoint takes several tiles as wide as the keys beside the cotangent that is
+led back. So mapped rows are stored in front of the scans as products take them, rounded, and the memory's kernels read
+them in the place of queries and keys: 6 d_k bytes a token in half precision, of either map. The adjoint is worked out
+where the gradients are, which load the rows behind all else; of a map that sums over a row in a kernel behind them, for
+4 d_k more.
 
-Where a rule solves nothing, and a map is entry by entry, that would be more time than working it out again takes; so it
-would where kernels walk key channels, which have few of them at a time.
+Of a map without an exponential, a root or a quotient none of that is less time than working it out again takes; nor,
+where a rule solves nothing, of one with one of them; nor where kernels walk key channels, of which they have few at a
+time, unless it sums over these.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.ir.plan import Buffer, Kernel, Launch, Skeleton, Space
-from ttrc.ir.tile import Contract, Decayed, Program, Reduce, Tile, operands
+from ttrc.ir.tile import Contract, Decayed, Elementwise, Program, Reduce, Statement, Tile, operands
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.slice_program import slice_program
+from ttrc.symbolic import special_count
 
 Buffers = tuple[Buffer, ...]
 
@@ -42,25 +45,28 @@ def schedule_features(
     forward: Program, backward: Program, inputs: Buffers, gradients: Buffers, solves: bool
 ) -> FeaturePlan:
     """`solves`: whether a chunk of the rule solves a system, or works with products of masks."""
+    decayed = any(isinstance(s.op, Decayed) for s in forward.statements)
     known = frozenset(b.tile for b in inputs)
-    apart = tuple(t for t in forward.mapped if solves or _sums_keys(forward, known, t))
+    maps = {t: slice_program(forward.statements, [t], known) for t in forward.mapped}
+    summed = {t for t, code in maps.items() if any(isinstance(s.op, Reduce) for s in code)}
+    dear = {t for t, code in maps.items() if not decayed and _special(code) > (0 if solves else 1)}
+    apart = tuple(t for t in maps if t in summed | dear)
     if not apart:
         return FeaturePlan()
     mapped = tuple(Buffer(t.name, t, Space.TOKEN) for t in apart)
-    ahead = planned("chunk_map", Skeleton.PARALLEL, forward, mapped, inputs)
+    ahead = Launch(planned("chunk_map", Skeleton.PARALLEL, forward, mapped, inputs))
     led_back = dict(backward.cotangents)
-    summed = (led_back.get(t) for t in apart if _sums_keys(forward, known, t))
-    given = tuple(dict.fromkeys(t for t in summed if t is not None))
+    given = tuple(dict.fromkeys(led_back[t] for t in apart if t in led_back and t in summed))
     own = tuple(b for b in gradients if _is_led_back(backward, b.tile, known, given))
     if not own:
-        return FeaturePlan(mapped, (), (Launch(ahead),))
+        return FeaturePlan(mapped, (), (ahead,))
     cotangents = tuple(Buffer(t.name, t, Space.TOKEN) for t in given)
     behind = planned("chunk_map_reverse", Skeleton.PARALLEL, backward, own, (*inputs, *cotangents))
-    return FeaturePlan(mapped, cotangents, (Launch(ahead),), (Launch(behind),), own)
+    return FeaturePlan(mapped, cotangents, (ahead,), (Launch(behind),), own)
 
 
-def _sums_keys(program: Program, known: frozenset[Tile], mapped: Tile) -> bool:
-    return any(isinstance(s.op, Reduce) for s in slice_program(program.statements, [mapped], known))
+def _special(code: tuple[Statement, ...]) -> int:
+    return sum(special_count(s.op.expr) for s in code if isinstance(s.op, Elementwise))
 
 
 def _is_led_back(program: Program, tile: Tile, known: frozenset[Tile], given: tuple[Tile, ...]) -> bool:

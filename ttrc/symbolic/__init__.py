@@ -31,7 +31,7 @@ from ttrc.symbolic.algebra import (
     tidy,
     without_terms,
 )
-from ttrc.symbolic.code import Dialect, longest_chain, render
+from ttrc.symbolic.code import Dialect, longest_chain, render, special_count
 from ttrc.symbolic.equations import clipped, clipped_at, of_norm, positive_part, square_of, square_root, substituted
 from ttrc.symbolic.functions import choose, coarse, gelu_gate, larger, sigmoid, tanh
 from ttrc.symbolic.inverse import invert
@@ -84,6 +84,7 @@ __all__ = [
     "separated",
     "sigmoid",
     "size",
+    "special_count",
     "spelled_out",
     "square_of",
     "square_root",

@@ -138,7 +138,14 @@ def _signed(expr: Expr) -> Expr:
 
 
 SIMPLE = {"clip": 2, "huber": 5, "choose": 2, "smaller": 1, "larger": 1, "magnitude": 1, "step_sign": 3, "coarse": 3}
+TWICE = {"sigmoid": 2, "tanh": 2, "softplus": 2, "log_cosh": 2}  # of special instructions: an exponential, and another
 SPECIAL = 10  # an exponential, a root or a quotient: a unit of its own, and what is done about its argument
+
+
+def special_count(expr: Expr) -> int:
+    """How many of the special instructions it takes to work expr out."""
+    parts = {e for e in sympy.preorder_traversal(_signed(expr)) if e.args and _own_length(e) == SPECIAL}
+    return sum(TWICE.get(type(e).__name__, 1) for e in parts)
 
 
 def longest_chain(expr: Expr, begins: dict[str, int]) -> int:
