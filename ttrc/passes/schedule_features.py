@@ -1,11 +1,11 @@
 """Feature maps that kernels of the memory have no registers for -> parallel kernels of their own, about these.
 
-Worked out where the keys are taken, a map is worked out once more in every kernel and for every block of value channels,
+Worked out where keys are taken, a map is worked out once more in every kernel and for every block of value channels,
 beside a state and tiles of pairs; and its adjoint takes several tiles as wide as the keys beside the cotangent that is
 led back. So mapped rows are stored in front of the scans as products take them, rounded, and the memory's kernels read
-them in the place of queries and keys: 6 d_k bytes a token in half precision, of either map. The adjoint is worked out
-where the gradients are, which load the rows behind all else; of a map that sums over a row in a kernel behind them, for
-4 d_k more.
+them in the place of queries and keys: 6 d_k bytes a token more in half precision, of either map. The adjoint is worked
+out where the gradients are, which load the rows behind all else; of a map that sums over a row in a kernel behind them,
+for 4 d_k more.
 
 Of a map without an exponential, a root or a quotient none of that is less time than working it out again takes; nor,
 where a rule solves nothing, of one with one of them; nor where kernels walk key channels, of which they have few at a
@@ -23,12 +23,13 @@ from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import special_count
 
 Buffers = tuple[Buffer, ...]
+WIDE = ("t", "k")
 
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What the memory's kernels take in the place of queries and keys, and the cotangents that they end in; the launches
-    in front of the forward pass and behind the backward one; the gradients that the latter makes."""
+    """What the memory's kernels take in the place of queries and keys, and the cotangents that they end in; the
+    launches in front of the forward pass and behind the backward one; the gradients that the latter makes."""
 
     mapped: Buffers = ()
     cotangents: Buffers = ()
@@ -45,18 +46,20 @@ def schedule_features(
     forward: Program, backward: Program, inputs: Buffers, gradients: Buffers, solves: bool
 ) -> FeaturePlan:
     """`solves`: whether a chunk of the rule solves a system, or works with products of masks."""
-    decayed = any(isinstance(s.op, Decayed) for s in forward.statements)
+    walked = any(isinstance(s.op, Decayed) for s in forward.statements)
     known = frozenset(b.tile for b in inputs)
-    maps = {t: slice_program(forward.statements, [t], known) for t in forward.mapped}
-    summed = {t for t, code in maps.items() if any(isinstance(s.op, Reduce) for s in code)}
-    dear = {t for t, code in maps.items() if not decayed and _special(code) > (0 if solves else 1)}
-    apart = tuple(t for t in maps if t in summed | dear)
+    apart: dict[Tile, bool] = {}  # and whether a map sums over a row
+    for tile in forward.mapped:
+        code = slice_program(forward.statements, [tile], known | set(apart))
+        sums = any(isinstance(s.op, Reduce) for s in code)
+        if sums or not walked and _special(code) > (0 if solves else 1):
+            apart[tile] = sums
     if not apart:
         return FeaturePlan()
     mapped = tuple(Buffer(t.name, t, Space.TOKEN) for t in apart)
     ahead = Launch(planned("chunk_map", Skeleton.PARALLEL, forward, mapped, inputs))
     led_back = dict(backward.cotangents)
-    given = tuple(dict.fromkeys(led_back[t] for t in apart if t in led_back and t in summed))
+    given = tuple(dict.fromkeys(led_back[t] for t, sums in apart.items() if sums and t in led_back))
     own = tuple(b for b in gradients if _is_led_back(backward, b.tile, known, given))
     if not own:
         return FeaturePlan(mapped, (), (ahead,))
@@ -66,7 +69,9 @@ def schedule_features(
 
 
 def _special(code: tuple[Statement, ...]) -> int:
-    return sum(special_count(s.op.expr) for s in code if isinstance(s.op, Elementwise))
+    """How many exponentials, roots and quotients an entry takes."""
+    entries = [s.op for s in code if isinstance(s.op, Elementwise)]
+    return sum(special_count(op.expr, {t.name for t in op.args if t.axes == WIDE}) for op in entries)
 
 
 def _is_led_back(program: Program, tile: Tile, known: frozenset[Tile], given: tuple[Tile, ...]) -> bool:

@@ -142,10 +142,10 @@ TWICE = {"sigmoid": 2, "tanh": 2, "softplus": 2, "log_cosh": 2}  # of special in
 SPECIAL = 10  # an exponential, a root or a quotient: a unit of its own, and what is done about its argument
 
 
-def special_count(expr: Expr) -> int:
-    """How many of the special instructions it takes to work expr out."""
+def special_count(expr: Expr, of: set[str]) -> int:
+    """How many special instructions expr takes on what hangs on symbols of these names."""
     parts = {e for e in sympy.preorder_traversal(_signed(expr)) if e.args and _own_length(e) == SPECIAL}
-    return sum(TWICE.get(type(e).__name__, 1) for e in parts)
+    return sum(TWICE.get(type(e).__name__, 1) for e in parts if of & {s.name for s in e.free_symbols})
 
 
 def longest_chain(expr: Expr, begins: dict[str, int]) -> int:
