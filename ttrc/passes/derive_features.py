@@ -1,7 +1,7 @@
 """Feature maps, and keys of losses: a spec's expressions -> SymPy, and those as tile statements in front of programs.
 
-What a kernel wants of a mapped key it works out again from the key, as of any other statement: no bytes are added. A
-gate of a map is one of a value head, and so is the key that it makes.
+What a kernel wants of a mapped key it works out again from the key, as of any other statement, or finds stored where
+that is less time (schedule_features). A gate of a map is one of a value head, and so is the key that it makes.
 """
 
 from __future__ import annotations
