@@ -60,11 +60,12 @@ class Chunk:
         self.tiles = {t.name: t for t in self.inputs}
         features = derive_features(build, self.tiles, recurrence.features)
         self.tiles |= features
-        self.mapped = tuple(features.values())
         for reduction in recurrence.known_sums:
             self.tiles[reduction.symbol.name] = derive_sum(build, self.tiles, reduction)
         self.q, self.scale = self.tiles["q"], self.tiles[SCALE]
         self.keys = {association: self._keys(association) for association in recurrence.associations}
+        keys = [t for own in self.keys.values() for t in (own.asked, own.writing)]
+        self.mapped = tuple(dict.fromkeys(t for t in (*features.values(), *keys) if t not in self.inputs))
         self.moves = derive_moves(build, recurrence, self.tiles, states)
         self.weights = derive_link(build, self.tiles, recurrence.link, self.state)  # what is read in its place
         self.start, self.private = self.weights, ()  # what a segment starts with, whether it is this chunk or longer
