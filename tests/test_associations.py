@@ -5,6 +5,7 @@ import torch
 
 import ttrc
 from ttrc.compiler import analyse
+from ttrc.emit import emit
 from ttrc.errors import SpecError
 from ttrc.ir.tile import Compose, Inverse
 from ttrc.language.load import parse_spec
@@ -311,3 +312,11 @@ def test_generated_derivations_call_each_prediction_by_its_name():
 
     lines = derivation(analyse(parse_spec(RULES["robust_first_in_turn"])))
     assert "dL/dp_robust = beta*clip(p_robust - y, 1)" in lines and "e_first = (beta) p_first + (" in lines
+
+
+def test_products_with_the_same_decays_are_one_loop_over_lengths_of_pieces():
+    """Of rwkv7's gradients those of pairs that read, and of pairs that predict; and in front of the scans."""
+    text = emit(analyse(ttrc.load("rwkv7").spec))["kernels.py"]
+    for kernel in ("chunk_prepare_joint_keys", "chunk_gradients_joint_keys"):
+        body = text[text.index(f"def {kernel}(") :].split("@triton.jit")[0]
+        assert body.count("for _level in") == 2, kernel
