@@ -200,22 +200,22 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare_joint_keys(
-    q_ptr,
     k_ptr,
+    q_ptr,
     w_ptr,
     kappa_ptr,
     a_ptr,
-    kappa_decayed_ptr,
     overlap_2_ptr,
+    inverse_ptr,
+    attention_ptr,
+    attention_2_ptr,
+    kappa_decayed_ptr,
     q_decayed_ptr,
     kept_factor_ptr,
     kept_keys_ptr,
     kept_keys_2_ptr,
-    inverse_ptr,
     carried_out_factor_ptr,
     carried_out_factor_2_ptr,
-    attention_ptr,
-    attention_2_ptr,
     ones_ptr,
     scale,
     cu_seqlens,
@@ -235,7 +235,7 @@ def chunk_prepare_joint_keys(
     PRECISION: tl.constexpr,
 ):
     """What each chunk needs alone: the inverse of its triangular system."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -253,16 +253,80 @@ def chunk_prepare_joint_keys(
     t = tl.arange(0, BT)
     # Of key channels, beside all value channels; none without a token. Known at run time only: no loop is unrolled.
     panels = (tl.minimum(left, 1) * K + BK - 1).to(tl.int32) // BK
+    overlap = tl.zeros([BT, BT], tl.float32)
+    overlap_2 = tl.zeros([BT, BT], tl.float32)
+    for i_p in tl.range(0, panels, disable_licm=True):
+        kappa = load_gate(kappa_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
+        a = load_gate(a_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.5)
+        # loss.remove, line 20: norm2(p) / 2
+        write = a * kappa
+        w = load_gate(w_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
+        # retention, line 23: norm2(S - exp(w) * S_prev) / 2
+        log_decay_bounded = tl.where(w <= -800.0, -800.0, w)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        # prediction
+        _high, _low = in_halves(log_decay_valid, dtype)
+        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
+            _decay = decay_by_half(
+                ones_ptr + (4 + 4 + (BT > 16) + (BT > 32) + (BT > 64)) * BT * BT,
+                _level,
+                _high,
+                _low,
+                BT,
+                PRECISION,
+            )
+            _across = across(
+                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
+            )
+            _factor0 = (kappa.to(tl.float32) * _decay).to(dtype)
+            _factor1 = (write.to(tl.float32) * _decay).to(dtype)
+            overlap = decayed_pairs(overlap, _across, _factor0, _factor1, PRECISION)
+            _factor2 = (k.to(tl.float32) * _decay).to(dtype)
+            overlap_2 = decayed_pairs(overlap_2, _across, _factor0, _factor2, PRECISION)
+    overlap = tl.where(t[:, None] > t[None, :], overlap, 0.0)
+    overlap_2 = tl.where(t[:, None] > t[None, :], overlap_2, 0.0)
+    store_lower(overlap_2_ptr + i_h * BT, overlap_2, token, left, HV * BT, BT)
+    # update, line 25
+    inverse = unit_lower_inverse(overlap, BT, PRECISION)
+    store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
+    scores_2 = tl.zeros([BT, BT], tl.float32)
+    scores = tl.zeros([BT, BT], tl.float32)
+    for i_p in tl.range(0, panels, disable_licm=True):
+        kappa = load_gate(kappa_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
+        a = load_gate(a_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.5)
+        # loss.remove, line 20: norm2(p) / 2
+        write = a * kappa
+        w = load_gate(w_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
+        # retention, line 23: norm2(S - exp(w) * S_prev) / 2
+        log_decay_bounded = tl.where(w <= -800.0, -800.0, w)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        # read-out
+        _high, _low = in_halves(log_decay_valid, dtype)
+        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
+            _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
+            _across = across(
+                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
+            )
+            _factor0 = (q.to(tl.float32) * _decay).to(dtype)
+            _factor1 = (write.to(tl.float32) * _decay).to(dtype)
+            scores_2 = decayed_pairs(scores_2, _across, _factor0, _factor1, PRECISION)
+            _factor2 = (k.to(tl.float32) * _decay).to(dtype)
+            scores = decayed_pairs(scores, _across, _factor0, _factor2, PRECISION)
+    scores_2 = tl.where(t[:, None] > t[None, :], scores_2, 0.0)
+    scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
+    # read-out
+    attention = scale * scores
+    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
+    attention_2 = scale * scores_2
+    store_lower(attention_2_ptr + i_h * BT, attention_2, token, left, HV * BT, BT)
     self_read = tl.zeros([BT], tl.float32)
     self_read_2 = tl.zeros([BT], tl.float32)
-    overlap = tl.zeros([BT, BT], tl.float32)
-    scores_2 = tl.zeros([BT, BT], tl.float32)
-    overlap_2 = tl.zeros([BT, BT], tl.float32)
-    scores = tl.zeros([BT, BT], tl.float32)
     for i_p in tl.range(0, panels, disable_licm=True):
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
-        # read-out
         self_terms = k.to(tl.float32) * q.to(tl.float32)
         self_read += tl.sum(self_terms, 1)
         kappa = load_gate(kappa_ptr + i_h * K, token, left, HV * K, K, BT, BK, i_p * BK, 0.0)
@@ -290,55 +354,11 @@ def chunk_prepare_joint_keys(
         store_rows(q_decayed_ptr + i_h * K, q_decayed, token, left, HV * K, K, BT, BK, i_p * BK)
         kept_keys = k.to(tl.float32) * exp(steps_after)
         store_rows(kept_keys_ptr + i_h * K, kept_keys, token, left, HV * K, K, BT, BK, i_p * BK)
-        # prediction
-        _high, _low = in_halves(log_decay_valid, dtype)
-        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            _decay = decay_by_half(
-                ones_ptr + (4 + 4 + (BT > 16) + (BT > 32) + (BT > 64)) * BT * BT,
-                _level,
-                _high,
-                _low,
-                BT,
-                PRECISION,
-            )
-            _across = across(
-                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
-            )
-            _factor0 = (kappa.to(tl.float32) * _decay).to(dtype)
-            _factor1 = (write.to(tl.float32) * _decay).to(dtype)
-            overlap = decayed_pairs(overlap, _across, _factor0, _factor1, PRECISION)
-            _factor2 = (k.to(tl.float32) * _decay).to(dtype)
-            overlap_2 = decayed_pairs(overlap_2, _across, _factor0, _factor2, PRECISION)
-        # read-out
-        _high, _low = in_halves(log_decay_valid, dtype)
-        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
-            _across = across(
-                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
-            )
-            _factor0 = (q.to(tl.float32) * _decay).to(dtype)
-            _factor1 = (write.to(tl.float32) * _decay).to(dtype)
-            scores_2 = decayed_pairs(scores_2, _across, _factor0, _factor1, PRECISION)
-            _factor2 = (k.to(tl.float32) * _decay).to(dtype)
-            scores = decayed_pairs(scores, _across, _factor0, _factor2, PRECISION)
-    overlap = tl.where(t[:, None] > t[None, :], overlap, 0.0)
-    scores_2 = tl.where(t[:, None] > t[None, :], scores_2, 0.0)
-    overlap_2 = tl.where(t[:, None] > t[None, :], overlap_2, 0.0)
-    scores = tl.where(t[:, None] > t[None, :], scores, 0.0)
-    store_lower(overlap_2_ptr + i_h * BT, overlap_2, token, left, HV * BT, BT)
     # read-out
     carried_out_factor = scale * self_read
     store_vector(carried_out_factor_ptr + i_h, carried_out_factor, token, left, HV, BT)
     carried_out_factor_2 = scale * self_read_2
     store_vector(carried_out_factor_2_ptr + i_h, carried_out_factor_2, token, left, HV, BT)
-    # update, line 25
-    inverse = unit_lower_inverse(overlap, BT, PRECISION)
-    store_lower(inverse_ptr + i_h * BT, inverse, token, left, HV * BT, BT)
-    # read-out
-    attention = scale * scores
-    store_lower(attention_ptr + i_h * BT, attention, token, left, HV * BT, BT)
-    attention_2 = scale * scores_2
-    store_lower(attention_2_ptr + i_h * BT, attention_2, token, left, HV * BT, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
@@ -803,10 +823,12 @@ def chunk_gradients_joint_keys(
         log_decay_bounded = tl.where(w <= -800.0, -800.0, w)
         log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         # adjoint of scores_2
         _high, _low = in_halves(log_decay_valid, dtype)
         d_q_via_scores_2 = tl.zeros([BT, BK], tl.float32)
         d_write_s_via_scores_2 = tl.zeros([BT, BK], tl.float32)
+        d_q_via_scores = tl.zeros([BT, BK], tl.float32)
         d_k_s_via_scores = tl.zeros([BT, BK], tl.float32)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
             _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
@@ -819,9 +841,10 @@ def chunk_gradients_joint_keys(
             d_write_s_via_scores_2 += decayed_back(
                 tl.trans(d_scores_2_below), _across, _decay, _factor1, PRECISION
             )
+            _factor2 = (k.to(tl.float32) * _decay).to(dtype)
+            d_q_via_scores += decayed_back(d_scores_below, _across, _decay, _factor2, PRECISION)
             d_k_s_via_scores += decayed_back(tl.trans(d_scores_below), _across, _decay, _factor1, PRECISION)
         d_log_decay_valid_via_scores_2 = d_q_via_scores_2 * q.to(tl.float32)
-        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
         # adjoint of self_terms
         d_q_via_self_terms = d_self_read_via_carried_out_factor[:, None] * k.to(tl.float32)
         # adjoint of self_terms_2
@@ -834,15 +857,6 @@ def chunk_gradients_joint_keys(
         # adjoint of steps_until
         d_steps_until_so_far = d_log_decay_valid_via_scores_2 + d_log_decay_valid_via_scores_2_2
         # adjoint of scores
-        _high, _low = in_halves(log_decay_valid, dtype)
-        d_q_via_scores = tl.zeros([BT, BK], tl.float32)
-        for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
-            _decay = decay_by_half(ones_ptr + 4 * BT * BT, _level, _high, _low, BT, PRECISION)
-            _across = across(
-                ones_ptr + (4 + 2 * (4 + (BT > 16) + (BT > 32) + (BT > 64))) * BT * BT, _level, t, BT
-            )
-            _factor0 = (k.to(tl.float32) * _decay).to(dtype)
-            d_q_via_scores += decayed_back(d_scores_below, _across, _decay, _factor0, PRECISION)
         d_log_decay_valid_via_scores = d_q_via_scores * q.to(tl.float32)
         # adjoint of steps_until
         d_steps_until_so_far_2 = d_log_decay_valid_via_scores + d_steps_until_so_far
