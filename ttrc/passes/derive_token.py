@@ -7,6 +7,7 @@ from ttrc.ir.tile import BEGINS, INSIDE, SCALE, Carry, Program, Tile
 from ttrc.language.sections import NORMALISER
 from ttrc.language.state import OF_ONES
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.chunk import Sum
 from ttrc.passes.derive_error import derive_error, derive_sum
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
@@ -90,8 +91,8 @@ def derive_token(recurrence: Recurrence) -> Program:
             return moved(name, state, make("push", step, *of, origin="update"))
         return make(name, sym(retained) + step, retained, *of, origin="update")
 
-    def stepped(labels: tuple[str, str], own: Tile, kept: Tile, step: Expr, of: tuple[Tile, ...]) -> Tile:
-        """A state after the token, by way of a momentum where there is one; both are carried."""
+    def stepped(labels: tuple[str, str], own: Tile, kept: Tile, step: Expr, of: tuple[Tile, ...]) -> tuple[Tile, Sum]:
+        """A state after the token, and what that adds, by way of a momentum where there is one; both are carried."""
         label, steps = labels[0], ()
         if recurrence.momentum is not None:
             last = build.tile(labels[1], own.axes)
@@ -100,7 +101,7 @@ def derive_token(recurrence: Recurrence) -> Program:
             step, of, steps = sym(m), (m,), (Carry(labels[1], last, m, reverse=False),)
         after = make(f"{label}_next", sym(kept) + step, kept, *of, origin="update")
         carries.extend((Carry(label, own, after, reverse=False), *steps))
-        return after
+        return after, (step, of)
 
     def answered(name: str, weights: Tile, keep: tuple[str, ...]) -> Tile:
         read = make("read", sym(q) * sym(weights), q, weights, origin="read-out")
@@ -118,7 +119,7 @@ def derive_token(recurrence: Recurrence) -> Program:
     if recurrence.mirror is not None:
         whole = moved_by(step, of)
         step, of = sym(whole) - sym(retained), (whole, retained)
-    after = stepped(("S", "M"), state, retained, step, of)
+    after, (step, of) = stepped(("S", "M"), state, retained, step, of)
     if recurrence.link is None:
         read = after
     elif recurrence.segment is None:
@@ -136,7 +137,7 @@ def derive_token(recurrence: Recurrence) -> Program:
             u = written_of_ones(association.error)
             step, of = step + recurrence.write * sym(writing) * u, (*of, writing)
         ones = build.tile(OF_ONES["S"], recurrence.keys)
-        after = stepped((OF_ONES["S"], OF_ONES["M"]), ones, moved("retained_of_ones", ones), step, of)
+        after, _ = stepped((OF_ONES["S"], OF_ONES["M"]), ones, moved("retained_of_ones", ones), step, of)
         normaliser = answered(NORMALISER, after, () if recurrence.state == MATRIX else recurrence.state)
     o = derive_readout(build, tiles, recurrence.readout, answer, normaliser)
     every = (*carries, *private)
