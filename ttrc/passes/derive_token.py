@@ -31,117 +31,142 @@ def token_inputs(recurrence: Recurrence) -> tuple[Tile, ...]:
 
 
 def derive_token(recurrence: Recurrence) -> Program:
-    inputs = token_inputs(recurrence)
-    build = Builder(inputs)
-    state = build.tile("S", recurrence.state)
-    tiles = {t.name: t for t in inputs}
-    tiles |= derive_features(build, tiles, recurrence.features)
-    q, scale = tiles["q"], tiles[SCALE]
-    carries, private = [], []
+    token = _Token(recurrence)
+    after, step = token.stepped(token.state, "M", token.retained, token.step())
+    answer = token.answered(answer_name(recurrence.readout), token.read_from(after, step), ("v",))
+    normaliser = None
+    if recurrence.normalised:  # the same once more, of a state without the axis of values where that is a matrix
+        ones = token.build.tile(OF_ONES["S"], recurrence.keys)
+        after, _ = token.stepped(ones, OF_ONES["M"], token.forgotten("retained_of_ones", ones), token.step_of_ones())
+        normaliser = token.answered(NORMALISER, after, () if recurrence.state == MATRIX else recurrence.state)
+    o = derive_readout(token.build, token.tiles, recurrence.readout, answer, normaliser)
+    carries, statements = (*token.carries, *token.private), tuple(token.build.statements)
+    return Program(token.inputs, statements, carries, (("o", o),), answer=answer, normaliser=normaliser)
 
-    def make(name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
+
+class _Token:
+    """A program under way: what names stand for, and the states before and after the token, of the recurrence's axes.
+
+    A step is what the token adds to a state, as an expression and the tiles that it is over.
+    """
+
+    def __init__(self, recurrence: Recurrence):
+        self.recurrence, self.inputs = recurrence, token_inputs(recurrence)
+        self.build = Builder(self.inputs)
+        self.state = self.build.tile("S", recurrence.state)
+        self.tiles = {t.name: t for t in self.inputs}
+        self.tiles |= derive_features(self.build, self.tiles, recurrence.features)
+        self.carries: list[Carry] = []
+        self.private: list[Carry] = []
+        self.writings: list[Tile] = []  # of each association, the key that its error is written under
+        for reduction in recurrence.known_sums:
+            self.tiles[reduction.symbol.name] = derive_sum(self.build, self.tiles, reduction)
+        self.retained = self.forgotten("retained", self.state)
+        self.weights = self.linked(self.retained if recurrence.reads_decayed else self.state)
+        self.seen = self.weights  # what predictions are made of
+        if recurrence.segment is not None:
+            anchor = self.build.tile("anchor", recurrence.state)
+            self.seen = self.since(anchor)
+            self.private.append(Carry("anchor", anchor, self.seen, reverse=False, private=True))
+
+    def make(self, name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
         """expr over the inputs' names and the symbols of `more`; tiles have names of their own, so none can clash."""
-        return build.elementwise(name, expr, tiles | {t.name: t for t in more}, origin)
+        return self.build.elementwise(name, expr, self.tiles | {t.name: t for t in more}, origin)
 
-    def written(association: Association, key: Tile, seen: Tile) -> Tile:
-        """-e, of the prediction for `key` that what is seen makes."""
+    def linked(self, state: Tile) -> Tile:
+        return derive_link(self.build, self.tiles, self.recurrence.link, state)
+
+    def forgotten(self, name: str, state: Tile) -> Tile:
+        """Any state after a token that adds nothing."""
+        if self.recurrence.mirror is not None:
+            return _mirrored(self.build, self.tiles, self.recurrence, state, None)
+        if self.recurrence.decay == ONE:
+            return state
+        decay = derive_factor(self.build, "decay", self.recurrence.decay, self.tiles, "retention")
+        return self.make(name, decay.expr * sym(state), *decay.tiles, state, origin="retention")
+
+    def since(self, carried: Tile) -> Tile:
+        """What the weights are where a segment begins, 1 <= begins, and what was carried elsewhere."""
+        begins = self.tiles[BEGINS]
+        fresh = choose(ONE, sym(begins), sym(self.weights), sym(carried))
+        return self.make("start", fresh, begins, self.weights, carried, origin="update")
+
+    def step(self) -> Sum:
+        """What all associations add to the state; by way of the mirror where the retention has one."""
+        recurrence, seen, step, of = self.recurrence, self.seen, ZERO, ()
+        for association in recurrence.associations:
+            if recurrence.in_turn and of:
+                seen = self.linked(self.with_step("S_so_far", (step, of)))
+            key, writing = derive_keys(self.build, self.tiles, association)
+            u = self.written(association, key, seen)
+            step, of = step + recurrence.write * sym(writing) * sym(u), (*of, writing, u)
+            self.writings.append(writing)
+        if recurrence.mirror is None:
+            return step, of
+        after = self.with_step("S_next", (step, of))
+        return sym(after) - sym(self.retained), (after, self.retained)
+
+    def step_of_ones(self) -> Sum:
+        """What they would add, had every value been 1."""
+        step = ZERO
+        for association, writing in zip(self.recurrence.associations, self.writings):
+            step += self.recurrence.write * sym(writing) * written_of_ones(association.error)
+        return step, tuple(self.writings)
+
+    def written(self, association: Association, key: Tile, seen: Tile) -> Tile:
+        """-e, [v], of the prediction for `key` that what is seen makes."""
         origin = association.origin
         if isinstance(association.error, Hebbian):
-            return build.elementwise("u", -association.error.offset, tiles, origin, ("v",))
-        products = make("products", sym(seen) * sym(key), seen, key, origin="prediction")
-        prediction = build.reduce("prediction", products, ("v",), "prediction")
+            return self.build.elementwise("u", -association.error.offset, self.tiles, origin, ("v",))
+        products = self.make("products", sym(seen) * sym(key), seen, key, origin="prediction")
+        prediction = self.build.reduce("prediction", products, ("v",), "prediction")
         match association.error:
             case Affine(slope, offset):
-                return make("u", -slope * sym(prediction) - offset, prediction, origin=origin)
+                return self.make("u", -slope * sym(prediction) - offset, prediction, origin=origin)
             case Nonlinear() as error:
-                e = derive_error(build, tiles, error, prediction, origin)
-                return make("u", -sym(e), e, origin=origin)
+                e = derive_error(self.build, self.tiles, error, prediction, origin)
+                return self.make("u", -sym(e), e, origin=origin)
 
-    for reduction in recurrence.known_sums:
-        tiles[reduction.symbol.name] = derive_sum(build, tiles, reduction)
+    def with_step(self, name: str, step: Sum) -> Tile:
+        """The state after the token, but for a momentum."""
+        expr, of = step
+        if self.recurrence.mirror is not None:
+            own = self.make("push", expr, *of, origin="update")
+            return _mirrored(self.build, self.tiles, self.recurrence, self.state, own)
+        return self.make(name, sym(self.retained) + expr, self.retained, *of, origin="update")
 
-    def link(of: Tile) -> Tile:
-        return derive_link(build, tiles, recurrence.link, of)
+    def stepped(self, state: Tile, last_step: str, retained: Tile, step: Sum) -> tuple[Tile, Sum]:
+        """A state after the token, and the step to it: by way of a momentum where there is one, whose state is
+        `last_step`. Both are carried."""
+        (expr, of), momentum = step, ()
+        if self.recurrence.momentum is not None:
+            last = self.build.tile(last_step, state.axes)
+            gate = derive_factor(self.build, "momentum", self.recurrence.momentum, self.tiles, "update")
+            kept = gate.expr * sym(last)
+            own = self.make(f"{last_step}_next", kept + expr, *gate.tiles, last, *of, origin="update")
+            expr, of, momentum = sym(own), (own,), (Carry(last_step, last, own, reverse=False),)
+        after = self.make(f"{state.name}_next", sym(retained) + expr, retained, *of, origin="update")
+        self.carries += [Carry(state.name, state, after, reverse=False), *momentum]
+        return after, (expr, of)
 
-    def moved(name: str, of: Tile, own: Tile | None = None) -> Tile:
-        """Any state after a token, what the token adds aside or by way of the mirror."""
-        if recurrence.mirror is not None:
-            return _mirrored(build, tiles, recurrence, of, own)
-        if recurrence.decay == ONE:
-            return of
-        decay = derive_factor(build, "decay", recurrence.decay, tiles, "retention")
-        return make(name, decay.expr * sym(of), *decay.tiles, of, origin="retention")
+    def read_from(self, after: Tile, step: Sum) -> Tile:
+        """The weights that queries meet: the state, or its link; in a segment its start's, moved as the state is."""
+        if self.recurrence.link is None:
+            return after
+        if self.recurrence.segment is None:
+            return self.linked(after)
+        (expr, of), carried = step, self.build.tile("W", self.recurrence.state)
+        kept = self.forgotten("W_kept", self.since(carried))
+        read = self.make("W_next", sym(kept) + expr, kept, *of, origin="update")
+        self.private.append(Carry("W", carried, read, reverse=False, private=True))
+        return read
 
-    retained = moved("retained", state)
-    seen = weights = link(retained if recurrence.reads_decayed else state)
-    if recurrence.segment is not None:
-        begins = tiles[BEGINS]
-
-        def since(label: str) -> tuple[Tile, Tile]:
-            """What the weights are where a segment begins, 1 <= begins, and what was carried elsewhere."""
-            carried = build.tile(label, recurrence.state)
-            fresh = choose(ONE, sym(begins), sym(weights), sym(carried))
-            return carried, make("start", fresh, begins, weights, carried, origin="update")
-
-        anchor, seen = since("anchor")
-        private.append(Carry("anchor", anchor, seen, reverse=False, private=True))
-
-    def moved_by(step: Expr, of: tuple[Tile, ...], name: str = "S_next") -> Tile:
-        if recurrence.mirror is not None:
-            return moved(name, state, make("push", step, *of, origin="update"))
-        return make(name, sym(retained) + step, retained, *of, origin="update")
-
-    def stepped(labels: tuple[str, str], own: Tile, kept: Tile, step: Expr, of: tuple[Tile, ...]) -> tuple[Tile, Sum]:
-        """A state after the token, and what that adds, by way of a momentum where there is one; both are carried."""
-        label, steps = labels[0], ()
-        if recurrence.momentum is not None:
-            last = build.tile(labels[1], own.axes)
-            gate = derive_factor(build, "momentum", recurrence.momentum, tiles, "update")
-            m = make(f"{labels[1]}_next", gate.expr * sym(last) + step, *gate.tiles, last, *of, origin="update")
-            step, of, steps = sym(m), (m,), (Carry(labels[1], last, m, reverse=False),)
-        after = make(f"{label}_next", sym(kept) + step, kept, *of, origin="update")
-        carries.extend((Carry(label, own, after, reverse=False), *steps))
-        return after, (step, of)
-
-    def answered(name: str, weights: Tile, keep: tuple[str, ...]) -> Tile:
-        read = make("read", sym(q) * sym(weights), q, weights, origin="read-out")
-        total = build.reduce("total", read, keep, "read-out")
-        return make(name, sym(scale) * sym(total), total, origin="read-out")
-
-    step, of, writings = ZERO, (), []
-    for association in recurrence.associations:
-        if recurrence.in_turn and of:
-            seen = link(moved_by(step, of, "S_so_far"))
-        key, writing = derive_keys(build, tiles, association)
-        u = written(association, key, seen)
-        step, of = step + recurrence.write * sym(writing) * sym(u), (*of, writing, u)
-        writings.append(writing)
-    if recurrence.mirror is not None:
-        whole = moved_by(step, of)
-        step, of = sym(whole) - sym(retained), (whole, retained)
-    after, (step, of) = stepped(("S", "M"), state, retained, step, of)
-    if recurrence.link is None:
-        read = after
-    elif recurrence.segment is None:
-        read = link(after)
-    else:
-        carried, start = since("W")
-        kept = moved("W_kept", start)
-        read = make("W_next", sym(kept) + step, kept, *of, origin="update")
-        private.append(Carry("W", carried, read, reverse=False, private=True))
-    answer = answered(answer_name(recurrence.readout), read, ("v",))
-    normaliser = None
-    if recurrence.normalised:
-        step, of = ZERO, ()
-        for association, writing in zip(recurrence.associations, writings):
-            u = written_of_ones(association.error)
-            step, of = step + recurrence.write * sym(writing) * u, (*of, writing)
-        ones = build.tile(OF_ONES["S"], recurrence.keys)
-        after, _ = stepped((OF_ONES["S"], OF_ONES["M"]), ones, moved("retained_of_ones", ones), step, of)
-        normaliser = answered(NORMALISER, after, () if recurrence.state == MATRIX else recurrence.state)
-    o = derive_readout(build, tiles, recurrence.readout, answer, normaliser)
-    every = (*carries, *private)
-    return Program(inputs, tuple(build.statements), every, (("o", o),), answer=answer, normaliser=normaliser)
+    def answered(self, name: str, weights: Tile, keep: tuple[str, ...]) -> Tile:
+        """What weights answer to the query, summed over all axes but those to keep."""
+        q, scale = self.tiles["q"], self.tiles[SCALE]
+        read = self.make("read", sym(q) * sym(weights), q, weights, origin="read-out")
+        total = self.build.reduce("total", read, keep, "read-out")
+        return self.make(name, sym(scale) * sym(total), total, origin="read-out")
 
 
 def _mirrored(build: Builder, tiles: dict[str, Tile], recurrence: Recurrence, state: Tile, own: Tile | None) -> Tile:
