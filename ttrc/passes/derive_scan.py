@@ -24,12 +24,33 @@ from ttrc.passes.of_ones import written_of_ones
 from ttrc.symbolic import ONE, ZERO, Expr
 
 
-class _Chunk:
-    """A program under way: what names stand for, and what is made for all tokens."""
+def scan_chunk(recurrence: Recurrence) -> Program:
+    chunk = _Chunk(recurrence)
+    build, tiles = chunk.build, chunk.tiles
+    state = build.tile("S", recurrence.state)
+    seen = derive_link(build, tiles, recurrence.link, state)
+    transition, added, of_ones = chunk.maps(seen)
+    after, moved = chunk.stepped(state, "M", transition, added)
+    if recurrence.link is not None:
+        after = chunk.scanned("W", transition, moved, seen)
+    answer, normaliser = chunk.answered(answer_name(recurrence.readout), after), None
+    if of_ones is not None:  # the same once more
+        ones = build.tile(OF_ONES["S"], recurrence.state)
+        after, _ = chunk.stepped(ones, OF_ONES["M"], transition, of_ones)
+        normaliser = chunk.answered(NORMALISER, after)
+    o = derive_readout(build, tiles, recurrence.readout, answer, normaliser)
+    carries, statements = tuple(chunk.carries), tuple(build.statements)
+    return Program(chunk.inputs, statements, carries, (("o", o),), answer=answer, normaliser=normaliser)
 
-    def __init__(self, recurrence: Recurrence, inputs: tuple[Tile, ...]):
-        self.build, self.tiles = Builder(inputs), {t.name: t for t in inputs}
+
+class _Chunk:
+    """A program under way: what names stand for, and what is made for each token and entry of the state."""
+
+    def __init__(self, recurrence: Recurrence):
+        self.recurrence, self.inputs = recurrence, chunk_inputs(recurrence)
+        self.build, self.tiles = Builder(self.inputs), {t.name: t for t in self.inputs}
         self.axes = ("t", *recurrence.state)
+        self.carries: list[Carry] = []
         # A parameter that comes with value channels is one tile for all tokens, whose gradient is a sum over these.
         for gate in recurrence.gates:
             if isinstance(gate, Parameter) and "v" in gate.per.axes:
@@ -45,11 +66,67 @@ class _Chunk:
     def until_the_end(self, tile: Tile, beyond: float) -> Tile:
         return self.build.mask(f"{tile.name}_valid", tile, Relation.VALID, beyond, "update")
 
+    def maps(self, seen: Tile) -> tuple[Tile, Tile, Tile | None]:
+        """(a, b, b of ones): each token takes a state s to a s + b, and to a s + b of ones had every value been 1.
+
+        Predictions that are frozen are made of `seen`, others of such a map too: seen_slope s + seen_offset.
+        """
+        recurrence, entries = self.recurrence, self.entries
+        transition, added, of = recurrence.decay, ZERO, ()
+        added_of_ones: Expr = ZERO
+        seen_slope, seen_offset = recurrence.decay if recurrence.reads_decayed else ONE, ZERO
+        for association in recurrence.associations:
+            key, writing = derive_keys(self.build, self.tiles, association)
+            writes, origin = recurrence.write * sym(writing), association.origin
+            if recurrence.in_turn and of:
+                so_far = entries("so_far", transition, *of, origin=origin)
+                of = so_far, entries("added_so_far", added, *of, origin=origin)
+                transition, added = map(sym, of)
+                seen_slope, seen_offset = transition, added
+            of = (*of, key, writing)
+            match association.error:
+                case Hebbian(offset):
+                    added -= writes * offset
+                    if recurrence.normalised:
+                        added_of_ones += writes * written_of_ones(association.error)
+                case error if recurrence.segment is not None:
+                    prediction = entries("prediction", sym(key) * sym(seen), key, seen, origin="prediction")
+                    if isinstance(error, Affine):
+                        e = error.slope * sym(prediction) + error.offset
+                        written = entries("error", e, prediction, origin=origin)
+                    else:
+                        written = derive_error(self.build, self.tiles, error, prediction, origin)
+                    added, of = added - writes * sym(written), (*of, written)
+                case Affine(slope, offset):
+                    transition -= writes * slope * sym(key) * seen_slope
+                    added -= writes * (slope * sym(key) * seen_offset + offset)
+        origin, of_ones = recurrence.main.origin, None
+        added = entries("added", added, *of, origin=origin)
+        if recurrence.normalised:
+            of_ones = entries("added_of_ones", added_of_ones, *of, origin=origin)
+        # A token past the end of a sequence leaves the state as it is; it adds nothing, for its keys are 0.
+        transition = self.until_the_end(entries("transition", transition, *of, origin="update"), 1.0)
+        return transition, added, of_ones
+
     def scanned(self, name: str, factor: Tile, added: Tile, start: Tile) -> Tile:
         """What each token makes of x, factor * x + added, x at first `start`."""
         found = self.build.linear_scan(f"{name}_before", factor, added, start, "update")
         after = sym(factor) * sym(found) + sym(added)
         return self.entries(f"{name}_after", after, factor, found, added, origin="update")
+
+    def stepped(self, state: Tile, last_step: str, transition: Tile, added: Tile) -> tuple[Tile, Tile]:
+        """A state after each token, and the steps to it: by way of a momentum where there is one, whose state is
+        `last_step`. Both are carried."""
+        momentum = ()
+        if self.recurrence.momentum is not None:
+            last = self.build.tile(last_step, self.recurrence.state)
+            kept = self.until_the_end(self.entries("momentum", self.recurrence.momentum, origin="update"), 1.0)
+            steps = self.scanned(last_step, kept, added, last)
+            momentum = (self.carried(last, steps),)
+            added = self.until_the_end(steps, 0.0)
+        after = self.scanned(state.name, transition, added, state)
+        self.carries += [self.carried(state, after), *momentum]
+        return after, added
 
     def carried(self, state: Tile, after: Tile) -> Carry:
         """A state that goes on to the next chunk as the last token has left it."""
@@ -57,76 +134,12 @@ class _Chunk:
         following = self.build.reduce(f"{state.name}_next", last, state.axes, "update")
         return Carry(state.name, state, following, reverse=False)
 
-
-def scan_chunk(recurrence: Recurrence) -> Program:
-    inputs = chunk_inputs(recurrence)
-    chunk = _Chunk(recurrence, inputs)
-    build, tiles, entries = chunk.build, chunk.tiles, chunk.entries
-    state, q, scale = build.tile("S", recurrence.state), tiles["q"], tiles[SCALE]
-    seen = derive_link(build, tiles, recurrence.link, state)
-
-    # What a token takes the state to, and what predictions are made of: maps a s + b of what it was.
-    transition, added, of = recurrence.decay, ZERO, ()
-    added_of_ones: Expr = ZERO
-    seen_slope, seen_offset = recurrence.decay if recurrence.reads_decayed else ONE, ZERO
-    for association in recurrence.associations:
-        key, writing = derive_keys(build, tiles, association)
-        writes, origin = recurrence.write * sym(writing), association.origin
-        if recurrence.in_turn and of:
-            of = entries("so_far", transition, *of, origin=origin), entries("added_so_far", added, *of, origin=origin)
-            transition, added = map(sym, of)
-            seen_slope, seen_offset = transition, added
-        of = (*of, key, writing)
-        match association.error:
-            case Hebbian(offset):
-                added -= writes * offset
-                if recurrence.normalised:
-                    added_of_ones += writes * written_of_ones(association.error)
-            case error if recurrence.segment is not None:
-                prediction = entries("prediction", sym(key) * sym(seen), key, seen, origin="prediction")
-                if isinstance(error, Affine):
-                    written = entries("error", error.slope * sym(prediction) + error.offset, prediction, origin=origin)
-                else:
-                    written = derive_error(build, tiles, error, prediction, origin)
-                added, of = added - writes * sym(written), (*of, written)
-            case Affine(slope, offset):
-                transition -= writes * slope * sym(key) * seen_slope
-                added -= writes * (slope * sym(key) * seen_offset + offset)
-    added = entries("added", added, *of, origin=recurrence.main.origin)
-    # A token past the end of a sequence leaves the state as it is; it adds nothing, for its keys are 0.
-    transition = chunk.until_the_end(entries("transition", transition, *of, origin="update"), 1.0)
-
-    carries: list[Carry] = []
-
-    def stepped(labels: tuple[str, str], own: Tile, added: Tile) -> tuple[Tile, Tile]:
-        """A state after each token, and what they add, by way of a momentum where there is one; both are carried."""
-        steps = ()
-        if recurrence.momentum is not None:
-            last = build.tile(labels[1], recurrence.state)
-            kept = chunk.until_the_end(entries("momentum", recurrence.momentum, origin="update"), 1.0)
-            found = chunk.scanned(labels[1], kept, added, last)
-            steps = (chunk.carried(last, found),)
-            added = chunk.until_the_end(found, 0.0)
-        after = chunk.scanned(labels[0], transition, added, own)
-        carries.extend((chunk.carried(own, after), *steps))
-        return after, added
-
-    def answered(name: str, weights: Tile) -> Tile:
+    def answered(self, name: str, weights: Tile) -> Tile:
+        """What weights, [t, v] or [t, k, v], answer to the queries."""
+        q, scale = self.tiles["q"], self.tiles[SCALE]
         read = sym(q) * sym(weights)
-        if recurrence.state == recurrence.keys:
-            return entries(name, sym(scale) * read, scale, q, weights, origin="read-out")
-        found = build.reduce("total", entries("read", read, q, weights, origin="read-out"), ("t", "v"), "read-out")
-        return build.make(name, sym(scale) * sym(found), scale, found, origin="read-out")
-
-    after, moved = stepped(("S", "M"), state, added)
-    if recurrence.link is not None:
-        after = chunk.scanned("W", transition, moved, seen)
-    answer, normaliser = answered(answer_name(recurrence.readout), after), None
-    if recurrence.normalised:
-        ones = build.tile(OF_ONES["S"], recurrence.state)
-        added = entries("added_of_ones", added_of_ones, *of, origin=recurrence.main.origin)
-        after, _ = stepped((OF_ONES["S"], OF_ONES["M"]), ones, added)
-        normaliser = answered(NORMALISER, after)
-    o = derive_readout(build, tiles, recurrence.readout, answer, normaliser)
-    statements = tuple(build.statements)
-    return Program(inputs, statements, tuple(carries), (("o", o),), answer=answer, normaliser=normaliser)
+        if self.recurrence.state == self.recurrence.keys:
+            return self.entries(name, sym(scale) * read, scale, q, weights, origin="read-out")
+        terms = self.entries("read", read, q, weights, origin="read-out")
+        total = self.build.reduce("total", terms, ("t", "v"), "read-out")
+        return self.build.make(name, sym(scale) * sym(total), scale, total, origin="read-out")
