@@ -10,7 +10,7 @@ from ttrc.errors import SpecError
 from ttrc.language.load import parse_spec
 from ttrc.oracle import run
 from ttrc.paths import specs_dir
-from ttrc.runtime.verify import relative_rms
+from ttrc.runtime.verify import Case, relative_rms, verify
 from ttrc.sampling import random_inputs
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
@@ -95,6 +95,43 @@ def test_the_state_is_a_named_pair_that_goes_on():
     second, last = op(**{n: y[:, 11:] for n, y in x.items()}, initial_state=between, output_final_state=True)
     assert relative_rms(torch.cat([first, second], 1), whole) < 1e-12
     assert relative_rms(last.Z, final.Z) < 1e-12
+
+
+TWO_LOSSES = """
+schema = 1
+name = "two_losses"
+reference = "a test"
+[inputs]
+w = { per = "value_channel", domain = "log_decay" }
+x = { per = "value_channel", domain = "positive" }
+[memory]
+kind = "vector"
+[features]
+q = "softplus(q)"
+k = "exp(k)"
+[loss.first]
+expr = "-dot(p, v)"
+[loss.second]
+key = "x"
+expr = "-dot(p, tanh(v))"
+[retention]
+expr = "norm2(S - exp(w) * S_prev) / 2"
+[update]
+rule = "gradient"
+at = "in_turn"
+[read]
+expr = "r / (normaliser + 0.1)"
+"""
+
+
+def test_steps_in_turn_that_predict_nothing_are_steps_together():
+    in_turn, together = (ttrc.load(parse_spec(TWO_LOSSES.replace("in_turn", at))) for at in ("in_turn", "previous"))
+    case = Case(B=1, T=21, H=1, HV=2, d_k=5, d_v=5, chunk_size=16)
+    assert "chunk" in in_turn.forms
+    for form in in_turn.forms:
+        assert not verify(in_turn, case, form=form, backend="torch", dtype=torch.float64).failures
+    x = drawn(in_turn.spec, T=21, H=1, HV=2, dk=5, dv=5)
+    assert torch.equal(in_turn(**x)[0], together(**x)[0])
 
 
 def normalised(**changes):

@@ -72,7 +72,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     parts = [part for association in associations for part in parts_of(association.error)]
     used = sums_in(scope, (*parts, curvature, decay, *moved))
     _check_sums(spec, used)
-    # What a linear memory writes without a prediction is the same wherever the gradient is taken.
+    # What a linear or vector memory writes without a prediction is the same wherever the gradient is taken.
     predicts = any(not isinstance(association.error, Hebbian) for association in associations)
     frozen = predicts or link is not None or network is not None
     recurrence = Recurrence(
@@ -83,7 +83,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         decay=decay,
         log_decay=_log(decay),
         reads_decayed=reads_decayed and (decay != 1 or mirror is not None),
-        in_turn=len(associations) > 1 and spec.update.at is At.IN_TURN,
+        in_turn=predicts and len(associations) > 1 and spec.update.at is At.IN_TURN,
         momentum=momentum,
         log_momentum=None if momentum is None else _log(momentum),
         segment=getattr(spec.update, "segment", None) if frozen else None,
