@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ttrc
+from ttrc.compiler import analyse
 from ttrc.errors import SpecError
 from ttrc.language.load import parse_spec
 from ttrc.oracle import run
@@ -146,17 +147,23 @@ def normalised(**changes):
 LOSS = ('expr = "-dot(p, v)"', 'expr = "norm2(p - v) / 2"')
 SUM = ('expr = "-dot(p, v)"', 'expr = "-dot(p, v) * norm2(v)"')
 BY_VALUE = ("exp(log_forget) * S_prev", "sigmoid(z) * exp(log_forget) * S_prev")
-LINKED = (
-    "[update]",
-    'link = { kind = "exp" }\n\n[update]',
-)
+LINKED = ("[update]", 'link = { kind = "exp" }\n\n[update]')
+MIRRORED = ("norm2(S - exp(log_forget) * S_prev) / 2", "sum(S * log(S) - S - exp(log_forget) * S * log(S_prev))")
+CLOSED = ('rule = "gradient"\nat = "previous"', 'rule = "closed_form"')
+RIDGE = ('expr = "norm2(S - exp(log_forget) * S_prev) / 2"', 'expr = "norm2(S) / 2"\ndecay = "exp(log_forget)"')
+PAIRS = ('kind = "linear"', 'kind = "kernel"\ndegree = 0\nsimilarity = "dot(q, k)"')
+CANCELLED = ("max(abs(normaliser), 1)", "(1 + normaliser - normaliser)")
 MLP = {"kind": '"mlp"', "layers": 2, "expansion": 2, "activation": '"silu"', "residual": "true", "norm": "false"}
 DEEP = ('kind = "linear"', "\n".join(f"{key} = {value}" for key, value in MLP.items()))
 REFUSED = {
-    "an error that looks": (normalised(loss=LOSS), "what is written hangs on what has been predicted"),
-    "a sum over values": (normalised(loss=SUM), "hangs on a sum over value channels"),
+    "an error that looks": (normalised(loss=LOSS), "what is written depends on what has been predicted"),
+    "a sum over values": (normalised(loss=SUM), "depends on a sum over value channels"),
     "a decay by value": (normalised(keep=BY_VALUE), "a gate makes that differ by value channel"),
     "a link": (normalised(keep=LINKED), "with a link that is no sum of what tokens write"),
+    "a closed form": (normalised(loss=LOSS, keep=RIDGE, rule=CLOSED), "with a closed form that is no sum"),
+    "a retention": (normalised(keep=MIRRORED), "with this retention that is no sum"),
+    "nothing left of it": (normalised(read=CANCELLED), "the normaliser cancels"),
+    "a mean": (normalised(memory=PAIRS, keep=RIDGE, rule=CLOSED), "decides whether weights are divided by their sum"),
     "a deep memory": (normalised(memory=DEEP), '"normaliser" has no meaning in read.expr'),
 }
 
@@ -165,7 +172,7 @@ REFUSED = {
 def test_refusals_point_at_the_word(why):
     text, expected = REFUSED[why]
     with pytest.raises(SpecError) as caught:
-        ttrc.compiler.analyse(parse_spec(text, "mine.toml"))
+        analyse(parse_spec(text, "mine.toml"))
     message = str(caught.value)
     assert expected in message, message
     lines = message.splitlines()

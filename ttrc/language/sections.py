@@ -19,7 +19,8 @@ _KEY, _VALUE = frozenset({"k"}), frozenset({"v"})
 NORMALISER = "normaliser"  # what the memory would answer to q, had every value been 1
 _ELSEWHERE = {  # words that a section provides for some memories or updates only
     "S_prev": "a closed form has no last state: what a token leaves of the past is retention.decay",
-    NORMALISER: "attention is a mean already, and a deep memory no sum of what tokens write",
+    NORMALISER: "the loss of a kernel memory decides whether weights are divided by their sum, as of norm2(p - v) / 2 "
+    "they are; and what a deep memory answers is no sum of what tokens write",
 }
 _HEAD_COUNTS = (1, 8, 64)  # a default is tried on these
 

@@ -12,7 +12,7 @@ from ttrc.language.sections import NORMALISER
 from ttrc.language.spec import ClosedForm, Domain, Gradient, LinearMemory, Memory, MLPMemory, Spec, VectorMemory
 from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number, names
 
-OF_ONES = {"S": "Z", "M": "MZ"}  # the parts that a normaliser adds
+OF_ONES = {"S": "Z", "M": "MZ"}  # what a normaliser adds beside each part of a state
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from ttrc.ir.tile import Carry, Program, Tile
 from ttrc.language.sections import NORMALISER
 from ttrc.passes.builder import sym
 from ttrc.passes.chunk import Chunk, Written, combined
+from ttrc.passes.derive_error import written_of_ones
 from ttrc.passes.derive_moves import Factor, of
 from ttrc.passes.derive_readout import answer_name, derive_readout
 from ttrc.passes.derive_writes import derive_writes
-from ttrc.passes.of_ones import written_of_ones
 
 
 def derive_chunk(recurrence: Recurrence) -> Program:
@@ -33,7 +33,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     carries = _carries(chunk, written, {})
     normaliser = None
     if recurrence.normalised:
-        ones, states = _of_ones(chunk, written), chunk.of_ones
+        ones, states = _written_of_ones(chunk, written), chunk.of_ones
         normaliser = _answer(chunk, ones, states, NORMALISER)
         carries = (*carries, *_carries(chunk, ones, states))
     o = derive_readout(chunk.build, chunk.tiles, recurrence.readout, answer, normaliser)
@@ -43,7 +43,7 @@ def derive_chunk(recurrence: Recurrence) -> Program:
     return Program(chunk.inputs, statements, carries, (("o", o),), **read, mapped=chunk.mapped)
 
 
-def _of_ones(chunk: Chunk, written: tuple[Written, ...]) -> tuple[Written, ...]:
+def _written_of_ones(chunk: Chunk, written: tuple[Written, ...]) -> tuple[Written, ...]:
     """What would be written, [t], had every value been 1."""
     build = chunk.build
     found = []

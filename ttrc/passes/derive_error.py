@@ -1,12 +1,12 @@
-"""Sums over channels and nonlinear errors as tile statements, the same in a chunk (axes t and v) and of a token."""
+"""Sums over channels and what errors write, the same in a chunk (axes t and v) and of a token."""
 
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.recurrence import Nonlinear
+from ttrc.ir.recurrence import Hebbian, Nonlinear
 from ttrc.ir.tile import INSIDE, Relation, Tile
 from ttrc.passes.builder import Builder
-from ttrc.symbolic import Reduction
+from ttrc.symbolic import ONE, Expr, Reduction
 
 PADDED = ("k", "v", "p")
 
@@ -25,6 +25,11 @@ def derive_sum(build: Builder, tiles: dict[str, Tile], reduction: Reduction, ori
         return total
     # Past the end of a sequence all channels are 0, and a rule may divide by a norm: there the sum reads as 1.
     return build.mask(f"{total.name}_valid", total, Relation.VALID, 1.0, origin)
+
+
+def written_of_ones(error: Hebbian) -> Expr:
+    """u = -e where v is 1."""
+    return symbolic.in_terms_of(-error.offset, symbolic.symbol("v"), ONE)
 
 
 def derive_error(

@@ -18,6 +18,7 @@ from ttrc.ir.recurrence import Association, Gate, Hebbian, Recurrence
 from ttrc.language.sections import word_axes
 from ttrc.language.spec import At, ClosedForm, Domain, Gradient, MLPMemory, Per, Proximal, Spec
 from ttrc.language.state import state_domain
+from ttrc.passes.check_normaliser import check_normaliser
 from ttrc.passes.derive_association import (
     affine_error,
     by_channel,
@@ -31,13 +32,18 @@ from ttrc.passes.derive_association import (
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
 from ttrc.passes.derive_features import read_features
 from ttrc.passes.derive_readout import read_readout
-from ttrc.passes.of_ones import check_of_ones
 from ttrc.passes.read_link import read_link
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Expr, Scope
 
 
 def derive_recurrence(spec: Spec) -> Recurrence:
+    recurrence = _derived(spec)
+    check_normaliser(spec, recurrence)
+    return recurrence
+
+
+def _derived(spec: Spec) -> Recurrence:
     network = spec.memory if isinstance(spec.memory, MLPMemory) else None
     gates = (*spec.inputs, *spec.parameters)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
@@ -75,7 +81,7 @@ def derive_recurrence(spec: Spec) -> Recurrence:
     # What a linear or vector memory writes without a prediction is the same wherever the gradient is taken.
     predicts = any(not isinstance(association.error, Hebbian) for association in associations)
     frozen = predicts or link is not None or network is not None
-    recurrence = Recurrence(
+    return Recurrence(
         gates=gates,
         reductions=tuple(used),
         associations=associations,
@@ -95,8 +101,6 @@ def derive_recurrence(spec: Spec) -> Recurrence:
         features=read_features(spec),
         readout=read_readout(spec),
     )
-    check_of_ones(spec, recurrence)
-    return recurrence
 
 
 def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrence:
@@ -115,7 +119,7 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         raise refuse(spec, where, what, expected="exp(g), or a gate of domain unit or decay")
     used = sums_in(scope, (*parts_of(error), ridge, decay))
     _check_sums(spec, used)
-    recurrence = Recurrence(
+    return Recurrence(
         gates=gates,
         reductions=tuple(used),
         associations=(Association(spec.loss.origin, tidied(gradient), error),),
@@ -127,8 +131,6 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         features=read_features(spec),
         readout=read_readout(spec),
     )
-    check_of_ones(spec, recurrence)
-    return recurrence
 
 
 def _momentum(spec: Spec, scope: Scope) -> Expr | None:

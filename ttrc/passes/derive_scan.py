@@ -16,11 +16,10 @@ from ttrc.language.spec import Parameter
 from ttrc.language.state import OF_ONES
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.chunk import chunk_inputs
-from ttrc.passes.derive_error import derive_error, derive_sum
+from ttrc.passes.derive_error import derive_error, derive_sum, written_of_ones
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_readout import answer_name, derive_readout
-from ttrc.passes.of_ones import written_of_ones
 from ttrc.symbolic import ONE, ZERO, Expr
 
 

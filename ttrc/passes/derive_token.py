@@ -8,12 +8,11 @@ from ttrc.language.sections import NORMALISER
 from ttrc.language.state import OF_ONES
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.chunk import Sum
-from ttrc.passes.derive_error import derive_error, derive_sum
+from ttrc.passes.derive_error import derive_error, derive_sum, written_of_ones
 from ttrc.passes.derive_features import derive_features, derive_keys
 from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_moves import derive_factor
 from ttrc.passes.derive_readout import answer_name, derive_readout
-from ttrc.passes.of_ones import written_of_ones
 from ttrc.symbolic import ONE, ZERO, Expr, choose
 
 INNER = 0.5  # inside of every domain that a state may have
