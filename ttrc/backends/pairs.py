@@ -72,7 +72,7 @@ def op_holes(module: Module) -> dict[str, object]:
         "gates": gates,
         "gate_doc": arguments.gate_doc(spec, ()),
         "parameters": parameters,
-        "keeps_output": launch_pairs.keeps_output(plan),
+        "crossing": launch_pairs.crossing(plan),
         "saved": [b.name for b in launch_pairs.saved(plan)],
         "kept": launch_pairs.kept(plan),
         "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan) if not row_axes(b.tile)),

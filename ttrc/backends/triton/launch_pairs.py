@@ -9,14 +9,14 @@ from ttrc.ir.tile import row_axes
 WIDTH = {"k": "q.shape[3]", "v": "v.shape[3]"}
 
 
+def crossing(plan: Plan) -> list[str]:
+    """What the backward pass takes of the forward one."""
+    return sorted((b.name for b in plan.saved), key=lambda name: name != "o")
+
+
 def saved(plan: Plan) -> tuple[Buffer, ...]:
-    """What crosses to the backward pass beside o, which a caller gets anyway."""
+    """What of it is beside o, which a caller gets anyway."""
     return tuple(b for b in plan.saved if b.name != "o")
-
-
-def keeps_output(plan: Plan) -> bool:
-    """Whether o crosses too."""
-    return any(b.name == "o" for b in plan.saved)
 
 
 def kept(plan: Plan) -> list[str]:
