@@ -16,28 +16,27 @@ SIZES = {DOT: "q_t' k_i", QUERY: "q_t' q_t", KEY: "k_i' k_i"}
 
 @dataclass(frozen=True)
 class Mean:
-    """Of a loss that is curved: its curvature is in the weights, whose sum divides, that of a ridge beside it."""
+    """What a loss with curvature in p makes, the curvature a factor of each weight: sum_i w_ti + ridge_t divides."""
 
-    log_ridge: Expr | None
+    log_ridge: Expr | None  # None where there is no ridge
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Of a loss without curvature: the ridge alone divides."""
+    """What a loss without curvature makes: ridge_t alone divides."""
 
     log_ridge: Expr
 
 
 @dataclass(frozen=True)
 class Attention:
-    """o_t = sum over i <= t of w_ti value_i / divisor_t, of a mean the divisor sum over i <= t of w_ti + ridge_t, of a
-    sum ridge_t;
+    """o_t = sum over i <= t of w_ti value_i / divisor_t, with the divisor that `fit` says, and
 
     log w_ti = similarity(q_t, k_i) + log_weight_i + sum over i < j <= t of log_decay_j.
 
     `similarity` is over DOT, QUERY and KEY and parameters, `value` over v and gates, the others over gates: those of
-    token i, of token t and of the tokens between. `log_ridge` is None where there is no ridge, `log_decay` where
-    nothing is forgotten. With a window sums are over i > t - window.
+    token i, of token t and of the tokens between. `log_decay` is None where nothing is forgotten. With a window
+    the sums are over t - window < i <= t.
     """
 
     gates: tuple[Gate, ...]

@@ -42,21 +42,20 @@ def derive_attention(spec: Spec) -> Attention:
         axes[symbols[name]] = own
     scope = Scope(symbols, axes)
 
-    ridge = _ridge(spec, scope)
-    curved, weight, value, gradient = _solved(spec, scope, ridge)
+    fit, weight, value, gradient = _fitted(spec, scope)
     near = _similarity(spec, scope)
-    if ridge == 0 and spec.memory.window == 1:
-        _refuse_window(spec)
-    if ridge == 0:  # what is the same for all keys of a query leaves the mean alone
-        near = symbolic.without_terms(near, {QUERY.name, *(p.name for p in spec.parameters)})
     log_weight = symbolic.log_of(weight) if weight != ONE else ZERO
+    if fit.log_ridge is None:  # what is the same for all keys of a query leaves the mean alone
+        _check_window(spec)
+        near = symbolic.without_terms(near, {QUERY.name, *(p.name for p in spec.parameters)})
+        log_weight = log_weight if symbolic.names(log_weight) else ZERO
     attention = Attention(
         gates=gates,
         gradient=gradient,
         similarity=_short(spec, similarity, near),
-        log_weight=log_weight if ridge != 0 or symbolic.names(log_weight) else ZERO,
+        log_weight=log_weight,
         value=_short(spec, spec.loss.expr, value),
-        fit=(Mean if curved else Sum)(None if ridge == 0 else symbolic.log_of(ridge)),
+        fit=fit,
         log_decay=_log_decay(spec, scope),
         window=spec.memory.window,
         features=read_features(spec),
@@ -66,7 +65,9 @@ def derive_attention(spec: Spec) -> Attention:
     return attention
 
 
-def _refuse_window(spec: Spec) -> None:
+def _check_window(spec: Spec) -> None:
+    if spec.memory.window != 1:
+        return
     line = read_document(spec.source.text).line("memory", "window")
     message = "a mean of one token's value is that value: neither queries nor keys have an effect"
     expected = "window = 2 or more, or a ridge beside the token, such as norm2(S) / 2"
@@ -153,8 +154,37 @@ def _ridge(spec: Spec, scope: Scope) -> Expr:
     return ridge
 
 
-def _solved(spec: Spec, scope: Scope, ridge: Expr) -> tuple[bool, Expr, Expr, Expr]:
-    """(curved, w, value, gradient): weight times loss has the slope w (p - value), or -w value if it is not curved."""
+def _fitted(spec: Spec, scope: Scope) -> tuple[Mean | Sum, Expr, Expr, Expr]:
+    """(fit, w, value, gradient): weight times loss has the slope w (p - value) of a mean, and -w value of a sum."""
+    ridge, (gradient, slope, offset) = _ridge(spec, scope), _loss(spec, scope)
+    if slope == 0 and ridge == 0:
+        raise refuse(
+            spec,
+            spec.retention.expr,
+            "nothing holds S: the loss has no curvature in p, so that without a ridge there is no minimum",
+            expected="a ridge such as norm2(S) / 2, by which the sum of the values is divided",
+        )
+    weight = ONE if spec.loss.weight is None else symbolic.convert(spec.loss.weight.tree, scope)
+    plain = not scope.axes_of(weight) and not _mentions_sums(scope, weight)
+    positive = symbolic.is_positive(weight)
+    if not plain or (slope != 0 and not positive):
+        raise refuse(
+            spec,
+            spec.loss.weight,
+            "a kernel memory works with the logarithm of the weight, which is not provably a positive number of gates",
+            expected='exp(...), or gates whose domain is "positive" or "decay"',
+        )
+    log_ridge, gradient = None if ridge == 0 else symbolic.log_of(ridge), symbolic.tidy(weight * gradient)
+    if slope != 0:
+        return Mean(log_ridge), symbolic.tidy(weight * slope), symbolic.tidy(-offset / slope), gradient
+    if positive:
+        return Sum(log_ridge), symbolic.tidy(weight), symbolic.tidy(-offset), gradient
+    # A weight of any sign has no logarithm, and goes with the value.
+    return Sum(log_ridge), ONE, symbolic.tidy(-weight * offset), gradient
+
+
+def _loss(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
+    """(dL/dp, slope, offset) with dL/dp = slope p + offset, without the weight."""
     where, p = spec.loss.expr, scope.symbols["p"]
     gradient = scope.gradient(symbolic.convert(where.tree, scope), p)
     solved = symbolic.affine(symbolic.tidy(symbolic.expanded(gradient)), p)
@@ -167,9 +197,7 @@ def _solved(spec: Spec, scope: Scope, ridge: Expr) -> tuple[bool, Expr, Expr, Ex
             expected="a squared error such as norm2(p - v) / 2",
         )
     slope, offset = solved
-    weight = ONE if spec.loss.weight is None else symbolic.convert(spec.loss.weight.tree, scope)
-    curved = slope != 0
-    if curved and not symbolic.is_positive(slope):
+    if slope != 0 and not symbolic.is_positive(slope):
         raise refuse(
             spec,
             where,
@@ -177,25 +205,7 @@ def _solved(spec: Spec, scope: Scope, ridge: Expr) -> tuple[bool, Expr, Expr, Ex
             "there is no value that fits best",
             expected="a squared error such as norm2(p - v) / 2, or -dot(p, v) and a ridge in retention.expr",
         )
-    if not curved and ridge == 0:
-        raise refuse(
-            spec,
-            spec.retention.expr,
-            "nothing holds S: the loss has no curvature in p, so that without a ridge there is no minimum",
-            expected="a ridge such as norm2(S) / 2, by which the sum of the values is divided",
-        )
-    plain = not scope.axes_of(weight) and not _mentions_sums(scope, weight)
-    if plain and not curved and not symbolic.is_positive(weight):  # a sum has values of any sign
-        weight, offset = ONE, weight * offset
-    if not plain or not symbolic.is_positive(weight):
-        raise refuse(
-            spec,
-            spec.loss.weight,
-            "a kernel memory works with the logarithm of the weight, which is not provably a positive number of gates",
-            expected='exp(...), or gates whose domain is "positive" or "decay"',
-        )
-    own = slope if curved else ONE
-    return curved, symbolic.tidy(weight * own), symbolic.tidy(-offset / own), symbolic.tidy(weight * gradient)
+    return gradient, slope, offset
 
 
 def _similarity(spec: Spec, scope: Scope) -> Expr:
