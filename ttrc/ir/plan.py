@@ -166,9 +166,10 @@ class Kernel:
 
     def visited(self, length: int, tokens: int) -> float:
         """Of one that streams: how many blocks of so many tokens a program visits beside its own, the mean of all."""
-        last = -(-length // tokens) - 1
-        most = last if self.window is None else min(last, (self.window + tokens - 2) // tokens)
-        return most * (2 * last - most + 1) / (2 * (last + 1))
+        blocks = -(-length // tokens)
+        most = blocks - 1 if self.window is None else min(blocks - 1, (self.window + tokens - 2) // tokens)
+        # At one end of the sequence a program visits none, the next one 1, and so on up to the most.
+        return most - most * (most + 1) / (2 * blocks)
 
     @property
     def numbered(self) -> bool:

@@ -261,11 +261,12 @@ def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
                 return outside + found.looped * share.loops
             walked = shape.d_k if kernel.axis == "k" else shape.d_v
             return outside + -(-walked // row.config.value_block) * (middle + inner * share.loops)
-        case Skeleton.STREAM:  # the mean of all programs; the block on the diagonal stands outside
+        case Skeleton.STREAM:  # the mean of all programs
             blocks = kernel.visited(shape.length, row.config.value_block)
-            if kernel.window is None:
+            if kernel.window is None:  # the block on the diagonal stands outside of the loop
                 return outside + found.looped * blocks
-            return outside + found.looped / 2 * (blocks + 1)  # where two loops share all blocks
+            # The text of a block stands in two loops, and each block, the diagonal's among them, goes through one.
+            return outside + found.looped / 2 * (blocks + 1)
         case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
             return outside + steps * (middle / share.chunk + inner)
         case Skeleton.STEPS_REVERSE:  # loops over chunks, and in these over steps

@@ -48,8 +48,7 @@ DOC = {
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }
-
-
+# Of kernels that no normaliser is made in, where others of the name make one.
 UNDIVIDED = {"attend": "A block of queries over its keys: read-outs, sums that no sum of weights divides."}
 
 
