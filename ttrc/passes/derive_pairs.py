@@ -35,43 +35,60 @@ def derive_pairs(attention: Attention) -> Program:
         if feature.word == "k":
             gates |= {g.name: build.relabel(tiles[g.name], "features.k") for g in attention.gates if g.name in used}
         tiles |= derive_features(build, gates, (feature,))
-
-    def make(name: str, expr: Expr, axis: str, origin: str, *channels: str) -> Tile:
-        """expr over gates and v, those of the token of the axis; with the channels even where it is free of them."""
-        used = symbolic.names(expr)
-        named = {n: t if axis in t.axes else build.relabel(t, origin) for n, t in tiles.items() if n in used}
-        if not named:
-            return build.constant(name, expr, (axis, *channels), origin)
-        return build.elementwise(name, expr, named, origin, axes=channels)
-
-    values = make("values", attention.value, "s", "loss", "v")
+    values = _of_tokens(build, tiles, "values", attention.value, "s", "loss", "v")
     log_ridge = attention.fit.log_ridge
-    rest = None if log_ridge is None else make("rest", log_ridge, "t", "retention")
-    near = _near(build, tiles, attention)
-    if isinstance(attention.fit, Mean):
-        near = {"similarity": build.elementwise("similarity", attention.similarity, near, "similarity", axes=PAIRS)}
-    parts = []
-    if attention.log_decay is not None:
-        parts.append(_forgotten(build, make("log_decay", attention.log_decay, "t", "decay")))
-    if attention.log_weight != ZERO:
-        parts.append(make("log_weight", attention.log_weight, "s", "loss"))
-    name = answer_name(attention.readout)
+    rest = None if log_ridge is None else _of_tokens(build, tiles, "rest", log_ridge, "t", "retention")
     match attention.fit:
         case Mean():
-            terms = {t.name: t for t in (*near.values(), *parts)}
-            logits = build.elementwise("logits", sum(map(symbolic.symbol, terms)), terms, "similarity", axes=PAIRS)
-            logits = _seen(build, logits, attention, -INFINITY)
-            normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
-            # Past the end of a sequence there are no queries: nothing weighs anything.
-            normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
-            answer = build.emit(name, ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+            answer = _mean(build, tiles, attention, values, rest)
         case Sum():
-            total = attention.similarity + sum(map(sym, parts))
-            weights = _weights(build, total, near | {t.name: t for t in parts}, rest, attention)
-            answer = build.contract(name, weights, values, "s", "update")
+            answer = _sum(build, tiles, attention, values, rest)
     asked = _asked(build, tiles | {"k": inputs[1]}, attention)
     o = derive_readout(build, tiles | asked, attention.readout, answer)
     return Program(inputs, tuple(build.statements), (), (("o", o),), answer=answer)
+
+
+def _of_tokens(
+    build: Builder, tiles: dict[str, Tile], name: str, expr: Expr, axis: str, origin: str, *channels: str
+) -> Tile:
+    """expr over gates and v, those of the token of the axis; with the channels even where it is free of them."""
+    used = symbolic.names(expr)
+    named = {n: t if axis in t.axes else build.relabel(t, origin) for n, t in tiles.items() if n in used}
+    if not named:
+        return build.constant(name, expr, (axis, *channels), origin)
+    return build.elementwise(name, expr, named, origin, axes=channels)
+
+
+def _mean(build: Builder, tiles: dict[str, Tile], attention: Attention, values: Tile, rest: Tile | None) -> Tile:
+    """[t, v], of values [s, v] and the logarithm of a ridge, [t]. Weights stay logarithms up to the operation that
+    divides them by their sum."""
+    near = _near(build, tiles, attention)
+    similarity = build.elementwise("similarity", attention.similarity, near, "similarity", axes=PAIRS)
+    terms = {t.name: t for t in (similarity, *_beside(build, tiles, attention))}
+    logits = build.elementwise("logits", sum(map(symbolic.symbol, terms)), terms, "similarity", axes=PAIRS)
+    logits = _seen(build, logits, attention, -INFINITY)
+    normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
+    # Past the end of a sequence there are no queries: nothing weighs anything.
+    normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
+    return build.emit(answer_name(attention.readout), ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+
+
+def _sum(build: Builder, tiles: dict[str, Tile], attention: Attention, values: Tile, rest: Tile) -> Tile:
+    """[t, v], of the same. The ridge alone divides, and is taken off the logarithm of each weight."""
+    near, parts = _near(build, tiles, attention), _beside(build, tiles, attention)
+    log = attention.similarity + sum(map(sym, parts))
+    weights = _weights(build, log, near | {t.name: t for t in parts}, rest, attention)
+    return build.contract(answer_name(attention.readout), weights, values, "s", "update")
+
+
+def _beside(build: Builder, tiles: dict[str, Tile], attention: Attention) -> tuple[Tile, ...]:
+    """The logarithms of what multiplies exp(similarity), [t, s] or [s]: decays, and the weight of the key's token."""
+    parts = []
+    if attention.log_decay is not None:
+        parts.append(_forgotten(build, _of_tokens(build, tiles, "log_decay", attention.log_decay, "t", "decay")))
+    if attention.log_weight != ZERO:
+        parts.append(_of_tokens(build, tiles, "log_weight", attention.log_weight, "s", "loss"))
+    return tuple(parts)
 
 
 def _seen(build: Builder, pairs: Tile, attention: Attention, fill: float) -> Tile:
