@@ -63,11 +63,12 @@ def test_the_oracle_is_torchs_attention_under_a_mask(window):
 CASES = (Case(B=1, T=70, H=1, HV=1, d_k=4, d_v=3, chunk_size=16), Case(T=70, packed=(17, 1, 52), d_k=3, chunk_size=16))
 
 
-@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 24, 32, 33, 80])
-@pytest.mark.parametrize("kind", KINDS)
+LENGTHS = (1, 2, 15, 16, 17, 24, 32, 33, 80)
+
+
+# A mean of one token without a ridge is refused, see below.
+@pytest.mark.parametrize("kind, window", [(k, w) for k in KINDS for w in LENGTHS if (k, w) != ("mean", 1)])
 def test_windows_of_any_length_are_exact(kind, window):
-    if (kind, window) == ("mean", 1):
-        return  # see below
     op = operator(kind, window)
     for backend, dtype in ("torch", torch.float64), ("triton", torch.float32):
         for case in CASES:

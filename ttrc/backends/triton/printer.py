@@ -46,7 +46,7 @@ def shape(tile: Tile) -> str:
 class TritonPrinter:
     """Prints statements in order. `begins` says where the panels of an axis begin that a loop walks, `columns` what
     the tokens that write are numbered by, `end` what numbers of tokens that exist are less than, `edges`, of running
-    sums, those where the tokens that write end and the others begin, if `across`, or those of a place nearby.
+    sums, what they are at an edge nearby; if `across`, the tokens that write are before it and the others behind.
 
     `raw` holds the tiles as they came from memory, in the input's dtype: matrix products take them as they are,
     elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
@@ -236,7 +236,8 @@ class TritonPrinter:
             return f"difference({rows}, {columns})"
         if self.across:
             return f"difference_across({edge}, {rows}, {columns})"
-        return f"difference({rows} - {edge}, {columns} - {edge})"  # which shares a part with those across
+        # The edge takes itself off: what is gained is registers, for loops across it hold these two numbers anyway.
+        return f"difference({rows} - {edge}, {columns} - {edge})"
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:
