@@ -28,13 +28,13 @@ def aspects(a: Attention) -> tuple[tuple[str, str, str], ...]:
     e, value = symbolic.equation(a.gradient), symbolic.equation(a.value)
     near = symbolic.equation(a.similarity)
     match a.fit:
-        case Mean(log_ridge):
+        case Mean():
             fit, why = "mean", f"is a positive number times p less {value}, so that the minimum is a mean of the latter"
-            worked, blocks = "worked with as a logarithm throughout", ", relative to the largest logit so far"
-        case Sum(ridge):
-            fit, why = "sum", f"is free of p, so that the minimum is a sum of {value}, divided by the ridge"
-            log_ridge, worked, blocks = None, "and nothing divides by the weights' sum: they are taken as they are", ""
-            why += f" exp({symbolic.equation(ridge)})" if ridge != ZERO else ""
+            worked, sums = "worked with as a logarithm throughout", ", relative to the largest logit so far"
+        case Sum(log_ridge):
+            ridge = f" exp({symbolic.equation(log_ridge)})" if log_ridge != ZERO else ""
+            fit, why = "sum", f"is free of p, so that the minimum is a sum of {value}, divided by the ridge{ridge}"
+            worked, sums = "and nothing divides by the weights' sum: they are taken as they are", ""
     found = [
         ("fit", f"a value for each query: a weighted {fit} of all that it sees", f"dL/dp = {e} {why}"),
         ("weights", "exp(similarity), of each pair", f"similarity = {near}, {worked}"),
@@ -51,16 +51,12 @@ def aspects(a: Attention) -> tuple[tuple[str, str, str], ...]:
     if a.window is not None:
         skipped = "blocks of older pairs alone are not visited, and only those that its edge crosses are masked"
         found.append(("window", f"the last {a.window} tokens of each query, its own among them", skipped))
-    if log_ridge is not None:
-        log = symbolic.equation(log_ridge)
+    if isinstance(a.fit, Mean) and a.fit.log_ridge is not None:
+        log = symbolic.equation(a.fit.log_ridge)
         found.append(("ridge", "a weight that pulls towards 0", f"exp({log}) stands beside the weights of the pairs"))
     return (
         *found,
-        (
-            "chunk form",
-            "exact for every block of tokens",
-            f"sums over pairs, block by block{blocks}",
-        ),
+        ("chunk form", "exact for every block of tokens", f"sums over pairs, block by block{sums}"),
         ("recurrent form", "none: all pairs are kept", "a query weighs every pair anew: no state holds them all"),
     )
 

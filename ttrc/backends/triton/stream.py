@@ -67,8 +67,8 @@ class _Stream(_Writer):
         return lines
 
     def block(self, segment: Segment, *, whole: bool) -> str:
-        """One block of pairs; of a whole one, which is never on the diagonal, all are seen. Both kinds of text begin with
-        the same names, and add to the same sums."""
+        """One block of pairs; of a whole one, which is never on the diagonal, all are seen. Both kinds of text begin
+        with the same names, and add to the same sums."""
         printer, self.printer, self.origin = self.printer, deepcopy(self.printer), None
         if whole or self.window is not None:
             rows = [s.op.rows.name for s in segment.statements if isinstance(s.op, Difference)]
