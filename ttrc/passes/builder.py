@@ -119,8 +119,9 @@ class Builder:
         return expr, {by_symbol[s] for s in expr.free_symbols}
 
     def contract(self, name: str, a: Tile, b: Tile, axis: str, origin: str, add: Tile | None = None) -> Tile:
+        """The sum over the axis of a times b, and `add`; as a product of matrices where both are matrices."""
         axes = (set(a.axes) | set(b.axes)) - {axis}
-        if len(axes) < 2:  # a matrix and a row: no product of matrices
+        if len(axes) < 2:
             terms = self.make(f"{name}_terms", sym(a) * sym(b), a, b, origin=origin)
             total = self.reduce(name if add is None else f"{name}_share", terms, axes, origin)
             return total if add is None else self.make(name, sym(total) + sym(add), total, add, origin=origin)
