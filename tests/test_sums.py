@@ -183,6 +183,7 @@ REFUSED = {
     "ridge": (dict(gates='[parameters]\nlam = { per = "head", domain = "real" }', retention="lam * norm2(S)"),
               "retention.expr", "not provably positive", "exp"),
     "concave": (dict(loss="-norm2(p) / 2 - dot(p, v)"), "loss.expr", "not provably convex", "-dot"),
+    "weight of a sum": (dict(weight="exp(norm2(k))"), "loss.weight", "a sum over channels", "of gates alone"),
     "weight": (dict(gates='[inputs]\nu = { per = "value_channel", domain = "real" }', weight="sum(u)"), "inputs.u",
                "one a head so far", "head"),
 }  # fmt: skip

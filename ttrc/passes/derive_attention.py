@@ -165,13 +165,19 @@ def _fitted(spec: Spec, scope: Scope) -> tuple[Mean | Sum, Expr, Expr, Expr]:
             expected="a ridge such as norm2(S) / 2, by which the sum of the values is divided",
         )
     weight = ONE if spec.loss.weight is None else symbolic.convert(spec.loss.weight.tree, scope)
-    plain = not scope.axes_of(weight) and not _mentions_sums(scope, weight)
     positive = symbolic.is_positive(weight)
-    if not plain or (slope != 0 and not positive):
+    if _mentions_sums(scope, weight):
         raise refuse(
             spec,
             spec.loss.weight,
-            "a kernel memory works with the logarithm of the weight, which is not provably a positive number of gates",
+            "a sum over channels has no derivation in the weight of a kernel memory's loss",
+            expected="a number made of gates alone; what a pair weighs by its key is memory.similarity",
+        )
+    if slope != 0 and not positive:
+        raise refuse(
+            spec,
+            spec.loss.weight,
+            "the weight of a mean is worked with as its logarithm, and is not provably positive",
             expected='exp(...), or gates whose domain is "positive" or "decay"',
         )
     log_ridge, gradient = None if ridge == 0 else symbolic.log_of(ridge), symbolic.tidy(weight * gradient)
