@@ -1,6 +1,7 @@
 """Losses whose error is nonlinear in the prediction: any of them, exactly, at their kinks too."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -139,6 +140,18 @@ def test_what_joins_the_value_channels_is_found_in_the_program(loss):
 def test_a_rule_that_sums_over_values_alone_takes_them_whole_and_does_not_solve():
     plan = analyse(spec_of("no_prediction", "previous")).forms["chunk"].plan
     assert [k.name for k in plan.forward] == ["chunk_scan_whole"]
+
+
+def test_gradients_that_are_frozen_may_weigh_values_by_their_sums():
+    """Affine in the state, so that pieces of a sequence would compose; programs that take all values are few."""
+    text = spec_of("no_prediction", "retained").source.text
+    text = re.sub("(?m)^at = .*", 'at = "segment_start"\nsegment = 16', text)
+    text = re.sub("(?m)^expr = .*(?=\n\n\\[ret)", 'expr = "delta * norm2(p - v) / sqrt(1 + norm2(v))"', text)
+    op = ttrc.load(parse_spec(text))
+    assert set(op.schedules) == {"fused", "split"}
+    case = Case(B=1, T=37, d_k=5, d_v=7)
+    for backend, dtype in ("torch", torch.float64), ("triton", torch.float32):
+        assert not verify(op, case, form="chunk", backend=backend, dtype=dtype).failures
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "no_prediction"])

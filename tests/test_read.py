@@ -1,5 +1,7 @@
 """Read-outs: a spec with one is the same spec without, and what a caller would make of its output."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -216,6 +218,17 @@ def test_ops_with_a_read_out_pass_opcheck(name, save):
 def test_every_schedule_reads_out(expr, schedule):
     op = ttrc.load(reading("gated_deltanet", expr))
     case = Case(B=1, T=70, d_k=5, d_v=7, chunk_size=16, schedule=schedule)
+    assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float32).failures
+
+
+@pytest.mark.parametrize("name, loss", [("mamba2", '"-dot(p, v)"'), ("gated_deltanet", '"norm2(p - v) / 2"')])
+@pytest.mark.parametrize("schedule", ["fused", "split"])
+def test_a_loss_may_weigh_values_by_their_sums(name, loss, schedule):
+    """The read-out's kernels backwards make such sums too, and what scans take forwards is no result of theirs."""
+    text = reading(name, NORM).source.text
+    assert loss in text
+    op = ttrc.load(parse_spec(text.replace(loss, f'{loss[:-1]} / sqrt(1 + norm2(v))"')))
+    case = replace(CASE, schedule=schedule)
     assert not verify(op, case, form="chunk", backend="triton", dtype=torch.float32).failures
 
 

@@ -45,6 +45,7 @@ from ttrc.ir.tile import (
     Substitute,
     Tile,
     operands,
+    sums_values,
 )
 from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
 from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
@@ -81,8 +82,9 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     rounded = round_keys(backward, inputs) if pairs and not decayed else ()
     plain = tuple(b for b in inputs if b.tile not in {r.tile for r in rounded})
     pairs = (*pairs, *rounded)
-    known, weights = (*plain, *pairs, *readout.back), weights_of(forward)
-    seen = _seen_states(forward, backward, (*known, *solved), weights)
+    known, weights = (*plain, *pairs), weights_of(forward)
+    known_back = (*known, *readout.back)  # which may be what the scan makes too, such as sums of values
+    seen = _seen_states(forward, backward, (*known_back, *solved), weights)
     normalised = NORMALISED if forward.normaliser else ""
     # States kept every 128 tokens cost half of those every 64; but a scan in such steps spills, pairs that are made in
     # front of a scan are those of its steps, and the gradients of a normaliser find no room beside tiles of 128 x 128.
@@ -100,13 +102,15 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     kind = NONLINEAR if substitutes else JOINT if forward.unknowns else ""
 
     moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
+    if moved is not None and any(map(sums_values, moved.statements)):
+        moved = None  # its programs would take all value channels, in order to be many
     on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
 
     def scan(*stores: Buffer) -> Kernel:
         return on_chip(f"chunk_scan{kind}", Skeleton.SCAN, forward, stores, known, carried)
 
     def scan_back(*stores: Buffer) -> Kernel:
-        memory = (*known, *solved, *seen, *(states if weights else ()))
+        memory = (*known_back, *solved, *seen, *(states if weights else ()))
         return on_chip(f"chunk_scan_reverse{kind or masks}", Skeleton.SCAN, backward, stores, memory, cotangents)
 
     if decayed:
@@ -119,7 +123,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     kept, kept_back = (*states, *weights, *solved, *seen, *rows), (*d_states, *fed_back, *rows_back)
     whole: tuple[Buffer, ...] = ()
     if decayed:
-        inside = [b.tile for b in (*known, *kept, *readout.kept, *kept_back)]
+        inside = [b.tile for b in (*known_back, *kept, *readout.kept, *kept_back)]
         seen_too, fed_too, whole = sums_of_scans(forward, backward, gradients, inside)
         kept, kept_back = (*kept, *seen_too), (*kept_back, *fed_too)
     saved = (*kept, *readout.kept)
@@ -127,7 +131,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     output = planned(f"chunk_output{kind}", Skeleton.PARALLEL, forward, outputs, (*known, *kept))
     # Rows of decayed keys are made again where their exponents are wanted anyway.
     again = [b for b in pairs if decayed and {"t", "k"} <= set(b.tile.axes)]
-    read = (*(b for b in known if b not in again), *saved, *kept_back)
+    read = (*(b for b in known_back if b not in again), *saved, *kept_back)
     apart = _moves_apart(forward, backward)
     later = tuple(b for b in gradients if apart and _is_small(backward, b.tile, apart))
     apart = apart if later else ()
