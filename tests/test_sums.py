@@ -140,6 +140,16 @@ def test_a_sigmoid_is_one():
         assert word in kernels and not any(f in kernels for f in (" exp(", "softplus(", "log("))
 
 
+@pytest.mark.parametrize("loss, first", [("-dot(p, v)", "attend_keys"), ("norm2(p - v) / 2", "attend_queries")])
+def test_a_similarity_may_be_free_of_queries(loss, first):
+    """Of a sum no kernel of queries has anything to make then; of a mean it makes what rows share."""
+    op = ttrc.load(spec("of_keys", similarity="-norm2(k)", loss=loss, retention="norm2(S) / 2"))
+    for backend, dtype in ("torch", torch.float64), ("triton", torch.float32):
+        assert not verify(op, CASES[0], form="chunk", backend=backend, dtype=dtype).failures
+    (schedule,) = analyse(op.spec).forms["chunk"].plan.schedules
+    assert schedule.backward[0].kernel.name == first
+
+
 def test_a_backward_pass_wants_nothing_beside_the_inputs():
     q, k, v = (x.float().requires_grad_() for x in tensors(T=20, d=16))
     o, _ = operator("exponential")(q, k, v, backend="triton", keep_bytes=0)

@@ -80,12 +80,10 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
     behind = ()
     if later:
         behind = (_walk("running_sums_reverse", backward, later, _both_roles((*inputs, *met), backward)),)
-    kernels = (*ahead, attend, queries, keys, *behind)
-    only = Schedule(
-        "streams",
-        tuple(Launch(k) for k in (*ahead, attend)),
-        tuple(Launch(k) for k in (queries, keys, *behind)),
-    )
+    forth = (*ahead, attend)
+    back = tuple(k for k in (queries, keys, *behind) if k.stores)  # a similarity may be free of queries
+    kernels = (*forth, *back)
+    only = Schedule("streams", tuple(map(Launch, forth)), tuple(map(Launch, back)))
     saved = tuple(dict.fromkeys(b for b in (*sums, *answers, *normalisers) if b in (*queries.loads, *keys.loads)))
     return Plan("chunk", kernels, (only,), keep_all(saved), (*met, *rows), CHUNK, CHUNK)
 
