@@ -9,6 +9,7 @@ import torch
 from ttrc.compiler import analyse, generate
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.reserved import RESERVED
+from ttrc.language.state import state_parts
 from ttrc.paths import specs_dir, templates_dir
 from ttrc.runtime.load import load, shipped_specs
 from ttrc.sampling import random_inputs
@@ -30,6 +31,13 @@ def names_beside_gates(text: str) -> set[str]:
             # A comprehension's variable has a scope of its own.
             found -= {c.target.id for c in ast.walk(function) if isinstance(c, ast.comprehension)}
     return found - GATES
+
+
+@pytest.mark.parametrize("name", ["mlstm", "titans_linear", "mesanet", "titans"])
+def test_names_of_a_states_parts_are_reserved(name):
+    """Callers read them as fields, which a gate of the same name would rename."""
+    parts = {part.name for part in state_parts(load_spec(specs_dir() / f"{name}.toml"))}
+    assert {part for part in parts if CAN_BE_A_GATE.fullmatch(part)} <= RESERVED
 
 
 @pytest.mark.parametrize("file", ["op.py", "reference.py"])

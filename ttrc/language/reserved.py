@@ -16,6 +16,9 @@ _OPERATOR = (
     "T B C D H HV N K V Z BT BR BK BV EVERY SPARSE dq dk dv do dp ds dstate"
 ).split()
 
+# The parts of a state: fields of what operators return, and what statements make of them.
+_STATE = "S M Z MZ H G".split()
+
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
     "all_chunks annotations backend block blocks ceil choose chunk chunk_backward_op chunk_backward_triton "
@@ -51,4 +54,4 @@ _LIBRARIES = (
 
 _PYTHON = [*keyword.kwlist, "match", "case", *(name for name in dir(builtins) if not name.startswith("_"))]
 
-RESERVED = frozenset((*WORDS, *FUNCTIONS, *_OPERATOR, *_GENERATED, *_KERNELS, *_LIBRARIES, *_PYTHON))
+RESERVED = frozenset((*WORDS, *FUNCTIONS, *_OPERATOR, *_STATE, *_GENERATED, *_KERNELS, *_LIBRARIES, *_PYTHON))
