@@ -7,15 +7,19 @@ value channels, so that the axis drops out and the state has key channels alone.
 
 from __future__ import annotations
 
+import math
+
 from ttrc.ir.recurrence import MATRIX, Hebbian, Recurrence
+from ttrc.language.domains import INTERVALS
 from ttrc.language.sections import NORMALISER
 from ttrc.language.spec import Spec
 from ttrc.language.state import is_normalised
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.derive_error import written_of_ones
 from ttrc.passes.refuse import refuse
-from ttrc.symbolic import names
+from ttrc.symbolic import names, value
 
+SOME = 0.7  # what else is written of, when that is looked at in one place
 MEANING = "the normaliser is what the memory would answer, had every value been 1"
 
 
@@ -41,11 +45,22 @@ def _obstacle(r: Recurrence) -> tuple[str, str] | None:
         why = "here what is written depends on what has been predicted"
         return f"{MEANING}, and {why}", 'losses free of that, such as "-dot(p, v)"'
     written = [written_of_ones(a.error) for a in r.associations]
-    of_sums = {s.symbol.name for s in r.reductions if "v" in s.axes}
-    if any(of_sums & names(u) for u in written):
-        why = "what is written depends on a sum over value channels"
+    if any(_sums_of_values(r) & names(u) for u in written):
+        why = "what is written depends on a sum of values"
         return f"{MEANING}, and {why}", 'losses without one, such as "-dot(p, v)"'
+    anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in r.gates}
+    if not all(math.isfinite(value(u, dict.fromkeys(names(u), SOME) | anywhere)) for u in written):
+        return f"{MEANING}, and what is written has no finite value there", 'losses that do, such as "-dot(p, v)"'
     if r.state == MATRIX and any("v" in r.axes_of(e) for e in (*written, r.decay, r.write)):
         why = "a gate makes that differ by value channel"
         return f"{MEANING}, one number a token, and {why}", "gates of value channels in the read-out alone"
     return None
+
+
+def _sums_of_values(r: Recurrence) -> set[str]:
+    """The reductions that depend on v, by name; those that mention others come after these."""
+    found = {"v"}
+    for reduction in r.reductions:
+        if found & names(reduction.body):
+            found.add(reduction.symbol.name)
+    return found - {"v"}

@@ -17,8 +17,10 @@ from ttrc.ir.tile import INSIDE, SCALE, Relation, Tile
 from ttrc.language.domains import INTERVALS
 from ttrc.language.sections import NORMALISER, word_axes
 from ttrc.language.spec import Per, Spec
+from ttrc.language.state import is_normalised
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.builder import Builder, sym
+from ttrc.passes.derive_association import sums_in
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
 
@@ -55,11 +57,12 @@ def read_readout(spec: Spec) -> Readout | None:
     empty = anywhere | dict.fromkeys(WORDS, 0.0) | {NORMALISER: 1.0}
     slopes = (symbolic.derivative(part, x) for part in made for x in words.values())
     if not all(math.isfinite(symbolic.value(part, empty)) for part in (*made, *slopes)):
-        message = "the read-out has no finite value and derivative where r, v, q and k are 0, as in padding"
+        ones = " and the normaliser 1" if is_normalised(spec) else ""
+        message = f"the read-out has no finite value and derivative where r, v, q and k are 0{ones}, as in padding"
         raise refuse(spec, where, message, expected="one that is smooth there, such as sqrt(square(r) + 0.01)")
     if not scope.depends(expr, words["r"]):
         raise refuse(spec, where, "r cancels, so that nothing is read", expected="an expression that r makes different")
-    return Readout(expr, tuple(scope.reductions))
+    return Readout(expr, tuple(sums_in(scope, (expr,))))
 
 
 def answer_name(readout: Readout | None) -> str:
