@@ -65,9 +65,9 @@ MLP = 'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = 
 KERNEL = 'kind = "kernel"\ndegree = 0\nsimilarity = "dot(q, k)"'
 
 
-def of_loss(id: str, expr: str, *says: str, points: Optional[str] = None) -> Row:
+def of_loss(id: str, expr: str, *says: str, points: Optional[str] = None, stage: str = "language") -> Row:
     """A loss written in TOML's literal quotes, so that what the tokenizer sees is what stands here."""
-    return Row(id, swap(LOSS, f"'{expr}'"), says, "loss.expr", 14, points)
+    return Row(id, swap(LOSS, f"'{expr}'"), says, "loss.expr", 14, points, stage)
 
 
 def of_weight(id: str, expr: str, *says: str, points: Optional[str] = None) -> Row:
@@ -490,6 +490,9 @@ COMPILE_ROWS = [
     of_retention("linear-in-S", "sum(S) * exp(g)", "not strictly convex", stage="compile"),
     of_retention("flat", "norm2(S - exp(g) * S_prev) - norm2(S)", "not strictly convex", stage="compile"),
     of_retention("saddle", "norm2(S - exp(g) * S_prev) - 2 * norm2(S)", "not strictly convex", stage="compile"),
+    of_loss("written-infinite", "-dot(p, log(square(v)))", "no finite value", "as in padding", stage="compile"),
+    of_loss("error-infinite", "sum(p * log(abs(v)) + p**4)", "no finite value", "as in padding", stage="compile"),
+    of_loss("sum-infinite", "norm2(p) / sum(log(abs(v)))", "no finite value", "as in padding", stage="compile"),
     of_key("key-infinite", "1 / k", "loss.key has no finite value", "as in padding", stage="compile"),
     of_key("key-nothing", "k - k", "loss.key is 0 whatever", stage="compile"),
     of_key("key-cancelled", "0 * k", "loss.key is 0 whatever", stage="compile"),

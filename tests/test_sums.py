@@ -192,6 +192,8 @@ REFUSED = {
     "no square": (dict(retention="norm(S)"), "retention.expr", "not a number times norm2", "a ridge such as"),
     "ridge": (dict(gates='[parameters]\nlam = { per = "head", domain = "real" }', retention="lam * norm2(S)"),
               "retention.expr", "not provably positive", "exp"),
+    "value": (dict(loss="-dot(p, log(square(v)))"), "loss.expr", "no finite value and derivative", "smooth there"),
+    "value of a mean": (dict(loss="norm2(p - log(abs(v)))"), "loss.expr", "no finite value", "smooth there"),
     "concave": (dict(loss="-norm2(p) / 2 - dot(p, v)"), "loss.expr", "not provably convex", "-dot"),
     "weight of a sum": (dict(weight="exp(norm2(k))"), "loss.weight", "a sum over channels", "of gates alone"),
     "weight": (dict(gates='[inputs]\nu = { per = "value_channel", domain = "real" }', weight="sum(u)"), "inputs.u",

@@ -7,19 +7,16 @@ value channels, so that the axis drops out and the state has key channels alone.
 
 from __future__ import annotations
 
-import math
-
 from ttrc.ir.recurrence import MATRIX, Hebbian, Recurrence
-from ttrc.language.domains import INTERVALS
 from ttrc.language.sections import NORMALISER
 from ttrc.language.spec import Spec
 from ttrc.language.state import is_normalised
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.derive_error import written_of_ones
+from ttrc.passes.have_values import have_values
 from ttrc.passes.refuse import refuse
-from ttrc.symbolic import names, value
+from ttrc.symbolic import names
 
-SOME = 0.7  # what else is written of, when that is looked at in one place
 MEANING = "the normaliser is what the memory would answer, had every value been 1"
 
 
@@ -48,8 +45,7 @@ def _obstacle(r: Recurrence) -> tuple[str, str] | None:
     if any(_sums_of_values(r) & names(u) for u in written):
         why = "what is written depends on a sum of values"
         return f"{MEANING}, and {why}", 'losses without one, such as "-dot(p, v)"'
-    anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in r.gates}
-    if not all(math.isfinite(value(u, dict.fromkeys(names(u), SOME) | anywhere)) for u in written):
+    if not have_values(written, r.gates, {}):
         return f"{MEANING}, and what is written has no finite value there", 'losses that do, such as "-dot(p, v)"'
     if r.state == MATRIX and any("v" in r.axes_of(e) for e in (*written, r.decay, r.write)):
         why = "a gate makes that differ by value channel"

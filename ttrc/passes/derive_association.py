@@ -14,9 +14,11 @@ from ttrc.language.spec import Located, Loss, Per, Proximal, Spec
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.derive_features import read_feature
 from ttrc.passes.derive_implicit import NoImplicitStep, derive_implicit
+from ttrc.passes.have_values import have_values
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import ONE, Expr, Scope
 
+PADDED = ("p", "v", "k")
 LARGEST = 200  # operations of a nonlinear error
 
 
@@ -31,12 +33,23 @@ def _association(spec: Spec, scope: Scope, loss: Loss, write: Expr, stiffness: E
         error = _implicit_step(spec, scope, loss, gradient, write, stiffness)
     else:
         error = _explicit_step(spec, scope, loss, gradient, stiffness)
+    _check_padding(spec, scope, loss, error)
     gradient = symbolic.factored(gradient) if isinstance(error, Nonlinear) else tidied(gradient)
     plain = Feature("k", scope.symbols["k"], (), ())
     asked = plain if loss.key is None else read_feature(spec, "k", loss.key)
     written = asked if loss.write is None else read_feature(spec, "k", loss.write)
     key, under = None if _same(asked, plain) else asked, None if _same(written, asked) else written
     return Association(loss.origin, gradient, error, key, under)
+
+
+def _check_padding(spec: Spec, scope: Scope, loss: Loss, error: ErrorForm) -> None:
+    parts = parts_of(error)
+    made = (*parts, *(r.body for r in sums_in(scope, parts)))
+    slopes = (symbolic.derivative(part, scope.symbols[x]) for part in made for x in PADDED)
+    if not have_values((*made, *slopes), (*spec.inputs, *spec.parameters), dict.fromkeys(PADDED, 0.0)):
+        what = "dL/dp has no finite value and derivative where p, v and k are 0, as in padding"
+        expected = "a loss that is smooth there, such as one of log(square(v) + 0.01)"
+        raise refuse(spec, loss.expr, what, expected=expected)
 
 
 def _same(a: Feature, b: Feature) -> bool:

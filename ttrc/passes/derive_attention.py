@@ -19,6 +19,7 @@ from ttrc.language.spec import Located, Per, Spec
 from ttrc.language.syntax import Name, names, walk
 from ttrc.passes.derive_features import read_features
 from ttrc.passes.derive_readout import read_readout
+from ttrc.passes.have_values import have_values
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import ONE, ZERO, Expr, Scope
 
@@ -182,11 +183,22 @@ def _fitted(spec: Spec, scope: Scope) -> tuple[Mean | Sum, Expr, Expr, Expr]:
         )
     log_ridge, gradient = None if ridge == 0 else symbolic.log_of(ridge), symbolic.tidy(weight * gradient)
     if slope != 0:
-        return Mean(log_ridge), symbolic.tidy(weight * slope), symbolic.tidy(-offset / slope), gradient
+        return Mean(log_ridge), symbolic.tidy(weight * slope), _value(spec, scope, -offset / slope), gradient
     if positive:
-        return Sum(log_ridge), symbolic.tidy(weight), symbolic.tidy(-offset), gradient
+        return Sum(log_ridge), symbolic.tidy(weight), _value(spec, scope, -offset), gradient
     # A weight of any sign has no logarithm, and goes with the value.
-    return Sum(log_ridge), ONE, symbolic.tidy(-weight * offset), gradient
+    return Sum(log_ridge), ONE, _value(spec, scope, -weight * offset), gradient
+
+
+def _value(spec: Spec, scope: Scope, expr: Expr) -> Expr:
+    """What a pair is weighed with, in its simplest form; refused where padding has none."""
+    v = scope.symbols["v"]
+    value = symbolic.finite_at_zero(symbolic.tidy(expr), scope, (v,))
+    if not have_values((value, symbolic.derivative(value, v)), (*spec.inputs, *spec.parameters), {v.name: 0.0}):
+        what = f"{symbolic.equation(value)} has no finite value and derivative where v is 0, as in padding"
+        expected = "values that are smooth there, such as log(square(v) + 0.01)"
+        raise refuse(spec, spec.loss.expr, what, expected=expected)
+    return value
 
 
 def _loss(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
@@ -200,7 +212,7 @@ def _loss(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr]:
             where,
             f"dL/dp = {symbolic.equation(symbolic.spelled_out(gradient, tuple(scope.reductions)))} is not a number a "
             "token times p, and something free of p; the fit at a query has no closed form then",
-            expected="a squared error such as norm2(p - v) / 2",
+            expected="a squared error such as norm2(p - v) / 2, or -dot(p, v) and a ridge in retention.expr",
         )
     slope, offset = solved
     if slope != 0 and not symbolic.is_positive(slope):

@@ -6,22 +6,19 @@ that is less time (schedule_features). A gate of a map is one of a value head, a
 
 from __future__ import annotations
 
-import math
-
 from ttrc import symbolic
 from ttrc.ir.axes import ordered
 from ttrc.ir.recurrence import Association, Feature
 from ttrc.ir.tile import INSIDE, Relation, Tile
-from ttrc.language.domains import INTERVALS
 from ttrc.language.sections import word_axes
 from ttrc.language.spec import Domain, Located, Spec
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.builder import Builder
+from ttrc.passes.have_values import have_values
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
 
 ORIGIN = "features.{}"
-SOME = 0.7  # a sum, and where in its domain a gate is, when a map is looked at in one place
 
 
 def read_features(spec: Spec) -> tuple[Feature, ...]:
@@ -43,15 +40,14 @@ def read_feature(spec: Spec, word: str, where: Located) -> Feature:
         message = f"{where.key} is 0 whatever its words are, and does nothing"
         raise refuse(spec, where, message, expected="one that depends on its words or gates")
     made = (expr, *(r.body for r in scope.reductions))
-    anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
-    for part in (*made, *(symbolic.derivative(part, zero) for part in made for zero in padded)):
-        if not math.isfinite(symbolic.value(part, anywhere | dict.fromkeys(zeros, 0.0))):
-            raise refuse(
-                spec,
-                where,
-                f"{where.key} has no finite value and derivative where its vectors are 0, as in padding",
-                expected=f"one that is smooth there, such as sqrt(square({word}) + 0.01)",
-            )
+    slopes = (symbolic.derivative(part, zero) for part in made for zero in padded)
+    if not have_values((*made, *slopes), gates, dict.fromkeys(zeros, 0.0)):
+        raise refuse(
+            spec,
+            where,
+            f"{where.key} has no finite value and derivative where its vectors are 0, as in padding",
+            expected=f"one that is smooth there, such as sqrt(square({word}) + 0.01)",
+        )
     return Feature(word, expr, tuple(scope.reductions), zeros)
 
 

@@ -8,26 +8,23 @@ out again.
 
 from __future__ import annotations
 
-import math
-
 from ttrc import symbolic
 from ttrc.ir.axes import ordered
 from ttrc.ir.recurrence import Readout
 from ttrc.ir.tile import INSIDE, SCALE, Relation, Tile
-from ttrc.language.domains import INTERVALS
 from ttrc.language.sections import NORMALISER, word_axes
 from ttrc.language.spec import Per, Spec
 from ttrc.language.state import is_normalised
 from ttrc.language.syntax import Name, walk
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_association import sums_in
+from ttrc.passes.have_values import have_values
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Scope
 
 ORIGIN = "read"
 WORDS = ("r", "v", "q", "k")  # what is 0 in padding; the normaliser is 1 there, and may be divided by
 PADDED = ("q", "k")  # what is 0 in the padding of its channels: an answer may hold anything there
-SOME = 0.7  # a sum, and where in its domain a gate is, when a read-out is looked at in one place
 LARGEST = 100  # operations
 
 
@@ -53,10 +50,8 @@ def read_readout(spec: Spec) -> Readout | None:
         expected = 'gates with per = "head", "key_channel" or "value_channel"'
         raise refuse(spec, where, message, expected=expected, span=gate.span)
     made = (expr, *(r.body for r in scope.reductions))
-    anywhere = {g.name: INTERVALS[g.domain].at(SOME) for g in gates} | {r.symbol.name: SOME for r in scope.reductions}
-    empty = anywhere | dict.fromkeys(WORDS, 0.0) | {NORMALISER: 1.0}
     slopes = (symbolic.derivative(part, x) for part in made for x in words.values())
-    if not all(math.isfinite(symbolic.value(part, empty)) for part in (*made, *slopes)):
+    if not have_values((*made, *slopes), gates, dict.fromkeys(WORDS, 0.0) | {NORMALISER: 1.0}):
         ones = " and the normaliser 1" if is_normalised(spec) else ""
         message = f"the read-out has no finite value and derivative where r, v, q and k are 0{ones}, as in padding"
         raise refuse(spec, where, message, expected="one that is smooth there, such as sqrt(square(r) + 0.01)")
