@@ -133,11 +133,11 @@ def _check_numbers(data: dict[str, Any], lines: dict[Keys, int]) -> None:
         elif isinstance(value, list):
             pending.extend((keys, inner) for inner in value)
         elif isinstance(value, int) and value.bit_length() > 63:
-            raise SpecError(
-                "the integer is too large", line=Document(data, lines).line(*keys), key=".".join(keys) or None
-            )
+            place = {"line": Document(data, lines).line(*keys), "key": ".".join(keys) or None}
+            raise SpecError("the integer is too large", **place, expected="one of at most 63 bits")
         elif isinstance(value, float) and not math.isfinite(value):
-            raise SpecError(f"{value} is no number", line=Document(data, lines).line(*keys), key=".".join(keys) or None)
+            place = {"line": Document(data, lines).line(*keys), "key": ".".join(keys) or None}
+            raise SpecError(f"{value} is no number", **place, expected="a finite one")
 
 
 # Each alternative consumes what it starts, closed or not, so the scan is linear in any text.
