@@ -101,6 +101,8 @@ def chunk_scan(
     v_ptr,
     log_forget_ptr,
     log_input_ptr,
+    z_ptr,
+    o_ptr,
     answer_ptr,
     normaliser_ptr,
     states_ptr,
@@ -158,6 +160,8 @@ def chunk_scan(
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         log_forget = load_vector(log_forget_ptr + i_h, token, left, HV, BT, 0.0)
         log_input = load_vector(log_input_ptr + i_h, token, left, HV, BT, 0.0)
+        if READ:
+            z = load_rows(z_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
             store_rows(
                 states_ptr + (i_chunk * HV + i_h) * (K * V + K),
@@ -192,39 +196,44 @@ def chunk_scan(
         # update, line 30
         Z_next_terms = k.to(tl.float32) * written_2[:, None]
         Z_next_share = tl.sum(Z_next_terms, 0)
-        if READ:
-            # read-out
-            overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
-            coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
-            fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
-            gap_2 = coarse_gap_2 + fine_gap_2
-            # causality
-            gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
-            gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
-            # read-out
-            weight = scale * exp(gap_masked_2)
-            # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
-            attention = overlap_q * weight
+        # read-out
+        overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
+        coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
+        fine_gap_2 = fine_sum[:, None] - fine_sum[None, :]
+        gap_2 = coarse_gap_2 + fine_gap_2
+        # causality
+        gap_apart_2 = tl.where(t[:, None] > t[None, :], gap_2, 0.0)
+        gap_masked_2 = tl.where(t[:, None] >= t[None, :], gap_apart_2, float("-inf"))
+        # read-out
+        weight = scale * exp(gap_masked_2)
+        # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
+        attention = overlap_q * weight
         # loss, line 25: -dot(p, v)
         u = u_factor[:, None] * v.to(tl.float32)
-        if READ:
-            # read-out
-            carried_out_factor = scale * exp(coarse_sum + fine_sum)
-            inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
-            carried_out = carried_out_factor[:, None] * inherited
-            answer = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
+        # read-out
+        carried_out_factor = scale * exp(coarse_sum + fine_sum)
+        inherited = tl.dot(q, S.to(dtype), input_precision=PRECISION)
+        carried_out = carried_out_factor[:, None] * inherited
+        answer = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
+        if SAVE and not SPARSE:
             store_rows(answer_ptr + i_h * V, answer, token, left, HV * V, V, BT, BV, i_v * BV)
         inherited_terms = Z[None, :] * q.to(tl.float32)
         inherited_2 = tl.sum(inherited_terms, 1)
         if SAVE and not SPARSE:
             store_vector(inherited_2_ptr + i_h, inherited_2, token, left, HV, BT)
-        if READ:
-            carried_out_2 = inherited_2 * scale * exp(coarse_sum + fine_sum)
-            normaliser_terms = attention * u_factor[None, :]
-            normaliser_share = tl.sum(normaliser_terms, 1)
-            normaliser = carried_out_2 + normaliser_share
+        carried_out_2 = inherited_2 * scale * exp(coarse_sum + fine_sum)
+        normaliser_terms = attention * u_factor[None, :]
+        normaliser_share = tl.sum(normaliser_terms, 1)
+        normaliser = carried_out_2 + normaliser_share
+        if SAVE and not SPARSE:
             store_vector(normaliser_ptr + i_h, normaliser, token, left, HV, BT)
+        if READ:
+            # read, line 35: sigmoid(z) * r / max(abs(normaliser), 1)
+            normaliser_inside = tl.where(t < left, normaliser, float("1.0"))
+            o_factor = 1.0 / tl.maximum(tl.abs(normaliser_inside), 1.0)
+            o = answer * o_factor[:, None] * sigmoid(z.to(tl.float32))
+            store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
         # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
         written_factor = exp(coarse_after + fine_after)
         written = u * written_factor[:, None]
@@ -807,10 +816,12 @@ def chunk_output(
     v_ptr,
     log_forget_ptr,
     log_input_ptr,
-    states_ptr,
     inherited_2_ptr,
-    answer_ptr,
+    z_ptr,
+    states_ptr,
     normaliser_ptr,
+    o_ptr,
+    answer_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
@@ -853,6 +864,8 @@ def chunk_output(
     log_forget = load_vector(log_forget_ptr + i_h, token, left, HV, BT, 0.0)
     log_input = load_vector(log_input_ptr + i_h, token, left, HV, BT, 0.0)
     inherited_2 = load_vector(inherited_2_ptr + i_h, token, left, HV, BT, 0.0)
+    # loss, line 25: -dot(p, v)
+    u_factor = exp(log_input)
     # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
     log_decay_bounded = tl.where(log_forget <= -800.0, -800.0, log_forget)
     log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -860,10 +873,9 @@ def chunk_output(
     coarse_sum = tl.cumsum(coarse, 0)
     fine = -coarse + log_decay_valid
     fine_sum = tl.cumsum(fine, 0)
-    # loss, line 25: -dot(p, v)
-    u_factor = exp(log_input)
     # read-out
     carried_out_factor = scale * exp(coarse_sum + fine_sum)
+    carried_out_2 = inherited_2 * scale * exp(coarse_sum + fine_sum)
     overlap_q = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     # retention, line 28: norm2(S - exp(log_forget) * S_prev) / 2
     coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
@@ -879,8 +891,14 @@ def chunk_output(
     # read-out
     normaliser_terms = attention * u_factor[None, :]
     normaliser_share = tl.sum(normaliser_terms, 1)
+    normaliser = carried_out_2 + normaliser_share
+    store_vector(normaliser_ptr + i_h, normaliser, token, left, HV, BT)
+    # read, line 35: sigmoid(z) * r / max(abs(normaliser), 1)
+    normaliser_inside = tl.where(t < left, normaliser, float("1.0"))
+    o_factor = 1.0 / tl.maximum(tl.abs(normaliser_inside), 1.0)
     for i_v in tl.range(0, blocks):
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        z = load_rows(z_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * (K * V + K), 0, K, V, V, BK, BV, i_v * BV)
         # loss, line 25: -dot(p, v)
         u = u_factor[:, None] * v.to(tl.float32)
@@ -889,63 +907,8 @@ def chunk_output(
         carried_out = carried_out_factor[:, None] * inherited
         answer = tl.dot(attention.to(dtype), u.to(dtype), carried_out, input_precision=PRECISION)
         store_rows(answer_ptr + i_h * V, answer, token, left, HV * V, V, BT, BV, i_v * BV)
-    # read-out
-    carried_out_2 = inherited_2 * scale * exp(coarse_sum + fine_sum)
-    normaliser = carried_out_2 + normaliser_share
-    store_vector(normaliser_ptr + i_h, normaliser, token, left, HV, BT)
-
-
-@triton.jit(do_not_specialize=["T", "chunks", "N"])
-def chunk_read(
-    normaliser_ptr,
-    z_ptr,
-    answer_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Outputs, of what the memory answers to the queries."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
-    program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
-    if PACKED:
-        i_n = tl.load(chunk_owner + i_chunk)
-        if i_n >= N:
-            return
-        i_c = i_chunk - tl.load(chunk_starts + i_n)
-        first = tl.load(cu_seqlens + i_n).to(tl.int64)
-        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-    else:
-        i_n, i_c = i_chunk // chunks, i_chunk % chunks
-        first, length = i_n * T, T
-    token, left = first + i_c * BT, length - i_c * BT
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
-    normaliser = load_vector(normaliser_ptr + i_h, token, left, HV, BT, 0.0)
-    # read, line 35: sigmoid(z) * r / max(abs(normaliser), 1)
-    normaliser_inside = tl.where(t < left, normaliser, float("1.0"))
-    o_factor = 1.0 / tl.maximum(tl.abs(normaliser_inside), 1.0)
-    for i_v in tl.range(0, blocks, disable_licm=True):
-        z = load_rows(z_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        answer = load_rows(answer_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
-        o = answer.to(tl.float32) * o_factor[:, None] * sigmoid(z.to(tl.float32))
+        # read, line 35: sigmoid(z) * r / max(abs(normaliser), 1)
+        o = answer * o_factor[:, None] * sigmoid(z.to(tl.float32))
         store_rows(o_ptr + i_h * V, o, token, left, HV * V, V, BT, BV, i_v * BV)
 
 

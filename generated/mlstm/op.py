@@ -31,7 +31,6 @@ CONFIGS = {
     "chunk_scan_reverse": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
     "chunk_gradients_normalised": {64: (32, 4, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
-    "chunk_read": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_read_reverse": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
@@ -159,7 +158,6 @@ def launch(
     parallel = kernel in (
         "chunk_gradients_normalised",
         "chunk_output",
-        "chunk_read",
         "chunk_read_reverse",
     )
     tables = (layout.cu_seqlens, layout.chunk_starts)
@@ -172,7 +170,6 @@ def launch(
         "chunk_scan_reverse",
         "chunk_gradients_normalised",
         "chunk_output",
-        "chunk_read",
         "chunk_read_reverse",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
@@ -200,9 +197,9 @@ COSTS = {
     "chunk": {
         "fused": {
             "forward": {
-                64: ((658, 40960, 4, False), (388, 0, 0, False)),
-                128: ((1556, 147456, 4, False), (772, 0, 0, False)),
-                256: ((4120, 819200, 4, False), (1540, 0, 0, False)),
+                64: ((914, 40960, 4, False),),
+                128: ((2068, 147456, 4, False),),
+                256: ((5144, 819200, 4, False),),
             },
             "backward": {
                 64: ((648, 0, 0, False), (526, 8192, 1, False), (1184, 65536, 0, False)),
@@ -212,9 +209,9 @@ COSTS = {
         },
         "split": {
             "forward": {
-                64: ((526, 8192, 1, False), (656, 24576, 0, False), (388, 0, 0, False)),
-                128: ((1296, 32768, 1, False), (1552, 65536, 0, False), (772, 0, 0, False)),
-                256: ((3604, 131072, 1, False), (4112, 196608, 0, False), (1540, 0, 0, False)),
+                64: ((526, 8192, 1, False), (912, 24576, 0, False)),
+                128: ((1296, 32768, 1, False), (2064, 65536, 0, False)),
+                256: ((3604, 131072, 1, False), (5136, 196608, 0, False)),
             },
             "backward": {
                 64: ((648, 0, 0, False), (526, 8192, 1, False), (1184, 65536, 0, False)),
@@ -462,8 +459,10 @@ def chunk_forward_triton(
         if save and crossing == "all" or schedule == "split"
         else v.new_empty(0)
     )
-    answer = v.new_empty(v.shape)
-    normaliser = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    answer = v.new_empty(v.shape) if save and crossing == "all" else v.new_empty(0)
+    normaliser = (
+        v.new_empty(*v.shape[:3], dtype=torch.float32) if save and crossing == "all" else v.new_empty(0)
+    )
     if schedule == "fused":
         launch(
             "chunk_scan",
@@ -477,6 +476,8 @@ def chunk_forward_triton(
                 v,
                 log_forget,
                 log_input,
+                z,
+                o,
                 answer,
                 normaliser,
                 states,
@@ -504,6 +505,8 @@ def chunk_forward_triton(
                 v,
                 log_forget,
                 log_input,
+                z,
+                o,
                 answer,
                 normaliser,
                 states,
@@ -524,17 +527,16 @@ def chunk_forward_triton(
             v,
             layout,
             chunk,
-            [q, k, v, log_forget, log_input, states, inherited_2, answer, normaliser],
+            [q, k, v, log_forget, log_input, inherited_2, z, states, normaliser, o, answer],
             scale,
         )
-    launch("chunk_read", q, v, layout, chunk, [normaliser, z, answer, o], scale)
     return (
         o,
         final_state,
         states if save else v.new_empty(0),
         inherited_2 if save and crossing == "all" else v.new_empty(0),
-        answer if crossing == "all" else v.new_empty(0),
-        normaliser if crossing == "all" else v.new_empty(0),
+        answer if save and crossing == "all" else v.new_empty(0),
+        normaliser if save and crossing == "all" else v.new_empty(0),
     )
 
 
@@ -562,7 +564,7 @@ def chunk_backward_triton(
     if crossing == "sparse":
         every = EVERY[crossing]
         pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)
-        o, sparse = torch.empty_like(v), states
+        o, sparse = v.new_empty(0), states
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3] * v.shape[3] + q.shape[3])
         inherited_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
         answer = v.new_empty(v.shape)
@@ -573,11 +575,11 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [q, k, v, log_forget, log_input, answer, normaliser, states, inherited_2, sparse, None],
+            [q, k, v, log_forget, log_input, z, o, answer, normaliser, states, inherited_2, sparse, None],
             scale,
             ENTER=True,
             LEAVE=False,
-            READ=True,
+            READ=False,
             SAVE=True,
         )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
@@ -763,9 +765,11 @@ def _(
         if save and triton and crossing == "all"
         else v.new_empty(0)
     )
-    answer = v.new_empty(v.shape) if triton and crossing == "all" else v.new_empty(0)
+    answer = v.new_empty(v.shape) if save and triton and crossing == "all" else v.new_empty(0)
     normaliser = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32) if triton and crossing == "all" else v.new_empty(0)
+        v.new_empty(*v.shape[:3], dtype=torch.float32)
+        if save and triton and crossing == "all"
+        else v.new_empty(0)
     )
     return (
         torch.empty_like(v, memory_format=torch.contiguous_format),

@@ -3,9 +3,10 @@
 An output that is affine in the answer, entry by entry, is made where the answer is, and its adjoint needs none of it on
 the serial path: a gate, a skip. What the answer's cotangent takes besides it would have to make the answer again from
 the states, and a sum over value channels would have every program take all of them, both in front of the reverse scan.
-So the answer is stored then, 2 d_v bytes a token, and kept: the memory's kernels put it out in the place of the output,
-and take its cotangent. Two parallel kernels that read each number once make outputs of answers, and cotangents of
-answers and of the gates of the read-out alone.
+So the answer is stored then, 2 d_v bytes a token, and kept: the memory's kernels put it out, and take its cotangent. A
+parallel kernel makes the cotangents of answers, and of the gates of the read-out alone; another one makes outputs of
+answers, where these take sums over value channels, and reads each number once as well. Else they are made where answers
+are, which nobody stores if no backward pass will follow.
 """
 
 from __future__ import annotations
@@ -46,20 +47,23 @@ def schedule_readout(
     back = slice_program(backward.statements, given, known)
     if not any(map(sums_values, (*made, *back))) and not any(set(answers) & set(operands(s.op)) for s in back):
         return ReadoutPlan(outputs, (), (), (), (), ())
-    kept, cotangents = tuple(map(_row, answers)), tuple(_row(t) for t in given if t not in known)
+    at_once = not any(map(sums_values, made))
+    kept = tuple(_row(t, Space.SOLVED if at_once else Space.TOKEN) for t in answers)
+    cotangents = tuple(_row(t, Space.TOKEN) for t in given if t not in known)
     memory = (*inputs, *kept)
     alone = _made_alone(backward, known, given)
     own = tuple(b for b in gradients if b.tile in alone)
     rest = _handed_on(backward, known, given, alone, [b.tile for b in gradients if b not in own])
     back = (*cotangents, *rest)
-    forth = planned("chunk_read", Skeleton.PARALLEL, forward, outputs, memory)
+    forth = () if at_once else (planned("chunk_read", Skeleton.PARALLEL, forward, outputs, memory),)
     reverse = [planned("chunk_read_reverse", Skeleton.PARALLEL, backward, (*own, *back), memory)] if own or back else []
-    return ReadoutPlan(kept, back, (Launch(forth),), tuple(map(Launch, reverse)), kept, own)
+    outputs = (*outputs, *kept) if at_once else kept
+    return ReadoutPlan(outputs, back, tuple(map(Launch, forth)), tuple(map(Launch, reverse)), kept, own)
 
 
-def _row(tile: Tile) -> Buffer:
+def _row(tile: Tile, space: Space) -> Buffer:
     """A number a token is float32, as gates are."""
-    return Buffer(tile.name, tile, Space.TOKEN, single="v" not in tile.axes)
+    return Buffer(tile.name, tile, space, single="v" not in tile.axes)
 
 
 def _made_alone(program: Program, known: frozenset[Tile], given: tuple[Tile, ...]) -> set[Tile]:
