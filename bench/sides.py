@@ -31,7 +31,7 @@ Call = Callable[[Inputs], Tensor]
 
 
 def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Inputs:
-    """q, k, v in dtype and gates in float32, all of them differentiable; batch 1, one head."""
+    """q, k, v in dtype and gates in float32 but those of the read-out, all differentiable; batch 1, one head."""
     return draw_inputs(spec, Workload(1, length, 1, width, width), dtype, "cpu")
 
 

@@ -232,18 +232,7 @@ def _update(document: Document, expressions: Expressions) -> Update:
 
 def _check_all_used(spec: Spec, declared: tuple[Union[Input, Parameter], ...]) -> None:
     """A gate that no expression uses would be an argument without an effect and without a gradient."""
-    optional = [
-        *(part for loss in spec.losses for part in (loss.weight, loss.key, loss.write)),
-        spec.retention.decay,
-        *vars(spec.features).values(),
-        spec.read,
-        spec.update.momentum if isinstance(spec.update, Gradient) else None,
-    ]
-    if isinstance(spec.memory, KernelMemory):
-        optional.append(spec.memory.similarity)
-    if isinstance(spec.retention.link, SoftThreshold):
-        optional.append(spec.retention.link.threshold)
-    located = [*(loss.expr for loss in spec.losses), spec.retention.expr, *filter(None, optional)]
+    located = spec.of_memory if spec.read is None else (*spec.of_memory, spec.read)
     used = frozenset().union(*(names(expression.tree) for expression in located))
     for gate in declared:
         if gate.name not in used:

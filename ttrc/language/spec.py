@@ -287,3 +287,16 @@ class Spec:
         """The one loss of a rule that takes no more than one."""
         (loss,) = self.losses
         return loss
+
+    @property
+    def of_memory(self) -> tuple[Located, ...]:
+        """Every expression but the read-out: what the memory keeps, and what it is asked."""
+        optional = [
+            *(part for loss in self.losses for part in (loss.weight, loss.key, loss.write)),
+            self.retention.decay,
+            *vars(self.features).values(),
+            self.update.momentum if isinstance(self.update, Gradient) else None,
+            self.memory.similarity if isinstance(self.memory, KernelMemory) else None,
+            self.retention.link.threshold if isinstance(self.retention.link, SoftThreshold) else None,
+        ]
+        return (*(loss.expr for loss in self.losses), self.retention.expr, *filter(None, optional))

@@ -12,6 +12,7 @@ from ttrc.ir.config import CHUNK, Config, row_block, value_block
 from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.language.spec import Spec
 from ttrc.language.state import initial_names, needs_initial_state
+from ttrc.language.syntax import names
 from ttrc.sampling import random_inputs
 
 SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
@@ -81,17 +82,21 @@ def draw_inputs(
 ) -> dict[str, Tensor]:
     """q, k, v in dtype and the gates in float32, by name, and the parts of a state where a rule must be given one.
 
+    Gates with channels of the read-out alone are rows as v is, in dtype.
+
     Long sequences repeat a drawn part, never zeros.
     """
     drawn = random_inputs(
         spec, B=1, T=min(shape.length, PERIOD), H=shape.heads, HV=shape.heads, dk=shape.d_k, dv=shape.d_v, seed=seed
     )
     states, fixed = initial_names(spec), {p.name for p in spec.parameters}
+    remembered = frozenset().union(*(names(part.tree) for part in spec.of_memory))
+    rows = {"q", "k", "v"} | {gate.name for gate in spec.inputs if gate.per.axes and gate.name not in remembered}
     made = {}
     for name, x in drawn.items():
         if name in states and not needs_initial_state(spec):
             continue
-        x = x.to(device, dtype if name in ("q", "k", "v") else torch.float32)
+        x = x.to(device, dtype if name in rows else torch.float32)
         if name in states:
             x = x.repeat(shape.batch, *[1] * (x.dim() - 1))
         elif name not in fixed:
