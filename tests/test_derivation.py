@@ -142,6 +142,7 @@ EXPECTED = {
     "receptance_mean": hebbian(lambda x: exp(x["w"]), lambda x: -x["v"]),
     "normalised_momentum": hebbian(lambda x: exp(x["g"]), lambda x: -x["b"] * x["v"]),  # the first
     "normalised_channels": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
+    "fading_keys": hebbian(lambda x: exp(x["g"] + x["fade"]), lambda x: -x["beta"] * x["v"]),
     "normed_output": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
     "mapped_delta": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "tilted_target": affine(none, lambda x: x["beta"], lambda x: x["beta"] * (0.1 - x["v"])),

@@ -6,16 +6,19 @@ import torch
 import ttrc
 from ttrc.language.functions import FUNCTIONS
 
-# One token writes f(v) into a vector memory and reads it back: o = f(v), and v's gradient is its slope.
+# One token writes v f(x) into a vector memory and reads it back: for v = 1, o = f(x), and x's gradient is its slope.
 SPEC = """schema = 1
 name = "one_function"
 reference = "a test"
+
+[inputs]
+x = {{ per = "value_channel", domain = "{domain}" }}
 
 [memory]
 kind = "vector"
 
 [loss]
-expr = "-dot(p, {})"
+expr = "-dot(p, v * ({function}))"
 
 [retention]
 expr = "norm2(S - S_prev) / 2"
@@ -33,28 +36,28 @@ def expm1(v: torch.Tensor) -> torch.Tensor:
 
 
 CASES = {
-    "exp": ("exp(v)", torch.exp, BOTH),
-    "exp, less 1": ("exp(v) - 1", expm1, BOTH),
-    "1, less exp": ("sqrt(1 - exp(-v))", lambda v: torch.sqrt(-expm1(-v)), POSITIVE),
-    "log": ("log(v)", torch.log, POSITIVE),
-    "sqrt": ("sqrt(v)", torch.sqrt, POSITIVE),
-    "square": ("square(v)", torch.square, BOTH),
-    "tanh": ("tanh(v)", torch.tanh, BOTH),
-    "sigmoid": ("sigmoid(v)", torch.sigmoid, BOTH),
-    "softplus": ("softplus(v)", torch.nn.functional.softplus, BOTH),
-    "abs": ("abs(v)", torch.abs, BOTH),
-    "sign": ("v * sign(v)", torch.abs, BOTH),
-    "huber": ("huber(v, 1)", lambda v: torch.nn.functional.huber_loss(v, 0 * v, reduction="none"), BOTH),
+    "exp": ("exp(x)", torch.exp, BOTH),
+    "exp, less 1": ("exp(x) - 1", expm1, BOTH),
+    "1, less exp": ("sqrt(1 - exp(-x))", lambda v: torch.sqrt(-expm1(-v)), POSITIVE),
+    "log": ("log(x)", torch.log, POSITIVE),
+    "sqrt": ("sqrt(x)", torch.sqrt, POSITIVE),
+    "square": ("square(x)", torch.square, BOTH),
+    "tanh": ("tanh(x)", torch.tanh, BOTH),
+    "sigmoid": ("sigmoid(x)", torch.sigmoid, BOTH),
+    "softplus": ("softplus(x)", torch.nn.functional.softplus, BOTH),
+    "abs": ("abs(x)", torch.abs, BOTH),
+    "sign": ("x * sign(x)", torch.abs, BOTH),
+    "huber": ("huber(x, 1)", lambda v: torch.nn.functional.huber_loss(v, 0 * v, reduction="none"), BOTH),
     "log_cosh": (
-        "log_cosh(v)",
+        "log_cosh(x)",
         lambda v: torch.log1p(2 * torch.sinh(v / 2) ** 2),
         BOTH,
     ),
-    "min": ("min(v, 1)", lambda v: v.clamp(max=1), BOTH),
-    "max": ("max(v, 0.5)", lambda v: v.clamp(min=0.5), BOTH),
-    "where": ("where(v > 0.2, v, 2 * v)", lambda v: torch.where(v > 0.2, v, 2 * v), BOTH),
-    "a power": ("abs(v) ** 1.5", lambda v: v.abs() ** 1.5, BOTH),
-    "a cube": ("v ** 3", lambda v: v**3, BOTH),
+    "min": ("min(x, 1)", lambda v: v.clamp(max=1), BOTH),
+    "max": ("max(x, 0.5)", lambda v: v.clamp(min=0.5), BOTH),
+    "where": ("where(x > 0.2, x, 2 * x)", lambda v: torch.where(v > 0.2, v, 2 * v), BOTH),
+    "a power": ("abs(x) ** 1.5", lambda v: v.abs() ** 1.5, BOTH),
+    "a cube": ("x ** 3", lambda v: v**3, BOTH),
 }
 
 
@@ -75,15 +78,16 @@ def test_every_elementwise_function_has_a_case():
 @pytest.mark.parametrize("name", CASES)
 def test_a_function_is_right_at_every_size_of_its_argument(name, tmp_path):
     text, reference, ranges = CASES[name]
-    (tmp_path / "one_function.toml").write_text(SPEC.format(text))
+    domain = "positive" if ranges == POSITIVE else "real"
+    (tmp_path / "one_function.toml").write_text(SPEC.format(domain=domain, function=text))
     op = ttrc.load(tmp_path / "one_function.toml")
     at = torch.cat([grid(*ends) for ends in ranges]).requires_grad_()
     expected = reference(at)
     (slope,) = torch.autograd.grad(expected.sum(), at)
-    v = at.detach().float().reshape(-1, 1, 1, 32).requires_grad_()
-    ones = torch.ones_like(v, requires_grad=False)
-    o, _ = op(ones, ones, v, backend="triton")
+    x = at.detach().float().reshape(-1, 1, 1, 32).requires_grad_()
+    ones = torch.ones_like(x, requires_grad=False)
+    o, _ = op(ones, ones, ones, x=x, backend="triton")
     o.sum().backward()
     torch.testing.assert_close(o.double().flatten(), expected, rtol=2e-5, atol=1e-30)
     saturated = 5e-7 if name in SATURATED else 1e-30
-    torch.testing.assert_close(v.grad.double().flatten(), slope, rtol=2e-5, atol=saturated)
+    torch.testing.assert_close(x.grad.double().flatten(), slope, rtol=2e-5, atol=saturated)
