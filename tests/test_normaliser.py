@@ -135,6 +135,21 @@ def test_steps_in_turn_that_predict_nothing_are_steps_together():
     assert torch.equal(in_turn(**x)[0], together(**x)[0])
 
 
+@pytest.mark.parametrize("level, right", [(38.0, True), (50.0, False)])
+def test_exponents_enter_as_they_are(level, right):
+    """Without a stabiliser gradients hold the square of what is 1e16 here, and overflow where it is 5e21."""
+    op = ttrc.load("mlstm")
+    x = {name: y.float() for name, y in drawn(op.spec, T=20, H=1, HV=1, dk=8, dv=8).items()}
+    x["log_input"] = 0.3 * x["log_input"] + level
+    errors = []
+    for form, dtype in ("chunk", torch.float32), ("reference", torch.float64):
+        leaves = {name: y.detach().to(dtype).requires_grad_() for name, y in x.items()}
+        o, _ = op(**leaves, form=form, **({"backend": "triton"} if form == "chunk" else {}))
+        o.square().sum().backward()
+        errors.append(leaves["log_input"].grad.double())
+    assert (relative_rms(*errors) < 1e-3) is right
+
+
 def normalised(**changes):
     """mlstm's text with tables exchanged."""
     text = (specs_dir() / "mlstm.toml").read_text()
