@@ -303,6 +303,7 @@ REFUSED = {
     "no ridge": (text_of(ridge="beta * norm2(S)", beta="head"), "retention.expr", "provably positive"),
     "norm": (text_of(ridge="norm(S)"), "retention.expr", "not quadratic"),
     "pull": (text_of(ridge="norm2(S) / 2 - sum(S)"), "retention.expr", "constant"),
+    "no value in padding": (text_of("norm2(p - log(square(v))) / 2"), "loss.expr", "as in padding"),
     "negative decay": (text_of(decay='decay = "-1 / 2"'), "retention.decay", "may be negative"),
 }
 

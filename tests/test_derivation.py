@@ -119,6 +119,7 @@ EXPECTED = {
         lambda x: exp(x["g"]), lambda x: x["w"] * torch.minimum(torch.maximum(residual(x), -x["delta"]), x["delta"])
     ),
     "mesanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "channel_regression": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "longhorn": affine(
         none,
         lambda x: x["beta"] / (1 + x["beta"] * x["k"].square().sum()),
@@ -497,21 +498,6 @@ REFUSED = {
         "retention.expr",
         17,
         ("mixes key channels and value channels", 'rule = "gradient"'),
-    ),
-    "closed form of a vector": (
-        swap(
-            'kind = "linear"',
-            'kind = "vector"',
-            RETENTION,
-            '"norm2(S) / 2"',
-            f'rule = "gradient"\n{AT}',
-            'rule = "closed_form"',
-            WEIGHT,
-            '"beta * exp(g)"',
-        ),
-        "update.rule",
-        19,
-        ("closed forms of a vector memory have no derivation yet",),
     ),
     "implicit norm of a vector": (
         swap('kind = "linear"', 'kind = "vector"', LOSS, '"norm(p - v)"', f'rule = "gradient"\n{AT}', PROXIMAL),

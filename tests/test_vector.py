@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ def text_of(loss, retention, update, more="", link="", parameters=None, memory="
 PREVIOUS, RETAINED, PROXIMAL = ('rule = "gradient"\nat = "previous"', 'rule = "gradient"\nat = "retained"',
                                 'rule = "proximal"')  # fmt: skip
 SEGMENT = 'rule = "gradient"\nat = "segment_start"\nsegment = 16'
+CLOSED, RIDGE = 'rule = "closed_form"', 'sum(lam * square(S)) / 2"\ndecay = "a'
 SQUARE, RATED, PLAIN = "norm2(p - v) / 2", "sum(w * square(p - v)) / 2", "norm2(S - S_prev) / 2"
 KEPT, FORGOT = "norm2(S - a * S_prev) / 2", "norm2(S - exp(g) * S_prev) / 2"
 SOFTMAX = 'link = { kind = "softmax", axis = "value", scale = 2 }'
@@ -64,6 +66,10 @@ SCANNED = {
     "mapped and normed": text_of(SQUARE, KEPT, PREVIOUS, NORMED + "\n[features]\nk = 'k * b + 0.1'\n"
                                  "q = 'q / sqrt(norm2(q) + 0.01)'", a="value decay", b="value unit"),
     "heavy pooling": text_of("-dot(p, v)", KEPT, f'{RETAINED}\nmomentum = "m"', a="value unit", m="head unit"),
+    "heavy by channel": text_of("-dot(p, v)", KEPT, f'{RETAINED}\nmomentum = "m"', a="value unit", m="value unit"),
+    "closed": text_of(RATED, RIDGE, CLOSED, w="value unit", a="value unit", parameters={"lam": "value positive"}),
+    "closed and joined": text_of("norm2(p - v) / (2 * norm2(k) + 1)", RIDGE, CLOSED, NORMED, a="head decay",
+                                 lam="value positive"),
     "two losses": text_of(TWO.format(SQUARE), FORGOT, RETAINED, g="value log_decay", w="value unit", c="head unit"),
     "in turn": text_of(TWO.format(SQUARE), KEPT, IN_TURN, a="value unit", w="value real", c="head unit"),
     "two that only store": text_of("[loss.a]\nexpr = '-dot(p, v)'\n[loss.b]\nexpr = 'sum(w * p)'\nkey = 'square(k)'",
@@ -247,6 +253,19 @@ def test_pooling_is_the_papers():
     told = oracle.run(operator(text).spec, x["q"], x["k"], x["v"], {"a": x["a"]}, initial_state=x["initial_state"])
     for o, final in (made, told):
         assert relative_rms(o, torch.stack(rows, 1)) < 1e-14 and relative_rms(final, c) < 1e-14
+
+
+def test_a_closed_form_is_a_regression_a_channel():
+    """Of all tokens so far, weighed, by a solver of least squares; the ridge is a token more, of key 1 and value 0."""
+    x = {n: t for n, t in inputs(RULES["closed"], T=9, dk=4, dv=4).items() if not n.startswith("initial")}
+    o, _ = operator(RULES["closed"])(**x)
+    for t, h, c in itertools.product(range(9), range(2), range(4)):
+        age = torch.stack([x["a"][0, s + 1 : t + 1, h, c].prod() for s in range(t + 1)])
+        root = (age * x["w"][0, : t + 1, h, c]).sqrt()
+        keys = torch.cat([root * x["k"][0, : t + 1, 0, c], x["lam"][h, c].sqrt()[None]])
+        values = torch.cat([root * x["v"][0, : t + 1, h, c], torch.zeros(1, dtype=torch.float64)])
+        fit = torch.linalg.lstsq(keys[:, None], values[:, None]).solution[0, 0]
+        torch.testing.assert_close(o[0, t, h, c], x["q"][0, t, 0, c] * fit, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("rule", ["delta", "implicit", "robust", "frozen Huber", "entropy"])

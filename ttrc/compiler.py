@@ -20,7 +20,7 @@ from ttrc.passes.derive_closed import closed_chunk, closed_token
 from ttrc.passes.derive_deep import deep_chunk, deep_token
 from ttrc.passes.derive_pairs import derive_pairs
 from ttrc.passes.derive_recurrence import derive_recurrence
-from ttrc.passes.derive_scan import scan_chunk
+from ttrc.passes.derive_scan import scan_chunk, scan_closed
 from ttrc.passes.derive_token import derive_token
 from ttrc.passes.differentiate_tile import differentiate_tile
 from ttrc.passes.eliminate import eliminate
@@ -52,7 +52,7 @@ def _chunk(recurrence: Recurrence) -> Form | None:
     if find_obstacle(recurrence) is not None:
         return None
     if is_scan(recurrence):
-        derive, schedule = scan_chunk, schedule_scan
+        derive, schedule = scan_chunk if recurrence.ridge is None else scan_closed, schedule_scan
     elif recurrence.network is not None:
         derive, schedule = deep_chunk, schedule_deep
     elif recurrence.ridge is not None:

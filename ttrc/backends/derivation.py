@@ -120,14 +120,18 @@ def _closed(spec: Spec, r: Recurrence) -> list[str]:
     """The derivation of a closed form."""
     a = "" if r.decay == symbolic.ONE else "a "
     c, b, ridge = (symbolic.equation(e) for e in (r.error.slope, -r.error.offset, r.ridge))
+    if r.state == MATRIX:
+        curved, pulled, read = "c k k'", "k b'", "scale G' x, (H + lam) x = q"
+    else:
+        curved, pulled, read = "c k^2", "k b", "scale q G / (H + lam)"
     return [
         f"loss       {_loss(spec.loss)}",
         f"retention  {comment(spec.retention.expr.text)}"
         + (f", decay {comment(spec.retention.decay.text)}" if spec.retention.decay else ""),
         f"error      dL/dp = c p - b, c = {c}, b = {b}",
-        f"state      H = {a}H_prev + c k k', G = {a}G_prev + k b'"
+        f"state      H = {a}H_prev + {curved}, G = {a}G_prev + {pulled}"
         + (f", a = {symbolic.equation(r.decay)}" if a else ""),
-        f"read-out   {answered(r.readout)} = scale G' x, (H + lam) x = q, lam = {ridge}",
+        f"read-out   {answered(r.readout)} = {read}, lam = {ridge}",
         *(f"           {s.symbol} = sum over {', '.join(s.axes)} of {symbolic.equation(s.body)}" for s in r.reductions),
     ]
 

@@ -117,8 +117,8 @@ class Recurrence:
     With a `link` its weights W = link(S) are read instead of S: p_t = W' k_t and o_t = scale W_t' q_t. In segments
     W = link(S) at the start of each, and inside of it W moves as S does.
 
-    With a `ridge`, one number a head or a key channel, S is the minimum over all tokens so far, see derive_closed; the
-    error is affine, and `decay` that of the history.
+    With a `ridge`, one number a head or a key channel, of a vector memory a channel, S is the minimum over all tokens
+    so far, see derive_closed; the error is affine, and `decay` that of the history.
 
     `state` says which axes S has. Of a vector memory it is ("v",): q and k are of value channels then, one entry of S
     answers for each, p_t = S * k_t and o_t = scale S_t * q_t, and k e' is k * e.

@@ -29,7 +29,8 @@ _HEAD_COUNTS = (1, 8, 64)  # a default is tried on these
 class Section:
     """A kind of expression: the words the section provides, whether gates may appear, the word it must use.
 
-    It comes to one number, or to what is as wide as the word `like`.
+    It comes to one number, or to what is as wide as the word `like`; `by_channel` to either in a vector memory, where
+    each channel moves on its own.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Section:
     otherwise: str = ""
     like: Optional[str] = None
     counts: bool = False  # whether it may ask how many channels there are
+    by_channel: bool = False
 
 
 LOSS = Section("loss.expr", ("p", "v", "k"), True, "p", "nothing would be learned: p is the memory's prediction for k")
@@ -49,7 +51,7 @@ RETENTION = Section(
     "retention.expr", ("S", "S_prev"), True, "S", "nothing could be solved for: S is the new state, S_prev the last"
 )
 RIDGE = Section("retention.expr", ("S",), True, "S", "nothing would hold S where no key has been")
-DECAY = Section("retention.decay", (), True)
+DECAY = Section("retention.decay", (), True, by_channel=True)
 SIMILARITY = Section(
     "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
 )
@@ -66,7 +68,7 @@ FEATURES = {
     ),
 }
 THRESHOLD = Section("retention.link.threshold", (), True)
-MOMENTUM = Section("update.momentum", (), True)
+MOMENTUM = Section("update.momentum", (), True, by_channel=True)
 READ = Section(
     "read.expr",
     ("r", NORMALISER, "v", "q", "k"),
@@ -113,11 +115,12 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
     if section is not DEFAULT:
         check_bounds(tree)
     wanted = SCALAR if section.like is None else axes_of[section.like]
-    if axes != wanted:
+    accepted = (wanted, _VALUE) if section.by_channel and isinstance(memory, VectorMemory) else (wanted,)
+    if axes not in accepted:
         raise SpecError(
             f"{section.key} comes to {describe(axes)}",
             span=tree.span,
-            expected="one number" if wanted == SCALAR else describe(wanted),
+            expected=" or ".join("one number" if a == SCALAR else describe(a) for a in accepted),
             hint=None if wanted else "reduce it with sum(...), norm2(...) or dot(a, b)",
         )
     # All pairs are kept in a kernel memory, so its retention may be no more than 0.

@@ -13,6 +13,7 @@ from ttrc.language.spec import ClosedForm, Domain, Gradient, LinearMemory, Memor
 from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number, names
 
 OF_ONES = {"S": "Z", "M": "MZ"}  # what a normaliser adds beside each part of a state
+CURVATURE = "H"  # of a closed form, whose other part is called G
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,15 @@ def state_parts(spec: Spec) -> tuple[Part, ...]:
 
     With a normaliser then Z, and MZ: what these would be, had every value been 1, free of the value channels.
 
-    A closed form keeps what the objective of the past is made of, the sum over columns s of S of s' H s / 2 - G' s.
+    A closed form keeps what the objective of the past is made of, the sum over columns s of S of s' H s / 2 - G' s; of
+    a vector memory the sum over entries s of H s^2 / 2 - G s.
     """
-    if isinstance(spec.update, ClosedForm) and isinstance(spec.memory, LinearMemory):
-        return Part("H", ("k", "j")), Part("G", ("k", "v"))
+    if isinstance(spec.update, ClosedForm):
+        match spec.memory:
+            case LinearMemory():
+                return Part(CURVATURE, ("k", "j")), Part("G", ("k", "v"))
+            case VectorMemory():
+                return Part(CURVATURE, ("v",)), Part("G", ("v",))
     parts = _weights(spec.memory)
     if isinstance(spec.update, Gradient) and spec.update.momentum is not None:
         parts += tuple(Part(f"M{part.name[1:]}", part.axes, is_step=True) for part in parts)
@@ -130,7 +136,9 @@ def state_domain(spec: Spec) -> Domain:
 
 
 def part_domain(spec: Spec, part: Part) -> Domain:
-    """The same of any part: a step may be any number."""
+    """The same of any part: a step may be any number, and the curvature of an entry is never negative."""
+    if part.name == CURVATURE and "j" not in part.axes:
+        return Domain.NONNEGATIVE
     return Domain.REAL if part.is_step else state_domain(spec)
 
 

@@ -22,11 +22,30 @@ def fit(
 
     The past's slope at S is H S - G, [N, HV, dk, dk] and [N, HV, dk, dv].
     """
+    return _fitted(_quadratic, torch.linalg.solve, loss, retention, scope, past, decay)
+
+
+def fit_entries(
+    loss: Slope, retention: Slope, scope: Scope, past: tuple[Tensor, Tensor], decay: Optional[Tensor]
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The same of a vector memory, whose entries are regressions of their own: H, G and S are [N, HV, 1, dv]."""
+    return _fitted(_parabolas, lambda H, G: G / H, loss, retention, scope, past, decay)
+
+
+def _fitted(quadratic, solve, loss, retention, scope, past, decay):
     H, G = past if decay is None else (decay * past[0], decay * past[1])
-    curvature, pull = _quadratic(loss, scope, G)
+    curvature, pull = quadratic(loss, scope, G)
     H, G = H + curvature, G + pull
-    curvature, pull = _quadratic(retention, scope, G)
-    return (H, G), torch.linalg.solve(H + curvature, G + pull)
+    curvature, pull = quadratic(retention, scope, G)
+    return (H, G), solve(H + curvature, G + pull)
+
+
+def _parabolas(slope: Slope, scope: Scope, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, b) with slope(S) = a S - b, entry by entry."""
+    at_zero = slope(torch.zeros_like(like), scope)
+    a = slope(torch.ones_like(like), scope) - at_zero
+    _check(slope, scope, like, lambda S: a * S + at_zero, "quadratic objectives, each entry of a vector on its own")
+    return a, -at_zero
 
 
 def _quadratic(slope: Slope, scope: Scope, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,9 +57,14 @@ def _quadratic(slope: Slope, scope: Scope, like: Tensor) -> tuple[Tensor, Tensor
     rows = torch.eye(like.shape[-2], dtype=like.dtype, device=like.device)
     units = rows[:, None, None, :, None].expand(-1, *like.shape)
     A = (vmap(lambda S: slope(S, scope))(units) - at_zero)[..., 0].movedim(0, -1)
+    _check(slope, scope, like, lambda S: A @ S + at_zero, "quadratic objectives, alike in all value channels")
+    return A, -at_zero
+
+
+def _check(slope: Slope, scope: Scope, like: Tensor, known: Callable[[Tensor], Tensor], which: str) -> None:
+    """That the slope is the known function at an S of no special kind too."""
     with torch.no_grad():
         S = torch.linspace(-1.0, 1.0, like.numel(), dtype=like.dtype, device=like.device).reshape(like.shape)
-        found, expected = slope(S, scope), A @ S + at_zero
+        found, expected = slope(S, scope), known(S)
         if (found - expected).abs().max() > 1e-6 * (1 + expected.abs().max()):
-            raise CheckFailed("the reference finds closed forms of quadratic objectives, alike in all value channels")
-    return A, -at_zero
+            raise CheckFailed(f"the reference finds closed forms of {which}")

@@ -31,7 +31,7 @@ from ttrc.language.spec import (
 )
 from ttrc.language.spec import Memory as Architecture
 from ttrc.language.syntax import Call, Expr, walk
-from ttrc.oracle.closed_form import fit
+from ttrc.oracle.closed_form import fit, fit_entries
 from ttrc.oracle.expressions import Scope, evaluate, total
 from ttrc.oracle.minimise import argmin
 
@@ -85,12 +85,11 @@ def step(spec: Spec, scope: Scope, memory: Memory) -> Memory:
             W_at = _linked(link, retained(memory.S), scope)
         case Gradient(at=At.SEGMENT_START):
             W_at = memory.start
-        case ClosedForm() if isinstance(spec.memory, VectorMemory):
-            raise CheckFailed("the reference takes no closed form of a vector memory")
         case ClosedForm():
             slope = grad(lambda W, scope: value_of(spec.loss, (W,), scope).sum())
             decay = None if spec.retention.decay is None else evaluate(spec.retention.decay.tree, scope)
-            past, W = fit(slope, grad(lambda W, scope: retention(W, scope).sum()), scope, memory.S, decay)
+            fitted = fit_entries if isinstance(spec.memory, VectorMemory) else fit
+            past, W = fitted(slope, grad(lambda W, scope: retention(W, scope).sum()), scope, memory.S, decay)
             return replace(memory, S=past, W=(W,))
         case Proximal() if kinked:
             raise CheckFailed("the reference takes no proximal step of a retention with kinks")

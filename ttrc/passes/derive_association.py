@@ -33,7 +33,7 @@ def _association(spec: Spec, scope: Scope, loss: Loss, write: Expr, stiffness: E
         error = _implicit_step(spec, scope, loss, gradient, write, stiffness)
     else:
         error = _explicit_step(spec, scope, loss, gradient, stiffness)
-    _check_padding(spec, scope, loss, error)
+    check_padding(spec, scope, loss, error)
     gradient = symbolic.factored(gradient) if isinstance(error, Nonlinear) else tidied(gradient)
     plain = Feature("k", scope.symbols["k"], (), ())
     asked = plain if loss.key is None else read_feature(spec, "k", loss.key)
@@ -42,7 +42,8 @@ def _association(spec: Spec, scope: Scope, loss: Loss, write: Expr, stiffness: E
     return Association(loss.origin, gradient, error, key, under)
 
 
-def _check_padding(spec: Spec, scope: Scope, loss: Loss, error: ErrorForm) -> None:
+def check_padding(spec: Spec, scope: Scope, loss: Loss, error: ErrorForm) -> None:
+    """Of an error that has no value in padding no kernel may make anything."""
     parts = parts_of(error)
     made = (*parts, *(r.body for r in sums_in(scope, parts)))
     slopes = (symbolic.derivative(part, scope.symbols[x]) for part in made for x in PADDED)

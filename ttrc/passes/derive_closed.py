@@ -8,16 +8,19 @@ quadratic in S with a curvature lam. With the decays of the history, the sum's s
 and a read-out takes one vector of it, o = G' x with (H + diag(lam)) x = q: as a matrix S is never made. Inside a chunk
 H and G are sums over tokens with the masks of any linear memory, so that H times x is masked linear attention of x, and
 the equations of all of a chunk's tokens are solved side by side, each row by itself, by conjugate gradients.
+
+Of a vector memory H and G are vectors too, and S = G / (H + lam) entry by entry; its chunks are scans (derive_scan).
 """
 
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.recurrence import Affine, Recurrence
+from ttrc.ir.recurrence import MATRIX, Affine, Recurrence
 from ttrc.ir.tile import SCALE, Carry, Program, Relation, Tile
 from ttrc.language.spec import Domain
 from ttrc.passes.builder import CHANNELS_OF_KEYS, Builder, sym
 from ttrc.passes.chunk import chunk_inputs
+from ttrc.passes.derive_association import by_channel
 from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_moves import Factor, derive_factor, derive_moves, of
@@ -26,7 +29,6 @@ from ttrc.passes.derive_token import token_inputs
 from ttrc.symbolic import ONE, Expr, Scope
 
 KEYS = ("k", "j")
-VALUES = ("k", "v")
 
 
 class NoClosedForm(Exception):
@@ -59,7 +61,7 @@ def solve_closed(scope: Scope, found: tuple[Expr, Expr] | str, slope: Expr) -> t
     if pull != 0:
         why = f"the retention pulls S towards a constant ({symbolic.equation(symbolic.tidy(-pull / lam))})"
         raise NoClosedForm("retention", why, ridge)
-    if "v" in scope.axes_of(lam):
+    if "v" in scope.axes_of(lam) and not by_channel(scope):
         why = f"the ridge {symbolic.equation(lam)} differs by value channel, and each would have a matrix of its own"
         raise NoClosedForm("retention", why, ridge)
     if not symbolic.is_positive(lam):
@@ -73,12 +75,15 @@ class _Step:
 
     def __init__(self, recurrence: Recurrence, inputs: tuple[Tile, ...], wide: tuple[str, ...]):
         self.build, self.readout = Builder(inputs), recurrence.readout
-        self.H, self.G = self.build.tile("H", KEYS), self.build.tile("G", VALUES)
+        of_matrix = recurrence.state == MATRIX
+        self.H = self.build.tile("H", KEYS if of_matrix else recurrence.state)
+        self.G = self.build.tile("G", recurrence.state)
         self.tiles = tiles = {t.name: t for t in inputs}
         tiles |= derive_features(self.build, tiles, recurrence.features)
         for reduction in recurrence.known_sums:
             tiles[reduction.symbol.name] = derive_sum(self.build, tiles, reduction)
-        self.ridge = self.build.elementwise("ridge", recurrence.curvature, tiles, "retention", (*wide, "k"))
+        own = (*wide, *recurrence.keys)
+        self.ridge = self.build.elementwise("ridge", recurrence.curvature, tiles, "retention", own)
         self.b = self.build.elementwise("b", -recurrence.error.offset, tiles, "loss", (*wide, "v"))
 
     def make(self, name: str, expr: Expr, *more: Tile, origin: str) -> Tile:
@@ -86,8 +91,8 @@ class _Step:
         return self.build.elementwise(name, expr, self.tiles | {t.name: t for t in more}, origin)
 
     def across(self, tile: Tile) -> Tile:
-        """Key channels as the other ones, or back."""
-        return self.build.relabel(tile, "update", CHANNELS_OF_KEYS)
+        """Key channels as the other ones, or back. A vector has no other ones."""
+        return self.build.relabel(tile, "update", CHANNELS_OF_KEYS) if "k" in self.H.axes else tile
 
     def factor(self, name: str, expr: Expr, origin: str) -> Factor:
         return derive_factor(self.build, name, expr, self.tiles, origin)
@@ -157,6 +162,11 @@ def closed_token(recurrence: Recurrence) -> Program:
         expr = decay.expr * sym(state) + sym(k) * sym(row)
         following.append(make(f"{state.name}_next", expr, state, k, row, *decay.tiles, origin="update"))
     H, G = following
+
+    if recurrence.state != MATRIX:
+        x = make("x", sym(q) / (sym(H) + sym(step.ridge)), q, H, step.ridge, origin="update")
+        answer = make(answer_name(recurrence.readout), sym(scale) * sym(x) * sym(G), x, G, origin="read-out")
+        return step.end(inputs, answer, H, G)
 
     def applied(x: Tile) -> Tile:
         products = make("products", sym(H) * sym(x), H, x, origin="update")

@@ -21,7 +21,7 @@ from ttrc.language.state import state_domain
 from ttrc.passes.check_normaliser import check_normaliser
 from ttrc.passes.derive_association import (
     affine_error,
-    by_channel,
+    check_padding,
     derive_associations,
     loss_gradient,
     mention,
@@ -104,15 +104,13 @@ def _derived(spec: Spec) -> Recurrence:
 
 
 def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrence:
-    if by_channel(scope):
-        what = 'closed forms of a vector memory have no derivation yet; rules "gradient" and "proximal" have one'
-        raise SpecError(what, path=spec.source.path, line=spec.update.line, key="update.rule")
     gradient, where = loss_gradient(spec, scope, spec.loss), spec.retention.decay
     slope = symbolic.expanded(scope.gradient(symbolic.convert(spec.retention.expr.tree, scope), scope.symbols["S"]))
     try:
         error, ridge = solve_closed(scope, affine_error(scope, gradient, symbolic.ONE), slope)
     except NoClosedForm as found:
         raise refuse(spec, getattr(spec, found.section).expr, found.why, expected=found.expected) from None
+    check_padding(spec, scope, spec.loss, error)
     decay = symbolic.ONE if where is None else symbolic.tidy(symbolic.convert(where.tree, scope))
     if not symbolic.is_positive(decay + symbolic.symbol("any", Domain.POSITIVE)):
         what = f"the decay {symbolic.equation(decay)} may be negative, and then no S is the minimum"
@@ -128,6 +126,7 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         log_decay=_log(decay),
         reads_decayed=True,
         ridge=ridge,
+        state=scope.axes[scope.symbols["S"]],
         features=read_features(spec),
         readout=read_readout(spec),
     )

@@ -42,6 +42,22 @@ def scan_chunk(recurrence: Recurrence) -> Program:
     return Program(chunk.inputs, statements, carries, (("o", o),), answer=answer, normaliser=normaliser)
 
 
+def scan_closed(recurrence: Recurrence) -> Program:
+    """Of a vector memory in closed form: H and G are scanned, and S = G / (H + lam) is never carried."""
+    chunk = _Chunk(recurrence)
+    key, after = chunk.tiles["k"], []
+    decay = chunk.until_the_end(chunk.entries("decay", recurrence.decay, origin="decay"), 1.0)
+    for state, written in ("H", recurrence.error.slope * sym(key)), ("G", -recurrence.error.offset):
+        added = chunk.entries("added", sym(key) * written, key, origin="loss")
+        moved, _ = chunk.stepped(chunk.build.tile(state, recurrence.state), "", decay, added)
+        after.append(moved)
+    H, G = after
+    S = chunk.entries("S", sym(G) / (sym(H) + recurrence.curvature), H, G, origin="update")
+    answer = chunk.answered(answer_name(recurrence.readout), S)
+    o = derive_readout(chunk.build, chunk.tiles, recurrence.readout, answer)
+    return Program(chunk.inputs, tuple(chunk.build.statements), tuple(chunk.carries), (("o", o),), answer=answer)
+
+
 class _Chunk:
     """A program under way: what names stand for, and what is made for each token and entry of the state."""
 

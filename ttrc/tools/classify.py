@@ -35,12 +35,16 @@ def headline(module: Module) -> str:
     kinds = list(dict.fromkeys(_kind(a.error) for a in r.associations))
     errors = f"{kinds[0]} error" if len(r.associations) == 1 else f"{' and '.join(kinds)} errors"
     if r.ridge is not None:
-        return f"linear memory, closed form, {_decay_kind(r)} decay"
+        return f"{_memory(r)}, closed form, {_decay_kind(r)} decay"
     kept = f"{_decay_kind(r)} decay" if r.mirror is None else "mirrored state"
     more = ("" if r.momentum is None else ", momentum") + ("" if r.link is None else ", linked weights")
-    memory = "linear memory" if r.state == MATRIX else "vector memory"
-    memory = memory if r.network is None else f"{r.network.layers}-layer memory"
-    return f"{memory}, {errors}, {kept}{more}"
+    return f"{_memory(r)}, {errors}, {kept}{more}"
+
+
+def _memory(r: Recurrence) -> str:
+    if r.network is not None:
+        return f"{r.network.layers}-layer memory"
+    return "linear memory" if r.state == MATRIX else "vector memory"
 
 
 def _chunks(r: Recurrence) -> bool:
@@ -72,13 +76,16 @@ def findings(module: Module) -> tuple[Finding, ...]:
 def _closed_class(r: Recurrence) -> tuple[Finding, ...]:
     e, slope = symbolic.equation(shown(r, written(r.error))), symbolic.equation(shown(r, r.error.slope))
     ridge = symbolic.equation(shown(r, r.ridge))
+    of_matrix = r.state == MATRIX
+    parts, sign = ("matrices", "has no negative eigenvalue") if of_matrix else ("vectors", "is never negative")
+    shared = "the same for all value channels, which share H" if of_matrix else "and each channel is on its own"
     return (
         Finding(
             "loss",
-            "quadratic: the objective of the past is two matrices, H and G",
-            f"its gradient e = {e} is affine in p with slope {slope}, the same for all value channels, which share H",
+            f"quadratic: the objective of the past is two {parts}, H and G",
+            f"its gradient e = {e} is affine in p with slope {slope}, {shared}",
         ),
-        Finding("ridge", "positive, so that there is one minimum", f"lam = {ridge}, and H has no negative eigenvalue"),
+        Finding("ridge", "positive, so that there is one minimum", f"lam = {ridge}, and H {sign}"),
     )
 
 
@@ -261,7 +268,7 @@ def _where_taken(spec: Spec) -> str:
 
 def _forms(module: Module) -> tuple[Finding, ...]:
     recurrent = ("exact", "it is the recurrence")
-    if module.recurrence.ridge is not None:
+    if module.recurrence.ridge is not None and module.recurrence.state == MATRIX:
         recurrent = ("exact to rounding", "H and G are carried, and x is solved for at each token")
     return Finding("chunk form", *chunk_form(module)), Finding("recurrent form", *recurrent)
 

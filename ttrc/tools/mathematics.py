@@ -44,7 +44,8 @@ def steps(module: Module) -> tuple[Step, ...]:
     if isinstance(r, Attention):
         return (*(Step(*told) for told in fits.derivation(r)), *_readout(r.readout))
     if r.ridge is not None:
-        return (*_closed(r), *_readout(r.readout))
+        closed = _closed(r) if r.state == MATRIX else _closed_by_entry(r)
+        return (*closed, *_readout(r.readout))
     told = (
         _losses(r),
         *(() if r.network is None else (_layers(r),)),
@@ -106,21 +107,41 @@ def _readout(readout: Readout | None) -> tuple[Step, ...]:
 
 def _closed(r: Recurrence) -> tuple[Step, ...]:
     """From the loss and the ridge to what is solved."""
-    c, b = shown(r, r.error.slope), shown(r, -r.error.offset)
-    before = "" if r.decay == 1 else f"{factor(shown(r, r.decay))} "
-    used = () if r.decay == 1 else (shown(r, r.decay),)
     lines = (
-        line(f"H_t = {before}H_prev + c k k'", *used),
-        line(f"G_t = {before}G_prev + k b'", *used),
+        *_past(r, "c k k'", "k b'"),
         line("( H_t + lam ) x = q"),
         line(f"{answered(r.readout)} = scale G_t' x"),
     )
     return (
-        Step("Loss", (line("dL/dp = c p - b"), line("c = {}", c), line("b = {}", b)), "weight included"),
-        Step("Retention", (line("dR/dS = lam S"), line("lam = {}", shown(r, r.ridge))), "a ridge: it does not decay"),
+        *_quadratics(r),
         Step("Update", (line("( H_t + lam ) S_t = G_t"),), "where the slope of all losses so far and the ridge is 0"),
         Step("Recurrence", lines, "what every form below computes; S itself is never made"),
     )
+
+
+def _closed_by_entry(r: Recurrence) -> tuple[Step, ...]:
+    """The same of a vector memory, whose entries are regressions of their own."""
+    lines = (*_past(r, "c k^2", "k b"), line(f"{answered(r.readout)} = scale q S_t"))
+    return (
+        *_quadratics(r),
+        Step("Update", (line("S_t = G_t / (H_t + lam)"),), "where the slope of all losses so far and the ridge is 0"),
+        Step("Recurrence", lines, "what every form below computes, all products entry by entry"),
+    )
+
+
+def _quadratics(r: Recurrence) -> tuple[Step, ...]:
+    c, b = shown(r, r.error.slope), shown(r, -r.error.offset)
+    return (
+        Step("Loss", (line("dL/dp = c p - b"), line("c = {}", c), line("b = {}", b)), "weight included"),
+        Step("Retention", (line("dR/dS = lam S"), line("lam = {}", shown(r, r.ridge))), "a ridge: it does not decay"),
+    )
+
+
+def _past(r: Recurrence, curved: str, pulled: str) -> tuple[Line, ...]:
+    """How the objective of all tokens so far goes on from token to token."""
+    before = "" if r.decay == 1 else f"{factor(shown(r, r.decay))} "
+    used = () if r.decay == 1 else (shown(r, r.decay),)
+    return line(f"H_t = {before}H_prev + {curved}", *used), line(f"G_t = {before}G_prev + {pulled}", *used)
 
 
 def _layers(r: Recurrence) -> Step:

@@ -19,7 +19,7 @@ def chunk_form(module: Module) -> tuple[str, str]:
     r = module.recurrence
     if "chunk" not in module.forms:
         return "none: this rule runs token by token", _words(r, find_obstacle(r))
-    if r.ridge is not None:
+    if r.ridge is not None and r.state == MATRIX:
         why = (
             "H and G are sums over tokens, as any linear memory is: what H makes of a vector is masked linear "
             "attention, and all rows of a chunk are solved side by side, each with the H of its own token, by "
@@ -35,6 +35,8 @@ def chunk_form(module: Module) -> tuple[str, str]:
             "a token takes each entry s of the state to a s + b, and such maps compose: those of a chunk are scanned, "
             f"all {side_by_side} side by side; logarithms of decays are not needed"
         )
+        if r.ridge is not None:
+            why = f"H and G are two such states, and S = G / (H + lam): {why}"
         if r.state == MATRIX:
             why = f"it is a scan, not matrix products: {_words(r, find_obstacle_to_products(r))}. But {why}"
         return exact, why
