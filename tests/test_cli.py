@@ -98,6 +98,11 @@ def test_bad_usage_is_exit_2_and_a_message(ttrc, arguments, monkeypatch):
     assert "\x1b[2J" not in err and len(err) < 3000
 
 
+def test_the_version_is_of_all_that_a_fault_may_hang_on(ttrc):
+    code, out, _ = ttrc("--version")
+    assert code == 0 and all(what in out for what in ("ttrc 0.", "triton ", "torch ", "device "))
+
+
 def test_a_misspelt_name_gets_its_neighbour(ttrc):
     code, _, err = ttrc("explain", "gated_deltanett")
     assert code == 2 and 'did you mean "gated_deltanet"?' in err

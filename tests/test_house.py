@@ -23,6 +23,7 @@ FLOORS = {
     "compiler": 5,
     "runtime": 6,
     "tools": 7,
+    "options": 8,
     "cli": 8,
     "__init__": 9,  # the package's face and `python -m ttrc` may show anything
     "__main__": 9,

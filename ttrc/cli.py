@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,6 +14,7 @@ import typer
 
 from ttrc.errors import CheckFailed, TtrcError, plain
 from ttrc.ir.config import WIDEST
+from ttrc.options import Dtype, Json, OneSpec, Shapes, Specs
 from ttrc.tools.console import WholeConsole, print_json, progress_on
 
 app = typer.Typer(
@@ -25,21 +25,25 @@ app = typer.Typer(
 )
 out, err = WholeConsole(), WholeConsole(stderr=True)
 
-Specs = Annotated[list[str], typer.Argument(metavar="SPEC...", help="Paths of spec files, or names of shipped specs.")]
-OneSpec = Annotated[str, typer.Argument(metavar="SPEC", help="A spec file, or the name of a shipped spec.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+def _versions(asked: bool) -> None:
+    if asked:
+        import torch
+
+        from ttrc.tools.about import about
+
+        told = about("cuda" if torch.cuda.is_available() else "cpu")
+        out.print(", ".join(f"{what} {which}" for what, which in reversed(told.items())), markup=False, soft_wrap=True)
+        raise typer.Exit
 
 
-class Dtype(str, Enum):
-    """Of q, k and v on a GPU."""
-
-    BF16, FP16, FP32 = "bf16", "fp16", "fp32"
-
-
-class Shapes(str, Enum):
-    """What a benchmark runs at."""
-
-    REGISTRY, LENGTHS, HEADS = "registry", "lengths", "heads"
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_versions, help="What is installed, and the GPU.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("list")
@@ -196,9 +200,6 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """On a GPU: verify each candidate configuration, time those that are right, keep the best."""
-    import shutil
-
-    from ttrc.runtime import tuned
     from ttrc.tools import tune as tool
 
     _device("cuda")
@@ -218,9 +219,7 @@ def tune(
     if report is not None:
         tool.write(reports, report)
     if ship:
-        chip = tuned.chip_name("cuda")
-        tuned.shipped_file(chip).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(tuned.user_file(chip), tuned.shipped_file(chip))
+        tool.ship()
     print_json(tool.as_data(reports)) if as_json else out.print(tool.as_table(reports))
     for line in tool.rejections(reports):
         err.print(line, markup=False, highlight=False)

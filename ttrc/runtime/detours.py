@@ -51,6 +51,8 @@ def _once_a_launch(patch: Callable) -> Callable:
         scope = patch(SimpleNamespace(__globals__={"tl": tl, "core": core}))
         scope.set_attr(core.block_type, "__init__", _quick_block_type)
         scope.set_attr(core.tensor, "__init__", _quick_tensor)
+        # A number is kept as an array of one entry, which NumPy 2.4 and newer take for no number by themselves.
+        scope.set_attr(core.tensor, "__index__", lambda self: self.handle.data.item())
         scope.set_attr(core.tuple, "__eq__", _equal(core.tuple.__eq__))
         for name, way in OPERANDS.items():
             scope.set_attr(TritonSemantic, name, way(getattr(TritonSemantic, name)))

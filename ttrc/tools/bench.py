@@ -11,7 +11,6 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Optional
 
@@ -24,6 +23,7 @@ from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.workload import Workload, draw_inputs
 from ttrc.sampling import as_arguments
+from ttrc.tools.about import about
 from ttrc.tools.accuracy import Errors, large_errors, small_errors
 from ttrc.tools.peers import Peer, absent, load_peers, present
 from ttrc.tools.timing import Roof, Sample, interleaved, measure_roof, peak_bytes, sets_past_cache
@@ -120,30 +120,6 @@ def bench(
         chosen = [p for p in present(entries) if not against or p.name in against]
         rows += _of_spec(op, chosen, shapes, passes, kind, device, roof, budget_ms, on_done)
     return Bench(about(device), roof, tuple(rows), tuple(missing))
-
-
-def about(device: str) -> dict[str, str]:
-    """The machine and the versions that a figure belongs to."""
-    import platform
-
-    import triton
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{platform.machine()} CPU, no GPU"
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "ttrc": _version(),
-    }
-
-
-def _version() -> str:
-    try:
-        return version("ttrc")
-    except PackageNotFoundError:
-        return "a checkout"
 
 
 def _of_spec(op: Operator, peers, shapes, passes, dtype, device, roof, budget_ms, on_done) -> list[Row]:

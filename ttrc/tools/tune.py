@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,6 +39,13 @@ SHAPES = {
     "recurrent": {"many": (16, 256, 16), "few": (2, 512, 16)},
 }
 TOY = {"chunk": {"few": (1, 16, 1)}}
+
+
+def ship() -> None:
+    """Copy what this chip's file has to where a package finds it."""
+    chip = tuned.chip_name("cuda")
+    tuned.shipped_file(chip).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tuned.user_file(chip), tuned.shipped_file(chip))
 
 
 def tune(

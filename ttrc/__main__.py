@@ -1,0 +1,5 @@
+"""`python -m ttrc`: the command line."""
+
+from ttrc.cli import main
+
+main()
