@@ -95,16 +95,19 @@ def test_reading_a_binary():
         /*0040*/                   LDL.64 R2, [R1] ;                 /* 0x00000a00ff017b82 */
         /*0050*/                   NOP ;                             /* 0x0000000000007918 */
     """
-    expected = Resources(42, 16, 1, 1, 1024, {"HGMMA": 1, "UTCHMMA": 1}, 5)
+    passed = {"STL": 2, "HGMMA": 4, "LDL": 2}
+    expected = Resources(42, 16, 1, 1, 1024, {"HGMMA": 1, "UTCHMMA": 1}, 5, wavefronts=sum(passed.values()))
     assert nvidia_resources(usage, sass, 1024) == expected
     branch = "/*0050*/               @P0 BRA 0x10 ;                      /* 0x0000000000007918 */"
-    assert nvidia_resources(usage, sass + branch, 1024) == replace(expected, instructions=6, looped=5, looped_spills=2)
+    looped = replace(expected, instructions=6, looped=5, looped_spills=2, looped_wavefronts=expected.wavefronts)
+    assert nvidia_resources(usage, sass + branch, 1024) == looped
     forwards = "/*0050*/                   BRA 0x1050 ;                    /* 0x0000000000007918 */"
     assert nvidia_resources(usage, sass + forwards, 1024).looped == 0
     nested = sass + "".join(
         f"/*{at:04x}*/ @P0 BRA 0x{to:x} ; /* 0x0 */" for at, to in [(0x60, 0x20), (0x70, 0x70), (0x80, 0)]
     )
-    assert nvidia_resources(usage, nested, 1024).inner == 4  # from 0x20 to 0x60, a loop within 0 to 0x80
+    found = nvidia_resources(usage, nested, 1024)  # from 0x20 to 0x60, a loop within 0 to 0x80
+    assert found.inner == 4 and found.inner_wavefronts == passed["HGMMA"] + passed["LDL"]
     with pytest.raises(TtrcError, match="told no registers"):
         nvidia_resources("", sass, 0)
     assembly = (

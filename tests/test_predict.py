@@ -192,6 +192,30 @@ def test_what_a_kernel_issues_is_its_text_with_its_loops_as_often_as_they_run():
     assert back.walls.issue == pytest.approx(sum(k.walls.issue for k in back.kernels))
 
 
+def test_what_load_store_units_pass_is_counted_as_instructions_are_and_four_times_as_slow():
+    """One wavefront a cycle, where four schedulers issue an instruction each."""
+    named = dict.fromkeys(("chunk_prepare", "chunk_scan", "chunk_scan_reverse", "chunk_gradients"))
+    text = CLEAN.__class__(**vars(CLEAN) | {"instructions": 2300, "looped": 2000, "inner": 500})
+    moves = {"wavefronts": 2300.0, "looped_wavefronts": 2000.0, "inner_wavefronts": 500.0}
+    both = text.__class__(**vars(text) | moves)
+    for which in ("forward", "backward"):
+        found, none = (on("H100 SXM", which, MANY, results=dict.fromkeys(named, given)) for given in (both, text))
+        for one, without in zip(found.kernels, none.kernels, strict=True):
+            assert one.walls.load_store == pytest.approx(4 * one.walls.issue) and one.walls.issue == without.walls.issue
+            assert without.walls.load_store == 0 and one.walls.binding in ("load_store", "serial")
+        assert found.walls.load_store == pytest.approx(sum(k.walls.load_store for k in found.kernels))
+        assert found.ms > none.ms
+
+
+def test_a_step_takes_what_its_loads_and_stores_take_where_that_is_more():
+    moves = {"wavefronts": 2600.0, "looped_wavefronts": 2400.0}
+    busy = CLEAN.__class__(**vars(CLEAN) | {"instructions": 6500, "looped": 6000} | moves)
+    for shape, at_once in ((FEW, 1), (MANY, 3)):
+        found = on("H100 SXM", "forward", shape, results={"chunk_scan": busy})
+        warps = DEFAULTS["chunk_scan"][128].warps
+        assert kernel(found, "chunk_scan").step_us == pytest.approx(at_once * 2400 * warps / 1830)
+
+
 def test_loops_over_the_blocks_of_a_step_count_once_a_block():
     long = CLEAN.__class__(**vars(CLEAN) | {"instructions": 2100, "looped": 2000, "inner": 1000})
     module = analyse(load("huber_delta").spec)
@@ -233,7 +257,8 @@ def test_the_data_say_that_nothing_was_measured():
     data = json.loads(json.dumps(tool.as_data(predict(rows(), FEW, "bf16"), FEW), allow_nan=False))
     assert data["measured"] is False and data["shape"]["length"] == 32768
     entry = data["passes"][0]
-    assert entry["binding"] == "serial" and set(entry["walls"]) == {"memory", "matrix", "issue", "serial", "least"}
+    walls = {"memory", "matrix", "issue", "load_store", "serial", "least"}
+    assert entry["binding"] == "serial" and set(entry["walls"]) == walls
     assert {"programs", "blocks", "waves", "steps", "step_us", "walls", "ms", "binding"} <= set(entry["kernels"][0])
     assert "not measured" in tool.as_table(predict(rows(), FEW, "bf16"), FEW).title
 

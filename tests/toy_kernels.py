@@ -59,3 +59,10 @@ def spill(source, target, T, N: tl.constexpr):
 def broken(source, target, BLOCK: tl.constexpr):
     """Does not compile: shapes that do not broadcast."""
     tl.store(target + tl.arange(0, BLOCK), tl.load(source + tl.arange(0, 2 * BLOCK)))
+
+
+@triton.jit
+def transpose(source, target, N: tl.constexpr):
+    """target [N, N] = source', which warps exchange through shared memory so that both are read and written in rows."""
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    tl.store(target + at, tl.trans(tl.load(source + at)))

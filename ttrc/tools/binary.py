@@ -16,10 +16,13 @@ from triton.runtime.jit import JITFunction
 
 from ttrc.errors import TtrcError
 from ttrc.tools.resources import Resources, chip
+from ttrc.tools.wavefronts import wavefronts
 
 ALIGNMENT = 16
-# Place, operation, and of a branch where to.
-SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(?:[^;\n]*\b0x([0-9a-f]+)\s*;)?")
+# Place, instruction, its operation, and of a branch where to.
+SASS_LINE = re.compile(
+    r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(([A-Z]\w*)(?:[^;\n]*\b0x([0-9a-f]+)\s*(?=;)|[^;\n]*))"
+)
 SASS_USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 AMD_LINE = re.compile(r"^\t([a-z]\w+)", re.MULTILINE)
 
@@ -81,9 +84,9 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
     found = SASS_USAGE.search(usage)
     if found is None:
         raise TtrcError(f"cuobjdump told no registers: {usage.strip() or 'no output'}")
-    places = [place for place in SASS_LINE.findall(sass) if place[1] != "NOP"]
-    lines = [(int(at, 16), name, int(to, 16) if to else None) for at, name, to in places]
-    depths = _depths(lines)
+    places = [place for place in SASS_LINE.findall(sass) if place[2] != "NOP"]
+    lines = [(int(at, 16), name, int(to, 16) if to else None) for at, _, name, to in places]
+    depths, held = _depths(lines), [wavefronts(text) for _, text, _, _ in places]
     looped = Counter(name for (_, name, _), depth in zip(lines, depths) if depth)
     operations = Counter(name for _, name, _ in lines)
     return Resources(
@@ -97,6 +100,9 @@ def nvidia_resources(usage: str, sass: str, shared: int) -> Resources:
         looped=looped.total(),
         looped_spills=looped["LDL"] + looped["STL"],
         inner=sum(depth > 1 for depth in depths),
+        wavefronts=sum(held),
+        looped_wavefronts=sum(n for n, depth in zip(held, depths) if depth),
+        inner_wavefronts=sum(n for n, depth in zip(held, depths) if depth > 1),
     )
 
 

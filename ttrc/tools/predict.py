@@ -1,9 +1,10 @@
 """`ttrc compile --shape`: how long a plan's kernels must take on a GPU that is not here, and which wall says so.
 
 Three sources: the plan's budget (traffic, FLOPs, serial steps), the compiled binaries (how many programs of a kernel
-a multiprocessor holds, what instructions they issue) and resources.PARTS (what the GPU has). Nothing is timed. Memory
-and matrix bound the time from below, issue nearly. Serial is an estimate: a step takes what it takes in hand-tuned
-kernels or, where that is more, what its products or its instructions take on one multiprocessor. Launches are left out.
+a multiprocessor holds, what instructions they issue, how long these hold its load/store unit) and resources.PARTS (what
+the GPU has). Nothing is timed. Memory and matrix bound the time from below, issue and load_store nearly. Serial is an
+estimate: a step takes what it takes in hand-tuned kernels or, where that is more, what its products, its instructions
+or its loads and stores take on one multiprocessor. Launches are left out.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, Takes, key_block, value_block
+from ttrc.ir.config import WIDEST, Takes, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Cut, Skeleton
 from ttrc.passes.budget import held_bytes
 from ttrc.passes.measure_chain import INSTRUCTIONS
 from ttrc.runtime.workload import Workload, programs, segment_count
 from ttrc.tools.compile import Row
+from ttrc.tools.executed import executed, executed_in_step
 from ttrc.tools.resources import PARTS, REACHED_BANDWIDTH, REACHED_MATMUL, Part, Resources, chip, occupancy, parts
 from ttrc.tools.timing import Roof
 from ttrc.tools.walls import (
@@ -41,6 +43,7 @@ from ttrc.tools.walls import (
     shares_of,
     together,
 )
+from ttrc.tools.wavefronts import WAVEFRONT
 
 TARGETS = tuple(dict.fromkeys(part.target for part in PARTS.values()))
 DTYPE_BYTES = {"bf16": 2, "fp16": 2}
@@ -51,10 +54,13 @@ EXPECTED = "expected B,T,HV,d: sequences, tokens, heads and head dimension, as i
 CAPTION = f"""Nothing was timed. Rates are data sheets', of which an H100 reaches {REACHED_BANDWIDTH:.0%} (bandwidth) \
 and {REACHED_MATMUL:.0%} (bf16 products).
 waves: programs over what the chip holds at a time. issue: what the binaries' warps issue, loops as often as they run,
-one instruction a cycle and scheduler. serial: steps x us/step x waves, rounded up; a step is taken
-at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, or where that is more at what its products or instructions take,
-or at {1e6 * PRODUCT_SECONDS:g} us for each of the products that wait for one another, and {INSTRUCTIONS} instructions
-that do count as one.
+one instruction a cycle and scheduler. load_store: what passes L1 and shared memory, {WAVEFRONT} bytes a cycle and
+multiprocessor: loads and stores, of spilled values too, shuffles, operands of products; bank conflicts are unknown.
+serial: steps x us/step x waves, rounded up; a step is taken at {1e6 * STEP_SECONDS:g} us, as in hand-tuned kernels, \
+or where that is
+more at what its products, its instructions or its loads and stores take, or at {1e6 * PRODUCT_SECONDS:g} us for \
+each of the
+products that wait for one another, and {INSTRUCTIONS} instructions that do count as one.
 ms: each kernel at the wall that binds it, launches left out. least: the least possible traffic.
 again: before a backward pass, where less than all is kept for it; so much is held a token and head, inputs aside.
 L2: all that the kernel touches fits in that cache."""
@@ -219,13 +225,18 @@ def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shap
     steps = share.steps(shape)
     slots = blocks * part.multiprocessors
     waves, step = -(-grid // slots), 0.0
-    cycles = grid * row.config.warps * _issued(share, row, steps, shape) / chip(row.target).schedulers
+    texts = {"issue": row.result.issued, "load_store": row.result.load_store}
+    seconds = {unit: _seconds_each(unit, row, part) for unit in texts}
     if steps:
         products = share.traffic.flops * shape.tokens / (grid * steps)
         at_once = -(-grid // part.multiprocessors) / waves  # programs a wave where a multiprocessor has the most to do
-        busy = max(_product_seconds(products, part), _issue_seconds(row, part, share.loops))
-        step = max(_least_step(share), at_once * busy)
-    walls = kernel_walls(share, shape, roof, step, waves, cycles / (part.multiprocessors * part.clock))
+        busy = max(executed_in_step(text, share) * seconds[unit] for unit, text in texts.items())
+        step = max(_least_step(share), at_once * max(_product_seconds(products, part), busy))
+    held = {
+        unit: grid * executed(text, share, row.config, steps, shape) * seconds[unit] / part.multiprocessors
+        for unit, text in texts.items()
+    }
+    walls = kernel_walls(share, shape, roof, step, waves, **held)
     touched = walls.memory * 1e-3 * roof.bandwidth
     return Kernel(row.kernel, grid, blocks, grid / slots, steps, 1e6 * step, walls, touched <= part.l2_bytes)
 
@@ -241,38 +252,10 @@ def _product_seconds(flops: float, part: Part) -> float:
     return flops * part.multiprocessors / part.matmul
 
 
-def _issue_seconds(row: Row, part: Part, loops: int) -> float:
-    """Of a step: an instruction a cycle and scheduler, those in its own loops as often as these run."""
-    issued = row.result.looped + (loops - 1) * row.result.inner
-    return issued * row.config.warps / (chip(row.target).schedulers * part.clock)
-
-
-def _issued(share: Share, row: Row, steps: int, shape: Workload) -> float:
-    """Instructions that each warp of a program issues: its text, with loops as often as they run.
-
-    A binary does not say how often: all of a kernel's loops at one depth are taken to run alike.
-    """
-    found, taken = row.result, key_block(share.kernel.takes, row.config, shape.d_k)
-    kernel = share.kernel.of(shape.d_k, taken)
-    outside, middle, inner = found.instructions - found.looped, found.looped - found.inner, found.inner
-    match kernel.skeleton:
-        case Skeleton.PARALLEL | Skeleton.ROWS:
-            if not any(s.panelled for s in kernel.segments):
-                return outside + found.looped * share.loops
-            walked = shape.d_k if kernel.axis == "k" else shape.d_v
-            return outside + -(-walked // row.config.value_block) * (middle + inner * share.loops)
-        case Skeleton.STREAM:  # the mean of all programs
-            blocks = kernel.visited(shape.length, row.config.value_block)
-            if kernel.window is None:  # the block on the diagonal stands outside of the loop
-                return outside + found.looped * blocks
-            # The text of a block stands in two loops, and each block, the diagonal's among them, goes through one.
-            return outside + found.looped / 2 * (blocks + 1)
-        case Skeleton.TOKENS_REVERSE:  # loops over a chunk's tokens, in one over chunks
-            return outside + steps * (middle / share.chunk + inner)
-        case Skeleton.STEPS_REVERSE:  # loops over chunks, and in these over steps
-            return outside + middle * shape.length / share.chunk + steps * inner
-        case _:
-            return outside + steps * (middle + inner * share.loops)
+def _seconds_each(unit: str, row: Row, part: Part) -> float:
+    """Of a multiprocessor, for an instruction of every warp of a program, or for a wavefront."""
+    a_cycle = {"issue": chip(row.target).schedulers, "load_store": 1}[unit]
+    return row.config.warps / (a_cycle * part.clock)
 
 
 def as_table(predictions: Sequence[Union[Prediction, NoPrediction]], shape: Workload) -> Table:

@@ -9,11 +9,20 @@ from ttrc.errors import TtrcError
 
 
 @dataclass(frozen=True)
+class ByDepth:
+    """Parts of what is counted of a binary's text: outside of loops, inside of one, inside of two or more."""
+
+    outside: float
+    middle: float
+    inner: float
+
+
+@dataclass(frozen=True)
 class Resources:
     """Of one compiled kernel. Registers are per thread; spills are instructions in the binary, not executions.
 
-    `looped` instructions, and spills, stand inside of a loop, `inner` ones inside of two (NVIDIA's binaries alone are
-    read for that).
+    `looped` instructions, spills and wavefronts of the load/store unit stand inside of a loop, `inner` ones inside of
+    two (NVIDIA's binaries alone are read for that).
     """
 
     registers: int
@@ -26,10 +35,24 @@ class Resources:
     looped: int = 0
     looped_spills: int = 0
     inner: int = 0
+    wavefronts: float = 0.0
+    looped_wavefronts: float = 0.0
+    inner_wavefronts: float = 0.0
 
     @property
     def spills(self) -> int:
         return self.spill_loads + self.spill_stores
+
+    @property
+    def issued(self) -> ByDepth:
+        """Instructions."""
+        return ByDepth(self.instructions - self.looped, self.looped - self.inner, self.inner)
+
+    @property
+    def load_store(self) -> ByDepth:
+        """Wavefronts."""
+        looped, inner = self.looped_wavefronts, self.inner_wavefronts
+        return ByDepth(self.wavefronts - looped, looped - inner, inner)
 
 
 @dataclass(frozen=True)

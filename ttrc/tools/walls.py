@@ -1,8 +1,8 @@
-"""Which wall a plan runs into: memory traffic, matrix units, issued instructions, or the serial chain over chunks.
+"""Which wall a plan runs into: memory traffic, matrix units, instructions, load/store units, or the serial chain.
 
 `ttrc bench` holds the walls against measured times, with roofs measured on the chip at hand; `ttrc compile --shape`
-predicts from them, with the roofs of a chip that is not here. Instructions are those of compiled kernels, which the
-second has and the first has not.
+predicts from them, with the roofs of a chip that is not here. Instructions and what load/store units pass are those of
+compiled kernels, which the second has and the first has not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ttrc.tools.timing import Roof
 # A chunk of 64 tokens takes hand-tuned scans 1.8 to 3.2 us on an H100 at d = 128: about the least that a step costs.
 STEP_SECONDS = 2e-6
 PRODUCT_SECONDS = 4e-7  # of a chain of matrix products: such a step has five, one after the other
-WALLS = ("memory", "matrix", "issue", "serial")
+WALLS = ("memory", "matrix", "issue", "load_store", "serial")
 PASSES = {"forward": ("forward",), "both": ("forward", "backward")}
 
 
@@ -33,6 +33,7 @@ class Walls:
     memory: float
     matrix: float
     issue: float
+    load_store: float
     serial: float
 
     @property
@@ -116,19 +117,22 @@ def kernel_walls(
     roof: Roof,
     step_seconds: Optional[float] = None,
     waves: int = 1,
-    issue_seconds: float = 0.0,
+    issue: float = 0.0,
+    load_store: float = 0.0,
 ) -> Walls:
     """One kernel's; a step takes `step_seconds`, or about the least that it can.
 
-    `waves` is how many times over the chip has to be filled until every program has run; `issue_seconds` is what the
-    whole chip takes to issue the kernel's instructions, where these are known.
+    `waves` is how many times over the chip has to be filled until every program has run; `issue` and `load_store` are
+    the seconds that all multiprocessors together take to issue the kernel's instructions, and to pass its wavefronts,
+    where these are known.
     """
     moved = share.traffic.read_bytes + share.traffic.written_bytes
     step_seconds = share.step_seconds if step_seconds is None else step_seconds
     return Walls(
         memory=1e3 * shape.tokens * moved / roof.bandwidth,
         matrix=1e3 * shape.tokens * share.traffic.flops / roof.matmul,
-        issue=1e3 * issue_seconds,
+        issue=1e3 * issue,
+        load_store=1e3 * load_store,
         serial=1e3 * share.steps(shape) * step_seconds * waves,
     )
 
@@ -139,6 +143,7 @@ def together(kernels: Sequence[Walls], least: float) -> PlanWalls:
         memory=sum(k.memory for k in kernels),
         matrix=sum(k.matrix for k in kernels),
         issue=sum(k.issue for k in kernels),
+        load_store=sum(k.load_store for k in kernels),
         serial=sum(k.serial for k in kernels),
         least=least,
     )
