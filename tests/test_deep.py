@@ -10,6 +10,7 @@ from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError, SpecError
 from ttrc.ir.config import CHUNK
 from ttrc.ir.plan import Space
+from ttrc.ir.tile import Elementwise
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.state import axis_widths, initial_names, state_parts
 from ttrc.passes import derive_network
@@ -104,6 +105,24 @@ def test_kernels_agree(name):
     case = Case(B=1, T=21, H=1, HV=1, d_k=12, d_v=12)
     check(operator(name), case, "chunk", "triton", torch.float32)
     check(operator(name), dataclasses.replace(case, T=3), "recurrent", "triton", torch.float32)
+
+
+def test_what_is_made_again_beside_large_weights_agrees():
+    """So large that kernels load again what the adjoint takes; the last segment is ragged."""
+    check(operator("one layer"), Case(B=1, T=21, H=1, HV=1, d_k=68, d_v=68), "chunk", "triton", torch.float32)
+
+
+def test_an_adjoint_makes_again_what_rows_from_memory_lead_to():
+    """Of all that waits for it products alone are held, with what no row from memory leads to."""
+    back = next(k for k in analyse(parse_spec(RULES["one plain layer"])).forms["chunk"].plan.kernels if k.reverse)
+    (segment,) = back.segments
+    again = {b.tile.name: b.again for b in segment.loads if b.again is not None}
+    assert {t.name for t in again.values()} == {"v", "beta", "W1"} and len(again) == 4
+    assert {"W1_turned", "W1_again"} < set(again)
+    place = {s.target.name: n for n, s in enumerate(segment.statements)}
+    assert place["u_again"] > place["u"]
+    users = [s for s in segment.statements if place["u_again"] < place[s.target.name]]
+    assert not any(t.name == "u" for s in users if isinstance(s.op, Elementwise) for t in s.op.args)
 
 
 @pytest.mark.parametrize("name", ["tanh, plain", "momentum"])

@@ -324,16 +324,20 @@ def deep_scan_reverse_whole(
         one_each = tl.full([BV], 1.0, tl.float32)
         each = tl.where(i_v * BV + tl.arange(0, BV) < V, one_each, 0.0)
         channels = tl.sum(each)
+        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
+        # adjoint of normed_2
+        d_norm_bias_via_normed_2 = tl.sum(d_o.to(tl.float32), 0)
+        # prediction
         average_factor = 1.0 / channels
         # adjoint of normed_2
         d_normal_2_via_normed_2 = d_o.to(tl.float32) * norm_weight[None, :]
         # read-out
         query = q.to(tl.float32) * scale
+        layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         # causality
         attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
         # prediction
-        layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
         inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer1, 0.0)
         average_sum = tl.sum(inside, 1)
         average = average_factor * average_sum
@@ -351,9 +355,9 @@ def deep_scan_reverse_whole(
         u = (-0.0625) * eta[:, None] * predicted + 0.0625 * eta[:, None] * v.to(tl.float32)
         # update, line 32
         d_normal_via_normed = norm_weight[None, :] * u
-        d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
         d_shrink_via_normal = centred_inside * d_normal_via_normed
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal, 1)
+        d_centred_inside_via_normal = d_normal_via_normed * shrink[:, None]
         d_variance_valid_via_shrink = (-0.5) * d_shrink_via_normal_2 / power(variance_valid + 1e-06, 1.5)
         d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
         d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
@@ -368,7 +372,6 @@ def deep_scan_reverse_whole(
         d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer1_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         # read-out
-        layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
         layer1_read = tl.dot(
             attention.to(dtype), d_layer1_via_inside.to(dtype), layer1_inherited, input_precision=PRECISION
         )
@@ -379,13 +382,18 @@ def deep_scan_reverse_whole(
         centred_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred_2, 0.0)
         squares_2 = centred_inside_2 * centred_inside_2
         variance_sum_2 = tl.sum(squares_2, 1)
+        # adjoint of normal_2
+        d_shrink_2_via_normal_2 = centred_inside_2 * d_normal_2_via_normed_2
+        d_shrink_2_via_normal_2_2 = tl.sum(d_shrink_2_via_normal_2, 1)
+        # read-out
         variance_2 = average_factor * variance_sum_2
         variance_valid_2 = tl.where(t < left, variance_2, float("1.0"))
         shrink_2 = 1.0 / (tl.sqrt(variance_valid_2 + 1e-06))
+        # adjoint of normed_2
+        d_norm_weight_via_normed_2 = centred_inside_2 * d_o.to(tl.float32) * shrink_2[:, None]
+        d_norm_weight_via_normed_2_2 = tl.sum(d_norm_weight_via_normed_2, 0)
         # adjoint of normal_2
         d_centred_inside_2_via_normal_2 = d_normal_2_via_normed_2 * shrink_2[:, None]
-        d_shrink_2_via_normal_2 = centred_inside_2 * d_normal_2_via_normed_2
-        d_shrink_2_via_normal_2_2 = tl.sum(d_shrink_2_via_normal_2, 1)
         # adjoint of shrink_2
         d_variance_valid_2_via_shrink_2 = (
             (-0.5) * d_shrink_2_via_normal_2_2 / power(variance_valid_2 + 1e-06, 1.5)
@@ -410,6 +418,20 @@ def deep_scan_reverse_whole(
         d_inside_2 = d_average_sum_2_via_average_2[:, None] + d_centred_2_via_centred_inside_2
         d_layer1_read_via_inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside_2, 0.0)
         if READ:
+            if BK * BV > 4096:
+                tl.debug_barrier()
+            W1_turned = (
+                load_rows(states_ptr + (i_chunk * HV + i_h) * (K * V + V + V), 0, K, V, V, BK, BV, i_v * BV)
+                if BK * BV > 4096
+                else W1
+            )
+            # adjoint of query
+            d_query = tl.dot(
+                d_layer1_read_via_inside_2.to(dtype),
+                tl.trans(W1_turned).to(dtype),
+                d_o.to(tl.float32),
+                input_precision=PRECISION,
+            )
             # adjoint of attention
             d_attention = tl.dot(
                 d_layer1_read_via_inside_2.to(dtype),
@@ -418,24 +440,56 @@ def deep_scan_reverse_whole(
             )
             d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
             # adjoint of query
-            d_query = tl.dot(
-                d_overlap_q_via_attention.to(dtype), k, d_o.to(tl.float32), input_precision=PRECISION
-            )
-            d_query_2 = tl.dot(
-                d_layer1_read_via_inside_2.to(dtype),
-                tl.trans(W1).to(dtype),
-                d_query,
-                input_precision=PRECISION,
-            )
+            d_query_2 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
             d_q_via_query = d_query_2 * scale
             store_rows(d_q_ptr + i_h * K, d_q_via_query, token, left, HV * K, K, BT, BK, 0)
         # adjoint of d_layer1_via_inside_s
         d_d_layer1_via_inside_s = tl.dot(
             tl.trans(attention).to(dtype), d_layer1_read_via_inside_2.to(dtype), input_precision=PRECISION
         )
+        if BK * BV > 4096:
+            tl.debug_barrier()
+        k_again = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0) if BK * BV > 4096 else k
+        norm_weight_again = (
+            load_vector(
+                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + K * V,
+                i_v * BV,
+                V - i_v * BV,
+                1,
+                BV,
+                0.0,
+            )
+            if BK * BV > 4096
+            else norm_weight
+        )
+        eta_again = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5) if BK * BV > 4096 else eta
+        norm_bias_again = (
+            load_vector(
+                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + (K * V + V),
+                i_v * BV,
+                V - i_v * BV,
+                1,
+                BV,
+                0.0,
+            )
+            if BK * BV > 4096
+            else norm_bias
+        )
+        v_again = (
+            load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV) if BK * BV > 4096 else v
+        )
+        # prediction
+        normed_again = norm_bias_again[None, :] + norm_weight_again[None, :] * normal
+        predicted_again = k_again.to(tl.float32) + normed_again
+        # loss, line 27: norm2(p - v) / 2
+        u_again = (-0.0625) * eta_again[:, None] * predicted_again + 0.0625 * eta_again[:, None] * v_again.to(
+            tl.float32
+        )
+        # update, line 32
+        d_normal_via_normed_again = norm_weight_again[None, :] * u_again
         # adjoint of d_layer1_via_inside
         d_d_layer1_via_inside = tl.dot(
-            k, d_W1_next.to(dtype), d_d_layer1_via_inside_s, input_precision=PRECISION
+            k_again, d_W1_next.to(dtype), d_d_layer1_via_inside_s, input_precision=PRECISION
         )
         d_d_inside_via_d_layer1_via_inside = tl.where(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_layer1_via_inside, 0.0
@@ -458,14 +512,20 @@ def deep_scan_reverse_whole(
             i_v * BV + tl.arange(0, BV)[None, :] < V, d_d_centred_via_centred_inside, 0.0
         )
         # adjoint of d_centred_inside_via_squares
-        d_centred_inside_via_d_centred_inside_via_squares = (
-            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[:, None]
-        )
         d_d_variance_sum_via_variance_via_d_centred_inside_via_squares = (
             2.0 * centred_inside * d_d_centred_inside_via_d_centred_via_centred_inside
         )
         d_d_variance_sum_via_variance_via_d_centred_inside_via_squares_2 = tl.sum(
             d_d_variance_sum_via_variance_via_d_centred_inside_via_squares, 1
+        )
+        # adjoint of d_centred_inside_via_normal
+        d_shrink_via_d_centred_inside_via_normal = (
+            d_d_centred_inside_via_d_centred_via_centred_inside * d_normal_via_normed_again
+        )
+        d_shrink_via_d_centred_inside_via_normal_2 = tl.sum(d_shrink_via_d_centred_inside_via_normal, 1)
+        # adjoint of d_centred_inside_via_squares
+        d_centred_inside_via_d_centred_inside_via_squares = (
+            2.0 * d_d_centred_inside_via_d_centred_via_centred_inside * d_variance_sum_via_variance[:, None]
         )
         # adjoint of d_variance_sum_via_variance
         d_d_variance_via_variance_valid_via_d_variance_sum_via_variance = (
@@ -483,7 +543,7 @@ def deep_scan_reverse_whole(
         )
         # adjoint of d_shrink_via_normal
         d_centred_inside_via_d_shrink_via_normal = (
-            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None] * d_normal_via_normed
+            d_d_shrink_via_normal_2_via_d_variance_valid_via_shrink[:, None] * d_normal_via_normed_again
         )
         # adjoint of d_centred_inside_via_normal
         d_d_normal_via_normed_via_d_centred_inside_via_normal = (
@@ -498,12 +558,38 @@ def deep_scan_reverse_whole(
             d_d_normal_via_normed_via_d_centred_inside_via_normal
             + d_d_normal_via_normed_via_d_shrink_via_normal
         )
-        d_u_via_d_normal_via_normed = d_d_normal_via_normed * norm_weight[None, :]
-        # adjoint of u
-        d_predicted_via_u = (-0.0625) * d_u_via_d_normal_via_normed * eta[:, None]
+        d_norm_weight_via_d_normal_via_normed = d_d_normal_via_normed * u_again
+        d_norm_weight_via_d_normal_via_normed_2 = tl.sum(d_norm_weight_via_d_normal_via_normed, 0)
+        d_u_via_d_normal_via_normed = d_d_normal_via_normed * norm_weight_again[None, :]
+        if READ:
+            # adjoint of u
+            d_v_via_u = 0.0625 * d_u_via_d_normal_via_normed * eta_again[:, None]
+            store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
+            d_eta_via_u = d_u_via_d_normal_via_normed * (
+                (-0.0625) * predicted_again + 0.0625 * v_again.to(tl.float32)
+            )
+            d_eta_via_u_2 = tl.sum(d_eta_via_u, 1)
+            store_vector(d_eta_ptr + i_h, d_eta_via_u_2, token, left, HV, BT)
+        d_predicted_via_u = (-0.0625) * d_u_via_d_normal_via_normed * eta_again[:, None]
         # adjoint of normed
-        d_normal_via_normed_2 = d_predicted_via_u * norm_weight[None, :]
+        d_norm_weight_via_normed = d_predicted_via_u * normal
+        d_norm_weight_via_normed_3 = tl.sum(d_norm_weight_via_normed, 0)
+        # gradient
+        d_norm_weight = (
+            d_norm_weight_next
+            + d_norm_weight_via_d_normal_via_normed_2
+            + d_norm_weight_via_normed_2_2
+            + d_norm_weight_via_normed_3
+        )
+        # adjoint of normed
+        d_norm_bias_via_normed = tl.sum(d_predicted_via_u, 0)
+        # gradient
+        d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
+        # adjoint of normed
+        d_normal_via_normed_2 = d_predicted_via_u * norm_weight_again[None, :]
         # adjoint of normal
+        d_shrink_via_normal_3 = centred_inside * d_normal_via_normed_2
+        d_shrink_via_normal_4 = tl.sum(d_shrink_via_normal_3, 1)
         d_centred_inside_via_normal_2 = d_normal_via_normed_2 * shrink[:, None]
         # adjoint of d_variance_valid_via_shrink
         d_variance_valid_via_d_variance_valid_via_shrink = (
@@ -512,14 +598,6 @@ def deep_scan_reverse_whole(
             * d_shrink_via_normal_2
             / power(variance_valid + 1e-06, 2.5)
         )
-        # adjoint of d_centred_inside_via_normal
-        d_shrink_via_d_centred_inside_via_normal = (
-            d_d_centred_inside_via_d_centred_via_centred_inside * d_normal_via_normed
-        )
-        d_shrink_via_d_centred_inside_via_normal_2 = tl.sum(d_shrink_via_d_centred_inside_via_normal, 1)
-        # adjoint of normal
-        d_shrink_via_normal_3 = centred_inside * d_normal_via_normed_2
-        d_shrink_via_normal_4 = tl.sum(d_shrink_via_normal_3, 1)
         # adjoint of shrink
         d_shrink = d_shrink_via_d_centred_inside_via_normal_2 + d_shrink_via_normal_4
         d_variance_valid_via_shrink_2 = (-0.5) * d_shrink / power(variance_valid + 1e-06, 1.5)
@@ -556,50 +634,31 @@ def deep_scan_reverse_whole(
                 d_predicted_via_u,
                 input_precision=PRECISION,
             )
+            if BK * BV > 4096:
+                tl.debug_barrier()
+            W1_again = (
+                load_rows(states_ptr + (i_chunk * HV + i_h) * (K * V + V + V), 0, K, V, V, BK, BV, i_v * BV)
+                if BK * BV > 4096
+                else W1
+            )
             # gradient
             d_k_2 = tl.dot(
-                d_layer1_via_inside.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_s, input_precision=PRECISION
+                d_layer1_via_inside_2.to(dtype),
+                tl.trans(W1_again).to(dtype),
+                d_k_s,
+                input_precision=PRECISION,
             )
             d_k_3 = tl.dot(
-                d_layer1_via_inside_2.to(dtype), tl.trans(W1).to(dtype), d_k_2, input_precision=PRECISION
+                d_layer1_via_inside.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_2, input_precision=PRECISION
             )
             store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
-            # adjoint of u
-            d_v_via_u = 0.0625 * d_u_via_d_normal_via_normed * eta[:, None]
-            store_rows(d_v_ptr + i_h * V, d_v_via_u, token, left, HV * V, V, BT, BV, i_v * BV)
-            d_eta_via_u = d_u_via_d_normal_via_normed * ((-0.0625) * predicted + 0.0625 * v.to(tl.float32))
-            d_eta_via_u_2 = tl.sum(d_eta_via_u, 1)
-            store_vector(d_eta_ptr + i_h, d_eta_via_u_2, token, left, HV, BT)
-        # gradient
         d_W1 = tl.dot(
             tl.trans(query).to(dtype),
             d_layer1_read_via_inside_2.to(dtype),
             d_W1_next,
             input_precision=PRECISION,
         )
-        d_W1_2 = tl.dot(tl.trans(k), d_layer1_via_inside_2.to(dtype), d_W1, input_precision=PRECISION)
-        # adjoint of d_normal_via_normed
-        d_norm_weight_via_d_normal_via_normed = d_d_normal_via_normed * u
-        d_norm_weight_via_d_normal_via_normed_2 = tl.sum(d_norm_weight_via_d_normal_via_normed, 0)
-        # adjoint of normed_2
-        d_norm_weight_via_normed_2 = centred_inside_2 * d_o.to(tl.float32) * shrink_2[:, None]
-        d_norm_weight_via_normed_2_2 = tl.sum(d_norm_weight_via_normed_2, 0)
-        # adjoint of normed
-        d_norm_weight_via_normed = d_predicted_via_u * normal
-        d_norm_weight_via_normed_3 = tl.sum(d_norm_weight_via_normed, 0)
-        # gradient
-        d_norm_weight = (
-            d_norm_weight_next
-            + d_norm_weight_via_d_normal_via_normed_2
-            + d_norm_weight_via_normed_2_2
-            + d_norm_weight_via_normed_3
-        )
-        # adjoint of normed
-        d_norm_bias_via_normed = tl.sum(d_predicted_via_u, 0)
-        # adjoint of normed_2
-        d_norm_bias_via_normed_2 = tl.sum(d_o.to(tl.float32), 0)
-        # gradient
-        d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
+        d_W1_2 = tl.dot(tl.trans(k_again), d_layer1_via_inside_2.to(dtype), d_W1, input_precision=PRECISION)
         d_W1_next, d_norm_weight_next, d_norm_bias_next = d_W1_2, d_norm_weight, d_norm_bias
     if LEAVE:
         store_rows(leave_ptr + own, d_W1_next, 0, K, V, V, BK, BV, i_v * BV)

@@ -17,6 +17,11 @@ class Tile:
     axes: Axes
 
 
+def is_matrix(tile: Tile) -> bool:
+    """Whether it has no tokens and several axes of channels, as most states have."""
+    return len(tile.axes) > 1 and not {"t", "s"} & set(tile.axes)
+
+
 def ordered(axes) -> Axes:
     """The axes in canonical order."""
     return tuple(a for a in AXIS_ORDER if a in axes)

@@ -16,6 +16,7 @@ SCANNED_CHUNK = 32  # where what each token does to a number a channel is scanne
 SHORT_CHUNK = 16  # the same where programs take all value channels
 ENTRIES = 2048  # numbers of a tile of tokens, key and value channels; twice as many where they were one token
 SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients that is one chunk; see is_several_chunks
+HELD = 4096  # numbers of a matrix with which nothing beside it has to be loaded again
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 SEARCHED = 4096  # numbers of a tile that a search goes on from: its programs have so many rows of a chunk each
 WIDEST = WIDTHS[-1]

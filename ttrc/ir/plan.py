@@ -39,7 +39,7 @@ class Buffer:
 
     A `single` one is float32 whatever the inputs are, a `double` one float64; gates with channels are single, once they
     are read, but for those of the read-out alone. Several states lie one behind the other in one block of memory:
-    `parts` are then all of them, in order.
+    `parts` are then all of them, in order. It may be `again` what another tile of the same kernel is.
     """
 
     name: str
@@ -48,11 +48,12 @@ class Buffer:
     parts: tuple[Tile, ...] = ()
     single: bool = False
     double: bool = False
+    again: Optional[Tile] = None
 
     @property
     def place(self) -> tuple:
         """Where it lies: a tile that is loaded again, under another name, lies where it did."""
-        return self.name, self.parts.index(self.tile) if self.parts else self.tile
+        return self.name, self.parts.index(self.tile) if self.parts else self.again or self.tile
 
 
 class Skeleton(Enum):

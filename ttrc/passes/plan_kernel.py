@@ -8,7 +8,9 @@ from ttrc.ir.tile import Program, Reduce, Statement, operands, sums_values
 from ttrc.passes.do_first import is_whole
 from ttrc.passes.join_products import join_products
 from ttrc.passes.load_again import load_again
+from ttrc.passes.make_again import make_again
 from ttrc.passes.narrow_factors import AS_MADE, Narrow, narrow_factors
+from ttrc.passes.order_early import add_matrices_first, order_early
 from ttrc.passes.order_statements import order_statements
 from ttrc.passes.pull_factors import pull_factors
 from ttrc.passes.read_written import read_written, written_tiles
@@ -28,10 +30,12 @@ def planned(
     long=False,
     partial=False,
     takes=Takes.VALUES,
+    again=False,
 ) -> Kernel:
     """The kernel that makes `stores`, given what `memory` and the carried states hold; `long`: chunks are; `partial`:
     each program of a block of value channels stores its own share of sums over these; `takes`: unless it must take
-    every value channel."""
+    every value channel; `again`: of a scan backwards that starts each chunk from its own weights, what their adjoint
+    takes of a chunk is made again for it."""
     carried = {c.state for c in carries}
     at_hand = frozenset({b.tile for b in memory} | carried)
     targets = [b.tile for b in stores] + [c.next for c in carries]
@@ -65,6 +69,10 @@ def planned(
     waiting = [Buffer("waiting", t, Space.WAITING, written, single=True) for t in written]
     if takes is Takes.WHOLE and skeleton is Skeleton.SCAN:
         body, memory = load_again(body, memory, tuple(targets))
+    if again:
+        body = order_statements(add_matrices_first(body, at_hand - carried), tuple(targets))
+        body, memory = make_again(body, memory, carried)
+        body = order_early(body, frozenset(b.tile for b in memory))
     segments = (segment(False, body, (), memory, [*stores, *waiting], targets),)
     reverse = any(c.reverse for c in carries)
     return Kernel(name, skeleton, reverse, segments, tuple(carries), partial=partial, takes=takes)

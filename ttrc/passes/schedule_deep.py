@@ -32,8 +32,14 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     end = PANELS if len(axes) == 1 else ""
     made = partial(scan, f"deep_scan{end}", program=forward, memory=inputs, carries=carried)
     ahead = made(stores=(*outputs, *states))
+    own = {} if end else {"again": True}
     back = scan(
-        f"deep_scan_reverse{end}", program=backward, stores=gradients, memory=(*inputs, *states), carries=cotangents
+        f"deep_scan_reverse{end}",
+        program=backward,
+        stores=gradients,
+        memory=(*inputs, *states),
+        carries=cotangents,
+        **own,
     )
     cuts = cut_passes((), states, states, (), made(stores=states))
     only, segment = Schedule.one_each_way("deep", ahead, back), recurrence.segment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from itertools import groupby
 
 from ttrc.backends.triton import decayed, substitution
@@ -9,6 +10,8 @@ from ttrc.backends.triton.carried import carried_states
 from ttrc.backends.triton.memory import FIRST, OWN_ROWS, OWN_TOKENS, ChunkMemory, TokenMemory
 from ttrc.backends.triton.pointers import as_inputs
 from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
+from ttrc.ir.axes import is_matrix
+from ttrc.ir.config import HELD
 from ttrc.ir.plan import BETWEEN, OWN, Buffer, Kernel, Segment, Skeleton, Space
 from ttrc.ir.tile import Conjugate, Contract, Decayed, Relabel, Statement, Substitute, Tile, Written, operands
 from ttrc.language.spec import Domain
@@ -61,6 +64,7 @@ class Writer:
 
     def straight(self, segment: Segment) -> str:
         needed, also = self._apart(segment)
+        needed |= {b.again for b in self.again if b.again is not None and b.tile in needed}
         loads = [b for b in segment.loads if b not in self.again and not _only_in_blocks(segment, b.tile)]
         if self.kernel.skeleton is Skeleton.STEPS_REVERSE:  # those of the template, at the start of each chunk
             loads = [b for b in loads if b.space is not Space.CHUNK]
@@ -69,11 +73,13 @@ class Writer:
         made = {s.target for s in segment.statements}
         self.together = decayed.together(segment.statements)
         lines += self._stores(b for b in segment.stores if b.tile not in made)
-        for reads, run in groupby(segment.statements, key=lambda s: s.target in also):
-            printed = []
+        for reads, group in groupby(segment.statements, key=lambda s: s.target in also):
+            run, printed = tuple(group), []
+            if reads:  # what the scan itself takes later must not hang on the flag
+                lines += self._again(run, needed)
             for s in run:
                 printed += [
-                    *self._again(s),
+                    *self._again((s,)),
                     *self._statement(s),
                     *self._stored(segment, s),
                     *self._loads(_after(segment, s), again=True),
@@ -81,11 +87,24 @@ class Writer:
             lines += _guarded("READ", printed) if reads else printed
         return "\n".join(lines)
 
-    def _again(self, statement: Statement) -> list[str]:
-        """What is loaded once more when a statement first takes it, behind a barrier: the compiler does not see then
-        that it was loaded before."""
-        now = [b for b in self.again if b.tile in operands(statement.op) and b not in self.loaded]
-        return ["tl.debug_barrier()", *self._loads(now)] if now else []
+    def _again(self, statements: Iterable[Statement], of: Container[Tile] | None = None) -> list[str]:
+        """What is loaded once more when a statement first takes it, `of` these tiles, behind a barrier: the compiler
+        does not see then that it was loaded before. Rows come all at once. What is loaded again beside large matrices
+        alone is otherwise the tile that it was."""
+        taken = {t for s in statements for t in operands(s.op) if of is None or t in of}
+        now = [b for b in self.again if b.tile in taken and b not in self.loaded]
+        if any(b.again is not None and not is_matrix(b.tile) for b in now):
+            rest = (b for b in self.again if b.again is not None and not is_matrix(b.tile) and b not in self.loaded)
+            now = list(dict.fromkeys([*now, *rest]))
+        if not now:
+            return []
+        large = f"BK * BV > {HELD}"
+        lines = [f"if {large}:", "    tl.debug_barrier()"] if all(b.again for b in now) else ["tl.debug_barrier()"]
+        was = {self.printer.name(b.tile): self.printer.name(b.again) for b in now if b.again is not None}
+        for line in self._loads(now):
+            name = line.partition(" = ")[0]
+            lines.append(f"{line} if {large} else {was[name]}" if name in was else line)
+        return lines
 
     def _stored(self, segment: Segment, statement: Statement) -> list[str]:
         if isinstance(statement.op, Written):  # the substitution has
