@@ -32,7 +32,7 @@ class _Again:
         self.held = {b.tile: b for b in memory if b.tile.axes}
         self.made = {s.target: s for s in statements if s.target not in self.behind}
         rows = dict.fromkeys(t for s in statements if s.target in self.behind for t in _taken(s))
-        self.wanted = [t for t in rows if t in self.made or t in self.held]
+        self.wanted = [t for t in rows if (t in self.made or t in self.held) and not is_matrix(t)]
         self.build = Builder.beside(statements)
         self.loads: list[Buffer] = []
         self.copies: dict[Tile, Tile] = {}  # of what the adjoint takes
@@ -54,10 +54,10 @@ class _Again:
         start = len(self.build.statements)
         for tile in self.wanted if not self.copies else ():
             self._copy(tile)
-        for tile in operands(statement.op):
-            if tile in self.held and is_matrix(tile):
-                self._copy(tile)
-        return (*self.build.statements[start:], replace(statement, op=renamed_operands(statement.op, self.copies)))
+        copies = {t: copy for t, copy in self.copies.items() if not is_matrix(t)}
+        if isinstance(statement.op, Contract):
+            copies |= {t: self._copy(t) for t in operands(statement.op) if t in self.held and is_matrix(t)}
+        return (*self.build.statements[start:], replace(statement, op=renamed_operands(statement.op, copies)))
 
     def _load(self, tile: Tile, how: str) -> Tile:
         buffer, copy = self.held[tile], self.build.tile(f"{tile.name}_{how}", tile.axes)
