@@ -19,11 +19,11 @@ from ttrc.backends import arguments, pairs
 from ttrc.backends.derivation import comment, derivation
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import kernel as triton_kernel
-from ttrc.backends.triton import launch
+from ttrc.backends.triton import launch, pieces
 from ttrc.backends.triton.widths import room
 from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import ENTRIES, LONG_CHUNK, SEARCHED, SHORT_CHUNK, WIDTHS, Takes, default_configs
+from ttrc.ir.config import ENTRIES, JOINED, LONG_CHUNK, SEARCHED, SHORT_CHUNK, WIDTHS, Takes, default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN
@@ -251,6 +251,8 @@ def _op(module: Module) -> str:
         rows=[k.name for k in kernels if k.skeleton is Skeleton.ROWS],
         searched=SEARCHED,
         tables=any(k.ones for k in kernels),
+        joined=JOINED,
+        **pieces.op_holes(plans),
         numbered=[k.name for k in kernels if k.numbered],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],
         auto_rule='"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',

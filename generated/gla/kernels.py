@@ -653,13 +653,12 @@ def chunk_output(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_transition(
-    kept_factor_ptr,
+    g_ptr,
     enter_ptr,
     leave_ptr,
     scale,
     cu_seqlens,
     chunk_starts,
-    step_starts,
     T,
     chunks,
     H: tl.constexpr,
@@ -678,8 +677,8 @@ def chunk_transition(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What a state alone becomes from a segment's start to its end."""
-    dtype: tl.constexpr = kept_factor_ptr.dtype.element_ty
+    """What states alone become from a segment's start to its end."""
+    dtype: tl.constexpr = g_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -689,26 +688,27 @@ def chunk_transition(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
-    first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
+    own = (i_n * HV + i_h) * K
+    S = tl.zeros([BK], tl.float32)
     if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        S += load_vector(enter_ptr + own, 0, K, 1, BK, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
-        i_step = first_step + i_s
-        kept_factor = load_row(kept_factor_ptr + (i_step * HV + i_h) * K, K, BK, 0)
+        g = load_gate(g_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0, 0.0)
         # retention, line 21: norm2(S - exp(g) * S_prev) / 2
-        kept = S * kept_factor[:, None]
-        S = kept
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where((t < left)[:, None], log_decay_bounded, 0.0)
+        steps_total = tl.sum(log_decay_valid, 0)
+        kept_moved = S * exp(steps_total)
+        S = kept_moved
     if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        store_vector(leave_ptr + own, S, 0, K, 1, BK)
 
 
 @triton.jit(do_not_specialize=["segments"])
@@ -722,40 +722,29 @@ def join_segments(
     HV: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
-    NV: tl.constexpr = (V + BV - 1) // BV
-    PANEL: tl.constexpr = 16
     program = tl.program_id(0)
-    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
     own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
     if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
     for i in range(0, segments):
         segment = i_n * segments + i
         at = segment * HV + i_h
-        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
-        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        if DIAGONAL:
-            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
-        else:
-            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
-            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
-            for j in range(0, K, PANEL):
-                inside = (r < K) & (j + c < K)
-                where = transition_ptr + at * K * K + r * K + j + c
-                M = tl.load(where, mask=inside, other=0.0)
-                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        tl.store(starts_ptr + at * K * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * K * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * S
         S = S_next
     if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        tl.store(leave_ptr + own + e, S, mask=inside)
 
 
 @triton.jit(do_not_specialize=["segments"])
@@ -769,40 +758,29 @@ def join_segments_reverse(
     HV: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
-    NV: tl.constexpr = (V + BV - 1) // BV
-    PANEL: tl.constexpr = 16
     program = tl.program_id(0)
-    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
     own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
     if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
     for i in range(0, segments):
         segment = i_n * segments + segments - 1 - i
         at = segment * HV + i_h
-        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
-        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        if DIAGONAL:
-            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
-        else:
-            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
-            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
-            for j in range(0, K, PANEL):
-                inside = (r < K) & (j + c < K)
-                where = transition_ptr + at * K * K + (j + c) * K + r
-                M = tl.load(where, mask=inside, other=0.0)
-                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        tl.store(starts_ptr + at * K * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * K * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * S
         S = S_next
     if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        tl.store(leave_ptr + own + e, S, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

@@ -185,7 +185,6 @@ def launch(
     if kernel in (
         "chunk_scan",
         "chunk_scan_reverse",
-        "chunk_transition",
     ):
         tables += (layout.chunk_starts if layout.step_starts is None else layout.step_starts,)
     if parallel:
@@ -252,21 +251,21 @@ COSTS = {
             "forward": {
                 64: (
                     (856, 180224, 0, False),
-                    (4, 0, 0, True),
+                    (256, 0, 0, True),
                     (260, 8192, 1, True),
                     (0, 0, 0, False),
                     (728, 24576, 3, True),
                 ),
                 128: (
                     (1628, 360448, 0, False),
-                    (8, 0, 0, True),
+                    (512, 0, 0, True),
                     (520, 32768, 1, True),
                     (0, 0, 0, False),
                     (1628, 81920, 3, True),
                 ),
                 256: (
                     (3172, 720896, 0, False),
-                    (16, 0, 0, True),
+                    (1024, 0, 0, True),
                     (1040, 131072, 1, True),
                     (0, 0, 0, False),
                     (4196, 294912, 3, True),
@@ -274,21 +273,21 @@ COSTS = {
             },
             "backward": {
                 64: (
-                    (4, 0, 0, True),
+                    (256, 0, 0, True),
                     (260, 8192, 1, True),
                     (0, 0, 0, False),
                     (728, 24576, 3, True),
                     (1700, 286720, 0, False),
                 ),
                 128: (
-                    (8, 0, 0, True),
+                    (512, 0, 0, True),
                     (520, 32768, 1, True),
                     (0, 0, 0, False),
                     (1628, 81920, 3, True),
                     (3752, 606208, 0, False),
                 ),
                 256: (
-                    (16, 0, 0, True),
+                    (1024, 0, 0, True),
                     (1040, 131072, 1, True),
                     (0, 0, 0, False),
                     (4196, 294912, 3, True),
@@ -331,7 +330,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -342,7 +341,7 @@ def choose(
         size,
         heads * blocks,
         chunks,
-        steps,
+        every * chunk // step,
         tokens,
         chip,
         max(SEGMENT_CHUNKS // every, 1),
@@ -405,32 +404,24 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device, every: 
     )
 
 
-def ones(like: Tensor) -> Tensor:
-    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
-    return like.new_ones(*like.shape[:-1], 1)
-
-
-def identity(like: Tensor) -> Tensor:
-    """States [.., K, V] -> unit matrices [.., K, K]."""
-    size = like.shape[-2]
-    return (
-        torch.eye(size, dtype=like.dtype, device=like.device)
-        .expand(*like.shape[:-2], size, size)
-        .contiguous()
-    )
+def units(like: Tensor, *entry: int) -> Tensor:
+    """By member of the states that become one another, those where it alone is 1, the unit of each entry."""
+    one = like.new_ones(entry)
+    return one.expand(1, *like.shape[:2], *entry).contiguous()
 
 
 def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
-    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
+    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
     from . import kernels
 
     K, (HV, V) = q.shape[-1], v.shape[2:]
     sequences = sums.shape[0] // segments
     value_block, warps, stages = config(kernel, q, v, sequences)
-    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
-        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
-        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
-        num_warps=warps, num_stages=stages,
+    blocks = -(-q.shape[3] * v.shape[3] // 1024)
+    parts = dict(BE=1024, NE=blocks)
+    getattr(kernels, kernel)[(sequences * HV * blocks,)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
+        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -613,7 +604,7 @@ def chunk_forward_triton(
         pieces = cut(kept, segments, every * chunk, v.device, every)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
-        unit = ones(sums)
+        unit = units(sums, q.shape[3])
         transition = torch.empty_like(unit)
         launch(
             "chunk_transition",
@@ -621,14 +612,14 @@ def chunk_forward_triton(
             v,
             pieces,
             chunk,
-            [kept_factor, unit, transition],
+            [g, unit[0], transition[0]],
             scale,
             every=every,
             ENTER=True,
             LEAVE=True,
             READ=False,
             SAVE=False,
-            columns=unit.shape[-1],
+            columns=1,
         )
         launch(
             "chunk_scan",
@@ -772,7 +763,7 @@ def chunk_backward_triton(
         pieces = cut(layout, segments, chunk, v.device)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
-        unit = ones(sums)
+        unit = units(sums, q.shape[3])
         transition = torch.empty_like(unit)
         launch(
             "chunk_transition",
@@ -780,13 +771,13 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [kept_factor, unit, transition],
+            [g, unit[0], transition[0]],
             scale,
             ENTER=True,
             LEAVE=True,
             READ=False,
             SAVE=False,
-            columns=unit.shape[-1],
+            columns=1,
         )
         launch(
             "chunk_scan_reverse",

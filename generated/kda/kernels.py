@@ -896,7 +896,7 @@ def chunk_transition(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What a state alone becomes from a segment's start to its end."""
+    """What states alone become from a segment's start to its end."""
     dtype: tl.constexpr = k_decayed_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
@@ -954,7 +954,6 @@ def join_segments(
     V: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
-    DIAGONAL: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
@@ -972,17 +971,14 @@ def join_segments(
         at = segment * HV + i_h
         store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        if DIAGONAL:
-            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
-        else:
-            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
-            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
-            for j in range(0, K, PANEL):
-                inside = (r < K) & (j + c < K)
-                where = transition_ptr + at * K * K + r * K + j + c
-                M = tl.load(where, mask=inside, other=0.0)
-                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+        r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+        for j in range(0, K, PANEL):
+            inside = (r < K) & (j + c < K)
+            where = r * K + j + c
+            rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+            factor = tl.load(transition_ptr + at * K * K + where, mask=inside, other=0.0)
+            S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
         S = S_next
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
@@ -1001,7 +997,6 @@ def join_segments_reverse(
     V: tl.constexpr,
     BK: tl.constexpr,
     BV: tl.constexpr,
-    DIAGONAL: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
@@ -1019,17 +1014,14 @@ def join_segments_reverse(
         at = segment * HV + i_h
         store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
         S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        if DIAGONAL:
-            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
-        else:
-            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
-            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
-            for j in range(0, K, PANEL):
-                inside = (r < K) & (j + c < K)
-                where = transition_ptr + at * K * K + (j + c) * K + r
-                M = tl.load(where, mask=inside, other=0.0)
-                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
+        r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+        for j in range(0, K, PANEL):
+            inside = (r < K) & (j + c < K)
+            where = (j + c) * K + r
+            rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+            factor = tl.load(transition_ptr + at * K * K + where, mask=inside, other=0.0)
+            S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
         S = S_next
     if LEAVE:
         store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)

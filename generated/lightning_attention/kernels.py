@@ -681,7 +681,7 @@ def chunk_transition(
     SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """What a state alone becomes from a segment's start to its end."""
+    """What states alone become from a segment's start to its end."""
     dtype: tl.constexpr = slope_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
@@ -694,10 +694,10 @@ def chunk_transition(
         first, length, first_chunk = i_n * T, T, i_n * chunks
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
+    own = (i_n * HV + i_h) * K
+    S = tl.zeros([BK], tl.float32)
     if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        S += load_vector(enter_ptr + own, 0, K, 1, BK, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
@@ -713,10 +713,10 @@ def chunk_transition(
         fine = -coarse + log_decay_valid
         fine_chunk = tl.sum(fine)
         kept_factor = exp(coarse_chunk + fine_chunk)
-        kept = S * kept_factor
-        S = kept
+        kept_moved = S * kept_factor
+        S = kept_moved
     if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        store_vector(leave_ptr + own, S, 0, K, 1, BK)
 
 
 @triton.jit(do_not_specialize=["segments"])
@@ -730,40 +730,29 @@ def join_segments(
     HV: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
-    NV: tl.constexpr = (V + BV - 1) // BV
-    PANEL: tl.constexpr = 16
     program = tl.program_id(0)
-    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
     own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
     if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
     for i in range(0, segments):
         segment = i_n * segments + i
         at = segment * HV + i_h
-        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
-        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        if DIAGONAL:
-            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
-        else:
-            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
-            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
-            for j in range(0, K, PANEL):
-                inside = (r < K) & (j + c < K)
-                where = transition_ptr + at * K * K + r * K + j + c
-                M = tl.load(where, mask=inside, other=0.0)
-                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        tl.store(starts_ptr + at * K * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * K * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * S
         S = S_next
     if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        tl.store(leave_ptr + own + e, S, mask=inside)
 
 
 @triton.jit(do_not_specialize=["segments"])
@@ -777,40 +766,29 @@ def join_segments_reverse(
     HV: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
     ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
-    NV: tl.constexpr = (V + BV - 1) // BV
-    PANEL: tl.constexpr = 16
     program = tl.program_id(0)
-    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
     own = (i_n * HV + i_h) * K * V
-    S = tl.zeros([BK, BV], tl.float32)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
     if ENTER:
-        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
     for i in range(0, segments):
         segment = i_n * segments + segments - 1 - i
         at = segment * HV + i_h
-        store_rows(starts_ptr + at * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
-        S_next = load_rows(sums_ptr + at * K * V, 0, K, V, V, BK, BV, i_v * BV)
-        if DIAGONAL:
-            S_next += load_vector(transition_ptr + at * K, 0, K, 1, BK, 0.0)[:, None] * S
-        else:
-            tl.debug_barrier()  # the rows of S are read back by other threads of this program than wrote them
-            r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
-            for j in range(0, K, PANEL):
-                inside = (r < K) & (j + c < K)
-                where = transition_ptr + at * K * K + (j + c) * K + r
-                M = tl.load(where, mask=inside, other=0.0)
-                rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-                S_next = tl.dot(M, rows, S_next, input_precision="ieee")
+        tl.store(starts_ptr + at * K * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * K * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * S
         S = S_next
     if LEAVE:
-        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        tl.store(leave_ptr + own + e, S, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])

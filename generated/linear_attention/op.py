@@ -266,7 +266,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -277,7 +277,7 @@ def choose(
         size,
         heads * blocks,
         chunks,
-        steps,
+        every * chunk // step,
         tokens,
         chip,
         max(SEGMENT_CHUNKS // every, 1),
@@ -335,32 +335,24 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layo
     return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
 
 
-def ones(like: Tensor) -> Tensor:
-    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
-    return like.new_ones(*like.shape[:-1], 1)
-
-
-def identity(like: Tensor) -> Tensor:
-    """States [.., K, V] -> unit matrices [.., K, K]."""
-    size = like.shape[-2]
-    return (
-        torch.eye(size, dtype=like.dtype, device=like.device)
-        .expand(*like.shape[:-2], size, size)
-        .contiguous()
-    )
+def units(like: Tensor, *entry: int) -> Tensor:
+    """By member of the states that become one another, those where it alone is 1, the unit of each entry."""
+    one = like.new_ones(entry)
+    return one.expand(1, *like.shape[:2], *entry).contiguous()
 
 
 def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
-    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
+    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
     from . import kernels
 
     K, (HV, V) = q.shape[-1], v.shape[2:]
     sequences = sums.shape[0] // segments
     value_block, warps, stages = config(kernel, q, v, sequences)
-    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
-        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
-        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
-        num_warps=warps, num_stages=stages,
+    blocks = -(-q.shape[3] * v.shape[3] // 1024)
+    parts = dict(BE=1024, NE=blocks)
+    getattr(kernels, kernel)[(sequences * HV * blocks,)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
+        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -477,7 +469,7 @@ def chunk_forward_triton(q, k, v, scale, initial_state, cu_seqlens, chunk, final
         pieces = cut(kept, segments, every * chunk, v.device)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
-        unit = ones(sums)
+        unit = units(sums, q.shape[3])
         transition = unit
         launch(
             "chunk_scan",
@@ -557,7 +549,7 @@ def chunk_backward_triton(
         pieces = cut(layout, segments, chunk, v.device)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
-        unit = ones(sums)
+        unit = units(sums, q.shape[3])
         transition = unit
         launch(
             "chunk_scan_reverse",

@@ -248,10 +248,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan_nonlinear"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan_nonlinear", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = (
-        layout.all_chunks // layout.sequences,
-        every * chunk // min(chunk, STEPS["chunk_scan_nonlinear"]),
-    )
+    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan_nonlinear"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -262,7 +259,7 @@ def choose(
         size,
         heads * blocks,
         chunks,
-        steps,
+        every * chunk // step,
         tokens,
         chip,
         max(SEGMENT_CHUNKS // every, 1),
@@ -318,35 +315,6 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layo
     ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
     pieces = layout.sequences * segments
     return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
-
-
-def ones(like: Tensor) -> Tensor:
-    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
-    return like.new_ones(*like.shape[:-1], 1)
-
-
-def identity(like: Tensor) -> Tensor:
-    """States [.., K, V] -> unit matrices [.., K, K]."""
-    size = like.shape[-2]
-    return (
-        torch.eye(size, dtype=like.dtype, device=like.device)
-        .expand(*like.shape[:-2], size, size)
-        .contiguous()
-    )
-
-
-def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
-    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
-    from . import kernels
-
-    K, (HV, V) = q.shape[-1], v.shape[2:]
-    sequences = sums.shape[0] // segments
-    value_block, warps, stages = config(kernel, q, v, sequences)
-    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
-        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
-        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
 
 
 def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:

@@ -416,6 +416,223 @@ def entry_scan_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
+def entry_scan_cotangents(
+    q_ptr,
+    dt_ptr,
+    A_ptr,
+    d_o_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Tokens backwards, each entry by itself: the states' cotangents, and nothing else."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K * V
+    d_S_next = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        dt = load_gate(dt_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 1.0)
+        A_once = load_gate(A_ptr + i_h * K * V, 0, K, V, V, BK, BV, i_v * BV, 0.0)
+        d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
+        # adjoint of S_next
+        d_S_last_via_S_next = tl.broadcast_to(d_S_next[None, :, :], [BT, BK, BV])
+        # adjoint of S_last
+        d_S_after_via_S_last = tl.where((t == BT - 1)[:, None, None], d_S_last_via_S_next, 0.0)
+        # adjoint of answer
+        d_total_via_answer = d_o.to(tl.float32) * scale
+        # update, line 38
+        transition = exp(A_once[None, :, :] * dt[:, None, :])
+        transition_valid = tl.where((t < left)[:, None, None], transition, float("1.0"))
+        # adjoint of S_after
+        d_S_before_via_S_after = (
+            d_S_after_via_S_last * transition_valid
+            + d_total_via_answer[:, None, :] * q.to(tl.float32)[:, :, None] * transition_valid
+        )
+        # adjoint of S_before
+        d_added_via_S_before = scan_entries(transition_valid, d_S_before_via_S_after, None, True, BT, BK, BV)
+        d_S_via_S_before = d_S_before_via_S_after + d_added_via_S_before * transition_valid
+        d_S_via_S_before_2 = tl.where((t == 0)[:, None, None], d_S_via_S_before, 0.0)
+        d_S_via_S_before_3 = tl.sum(d_S_via_S_before_2, 0)
+        d_S_next = d_S_via_S_before_3
+    if LEAVE:
+        store_rows(leave_ptr + own, d_S_next, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
+def entry_transition(
+    dt_ptr,
+    A_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What states alone become from a segment's start to its end."""
+    dtype: tl.constexpr = dt_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
+        dt = load_gate(dt_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 1.0)
+        A_once = load_gate(A_ptr + i_h * K * V, 0, K, V, V, BK, BV, i_v * BV, 0.0)
+        # update, line 38
+        transition = exp(A_once[None, :, :] * dt[:, None, :])
+        transition_valid = tl.where((t < left)[:, None, None], transition, float("1.0"))
+        nothing = tl.full([BT, BK, BV], 0.0, tl.float32)
+        S_before_moved = scan_entries(transition_valid, nothing, S, False, BT, BK, BV)
+        S_after_moved = S_before_moved * transition_valid
+        S_last_moved = tl.where((t == BT - 1)[:, None, None], S_after_moved, 0.0)
+        S_next_moved = tl.sum(S_last_moved, 0)
+        S = S_next_moved
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
+    if ENTER:
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, segments):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * K * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * K * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K * V + e, mask=inside, other=0.0) * S
+        S = S_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, S, mask=inside)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * K * V
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
+    if ENTER:
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, segments):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * K * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * K * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K * V + e, mask=inside, other=0.0) * S
+        S = S_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, S, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
     q_ptr,
     k_ptr,

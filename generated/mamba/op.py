@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import Optional
 
@@ -31,6 +32,10 @@ SYMBOL = "ttrc::" + __name__.replace(".", "_")
 CONFIGS = {
     "entry_scan": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
     "entry_scan_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
+    "entry_scan_cotangents": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
+    "entry_transition": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
+    "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
 }
@@ -41,7 +46,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"entry_scan": 128}
+STEPS = {"entry_scan": 128, "entry_scan_cotangents": 128, "entry_transition": 128}
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 ENTRIES = (
     "entry_scan",
     "entry_scan_reverse",
+    "entry_scan_cotangents",
+    "entry_transition",
 )
 
 # In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
@@ -170,7 +177,11 @@ def launch(
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
     else:
         arguments = (*tables, layout.length, layout.chunks, *extra)
-    if kernel in ("entry_scan",):
+    if kernel in (
+        "entry_scan",
+        "entry_scan_cotangents",
+        "entry_transition",
+    ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
@@ -190,6 +201,163 @@ def launch(
             return
         except OutOfResources as error:  # raised before anything runs
             shrink(kernel, q, v, layout.sequences, error)
+
+
+# What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
+# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
+# and whether segments of a sequence run side by side.
+COSTS = {
+    "chunk": {
+        "entries": {
+            "forward": {
+                64: ((1280, 0, 1, False),),
+                128: ((5632, 0, 1, False),),
+                256: ((19456, 0, 1, False),),
+            },
+            "backward": {
+                64: ((2688, 0, 2, False),),
+                128: ((14592, 0, 2, False),),
+                256: ((86528, 0, 2, False),),
+            },
+        },
+        "segments": {
+            "forward": {
+                64: ((256, 0, 1, True), (512, 0, 1, True), (0, 0, 0, False), (1280, 0, 1, True)),
+                128: ((512, 0, 1, True), (1024, 0, 1, True), (0, 0, 0, False), (5632, 0, 1, True)),
+                256: ((1024, 0, 1, True), (2048, 0, 1, True), (0, 0, 0, False), (19456, 0, 1, True)),
+            },
+            "backward": {
+                64: ((256, 0, 1, True), (512, 0, 1, True), (0, 0, 0, False), (2688, 0, 2, True)),
+                128: ((512, 0, 1, True), (1024, 0, 1, True), (0, 0, 0, False), (14592, 0, 2, True)),
+                256: ((1024, 0, 1, True), (2048, 0, 1, True), (0, 0, 0, False), (86528, 0, 2, True)),
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a chip reaches: bytes and FLOPs a second, seconds of a launch and of one product in a chain of them."""
+
+    bandwidth: float = 3.0e12
+    matmul: float = 6.0e14
+    launch: float = 4e-6
+    product: float = 4e-7
+
+
+ROOF = Roof()
+SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
+
+
+def choose(
+    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int, every: int = 1
+) -> tuple[str, int]:
+    """The schedule of a pass, and how many segments one that cuts sequences cuts each into.
+
+    Its layout is in stretches of `every` chunks, of which one state is kept.
+    """
+    # Packed sequences are not cut; read-outs in a kernel of their own take every state.
+    fits = {"segments": layout.cu_seqlens is None, "split": every == 1}
+    known = tuple(n for n in COSTS[form] if fits.get(n, True))
+    names = known if schedule == "auto" else (schedule,)
+    if not set(names) <= set(known):
+        where = " where keep_bytes leaves out states" if every > 1 else ""
+        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
+    width = min(w for w in CONFIGS["entry_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = -(-v.shape[3] // config("entry_scan", q, v, layout.sequences)[0])
+    heads = layout.sequences * v.shape[2]
+    chunks, step = (
+        layout.all_chunks // layout.sequences,
+        step_tokens("entry_scan", q, v, layout.sequences, chunk),
+    )
+    tokens = v.shape[0] * v.shape[1] * v.shape[2]
+    size, chip = v.element_size(), processors(v.device)
+    return cheapest(
+        form,
+        direction,
+        names,
+        width,
+        size,
+        heads * blocks,
+        chunks,
+        every * chunk // step,
+        tokens,
+        chip,
+        max(SEGMENT_CHUNKS // every, 1),
+    )
+
+
+@lru_cache(maxsize=4096)
+def cheapest(
+    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors, least=SEGMENT_CHUNKS
+) -> tuple[str, int]:
+    """By the cost model: `programs` walk `chunks` of `every` steps each, of `tokens` in all; on so many multiprocessors."""
+    segments = segment_count(programs, chunks, processors, least)
+    rows, grid = {n: COSTS[form][n][direction][width] for n in names}, (programs, segments, processors)
+    seconds = {n: predict(rows[n], itemsize, chunks * every, tokens, *grid) for n in names}
+    return min(names, key=seconds.__getitem__), segments
+
+
+def segment_count(programs: int, chunks: int, processors: int, least: int = SEGMENT_CHUNKS) -> int:
+    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks, `least` each if there are
+    enough; none of them is empty."""
+    wanted = max(2, min(2 * processors // programs, chunks // least))
+    return -(-chunks // -(-chunks // min(wanted, chunks)))
+
+
+def predict(
+    costs, itemsize: int, steps: int, tokens: int, programs: int, segments: int, processors: int
+) -> float:
+    """Seconds of a pass: each launch takes what the narrowest of memory, matrix units and its serial chain lets it."""
+    total = 0.0
+    for moved, flops, products, cut in costs:
+        pieces = segments if cut else 1
+        waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
+        serial = steps / pieces * products * ROOF.product * waves
+        total += ROOF.launch + max(
+            tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
+        )
+    return total
+
+
+@lru_cache(maxsize=None)
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
+    """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
+    first = torch.arange(layout.sequences, device=device)[:, None]
+    step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
+    starts = torch.nn.functional.pad(
+        (first * layout.chunks + step).flatten(), (0, 1), value=layout.all_chunks
+    )
+    ends = (first * layout.length + step * chunk).flatten()
+    ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
+    pieces = layout.sequences * segments
+    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
+
+
+def units(like: Tensor, *entry: int) -> Tensor:
+    """By member of the states that become one another, those where it alone is 1, the unit of each entry."""
+    one = like.new_ones(entry)
+    return one.expand(1, *like.shape[:2], *entry).contiguous()
+
+
+def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
+    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
+    from . import kernels
+
+    K, (HV, V) = q.shape[-1], v.shape[2:]
+    sequences = sums.shape[0] // segments
+    value_block, warps, stages = config(kernel, q, v, sequences)
+    blocks = -(-q.shape[3] * v.shape[3] // 1024)
+    parts = dict(BE=1024, NE=blocks)
+    getattr(kernels, kernel)[(sequences * HV * blocks,)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
+        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
 
 
 def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:
@@ -232,8 +400,11 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
-def chunk_forward_triton(q, k, v, dt, A, skip, scale, initial_state, cu_seqlens, chunk, final, save):
+def chunk_forward_triton(
+    q, k, v, dt, A, skip, scale, initial_state, cu_seqlens, chunk, final, save, schedule
+):
     layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "forward", schedule, q, v, layout, chunk)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
     states = (
@@ -241,70 +412,175 @@ def chunk_forward_triton(q, k, v, dt, A, skip, scale, initial_state, cu_seqlens,
         if save
         else v.new_empty(0)
     )
-    launch(
-        "entry_scan",
-        q,
-        v,
-        layout,
-        chunk,
-        [q, k, v, dt, A, skip, o, states, initial_state, final_state],
-        scale,
-        ENTER=initial_state is not None,
-        LEAVE=final,
-        READ=True,
-        SAVE=save,
-    )
-    return o, final_state, states
+    if schedule == "entries":
+        launch(
+            "entry_scan",
+            q,
+            v,
+            layout,
+            chunk,
+            [q, k, v, dt, A, skip, o, states, initial_state, final_state],
+            scale,
+            ENTER=initial_state is not None,
+            LEAVE=final,
+            READ=True,
+            SAVE=save,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3], v.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "entry_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [dt, A, unit[0], transition[0]],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        launch(
+            "entry_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, dt, A, skip, o, states, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
+        launch(
+            "entry_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, dt, A, skip, o, states, starts, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=True,
+            SAVE=save,
+        )
+    return o, final_state, states if save else v.new_empty(0)
 
 
 def chunk_backward_triton(
-    q, k, v, dt, A, skip, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial
+    q, k, v, dt, A, skip, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
 ):
     layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     blocks = -(-v.shape[-1] // config("entry_scan_reverse", q, v, layout.sequences)[0])
     d_q = v.new_empty(blocks, *v.shape[:3], q.shape[3], dtype=torch.float32)
     d_k = v.new_empty(blocks, *v.shape[:3], q.shape[3], dtype=torch.float32)
     d_v = torch.empty_like(v)
     d_dt = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
-    d_A = v.new_empty(layout.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
-    d_skip = v.new_empty(layout.sequences, v.shape[2], v.shape[3], dtype=torch.float32)
+    d_A = v.new_empty(
+        layout.sequences * (segments if schedule == "segments" else 1),
+        v.shape[2],
+        q.shape[3],
+        v.shape[3],
+        dtype=torch.float32,
+    )
+    d_skip = v.new_empty(
+        layout.sequences * (segments if schedule == "segments" else 1),
+        v.shape[2],
+        v.shape[3],
+        dtype=torch.float32,
+    )
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(
-        layout.sequences * v.shape[2] * blocks,
+        layout.sequences * (segments if schedule == "segments" else 1) * v.shape[2] * blocks,
         chunk // step_tokens("entry_scan_reverse", q, v, layout.sequences, chunk),
         block(q.shape[3]) * block(v.shape[3]),
         dtype=torch.float32,
     )
-    launch(
-        "entry_scan_reverse",
-        q,
-        v,
-        layout,
-        chunk,
-        [
+    if schedule == "entries":
+        launch(
+            "entry_scan_reverse",
             q,
-            k,
             v,
-            dt,
-            A,
-            skip,
-            d_o,
-            states,
-            d_q,
-            d_k,
-            d_v,
-            d_dt,
-            d_A,
-            d_skip,
-            trail,
-            d_final_state,
-            d_initial,
-        ],
-        scale,
-        extra=(v.shape[0] * v.shape[1],),
-        ENTER=d_final_state is not None,
-        LEAVE=initial,
-    )
+            layout,
+            chunk,
+            [
+                q,
+                k,
+                v,
+                dt,
+                A,
+                skip,
+                d_o,
+                states,
+                d_q,
+                d_k,
+                d_v,
+                d_dt,
+                d_A,
+                d_skip,
+                trail,
+                d_final_state,
+                d_initial,
+            ],
+            scale,
+            extra=(v.shape[0] * v.shape[1],),
+            ENTER=d_final_state is not None,
+            LEAVE=initial,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3], v.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "entry_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [dt, A, unit[0], transition[0]],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        launch(
+            "entry_scan_cotangents",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, dt, A, d_o, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
+        launch(
+            "entry_scan_reverse",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, dt, A, skip, d_o, states, d_q, d_k, d_v, d_dt, d_A, d_skip, trail, starts, None],
+            scale,
+            extra=(v.shape[0] * v.shape[1],),
+            ENTER=True,
+            LEAVE=False,
+        )
     return (
         per_key_head(d_q.sum(0), q),
         per_key_head(d_k.sum(0), k),
@@ -337,7 +613,7 @@ def chunk_op(
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
-            q, k, v, dt, A, skip, scale, initial_state, cu_seqlens, chunk, final, save
+            q, k, v, dt, A, skip, scale, initial_state, cu_seqlens, chunk, final, save, schedule
         )
     start = initial_state
     if start is None:
@@ -418,7 +694,7 @@ def chunk_backward_op(
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
         return chunk_backward_triton(
-            q, k, v, dt, A, skip, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial
+            q, k, v, dt, A, skip, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
         )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))

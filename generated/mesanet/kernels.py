@@ -986,6 +986,168 @@ def chunk_gradients_closed(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
+def chunk_transition(
+    g_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What states alone become from a segment's start to its end."""
+    dtype: tl.constexpr = g_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K
+    H_state = tl.zeros([BK], tl.float32)
+    if ENTER:
+        H_state += load_vector(enter_ptr + own, 0, K, 1, BK, 0.0)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        # decay, line 33: exp(g)
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse)
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine)
+        kept_factor = exp(coarse_chunk + fine_chunk)
+        kept_moved = H_state * kept_factor
+        H_state = kept_moved
+    if LEAVE:
+        store_vector(leave_ptr + own, H_state, 0, K, 1, BK)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * (K * K + K * V)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * K
+    H = tl.zeros([BE], tl.float32)
+    if ENTER:
+        H += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K * K, segments, 0)):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * K + K * V) + e, H, mask=inside)
+        H_next = tl.load(sums_ptr + at * (K * K + K * V) + e, mask=inside, other=0.0)
+        H_next += tl.load(transition_ptr + at * K + e // K, mask=inside, other=0.0) * H
+        H = H_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, H, mask=inside)
+    inside = e < K * V
+    G = tl.zeros([BE], tl.float32)
+    if ENTER:
+        G += tl.load(enter_ptr + own + K * K + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K * V, segments, 0)):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * K + K * V) + K * K + e, G, mask=inside)
+        G_next = tl.load(sums_ptr + at * (K * K + K * V) + K * K + e, mask=inside, other=0.0)
+        G_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * G
+        G = G_next
+    if LEAVE:
+        tl.store(leave_ptr + own + K * K + e, G, mask=inside)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * (K * K + K * V)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * K
+    H = tl.zeros([BE], tl.float32)
+    if ENTER:
+        H += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K * K, segments, 0)):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * K + K * V) + e, H, mask=inside)
+        H_next = tl.load(sums_ptr + at * (K * K + K * V) + e, mask=inside, other=0.0)
+        H_next += tl.load(transition_ptr + at * K + e // K, mask=inside, other=0.0) * H
+        H = H_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, H, mask=inside)
+    inside = e < K * V
+    G = tl.zeros([BE], tl.float32)
+    if ENTER:
+        G += tl.load(enter_ptr + own + K * K + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K * V, segments, 0)):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * K + K * V) + K * K + e, G, mask=inside)
+        G_next = tl.load(sums_ptr + at * (K * K + K * V) + K * K + e, mask=inside, other=0.0)
+        G_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * G
+        G = G_next
+    if LEAVE:
+        tl.store(leave_ptr + own + K * K + e, G, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
     q_ptr,
     k_ptr,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple, Optional
 
@@ -31,6 +32,9 @@ CONFIGS = {
     "chunk_solve_closed": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
     "chunk_scan_reverse_closed": {64: (64, 4, 1), 128: (64, 8, 1), 256: (32, 8, 1)},
     "chunk_gradients_closed": {64: (16, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
 }
@@ -41,7 +45,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan_closed": 64, "chunk_scan_reverse_closed": 64}
+STEPS = {"chunk_scan_closed": 64, "chunk_scan_reverse_closed": 64, "chunk_transition": 64}
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ def launch(
         "chunk_solve_closed",
         "chunk_scan_reverse_closed",
         "chunk_gradients_closed",
+        "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -196,6 +201,199 @@ def launch(
             return
         except OutOfResources as error:  # raised before anything runs
             shrink(kernel, q, v, layout.sequences, error)
+
+
+# What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
+# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
+# and whether segments of a sequence run side by side.
+COSTS = {
+    "chunk": {
+        "closed": {
+            "forward": {
+                64: ((776, 16384, 2, False), (1160, 417792, 0, False)),
+                128: ((2568, 98304, 2, False), (3336, 1114112, 0, False)),
+                256: ((9224, 1179648, 2, False), (10760, 3342336, 0, False)),
+            },
+            "backward": {
+                64: ((1032, 417792, 0, False), (644, 16384, 2, False), (1936, 98304, 0, False)),
+                128: ((3080, 1114112, 0, False), (1796, 98304, 2, False), (5392, 294912, 0, False)),
+                256: ((10248, 3342336, 0, False), (5636, 1179648, 2, False), (16912, 983040, 0, False)),
+            },
+        },
+        "segments": {
+            "forward": {
+                64: (
+                    (4, 0, 0, True),
+                    (264, 16384, 2, True),
+                    (0, 0, 0, False),
+                    (776, 16384, 2, True),
+                    (1160, 417792, 0, False),
+                ),
+                128: (
+                    (4, 0, 0, True),
+                    (520, 98304, 2, True),
+                    (0, 0, 0, False),
+                    (2568, 98304, 2, True),
+                    (3336, 1114112, 0, False),
+                ),
+                256: (
+                    (4, 0, 0, True),
+                    (1032, 1179648, 2, True),
+                    (0, 0, 0, False),
+                    (9224, 1179648, 2, True),
+                    (10760, 3342336, 0, False),
+                ),
+            },
+            "backward": {
+                64: (
+                    (1032, 417792, 0, False),
+                    (4, 0, 0, True),
+                    (388, 16384, 2, True),
+                    (0, 0, 0, False),
+                    (644, 16384, 2, True),
+                    (1936, 98304, 0, False),
+                ),
+                128: (
+                    (3080, 1114112, 0, False),
+                    (4, 0, 0, True),
+                    (772, 98304, 2, True),
+                    (0, 0, 0, False),
+                    (1796, 98304, 2, True),
+                    (5392, 294912, 0, False),
+                ),
+                256: (
+                    (10248, 3342336, 0, False),
+                    (4, 0, 0, True),
+                    (1540, 1179648, 2, True),
+                    (0, 0, 0, False),
+                    (5636, 1179648, 2, True),
+                    (16912, 983040, 0, False),
+                ),
+            },
+        },
+    },
+}
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a chip reaches: bytes and FLOPs a second, seconds of a launch and of one product in a chain of them."""
+
+    bandwidth: float = 3.0e12
+    matmul: float = 6.0e14
+    launch: float = 4e-6
+    product: float = 4e-7
+
+
+ROOF = Roof()
+SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
+
+
+def choose(
+    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int, every: int = 1
+) -> tuple[str, int]:
+    """The schedule of a pass, and how many segments one that cuts sequences cuts each into.
+
+    Its layout is in stretches of `every` chunks, of which one state is kept.
+    """
+    # Packed sequences are not cut; read-outs in a kernel of their own take every state.
+    fits = {"segments": layout.cu_seqlens is None, "split": every == 1}
+    known = tuple(n for n in COSTS[form] if fits.get(n, True))
+    names = known if schedule == "auto" else (schedule,)
+    if not set(names) <= set(known):
+        where = " where keep_bytes leaves out states" if every > 1 else ""
+        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
+    width = min(w for w in CONFIGS["chunk_scan_closed"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    blocks = -(-v.shape[3] // config("chunk_scan_closed", q, v, layout.sequences)[0])
+    heads = layout.sequences * v.shape[2]
+    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan_closed"])
+    tokens = v.shape[0] * v.shape[1] * v.shape[2]
+    size, chip = v.element_size(), processors(v.device)
+    return cheapest(
+        form,
+        direction,
+        names,
+        width,
+        size,
+        heads * blocks,
+        chunks,
+        every * chunk // step,
+        tokens,
+        chip,
+        max(SEGMENT_CHUNKS // every, 1),
+    )
+
+
+@lru_cache(maxsize=4096)
+def cheapest(
+    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors, least=SEGMENT_CHUNKS
+) -> tuple[str, int]:
+    """By the cost model: `programs` walk `chunks` of `every` steps each, of `tokens` in all; on so many multiprocessors."""
+    segments = segment_count(programs, chunks, processors, least)
+    rows, grid = {n: COSTS[form][n][direction][width] for n in names}, (programs, segments, processors)
+    seconds = {n: predict(rows[n], itemsize, chunks * every, tokens, *grid) for n in names}
+    return min(names, key=seconds.__getitem__), segments
+
+
+def segment_count(programs: int, chunks: int, processors: int, least: int = SEGMENT_CHUNKS) -> int:
+    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks, `least` each if there are
+    enough; none of them is empty."""
+    wanted = max(2, min(2 * processors // programs, chunks // least))
+    return -(-chunks // -(-chunks // min(wanted, chunks)))
+
+
+def predict(
+    costs, itemsize: int, steps: int, tokens: int, programs: int, segments: int, processors: int
+) -> float:
+    """Seconds of a pass: each launch takes what the narrowest of memory, matrix units and its serial chain lets it."""
+    total = 0.0
+    for moved, flops, products, cut in costs:
+        pieces = segments if cut else 1
+        waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
+        serial = steps / pieces * products * ROOF.product * waves
+        total += ROOF.launch + max(
+            tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
+        )
+    return total
+
+
+@lru_cache(maxsize=None)
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
+    """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
+    first = torch.arange(layout.sequences, device=device)[:, None]
+    step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
+    starts = torch.nn.functional.pad(
+        (first * layout.chunks + step).flatten(), (0, 1), value=layout.all_chunks
+    )
+    ends = (first * layout.length + step * chunk).flatten()
+    ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
+    pieces = layout.sequences * segments
+    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
+
+
+def units(like: Tensor, *entry: int) -> Tensor:
+    """By member of the states that become one another, those where it alone is 1, the unit of each entry."""
+    one = like.new_ones(entry)
+    return one.expand(1, *like.shape[:2], *entry).contiguous()
+
+
+def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
+    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
+    from . import kernels
+
+    K, (HV, V) = q.shape[-1], v.shape[2:]
+    sequences = sums.shape[0] // segments
+    value_block, warps, stages = config(kernel, q, v, sequences)
+    blocks = -(-max(q.shape[3] * q.shape[3], q.shape[3] * v.shape[3]) // 1024)
+    parts = dict(BE=1024, NE=blocks)
+    getattr(kernels, kernel)[(sequences * HV * blocks,)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
+        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
 
 
 def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:
@@ -245,35 +443,92 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
-def chunk_forward_triton(q, k, v, g, beta, lam, scale, initial_state, cu_seqlens, chunk, final, save):
+def chunk_forward_triton(
+    q, k, v, g, beta, lam, scale, initial_state, cu_seqlens, chunk, final, save, schedule
+):
     layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "forward", schedule, q, v, layout, chunk)
     o = torch.empty_like(v)
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=torch.float32)
     states = v.new_empty(
         layout.all_chunks, v.shape[2], q.shape[3] * q.shape[3] + q.shape[3] * v.shape[3], dtype=torch.float32
     )
     x = v.new_empty(*v.shape[:3], q.shape[3])
-    launch(
-        "chunk_scan_closed",
-        q,
-        v,
-        layout,
-        chunk,
-        [k, v, g, beta, states, initial_state, final_state],
-        scale,
-        ENTER=initial_state is not None,
-        LEAVE=final,
-        READ=False,
-        SAVE=True,
-    )
+    if schedule == "closed":
+        launch(
+            "chunk_scan_closed",
+            q,
+            v,
+            layout,
+            chunk,
+            [k, v, g, beta, states, initial_state, final_state],
+            scale,
+            ENTER=initial_state is not None,
+            LEAVE=final,
+            READ=False,
+            SAVE=True,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(
+            pieces.sequences,
+            v.shape[2],
+            q.shape[3] * q.shape[3] + q.shape[3] * v.shape[3],
+            dtype=torch.float32,
+        )
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [g, unit[0], transition[0]],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=1,
+        )
+        launch(
+            "chunk_scan_closed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [k, v, g, beta, states, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
+        launch(
+            "chunk_scan_closed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [k, v, g, beta, states, starts, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
     launch("chunk_output_closed", q, v, layout, chunk, [q, k, v, lam, states, g, beta, x, o], scale)
-    return o, final_state, states, x
+    return o, final_state, states, x if save else v.new_empty(0)
 
 
 def chunk_backward_triton(
-    q, k, v, g, beta, lam, scale, states, x, d_o, d_final_state, cu_seqlens, chunk, initial
+    q, k, v, g, beta, lam, scale, states, x, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
 ):
     layout = lay_out(v, cu_seqlens, chunk)
+    schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3] * q.shape[3] + q.shape[3] * v.shape[3])
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_lam = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
@@ -283,19 +538,72 @@ def chunk_backward_triton(
     d_beta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     launch("chunk_solve_closed", q, v, layout, chunk, [v, k, d_o, beta, g, states, lam, d_q], scale)
-    launch(
-        "chunk_scan_reverse_closed",
-        q,
-        v,
-        layout,
-        chunk,
-        [g, d_o, x, d_q, d_states, d_final_state, d_initial],
-        scale,
-        ENTER=d_final_state is not None,
-        LEAVE=initial,
-        READ=False,
-        SAVE=True,
-    )
+    if schedule == "closed":
+        launch(
+            "chunk_scan_reverse_closed",
+            q,
+            v,
+            layout,
+            chunk,
+            [g, d_o, x, d_q, d_states, d_final_state, d_initial],
+            scale,
+            ENTER=d_final_state is not None,
+            LEAVE=initial,
+            READ=False,
+            SAVE=True,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(
+            pieces.sequences,
+            v.shape[2],
+            q.shape[3] * q.shape[3] + q.shape[3] * v.shape[3],
+            dtype=torch.float32,
+        )
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [g, unit[0], transition[0]],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=1,
+        )
+        launch(
+            "chunk_scan_reverse_closed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [g, d_o, x, d_q, d_states, None, sums],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
+        launch(
+            "chunk_scan_reverse_closed",
+            q,
+            v,
+            pieces,
+            chunk,
+            [g, d_o, x, d_q, d_states, starts, None],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
     launch(
         "chunk_gradients_closed",
         q,
@@ -337,7 +645,7 @@ def chunk_op(
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return chunk_forward_triton(
-            q, k, v, g, beta, lam, scale, initial_state, cu_seqlens, chunk, final, save
+            q, k, v, g, beta, lam, scale, initial_state, cu_seqlens, chunk, final, save, schedule
         )
     start = initial_state
     if start is None:
@@ -424,7 +732,7 @@ def chunk_backward_op(
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
         return chunk_backward_triton(
-            q, k, v, g, beta, lam, scale, states, x, d_o, d_final_state, cu_seqlens, chunk, initial
+            q, k, v, g, beta, lam, scale, states, x, d_o, d_final_state, cu_seqlens, chunk, initial, schedule
         )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))

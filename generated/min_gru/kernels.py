@@ -307,6 +307,143 @@ def vector_scan_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
+def vector_transition(
+    k_ptr,
+    z_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What states alone become from a segment's start to its end."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * V
+    S = tl.zeros([BV], tl.float32)
+    if ENTER:
+        S += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
+        k = load_rows(k_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
+        z = load_gate(z_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
+        # update, line 24
+        transition = -z * k.to(tl.float32) * k.to(tl.float32) + 1.0
+        transition_valid = tl.where((t < left)[:, None], transition, float("1.0"))
+        nothing = tl.full([BT, BV], 0.0, tl.float32)
+        S_before_moved = linear_scan(transition_valid, nothing, S, False)
+        S_after_moved = S_before_moved * transition_valid
+        S_last_moved = tl.where((t == BT - 1)[:, None], S_after_moved, 0.0)
+        S_next_moved = tl.sum(S_last_moved, 0)
+        S = S_next_moved
+    if LEAVE:
+        store_vector(leave_ptr + own, S, i_v * BV, V - i_v * BV, 1, BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * V
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < V
+    S = tl.zeros([BE], tl.float32)
+    if ENTER:
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, segments):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * V + e, mask=inside, other=0.0) * S
+        S = S_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, S, mask=inside)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * V
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < V
+    S = tl.zeros([BE], tl.float32)
+    if ENTER:
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, segments):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * V + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * V + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * V + e, mask=inside, other=0.0) * S
+        S = S_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, S, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
 def vector_token_scan(
     q_ptr,
     k_ptr,

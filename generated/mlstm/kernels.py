@@ -995,6 +995,168 @@ def chunk_read_reverse(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
+def chunk_transition(
+    log_forget_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What states alone become from a segment's start to its end."""
+    dtype: tl.constexpr = log_forget_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * K
+    S = tl.zeros([BK], tl.float32)
+    if ENTER:
+        S += load_vector(enter_ptr + own, 0, K, 1, BK, 0.0)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
+        log_forget = load_vector(log_forget_ptr + i_h, token, left, HV, BT, 0.0)
+        # retention, line 29: norm2(S - exp(log_forget) * S_prev) / 2
+        log_decay_bounded = tl.where(log_forget <= -800.0, -800.0, log_forget)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_chunk = tl.sum(coarse)
+        fine = -coarse + log_decay_valid
+        fine_chunk = tl.sum(fine)
+        kept_factor = exp(coarse_chunk + fine_chunk)
+        kept_moved = S * kept_factor
+        S = kept_moved
+    if LEAVE:
+        store_vector(leave_ptr + own, S, 0, K, 1, BK)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * (K * V + K)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
+    if ENTER:
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K * V, segments, 0)):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * V + K) + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * (K * V + K) + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * S
+        S = S_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, S, mask=inside)
+    inside = e < K
+    Z = tl.zeros([BE], tl.float32)
+    if ENTER:
+        Z += tl.load(enter_ptr + own + K * V + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K, segments, 0)):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * V + K) + K * V + e, Z, mask=inside)
+        Z_next = tl.load(sums_ptr + at * (K * V + K) + K * V + e, mask=inside, other=0.0)
+        Z_next += tl.load(transition_ptr + at * K + e, mask=inside, other=0.0) * Z
+        Z = Z_next
+    if LEAVE:
+        tl.store(leave_ptr + own + K * V + e, Z, mask=inside)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BE: tl.constexpr,
+    NE: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    program = tl.program_id(0)
+    i_e, i_h, i_n = program % NE, (program // NE) % HV, (program // (NE * HV)).to(tl.int64)
+    own = (i_n * HV + i_h) * (K * V + K)
+    e = i_e * BE + tl.arange(0, BE)
+    inside = e < K * V
+    S = tl.zeros([BE], tl.float32)
+    if ENTER:
+        S += tl.load(enter_ptr + own + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K * V, segments, 0)):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * V + K) + e, S, mask=inside)
+        S_next = tl.load(sums_ptr + at * (K * V + K) + e, mask=inside, other=0.0)
+        S_next += tl.load(transition_ptr + at * K + e // V, mask=inside, other=0.0) * S
+        S = S_next
+    if LEAVE:
+        tl.store(leave_ptr + own + e, S, mask=inside)
+    inside = e < K
+    Z = tl.zeros([BE], tl.float32)
+    if ENTER:
+        Z += tl.load(enter_ptr + own + K * V + e, mask=inside, other=0.0)
+    for i in range(0, tl.where(i_e * BE < K, segments, 0)):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        tl.store(starts_ptr + at * (K * V + K) + K * V + e, Z, mask=inside)
+        Z_next = tl.load(sums_ptr + at * (K * V + K) + K * V + e, mask=inside, other=0.0)
+        Z_next += tl.load(transition_ptr + at * K + e, mask=inside, other=0.0) * Z
+        Z = Z_next
+    if LEAVE:
+        tl.store(leave_ptr + own + K * V + e, Z, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
     q_ptr,
     k_ptr,

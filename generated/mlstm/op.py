@@ -32,6 +32,9 @@ CONFIGS = {
     "chunk_gradients_normalised": {64: (32, 4, 1), 128: (32, 8, 1), 256: (16, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
     "chunk_read_reverse": {64: (32, 8, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
+    "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
 }
@@ -42,7 +45,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan": 128, "chunk_scan_reverse": 128}
+STEPS = {"chunk_scan": 128, "chunk_scan_reverse": 128, "chunk_transition": 128}
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ def launch(
         "chunk_gradients_normalised",
         "chunk_output",
         "chunk_read_reverse",
+        "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -219,6 +223,39 @@ COSTS = {
                 256: ((2568, 0, 0, False), (3604, 131072, 1, False), (7724, 557056, 0, False)),
             },
         },
+        "segments": {
+            "forward": {
+                64: ((4, 0, 0, True), (264, 8192, 1, True), (0, 0, 0, False), (914, 40960, 4, True)),
+                128: ((4, 0, 0, True), (520, 32768, 1, True), (0, 0, 0, False), (2068, 147456, 4, True)),
+                256: ((4, 0, 0, True), (1032, 131072, 1, True), (0, 0, 0, False), (5144, 819200, 4, True)),
+            },
+            "backward": {
+                64: (
+                    (648, 0, 0, False),
+                    (4, 0, 0, True),
+                    (264, 8192, 1, True),
+                    (0, 0, 0, False),
+                    (526, 8192, 1, True),
+                    (1184, 65536, 0, False),
+                ),
+                128: (
+                    (1288, 0, 0, False),
+                    (4, 0, 0, True),
+                    (520, 32768, 1, True),
+                    (0, 0, 0, False),
+                    (1296, 32768, 1, True),
+                    (2852, 180224, 0, False),
+                ),
+                256: (
+                    (2568, 0, 0, False),
+                    (4, 0, 0, True),
+                    (1032, 131072, 1, True),
+                    (0, 0, 0, False),
+                    (3604, 131072, 1, True),
+                    (7724, 557056, 0, False),
+                ),
+            },
+        },
     },
 }
 
@@ -254,7 +291,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -265,7 +302,7 @@ def choose(
         size,
         heads * blocks,
         chunks,
-        steps,
+        every * chunk // step,
         tokens,
         chip,
         max(SEGMENT_CHUNKS // every, 1),
@@ -323,32 +360,24 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layo
     return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
 
 
-def ones(like: Tensor) -> Tensor:
-    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
-    return like.new_ones(*like.shape[:-1], 1)
-
-
-def identity(like: Tensor) -> Tensor:
-    """States [.., K, V] -> unit matrices [.., K, K]."""
-    size = like.shape[-2]
-    return (
-        torch.eye(size, dtype=like.dtype, device=like.device)
-        .expand(*like.shape[:-2], size, size)
-        .contiguous()
-    )
+def units(like: Tensor, *entry: int) -> Tensor:
+    """By member of the states that become one another, those where it alone is 1, the unit of each entry."""
+    one = like.new_ones(entry)
+    return one.expand(1, *like.shape[:2], *entry).contiguous()
 
 
 def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
-    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
+    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
     from . import kernels
 
     K, (HV, V) = q.shape[-1], v.shape[2:]
     sequences = sums.shape[0] // segments
     value_block, warps, stages = config(kernel, q, v, sequences)
-    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
-        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
-        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
-        num_warps=warps, num_stages=stages,
+    blocks = -(-max(q.shape[3] * v.shape[3], q.shape[3]) // 1024)
+    parts = dict(BE=1024, NE=blocks)
+    getattr(kernels, kernel)[(sequences * HV * blocks,)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
+        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -530,6 +559,58 @@ def chunk_forward_triton(
             [q, k, v, log_forget, log_input, inherited_2, z, states, normaliser, o, answer],
             scale,
         )
+    elif schedule == "segments":
+        pieces = cut(kept, segments, every * chunk, v.device)
+        sums = v.new_empty(
+            pieces.sequences, v.shape[2], q.shape[3] * v.shape[3] + q.shape[3], dtype=torch.float32
+        )
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [log_forget, unit[0], transition[0]],
+            scale,
+            every=every,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=1,
+        )
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, log_forget, log_input, z, o, answer, normaliser, states, inherited_2, None, sums],
+            scale,
+            every=every,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [q, k, v, log_forget, log_input, z, o, answer, normaliser, states, inherited_2, starts, None],
+            scale,
+            every=every,
+            ENTER=True,
+            LEAVE=False,
+            READ=True,
+            SAVE=save,
+        )
     return (
         o,
         final_state,
@@ -603,29 +684,99 @@ def chunk_backward_triton(
         [normaliser, z, d_o, answer, d_z, d_answer_via_o, d_normaliser_via_normaliser_inside],
         scale,
     )
-    launch(
-        "chunk_scan_reverse",
-        q,
-        v,
-        layout,
-        chunk,
-        [
+    if schedule in ("fused", "split"):
+        launch(
+            "chunk_scan_reverse",
             q,
-            k,
-            log_forget,
-            d_answer_via_o,
-            d_normaliser_via_normaliser_inside,
-            d_states,
-            d_written_2_via_Z_next_terms_2,
-            d_final_state,
-            d_initial,
-        ],
-        scale,
-        ENTER=d_final_state is not None,
-        LEAVE=initial,
-        READ=False,
-        SAVE=True,
-    )
+            v,
+            layout,
+            chunk,
+            [
+                q,
+                k,
+                log_forget,
+                d_answer_via_o,
+                d_normaliser_via_normaliser_inside,
+                d_states,
+                d_written_2_via_Z_next_terms_2,
+                d_final_state,
+                d_initial,
+            ],
+            scale,
+            ENTER=d_final_state is not None,
+            LEAVE=initial,
+            READ=False,
+            SAVE=True,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(
+            pieces.sequences, v.shape[2], q.shape[3] * v.shape[3] + q.shape[3], dtype=torch.float32
+        )
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [log_forget, unit[0], transition[0]],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=1,
+        )
+        launch(
+            "chunk_scan_reverse",
+            q,
+            v,
+            pieces,
+            chunk,
+            [
+                q,
+                k,
+                log_forget,
+                d_answer_via_o,
+                d_normaliser_via_normaliser_inside,
+                d_states,
+                d_written_2_via_Z_next_terms_2,
+                None,
+                sums,
+            ],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
+        launch(
+            "chunk_scan_reverse",
+            q,
+            v,
+            pieces,
+            chunk,
+            [
+                q,
+                k,
+                log_forget,
+                d_answer_via_o,
+                d_normaliser_via_normaliser_inside,
+                d_states,
+                d_written_2_via_Z_next_terms_2,
+                starts,
+                None,
+            ],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
     launch(
         "chunk_gradients_normalised",
         q,

@@ -1662,6 +1662,273 @@ def chunk_output(
 
 
 @triton.jit(do_not_specialize=["T", "chunks"])
+def chunk_transition(
+    k_ptr,
+    g_ptr,
+    m_ptr,
+    beta_ptr,
+    inverse_ptr,
+    written_steps_t_ptr,
+    inherited_steps_2_ptr,
+    enter_ptr,
+    leave_ptr,
+    scale,
+    cu_seqlens,
+    chunk_starts,
+    T,
+    chunks,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BT: tl.constexpr,
+    EVERY: tl.constexpr,
+    SPARSE: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PACKED: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+    READ: tl.constexpr,
+    SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What states alone become from a segment's start to its end."""
+    dtype: tl.constexpr = k_ptr.dtype.element_ty
+    NV: tl.constexpr = (V + BV - 1) // BV
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    if PACKED:
+        first = tl.load(cu_seqlens + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
+        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
+    else:
+        first, length, first_chunk = i_n * T, T, i_n * chunks
+    i_k = i_h // (HV // H)
+    t = tl.arange(0, BT)
+    own = (i_n * HV + i_h) * 2 * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    M = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        M += load_rows(enter_ptr + own + K * V, 0, K, V, V, BK, BV, i_v * BV)
+    steps = (length + BT - 1) // BT
+    # What is the same for all steps is worked out again: kept, it would hold registers.
+    for i in tl.range(0, steps, disable_licm=True):
+        i_s = i
+        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
+        at_bound = i_s % EVERY == 0
+        k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
+        g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
+        m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
+        beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
+        inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
+        written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
+        inherited_steps_2 = load_vector(inherited_steps_2_ptr + i_h, token, left, HV, BT, 0.0)
+        # prediction
+        prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
+        prediction_2 = tl.dot(k, M.to(dtype), input_precision=PRECISION)
+        # loss, line 24: norm2(p - v) / 2
+        rhs_moved_factor = beta * inherited_steps_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
+        log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
+        coarse = tl.floor((log_decay_valid) * 64.0) / 64.0
+        coarse_sum = tl.cumsum(coarse, 0)
+        coarse_before = -coarse + coarse_sum
+        fine = -coarse + log_decay_valid
+        fine_sum = tl.cumsum(fine, 0)
+        fine_before = -fine + fine_sum
+        # loss, line 24: norm2(p - v) / 2
+        rhs_moved_factor_2 = beta * exp(coarse_before + fine_before)
+        rhs_moved = -prediction * rhs_moved_factor_2[:, None] - prediction_2 * rhs_moved_factor[:, None]
+        # update, line 29
+        u_moved = tl.dot(inverse, rhs_moved.to(dtype), input_precision=PRECISION)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        written_moved = u_moved * written_steps_t[:, None]
+        coarse_chunk = tl.sum(coarse)
+        coarse_after = coarse_chunk - coarse_sum
+        fine_chunk = tl.sum(fine)
+        fine_after = fine_chunk - fine_sum
+        # update, line 29
+        decay_after = exp(coarse_after + fine_after)
+        decay_after_valid = tl.where(t < left, decay_after, 0.0)
+        log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
+        log_momentum_valid = tl.where(t < left, log_momentum_bounded, 0.0)
+        coarse_2 = tl.floor((log_momentum_valid) * 64.0) / 64.0
+        coarse_sum_2 = tl.cumsum(coarse_2, 0)
+        fine_2 = -coarse_2 + log_momentum_valid
+        fine_sum_2 = tl.cumsum(fine_2, 0)
+        momentum_until = exp(coarse_sum_2 + fine_sum_2)
+        steps_until = decay_after_valid * momentum_until
+        carried_steps = tl.sum(steps_until)
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        kept_factor = exp(coarse_chunk + fine_chunk)
+        kept = M * carried_steps + S * kept_factor
+        # update, line 29
+        S_next_moved = tl.dot(tl.trans(k), written_moved.to(dtype), kept, input_precision=PRECISION)
+        coarse_chunk_2 = tl.sum(coarse_2)
+        coarse_after_2 = coarse_chunk_2 - coarse_sum_2
+        fine_chunk_2 = tl.sum(fine_2)
+        fine_after_2 = fine_chunk_2 - fine_sum_2
+        # retention, line 27: norm2(S - exp(g) * S_prev) / 2
+        written_factor = exp(coarse_after_2 + fine_after_2)
+        written_2_moved = u_moved * written_factor[:, None]
+        kept_factor_2 = exp(coarse_chunk_2 + fine_chunk_2)
+        kept_2 = M * kept_factor_2
+        # update, line 29
+        M_next_moved = tl.dot(tl.trans(k), written_2_moved.to(dtype), kept_2, input_precision=PRECISION)
+        S, M = S_next_moved, M_next_moved
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        store_rows(leave_ptr + own + K * V, M, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    pieces = tl.num_programs(0) // (NV * HV) * segments
+    own = (i_n * HV + i_h) * 2 * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    M = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        M += load_rows(enter_ptr + own + K * V, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * 2 * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        store_rows(starts_ptr + at * 2 * K * V + K * V, M, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        M_next = load_rows(sums_ptr + at * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+        tl.debug_barrier()  # the rows of S and M are read back by other threads of this program than wrote them
+        r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+        for j in range(0, K, PANEL):
+            inside = (r < K) & (j + c < K)
+            where = r * K + j + c
+            rows = load_rows(starts_ptr + at * 2 * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+            factor = tl.load(
+                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
+            factor = tl.load(
+                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            M_next = tl.dot(factor, rows, M_next, input_precision="ieee")
+            rows = load_rows(starts_ptr + at * 2 * K * V + K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+            factor = tl.load(
+                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
+            factor = tl.load(
+                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            M_next = tl.dot(factor, rows, M_next, input_precision="ieee")
+        S, M = S_next, M_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        store_rows(leave_ptr + own + K * V, M, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["segments"])
+def join_segments_reverse(
+    sums_ptr,
+    transition_ptr,
+    starts_ptr,
+    enter_ptr,
+    leave_ptr,
+    segments,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    ENTER: tl.constexpr,
+    LEAVE: tl.constexpr,
+):
+    """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
+    NV: tl.constexpr = (V + BV - 1) // BV
+    PANEL: tl.constexpr = 16
+    program = tl.program_id(0)
+    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    pieces = tl.num_programs(0) // (NV * HV) * segments
+    own = (i_n * HV + i_h) * 2 * K * V
+    S = tl.zeros([BK, BV], tl.float32)
+    M = tl.zeros([BK, BV], tl.float32)
+    if ENTER:
+        S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
+        M += load_rows(enter_ptr + own + K * V, 0, K, V, V, BK, BV, i_v * BV)
+    for i in range(0, segments):
+        segment = i_n * segments + segments - 1 - i
+        at = segment * HV + i_h
+        store_rows(starts_ptr + at * 2 * K * V, S, 0, K, V, V, BK, BV, i_v * BV)
+        store_rows(starts_ptr + at * 2 * K * V + K * V, M, 0, K, V, V, BK, BV, i_v * BV)
+        S_next = load_rows(sums_ptr + at * 2 * K * V, 0, K, V, V, BK, BV, i_v * BV)
+        M_next = load_rows(sums_ptr + at * 2 * K * V + K * V, 0, K, V, V, BK, BV, i_v * BV)
+        tl.debug_barrier()  # the rows of S and M are read back by other threads of this program than wrote them
+        r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
+        for j in range(0, K, PANEL):
+            inside = (r < K) & (j + c < K)
+            where = (j + c) * K + r
+            rows = load_rows(starts_ptr + at * 2 * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+            factor = tl.load(
+                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
+            factor = tl.load(
+                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            M_next = tl.dot(factor, rows, M_next, input_precision="ieee")
+            rows = load_rows(starts_ptr + at * 2 * K * V + K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
+            factor = tl.load(
+                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
+            factor = tl.load(
+                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                mask=inside,
+                other=0.0,
+            )
+            M_next = tl.dot(factor, rows, M_next, input_precision="ieee")
+        S, M = S_next, M_next
+    if LEAVE:
+        store_rows(leave_ptr + own, S, 0, K, V, V, BK, BV, i_v * BV)
+        store_rows(leave_ptr + own + K * V, M, 0, K, V, V, BK, BV, i_v * BV)
+
+
+@triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
     q_ptr,
     k_ptr,

@@ -33,6 +33,9 @@ CONFIGS = {
     "chunk_gradients_masks": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
     "chunk_moves": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
     "chunk_output": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
+    "chunk_transition": {64: (32, 4, 2), 128: (32, 4, 2), 256: (16, 8, 1)},
+    "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
+    "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
     "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
     "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
 }
@@ -43,7 +46,7 @@ CHUNKS = {
     "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
 }
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan": 128, "chunk_scan_reverse_masks": 128}
+STEPS = {"chunk_scan": 128, "chunk_scan_reverse_masks": 128, "chunk_transition": 128}
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ def launch(
         "chunk_gradients_masks",
         "chunk_moves",
         "chunk_output",
+        "chunk_transition",
     ):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -217,6 +221,63 @@ COSTS = {
                 256: ((5816, 851968, 8, False), (12308, 2564096, 0, False), (200, 32768, 0, False)),
             },
         },
+        "segments": {
+            "forward": {
+                64: (
+                    (600, 65536, 0, False),
+                    (228, 40960, 5, True),
+                    (228, 40960, 5, True),
+                    (356, 40960, 5, True),
+                    (0, 0, 0, False),
+                    (952, 65536, 8, True),
+                ),
+                128: (
+                    (856, 81920, 0, False),
+                    (356, 147456, 5, True),
+                    (356, 147456, 5, True),
+                    (612, 147456, 5, True),
+                    (0, 0, 0, False),
+                    (2232, 229376, 8, True),
+                ),
+                256: (
+                    (1368, 114688, 0, False),
+                    (612, 557056, 5, True),
+                    (612, 557056, 5, True),
+                    (1124, 557056, 5, True),
+                    (0, 0, 0, False),
+                    (6328, 851968, 8, True),
+                ),
+            },
+            "backward": {
+                64: (
+                    (228, 40960, 5, True),
+                    (228, 40960, 5, True),
+                    (568, 65536, 8, True),
+                    (0, 0, 0, False),
+                    (824, 65536, 8, True),
+                    (1940, 253952, 0, False),
+                    (200, 32768, 0, False),
+                ),
+                128: (
+                    (356, 147456, 5, True),
+                    (356, 147456, 5, True),
+                    (952, 229376, 8, True),
+                    (0, 0, 0, False),
+                    (1976, 229376, 8, True),
+                    (4372, 761856, 0, False),
+                    (200, 32768, 0, False),
+                ),
+                256: (
+                    (612, 557056, 5, True),
+                    (612, 557056, 5, True),
+                    (1720, 851968, 8, True),
+                    (0, 0, 0, False),
+                    (5816, 851968, 8, True),
+                    (12308, 2564096, 0, False),
+                    (200, 32768, 0, False),
+                ),
+            },
+        },
     },
 }
 
@@ -252,7 +313,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -263,7 +324,7 @@ def choose(
         size,
         heads * blocks,
         chunks,
-        steps,
+        every * chunk // step,
         tokens,
         chip,
         max(SEGMENT_CHUNKS // every, 1),
@@ -321,32 +382,24 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layo
     return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
 
 
-def ones(like: Tensor) -> Tensor:
-    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
-    return like.new_ones(*like.shape[:-1], 1)
-
-
-def identity(like: Tensor) -> Tensor:
-    """States [.., K, V] -> unit matrices [.., K, K]."""
-    size = like.shape[-2]
-    return (
-        torch.eye(size, dtype=like.dtype, device=like.device)
-        .expand(*like.shape[:-2], size, size)
-        .contiguous()
-    )
+def units(like: Tensor, *entry: int) -> Tensor:
+    """By member of the states that become one another, those where it alone is 1, the unit matrix."""
+    one = torch.eye(entry[0], dtype=like.dtype, device=like.device)
+    own = torch.eye(2, dtype=like.dtype, device=like.device).view(2, 1, 1, 2, *[1] * len(entry))
+    return (own * one).expand(2, *like.shape[:2], 2, *entry).contiguous()
 
 
 def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
-    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
+    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
     from . import kernels
 
     K, (HV, V) = q.shape[-1], v.shape[2:]
     sequences = sums.shape[0] // segments
     value_block, warps, stages = config(kernel, q, v, sequences)
-    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
-        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
-        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
-        num_warps=warps, num_stages=stages,
+    blocks, parts = -(-V // value_block), dict(BK=block(K), BV=value_block)
+    getattr(kernels, kernel)[(sequences * HV * blocks,)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
+        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -541,6 +594,103 @@ def chunk_forward_triton(
             [q, k, v, g, m, inherited_steps, beta, inverse, attention, inherited_steps_2, states, o],
             scale,
         )
+    elif schedule == "segments":
+        pieces = cut(kept, segments, every * chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], 2 * q.shape[3] * v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3], q.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [k, g, m, beta, inverse, written_steps_t, inherited_steps_2, unit[0], transition[0]],
+            scale,
+            every=every,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [k, g, m, beta, inverse, written_steps_t, inherited_steps_2, unit[1], transition[1]],
+            scale,
+            every=every,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [
+                q,
+                k,
+                v,
+                g,
+                m,
+                beta,
+                inverse,
+                attention,
+                inherited_steps,
+                written_steps_t,
+                inherited_steps_2,
+                o,
+                states,
+                None,
+                sums,
+            ],
+            scale,
+            every=every,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
+        launch(
+            "chunk_scan",
+            q,
+            v,
+            pieces,
+            chunk,
+            [
+                q,
+                k,
+                v,
+                g,
+                m,
+                beta,
+                inverse,
+                attention,
+                inherited_steps,
+                written_steps_t,
+                inherited_steps_2,
+                o,
+                states,
+                starts,
+                None,
+            ],
+            scale,
+            every=every,
+            ENTER=True,
+            LEAVE=False,
+            READ=True,
+            SAVE=save,
+        )
     return (
         o,
         final_state,
@@ -664,34 +814,126 @@ def chunk_backward_triton(
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_m = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
-    launch(
-        "chunk_scan_reverse_masks",
-        q,
-        v,
-        layout,
-        chunk,
-        [
+    if schedule in ("fused", "split"):
+        launch(
+            "chunk_scan_reverse_masks",
             q,
-            k,
-            g,
-            m,
-            beta,
-            d_o,
-            inverse,
-            attention,
-            inherited_steps,
-            written_steps_t,
-            inherited_steps_2,
-            d_states,
-            d_final_state,
-            d_initial,
-        ],
-        scale,
-        ENTER=d_final_state is not None,
-        LEAVE=initial,
-        READ=False,
-        SAVE=True,
-    )
+            v,
+            layout,
+            chunk,
+            [
+                q,
+                k,
+                g,
+                m,
+                beta,
+                d_o,
+                inverse,
+                attention,
+                inherited_steps,
+                written_steps_t,
+                inherited_steps_2,
+                d_states,
+                d_final_state,
+                d_initial,
+            ],
+            scale,
+            ENTER=d_final_state is not None,
+            LEAVE=initial,
+            READ=False,
+            SAVE=True,
+        )
+    elif schedule == "segments":
+        pieces = cut(layout, segments, chunk, v.device)
+        sums = v.new_empty(pieces.sequences, v.shape[2], 2 * q.shape[3] * v.shape[3], dtype=torch.float32)
+        starts = torch.empty_like(sums)
+        unit = units(sums, q.shape[3], q.shape[3])
+        transition = torch.empty_like(unit)
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [k, g, m, beta, inverse, written_steps_t, inherited_steps_2, unit[0], transition[0]],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_transition",
+            q,
+            v,
+            pieces,
+            chunk,
+            [k, g, m, beta, inverse, written_steps_t, inherited_steps_2, unit[1], transition[1]],
+            scale,
+            ENTER=True,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+            columns=unit.shape[-1],
+        )
+        launch(
+            "chunk_scan_reverse_masks",
+            q,
+            v,
+            pieces,
+            chunk,
+            [
+                q,
+                k,
+                g,
+                m,
+                beta,
+                d_o,
+                inverse,
+                attention,
+                inherited_steps,
+                written_steps_t,
+                inherited_steps_2,
+                d_states,
+                None,
+                sums,
+            ],
+            scale,
+            ENTER=False,
+            LEAVE=True,
+            READ=False,
+            SAVE=False,
+        )
+        join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
+        launch(
+            "chunk_scan_reverse_masks",
+            q,
+            v,
+            pieces,
+            chunk,
+            [
+                q,
+                k,
+                g,
+                m,
+                beta,
+                d_o,
+                inverse,
+                attention,
+                inherited_steps,
+                written_steps_t,
+                inherited_steps_2,
+                d_states,
+                starts,
+                None,
+            ],
+            scale,
+            ENTER=True,
+            LEAVE=False,
+            READ=False,
+            SAVE=True,
+        )
     launch(
         "chunk_gradients_masks",
         q,

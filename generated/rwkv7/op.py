@@ -341,7 +341,7 @@ def choose(
     width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
     blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
-    chunks, steps = layout.all_chunks // layout.sequences, every * chunk // min(chunk, STEPS["chunk_scan"])
+    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan"])
     tokens = v.shape[0] * v.shape[1] * v.shape[2]
     size, chip = v.element_size(), processors(v.device)
     return cheapest(
@@ -352,7 +352,7 @@ def choose(
         size,
         heads * blocks,
         chunks,
-        steps,
+        every * chunk // step,
         tokens,
         chip,
         max(SEGMENT_CHUNKS // every, 1),
@@ -415,32 +415,23 @@ def cut(layout: Layout, segments: int, chunk: int, device: torch.device, every: 
     )
 
 
-def ones(like: Tensor) -> Tensor:
-    """States [.., K, V] -> ones [.., K, 1]: what crosses entry by entry needs one column."""
-    return like.new_ones(*like.shape[:-1], 1)
-
-
-def identity(like: Tensor) -> Tensor:
-    """States [.., K, V] -> unit matrices [.., K, K]."""
-    size = like.shape[-2]
-    return (
-        torch.eye(size, dtype=like.dtype, device=like.device)
-        .expand(*like.shape[:-2], size, size)
-        .contiguous()
-    )
+def units(like: Tensor, *entry: int) -> Tensor:
+    """By member of the states that become one another, those where it alone is 1, the unit matrix."""
+    one = torch.eye(entry[0], dtype=like.dtype, device=like.device)
+    return one.expand(1, *like.shape[:2], *entry).contiguous()
 
 
 def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
-    """Composes the segments of each sequence: from what each makes of an empty state to the states they start from."""
+    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
     from . import kernels
 
     K, (HV, V) = q.shape[-1], v.shape[2:]
     sequences = sums.shape[0] // segments
     value_block, warps, stages = config(kernel, q, v, sequences)
-    getattr(kernels, kernel)[(sequences * HV * -(-V // value_block),)](
-        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, BK=block(K), BV=value_block,
-        DIAGONAL=transition.shape[-1] == 1, ENTER=enter is not None, LEAVE=leave.numel() > 0,
-        num_warps=warps, num_stages=stages,
+    blocks, parts = -(-V // value_block), dict(BK=block(K), BV=value_block)
+    getattr(kernels, kernel)[(sequences * HV * blocks,)](
+        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
+        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 
@@ -676,7 +667,7 @@ def chunk_forward_triton(
         pieces = cut(kept, segments, every * chunk, v.device, every)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
-        unit = identity(sums)
+        unit = units(sums, q.shape[3], q.shape[3])
         transition = torch.empty_like(unit)
         launch(
             "chunk_transition",
@@ -684,7 +675,7 @@ def chunk_forward_triton(
             v,
             pieces,
             chunk,
-            [kappa_decayed, inverse, kept_factor, kept_keys_2, unit, transition],
+            [kappa_decayed, inverse, kept_factor, kept_keys_2, unit[0], transition[0]],
             scale,
             every=every,
             ENTER=True,
@@ -937,7 +928,7 @@ def chunk_backward_triton(
         pieces = cut(layout, segments, chunk, v.device)
         sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
         starts = torch.empty_like(sums)
-        unit = identity(sums)
+        unit = units(sums, q.shape[3], q.shape[3])
         transition = torch.empty_like(unit)
         launch(
             "chunk_transition",
@@ -945,7 +936,7 @@ def chunk_backward_triton(
             v,
             pieces,
             chunk,
-            [kappa_decayed, inverse, kept_factor, kept_keys_2, unit, transition],
+            [kappa_decayed, inverse, kept_factor, kept_keys_2, unit[0], transition[0]],
             scale,
             ENTER=True,
             LEAVE=True,

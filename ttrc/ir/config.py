@@ -17,6 +17,7 @@ SHORT_CHUNK = 16  # the same where programs take all value channels
 ENTRIES = 2048  # numbers of a tile of tokens, key and value channels; twice as many where they were one token
 SEGMENTS = (16, 32, 64, 128)  # tokens of a segment with frozen gradients that is one chunk; see is_several_chunks
 HELD = 4096  # numbers of a matrix with which nothing beside it has to be loaded again
+JOINED = 1024  # numbers of a state that a program takes from piece to piece, where each goes by itself
 WIDTHS = (64, 128, 256)  # head dimensions that configurations are chosen for
 SEARCHED = 4096  # numbers of a tile that a search goes on from: its programs have so many rows of a chunk each
 WIDEST = WIDTHS[-1]
@@ -149,6 +150,10 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "vector_token_scan_reverse": {64: Config(32, 1, 1), 128: Config(32, 1, 1), 256: Config(32, 1, 1)},
     "vector_token_scan_whole": {64: Config(WIDEST, 2, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
     "vector_token_scan_reverse_whole": {64: Config(WIDEST, 2, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
+    "vector_transition": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "vector_transition_whole": {64: Config(WIDEST, 4, 1), 128: Config(WIDEST, 4, 1), 256: Config(WIDEST, 8, 1)},
+    "entry_transition": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
+    "entry_scan_cotangents": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "entry_scan": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "entry_scan_reverse": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},
     "token_scan": {64: Config(32, 4, 2), 128: Config(16, 4, 2), 256: Config(16, 8, 2)},

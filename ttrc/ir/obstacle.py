@@ -22,3 +22,11 @@ class Obstacle(Enum):
     WRITE_BY_ENTRY = "the weight of what is written differs by entry"
     DECAY_MAY_BE_ZERO = "the decay has no logarithm"
     MOMENTUM_MAY_BE_ZERO = "the momentum has no logarithm"
+
+
+class Uncut(Enum):
+    """What keeps a sequence from being cut into pieces that run side by side."""
+
+    NOT_AFFINE = "a state is no affine function of the one before it"
+    BY_VALUES = "how a state crosses a chunk hangs on values"
+    START = "where a segment starts is carried beside the state, and pieces would start inside of segments"

@@ -7,6 +7,8 @@ from enum import Enum
 from typing import Optional
 
 from ttrc.ir.config import WIDE, Config, Takes, block, default_chunk, default_config, entry_chunk
+from ttrc.ir.crossing import Crossing
+from ttrc.ir.obstacle import Uncut
 from ttrc.ir.tile import Carry, CumulativeSum, Decayed, Mask, Statement, Tile, Window, operands
 
 
@@ -65,7 +67,7 @@ class Skeleton(Enum):
     TOKENS = "tokens"  # as SCAN, token by token
     TOKENS_REVERSE = "tokens_reverse"  # token by token backwards, states recomputed from checkpoints
     STEPS_REVERSE = "steps_reverse"  # as SCAN backwards, the states of a chunk's steps recomputed from where it starts
-    JOIN = "join"  # one program as in SCAN, over segments: their states composed
+    JOIN = "join"  # one program a sequence, head and block of a state, over segments: their states composed
     STREAM = "stream"  # one program a block of tokens and head, over the blocks of tokens in the other role
     WALK = "walk"  # one program a sequence and head: sums along the sequence
 
@@ -91,8 +93,9 @@ class Kernel:
     `wide` is the same kernel cut for wide heads: of a parallel one those with more key channels than WIDE says, of a
     scan those with more than its configuration takes at once. Panels are walked along `axis`. A scan that does holds
     states that are too large for a chip: they lie where it will leave them, and move on there. Of a `partial` one each
-    program of a block of value channels stores its own share of sums over these, one behind the other. The name ends
-    in what kind it is of, for people and for tables of configurations.
+    program of a block of value channels stores its own share of sums over these, one behind the other. One that joins
+    pieces of sequences knows how states are `crossing` them. The name ends in what kind it is of, for people and for
+    tables of configurations.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Kernel:
     axis: str = "v"
     partial: bool = False
     takes: Takes = Takes.VALUES
+    crossing: Optional[Crossing] = None
 
     def of(self, d_k: int, at_once: int) -> Kernel:
         """What runs for heads of so many key channels, of which a program takes so many at once."""
@@ -205,6 +209,7 @@ class Kernel:
 
 THROUGH = ("initial_state", "final_state")  # what a pass's carried states enter from and leave to
 BACK = ("d_final_state", "d_initial")
+UNIT, TRANSITION = "unit", "transition"  # those of one member of each group: what it enters as, and what that becomes
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,11 @@ class Launch:
     enter: Optional[str] = None
     leave: Optional[str] = None
     segments: bool = False
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it finds out what states alone become from a segment's start to its end."""
+        return self.leave is not None and self.leave.startswith(TRANSITION)
 
 
 @dataclass(frozen=True)
@@ -256,7 +266,7 @@ class Plan:
     `passing` ones inside the forward one. States are kept every `chunk` tokens, or less where the chip has no room for
     tiles of that length, unless chunks are the segments of the rule, of `segment` tokens; a scan takes at most `step`
     tokens at a time, several of its steps a chunk then. Hidden layers, where there are any, are `expansion` times as
-    wide as a key.
+    wide as a key. `uncut` is why no schedule cuts sequences, where this was asked.
     """
 
     form: str
@@ -269,12 +279,18 @@ class Plan:
     segment: Optional[int] = None
     expansion: Optional[int] = None
     passing: tuple[Buffer, ...] = ()
+    uncut: Optional[Uncut] = None
 
     def tokens(self, d_k: int, d_v: int, dtype_bytes: int) -> int:
         """Tokens a chunk, where none are asked for."""
         if any(k.takes is Takes.ENTRIES for k in self.kernels):
             return entry_chunk(self.chunk, d_k)
         return self.chunk if self.chunk == self.segment else default_chunk(self.chunk, d_k, d_v, dtype_bytes)
+
+    @property
+    def crossing(self) -> Optional[Crossing]:
+        """How states cross pieces of a sequence, if any schedule cuts these."""
+        return next((k.crossing for k in self.kernels if k.crossing is not None), None)
 
     @property
     def saved(self) -> tuple[Buffer, ...]:

@@ -180,8 +180,7 @@ class _Cost:
 
     def products(self, kernel: Kernel) -> float:
         """How many matrix products long a scan's step is."""
-        scans = kernel.skeleton is Skeleton.SCAN
-        if not scans:
+        if kernel.skeleton not in (Skeleton.SCAN, Skeleton.STEPS_REVERSE):
             return 0
         return sum(
             chained_products(s, self.step) * (self.panels(kernel) if part.panelled else 1)

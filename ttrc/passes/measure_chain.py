@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.tile import Compose, Contract, Elementwise, Largest, Reduce, Statement, Substitute, operands
+from ttrc.ir.tile import Compose, Contract, Elementwise, Largest, LinearScan, Reduce, Statement, Substitute, operands
 
 # Instructions that wait for one another, as many as take the time of one in a chain of matrix products: 0.4 us, at
 # 4 cycles an instruction and 1.75 GHz.
@@ -14,7 +14,7 @@ REDUCTION = 60  # of a sum over the channels of a row: five shuffles, and a way 
 def chained_products(statement: Statement, tokens: int) -> float:
     """How many matrix products long a statement is, one after the other."""
     match statement.op:
-        case Contract() | Compose():
+        case Contract() | Compose() | LinearScan():  # a scan's levels wait as long, with what it loads
             return 1
         case Substitute() as op:  # a product a block, which takes it off all rows, and a chain of instructions a row
             return tokens // 16 + tokens * _row_length(op) / INSTRUCTIONS

@@ -45,10 +45,9 @@ from ttrc.ir.tile import (
     Substitute,
     Tile,
     operands,
-    sums_values,
 )
 from ttrc.passes.cut_passes import cut_passes, keep_all, solved_once, weights_of
-from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
+from ttrc.passes.cut_sequence import Scan, cut_sequence, found_crossing
 from ttrc.passes.place_buffers import gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.round_keys import round_keys
@@ -58,9 +57,6 @@ from ttrc.passes.schedule_features import schedule_features
 from ttrc.passes.schedule_readout import schedule_readout
 from ttrc.passes.slice_program import edge_of, made_within, slice_program
 from ttrc.passes.walk_keys import walk_keys
-
-JOIN = Kernel("join_segments", Skeleton.JOIN, False, (), ())
-JOIN_REVERSE = Kernel("join_segments_reverse", Skeleton.JOIN, True, (), ())
 
 
 def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -101,9 +97,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     substitutes = any(isinstance(s.op, Substitute) for s in forward.statements)
     kind = NONLINEAR if substitutes else JOINT if forward.unknowns else ""
 
-    moved = linearize_tile(forward, carried[0]) if len(carried) == 1 else None
-    if moved is not None and any(map(sums_values, moved.statements)):
-        moved = None  # its programs would take all value channels, in order to be many
+    moved, uncut = found_crossing(forward)
     on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
 
     def scan(*stores: Buffer) -> Kernel:
@@ -154,21 +148,10 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     schedules = [fused, split]
 
     if moved is not None:
-        # Without a decay and without a solve a state crosses as it is.
-        joint = JOINT if forward.unknowns else ""
-        cross = [planned(f"chunk_transition{joint}", Skeleton.SCAN, moved, (), known, moved.carries)]
-        if not moved.statements:
-            cross = []
-        unit = "ones" if is_elementwise(moved) else "identity"
-        transition = tuple(Launch(k, unit, "transition", segments=True) for k in cross)
-        schedules.append(
-            Schedule(
-                "segments",
-                (*first, *transition, *_by_segment(scan(), JOIN, ahead, THROUGH), *behind),
-                (*front, *transition, *_by_segment(scan_back(), JOIN_REVERSE, back, BACK), *last),
-            )
-        )
-        kernels += [*cross, JOIN, JOIN_REVERSE]
+        ends = (Scan(first, scan(), ahead, behind), Scan(front, scan_back(), back, last))
+        name = f"chunk_transition{JOINT if forward.unknowns else ''}"
+        cut, more = cut_sequence(moved, lambda p: planned(name, Skeleton.SCAN, p, (), known, p.carries), *ends)
+        schedules, kernels = [*schedules, cut], [*kernels, *more]
     taken = {b for s in schedules for launch in s.backward for b in launch.kernel.loads}
     made = (*features.mapped, *pairs)
     crossing = tuple(b for b in made if b in taken)
@@ -185,6 +168,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
         step,
         recurrence.segment,
         passing=tuple(b for b in made if b not in taken),
+        uncut=uncut,
     )
 
 
@@ -237,15 +221,6 @@ def _is_small(program: Program, tile: Tile, memory: tuple[Buffer, ...]) -> bool:
     """Whether a tile is made, of what memory holds and the gates, without channels."""
     body = slice_program(program.statements, [tile], frozenset(b.tile for b in memory))
     return not any(set("kv") & set(t.axes) for s in body for t in (s.target, *operands(s.op)))
-
-
-def _by_segment(alone: Kernel, join: Kernel, again: Kernel, ends: tuple[str, str]) -> tuple[Launch, ...]:
-    """Segments from empty states, the states they start from in truth, and segments again from those."""
-    return (
-        Launch(alone, None, "sums", segments=True),
-        Launch(join, *ends),
-        Launch(again, "starts", None, segments=True),
-    )
 
 
 def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:

@@ -1,8 +1,9 @@
 """Closed forms -> kernels: the scans carry what the past is, and all that is solved for is parallel over chunks.
 
-closed  forward:  scan (states on chip, stored at the chunks' starts), output (solves for x, and reads out)
-        backward: solve (solves for y, the cotangent of q), scan in reverse (the states' cotangents, of x and y),
-                  gradients (parallel over chunks: all the rest)
+closed    forward:  scan (states on chip, stored at the chunks' starts), output (solves for x, and reads out)
+          backward: solve (solves for y, the cotangent of q), scan in reverse (the states' cotangents, of x and y),
+                    gradients (parallel over chunks: all the rest)
+segments  the same, where both scans run over pieces of a sequence side by side
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ttrc.ir.plan import BACK, THROUGH, Buffer, Launch, Plan, Schedule, Skeleton
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import Conjugate, Program
 from ttrc.passes.cut_passes import keep_all
+from ttrc.passes.cut_sequence import Scan, cut_sequence, found_crossing
 from ttrc.passes.place_buffers import gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.plan_rows import plan_rows
@@ -47,10 +49,17 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
     read = (*seen, *kept, *kept_back, *readout.kept)
     grads = planned(f"chunk_gradients{CLOSED}", Skeleton.PARALLEL, backward, rest, read)
     scratch = (*readout.back, *kept_back, *(() if of_query == d_q else (of_query,)))
-    only = Schedule(
-        "closed",
-        (Launch(ahead, *THROUGH), Launch(output), *readout.behind),
-        (*readout.ahead, Launch(solve), Launch(back, *BACK), Launch(grads)),
-    )
+    behind, front, last = (Launch(output), *readout.behind), (*readout.ahead, Launch(solve)), (Launch(grads),)
+    schedules = [Schedule("closed", (Launch(ahead, *THROUGH), *behind), (*front, Launch(back, *BACK), *last))]
     kernels = (ahead, output, solve, back, grads, *readout.kernels)
-    return Plan("chunk", kernels, (only,), keep_all((*kept, solved, *readout.kept)), scratch, CHUNK, CHUNK)
+    moved, uncut = found_crossing(forward)
+    if moved is not None:
+        alone = planned(scan, Skeleton.SCAN, forward, (), inputs, carried)
+        alone_back = planned(reverse, Skeleton.SCAN, backward, (), seen, cotangents)
+        ends = (Scan((), alone, ahead, behind), Scan(front, alone_back, back, last))
+        cut, more = cut_sequence(
+            moved, lambda p: planned("chunk_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
+        )
+        schedules, kernels = [*schedules, cut], (*kernels, *more)
+    cuts = keep_all((*kept, solved, *readout.kept))
+    return Plan("chunk", kernels, tuple(schedules), cuts, scratch, CHUNK, CHUNK, uncut=uncut)

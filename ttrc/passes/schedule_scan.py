@@ -22,6 +22,7 @@ from ttrc.ir.recurrence import MATRIX, Recurrence
 from ttrc.ir.tile import Carry, Program
 from ttrc.passes.add_totals import add_totals, taken_once, total_buffers
 from ttrc.passes.cut_passes import keep_all
+from ttrc.passes.cut_sequence import Scan, cut_sequence, found_crossing
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.schedule_readout import schedule_readout
@@ -41,13 +42,25 @@ def schedule_scan(recurrence: Recurrence, forward: Program, backward: Program) -
     back = planned(
         "vector_scan_reverse", Skeleton.SCAN, backward, gradients, (*inputs, *states), cotangents, partial=True
     )
-    only = Schedule.one_each_way("vector", ahead, back)
-    whole = any(k.takes is Takes.WHOLE for k in (ahead, back))
+    schedules, kernels = [Schedule.one_each_way("vector", ahead, back)], (ahead, back)
+    moved, uncut = found_crossing(forward)
+    if moved is not None:
+        alone = planned("vector_scan", Skeleton.SCAN, forward, (), inputs, forward.carries)
+        alone_back = planned(
+            "vector_scan_reverse", Skeleton.SCAN, backward, (), (*inputs, *states), cotangents, partial=True
+        )
+        ends = (Scan((), alone, ahead, ()), Scan((), alone_back, back, ()))
+        cut, more = cut_sequence(
+            moved, lambda p: planned("vector_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
+        )
+        schedules, kernels = [*schedules, cut], (*kernels, *more)
+    whole = any(k.takes is Takes.WHOLE for k in kernels)
     segment = recurrence.segment
     chunk = segment or (SHORT_CHUNK if whole else SCANNED_CHUNK)
     # Steps are as long as chunks however long a caller asks these to be: the scan backwards starts each of its steps
     # from a state that was kept.
-    return Plan("chunk", (ahead, back), (only,), keep_all(states), (), chunk, segment or LONG_CHUNK, segment)
+    cuts, step = keep_all(states), segment or LONG_CHUNK
+    return Plan("chunk", kernels, tuple(schedules), cuts, (), chunk, step, segment, uncut=uncut)
 
 
 def _of_matrix(
@@ -64,6 +77,18 @@ def _of_matrix(
     scanned = partial(planned, takes=Takes.ENTRIES)
     ahead = scanned("entry_scan", Skeleton.SCAN, forward, (*readout.outputs, *states), inputs, forward.carries)
     back = scanned("entry_scan_reverse", Skeleton.STEPS_REVERSE, backward, rest, memory, carries, partial=True)
-    only = Schedule("entries", (Launch(ahead, *THROUGH), *readout.behind), (*readout.ahead, Launch(back, *BACK)))
-    kept, kernels = keep_all((*states, *readout.kept)), (ahead, back, *readout.kernels)
-    return Plan("chunk", kernels, (only,), kept, readout.back, LONG_CHUNK, LONG_CHUNK)
+    whole = Schedule("entries", (Launch(ahead, *THROUGH), *readout.behind), (*readout.ahead, Launch(back, *BACK)))
+    schedules, kernels = [whole], (ahead, back, *readout.kernels)
+    moved, uncut = found_crossing(forward)
+    if moved is not None:
+        alone = scanned("entry_scan", Skeleton.SCAN, forward, (), inputs, forward.carries)
+        # Without gradients there is nothing to make states again for.
+        behind = tuple(c for c in cotangents if not c.private)
+        alone_back = scanned("entry_scan_cotangents", Skeleton.SCAN, backward, (), memory, behind)
+        ends = (Scan((), alone, ahead, readout.behind), Scan(readout.ahead, alone_back, back, ()))
+        cut, more = cut_sequence(
+            moved, lambda p: scanned("entry_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
+        )
+        schedules, kernels = [*schedules, cut], (*kernels, *more)
+    cuts = keep_all((*states, *readout.kept))
+    return Plan("chunk", kernels, tuple(schedules), cuts, readout.back, LONG_CHUNK, LONG_CHUNK, uncut=uncut)

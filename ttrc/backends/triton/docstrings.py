@@ -6,6 +6,7 @@ from ttrc.ir.config import plain_name
 from ttrc.ir.plan import Kernel
 from ttrc.ir.tile import Normaliser
 
+CROSSED = "What states alone become from a segment's start to its end."
 DOC = {
     "chunk_prepare": "What each chunk needs alone: the inverse of its triangular system.",
     "chunk_prepare_keys": "What each chunk needs of keys, queries and decays alone: pairs of tokens, decayed rows.",
@@ -25,7 +26,7 @@ DOC = {
     "chunk_read": "Outputs, of what the memory answers to the queries.",
     "chunk_read_reverse": "The adjoint of chunk_read: cotangents of the answers, and of what else outputs are made of.",
     "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
-    "chunk_transition": "What a state alone becomes from a segment's start to its end.",
+    **dict.fromkeys(("chunk_transition", "vector_transition", "entry_transition"), CROSSED),
     "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
     "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
     "deep_scan": "Segments in order with the weights on chip: read-outs, and the weights that each starts with.",
@@ -45,6 +46,7 @@ DOC = {
     "vector_token_scan_reverse": "Token by token backwards, the numbers recomputed from their checkpoints.",
     "entry_scan": "Tokens in order, each entry of the state by itself: read-outs, and the states of chunks' starts.",
     "entry_scan_reverse": "Chunks backwards, the states of their steps made again: the cotangents of the inputs.",
+    "entry_scan_cotangents": "Tokens backwards, each entry by itself: the states' cotangents, and nothing else.",
     "token_scan": "Token by token with the state on chip; checkpoints it every BT tokens for a backward pass.",
     "token_scan_reverse": "Token by token backwards, states recomputed from their checkpoints.",
 }

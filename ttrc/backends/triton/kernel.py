@@ -9,6 +9,7 @@ from ttrc.backends.triton import substitution
 from ttrc.backends.triton.carried import kept_room
 from ttrc.backends.triton.docstrings import doc
 from ttrc.backends.triton.extents import BLOCK, WIDTH, room, waiting_room
+from ttrc.backends.triton.pieces import join_holes
 from ttrc.backends.triton.pointers import asks_begins, has_hidden, lead, pointers
 from ttrc.backends.triton.stream import stream_holes, walk_holes
 from ttrc.backends.triton.writer import Writer
@@ -28,7 +29,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
 
     match kernel.skeleton:
         case Skeleton.JOIN:
-            return own | {"reverse": kernel.reverse}
+            return own | join_holes(kernel)
         case Skeleton.WALK:
             return common | walk_holes(kernel, domains, tags)
         case Skeleton.STREAM:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from itertools import takewhile
 
+from ttrc.backends.triton.pieces import columns, cut_lines
 from ttrc.backends.triton.pointers import asks_begins, pointers
 from ttrc.backends.triton.widths import BLOCK, WIDTH, numbers, room
 from ttrc.ir.plan import BETWEEN, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
+from ttrc.passes.cut_sequence import PIECES
 
 AT_ONCE = (Skeleton.PARALLEL, Skeleton.ROWS)  # chunk by chunk, all of them at once
 WITH_TRAIL = (Skeleton.TOKENS_REVERSE, Skeleton.STEPS_REVERSE)  # their programs lay states in memory of their own
@@ -129,7 +131,7 @@ def allocate_backward(plan: Plan) -> str:
     if plan.partial:
         lines.append(f'blocks = -(-v.shape[-1] // config("{plan.backward[-1].name}", q, v, layout.sequences)[0])')
     for buffer in plan.gradients:
-        lines.append(f"{buffer.name} = {_new_gradient(buffer, plan.partial)}")
+        lines.append(f"{buffer.name} = {_new_gradient(buffer, plan)}")
     lines.append(_end(plan, "d_initial"))
     lines += _waiting(plan.backward)
     for kernel in (k for k in plan.backward if k.skeleton in WITH_TRAIL):
@@ -138,7 +140,7 @@ def allocate_backward(plan: Plan) -> str:
         if kernel.skeleton is Skeleton.STEPS_REVERSE:
             steps = f'chunk // step_tokens("{kernel.name}", q, v, layout.sequences, chunk)'
         lines.append(
-            f"trail = v.new_empty(layout.sequences * v.shape[2] * blocks, {steps}, "
+            f"trail = v.new_empty({_sequences(plan)} * v.shape[2] * blocks, {steps}, "
             f"{numbers(carried, BLOCK)}, dtype=torch.float32)"
         )
     return "\n".join(lines)
@@ -155,7 +157,7 @@ def launches(plan: Plan, direction: str) -> str:
     names = {way: [f'"{name}"' for name, other in ways.items() if other == way] for way in ways.values()}
     for way, asked in names.items():
         own = [_launch(plan, x, direction) for x in way[len(ahead) : len(way) - len(after)]]
-        own = [*(_cut(way, direction == "forward") if any(x.segments for x in way) else ()), *own]
+        own = [*(cut_lines(plan, way, direction) if any(x.segments for x in way) else ()), *own]
         test = f"in ({', '.join(asked)})" if len(asked) > 1 else f"== {asked[0]}"
         word = "elif" if len(lines) > len(ahead) else "if"
         lines += [f"{word} schedule {test}:", *(f"    {line}" for line in own)]
@@ -193,21 +195,6 @@ def _shared(ways: list[tuple[Launch, ...]]) -> tuple[Launch, ...]:
     return tuple(group[0] for group in takewhile(lambda group: len(set(group)) == 1, zip(*ways)))
 
 
-def _cut(way: tuple[Launch, ...], sparse: bool) -> list[str]:
-    """The segments, and the float32 states that cross between their launches."""
-    (unit,) = {x.enter for x in way if x.leave == "transition"} or {"ones"}
-    transition = "torch.empty_like(unit)" if any(x.leave == "transition" for x in way) else "unit"
-    whole = "kept, segments, every * chunk, v.device" if sparse else "layout, segments, chunk, v.device"
-    every = ", every" if sparse and any(x.kernel.numbered for x in way) else ""
-    return [
-        f"pieces = cut({whole}{every})",
-        "sums = v.new_empty(pieces.sequences, v.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)",
-        "starts = torch.empty_like(sums)",
-        f"unit = {unit}(sums)",
-        f"transition = {transition}",
-    ]
-
-
 def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> str:
     """The backward function's return values; partial sums over value blocks end here."""
     stored = {b.name: b for b in plan.gradients}
@@ -235,15 +222,13 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
 # What turns a kernel's carried state on: a name for each end, and the condition where it is not always there.
 GIVEN = {"initial_state": "initial_state is not None", "d_final_state": "d_final_state is not None"}
 WANTED = {"final_state": "final", "d_initial": "initial"}
-UNITS = ("ones", "identity")
 SPARSE = "sparse"  # the states that a scan starts from where they were kept at some chunks alone
 
 
 def _launch(plan: Plan, launch: Launch, direction: str) -> str:
     kernel = launch.kernel
-    enter = "unit" if launch.enter in UNITS else launch.enter
     if kernel.skeleton is Skeleton.JOIN:
-        return f'join("{kernel.name}", q, v, sums, transition, starts, {enter}, {launch.leave}, segments)'
+        return f'join("{kernel.name}", q, v, sums, transition, starts, {launch.enter}, {launch.leave}, segments)'
     tensors = [b.name for b in pointers(_whole(plan, kernel))]
     tensors += ["ones_where(chunk, v.device, v.dtype)"] if kernel.ones else []
     extra, flags, sparse = "", "", False
@@ -265,12 +250,12 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
     if asks_begins(kernel):
         flags += f", SEGMENT={plan.segment}"
     if kernel.skeleton not in AT_ONCE:
-        tensors += [str(enter), str(launch.leave)]
+        tensors += [str(launch.enter), str(launch.leave)]
         given = GIVEN.get(launch.enter, launch.enter is not None)
         left = kernel.in_memory or WANTED.get(launch.leave, launch.leave is not None)
         flags = f", ENTER={given}, LEAVE={left}" + flags
-    if launch.leave == "transition":
-        flags += ", columns=unit.shape[-1]"
+    if launch.crosses:
+        flags += columns(plan.crossing)
     layout = "pieces" if launch.segments else "kept" if sparse else "layout"
     return f'launch("{kernel.name}", q, v, {layout}, chunk, [{", ".join(tensors)}], scale{extra}{flags})'
 
@@ -319,10 +304,16 @@ def _new(buffer: Buffer, form: str) -> str:
     return "v.new_empty(*v.shape[:3], chunk)"
 
 
-def _new_gradient(buffer: Buffer, partial: bool) -> str:
-    channels = row_axes(buffer.tile)
+def _sequences(plan: Plan) -> str:
+    """How many sequences a scan of the backward pass walks: pieces, where these are cut."""
+    cut = f'layout.sequences * (segments if schedule == "{PIECES}" else 1)'
+    return "layout.sequences" if plan.crossing is None else cut
+
+
+def _new_gradient(buffer: Buffer, plan: Plan) -> str:
+    channels, partial = row_axes(buffer.tile), plan.partial
     if buffer.space is Space.TOTAL:
-        return f"v.new_empty(layout.sequences, v.shape[2], {room((buffer.tile,))}, dtype=torch.float32)"
+        return f"v.new_empty({_sequences(plan)}, v.shape[2], {room((buffer.tile,))}, dtype=torch.float32)"
     if buffer.single:
         blocks = "blocks, " if partial and "v" not in channels else ""
         return f"v.new_empty({blocks}*v.shape[:3], {', '.join(WIDTH[a] for a in channels)}, dtype=torch.float32)"

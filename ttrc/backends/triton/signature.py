@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.pointers import asks_begins, has_hidden, pointers
-from ttrc.ir.config import Config, block, hidden_block, key_block, row_block, step_tokens, value_block
+from ttrc.ir.config import JOINED, Config, block, hidden_block, key_block, row_block, step_tokens, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
 
@@ -26,7 +26,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     """The fullest variant: with an initial state, states saved, sequences not packed. dtype: "bf16", "fp16", "fp32"."""
     config = config or kernel.config(plan.chunk, d_k, d_v)
     if kernel.skeleton is Skeleton.JOIN:
-        return _of_join(config, d_k, d_v)
+        return _of_join(kernel, config, d_k, d_v)
     if kernel.skeleton is Skeleton.WALK:
         return _of_walk(kernel, config, dtype)
     tokens = kernel.skeleton is Skeleton.STREAM
@@ -71,10 +71,13 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     return Signature(types, constants, (), config)
 
 
-def _of_join(config: Config, d_k: int, d_v: int) -> Signature:
+def _of_join(kernel: Kernel, config: Config, d_k: int, d_v: int) -> Signature:
     names = ("sums_ptr", "transition_ptr", "starts_ptr", "enter_ptr", "leave_ptr")
-    constants = {"HV": 16, "K": d_k, "V": d_v, "BK": block(d_k), "BV": config.value_block}
-    constants |= {"DIAGONAL": False, "ENTER": True, "LEAVE": True}
+    constants = {"HV": 16, "K": d_k, "V": d_v, "ENTER": True, "LEAVE": True}
+    if kernel.crossing.products:
+        constants |= {"BK": block(d_k), "BV": config.value_block}
+    else:
+        constants |= {"BE": JOINED, "NE": kernel.crossing.blocks(d_k, d_v)}
     return Signature({**dict.fromkeys(names, "*fp32"), "segments": "i32"}, constants, (), config)
 
 
