@@ -23,7 +23,17 @@ from ttrc.backends.triton import launch, pieces
 from ttrc.backends.triton.widths import room
 from ttrc.backends.unused import attributes, names, without_unused
 from ttrc.ir.attention import Attention
-from ttrc.ir.config import ENTRIES, JOINED, LONG_CHUNK, SEARCHED, SHORT_CHUNK, WIDTHS, Takes, default_configs
+from ttrc.ir.config import (
+    ENTRIES,
+    JOINED,
+    LONG_CHUNK,
+    SEARCHED,
+    SHORT_CHUNK,
+    WIDTHS,
+    Takes,
+    default_configs,
+    is_several_chunks,
+)
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Plan, Skeleton
 from ttrc.ir.tile import BEGINS, GIVEN
@@ -252,6 +262,7 @@ def _op(module: Module) -> str:
         searched=SEARCHED,
         tables=any(k.ones for k in kernels),
         joined=JOINED,
+        aligned=next((p.segment for p in plans.values() if p.crossing and is_several_chunks(p.segment)), 0),
         **pieces.op_holes(plans),
         numbered=[k.name for k in kernels if k.numbered],
         matrix=[k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],

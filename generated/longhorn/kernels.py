@@ -838,9 +838,8 @@ def join_segments(
         r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
         for j in range(0, K, PANEL):
             inside = (r < K) & (j + c < K)
-            where = r * K + j + c
+            factor = tl.load(transition_ptr + at * K * K + r * K + j + c, mask=inside, other=0.0)
             rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-            factor = tl.load(transition_ptr + at * K * K + where, mask=inside, other=0.0)
             S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
         S = S_next
     if LEAVE:
@@ -881,9 +880,8 @@ def join_segments_reverse(
         r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
         for j in range(0, K, PANEL):
             inside = (r < K) & (j + c < K)
-            where = (j + c) * K + r
+            factor = tl.load(transition_ptr + at * K * K + (j + c) * K + r, mask=inside, other=0.0)
             rows = load_rows(starts_ptr + at * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
-            factor = tl.load(transition_ptr + at * K * K + where, mask=inside, other=0.0)
             S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
         S = S_next
     if LEAVE:

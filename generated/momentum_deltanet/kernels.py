@@ -1823,29 +1823,28 @@ def join_segments(
         r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
         for j in range(0, K, PANEL):
             inside = (r < K) & (j + c < K)
-            where = r * K + j + c
-            rows = load_rows(starts_ptr + at * 2 * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             factor = tl.load(
-                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + r * K + j + c,
                 mask=inside,
                 other=0.0,
             )
+            rows = load_rows(starts_ptr + at * 2 * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
             factor = tl.load(
-                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + r * K + j + c,
                 mask=inside,
                 other=0.0,
             )
             M_next = tl.dot(factor, rows, M_next, input_precision="ieee")
-            rows = load_rows(starts_ptr + at * 2 * K * V + K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             factor = tl.load(
-                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + r * K + j + c,
                 mask=inside,
                 other=0.0,
             )
+            rows = load_rows(starts_ptr + at * 2 * K * V + K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
             factor = tl.load(
-                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + r * K + j + c,
                 mask=inside,
                 other=0.0,
             )
@@ -1895,29 +1894,36 @@ def join_segments_reverse(
         r, c = tl.arange(0, BK)[:, None], tl.arange(0, PANEL)[None, :]
         for j in range(0, K, PANEL):
             inside = (r < K) & (j + c < K)
-            where = (j + c) * K + r
-            rows = load_rows(starts_ptr + at * 2 * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             factor = tl.load(
-                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + (j + c) * K + r,
                 mask=inside,
                 other=0.0,
             )
+            rows = load_rows(starts_ptr + at * 2 * K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
             factor = tl.load(
-                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + where,
+                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + (j + c) * K + r,
                 mask=inside,
                 other=0.0,
             )
             M_next = tl.dot(factor, rows, M_next, input_precision="ieee")
-            rows = load_rows(starts_ptr + at * 2 * K * V + K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             factor = tl.load(
-                transition_ptr + ((0 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                transition_ptr
+                + ((0 * pieces + segment) * HV + i_h) * 2 * K * K
+                + 1 * K * K
+                + (j + c) * K
+                + r,
                 mask=inside,
                 other=0.0,
             )
+            rows = load_rows(starts_ptr + at * 2 * K * V + K * V, j, K - j, V, V, PANEL, BV, i_v * BV)
             S_next = tl.dot(factor, rows, S_next, input_precision="ieee")
             factor = tl.load(
-                transition_ptr + ((1 * pieces + segment) * HV + i_h) * 2 * K * K + 1 * K * K + where,
+                transition_ptr
+                + ((1 * pieces + segment) * HV + i_h) * 2 * K * K
+                + 1 * K * K
+                + (j + c) * K
+                + r,
                 mask=inside,
                 other=0.0,
             )

@@ -117,6 +117,7 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "deep_scan_reverse_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 8, 1), 256: Config(WIDEST, 16, 1)},
     "deep_scan_panels": {64: Config(32, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
     "deep_scan_reverse_panels": {64: Config(16, 8, 1), 128: Config(16, 8, 1), 256: Config(16, 8, 1)},
+    "deep_transition": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
     "deep_token_scan": {64: Config(64, 8, 1), 128: Config(64, 16, 1), 256: Config(64, 16, 1)},
     "deep_token_scan_reverse": {64: Config(64, 8, 1), 128: Config(64, 16, 1), 256: Config(64, 16, 1)},
     "deep_token_scan_whole": {64: Config(WIDEST, 8, 1), 128: Config(WIDEST, 16, 1), 256: Config(WIDEST, 16, 1)},

@@ -29,4 +29,3 @@ class Uncut(Enum):
 
     NOT_AFFINE = "a state is no affine function of the one before it"
     BY_VALUES = "how a state crosses a chunk hangs on values"
-    START = "where a segment starts is carried beside the state, and pieces would start inside of segments"

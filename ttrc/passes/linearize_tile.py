@@ -46,30 +46,30 @@ class Moved:
 
 
 def linearize_tile(program: Program) -> Union[Moved, Uncut]:
-    carries = program.carries
-    states = tuple(c.state for c in carries)
-    whole = _Tangents(program, {s: s for s in states})
+    """Private states start with what a state is where a piece starts: a caller has none of them."""
+    handed = tuple(c for c in program.carries if not c.private)
+    states = tuple(c.state for c in handed)
+    whole = _Tangents(program, {c.state: c.state for c in program.carries})
     if whole.following is None:
         return Uncut.NOT_AFFINE
-    if any(c.private for c in carries):
-        return Uncut.START
-    groups = _groups(carries, whole)
-    body = whole.body(whole.following)
+    groups = _groups(program.carries, whole)
+    body = whole.body(tuple(whole.tangents[c.next] for c in handed))
     if not _is_elementwise(body, states):
         matrices = all(s.axes == ("k", "v") for s in states)
-        if not matrices or len(groups) > 1 or _takes_values(body, states):
+        if not matrices or len(groups) > 1 or _takes_values(body, tuple(whole.seeds)):
             return Uncut.BY_VALUES
-        return Moved(whole.program(carries, states), Crossing(states, groups, ("k", "j"), products=True))
+        moved = whole.program(program.carries, tuple(c.state for c in program.carries))
+        return Moved(moved, Crossing(states, groups, ("k", "j"), products=True))
     entry = ordered({states[0].axes[0]} | _factor_axes(body, states))
     if any(s.axes[: len(entry)] != entry for s in states) or ("v" not in entry and _takes_values(body, states)):
         return Uncut.BY_VALUES
     first = tuple(Tile(s.name, entry) for s in groups[0])
     narrow = _Tangents(program, {s: own for group in groups for s, own in zip(group, first)})
-    following = {c.state: t for c, t in zip(carries, narrow.following)}
+    following = {c.state: narrow.tangents[c.next] for c in handed}
     # Groups that cross alike have made the same statements of the same tiles, which are there once.
     if len({tuple(following[s] for s in group) for group in groups}) > 1:
         return Uncut.BY_VALUES
-    own = tuple(c for c in carries if c.state in groups[0])
+    own = tuple(c for c in handed if c.state in groups[0])
     return Moved(narrow.program(own, first), Crossing(states, groups, entry, products=False))
 
 
@@ -92,7 +92,7 @@ class _Tangents:
 
     def program(self, carries: tuple[Carry, ...], seeds: tuple[Tile, ...]) -> Program:
         following = tuple(self.tangents[c.next] for c in carries)
-        moved = tuple(Carry(c.label, own, t, reverse=False) for c, own, t in zip(carries, seeds, following))
+        moved = tuple(replace(c, state=own, next=t) for c, own, t in zip(carries, seeds, following))
         return Program(self.inputs, self.body(following), moved, ())
 
     def _push(self, statement: Statement) -> bool:
@@ -151,14 +151,16 @@ class _Tangents:
 
 
 def _groups(carries: tuple[Carry, ...], whole: _Tangents) -> tuple[tuple[Tile, ...], ...]:
-    """States that hang on one another, each with the others, in the order in which they are carried."""
+    """States that hang on one another, each with the others, in the order in which they are carried. Private ones hang
+    on these, and are left out."""
     groups: list[set[Tile]] = []
     for c, following in zip(carries, whole.following):
         used = {t for s in whole.body((following,)) for t in operands(s.op)} | {following}
         own = {c.state} | (used & whole.seeds)
         groups = [g for g in groups if not g & own] + [own.union(*(g for g in groups if g & own))]
-    found = [tuple(c.state for c in carries if c.state in group) for group in groups]
-    return tuple(sorted(found, key=lambda group: [c.state for c in carries].index(group[0])))
+    handed = [c.state for c in carries if not c.private]
+    found = [tuple(s for s in handed if s in group) for group in groups]
+    return tuple(sorted(found, key=lambda group: handed.index(group[0])))
 
 
 def _is_elementwise(body: tuple[Statement, ...], states: tuple[Tile, ...]) -> bool:

@@ -14,6 +14,7 @@ from ttrc.ir.plan import Plan, Schedule, Skeleton
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import HIDDEN, Program
 from ttrc.passes.cut_passes import cut_passes
+from ttrc.passes.cut_sequence import Scan, cut_sequence, found_crossing
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.scan_panels import scan_panels
@@ -41,6 +42,18 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
         carries=cotangents,
         **own,
     )
-    cuts = cut_passes((), states, states, (), made(stores=states))
-    only, segment = Schedule.one_each_way("deep", ahead, back), recurrence.segment
-    return Plan("chunk", (ahead, back), (only,), cuts, (), segment, segment, segment, recurrence.expansion)
+    schedules, kernels = [Schedule.one_each_way("deep", ahead, back)], (ahead, back)
+    moved, uncut = found_crossing(forward)
+    if moved is not None:  # one layer that is linear
+        alone_back = scan(
+            "deep_scan_reverse", program=backward, stores=(), memory=(*inputs, *states), carries=cotangents
+        )
+        ends = (Scan((), made(stores=()), ahead, ()), Scan((), alone_back, back, ()))
+        cut, more = cut_sequence(
+            moved, lambda p: planned("deep_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
+        )
+        schedules, kernels = [*schedules, cut], (*kernels, *more)
+    cuts, segment = cut_passes((), states, states, (), made(stores=states)), recurrence.segment
+    return Plan(
+        "chunk", kernels, tuple(schedules), cuts, (), segment, segment, segment, recurrence.expansion, uncut=uncut
+    )

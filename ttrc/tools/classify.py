@@ -15,7 +15,7 @@ from ttrc.passes.find_obstacle import find_obstacle, is_scan
 from ttrc.symbolic import Expr
 from ttrc.tools import fits
 from ttrc.tools.mathematics import XD, shown, written
-from ttrc.tools.reasons import chunk_form
+from ttrc.tools.reasons import chunk_form, pieces
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,11 @@ def _forms(module: Module) -> tuple[Finding, ...]:
     recurrent = ("exact", "it is the recurrence")
     if module.recurrence.ridge is not None and module.recurrence.state == MATRIX:
         recurrent = ("exact to rounding", "H and G are carried, and x is solved for at each token")
-    return Finding("chunk form", *chunk_form(module)), Finding("recurrent form", *recurrent)
+    return (
+        Finding("chunk form", *chunk_form(module)),
+        Finding("pieces", *pieces(module)),
+        Finding("recurrent form", *recurrent),
+    )
 
 
 def _momentum_class(r: Recurrence) -> Finding:

@@ -6,7 +6,7 @@ from ttrc import symbolic
 from ttrc.compiler import analyse
 from ttrc.ir.config import is_several_chunks
 from ttrc.ir.module import Module
-from ttrc.ir.obstacle import Obstacle
+from ttrc.ir.obstacle import Obstacle, Uncut
 from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import Spec
 from ttrc.passes.find_obstacle import find_obstacle, find_obstacle_to_products, is_scan
@@ -69,6 +69,49 @@ def chunk_form(module: Module) -> tuple[str, str]:
             "A is strictly lower, so the solution exists, is unique and is no approximation"
         )
     return exact, why
+
+
+def pieces(module: Module) -> tuple[str, str]:
+    """Whether sequences can be cut into pieces that run side by side, and why."""
+    r = module.recurrence
+    if "chunk" not in module.forms:
+        return "none: sequences run whole", "pieces are whole chunks, and there is no chunk form"
+    plan = module.forms["chunk"].plan
+    if plan.crossing is None:
+        return "none: sequences run whole", _why_whole(r, plan.uncut)
+    crossing, labels = plan.crossing, ", ".join(s.name for s in plan.crossing.states)
+    if crossing.products:
+        factors = "a matrix of key channels" + (" for each two of them" if crossing.members > 1 else "")
+    else:
+        each = " and ".join({"k": "key channel", "v": "value channel"}[a] for a in crossing.entry)
+        factors = f"a number for each {each}" + (
+            " and each two that hang on one another" if crossing.members > 1 else ""
+        )
+    why = (
+        f"a chunk takes its state ({labels}) to T times it and B, and so does a piece of chunks: B is what it makes of "
+        f"an empty state, T is {factors}; such maps compose, and a second scan starts each piece from its state"
+    )
+    return 'schedule "segments", for few heads and long sequences', why
+
+
+def _why_whole(r: Recurrence, uncut: Uncut) -> str:
+    match uncut:
+        case Uncut.BY_VALUES:
+            return "what a chunk makes of the state it starts with hangs on values, by a sum over their channels"
+        case Uncut.START:
+            return (
+                "what a segment started with is carried beside the state, and a piece would start inside of a segment"
+            )
+    what = (
+        "weights are no affine function of those before them: errors go through the network"
+        if r.network
+        else (
+            "weights are a link of the state, which then is no affine function of the one before it"
+            if r.link is not None
+            else "the error is not affine in p, so that a state is no affine function of the one before it"
+        )
+    )
+    return f"{what}; what a piece makes is known from its own start alone"
 
 
 def why_by_token(spec: Spec) -> str | None:

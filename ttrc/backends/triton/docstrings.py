@@ -26,7 +26,7 @@ DOC = {
     "chunk_read": "Outputs, of what the memory answers to the queries.",
     "chunk_read_reverse": "The adjoint of chunk_read: cotangents of the answers, and of what else outputs are made of.",
     "chunk_output": "Read-outs, chunk by chunk, from the states that chunks start with.",
-    **dict.fromkeys(("chunk_transition", "vector_transition", "entry_transition"), CROSSED),
+    **dict.fromkeys(("chunk_transition", "deep_transition", "vector_transition", "entry_transition"), CROSSED),
     "join_segments": "S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i.",
     "join_segments_reverse": "The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}.",
     "deep_scan": "Segments in order with the weights on chip: read-outs, and the weights that each starts with.",
