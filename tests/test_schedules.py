@@ -11,11 +11,8 @@ from ttrc import oracle
 from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError
 from ttrc.ir.plan import Skeleton
-from ttrc.ir.recurrence import Hebbian, Nonlinear
+from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear
 from ttrc.passes.budget import held_bytes
-from ttrc.passes.find_obstacle import is_scan
-from ttrc.passes.linearize_tile import is_elementwise, linearize_tile
-from ttrc.passes.lower_solve import lower_solve
 from ttrc.runtime.verify import Case, as_arguments, verify
 from ttrc.runtime.workload import segment_count
 from ttrc.sampling import random_inputs
@@ -79,24 +76,23 @@ def test_where_segments_lie(batch, length, chunk, segments):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_how_a_state_crosses_a_chunk(name):
-    """A rule of one state whose error is affine in the prediction has a transition; a Hebbian one is a factor for each
-    entry. All others, and what is scanned entry by entry, are never cut into pieces that run side by side."""
+    """All that is affine in its states, and nothing else, is cut into pieces that run side by side. What crosses is a
+    matrix where predictions mix key channels, and a factor for each entry everywhere else."""
     module = analyse(operator(name).spec)
-    if module.recurrence.network is not None or "chunk" not in module.forms:
-        assert operator(name).schedules == ()
-        return
-    forward = lower_solve(module.forms["chunk"].forward)
     r = module.recurrence
-    whole = len(forward.carries) > 1 or isinstance(r.error, Nonlinear) or r.link is not None or is_scan(r)
-    if whole:
+    bent = any(isinstance(a.error, Nonlinear) for a in r.associations) or r.link is not None or r.network is not None
+    if bent or "chunk" not in module.forms:
         assert "segments" not in operator(name).schedules
         return
-    moved = linearize_tile(forward, forward.carries[0])
-    assert moved is not None and is_elementwise(moved) == isinstance(module.recurrence.error, Hebbian)
-    assert not {"q", "v"} & {b.name for k in module.forms["chunk"].plan.kernels if k.name == "chunk_transition"
-                             for b in k.loads}  # fmt: skip
-    joins = [k for k in module.forms["chunk"].plan.kernels if k.skeleton is Skeleton.JOIN]
-    assert len(joins) == 2
+    assert "segments" in operator(name).schedules
+    plan = module.forms["chunk"].plan
+    mixes = r.state == MATRIX and r.ridge is None and not all(isinstance(a.error, Hebbian) for a in r.associations)
+    assert plan.crossing.products == mixes and plan.crossing.states == tuple(
+        c.state for c in module.forms["chunk"].forward.carries if not c.private
+    )
+    crossed = [k for k in plan.kernels if k.crossing is not None and k.skeleton is Skeleton.SCAN]
+    assert not {"q", "v"} & {b.name for k in crossed for b in k.loads}
+    assert len([k for k in plan.kernels if k.skeleton is Skeleton.JOIN]) == 2
 
 
 def inputs(name, **sizes):

@@ -68,9 +68,9 @@ def once(launch, longest, length, width, chunk):
     match launch.enter, launch.leave:
         case _ if kernel.skeleton is Skeleton.JOIN:  # sums and transitions in, starts out and, rows apart, in again
             return None
-        case ("ones", "transition"):
-            return read + state // width, state // width
-        case ("identity", "transition"):
+        case _ if launch.crosses:  # of one member of a group each
+            crossing = kernel.crossing
+            state = STATE * SEGMENTS * crossing.members * width ** len(crossing.entry)
             return read + state, state
         case _:
             return read + state * (launch.enter in ("starts", "sparse")), own + state * (launch.leave == "sums")

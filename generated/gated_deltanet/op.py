@@ -190,7 +190,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -223,21 +223,21 @@ COSTS = {
                     (424, 49152, 0, False),
                     (216, 24576, 3, True),
                     (344, 24576, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (808, 40960, 5, True),
                 ),
                 128: (
                     (680, 65536, 0, False),
                     (344, 81920, 3, True),
                     (600, 81920, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (1704, 131072, 5, True),
                 ),
                 256: (
                     (1192, 98304, 0, False),
                     (600, 294912, 3, True),
                     (1112, 294912, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (4264, 458752, 5, True),
                 ),
             },
@@ -245,21 +245,21 @@ COSTS = {
                 64: (
                     (216, 24576, 3, True),
                     (552, 40960, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (680, 40960, 5, True),
                     (1328, 172032, 0, False),
                 ),
                 128: (
                     (344, 81920, 3, True),
                     (936, 131072, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (1448, 131072, 5, True),
                     (2992, 458752, 0, False),
                 ),
                 256: (
                     (600, 294912, 3, True),
                     (1704, 458752, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (3752, 458752, 5, True),
                     (7856, 1376256, 0, False),
                 ),
@@ -344,7 +344,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

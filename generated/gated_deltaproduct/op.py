@@ -193,7 +193,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -226,21 +226,21 @@ COSTS = {
                     (1132, 131072, 0, False),
                     (588, 65536, 8, True),
                     (972, 65536, 8, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (1772, 90112, 11, True),
                 ),
                 128: (
                     (1772, 180224, 0, False),
                     (844, 196608, 8, True),
                     (1612, 196608, 8, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (3308, 262144, 11, True),
                 ),
                 256: (
                     (3052, 278528, 0, False),
                     (1356, 655360, 8, True),
                     (2892, 655360, 8, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (7148, 851968, 11, True),
                 ),
             },
@@ -248,21 +248,21 @@ COSTS = {
                 64: (
                     (588, 65536, 8, True),
                     (1004, 90112, 11, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (1388, 90112, 11, True),
                     (2584, 270336, 0, False),
                 ),
                 128: (
                     (844, 196608, 8, True),
                     (1516, 262144, 11, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (2540, 262144, 11, True),
                     (5656, 688128, 0, False),
                 ),
                 256: (
                     (1356, 655360, 8, True),
                     (2540, 851968, 11, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (5612, 851968, 11, True),
                     (13336, 1966080, 0, False),
                 ),
@@ -347,7 +347,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

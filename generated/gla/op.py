@@ -220,7 +220,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -253,21 +253,21 @@ COSTS = {
                     (856, 180224, 0, False),
                     (256, 0, 0, True),
                     (260, 8192, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (728, 24576, 3, True),
                 ),
                 128: (
                     (1628, 360448, 0, False),
                     (512, 0, 0, True),
                     (520, 32768, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (1628, 81920, 3, True),
                 ),
                 256: (
                     (3172, 720896, 0, False),
                     (1024, 0, 0, True),
                     (1040, 131072, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (4196, 294912, 3, True),
                 ),
             },
@@ -275,21 +275,21 @@ COSTS = {
                 64: (
                     (256, 0, 0, True),
                     (260, 8192, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (728, 24576, 3, True),
                     (1700, 286720, 0, False),
                 ),
                 128: (
                     (512, 0, 0, True),
                     (520, 32768, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (1628, 81920, 3, True),
                     (3752, 606208, 0, False),
                 ),
                 256: (
                     (1024, 0, 0, True),
                     (1040, 131072, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (4196, 294912, 3, True),
                     (9392, 1343488, 0, False),
                 ),
@@ -374,7 +374,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

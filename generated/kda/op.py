@@ -227,7 +227,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -260,21 +260,21 @@ COSTS = {
                     (1148, 262144, 0, False),
                     (344, 24576, 3, True),
                     (472, 24576, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (1068, 40960, 5, True),
                 ),
                 128: (
                     (2048, 491520, 0, False),
                     (604, 81920, 3, True),
                     (860, 81920, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (2224, 131072, 5, True),
                 ),
                 256: (
                     (3848, 950272, 0, False),
                     (1124, 294912, 3, True),
                     (1636, 294912, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (5304, 458752, 5, True),
                 ),
             },
@@ -282,7 +282,7 @@ COSTS = {
                 64: (
                     (344, 24576, 3, True),
                     (684, 40960, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (940, 40960, 5, True),
                     (1100, 32768, 0, False),
                     (1832, 385024, 0, False),
@@ -290,7 +290,7 @@ COSTS = {
                 128: (
                     (604, 81920, 3, True),
                     (1200, 131072, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (1968, 131072, 5, True),
                     (1868, 65536, 0, False),
                     (4012, 819200, 0, False),
@@ -298,7 +298,7 @@ COSTS = {
                 256: (
                     (1124, 294912, 3, True),
                     (2232, 458752, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (4792, 458752, 5, True),
                     (3404, 131072, 0, False),
                     (9908, 1835008, 0, False),
@@ -384,7 +384,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

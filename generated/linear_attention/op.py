@@ -182,7 +182,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -211,21 +211,21 @@ COSTS = {
         },
         "segments": {
             "forward": {
-                64: ((256, 8192, 1, True), (0, 0, 0, False), (576, 40960, 4, True)),
-                128: ((512, 32768, 1, True), (0, 0, 0, False), (1280, 147456, 4, True)),
-                256: ((1024, 131072, 1, True), (0, 0, 0, False), (4096, 819200, 4, True)),
+                64: ((256, 8192, 1, True), (0, 0, 1, None), (576, 40960, 4, True)),
+                128: ((512, 32768, 1, True), (0, 0, 1, None), (1280, 147456, 4, True)),
+                256: ((1024, 131072, 1, True), (0, 0, 1, None), (4096, 819200, 4, True)),
             },
             "backward": {
-                64: ((256, 8192, 1, True), (0, 0, 0, False), (320, 8192, 1, True), (1024, 106496, 0, False)),
+                64: ((256, 8192, 1, True), (0, 0, 1, None), (320, 8192, 1, True), (1024, 106496, 0, False)),
                 128: (
                     (512, 32768, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (768, 32768, 1, True),
                     (2304, 262144, 0, False),
                 ),
                 256: (
                     (1024, 131072, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (3072, 131072, 1, True),
                     (7680, 557056, 0, False),
                 ),
@@ -310,7 +310,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

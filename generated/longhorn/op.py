@@ -187,7 +187,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -220,21 +220,21 @@ COSTS = {
                     (420, 49152, 0, False),
                     (212, 24576, 3, True),
                     (340, 24576, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (804, 40960, 5, True),
                 ),
                 128: (
                     (676, 65536, 0, False),
                     (340, 81920, 3, True),
                     (596, 81920, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (1700, 131072, 5, True),
                 ),
                 256: (
                     (1188, 98304, 0, False),
                     (596, 294912, 3, True),
                     (1108, 294912, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (4260, 458752, 5, True),
                 ),
             },
@@ -242,21 +242,21 @@ COSTS = {
                 64: (
                     (212, 24576, 3, True),
                     (548, 40960, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (676, 40960, 5, True),
                     (1320, 163840, 0, False),
                 ),
                 128: (
                     (340, 81920, 3, True),
                     (932, 131072, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (1444, 131072, 5, True),
                     (2984, 442368, 0, False),
                 ),
                 256: (
                     (596, 294912, 3, True),
                     (1700, 458752, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (3748, 458752, 5, True),
                     (7848, 1343488, 0, False),
                 ),
@@ -341,7 +341,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

@@ -187,7 +187,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -216,29 +216,29 @@ COSTS = {
         },
         "segments": {
             "forward": {
-                64: ((4, 0, 0, True), (260, 8192, 1, True), (0, 0, 0, False), (580, 40960, 4, True)),
-                128: ((4, 0, 0, True), (516, 32768, 1, True), (0, 0, 0, False), (1284, 147456, 4, True)),
-                256: ((4, 0, 0, True), (1028, 131072, 1, True), (0, 0, 0, False), (4100, 819200, 4, True)),
+                64: ((4, 0, 0, True), (260, 8192, 1, True), (0, 0, 1, None), (580, 40960, 4, True)),
+                128: ((4, 0, 0, True), (516, 32768, 1, True), (0, 0, 1, None), (1284, 147456, 4, True)),
+                256: ((4, 0, 0, True), (1028, 131072, 1, True), (0, 0, 1, None), (4100, 819200, 4, True)),
             },
             "backward": {
                 64: (
                     (4, 0, 0, True),
                     (260, 8192, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (324, 8192, 1, True),
                     (1036, 114688, 0, False),
                 ),
                 128: (
                     (4, 0, 0, True),
                     (516, 32768, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (772, 32768, 1, True),
                     (2316, 294912, 0, False),
                 ),
                 256: (
                     (4, 0, 0, True),
                     (1028, 131072, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (3076, 131072, 1, True),
                     (7692, 557056, 0, False),
                 ),
@@ -323,7 +323,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

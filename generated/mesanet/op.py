@@ -205,7 +205,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "closed": {
@@ -225,21 +225,21 @@ COSTS = {
                 64: (
                     (4, 0, 0, True),
                     (264, 16384, 2, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (776, 16384, 2, True),
                     (1160, 417792, 0, False),
                 ),
                 128: (
                     (4, 0, 0, True),
                     (520, 98304, 2, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (2568, 98304, 2, True),
                     (3336, 1114112, 0, False),
                 ),
                 256: (
                     (4, 0, 0, True),
                     (1032, 1179648, 2, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (9224, 1179648, 2, True),
                     (10760, 3342336, 0, False),
                 ),
@@ -249,7 +249,7 @@ COSTS = {
                     (1032, 417792, 0, False),
                     (4, 0, 0, True),
                     (388, 16384, 2, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (644, 16384, 2, True),
                     (1936, 98304, 0, False),
                 ),
@@ -257,7 +257,7 @@ COSTS = {
                     (3080, 1114112, 0, False),
                     (4, 0, 0, True),
                     (772, 98304, 2, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (1796, 98304, 2, True),
                     (5392, 294912, 0, False),
                 ),
@@ -265,7 +265,7 @@ COSTS = {
                     (10248, 3342336, 0, False),
                     (4, 0, 0, True),
                     (1540, 1179648, 2, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (5636, 1179648, 2, True),
                     (16912, 983040, 0, False),
                 ),
@@ -350,7 +350,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

@@ -177,7 +177,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "vector": {
@@ -190,14 +190,14 @@ COSTS = {
         },
         "segments": {
             "forward": {
-                64: ((384, 0, 1, True), (512, 0, 1, True), (0, 0, 0, False), (776, 0, 1, True)),
-                128: ((768, 0, 1, True), (1024, 0, 1, True), (0, 0, 0, False), (1552, 0, 1, True)),
-                256: ((1536, 0, 1, True), (2048, 0, 1, True), (0, 0, 0, False), (3104, 0, 1, True)),
+                64: ((384, 0, 1, True), (512, 0, 1, True), (0, 0, 1, None), (776, 0, 1, True)),
+                128: ((768, 0, 1, True), (1024, 0, 1, True), (0, 0, 1, None), (1552, 0, 1, True)),
+                256: ((1536, 0, 1, True), (2048, 0, 1, True), (0, 0, 1, None), (3104, 0, 1, True)),
             },
             "backward": {
-                64: ((384, 0, 1, True), (640, 0, 1, True), (0, 0, 0, False), (1416, 0, 2, True)),
-                128: ((768, 0, 1, True), (1280, 0, 1, True), (0, 0, 0, False), (2832, 0, 2, True)),
-                256: ((1536, 0, 1, True), (2560, 0, 1, True), (0, 0, 0, False), (5664, 0, 2, True)),
+                64: ((384, 0, 1, True), (640, 0, 1, True), (0, 0, 1, None), (1416, 0, 2, True)),
+                128: ((768, 0, 1, True), (1280, 0, 1, True), (0, 0, 1, None), (2832, 0, 2, True)),
+                256: ((1536, 0, 1, True), (2560, 0, 1, True), (0, 0, 1, None), (5664, 0, 2, True)),
             },
         },
     },
@@ -279,7 +279,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

@@ -196,7 +196,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -225,16 +225,16 @@ COSTS = {
         },
         "segments": {
             "forward": {
-                64: ((4, 0, 0, True), (264, 8192, 1, True), (0, 0, 0, False), (914, 40960, 4, True)),
-                128: ((4, 0, 0, True), (520, 32768, 1, True), (0, 0, 0, False), (2068, 147456, 4, True)),
-                256: ((4, 0, 0, True), (1032, 131072, 1, True), (0, 0, 0, False), (5144, 819200, 4, True)),
+                64: ((4, 0, 0, True), (264, 8192, 1, True), (0, 0, 1, None), (914, 40960, 4, True)),
+                128: ((4, 0, 0, True), (520, 32768, 1, True), (0, 0, 1, None), (2068, 147456, 4, True)),
+                256: ((4, 0, 0, True), (1032, 131072, 1, True), (0, 0, 1, None), (5144, 819200, 4, True)),
             },
             "backward": {
                 64: (
                     (648, 0, 0, False),
                     (4, 0, 0, True),
                     (264, 8192, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (526, 8192, 1, True),
                     (1184, 65536, 0, False),
                 ),
@@ -242,7 +242,7 @@ COSTS = {
                     (1288, 0, 0, False),
                     (4, 0, 0, True),
                     (520, 32768, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (1296, 32768, 1, True),
                     (2852, 180224, 0, False),
                 ),
@@ -250,7 +250,7 @@ COSTS = {
                     (2568, 0, 0, False),
                     (4, 0, 0, True),
                     (1032, 131072, 1, True),
-                    (0, 0, 0, False),
+                    (0, 0, 1, None),
                     (3604, 131072, 1, True),
                     (7724, 557056, 0, False),
                 ),
@@ -335,7 +335,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

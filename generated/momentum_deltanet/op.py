@@ -194,7 +194,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -228,7 +228,7 @@ COSTS = {
                     (228, 40960, 5, True),
                     (228, 40960, 5, True),
                     (356, 40960, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (952, 65536, 8, True),
                 ),
                 128: (
@@ -236,7 +236,7 @@ COSTS = {
                     (356, 147456, 5, True),
                     (356, 147456, 5, True),
                     (612, 147456, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 32, None),
                     (2232, 229376, 8, True),
                 ),
                 256: (
@@ -244,7 +244,7 @@ COSTS = {
                     (612, 557056, 5, True),
                     (612, 557056, 5, True),
                     (1124, 557056, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 64, None),
                     (6328, 851968, 8, True),
                 ),
             },
@@ -253,7 +253,7 @@ COSTS = {
                     (228, 40960, 5, True),
                     (228, 40960, 5, True),
                     (568, 65536, 8, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (824, 65536, 8, True),
                     (1940, 253952, 0, False),
                     (200, 32768, 0, False),
@@ -262,7 +262,7 @@ COSTS = {
                     (356, 147456, 5, True),
                     (356, 147456, 5, True),
                     (952, 229376, 8, True),
-                    (0, 0, 0, False),
+                    (0, 0, 32, None),
                     (1976, 229376, 8, True),
                     (4372, 761856, 0, False),
                     (200, 32768, 0, False),
@@ -271,7 +271,7 @@ COSTS = {
                     (612, 557056, 5, True),
                     (612, 557056, 5, True),
                     (1720, 851968, 8, True),
-                    (0, 0, 0, False),
+                    (0, 0, 64, None),
                     (5816, 851968, 8, True),
                     (12308, 2564096, 0, False),
                     (200, 32768, 0, False),
@@ -357,7 +357,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

@@ -181,7 +181,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "vector": {
@@ -194,14 +194,14 @@ COSTS = {
         },
         "segments": {
             "forward": {
-                64: ((256, 0, 1, True), (768, 0, 1, True), (0, 0, 0, False), (1032, 0, 1, True)),
-                128: ((512, 0, 1, True), (1536, 0, 1, True), (0, 0, 0, False), (2064, 0, 1, True)),
-                256: ((1024, 0, 1, True), (3072, 0, 1, True), (0, 0, 0, False), (4128, 0, 1, True)),
+                64: ((256, 0, 1, True), (768, 0, 1, True), (0, 0, 1, None), (1032, 0, 1, True)),
+                128: ((512, 0, 1, True), (1536, 0, 1, True), (0, 0, 1, None), (2064, 0, 1, True)),
+                256: ((1024, 0, 1, True), (3072, 0, 1, True), (0, 0, 1, None), (4128, 0, 1, True)),
             },
             "backward": {
-                64: ((256, 0, 1, True), (1032, 0, 2, True), (0, 0, 0, False), (1928, 0, 2, True)),
-                128: ((512, 0, 1, True), (2064, 0, 2, True), (0, 0, 0, False), (3856, 0, 2, True)),
-                256: ((1024, 0, 1, True), (4128, 0, 2, True), (0, 0, 0, False), (7712, 0, 2, True)),
+                64: ((256, 0, 1, True), (1032, 0, 2, True), (0, 0, 1, None), (1928, 0, 2, True)),
+                128: ((512, 0, 1, True), (2064, 0, 2, True), (0, 0, 1, None), (3856, 0, 2, True)),
+                256: ((1024, 0, 1, True), (4128, 0, 2, True), (0, 0, 1, None), (7712, 0, 2, True)),
             },
         },
     },
@@ -283,7 +283,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

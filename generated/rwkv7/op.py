@@ -228,7 +228,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -261,21 +261,21 @@ COSTS = {
                     (1868, 475136, 0, False),
                     (340, 24576, 3, True),
                     (676, 40960, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (1356, 65536, 8, True),
                 ),
                 128: (
                     (3408, 917504, 0, False),
                     (600, 81920, 3, True),
                     (1192, 131072, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (2640, 196608, 8, True),
                 ),
                 256: (
                     (6488, 1802240, 0, False),
                     (1120, 294912, 3, True),
                     (2224, 458752, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (5976, 655360, 8, True),
                 ),
             },
@@ -283,7 +283,7 @@ COSTS = {
                 64: (
                     (340, 24576, 3, True),
                     (680, 40960, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 4, None),
                     (1356, 65536, 8, True),
                     (1256, 57344, 0, False),
                     (3148, 720896, 0, False),
@@ -291,7 +291,7 @@ COSTS = {
                 128: (
                     (600, 81920, 3, True),
                     (1196, 131072, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 8, None),
                     (2640, 196608, 8, True),
                     (2024, 114688, 0, False),
                     (6480, 1507328, 0, False),
@@ -299,7 +299,7 @@ COSTS = {
                 256: (
                     (1120, 294912, 3, True),
                     (2228, 458752, 5, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (5976, 655360, 8, True),
                     (3560, 229376, 0, False),
                     (14680, 3276800, 0, False),
@@ -385,7 +385,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

@@ -194,7 +194,7 @@ def launch(
 
 # What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
 # (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side.
+# and whether segments of a sequence run side by side, or (None) follow one another.
 COSTS = {
     "chunk": {
         "fused": {
@@ -228,7 +228,7 @@ COSTS = {
                     (144, 24576, 3, True),
                     (144, 24576, 3, True),
                     (272, 24576, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (868, 49152, 6, True),
                 ),
                 128: (
@@ -236,7 +236,7 @@ COSTS = {
                     (272, 98304, 3, True),
                     (272, 98304, 3, True),
                     (528, 98304, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 32, None),
                     (2148, 180224, 6, True),
                 ),
                 256: (
@@ -244,7 +244,7 @@ COSTS = {
                     (528, 393216, 3, True),
                     (528, 393216, 3, True),
                     (1040, 393216, 3, True),
-                    (0, 0, 0, False),
+                    (0, 0, 64, None),
                     (6244, 688128, 6, True),
                 ),
             },
@@ -253,7 +253,7 @@ COSTS = {
                     (144, 24576, 3, True),
                     (144, 24576, 3, True),
                     (484, 49152, 6, True),
-                    (0, 0, 0, False),
+                    (0, 0, 16, None),
                     (740, 49152, 6, True),
                     (1688, 131072, 0, False),
                     (112, 16384, 0, False),
@@ -262,7 +262,7 @@ COSTS = {
                     (272, 98304, 3, True),
                     (272, 98304, 3, True),
                     (868, 180224, 6, True),
-                    (0, 0, 0, False),
+                    (0, 0, 32, None),
                     (1892, 180224, 6, True),
                     (4120, 442368, 0, False),
                     (112, 16384, 0, False),
@@ -271,7 +271,7 @@ COSTS = {
                     (528, 393216, 3, True),
                     (528, 393216, 3, True),
                     (1636, 688128, 6, True),
-                    (0, 0, 0, False),
+                    (0, 0, 64, None),
                     (5732, 688128, 6, True),
                     (12056, 1605632, 0, False),
                     (112, 16384, 0, False),
@@ -357,7 +357,8 @@ def predict(
     for moved, flops, products, cut in costs:
         pieces = segments if cut else 1
         waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        serial = steps / pieces * products * ROOF.product * waves
+        walked = segments if cut is None else steps / pieces
+        serial = walked * products * ROOF.product * waves
         total += ROOF.launch + max(
             tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Optional
 
 from ttrc.ir.axes import Axes, Tile
 from ttrc.ir.config import JOINED
@@ -26,6 +27,15 @@ class Crossing:
     @property
     def members(self) -> int:
         return len(self.groups[0])
+
+    def columns(self, d_k: int) -> Optional[int]:
+        """How many columns states have while it is found how they cross: those of unit matrices, or one where there is
+        nothing by value channel; None where they have value channels."""
+        return d_k if self.products else None if "v" in self.entry else 1
+
+    def chain(self, d_k: int) -> int:
+        """How many products long a segment is for a join: of float32 operands, in panels of 16 key channels."""
+        return self.members**2 * -(-d_k // 16) if self.products else 1
 
     def blocks(self, d_k: int, d_v: int) -> int:
         """Into how many parts of numbers a join cuts the largest state, where these go by themselves."""

@@ -93,9 +93,9 @@ class Kernel:
     `wide` is the same kernel cut for wide heads: of a parallel one those with more key channels than WIDE says, of a
     scan those with more than its configuration takes at once. Panels are walked along `axis`. A scan that does holds
     states that are too large for a chip: they lie where it will leave them, and move on there. Of a `partial` one each
-    program of a block of value channels stores its own share of sums over these, one behind the other. One that joins
-    pieces of sequences knows how states are `crossing` them. The name ends in what kind it is of, for people and for
-    tables of configurations.
+    program of a block of value channels stores its own share of sums over these, one behind the other. What joins
+    pieces of sequences, or finds out what becomes of states there, knows how these are `crossing`. The name ends in
+    what kind it is of, for people and for tables of configurations.
     """
 
     name: str

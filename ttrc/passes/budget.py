@@ -123,15 +123,19 @@ def inner_loops(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: 
     return cost.chunk.bit_length() - 1 if any(isinstance(s.op, Decayed) for s in kernel.statements) else 1
 
 
-def launch_costs(plan: Plan, launches: tuple[Launch, ...], *, width: int) -> tuple[tuple[int, int, float, bool], ...]:
-    """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a step, whether over segments."""
+def launch_costs(
+    plan: Plan, launches: tuple[Launch, ...], *, width: int
+) -> tuple[tuple[int, int, float, Optional[bool]], ...]:
+    """Of each launch, at inputs of two bytes: bytes, FLOPs, serial matrix products a step, whether over segments, or
+    (None) from one to the next."""
     cost = _Cost(plan, None, width, width, 2, 4)
     rows = []
     for launch in launches:
         spent = cost.traffic(launch.kernel)
         products = cost.products(launch.kernel)
         moved = round(spent.read_bytes + spent.written_bytes)
-        rows.append((moved, round(spent.flops), round(products, 1), launch.segments))
+        walks = None if launch.kernel.skeleton is Skeleton.JOIN else launch.segments
+        rows.append((moved, round(spent.flops), round(products, 1), walks))
     return tuple(rows)
 
 
@@ -180,6 +184,8 @@ class _Cost:
 
     def products(self, kernel: Kernel) -> float:
         """How many matrix products long a scan's step is."""
+        if kernel.skeleton is Skeleton.JOIN:
+            return kernel.crossing.chain(self.d_k)
         if kernel.skeleton not in (Skeleton.SCAN, Skeleton.STEPS_REVERSE):
             return 0
         return sum(

@@ -9,7 +9,7 @@ as where nothing is cut.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 from ttrc.ir.obstacle import Uncut
@@ -37,6 +37,7 @@ def cut_sequence(
     """The schedule, and its kernels beside those of the scans. `transition` plans a program's scan."""
     # Without a decay and without a solve a state crosses as it is.
     cross = (transition(moved.program),) if moved.program.statements else ()
+    cross = tuple(replace(k, crossing=moved.crossing) for k in cross)
     launches = tuple(
         Launch(k, f"{UNIT}[{i}]", f"{TRANSITION}[{i}]", segments=True)
         for k in cross

@@ -64,16 +64,18 @@ def programs(
             return heads * -(-shape.length // config.value_block)
         case Skeleton.WALK:
             return heads
+        case Skeleton.JOIN if not kernel.crossing.products:
+            return heads * kernel.crossing.blocks(shape.d_k, shape.d_v)
     return heads * segments * -(-(columns or shape.d_v) // value_block(kernel.takes, config, shape.d_v))
 
 
-def segment_count(programs: int, chunks: int, processors: int) -> int:
+def segment_count(programs: int, chunks: int, processors: int, per: int = 1) -> int:
     """Into how many segments of whole chunks, none of them empty, a schedule that cuts sequences cuts each.
 
-    As many as fill the chip, two programs a multiprocessor, when `programs` walk `chunks` each; two at least.
-    Generated operators do the same.
+    As many as fill the chip, two programs a multiprocessor, when `programs` walk `chunks` each, or as many times `per`
+    that stay together; two at least. Generated operators do the same.
     """
-    wanted = max(2, min(2 * processors // programs, chunks // SEGMENT_CHUNKS))
+    wanted = max(2, min(2 * processors // programs, chunks // max(SEGMENT_CHUNKS // per, 1)))
     return -(-chunks // -(-chunks // min(wanted, chunks)))
 
 

@@ -18,7 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, Takes, value_block
+from ttrc.ir.config import WIDEST, Takes, is_several_chunks, value_block
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Cut, Skeleton
 from ttrc.passes.budget import held_bytes
@@ -215,11 +215,13 @@ def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: i
         return 1
     blocks = -(-shape.d_v // value_block(scan.takes, compiled[scan.name].config, shape.d_v))
     chunk = plan.tokens(shape.d_k, shape.d_v, size)
-    return segment_count(shape.batch * shape.heads * blocks, -(-shape.length // chunk), part.multiprocessors)
+    whole = plan.segment if is_several_chunks(plan.segment) else chunk  # pieces are of these
+    programs = shape.batch * shape.heads * blocks
+    return segment_count(programs, -(-shape.length // whole), part.multiprocessors, whole // chunk)
 
 
 def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shape: Workload) -> Kernel:
-    columns = {"ones": 1, "identity": shape.d_k}.get(share.launch.enter)
+    columns = share.kernel.crossing.columns(shape.d_k) if share.launch.crosses else None
     side_by_side = share.segments if share.launch.segments else 1
     grid = programs(share.kernel, row.config, shape, chunk=share.chunk, segments=side_by_side, columns=columns)
     steps = share.steps(shape)

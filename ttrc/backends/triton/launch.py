@@ -255,7 +255,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         left = kernel.in_memory or WANTED.get(launch.leave, launch.leave is not None)
         flags = f", ENTER={given}, LEAVE={left}" + flags
     if launch.crosses:
-        flags += columns(plan.crossing)
+        flags += columns(kernel.crossing)
     layout = "pieces" if launch.segments else "kept" if sparse else "layout"
     return f'launch("{kernel.name}", q, v, {layout}, chunk, [{", ".join(tensors)}], scale{extra}{flags})'
 
