@@ -23,11 +23,11 @@ _STATE = "S M Z MZ H G".split()
 _GENERATED = (
     "all_chunks annotations backend block blocks ceil choose chunk chunk_backward_op chunk_backward_triton "
     "chunk_forward_triton chunk_op chunk_size config conjugate crossing cut dataclass decays default_chunk "
-    "delayed ends enter every final find_root grads held identity initial join keep_causal keep_strict keep_token "
+    "delayed ends enter every final find_root grads held initial join keep_causal keep_strict keep_token "
     "keep_within kept kernels key_block larger last launch lay_out layout leave like linear_scan ones_where op os "
     "pack_states per_key_head pieces plain recurrent_backward_op recurrent_forward_triton recurrent_op reference "
     "save segments smaller sparse start starts state_dtype state_shape states stretches sums tensors tokens trail "
-    "transition unit unpack_states uses_triton within"
+    "transition unit units unpack_states uses_triton within"
 ).split()
 
 # Bare words of the kernels' templates, and the functions these define.
