@@ -135,6 +135,7 @@ def test_pieces_are_whole_segments_of_the_rule(in_pieces, spec):
 @pytest.mark.parametrize("spec, why", [
     (RULES["huber"], "the error is not affine in p"),
     (load_spec("specs/robust_delta.toml"), "the error is not affine in p"),
+    (load_spec("tests/unseen/channel_rates.toml"), "no slope is shared by all value channels"),
     (load_spec("specs/memora_linear.toml"), "weights are a link of the state"),
     (load_spec("specs/ttt_mlp.toml"), "errors go through the network"),
     (load_spec("specs/entropy_delta.toml"), "there is no chunk form"),
@@ -154,14 +155,14 @@ def test_what_is_affine_says_how():
     assert "key channel and value channel" in told["mamba"].because
 
 
-def test_a_step_that_hangs_on_values_is_not_cut():
+def test_a_decay_that_hangs_on_values_is_not_cut():
     """Unit states have other columns than values, of which a sum over these channels takes all."""
-    text = Path("specs/deltanet.toml").read_text()
-    text = text.replace('"norm2(p - v) / 2"', '"norm2(p - v) / (2 + norm2(v))"').replace('"deltanet"', '"by_values"')
+    text = Path("specs/gated_deltanet.toml").read_text().replace("exp(g) * S_prev", "exp(g * sum(square(z))) * S_prev")
+    text = text.replace("[inputs]\n", '[inputs]\nz = { per = "value_channel", domain = "real" }\n')
     module = analyse(parse_spec(text))
     assert module.forms["chunk"].plan.uncut is Uncut.BY_VALUES and module.forms["chunk"].plan.crossing is None
     (told,) = [f for f in findings(module) if f.aspect == "pieces"]
-    assert "by a sum over their channels" in told.because
+    assert "hangs on a sum over value channels" in told.because
 
 
 def test_what_crosses_is_never_made_of_queries_or_values():
@@ -193,7 +194,8 @@ MOMENTUM_CASE = replace(CASE, B=1, HV=1)
     ("mlstm", "segment = i_n * segments + segments - 1 - i\n", "segment = i_n * segments + i\n"),
     ("momentum_deltanet", "(1 * pieces + segment)", "(0 * pieces + segment)"),  # whose unit it was
     ("momentum_deltanet", " + 1 * K * K", ""),  # what became of it
-    ("mesanet", "e // V", "e // K"),  # of matrices that are not square
+    ("mesanet", "+ K * K + e, mask", "+ e, mask"),
+    ("gla", "e // V", "e // K"),  # of matrices that are not square
     ("separable_decay", "* M\n", "* 0.0\n"),  # a momentum that is forgotten between pieces
 ])  # fmt: skip
 def test_joins_that_are_wrong(build, in_pieces, name, old, new):  # noqa: F811

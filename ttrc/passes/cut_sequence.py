@@ -8,14 +8,15 @@ as where nothing is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Optional
 
+from ttrc.ir.config import Takes
 from ttrc.ir.obstacle import Uncut
-from ttrc.ir.plan import BACK, THROUGH, TRANSITION, UNIT, Kernel, Launch, Schedule, Skeleton
+from ttrc.ir.plan import BACK, THROUGH, TRANSITION, UNIT, Buffer, Kernel, Launch, Schedule, Skeleton
 from ttrc.ir.tile import Program
 from ttrc.passes.linearize_tile import Moved, linearize_tile
+from ttrc.passes.plan_kernel import planned
 
 PIECES = "segments"  # the name of the schedule
 
@@ -32,12 +33,18 @@ class Scan:
 
 
 def cut_sequence(
-    moved: Moved, transition: Callable[[Program], Kernel], forward: Scan, backward: Scan
+    moved: Moved,
+    transition: str,
+    known: tuple[Buffer, ...],
+    forward: Scan,
+    backward: Scan,
+    takes: Takes = Takes.VALUES,
 ) -> tuple[Schedule, tuple[Kernel, ...]]:
-    """The schedule, and its kernels beside those of the scans. `transition` plans a program's scan."""
+    """The schedule, and its kernels beside those of the scans: the one that is called `transition`, which has what is
+    `known` in memory and `takes` of channels what scans do, and joins."""
+    scan = planned(transition, Skeleton.SCAN, moved.program, (), known, moved.program.carries, takes=takes)
     # Without a decay and without a solve a state crosses as it is.
-    cross = (transition(moved.program),) if moved.program.statements else ()
-    cross = tuple(replace(k, crossing=moved.crossing) for k in cross)
+    cross = (replace(scan, crossing=moved.crossing),) if moved.program.statements else ()
     launches = tuple(
         Launch(k, f"{UNIT}[{i}]", f"{TRANSITION}[{i}]", segments=True)
         for k in cross

@@ -150,7 +150,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     if moved is not None:
         ends = (Scan(first, scan(), ahead, behind), Scan(front, scan_back(), back, last))
         name = f"chunk_transition{JOINT if forward.unknowns else ''}"
-        cut, more = cut_sequence(moved, lambda p: planned(name, Skeleton.SCAN, p, (), known, p.carries), *ends)
+        cut, more = cut_sequence(moved, name, known, *ends)
         schedules, kernels = [*schedules, cut], [*kernels, *more]
     taken = {b for s in schedules for launch in s.backward for b in launch.kernel.loads}
     made = (*features.mapped, *pairs)

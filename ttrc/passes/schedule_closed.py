@@ -57,9 +57,7 @@ def schedule_closed(recurrence: Recurrence, forward: Program, backward: Program)
         alone = planned(scan, Skeleton.SCAN, forward, (), inputs, carried)
         alone_back = planned(reverse, Skeleton.SCAN, backward, (), seen, cotangents)
         ends = (Scan((), alone, ahead, behind), Scan(front, alone_back, back, last))
-        cut, more = cut_sequence(
-            moved, lambda p: planned("chunk_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
-        )
+        cut, more = cut_sequence(moved, "chunk_transition", inputs, *ends)
         schedules, kernels = [*schedules, cut], (*kernels, *more)
     cuts = keep_all((*kept, solved, *readout.kept))
     return Plan("chunk", kernels, tuple(schedules), cuts, scratch, CHUNK, CHUNK, uncut=uncut)

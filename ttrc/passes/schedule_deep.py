@@ -49,9 +49,7 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
             "deep_scan_reverse", program=backward, stores=(), memory=(*inputs, *states), carries=cotangents
         )
         ends = (Scan((), made(stores=()), ahead, ()), Scan((), alone_back, back, ()))
-        cut, more = cut_sequence(
-            moved, lambda p: planned("deep_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
-        )
+        cut, more = cut_sequence(moved, "deep_transition", inputs, *ends)
         schedules, kernels = [*schedules, cut], (*kernels, *more)
     cuts, segment = cut_passes((), states, states, (), made(stores=states)), recurrence.segment
     return Plan(

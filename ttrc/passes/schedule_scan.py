@@ -50,9 +50,7 @@ def schedule_scan(recurrence: Recurrence, forward: Program, backward: Program) -
             "vector_scan_reverse", Skeleton.SCAN, backward, (), (*inputs, *states), cotangents, partial=True
         )
         ends = (Scan((), alone, ahead, ()), Scan((), alone_back, back, ()))
-        cut, more = cut_sequence(
-            moved, lambda p: planned("vector_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
-        )
+        cut, more = cut_sequence(moved, "vector_transition", inputs, *ends)
         schedules, kernels = [*schedules, cut], (*kernels, *more)
     whole = any(k.takes is Takes.WHOLE for k in kernels)
     segment = recurrence.segment
@@ -86,9 +84,7 @@ def _of_matrix(
         behind = tuple(c for c in cotangents if not c.private)
         alone_back = scanned("entry_scan_cotangents", Skeleton.SCAN, backward, (), memory, behind)
         ends = (Scan((), alone, ahead, readout.behind), Scan(readout.ahead, alone_back, back, ()))
-        cut, more = cut_sequence(
-            moved, lambda p: scanned("entry_transition", Skeleton.SCAN, p, (), inputs, p.carries), *ends
-        )
+        cut, more = cut_sequence(moved, "entry_transition", inputs, *ends, takes=Takes.ENTRIES)
         schedules, kernels = [*schedules, cut], (*kernels, *more)
     cuts = keep_all((*states, *readout.kept))
     return Plan("chunk", kernels, tuple(schedules), cuts, readout.back, LONG_CHUNK, LONG_CHUNK, uncut=uncut)

@@ -12,10 +12,9 @@ from ttrc.ir.recurrence import MATRIX, Affine, Association, ErrorForm, Hebbian, 
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import formula
 from ttrc.passes.find_obstacle import find_obstacle, is_scan
-from ttrc.symbolic import Expr
 from ttrc.tools import fits
 from ttrc.tools.mathematics import XD, shown, written
-from ttrc.tools.reasons import chunk_form, pieces
+from ttrc.tools.reasons import chunk_form, pieces, slope_by_channel
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def _chunks(r: Recurrence) -> bool:
 
 
 def _kind(error: ErrorForm) -> str:
-    if _slope_by_channel(error) is not None:
+    if slope_by_channel(error) is not None:
         return "channel by channel affine"
     return {Hebbian: "Hebbian", Affine: "affine", Nonlinear: "nonlinear"}[type(error)]
 
@@ -147,7 +146,7 @@ def _error_class(r: Recurrence, association: Association) -> Finding:
         case Nonlinear(_, sums, root):
             joined = [s for s in sums if "v" in s.axes]
             total = symbolic.equation(shown(r, joined[0].symbol)) if joined else ""
-            slope = _slope_by_channel(error)
+            slope = slope_by_channel(error)
             if slope is not None:
                 return Finding(
                     aspect,
@@ -164,14 +163,6 @@ def _error_class(r: Recurrence, association: Association) -> Finding:
                 + (f"; {_search(root)}" if root is not None else ""),
             )
     raise AssertionError(error)
-
-
-def _slope_by_channel(error: ErrorForm) -> Expr | None:
-    """The slope of an error that is affine in p and counts as nonlinear because its slope differs by value channel."""
-    if not isinstance(error, Nonlinear) or error.sums or error.root is not None:
-        return None
-    found = symbolic.affine(error.written, symbolic.symbol("p"))
-    return None if found is None else found[0]
 
 
 def _search(root: Implicit) -> str:

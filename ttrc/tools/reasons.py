@@ -7,7 +7,7 @@ from ttrc.compiler import analyse
 from ttrc.ir.config import is_several_chunks
 from ttrc.ir.module import Module
 from ttrc.ir.obstacle import Obstacle, Uncut
-from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.recurrence import MATRIX, ErrorForm, Hebbian, Nonlinear, Recurrence
 from ttrc.language.spec import Spec
 from ttrc.passes.find_obstacle import find_obstacle, find_obstacle_to_products, is_scan
 from ttrc.symbolic import Expr
@@ -97,21 +97,30 @@ def pieces(module: Module) -> tuple[str, str]:
 def _why_whole(r: Recurrence, uncut: Uncut) -> str:
     match uncut:
         case Uncut.BY_VALUES:
-            return "what a chunk makes of the state it starts with hangs on values, by a sum over their channels"
-        case Uncut.START:
             return (
-                "what a segment started with is carried beside the state, and a piece would start inside of a segment"
+                "what a chunk makes of the state it starts with hangs on a sum over value channels, and unit states have "
+                "others"
             )
-    what = (
-        "weights are no affine function of those before them: errors go through the network"
-        if r.network
-        else (
-            "weights are a link of the state, which then is no affine function of the one before it"
-            if r.link is not None
-            else "the error is not affine in p, so that a state is no affine function of the one before it"
+    if r.network is not None:
+        what = "weights are no affine function of those before them: errors go through the network"
+    elif r.link is not None:
+        what = "weights are a link of the state, which then is no affine function of the one before it"
+    elif any(slope_by_channel(a.error) is not None for a in r.associations):
+        return (
+            "the error is affine in p, but no slope is shared by all value channels: T would be a matrix of key "
+            "channels for each of them"
         )
-    )
+    else:
+        what = "the error is not affine in p, so that a state is no affine function of the one before it"
     return f"{what}; what a piece makes is known from its own start alone"
+
+
+def slope_by_channel(error: ErrorForm) -> Expr | None:
+    """The slope of an error that is affine in p and counts as nonlinear because its slope differs by value channel."""
+    if not isinstance(error, Nonlinear) or error.sums or error.root is not None:
+        return None
+    found = symbolic.affine(error.written, symbolic.symbol("p"))
+    return None if found is None else found[0]
 
 
 def why_by_token(spec: Spec) -> str | None:
