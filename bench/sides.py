@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -35,11 +36,11 @@ def inputs(spec, length: int, width: int, dtype: torch.dtype = torch.bfloat16) -
     return draw_inputs(spec, Workload(1, length, 1, width, width), dtype, "cpu")
 
 
-def ours(name: str, schedule: str = "fused") -> Call:
-    """A shipped spec's operator in its chunk form, in a schedule where it has several."""
+def ours(name: str, schedule: Optional[str] = None) -> Call:
+    """A shipped spec's operator in its chunk form; where it has several schedules, in the first if none is named."""
     op = load(name)
     call = getattr(op.package, op.spec.name)  # an operator asks for a GPU that is there
-    options = dict(form="chunk", backend="triton", schedule=schedule if op.schedules else "auto")
+    options = dict(form="chunk", backend="triton", schedule=schedule or next(iter(op.schedules), "auto"))
     return lambda x: call(**as_arguments(op.spec, x), **options)[0]
 
 

@@ -60,7 +60,7 @@ def in_chunks() -> list[str]:
     return [name for name in shipped_specs() if "chunk" in load(name).forms]
 
 
-def of_ttrc(name: str, length: int = LENGTH, width: int = WIDTH, schedule: str = "fused") -> Traffic:
+def of_ttrc(name: str, length: int = LENGTH, width: int = WIDTH, schedule: Optional[str] = None) -> Traffic:
     return measure(ours(name, schedule), inputs(load(name).spec, length, width))
 
 

@@ -98,8 +98,8 @@ def _why_whole(r: Recurrence, uncut: Uncut) -> str:
     match uncut:
         case Uncut.BY_VALUES:
             return (
-                "what a chunk makes of the state it starts with hangs on a sum over value channels, and unit states have "
-                "others"
+                "what a chunk makes of the state it starts with hangs on a sum over value channels, and unit states "
+                "have others"
             )
     if r.network is not None:
         what = "weights are no affine function of those before them: errors go through the network"
