@@ -1,14 +1,13 @@
 """Sequences cut into pieces that run side by side: of every rule that is affine in its states, whatever these are."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import ttrc
 from test_mutations import build  # noqa: F401
-from test_properties import operator
+from test_properties import PATHS, operator
 from test_segments import RULES, SQUARED, rule
 from ttrc.compiler import analyse
 from ttrc.ir.obstacle import Uncut
@@ -52,9 +51,7 @@ segment = 16
 momentum = "1/2"
 """)
 FROZEN = rule(SQUARED.replace("beta", "m * beta"))
-CHANNELS = parse_spec(
-    Path("tests/unseen/channel_rates.toml").read_text().replace("huber(p - v, delta)", "delta * square(p - v)")
-)
+CHANNELS = parse_spec(PATHS["channel_rates"].read_text().replace("huber(p - v, delta)", "delta * square(p - v)"))
 CROSSINGS = {  # the states that become one another, what factors differ by, and whether there are products
     "mlstm": ("S|Z", "k", False),
     "normalised_channels": ("S|Z", "k", False),
@@ -137,11 +134,11 @@ def test_pieces_are_whole_segments_of_the_rule(in_pieces, spec):
 
 @pytest.mark.parametrize("spec, why", [
     (RULES["huber"], "the error is not affine in p"),
-    (load_spec("specs/robust_delta.toml"), "the error is not affine in p"),
+    (load_spec(PATHS["robust_delta"]), "the error is not affine in p"),
     (CHANNELS, "no slope is shared by all value channels"),
-    (load_spec("specs/memora_linear.toml"), "weights are a link of the state"),
-    (load_spec("specs/ttt_mlp.toml"), "errors go through the network"),
-    (load_spec("specs/entropy_delta.toml"), "there is no chunk form"),
+    (load_spec(PATHS["memora_linear"]), "weights are a link of the state"),
+    (load_spec(PATHS["ttt_mlp"]), "errors go through the network"),
+    (load_spec(PATHS["entropy_delta"]), "there is no chunk form"),
 ], ids=lambda x: "" if isinstance(x, str) else x.name)  # fmt: skip
 def test_what_is_not_affine_runs_whole_and_says_why(spec, why):
     module = analyse(spec)
@@ -160,7 +157,7 @@ def test_what_is_affine_says_how():
 
 def test_a_decay_that_hangs_on_values_is_not_cut():
     """Unit states have other columns than values, of which a sum over these channels takes all."""
-    text = Path("specs/gated_deltanet.toml").read_text().replace("exp(g) * S_prev", "exp(g * sum(square(z))) * S_prev")
+    text = PATHS["gated_deltanet"].read_text().replace("exp(g) * S_prev", "exp(g * sum(square(z))) * S_prev")
     text = text.replace("[inputs]\n", '[inputs]\nz = { per = "value_channel", domain = "real" }\n')
     module = analyse(parse_spec(text))
     assert module.forms["chunk"].plan.uncut is Uncut.BY_VALUES and module.forms["chunk"].plan.crossing is None
