@@ -23,7 +23,7 @@ from ttrc.tools.notation import OPERATIONS, as_assignment
 WIDTH, BYTES, SEGMENTS = 128, 2, 16
 _BUDGETED = {"d_k": WIDTH, "d_v": WIDTH, "dtype_bytes": BYTES}
 WAYS_NOTE = (
-    "fused: batch times heads fill the chip. split: read-outs off the serial path. segments: few heads and long "
+    "The first: batch times heads fill the chip. split: read-outs off the serial path. segments: few heads and long "
     f"sequences, here cut in {SEGMENTS}. An operator takes what its cost model finds fastest for the shapes."
 )
 
