@@ -181,6 +181,19 @@ def test_states_of_a_group_are_units_one_by_one():
     assert torch.equal(operator("mlstm").package.op.units(x, 4), torch.ones(1, 3, 1, 4))
 
 
+@pytest.mark.parametrize("name", ["mlstm", "momentum_deltanet", "titans_linear", "mesanet", "min_gru", "mamba"])
+def test_the_cost_model_knows_when_pieces_pay(name):
+    """For few heads and long sequences; never where heads fill the chip."""
+    op = operator(name).package.op
+    for (batch, length, heads), cut in (((1, 65536, 4), True), ((8, 4096, 64), False), ((1, 64, 4), False)):
+        x = torch.empty(batch, length, heads, 128, dtype=torch.bfloat16, device="meta")
+        chunk = op.default_chunk("chunk", x, x)
+        layout = op.lay_out(x, None, chunk)
+        for which in ("forward", "backward"):
+            chosen, _ = op.choose("chunk", which, "auto", x, x, layout, chunk)
+            assert (chosen == "segments") == cut
+
+
 # Joins that are broken
 
 

@@ -65,7 +65,7 @@ def linearize_tile(program: Program) -> Union[Moved, Uncut]:
         return Uncut.BY_VALUES
     first = tuple(Tile(s.name, entry) for s in groups[0])
     narrow = _Tangents(program, {s: own for group in groups for s, own in zip(group, first)})
-    following = {c.state: narrow.tangents[c.next] for c in handed}
+    following = {c.state: narrow.tangents.get(c.next) for c in handed}
     # Groups that cross alike have made the same statements of the same tiles, which are there once.
     if len({tuple(following[s] for s in group) for group in groups}) > 1:
         return Uncut.BY_VALUES
