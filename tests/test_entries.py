@@ -267,7 +267,7 @@ def test_only_what_has_no_products_is_a_scan():
 
 def test_a_scan_forwards_and_one_backwards_that_makes_states_again():
     form = mamba().forms["chunk"]
-    ahead, back = form.plan.kernels
+    (ahead,), (back,) = form.plan.forward, form.plan.backward
     assert (ahead.skeleton, back.skeleton) == (Skeleton.SCAN, Skeleton.STEPS_REVERSE)
     assert [s.op.reverse for s in form.backward.statements if isinstance(s.op, LinearScan)] == [False, True]
     assert back.partial and not any(k.name.endswith("_whole") for k in (ahead, back))
@@ -303,7 +303,7 @@ def test_chunks_are_shorter_where_states_are_larger():
 def test_tiles_have_as_many_tokens_as_their_numbers_leave():
     """The operator and the plan say the same."""
     plan, op = mamba().forms["chunk"].plan, operator("mamba").package.op
-    (scan,) = (k for k in plan.kernels if k.skeleton is Skeleton.SCAN)
+    (scan,) = plan.forward
     for d_k, d_v, tokens in ((3, 64, 4), (16, 128, 4), (64, 64, 2), (128, 16, 2)):
         q, v = torch.zeros(1, 1, 1, d_k), torch.zeros(1, 1, 1, d_v)
         config = scan.config(plan.chunk, d_k, d_v)
@@ -314,7 +314,8 @@ def test_tiles_have_as_many_tokens_as_their_numbers_leave():
 
 def test_a_read_out_that_joins_channels_has_kernels_of_its_own():
     plan = analyse(parse_spec(SCANNED["normed"])).forms["chunk"].plan
-    assert [k.name for k in plan.kernels] == ["entry_scan", "entry_scan_reverse", "chunk_read", "chunk_read_reverse"]
+    assert [k.name for k in plan.forward] == ["entry_scan", "chunk_read"]
+    assert [k.name for k in plan.backward] == ["chunk_read_reverse", "entry_scan_reverse"]
 
 
 def test_nothing_spills(tmp_path):

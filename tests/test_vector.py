@@ -359,15 +359,15 @@ def test_a_chunk_is_one_scan_and_its_adjoint_another():
     form = analyse(load_spec(specs_dir() / "min_gru.toml")).forms["chunk"]
     scans = [s.op for s in form.backward.statements if isinstance(s.op, LinearScan)]
     assert [x.reverse for x in scans] == [False, True] and scans[1].start is None
-    assert all(k.skeleton is Skeleton.SCAN for k in form.plan.kernels) and len(form.plan.kernels) == 2
-    ahead, back = form.plan.kernels
+    (ahead,), (back,) = form.plan.forward, form.plan.backward
+    assert ahead.skeleton is back.skeleton is Skeleton.SCAN
     assert back.partial and not ahead.partial and not back.name.endswith("_whole")
     assert any(getattr(s.op, "relation", None) is Relation.LAST for s in form.forward.statements)
 
 
 def test_programs_that_sum_over_channels_take_all_of_them_and_few_tokens():
     plan = analyse(parse_spec(SCANNED["normalised"])).forms["chunk"].plan
-    assert all(k.name.endswith("_whole") for k in plan.kernels) and plan.chunk == 16
+    assert all(k.name.endswith("_whole") for k in (*plan.forward, *plan.backward)) and plan.chunk == 16
 
 
 def test_nothing_spills():
