@@ -8,6 +8,7 @@ import torch
 import ttrc
 from test_mutations import build  # noqa: F401
 from test_properties import PATHS, operator
+from test_schedules import kept_and_made, sizes_held
 from test_segments import RULES, SQUARED, rule
 from ttrc.compiler import analyse
 from ttrc.ir.obstacle import Uncut
@@ -111,6 +112,15 @@ def test_pieces_make_what_a_whole_sequence_does(in_pieces, name):
 def test_half_precision(in_pieces, name):
     case = Case(B=1, T=70, H=1, HV=1, d_k=16, d_v=16, chunk_size=16, schedule="segments")
     assert not wrong(in_pieces(operator(name)), case, torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["mlstm", "momentum_deltanet"])
+def test_pieces_keep_the_states_of_stretches_too(monkeypatch, in_pieces, name):
+    monkeypatch.setitem(in_pieces(operator(name)).package.op.EVERY, "sparse", 2)
+    _, wanted = kept_and_made(name, None)
+    _, made = kept_and_made(name, sizes_held(name)["sparse"], schedule="segments")
+    for a, b in zip(made, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_that_is_linear(in_pieces):
