@@ -40,7 +40,7 @@ expr = "{ridge}"
 rule = "closed_form"
 """
 SQUARE, RIDGE = "norm2(p - v) / 2", "3 * norm2(S) / 2"
-DOMAINS = {"g": "log_decay", "beta": "unit", "a": "decay", "u": "unit", "lam": "positive", "w": "real"}
+DOMAINS = {"g": "log_decay", "beta": "unit", "a": "decay", "u": "unit", "lam": "positive", "w": "real", "z": "real"}
 
 
 def text_of(loss=SQUARE, ridge=RIDGE, decay="", **gates):
@@ -99,6 +99,16 @@ def test_the_shipped_rule_agrees_with_the_oracle(op, case):
 def test_the_kernels_of_chunks_agree_with_the_oracle(op, dtype, d_k):
     """Up to 64 key channels a search keeps its products apart."""
     holds(op, Case(B=1, T=19, H=1, HV=2, d_k=d_k, d_v=20, chunk_size=16), "chunk", "triton", dtype)
+
+
+def test_a_gate_may_have_more_digits_than_the_inputs():
+    """Kernels that take neither q nor k nor v, of mapped ones, multiply in their dtype all the same."""
+    text = (
+        text_of(SQUARE, "norm2(S)", z="value_channel")
+        + '[features]\nq = "tanh(q)"\nk = "tanh(k)"\n[read]\nexpr = "r * z"'
+    )
+    op = ttrc.load(parse_spec(text))
+    holds(op, Case(B=1, T=19, H=1, HV=2, d_k=5, d_v=20, chunk_size=16), "chunk", "triton", torch.float16)
 
 
 def test_panels_of_a_state_agree_with_the_oracle(op):

@@ -939,7 +939,7 @@ def chunk_read_reverse(
     PRECISION: tl.constexpr,
 ):
     """The adjoint of chunk_read: cotangents of the answers, and of what else outputs are made of."""
-    dtype: tl.constexpr = z_ptr.dtype.element_ty
+    dtype: tl.constexpr = d_o_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:

@@ -33,22 +33,22 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
         case Skeleton.WALK:
             return common | walk_holes(kernel, domains, tags)
         case Skeleton.STREAM:
-            return common | {"lead": lead(kernel), **stream_holes(kernel, domains, tags)}
+            return common | {"lead": lead(kernel, domains), **stream_holes(kernel, domains, tags)}
         case Skeleton.ROWS:
-            return common | {"lead": lead(kernel), "body": writer().panels()}
+            return common | {"lead": lead(kernel, domains), "body": writer().panels()}
         case Skeleton.PARALLEL:
             return common | {
                 "axis": kernel.axis,
                 "body": writer().panels(),
                 "wide": "" if kernel.wide is None else writer(kernel.wide, wide=True).panels(),
                 "widest": WIDE.get(kernel.name),
-                "lead": lead(kernel),
+                "lead": lead(kernel, domains),
                 "narrow": bool(kernel.narrow),
             }
         case Skeleton.SCAN:
-            return common | {"lead": lead(kernel), "hidden": has_hidden(kernel), **_scan(kernel, writer)}
+            return common | {"lead": lead(kernel, domains), "hidden": has_hidden(kernel), **_scan(kernel, writer)}
         case Skeleton.STEPS_REVERSE:
-            chunks = {"lead": lead(kernel), "checkpoints": writer().checkpoints()}
+            chunks = {"lead": lead(kernel, domains), "checkpoints": writer().checkpoints()}
             return common | chunks | _both_ways(kernel, writer)
         case Skeleton.TOKENS:
             ahead = writer()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ttrc.ir.plan import Buffer, Kernel
 from ttrc.ir.tile import BEGINS, HIDDEN, operands
 
@@ -24,10 +26,11 @@ def asks_begins(kernel: Kernel) -> bool:
     return any(t.name == BEGINS for s in kernel.statements for t in operands(s.op))
 
 
-def lead(kernel: Kernel) -> str:
-    """A buffer in the inputs' dtype, where there is any."""
+def lead(kernel: Kernel, gates: Collection[str]) -> str:
+    """A buffer in the inputs' dtype, where there is any: no gate, for a gate comes in a dtype of its own."""
     every = pointers(kernel)
-    return next((b.name for b in every if as_inputs(b)), every[0].name)
+    own = (b.name for b in every if as_inputs(b) and b.name.removeprefix("d_") not in gates)
+    return next(own, every[0].name)
 
 
 def as_inputs(buffer: Buffer) -> bool:
