@@ -28,6 +28,7 @@ rule = "gradient"
 at = "previous"
 """
 POSITIVE, BOTH = ((1e-6, 80),), ((-80, -1e-6), (1e-6, 80))
+BELOW_1 = (-80, -1e-6), (1e-6, 0.5)
 
 
 def expm1(v: torch.Tensor) -> torch.Tensor:
@@ -48,6 +49,7 @@ CASES = {
     "abs": ("abs(x)", torch.abs, BOTH),
     "sign": ("x * sign(x)", torch.abs, BOTH),
     "huber": ("huber(x, 1)", lambda v: torch.nn.functional.huber_loss(v, 0 * v, reduction="none"), BOTH),
+    "huber, of any threshold": ("huber(1, x)", lambda v: v.clamp(min=0) * (1 - v.clamp(min=0) / 2), BELOW_1),
     "log_cosh": (
         "log_cosh(x)",
         lambda v: torch.log1p(2 * torch.sinh(v / 2) ** 2),

@@ -42,6 +42,7 @@ at = "{at}"
 """
 SEPARABLE = {
     "huber": "sum(huber(p - v, delta))",
+    "threshold_of_any_sign": "sum(huber(p - v, delta * v))",
     "l3": "sum(abs(p - v)**3) / 9",
     "smooth_l_p": "sum((square(p - v) + 0.1)**(3/4))",
     "absolute": "sum(abs(p - v))",

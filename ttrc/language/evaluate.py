@@ -11,6 +11,7 @@ from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number, walk
 
 
 def _huber(x: float, delta: float) -> float:
+    delta = max(delta, 0.0)
     return x * x / 2 if abs(x) <= delta else delta * (abs(x) - delta / 2)
 
 

@@ -24,7 +24,12 @@ _TABLE = (
     Function("norm", (1, 1), "reduction", "square root of the sum of squares"),
     Function("norm2", (1, 1), "reduction", "sum of squares: the norm squared"),
     Function("count", (1, 1), "reduction", "number of entries, of a vector its channels"),
-    Function("huber", (2, 2), "elementwise", "huber(x, delta): x**2 / 2 up to |x| = delta, then a line"),
+    Function(
+        "huber",
+        (2, 2),
+        "elementwise",
+        "huber(x, delta): x**2 / 2 up to |x| = delta, then a line; below 0 delta counts as 0",
+    ),
     Function("log_cosh", (1, 1), "elementwise", "log of the hyperbolic cosine"),
     Function("abs", (1, 1), "elementwise", "absolute value"),
     Function("sign", (1, 1), "elementwise", "-1, 0 or 1"),

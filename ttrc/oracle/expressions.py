@@ -47,7 +47,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _huber(x: Tensor, delta: Tensor) -> Tensor:
-    """Elementwise: x^2 / 2 where |x| <= delta, delta (|x| - delta / 2) beyond."""
+    """Elementwise: x^2 / 2 where |x| <= delta, delta (|x| - delta / 2) beyond; a delta below 0 is 0."""
+    delta = torch.where(delta < 0, 0.0, delta)
     return torch.where(x.abs() <= delta, x * x / 2, delta * (x.abs() - delta / 2))
 
 

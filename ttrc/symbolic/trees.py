@@ -55,6 +55,11 @@ def _where(relation: str, left: Expr, right: Expr, yes: Expr, no: Expr) -> Expr:
             return choose(left, right, no, yes)
 
 
+def _huber(x: Expr, delta: Expr) -> Expr:
+    """A threshold below 0 is 0, and what nothing is known of has to be looked at."""
+    return huber(x, delta if delta.is_nonnegative else larger(delta, sympy.S.Zero))
+
+
 _ELEMENTWISE = {
     "abs": magnitude,
     "sign": step_sign,
@@ -68,7 +73,7 @@ _ELEMENTWISE = {
     "square": lambda x: x**2,
     "min": smaller,
     "max": larger,
-    "huber": huber,
+    "huber": _huber,
 }
 
 
