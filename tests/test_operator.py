@@ -280,11 +280,12 @@ def test_arguments_are_left_alone(form, backend):
     assert all((c == 1).all() for c in cotangents)
 
 
-def test_second_derivatives_are_refused():
-    op = ttrc.load("deltanet")
-    y = leaves(inputs("deltanet"))
+@pytest.mark.parametrize("name", ["deltanet", "softmax_attention"])
+def test_second_derivatives_are_refused(name):
+    op = ttrc.load(name)
+    y = leaves(inputs(name))
     (grad,) = torch.autograd.grad(op(**y)[0].square().sum(), y["q"], create_graph=True)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=f"{name} has first derivatives alone"):
         grad.sum().backward()
 
 

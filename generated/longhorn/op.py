@@ -454,6 +454,13 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
+def _refuse_again(ctx, *cotangents):
+    raise RuntimeError(
+        "longhorn has first derivatives alone, and something asks for a derivative of its gradients; "
+        "expected: gradients that are taken without create_graph=True, or detached"
+    )
+
+
 def chunk_forward_triton(
     q, k, v, beta, scale, initial_state, cu_seqlens, chunk, final, save, schedule, crossing
 ):
@@ -849,6 +856,7 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
 
 
 chunk_op.register_autograd(_chunk_differentiate, setup_context=_chunk_keep)
+chunk_backward_op.register_autograd(_refuse_again)
 
 
 def recurrent_forward_triton(q, k, v, beta, scale, initial_state, cu_seqlens, chunk, final, save):
@@ -1041,6 +1049,7 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
 
 
 recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
+recurrent_backward_op.register_autograd(_refuse_again)
 
 
 def state_shape(q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[int, ...]:

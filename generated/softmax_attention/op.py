@@ -153,6 +153,13 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
+def _refuse_again(ctx, *cotangents):
+    raise RuntimeError(
+        "softmax_attention has first derivatives alone, and something asks for a derivative of its gradients; "
+        "expected: gradients that are taken without create_graph=True, or detached"
+    )
+
+
 def forward_triton(q, k, v, scale, cu_seqlens, chunk, save):
     o = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
     normaliser = v.new_empty(*v.shape[:3], dtype=torch.float32)
@@ -246,6 +253,7 @@ def _differentiate(ctx, d_o, *_):
 
 
 chunk_op.register_autograd(_differentiate, setup_context=_keep)
+chunk_backward_op.register_autograd(_refuse_again)
 
 OPS = {"chunk": chunk_op}
 
