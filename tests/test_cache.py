@@ -176,6 +176,15 @@ def test_a_compiler_that_changes_compiles_again(folder, compilations, monkeypatc
     assert compilations == ["versions", "versions"] and len(list(folder.iterdir())) == 2
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    """Variables that no shell has seen, such as a container's, hold it as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TTRC_CACHE", "~/kept")
+    (tmp_path / "mine.toml").write_text(named("at_home"))
+    op = ttrc.load("~/mine.toml")
+    assert Path(op.package.__file__).is_relative_to(tmp_path / "kept")
+
+
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TTRC_CACHE", str(tmp_path / "file" / "cache"))

@@ -33,7 +33,7 @@ def package_of(spec: Spec) -> Path:
 def cache_dir() -> Path:
     """$TTRC_CACHE, else the user's cache folder."""
     chosen = os.environ.get("TTRC_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ttrc"))
+    return Path(os.path.expanduser(chosen)) if chosen else Path(platformdirs.user_cache_dir("ttrc"))
 
 
 def _publish(files: dict[str, str], target: Path) -> None:

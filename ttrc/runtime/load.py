@@ -39,8 +39,8 @@ def load(spec: Union[str, Path, Spec]) -> Operator:
 
 
 def find_spec(spec: Union[str, Path]) -> Path:
-    """A path as it is; a bare name among the shipped specs."""
-    path = Path(spec)
+    """A path, of which no shell has expanded a ~; a bare name among the shipped specs."""
+    path = Path(os.path.expanduser(spec))
     if path.suffix == ".toml" or os.path.exists(path):  # which says no to what can be no path
         return path
     shipped = shipped_specs()
