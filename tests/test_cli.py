@@ -178,6 +178,16 @@ def test_generate_writes_then_leaves_alone(ttrc, tmp_path):
     assert ttrc("generate", "linear_attention", "--out", tmp_path / "made", "--check")[:2] == (0, "")
 
 
+def test_a_users_own_package_is_written_where_they_are(ttrc, tmp_path, monkeypatch):
+    """Never among the shipped ones, which may lie inside of an installation."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(swap('"base"', '"linear_attention"'))
+    code, out, _ = ttrc("generate", "mine.toml")
+    assert code == 0 and (tmp_path / "generated" / "linear_attention" / "op.py").is_file()
+    code, out, _ = ttrc("generate", "linear_attention")
+    assert code == 0 and out.split() == [f"{ROOT / 'generated' / 'linear_attention'}:", "unchanged"]
+
+
 def test_a_stale_package_is_exit_1_and_a_diff(ttrc, tmp_path):
     ttrc("generate", "linear_attention", "--out", tmp_path)
     file = tmp_path / "linear_attention" / "kernels.py"

@@ -90,13 +90,13 @@ def generate(
     folder: Annotated[Optional[Path], typer.Option("--out", help="Where to write NAME/. Default: generated/.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 with a diff where stale.")] = False,
 ) -> None:
-    """Write generated/NAME/ for each spec, or check that it is current."""
-    from ttrc.paths import generated_dir
+    """Write generated/NAME/ for each spec, or check that it is current; shipped ones go where these lie."""
     from ttrc.runtime.load import shipped_specs
-    from ttrc.tools.generate import compare_all, publish
+    from ttrc.tools.generate import compare_all, place_of, publish
 
-    parsed = [_spec(s) for s in specs or map(str, shipped_specs().values())]
-    outcomes = compare_all(parsed, folder or generated_dir())
+    paths = [_path(s) for s in specs or map(str, shipped_specs().values())]
+    parsed = [_spec(str(path)) for path in paths]
+    outcomes = compare_all(parsed, folder or place_of(paths))
     if not check:
         for outcome in outcomes:
             publish(outcome)

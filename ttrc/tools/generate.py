@@ -12,6 +12,8 @@ from ttrc.compiler import generate
 from ttrc.emit import HEADER
 from ttrc.errors import TtrcError
 from ttrc.language.spec import Spec
+from ttrc.paths import generated_dir
+from ttrc.runtime.load import shipped_specs
 
 MARK = HEADER.split("{")[0]  # how every file of ttrc's own begins
 
@@ -24,6 +26,12 @@ class Outcome:
     files: dict[str, str]
     stale: tuple[str, ...]
     diff: str
+
+
+def place_of(specs: Sequence[Path]) -> Path:
+    """Where packages go if nothing is said: shipped ones beside their specs, a user's own never among them."""
+    shipped = {path.resolve() for path in shipped_specs().values()}
+    return generated_dir() if {path.resolve() for path in specs} <= shipped else Path("generated")
 
 
 def compare_all(specs: Sequence[Spec], out: Path) -> list[Outcome]:
