@@ -294,6 +294,8 @@ EXPRESSION_ROWS = [
     of_weight("weight-root-nowhere", "sqrt(g - beta - 1) + 1", "no real number", '"beta" is declared unit',
               points="sqrt(g - beta - 1)"),
     of_weight("weight-over-nothing", "beta / (g - g)", "division by zero, whatever", points="beta / (g - g)"),
+    of_loss("softmax-function", "dot(softmax(p), v)", '"softmax" is not a function', "write exp(x) / sum(exp(x))",
+            points="softmax"),
     of_loss("threshold-negative", "sum(huber(p - v, -1))", "the threshold of huber is never above 0", '"positive"',
             points="-1"),
     of_loss("threshold-log-decay", "sum(huber(p - v, 2 * g))", "is never above 0", '"g" is declared log_decay',

@@ -55,5 +55,6 @@ HABITS = {
     "clip": "write min(max(x, low), high)",
     "mean": "write sum(x) and put the constant in front",
     "mse": "write norm2(p - v)",
+    "softmax": "write exp(x) / sum(exp(x))",
     "transpose": "nothing here needs a transpose: dot(a, b) contracts, the rest is elementwise",
 }
