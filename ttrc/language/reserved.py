@@ -8,7 +8,7 @@ import keyword
 from ttrc.language.functions import FUNCTIONS
 
 # What expressions mean by these words, in the order of the sections; `head` and `heads` in a default.
-WORDS = ("p", "r", "normaliser", "v", "k", "q", "o", "S", "S_prev", "head", "heads")
+WORDS = ("p", "r", "normaliser", "v", "k", "q", "o", "S", "S_prev", "W", "head", "heads")
 
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (

@@ -19,6 +19,7 @@ _KEY, _VALUE = frozenset({"k"}), frozenset({"v"})
 NORMALISER = "normaliser"  # what the memory would answer to q, had every value been 1
 _ELSEWHERE = {  # words that a section provides for some memories or updates only
     "S_prev": "a closed form has no last state: what a token leaves of the past is retention.decay",
+    "W": "the slope of what a kernel memory of degree 1 fits at a query, S being its value there",
     NORMALISER: "the loss of a kernel memory decides whether weights are divided by their sum, as of norm2(p - v) / 2 "
     "they are; and what a deep memory answers is no sum of what tokens write",
 }
@@ -50,7 +51,7 @@ WRITE = Section("loss.write", ("k",), True, like="k", counts=True)
 RETENTION = Section(
     "retention.expr", ("S", "S_prev"), True, "S", "nothing could be solved for: S is the new state, S_prev the last"
 )
-RIDGE = Section("retention.expr", ("S",), True, "S", "nothing would hold S where no key has been")
+RIDGE = Section("retention.expr", ("S", "W"), True, "S", "nothing would hold S where no key has been")
 DECAY = Section("retention.decay", (), True, by_channel=True)
 SIMILARITY = Section(
     "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
@@ -93,11 +94,13 @@ def word_axes(memory: Memory) -> dict[str, Axes]:
             key, value, state = _KEY, _VALUE, _KEY | _VALUE
         case VectorMemory():  # key and value channels are the same channels
             key = value = state = _VALUE
-        case KernelMemory():  # S is the value that is fitted at a query
+        case KernelMemory():  # S is the value that is fitted at a query, W its slope
             key, value, state = _KEY, _VALUE, _VALUE
     matrices, tokens = {"S": state, "S_prev": state}, {"p": value, "r": value, "v": value, "q": key, "k": key}
     if isinstance(memory, (LinearMemory, VectorMemory)):
         tokens[NORMALISER] = value if isinstance(memory, VectorMemory) else SCALAR
+    if isinstance(memory, KernelMemory) and memory.degree:
+        matrices["W"] = key | value
     return tokens | matrices | {"head": SCALAR, "heads": SCALAR}
 
 

@@ -155,7 +155,7 @@ def _has_values(spec: Spec, entries: tuple[float, ...]) -> bool:
     tree = _of_one_entry(spec.retention.expr.tree)
     try:
         for S, S_prev in product(entries, repeat=2):
-            evaluate(tree, gates | {"S": S, "S_prev": S_prev})
+            evaluate(tree, gates | {"S": S, "S_prev": S_prev, "W": S})
     except SpecError:
         return False
     return True

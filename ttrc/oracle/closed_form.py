@@ -48,6 +48,12 @@ def _parabolas(slope: Slope, scope: Scope, like: Tensor) -> tuple[Tensor, Tensor
     return a, -at_zero
 
 
+def minimum(slope: Slope, scope: Scope, like: Tensor) -> Tensor:
+    """argmin of the objective with that slope, shaped as `like`."""
+    curvature, pull = _quadratic(slope, scope, like)
+    return torch.linalg.solve(curvature, pull)
+
+
 def _quadratic(slope: Slope, scope: Scope, like: Tensor) -> tuple[Tensor, Tensor]:
     """(A, B) with slope(S) = A S - B, [N, HV, dk, dk] and [N, HV, dk, dv]; checked at another S, for it may not be so.
 
