@@ -22,6 +22,22 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class Line:
+    """What it makes of degree 1: beside the constant S a slope W, held by a ridge of its own.
+
+    With the mean c_t of the keys, P_ti the shares of the weights and their divisor D_t, x_t solves
+
+        ( sum_i P_ti (k_i - c_t)(k_i - c_t)' + ridge of W / D_t ) x_t = c_t - q_t,
+
+    and o_t = sum_i P_ti (1 - (k_i - c_t)' x_t) value_i. A ridge of S is one more pair, its key the query and its value
+    zero.
+    """
+
+    log_ridge: Expr | None
+    log_slope: Expr  # the logarithm of W's ridge
+
+
+@dataclass(frozen=True)
 class Sum:
     """What a loss without curvature makes: ridge_t alone divides."""
 
@@ -32,7 +48,9 @@ class Sum:
 class Attention:
     """o_t = sum over i <= t of w_ti value_i / divisor_t, with the divisor that `fit` says, and
 
-    log w_ti = similarity(q_t, k_i) + log_weight_i + sum over i < j <= t of log_decay_j.
+    log w_ti = similarity(q_t, k_i) + log_weight_i + sum over i < j <= t of log_decay_j;
+
+    of a line with what its system makes of them.
 
     `similarity` is over DOT, QUERY and KEY and parameters, `value` over v and gates, the others over gates: those of
     token i, of token t and of the tokens between. `log_decay` is None where nothing is forgotten. With a window
@@ -44,7 +62,7 @@ class Attention:
     similarity: Expr
     log_weight: Expr
     value: Expr
-    fit: Mean | Sum
+    fit: Mean | Line | Sum
     log_decay: Expr | None
     window: int | None = None
     features: tuple[Feature, ...] = ()

@@ -28,7 +28,7 @@ class Difference:
 class Normaliser:
     """The logarithm of the sum over s of exp(logits[t, s]), and of exp(rest[t]) where there is one.
 
-    It has no adjoint of its own: what hangs on it is Attend, whose rule knows.
+    Its adjoint is of what hangs on it beside Attend, whose own rule has the rest.
     """
 
     logits: Tile
@@ -37,7 +37,8 @@ class Normaliser:
 
 @dataclass(frozen=True)
 class Attend:
-    """The sum over s of exp(logits[t, s] - normaliser[t]) values[s, v], the normaliser that of these logits and rest.
+    """The sum over s of exp(logits[t, s] - normaliser[t]) values[s, v], the normaliser that of these logits and rest;
+    of keys in the place of values their mean, [t, k].
 
     A weighted mean: no tile of pairs waits until the normaliser is known.
     """

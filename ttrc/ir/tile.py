@@ -189,7 +189,7 @@ class Conjugate:
     """x with A x = rhs, row by row: A is symmetric and positive definite in each row, a matrix over key channels.
 
     `body` works A x out, its last target, from `unknown`, which stands for x. Found by conjugate gradients,
-    preconditioned by `diagonal`, positive numbers that are no part of the result.
+    preconditioned by `diagonal`, positive numbers that are no part of the result: one a row, or one a channel too.
     """
 
     rhs: Tile

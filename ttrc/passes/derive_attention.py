@@ -4,7 +4,8 @@
 
 With dL/dp = c p - u and a retention's slope ridge * S that is sum w u / (sum w c + ridge). Where the loss is curved,
 c > 0, it is a mean of the values u / c, whose weights w c are worked with as logarithms throughout; where it is not,
-c = 0, a sum over the ridge.
+c = 0, a sum over the ridge. Of degree 1 p = S + W' (k - q), the minimum is over W too, and the same holds of what is
+curved (`Line`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 
 from ttrc import symbolic
 from ttrc.errors import SpecError
-from ttrc.ir.attention import DOT, KEY, QUERY, Attention, Mean, Sum
+from ttrc.ir.attention import DOT, KEY, QUERY, Attention, Line, Mean, Sum
 from ttrc.language.document import read_document
 from ttrc.language.spec import Located, Per, Spec
 from ttrc.language.syntax import Name, names, walk
@@ -29,16 +30,13 @@ SIMILAR = "dot(q, k), norm2(q), norm2(k), norm2(q - k) and parameters"
 
 def derive_attention(spec: Spec) -> Attention:
     similarity = spec.memory.similarity
-    if spec.memory.degree:
-        message = "a local polynomial of degree 1 has no derivation yet: each pair would want a system of equations"
-        line, path = read_document(spec.source.text).line("memory", "degree"), spec.source.path
-        raise SpecError(message, path=path, line=line, key="memory.degree", expected="degree = 0, a local constant")
     gates = (*spec.inputs, *spec.parameters)
     _check_channels(spec)
     _check_queries(spec)
     symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates}
     axes: dict[symbolic.Symbol, tuple[str, ...]] = {symbols[g.name]: () for g in gates}
-    for name, own in {"p": ("v",), "v": ("v",), "S": ("v",), "q": ("k",), "k": ("k",)}.items():
+    words = {"p": ("v",), "v": ("v",), "S": ("v",), "W": ("k", "v"), "q": ("k",), "k": ("k",)}
+    for name, own in words.items():
         symbols[name] = symbolic.symbol(name)
         axes[symbols[name]] = own
     scope = Scope(symbols, axes)
@@ -48,6 +46,7 @@ def derive_attention(spec: Spec) -> Attention:
     log_weight = symbolic.log_of(weight) if weight != ONE else ZERO
     if fit.log_ridge is None:  # what is the same for all keys of a query leaves the mean alone
         _check_window(spec)
+    if fit == Mean(None):
         near = symbolic.without_terms(near, {QUERY.name, *(p.name for p in spec.parameters)})
         log_weight = log_weight if symbolic.names(log_weight) else ZERO
     attention = Attention(
@@ -76,7 +75,8 @@ def _check_window(spec: Spec) -> None:
 
 
 def _check_effects(spec: Spec, a: Attention) -> None:
-    parts = (a.similarity, a.log_weight, a.value, a.fit.log_ridge, a.log_decay)
+    ridges = (a.fit.log_ridge, a.fit.log_slope if isinstance(a.fit, Line) else None)
+    parts = (a.similarity, a.log_weight, a.value, *ridges, a.log_decay)
     written = (*a.features, *(() if a.readout is None else (a.readout,)))
     bodies = (part for w in written for part in (w.expr, *(s.body for s in w.sums)))
     used = set().union(*(symbolic.names(part) for part in (*parts, *bodies) if part is not None))
@@ -133,31 +133,56 @@ def _used(*parts: Located | None) -> frozenset[str]:
     return frozenset().union(*(names(part.tree) for part in parts if part is not None))
 
 
-def _ridge(spec: Spec, scope: Scope) -> Expr:
-    """Of a retention whose slope is ridge * S; 0 where there is none."""
-    where, S = spec.retention.expr, scope.symbols["S"]
-    solved = symbolic.affine(symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), S)), S)
+def _ridge(spec: Spec, scope: Scope, word: str) -> Expr:
+    """Of a retention whose slope in the word is ridge * word; 0 where there is none."""
+    where, x = spec.retention.expr, scope.symbols[word]
+    solved = symbolic.affine(symbolic.expanded(scope.gradient(symbolic.convert(where.tree, scope), x)), x)
     if solved is None or scope.axes_of(solved[0]) or _mentions_sums(scope, solved[0]) or solved[1] != 0:
+        example = "lam * norm2(S) / 2, or 0" if word == "S" else "lam * norm2(W) / 2"
+        both = " and a number times norm2(W)" if spec.memory.degree else ""
         raise refuse(
             spec,
             where,
-            "the retention of a kernel memory is not a number times norm2(S)",
-            expected="a ridge such as lam * norm2(S) / 2, or 0",
+            f"the retention of a kernel memory is not a number times norm2(S){both}",
+            expected=f"a ridge such as {example}",
         )
     ridge = symbolic.tidy(solved[0])
     if ridge != 0 and not symbolic.is_positive(ridge):
+        of = " in W" if word == "W" else ""
         raise refuse(
             spec,
             where,
-            f"the retention's second derivative, {symbolic.equation(ridge)}, is not provably positive",
-            expected="a factor such as exp(lam), or of a parameter whose domain is positive; or no retention, 0",
+            f"the retention's second derivative{of}, {symbolic.equation(ridge)}, is not provably positive",
+            expected="a factor such as exp(lam), or of a parameter whose domain is positive"
+            + ("; or no retention, 0" if word == "S" else ""),
         )
     return ridge
 
 
-def _fitted(spec: Spec, scope: Scope) -> tuple[Mean | Sum, Expr, Expr, Expr]:
+def _slope_ridge(spec: Spec, scope: Scope, curvature: Expr) -> Expr:
+    """What holds the slope of a local line."""
+    ridge = _ridge(spec, scope, "W")
+    if ridge == 0:
+        raise refuse(
+            spec,
+            spec.retention.expr,
+            "nothing holds the slope W: the keys that a query sees may lie on a line, or be one",
+            expected="a ridge on it, such as norm2(W) / 2, beside what there is",
+        )
+    if curvature == 0:
+        raise refuse(
+            spec,
+            spec.loss.expr,
+            "the loss has no curvature in p, so that S does not hang on the slope W",
+            expected="a squared error such as norm2(p - v) / 2, or degree = 0",
+        )
+    return ridge
+
+
+def _fitted(spec: Spec, scope: Scope) -> tuple[Mean | Line | Sum, Expr, Expr, Expr]:
     """(fit, w, value, gradient): weight times loss has the slope w (p - value) of a mean, and -w value of a sum."""
-    ridge, (gradient, slope, offset) = _ridge(spec, scope), _loss(spec, scope)
+    ridge, (gradient, slope, offset) = _ridge(spec, scope, "S"), _loss(spec, scope)
+    of_slope = _slope_ridge(spec, scope, slope) if spec.memory.degree else None
     if slope == 0 and ridge == 0:
         raise refuse(
             spec,
@@ -183,7 +208,8 @@ def _fitted(spec: Spec, scope: Scope) -> tuple[Mean | Sum, Expr, Expr, Expr]:
         )
     log_ridge, gradient = None if ridge == 0 else symbolic.log_of(ridge), symbolic.tidy(weight * gradient)
     if slope != 0:
-        return Mean(log_ridge), symbolic.tidy(weight * slope), _value(spec, scope, -offset / slope), gradient
+        fit = Mean(log_ridge) if of_slope is None else Line(log_ridge, symbolic.log_of(of_slope))
+        return fit, symbolic.tidy(weight * slope), _value(spec, scope, -offset / slope), gradient
     if positive:
         return Sum(log_ridge), symbolic.tidy(weight), _value(spec, scope, -offset), gradient
     # A weight of any sign has no logarithm, and goes with the value.

@@ -7,7 +7,7 @@ tile by tile, which the program need not know.
 from __future__ import annotations
 
 from ttrc import symbolic
-from ttrc.ir.attention import DOT, KEY, QUERY, Attention, Mean, Sum
+from ttrc.ir.attention import DOT, KEY, QUERY, Attention, Line, Mean, Sum
 from ttrc.ir.tile import SCALE, Attend, Difference, Normaliser, Program, Relation, RunningSum, Tile, Window
 from ttrc.passes.builder import Builder, sym
 from ttrc.passes.derive_features import derive_features
@@ -17,6 +17,7 @@ from ttrc.symbolic import ZERO, Expr, at_least
 
 PAIRS = ("t", "s")
 INFINITY = float("inf")
+STIFF = 40  # above that, as a logarithm, the ridge of a slope leaves nothing of it in any float format
 FORGOTTEN = -800  # below that a decay is 0 in every float format, and so is its gradient
 
 
@@ -41,6 +42,9 @@ def derive_pairs(attention: Attention) -> Program:
     match attention.fit:
         case Mean():
             answer = _mean(build, tiles, attention, values, rest)
+        case Line(_, log_slope):
+            slope = _of_tokens(build, tiles, "log_slope", log_slope, "t", "retention")
+            answer = _line(build, tiles, attention, values, rest, slope)
         case Sum():
             answer = _sum(build, tiles, attention, values, rest)
     asked = _asked(build, tiles | {"k": inputs[1]}, attention)
@@ -62,6 +66,12 @@ def _of_tokens(
 def _mean(build: Builder, tiles: dict[str, Tile], attention: Attention, values: Tile, rest: Tile | None) -> Tile:
     """[t, v], of values [s, v] and the logarithm of a ridge, [t]. Weights stay logarithms up to the operation that
     divides them by their sum."""
+    logits, normaliser = _shares(build, tiles, attention, rest)
+    return build.emit(answer_name(attention.readout), ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+
+
+def _shares(build: Builder, tiles: dict[str, Tile], attention: Attention, rest: Tile | None) -> tuple[Tile, Tile]:
+    """The logarithms of weights, [t, s], and of what they are divided by, [t]."""
     near = _near(build, tiles, attention)
     similarity = build.elementwise("similarity", attention.similarity, near, "similarity", axes=PAIRS)
     terms = {t.name: t for t in (similarity, *_beside(build, tiles, attention))}
@@ -69,8 +79,56 @@ def _mean(build: Builder, tiles: dict[str, Tile], attention: Attention, values: 
     logits = _seen(build, logits, attention, -INFINITY)
     normaliser = build.emit("normaliser", ("t",), Normaliser(logits, rest), "update")
     # Past the end of a sequence there are no queries: nothing weighs anything.
-    normaliser = build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
-    return build.emit(answer_name(attention.readout), ("t", "v"), Attend(logits, normaliser, values, rest), "update")
+    return logits, build.mask("normaliser_valid", normaliser, Relation.VALID, INFINITY, "update")
+
+
+def _line(
+    build: Builder, tiles: dict[str, Tile], attention: Attention, values: Tile, rest: Tile | None, slope: Tile
+) -> Tile:
+    """As _mean, of a line: see there. slope: the logarithm of W's ridge, [t].
+
+    Products take keys as they are, for a tile of their distances from a mean would be one of three axes."""
+
+    def make(name: str, expr: Expr, *args: Tile) -> Tile:
+        return build.make(name, expr, *args, origin="update")
+
+    def along(a: Tile, b: Tile) -> Tile:
+        return build.contract("along", a, b, "k", "update")
+
+    logits, normaliser = _shares(build, tiles, attention, rest)
+    keys, scale = tiles["k"], tiles[SCALE]
+    query = make("query", sym(scale) * sym(tiles["q"]), scale, tiles["q"])
+    centre = build.emit("centre", ("t", "k"), Attend(logits, normaliser, keys, rest), "update")
+    share = None
+    if rest is not None:
+        share = make("share", symbolic.exp(sym(rest) - sym(normaliser)), rest, normaliser)
+        centre = make("centre", sym(centre) + sym(share) * sym(query), centre, share, query)
+    away = make("away", sym(centre) - sym(query), centre, query)
+    stiffness = -symbolic.at_least(sym(normaliser) - sym(slope), -STIFF)
+    stiffness = make("stiffness", symbolic.exp(stiffness), slope, normaliser)
+    # Past the end of a sequence a system has a solution too.
+    stiffness = build.mask("stiffness_valid", stiffness, Relation.VALID, 1.0, "update")
+    weights = make("weights", symbolic.exp(sym(logits) - sym(normaliser)), logits, normaliser)
+
+    def spread(x: Tile) -> Tile:
+        """(k_i - centre)' x, [t, s]."""
+        seen, own = build.contract("seen_along", x, keys, "k", "update"), along(x, centre)
+        return make("spread", sym(seen) - sym(own), seen, own)
+
+    def applied(x: Tile) -> Tile:
+        moved = spread(x)
+        pulls = make("pulls", sym(weights) * sym(moved), weights, moved)
+        level = build.reduce("level", pulls, ("t",), "update")
+        expr, used = sym(stiffness) * sym(x) - sym(level) * sym(centre), [stiffness, x, level, centre]
+        if share is not None:
+            own = along(x, away)
+            expr, used = expr + sym(share) * sym(own) * sym(away), [*used, share, own, away]
+        return build.contract("applied", pulls, keys, "s", "update", add=make("held", expr, *used))
+
+    x = build.conjugate("x", away, stiffness, applied, "update")
+    moved = spread(x)
+    shares = make("shares", sym(weights) * (1 - sym(moved)), weights, moved)
+    return build.contract(answer_name(attention.readout), shares, values, "s", "update")
 
 
 def _sum(build: Builder, tiles: dict[str, Tile], attention: Attention, values: Tile, rest: Tile) -> Tile:

@@ -300,7 +300,8 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
         case Attend(logits, normaliser, values, rest):  # the normaliser's share is in it
             weights = tape.elementwise("weights", symbolic.exp(sym(logits) - sym(normaliser)), (logits, normaliser))
             tape.add(values, _Product(weights, adjoint, "t"))
-            towards = build.contract("d_weights", adjoint, values, "v", origin)
+            (channels,) = set(values.axes) - {"s"}
+            towards = build.contract("d_weights", adjoint, values, channels, origin)
             along = build.reduce(
                 "delta", tape.elementwise("o_d_o", sym(target) * sym(adjoint), (target, adjoint)), ("t",), origin
             )
@@ -311,8 +312,13 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             if rest is not None:
                 part = -symbolic.exp(sym(rest) - sym(normaliser)) * sym(along)
                 tape.add(rest, tape.elementwise(via(rest), part, (rest, normaliser, along)))
-        case Normaliser():
-            pass  # see Attend
+        case Normaliser(logits, rest):  # of what else than Attend goes by it: see there
+            valid = build.mask(f"{target.name}_valid", target, Relation.VALID, float("inf"), origin)
+            weights = tape.elementwise("weights", symbolic.exp(sym(logits) - sym(valid)), (logits, valid))
+            tape.add(logits, tape.elementwise(via(logits), sym(weights) * sym(adjoint), (weights, adjoint)))
+            if rest is not None:
+                part = symbolic.exp(sym(rest) - sym(valid)) * sym(adjoint)
+                tape.add(rest, tape.elementwise(via(rest), part, (rest, valid, adjoint)))
         case Inverse(matrix):
             half = build.compose(via(matrix), target, adjoint, origin, a_transposed=True)
             whole = build.compose(via(matrix), half, target, origin, b_transposed=True)

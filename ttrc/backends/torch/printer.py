@@ -104,12 +104,12 @@ class TorchPrinter:
 
     def _conjugate(self, target: Tile, op: Conjugate) -> list[str]:
         """A function of what is tried, and the search."""
-        applied = self.name(op.applied)
+        applied, diagonal = self.name(op.applied), self._broadcast(op.diagonal, op.rhs)
         return [
             f"def {applied}_to({self.name(op.unknown)}):",
             *(f"    {line}" for s in op.body for line in self.lines(s)),
             f"    return {self.name(op.applied)}",
-            f"{self.name(target)} = conjugate({applied}_to, {self.name(op.rhs)}, {self.name(op.diagonal)})",
+            f"{self.name(target)} = conjugate({applied}_to, {self.name(op.rhs)}, {diagonal})",
         ]
 
     def name(self, tile: Tile) -> str:
