@@ -8,7 +8,7 @@ from ttrc import symbolic
 from ttrc.backends import arguments
 from ttrc.backends.torch.emit import print_backward, print_forward
 from ttrc.backends.triton import launch_pairs
-from ttrc.ir.attention import SIZES, Attention, Mean, Sum, seen
+from ttrc.ir.attention import SIZES, Attention, Line, Mean, Sum, seen
 from ttrc.ir.config import default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
@@ -25,10 +25,9 @@ def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[
         f"loss       {comment(spec.loss.expr.text)}" + (f", weight {comment(weight.text)}" if weight else ""),
         f"retention  {comment(spec.retention.expr.text)}" + (f", decay {comment(decay.text)}" if decay else ""),
         f"error      dL/dp = {symbolic.equation(a.gradient)}",
-        f"fit        {answered(a.readout)}_t = sum over {seen(a)} of w_ti u_i / "
-        + _divisor(a.fit)
-        + f", u = {symbolic.equation(a.value)}"
+        f"fit        {answered(a.readout)}_t = {_fitted(a)}, u = {symbolic.equation(a.value)}"
         + ("" if a.fit.log_ridge is None else f", r = {symbolic.equation(a.fit.log_ridge)}"),
+        *_system(a.fit),
     ]
     log = f"           log w_ti = {symbolic.equation(a.similarity)}"
     if a.log_weight != symbolic.ZERO:
@@ -39,11 +38,29 @@ def derivation(spec: Spec, a: Attention, comment: Callable[[str], str]) -> list[
     return [*lines, ", ".join([log, *told])]
 
 
-def _divisor(fit: Mean | Sum) -> str:
+def _fitted(a: Attention) -> str:
+    if isinstance(a.fit, Line):
+        return f"sum over {seen(a)} of P_ti (1 - (k_i - c_t)' x_t) u_i, P_ti = w_ti / {_divisor(a.fit)}"
+    return f"sum over {seen(a)} of w_ti u_i / {_divisor(a.fit)}"
+
+
+def _system(fit: Mean | Line | Sum) -> list[str]:
+    """What a line takes beside its weights."""
+    if not isinstance(fit, Line):
+        return []
+    ridge, drawn = f"exp({symbolic.equation(fit.log_slope)})", fit.log_ridge is not None
+    own, pulled = (" + d_t (q_t - c_t)(q_t - c_t)'", " + d_t q_t") if drawn else ("", "")
+    return [
+        f"           ( sum of P_ti (k_i - c_t)(k_i - c_t)'{own} + {ridge} / {_divisor(fit)} ) x_t = c_t - q_t",
+        f"           c_t = sum of P_ti k_i{pulled}" + (f", d_t = exp(r_t) / {_divisor(fit)}" if drawn else ""),
+    ]
+
+
+def _divisor(fit: Mean | Line | Sum) -> str:
     match fit:
-        case Mean(None):
+        case Mean(None) | Line(None):
             return "sum of w_ti"
-        case Mean():
+        case Mean() | Line():
             return "(sum of w_ti + exp(r_t))"
         case Sum():
             return "exp(r_t)"

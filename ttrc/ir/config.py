@@ -33,9 +33,10 @@ PANELS = "_panels"  # they do, and walk hidden channels in panels
 KEYS = "_keys"  # they do, and walk key channels in panels; scans where they do not take all of them at once
 DECAYS = "_decays"  # weighs pairs of tokens by differences of running sums
 WINDOWED = "_windowed"  # weighs pairs within a window: a second loop, for blocks that its edge crosses
+LINES = "_lines"  # fits lines to pairs of tokens: rounds over all keys, one of them a search
 MAPPED = "_mapped"  # makes queries or keys of pairs itself, by feature maps
 # In the order of a name's end.
-KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, NORMALISED, CLOSED, WINDOWED, DECAYS, MAPPED)
+KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, NORMALISED, CLOSED, WINDOWED, DECAYS, MAPPED, LINES)
 
 
 class Takes(Enum):
@@ -141,6 +142,14 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "attend_mapped": {64: Config(64, 4, 2), 128: Config(64, 8, 2), 256: Config(64, 8, 1)},
     "attend_queries_mapped": {64: Config(64, 8, 2), 128: Config(64, 8, 2), 256: Config(32, 8, 1)},
     "attend_keys_mapped": {64: Config(64, 8, 2), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_ahead_lines": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_solve_lines": {64: Config(64, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 4, 1)},
+    "attend_lines": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_ahead_reverse_lines": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_solve_reverse_lines": {64: Config(64, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 4, 1)},
+    "attend_behind_reverse_lines": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_queries_lines": {64: Config(64, 4, 1), 128: Config(64, 8, 1), 256: Config(32, 8, 1)},
+    "attend_keys_lines": {64: Config(64, 8, 1), 128: Config(32, 8, 1), 256: Config(16, 8, 1)},
     "running_sums": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
     "running_sums_reverse": {64: Config(256, 4, 1), 128: Config(256, 4, 1), 256: Config(256, 4, 1)},
     "vector_scan": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 4, 1)},

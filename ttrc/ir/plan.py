@@ -96,6 +96,9 @@ class Kernel:
     program of a block of value channels stores its own share of sums over these, one behind the other. What joins
     pieces of sequences, or finds out what becomes of states there, knows how these are `crossing`. The name ends in
     what kind it is of, for people and for tables of configurations.
+
+    Products that make `exact` tiles take their operands as they are, in half precision as sums of two. With a `search`,
+    a Conjugate, all segments but the first and the last are its body, gone through in each of its steps.
     """
 
     name: str
@@ -110,6 +113,8 @@ class Kernel:
     partial: bool = False
     takes: Takes = Takes.VALUES
     crossing: Optional[Crossing] = None
+    exact: frozenset[Tile] = frozenset()
+    search: Optional[Statement] = None
 
     def of(self, d_k: int, at_once: int) -> Kernel:
         """What runs for heads of so many key channels, of which a program takes so many at once."""
@@ -161,7 +166,13 @@ class Kernel:
 
     @property
     def statements(self) -> tuple[Statement, ...]:
-        return tuple(x for s in self.segments for x in s.statements)
+        code = tuple(x for s in self.segments for x in s.statements)
+        return code if self.search is None else (*code, self.search)
+
+    @property
+    def repeated(self) -> frozenset[Tile]:
+        """What it makes in each step of its search."""
+        return frozenset(x.target for s in self.segments[1:-1] for x in s.statements if self.search is not None)
 
     @property
     def window(self) -> Optional[int]:

@@ -238,7 +238,7 @@ MEMORIES = {
         '[memory] with kind = "kernel"',
         {
             "kind": {},
-            "degree": _integer(0, 1, "degree of the local polynomial: 0 is a constant, as of softmax attention, 1 a line"),
+            "degree": _integer(0, 1, "degree of the local polynomial: 0 a constant, as of softmax attention; 1 a line"),
             "similarity": _expression("the logarithm of how near a key k is to a query q: a number, such as dot(q, k)"),
             "window": _integer(1, MAX_WINDOW, "how many tokens a query sees, its own the last; all where absent"),
         },

@@ -113,8 +113,8 @@ class KernelMemory:
     """Nonparametric: all pairs are kept; local polynomial of this degree (0 is softmax attention).
 
     A pair weighs exp(similarity), one number of a query (scale already in it), a key and parameters. S is the value
-    that is fitted at the query, and p = S the same for all pairs; of degree 1 p = S + W' (k - q). With a window, a query sees that many tokens, its own the
-    last of them, and else all tokens up to its own.
+    that is fitted at the query, and p = S the same for all pairs; of degree 1 p = S + W' (k - q). With a window, a
+    query sees that many tokens, its own the last of them, and else all tokens up to its own.
     """
 
     degree: int

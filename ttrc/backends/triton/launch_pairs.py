@@ -66,7 +66,8 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
 
 
 def _dtype(buffer: Buffer) -> str:
-    return "torch.float64" if buffer.double else "v.dtype" if row_axes(buffer.tile) else "torch.float32"
+    rounded = row_axes(buffer.tile) and not buffer.single
+    return "torch.float64" if buffer.double else "v.dtype" if rounded else "torch.float32"
 
 
 def _new(buffer: Buffer) -> str:

@@ -7,10 +7,11 @@ from functools import singledispatchmethod
 
 from ttrc import symbolic
 from ttrc.backends.product import Product, as_product
-from ttrc.backends.triton import masks, search
+from ttrc.backends.triton import masks
 from ttrc.backends.triton.dialect import DIALECT
 from ttrc.backends.triton.extents import BLOCK, VALUES
 from ttrc.backends.triton.memory import TOKENS
+from ttrc.backends.triton.search import Search, conjugate, root, steps
 from ttrc.backends.triton.tables import table
 from ttrc.ir.tile import (
     GIVEN,
@@ -192,13 +193,17 @@ class TritonPrinter:
         spelling = {a.name: self._broadcast(a, target) for a in op.args} | {UNKNOWN: target.name}
         slope = symbolic.derivative(op.pull, symbolic.symbol(UNKNOWN))
         pull, slope = (symbolic.render(expr, DIALECT, spelling) for expr in (op.pull, slope))
-        return search.root(target.name, self._float(op.base), pull, slope, not target.axes)
+        return root(target.name, self._float(op.base), pull, slope, not target.axes)
 
     def _conjugate(self, op: Conjugate, target: Tile) -> list[str]:
         products, inner = any(isinstance(s.op, Contract) for s in op.body), replace(self, precise=True)
         body = [line for s in op.body for line in inner.lines(s)]
-        given = op.unknown.name, self._float(op.rhs), self._float(op.diagonal)
-        return search.conjugate(target.name, *given, len(target.axes) - 1, body, inner.name(op.applied), products)
+        return steps(self.search(op, target, inner.name(op.applied), products), body, products)
+
+    def search(self, op: Conjugate, target: Tile, applied: str, products: bool) -> Search:
+        diagonal = self._broadcast(op.diagonal, target)
+        given = op.unknown.name, self._float(op.rhs), diagonal, len(target.axes) - 1, applied, products
+        return conjugate(target.name, *given)
 
     def rests(self, tile: Tile) -> bool:
         """Whether products find it made ready for them."""

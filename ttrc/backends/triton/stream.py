@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+from ttrc.backends.triton import search
 from ttrc.backends.triton.memory import ChunkMemory
-from ttrc.backends.triton.printer import TritonPrinter
+from ttrc.backends.triton.pointers import as_inputs
+from ttrc.backends.triton.printer import TritonPrinter, shape
 from ttrc.ir.plan import Buffer, Kernel, Segment
 from ttrc.ir.tile import Attend, Contract, Difference, Mask, Normaliser, Relation, RunningSum, Statement, Tile, Window
 from ttrc.language.spec import Domain
@@ -16,8 +18,9 @@ PAIRS = (Relation.CAUSAL, Relation.STRICT)
 
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
-        raw = {b.tile.name for s in kernel.segments for b in s.loads if len(b.tile.axes) == 2}
+        raw = {b.tile.name for s in kernel.segments for b in s.loads if as_inputs(b)}
         self.printer = TritonPrinter(raw, begins={}, columns="s", end="length")
+        self.exact = kernel.exact
         self.memory, self.tags, self.origin = ChunkMemory(domains, {}, ROWS), tags, None
 
     def loads(self, buffers: tuple[Buffer, ...]) -> list[str]:
@@ -34,13 +37,17 @@ class _Writer:
         return [f"# {self.tags.get(statement.origin, statement.origin)}", *lines]
 
     def statements(self, statements: tuple[Statement, ...]) -> list[str]:
-        return [line for s in statements for line in self.tagged(s, self.printer.lines(s))]
+        return [line for s in statements for line in self.tagged(s, self.lines(s))]
+
+    def lines(self, statement: Statement) -> list[str]:
+        self.printer.precise = statement.target in self.exact
+        return self.printer.lines(statement)
 
 
 class _Stream(_Writer):
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
         super().__init__(kernel, domains, tags)
-        self.window = kernel.window
+        self.kernel, self.window = kernel, kernel.window
 
     def edges(self, kernel: Kernel) -> list[str]:
         """Running sums where the blocks of queries begin that are next to the program's own keys, or are its own: whole
@@ -60,7 +67,7 @@ class _Stream(_Writer):
                     lines += [f'_{target.name}_top = tl.full([BT], float("-inf"), tl.float32)']
                     lines += [f"_{target.name} = tl.zeros([BT], tl.float32)"]
                 case Attend():
-                    lines += [f"{target.name} = tl.zeros([BT, BV], tl.float32)"]
+                    lines += [f"{target.name} = tl.zeros({shape(target)}, tl.float32)"]
                 case op:
                     chained = isinstance(op, Contract) and op.add in summed
                     lines += self.printer.open_sum(statement, chained)
@@ -83,21 +90,42 @@ class _Stream(_Writer):
                 case Attend():
                     lines += self.tagged(s, self._attend(s.target, s.op, _normaliser(segment)))
                 case _ if s.target in segment.sums:
+                    self.printer.precise = s.target in self.exact
                     lines += self.tagged(s, self.printer.add_panel(s))
                 case _:
                     lines += self.statements((s,))
         self.printer, self.origin = printer, None
         return "\n".join(lines)
 
+    def search(self, again: Segment, within: Segment, after: Segment) -> dict[str, object]:
+        """What stands around a step's loop over blocks, and around all steps."""
+        op, target = self.kernel.search.op, self.kernel.search.target
+        opening = [*self.statements(again.statements), *self.open(within)]
+        closing, self.origin = self.statements(after.statements), None
+        around = self.printer.search(op, target, self.printer.name(op.applied), products=True)
+        return {
+            "ahead": around.ahead,
+            "going": around.going,
+            "most": search.MOST,
+            "opening": "\n".join(opening),
+            "closing": "\n".join([*closing, *around.step, *search.again(around)]),
+            "behind": around.behind,
+        }
+
     def _attend(self, target: Tile, op: Attend, normaliser: Tile) -> list[str]:
         """Sums relative to the largest logit so far, as powers of 2: product and difference are one instruction."""
         o, n, logits = target.name, normaliser.name, self.printer.name(op.logits)
-        values = self.printer.operand(op.values)
+        self.printer.precise = target in self.exact
+        values, shrunk = self.printer.operand(op.values), f"{o} * _shrink[:, None]"
+        if self.printer.precise:
+            total = f"exact_dot(_weights, {values}, {shrunk}, dtype, PRECISION)"
+        else:
+            total = f"tl.dot(_weights.to(dtype), {values}, {shrunk}, input_precision=PRECISION)"
         return [
             f"_top = tl.maximum(_{n}_top, in_base_2(tl.max({logits}, 1)))",
             f"_shrink, _weights = tl.exp2(_{n}_top - _top), tl.exp2(in_base_2({logits}) - _top[:, None])",
             f"_{n}, _{n}_top = _{n} * _shrink + tl.sum(_weights, 1), _top",
-            f"{o} = tl.dot(_weights.to(dtype), {values}, {o} * _shrink[:, None], input_precision=PRECISION)",
+            f"{o} = {total}",
         ]
 
     def close(self, segment: Segment) -> list[str]:
@@ -127,27 +155,26 @@ def _normaliser(segment: Segment) -> Tile:
 
 
 def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, object]:
-    before, within, behind = kernel.segments
+    (before, *_), behind = kernel.segments, kernel.segments[-1]
+    (within,) = (s for s in kernel.segments if s.panelled)
     writer = _Stream(kernel, domains, tags)
     ahead = [
         *writer.loads(before.loads),
         *writer.edges(kernel),
         *writer.statements(before.statements),
         *writer.stores(before.stores),
-        *writer.open(within),
     ]
+    searching = None if kernel.search is None else writer.search(*kernel.segments[1:-1])
+    ahead += writer.open(within) if searching is None else searching.pop("ahead")
     whole, masked = writer.block(within, whole=True), writer.block(within, whole=False)
-    after = [
-        *writer.close(within),
-        *writer.loads(behind.loads),
-        *writer.statements(behind.statements),
-        *writer.stores(behind.stores),
-    ]
+    after = writer.close(within) if searching is None else searching.pop("behind")
+    after += [*writer.loads(behind.loads), *writer.statements(behind.statements), *writer.stores(behind.stores)]
     return {
         "own": "s" if kernel.axis == "t" else "t",
         "other": kernel.axis,
         "before": "\n".join(ahead),
         "window": kernel.window,
+        "search": searching,
         "whole": whole,
         "masked": masked,
         "behind": "\n".join(after),
