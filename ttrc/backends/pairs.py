@@ -13,7 +13,6 @@ from ttrc.ir.config import default_configs
 from ttrc.ir.module import Module
 from ttrc.ir.plan import Skeleton
 from ttrc.ir.recurrence import answered
-from ttrc.ir.tile import row_axes
 from ttrc.language.spec import Spec
 
 
@@ -92,8 +91,8 @@ def op_holes(module: Module) -> dict[str, object]:
         "crossing": launch_pairs.crossing(plan),
         "saved": [b.name for b in launch_pairs.saved(plan)],
         "kept": launch_pairs.kept(plan),
-        "numbers": sum(8 if b.double else 4 for b in launch_pairs.saved(plan) if not row_axes(b.tile)),
-        "rows": [b.name for b in launch_pairs.saved(plan) if row_axes(b.tile)],
+        "least": launch_pairs.least(plan),
+        "wanted": launch_pairs.wanted(plan),
         "fake": launch_pairs.fake(plan),
         "allocate": {
             "forward": launch_pairs.allocate_forward(plan),

@@ -96,9 +96,8 @@ class Kernel:
     program of a block of value channels stores its own share of sums over these, one behind the other. What joins
     pieces of sequences, or finds out what becomes of states there, knows how these are `crossing`. The name ends in
     what kind it is of, for people and for tables of configurations.
-
-    Products that make `exact` tiles take their operands as they are, in half precision as sums of two. With a `search`,
-    a Conjugate, all segments but the first and the last are its body, gone through in each of its steps.
+    Products make `exact` tiles of operands as they are, in half precision as sums of two. With a `search`, a Conjugate,
+    all segments but the first and the last are its body, gone through in each of its steps.
     """
 
     name: str
@@ -160,9 +159,7 @@ class Kernel:
     @property
     def waiting_pairs(self) -> tuple[Buffer, ...]:
         """What a parallel one stores for its own later pieces, chunk by chunk."""
-        if self.skeleton is not Skeleton.PARALLEL:
-            return ()
-        return tuple(b for b in self.stores if b in self.loads)
+        return tuple(b for b in self.stores if b in self.loads and self.skeleton is Skeleton.PARALLEL)
 
     @property
     def statements(self) -> tuple[Statement, ...]:

@@ -240,7 +240,9 @@ class _Cost:
         if buffer.double:
             return 8.0
         widths = [{**self.width, "s": self.chunk}[a] for a in row_axes(buffer.tile)]
-        return self.dtype_bytes * widths[0] if widths else self.gate_bytes
+        if not widths:
+            return self.gate_bytes
+        return (self.gate_bytes if buffer.single else self.dtype_bytes) * widths[0]
 
     def _numbers(self, state: Tile) -> int:
         return math.prod(self.width[a] for a in state.axes)
@@ -277,12 +279,16 @@ class _Cost:
         """Of a token: a product for each pair that it is in, and for the pairs of visited blocks that nobody sees."""
         block = self._config(kernel).value_block
         pairs = block * (1 + kernel.visited(self.length, block))
+        pairs *= STEPS if statement.target in kernel.repeated else 1
+        # In half precision what is float32 of an exact product goes through it in two parts.
+        parts = 2 if statement.target in kernel.exact and self.dtype_bytes < 4 else 1
         match statement.op:
             case Contract(a, b):
                 channels = (set(a.axes) | set(b.axes)) - {"t", "s"}
-                return 2.0 * math.prod(blocks[c] for c in channels) * pairs
-            case Attend():
-                return 2.0 * blocks["v"] * pairs
+                return 2.0 * math.prod(blocks[c] for c in channels) * pairs * parts
+            case Attend(values=values):
+                (channel,) = set(values.axes) - {"s"}
+                return 2.0 * blocks[channel] * pairs * parts
         return 0.0
 
     def _config(self, kernel: Kernel) -> Config:

@@ -15,6 +15,7 @@ from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton
 from ttrc.ir.tile import Conjugate, Contract, Elementwise, Program, Statement, Tile, operands
 from ttrc.passes.builder import sym
 from ttrc.passes.cut_rounds import sums_over
+from ttrc.passes.join_products import join_products
 from ttrc.passes.simplify_tile import simplify_tile
 from ttrc.passes.slice_program import renamed_operands, slice_program
 from ttrc.symbolic import names, separated
@@ -34,7 +35,7 @@ def stream_pairs(
     search = next((s for s in body if isinstance(s.op, Conjugate)), None)
     if search is not None:
         return _search(name, search, body, stores, memory)
-    body = simplify_tile(body, results)
+    body = join_products(simplify_tile(body, results), results)
     before, within, sums, behind = _parted(_apart(_pulled(body, results, other), other), other)
     sooner, loads, streamed = _loads(body, results, memory, (*before, *within), other)
     last = tuple(b for b in loads if b not in (*streamed, *sooner))

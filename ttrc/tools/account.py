@@ -117,7 +117,8 @@ def runs(kernel: Kernel) -> str:
         case Skeleton.STREAM:
             own, other = ("keys", "queries") if kernel.reverse else ("queries", "keys")
             near = "" if kernel.window is None else f" within {kernel.window} tokens"
-            return f"all blocks of {own} at once, each over its {other}{near}"
+            often = "" if kernel.search is None else ", in each step of a search"
+            return f"all blocks of {own} at once, each over its {other}{near}{often}"
         case Skeleton.WALK:
             return "each sequence from its end" if kernel.reverse else "each sequence in order"
     raise AssertionError(kernel.skeleton)

@@ -78,9 +78,10 @@ def _memory(memory: Memory) -> str:
             return f"a network: p = f(k), f(x) = {formula(memory)}{hidden}"
         case VectorMemory():
             return "vector: p = s * k, one number a channel, d_k = d_v"
-        case KernelMemory(_, similarity, window):
+        case KernelMemory(degree, similarity, window):
             kept = "all pairs" if window is None else f"pairs within {window} tokens"
-            return f"kernel: {kept} are kept, and weigh exp({comment(similarity.text)}) at a query; p = S"
+            line = " + W' (k - q)" if degree else ""
+            return f"kernel: {kept} are kept, and weigh exp({comment(similarity.text)}) at a query; p = S{line}"
         case _:
             return "linear: p = S' k, S is d_k x d_v"
 

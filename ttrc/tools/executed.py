@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ttrc.ir.config import Config, key_block
 from ttrc.ir.plan import Skeleton
+from ttrc.passes.budget import STEPS
 from ttrc.runtime.workload import Workload
 from ttrc.tools.resources import ByDepth
 from ttrc.tools.walls import Share
@@ -23,6 +24,8 @@ def executed(text: ByDepth, share: Share, config: Config, steps: int, shape: Wor
             return text.outside + -(-walked // config.value_block) * executed_in_step(text, share)
         case Skeleton.STREAM:  # the mean of all programs
             blocks = kernel.visited(shape.length, config.value_block)
+            if kernel.search is not None:  # all blocks in each of its steps
+                return text.outside + STEPS * (text.middle + text.inner * (blocks + 1))
             if kernel.window is None:  # the block on the diagonal stands outside of the loop
                 return text.outside + (text.middle + text.inner) * blocks
             # The text of a block stands in two loops, and each block, the diagonal's among them, goes through one.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ttrc.backends.triton.pointers import pointers
 from ttrc.ir.plan import Buffer, Launch, Plan, Space
 from ttrc.ir.tile import row_axes
@@ -17,6 +19,38 @@ def crossing(plan: Plan) -> list[str]:
 def saved(plan: Plan) -> tuple[Buffer, ...]:
     """What of it is beside o, which a caller gets anyway."""
     return tuple(b for b in plan.saved if b.name != "o")
+
+
+def least(plan: Plan) -> str:
+    """The bytes of what crosses, a token and head."""
+    sizes = Counter(_size(b) for b in plan.saved if row_axes(b.tile))
+    rows = [f"{n} * {size}" if n > 1 else size for size, n in sizes.items()]
+    return " + ".join([*rows, str(_numbers(plan))])
+
+
+def wanted(plan: Plan) -> str:
+    """The same in words."""
+    with_o = any(b.name == "o" for b in plan.saved)
+    rows = [b for b in saved(plan) if row_axes(b.tile)]
+    parts = [f"{b.name} of the size of {'o' if 'v' in b.tile.axes else 'q'}{_in_single(b)}" for b in rows]
+    if with_o:
+        parts = ["".join(["o", *(f", {b.name} of its size" for b in rows)])]
+    parts.append(f"{_numbers(plan)} bytes a token and head")
+    return " and ".join(parts) + f"\n    beside {'it' if with_o else 'the inputs'}"
+
+
+def _numbers(plan: Plan) -> int:
+    return sum(8 if b.double else 4 for b in plan.saved if not row_axes(b.tile))
+
+
+def _size(buffer: Buffer) -> str:
+    """The bytes of a row."""
+    (axis,) = row_axes(buffer.tile)
+    return f"{WIDTH[axis]} * {4 if buffer.single else 'v.element_size()'}"
+
+
+def _in_single(buffer: Buffer) -> str:
+    return " in float32" if buffer.single else ""
 
 
 def kept(plan: Plan) -> list[str]:

@@ -77,7 +77,7 @@ class _Stream(_Writer):
         """One block of pairs; of a whole one, which is never on the diagonal, all are seen. Both kinds of text begin
         with the same names, and add to the same sums."""
         printer, self.printer, self.origin = self.printer, deepcopy(self.printer), None
-        if whole or self.window is not None:
+        if whole or self.window is not None or self.kernel.search is not None:
             rows = [s.op.rows.name for s in segment.statements if isinstance(s.op, Difference)]
             self.printer.edges, self.printer.across = {name: f"_{name}_edge" for name in rows}, whole
         lines = self.loads(segment.loads)
@@ -166,7 +166,8 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
     ]
     searching = None if kernel.search is None else writer.search(*kernel.segments[1:-1])
     ahead += writer.open(within) if searching is None else searching.pop("ahead")
-    whole, masked = writer.block(within, whole=True), writer.block(within, whole=False)
+    masked = writer.block(within, whole=False)
+    whole = writer.block(within, whole=True) if searching is None else ""
     after = writer.close(within) if searching is None else searching.pop("behind")
     after += [*writer.loads(behind.loads), *writer.statements(behind.statements), *writer.stores(behind.stores)]
     return {
