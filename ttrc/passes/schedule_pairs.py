@@ -105,8 +105,8 @@ def _rounds(
     kernels, handed = [], []
     for number, own in enumerate(rounds):
         name = "attend_solve" if number == search else "attend_ahead" if number < search else "attend_behind"
-        # What a search goes on from is as exact as its result is to be.
-        stores = tuple(replace(_scratch(t), single=number < search or len(t.axes) < 2) for t in own)
+        # What a search goes on from is as exact as its result is to be, and that may be large where no pair is seen.
+        stores = tuple(replace(_scratch(t), single=number <= search or len(t.axes) < 2) for t in own)
         known = (*memory, *_both_roles(tuple(handed), program))
         kernels.append(stream_pairs(f"{name}{ends}", "t", program, stores, known, exact=number < search))
         handed += stores

@@ -28,7 +28,8 @@ Buffers = tuple[Buffer, ...]
 def stream_pairs(
     name: str, own: str, program: Program, stores: Buffers, memory: Buffers, *, exact: bool = False
 ) -> Kernel:
-    """`exact`: the products it sums over blocks take their operands as they are, for a search will go on from them."""
+    """`exact`: the products that it sums over blocks take their operands as they are, for a search goes on from them.
+    Those of pairs do so by what a search has found."""
     other = STREAMS[own]
     results = tuple(dict.fromkeys(b.tile for b in stores))
     body = slice_program(program.statements, results, frozenset(b.tile for b in memory))
@@ -47,8 +48,25 @@ def stream_pairs(
         Segment(True, streamed, within, sums, ()),
         Segment(False, (*last, *again), behind, (), tuple(b for b in stores if b not in known)),
     )
-    taken = frozenset(sums) if exact else frozenset()
+    taken = frozenset(s.target for s in within if s.target in sums and exact or _takes(s, _found(program)))
     return Kernel(name, Skeleton.STREAM, own == "s", segments, (), axis=other, takes=Takes.TOKENS, exact=taken)
+
+
+def _found(program: Program) -> frozenset[Tile]:
+    """What a search finds, and what is made of that alone: large along channels in which no keys differ, where by keys
+    it comes to little, and so to be taken by them as it is."""
+    found: set[Tile] = set()
+    for statement in program.statements:
+        args = operands(statement.op)
+        if isinstance(statement.op, Conjugate) or isinstance(statement.op, Elementwise) and args and found >= set(args):
+            found.add(statement.target)
+    return frozenset(found)
+
+
+def _takes(statement: Statement, tiles: frozenset[Tile]) -> bool:
+    """Whether it is a product of pairs by one of these."""
+    pairs = isinstance(statement.op, Contract) and statement.target.axes == ("t", "s")
+    return pairs and bool(tiles & {statement.op.a, statement.op.b})
 
 
 def _search(name: str, search: Statement, body: Body, stores: Buffers, memory: Buffers) -> Kernel:
