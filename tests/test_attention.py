@@ -223,7 +223,6 @@ def test_it_has_no_state():
 # What is refused, and what a plan costs
 
 REFUSED = {
-    "degree": (dict(degree=1), "memory.degree", "degree 1 has no derivation"),
     "similarity": (dict(similarity="dot(q, k) * sum(k)"), "memory.similarity", r"sum.k. has no derivation"),
     "loss": (dict(loss="huber(norm(p - v), 1)"), "loss.expr", "no closed form"),
     "dot": (dict(loss="-dot(p, v)"), "retention.expr", "nothing holds S"),

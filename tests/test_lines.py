@@ -22,7 +22,13 @@ LAM = '[parameters]\nlam = { per = "head", domain = "positive" }\n'
 GATES = LAM + '[inputs]\ng = { per = "head", domain = "log_decay" }\nb = { per = "head", domain = "real" }\n'
 RIDGE, BOTH = "lam * norm2(W) / 2", "exp(b) * norm2(S) + lam * norm2(W) / 2"
 # A read-out and maps take a gate with channels each, and a ridge a gate of the token that asks.
-MAPS = '[features]\nq = "silu(q)"\nk = "k / sqrt(norm2(k) + 0.01) * exp(g)"\n[read]\nexpr = "sigmoid(z) * (r + dot(q, k) * v)"\n'
+MAPS = """
+[features]
+q = "q * sigmoid(q)"
+k = "k / sqrt(norm2(k) + 0.01) * exp(g)"
+[read]
+expr = "sigmoid(z) * (r + dot(q, k) * v)"
+"""
 KINDS = {
     "plain": dict(gates=LAM, retention=RIDGE),
     "near": dict(gates=LAM, retention=RIDGE, similarity="-lam * norm2(q - k) / 2"),
@@ -32,7 +38,7 @@ KINDS = {
     "mapped": dict(
         gates=GATES + 'z = { per = "value_channel", domain = "real" }\n',
         retention=BOTH,
-        more=MAPS.replace("silu(q)", "q * sigmoid(q)"),
+        more=MAPS,
     ),
 }
 
@@ -125,10 +131,10 @@ def test_equal_values_are_read_as_they_are():
     """A constant is a line; without a ridge on S nothing draws it anywhere, whatever the weights."""
     x = drawn(40) | {"v": torch.ones(2, 40, 2, 8)}
     for call in dict(backend="torch"), dict(backend="triton", chunk_size=16):
-        torch.testing.assert_close(operator("plain")(**x, **call)[0], x["v"], rtol=2e-6, atol=2e-6)
+        torch.testing.assert_close(operator("plain")(**x, **call)[0], x["v"], rtol=1e-5, atol=1e-5)
     half = {n: t.bfloat16() if n in "qkv" else t for n, t in x.items()}
     o, _ = operator("plain")(**half, backend="triton", chunk_size=16)
-    assert (o.float() - 1).abs().max() < 0.02
+    assert (o.float() - 1).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("kind", ["plain", "drawn", "windowed"])
@@ -175,7 +181,7 @@ def test_what_it_keeps_is_what_it_says():
     kept = [t for t in o.grad_fn.saved_tensors if t is not None and t.data_ptr() not in given and t.numel()]
     held = sum(t.numel() * t.element_size() for t in kept) // (2 * 20 * 2)
     assert held == 8 * 4 + 8 * 4 + 4  # the mean key, what was solved for, and what divided the weights
-    with pytest.raises(ttrc.errors.ArgumentError if hasattr(ttrc, "errors") else ValueError, match=f"at least {held}"):
+    with pytest.raises(ValueError, match=f"at least {held}"):
         op(**x, backend="triton", keep_bytes=held - 1)
     op(**x, backend="triton", keep_bytes=held)
 
@@ -186,8 +192,8 @@ def test_what_it_keeps_is_what_it_says():
 def test_a_search_goes_over_pairs_in_each_step():
     spent = budget(analyse(operator("plain").spec), d_k=64, d_v=64, dtype_bytes=2, length=1024)["chunk"]
     flops = {name: traffic.flops for name, traffic in spent["forward"].kernels}
-    # Of a pair two products and, by operands in two parts, one and two more; forwards five a step, of which one is q' k.
-    assert flops["attend_solve_lines"] == pytest.approx(STEPS * 5 / 3 * flops["attend_lines"])
+    # Of a pair q' k, and products of operands in two parts: two in each step, and one in a read-out, beside the values.
+    assert flops["attend_solve_lines"] == pytest.approx(STEPS * 5 / 4 * flops["attend_lines"])
     short, long = (budget(analyse(operator("plain").spec), d_k=64, d_v=64, dtype_bytes=2, length=n)["chunk"]["forward"]
                    for n in (1024, 8192))  # fmt: skip
     assert short.bytes == long.bytes and long.flops > 6 * short.flops
@@ -231,12 +237,41 @@ def test_a_constant_has_no_slope():
     assert caught.value.key == "retention.expr" and "degree 1" in caught.value.hint
 
 
+# Small ridges
+
+
+def lopsided(dtype=torch.float32, lam=1.0, shift=3.0):
+    """Keys and queries that lie far from zero: weights are large, and next to them a ridge of 1 is small."""
+    q, k, v = tensors(T=64, d=16)
+    x = {"q": (q + shift).to(dtype), "k": (k / 2 + shift / 4).to(dtype), "v": v.to(dtype)}
+    return x | {"lam": torch.full((2,), lam)}
+
+
+def error(op, x):
+    """Of the output, beside the same sums in double precision."""
+    right, _ = op(**{n: t.double() for n, t in x.items()}, backend="torch")
+    return relative_rms(op(**x, backend="triton", chunk_size=32)[0].double(), right)
+
+
+def test_a_search_is_of_a_symmetric_matrix_whatever_rounding_does(tmp_path):
+    """Distances from the mean key sum to 0 but for rounding, which a small ridge would not forgive."""
+    assert error(operator("shipped"), lopsided()) < 0.03
+    broken = changed(operator("shipped"), r"-centre \* level\[:, None\]", "0 * level[:, None]", tmp_path)
+    assert error(broken, lopsided()) > 0.1
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.1, 0.01])
+def test_half_precision_costs_what_rounding_the_output_does(lam):
+    """What is solved for may be large where no key of a query differs, and is not rounded."""
+    x = {n: t[:1, :, :1] if t.dim() > 1 else t[:1] for n, t in lopsided(torch.bfloat16, lam, 0.0).items()}
+    assert error(operator("plain"), x) < 4e-3
+
+
 # Broken on purpose
 
 BREAKS = {
     "a search goes on from a mean of rounded weights": (r"exact_dot\(_weights, k", "exact_dot(0.99 * _weights, k"),
     "queries past the diagonal": (r"tl.range\(0, i_c \+ 1\)", "tl.range(0, i_c)"),
-    "the mean is not taken off": (r"-centre \* level\[:, None\]", "0 * level[:, None]"),
     "a ridge is left out": (r"stiffness_valid\[:, None\] \* x_tried", "0.5 * stiffness_valid[:, None] * x_tried"),
     "a search stops at once": (r"_x_going = 2 \* BK \+ 8", "_x_going = 2"),
     "what the weights' divisor does is left out": (r"d_normaliser_via_normaliser_valid\[:, None\] \* weights",
@@ -244,9 +279,7 @@ BREAKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", BREAKS)
-def test_a_wrong_kernel_is_found(mutation, tmp_path):
-    (pattern, replacement), op = BREAKS[mutation], operator("shipped")
+def changed(op, pattern, replacement, tmp_path):
     folder = tmp_path / op.spec.name
     folder.mkdir()
     for path in Path(op.package.__file__).parent.glob("*.py"):
@@ -255,6 +288,11 @@ def test_a_wrong_kernel_is_found(mutation, tmp_path):
             text, found = re.subn(pattern, replacement, text)
             assert found
         (folder / path.name).write_text(text)
-    broken = Operator(op.spec, import_package(folder, op.spec.name))
+    return Operator(op.spec, import_package(folder, op.spec.name))
+
+
+@pytest.mark.parametrize("mutation", BREAKS)
+def test_a_wrong_kernel_is_found(mutation, tmp_path):
+    broken = changed(operator("shipped"), *BREAKS[mutation], tmp_path)
     case = Case(B=1, T=40, d_k=8, d_v=8, chunk_size=16)
     assert verify(broken, case, form="chunk", backend="triton", dtype=torch.float32).failures

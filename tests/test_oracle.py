@@ -185,6 +185,7 @@ BY_HAND = {
 # Of two states, or in segments: by hand in test_oracle_memories.py; over all the past: in test_closed.py.
 DEEP = ("memora", "moneta", "titans", "ttt_linear", "ttt_mlp", "yaad")
 PAIRS = ("forgetting_attention", "softmax_attention")  # by torch's own attention in test_attention.py
+LINES = ("local_linear_attention",)  # test_lines.py
 VECTORS = ("min_gru", "rg_lru")  # test_vector.py
 ENTRIES = ("mamba",)  # test_entries.py
 NORMALISED = ("mlstm",)  # test_normaliser.py
@@ -196,6 +197,7 @@ ELSEWHERE = (
     "titans_linear",
     *DEEP,
     *PAIRS,
+    *LINES,
     *VECTORS,
     *ENTRIES,
     *NORMALISED,
