@@ -82,6 +82,7 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
     by_keys = tuple(b for b in own if b.tile.axes[0] == "s")
     by_queries = tuple(b for b in own if b.tile.axes[0] == "t")
     rows = tuple(_scratch(t) for t in _rows(backward, by_keys, kept, given, found))
+    rows = tuple(replace(b, single=b.single or bool(found) and "k" in b.tile.axes) for b in rows)
     queries = stream_pairs(f"attend_queries{kind}", "t", backward, (*by_queries, *rows), kept)
     keys = stream_pairs(f"attend_keys{kind}", "s", backward, by_keys, (*kept, *_both_roles(rows, backward)))
     behind = ()

@@ -53,12 +53,12 @@ def stream_pairs(
 
 
 def _found(program: Program) -> frozenset[Tile]:
-    """What a search finds, and what is made of that alone: large along channels in which no keys differ, where by keys
-    it comes to little, and so to be taken by them as it is."""
+    """What a search finds, and rows made of that: large along channels in which no keys differ, where by keys it comes
+    to little, and so to be taken by them as it is."""
     found: set[Tile] = set()
     for statement in program.statements:
-        args = operands(statement.op)
-        if isinstance(statement.op, Conjugate) or isinstance(statement.op, Elementwise) and args and found >= set(args):
+        row = isinstance(statement.op, Elementwise) and statement.target.axes == ("t", "k")
+        if isinstance(statement.op, Conjugate) or row and found & set(operands(statement.op)):
             found.add(statement.target)
     return frozenset(found)
 
