@@ -875,7 +875,7 @@ def attend_queries_lines(
         # adjoint of weights
         d_seen_via_weights = d_pulls_again * seen_along_2 * weights + d_weights_via_shares * weights
         # adjoint of centre
-        d_weights_2 = tl.dot(d_centre_2.to(dtype), tl.trans(k), input_precision=PRECISION)
+        d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
         d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
         # adjoint of normaliser
         d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
@@ -908,7 +908,7 @@ def attend_queries_lines(
     # adjoint of weights
     d_seen_via_weights = d_pulls_again * seen_along_2 * weights + d_weights_via_shares * weights
     # adjoint of centre
-    d_weights_2 = tl.dot(d_centre_2.to(dtype), tl.trans(k), input_precision=PRECISION)
+    d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
     d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
     # adjoint of normaliser
     d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
@@ -982,7 +982,7 @@ def attend_keys_lines(
     normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
     x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
     d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    d_centre_2 = load_rows(d_centre_2_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0)
+    d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
     delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
     d_normaliser_via_normaliser_valid = load_vector(
         d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HV, BT, 0.0
@@ -1015,13 +1015,11 @@ def attend_keys_lines(
         d_away_via_x_negative, tl.trans(k), d_pulls_again_via_level_again, dtype, PRECISION
     )
     d_spread_2_via_pulls_again = d_pulls_again * weights
-    d_k = tl.dot(
-        tl.trans(pulls_again).to(dtype), d_away_via_x_negative.to(dtype), d_k, input_precision=PRECISION
-    )
+    d_k = exact_dot(tl.trans(pulls_again), d_away_via_x_negative, d_k, dtype, PRECISION)
     # adjoint of weights
     d_seen_via_weights = d_spread_2_via_pulls_again * seen_along_2 + d_weights_via_shares * weights
     # adjoint of centre
-    d_weights_2 = tl.dot(d_centre_2, tl.trans(k), input_precision=PRECISION)
+    d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
     d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
     # adjoint of normaliser
     d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
@@ -1032,10 +1030,8 @@ def attend_keys_lines(
     d_dot_via_scaled = d_scaled_via_seen * scale
     # gradient
     d_spread_2_via_shares_joined = d_spread_2_via_pulls_again + d_spread_2_via_shares
-    d_k = tl.dot(
-        tl.trans(d_spread_2_via_shares_joined).to(dtype), x.to(dtype), d_k, input_precision=PRECISION
-    )
-    d_k = tl.dot(tl.trans(weights).to(dtype), d_centre_2, d_k, input_precision=PRECISION)
+    d_k = exact_dot(tl.trans(d_spread_2_via_shares_joined), x, d_k, dtype, PRECISION)
+    d_k = exact_dot(tl.trans(weights), d_centre_2, d_k, dtype, PRECISION)
     d_k = tl.dot(tl.trans(d_dot_via_scaled).to(dtype), q, d_k, input_precision=PRECISION)
     d_v = tl.dot(tl.trans(shares).to(dtype), d_o, d_v, input_precision=PRECISION)
     for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
@@ -1046,7 +1042,7 @@ def attend_keys_lines(
         normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
         x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
         d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-        d_centre_2 = load_rows(d_centre_2_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0)
+        d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
         delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
         d_normaliser_via_normaliser_valid = load_vector(
             d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HV, BT, 0.0
@@ -1077,13 +1073,11 @@ def attend_keys_lines(
             d_away_via_x_negative, tl.trans(k), d_pulls_again_via_level_again, dtype, PRECISION
         )
         d_spread_2_via_pulls_again = d_pulls_again * weights
-        d_k = tl.dot(
-            tl.trans(pulls_again).to(dtype), d_away_via_x_negative.to(dtype), d_k, input_precision=PRECISION
-        )
+        d_k = exact_dot(tl.trans(pulls_again), d_away_via_x_negative, d_k, dtype, PRECISION)
         # adjoint of weights
         d_seen_via_weights = d_spread_2_via_pulls_again * seen_along_2 + d_weights_via_shares * weights
         # adjoint of centre
-        d_weights_2 = tl.dot(d_centre_2, tl.trans(k), input_precision=PRECISION)
+        d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
         d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
         # adjoint of normaliser
         d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
@@ -1093,10 +1087,8 @@ def attend_keys_lines(
         d_dot_via_scaled = d_seen * scale
         # gradient
         d_spread_2_via_shares_joined = d_spread_2_via_pulls_again + d_spread_2_via_shares
-        d_k = tl.dot(
-            tl.trans(d_spread_2_via_shares_joined).to(dtype), x.to(dtype), d_k, input_precision=PRECISION
-        )
-        d_k = tl.dot(tl.trans(weights).to(dtype), d_centre_2, d_k, input_precision=PRECISION)
+        d_k = exact_dot(tl.trans(d_spread_2_via_shares_joined), x, d_k, dtype, PRECISION)
+        d_k = exact_dot(tl.trans(weights), d_centre_2, d_k, dtype, PRECISION)
         d_k = tl.dot(tl.trans(d_dot_via_scaled).to(dtype), q, d_k, input_precision=PRECISION)
         d_v = tl.dot(tl.trans(shares).to(dtype), d_o, d_v, input_precision=PRECISION)
     store_rows(d_k_ptr + i_h * K, d_k, s_first, s_left, HV * K, K, BT, BK, 0)

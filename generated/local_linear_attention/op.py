@@ -181,7 +181,7 @@ def backward_triton(q, k, v, lam, scale, normaliser, centre, x, d_o, cu_seqlens,
     d_away_via_x = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
     d_along_2_via_spread_2_4 = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_normaliser_valid_via_weights_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_centre_2 = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
+    d_centre_2 = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
     delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
     d_normaliser_via_normaliser_valid = v.new_empty(*v.shape[:3], dtype=torch.float32)
     along_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)

@@ -29,7 +29,7 @@ def stream_pairs(
     name: str, own: str, program: Program, stores: Buffers, memory: Buffers, *, exact: bool = False
 ) -> Kernel:
     """`exact`: the products that it sums over blocks take their operands as they are, for a search goes on from them.
-    Those of pairs do so by what a search has found."""
+    Others do so by what a search has found."""
     other = STREAMS[own]
     results = tuple(dict.fromkeys(b.tile for b in stores))
     body = slice_program(program.statements, results, frozenset(b.tile for b in memory))
@@ -64,9 +64,8 @@ def _found(program: Program) -> frozenset[Tile]:
 
 
 def _takes(statement: Statement, tiles: frozenset[Tile]) -> bool:
-    """Whether it is a product of pairs by one of these."""
-    pairs = isinstance(statement.op, Contract) and statement.target.axes == ("t", "s")
-    return pairs and bool(tiles & {statement.op.a, statement.op.b})
+    """Whether it is a product by one of these."""
+    return isinstance(statement.op, Contract) and bool(tiles & {statement.op.a, statement.op.b})
 
 
 def _search(name: str, search: Statement, body: Body, stores: Buffers, memory: Buffers) -> Kernel:
