@@ -158,6 +158,13 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
+def _refuse_again(ctx, *cotangents):
+    raise RuntimeError(
+        "local_linear_attention has first derivatives alone, and something asks for a derivative of its gradients; "
+        "expected: gradients that are taken without create_graph=True, or detached"
+    )
+
+
 def forward_triton(q, k, v, lam, scale, cu_seqlens, chunk, save):
     normaliser = v.new_empty(*v.shape[:3], dtype=torch.float32)
     centre = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
@@ -377,6 +384,7 @@ def _differentiate(ctx, d_o, *_):
 
 
 chunk_op.register_autograd(_differentiate, setup_context=_keep)
+chunk_backward_op.register_autograd(_refuse_again)
 
 OPS = {"chunk": chunk_op}
 
