@@ -51,6 +51,24 @@ at = "segment_start"
 segment = 16
 momentum = "1/2"
 """)
+NUMBERS = """
+schema = 1
+name = "numbers"
+reference = "a test"
+
+[memory]
+kind = "{memory}"
+
+[loss]
+expr = "-dot(p, v)"
+
+[retention]
+expr = "norm2(S - {kept}) / 2"
+
+[update]
+rule = "gradient"
+at = "retained"
+"""
 FROZEN = rule(SQUARED.replace("beta", "m * beta"))
 CHANNELS = parse_spec(PATHS["channel_rates"].read_text().replace("huber(p - v, delta)", "delta * square(p - v)"))
 CROSSINGS = {  # the states that become one another, what factors differ by, and whether there are products
@@ -121,6 +139,15 @@ def test_pieces_keep_the_states_of_stretches_too(monkeypatch, in_pieces, name):
     _, made = kept_and_made(name, sizes_held(name)["sparse"], schedule="segments")
     for a, b in zip(made, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", ["linear", "vector"])
+@pytest.mark.parametrize("kept", ["S_prev", "0.9 * S_prev"])
+def test_a_crossing_of_plain_numbers(in_pieces, memory, kept):
+    """No buffer says how a state crosses: the kernel that finds out, if any, takes none."""
+    spec = parse_spec(NUMBERS.format(memory=memory, kept=kept))
+    op = in_pieces(ttrc.load(spec))
+    assert not wrong(op, CASE) and not wrong(op, ONE)
 
 
 def test_a_layer_that_is_linear(in_pieces):

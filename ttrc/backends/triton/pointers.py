@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Optional
 
 from ttrc.ir.plan import Buffer, Kernel
 from ttrc.ir.tile import BEGINS, HIDDEN, operands
@@ -26,11 +27,12 @@ def asks_begins(kernel: Kernel) -> bool:
     return any(t.name == BEGINS for s in kernel.statements for t in operands(s.op))
 
 
-def lead(kernel: Kernel, gates: Collection[str]) -> str:
-    """A buffer in the inputs' dtype, where there is any: no gate, for a gate comes in a dtype of its own."""
+def lead(kernel: Kernel, gates: Collection[str]) -> Optional[str]:
+    """A buffer in the inputs' dtype, where there is any: no gate, for a gate comes in a dtype of its own. None of a
+    kernel without buffers, which multiplies nothing: how a state crosses a piece where decays are plain numbers."""
     every = pointers(kernel)
     own = (b.name for b in every if as_inputs(b) and b.name.removeprefix("d_") not in gates)
-    return next(own, every[0].name)
+    return next(iter((*own, *(b.name for b in every))), None)
 
 
 def as_inputs(buffer: Buffer) -> bool:
