@@ -23,7 +23,7 @@ EXPLICIT, IMPLICIT = 'rule = "gradient"\nat = "{at}"', 'rule = "proximal"'
 CORNERED = ("absolute", "insensitive", "quantile", "norm", "shift")
 CONCAVE = ("capped",)
 MIXED = ("cross_entropy", "angle", "two_sums", "sum_in_a_sum")
-SOLVED = ("huber", "by_channel", "huber_of_norm", "relative")  # without a search
+SOLVED = ("huber", "threshold_of_any_sign", "by_channel", "huber_of_norm", "relative")  # without a search
 SEARCHED = ("l3", "smooth_l_p", "log_cosh", "pseudo_huber", "asymmetric", "logistic", "hinge", "root")
 CASES = {
     "chunk": Case(B=1, T=18, H=1, HV=1, d_k=5, d_v=6, chunk_size=16),
