@@ -18,24 +18,29 @@ import triton
 
 from bench.paper import Launch
 from ttrc.tools.binary import loops_in
+from ttrc.tools.wavefronts import wavefronts
 
 FILE = re.compile(r'## File "([^"]+)", line (\d+)')
 LABEL = re.compile(r"^\s*(\.L_x_\d+):")
-LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)(?:[^;\n]*`\((\.L_x_\d+)\))?")
+LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(([A-Z]\w*)[^;\n]*)")
+TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 
 
 @dataclass(frozen=True)
 class Issued:
-    """Of a launch, as a whole: instructions that warps issue, and how many of those load or store what was spilled."""
+    """Of a launch, as a whole: instructions that warps issue, how many of those load or store what was spilled, and
+    wavefronts that load/store units pass for them."""
 
     instructions: float
     spills: float
+    wavefronts: float
 
 
 @dataclass(frozen=True)
 class Instruction:
     place: int
     name: str
+    wavefronts: float
     line: str  # "file:line"
     jumps_to: int | None
 
@@ -52,12 +57,12 @@ def read(binary: bytes) -> list[Instruction]:
             line = f"{said[1]}:{said[2]}"
         elif said := LABEL.match(row):
             waiting.append(said[1])
-        elif (said := LINE.search(row)) and said[2] != "NOP":
-            place = int(said[1], 16)
+        elif (said := LINE.search(row)) and said[3] != "NOP":
+            place, to = int(said[1], 16), TARGET.search(said[2])
             labels |= dict.fromkeys(waiting, place)
             waiting = []
-            found.append((place, said[2], line, said[3]))
-    return [Instruction(place, name, line, labels.get(to)) for place, name, line, to in found]
+            found.append((place, said[3], wavefronts(said[2]), line, to and to[1]))
+    return [Instruction(*what, labels.get(to)) for *what, to in found]
 
 
 def issued(launch: Launch, lines: dict[str, float]) -> Issued:
@@ -70,6 +75,7 @@ def issued(launch: Launch, lines: dict[str, float]) -> Issued:
     return Issued(
         times * sum(runs[innermost[i.place]] for i in code),
         times * sum(runs[innermost[i.place]] for i in code if i.name in ("LDL", "STL")),
+        times * sum(runs[innermost[i.place]] * i.wavefronts for i in code),
     )
 
 

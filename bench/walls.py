@@ -45,6 +45,7 @@ SPECS = (
     "softmax_attention",
     "forgetting_attention",
 )
+WALLS = ("memory", "issue", "load_store")
 SHAPE = (8, 4096, 16)  # batch, tokens, heads of the times that are told
 
 
@@ -57,6 +58,7 @@ class Kernel:
     bytes: float
     instructions: float
     spills: float
+    wavefronts: float
 
     @property
     def memory_ms(self) -> float:
@@ -67,8 +69,21 @@ class Kernel:
         return 1e3 * _tokens() * self.instructions / (CHIP.schedulers * PART.multiprocessors * PART.clock)
 
     @property
+    def load_store_ms(self) -> float:
+        return 1e3 * _tokens() * self.wavefronts / (PART.multiprocessors * PART.clock)
+
+    @property
+    def binds(self) -> str:
+        return max(WALLS, key=lambda wall: getattr(self, f"{wall}_ms"))
+
+    @property
     def ms(self) -> float:
-        return max(self.memory_ms, self.issue_ms)
+        return getattr(self, f"{self.binds}_ms")
+
+
+def _cycles(weight: Issued) -> float:
+    """Of one multiprocessor."""
+    return max(weight.instructions / CHIP.schedulers, weight.wavefronts)
 
 
 def _tokens() -> int:
@@ -78,7 +93,8 @@ def _tokens() -> int:
 
 @dataclass
 class Ear:
-    """Weighs launches on a paper GPU; of an autotuner's configurations it keeps the one that issues least."""
+    """Weighs launches on a paper GPU; of an autotuner's configurations it keeps the one that is through first, with
+    what it issues and what load/store units pass for it."""
 
     counted: dict  # what bench.trips found
     which: str = "forward"
@@ -104,7 +120,7 @@ class Ear:
                 except OutOfResources:
                     continue
                 found = self.heard.pop()
-                if best is None or found[2].instructions < best[2].instructions:
+                if best is None or _cycles(found[2]) < _cycles(best[2]):
                     best = found
         self.choice = ""
         assert best is not None and len(self.heard) == before
@@ -147,6 +163,7 @@ def kernels(name: str, who: str) -> list[Kernel]:
             counted["bytes"][which][kernel],
             sum(w.instructions for w in weights) / LENGTH,
             sum(w.spills for w in weights) / LENGTH,
+            sum(w.wavefronts for w in weights) / LENGTH,
         )
         for (which, kernel), weights in found.items()
     ]
@@ -161,37 +178,38 @@ def page(counted: dict[str, dict[str, list[Kernel]]]) -> str:
     lines = [
         "# Which wall",
         "",
-        "Made by `python -m bench.walls`; do not edit. Nothing here was timed. Instructions are those that",
-        "warps issue, of binaries for sm_90, loops as often as they run; of an autotuner's configurations the one that",
-        "issues least. Bytes are distinct ones, as in TRAFFIC.md. Per token and head, bfloat16,",
-        f"d = {WIDTH}, {LENGTH} tokens.",
-        f"Milliseconds: what an H100 takes at least, for {batch} x {length} tokens and {heads} heads, to move and to",
-        "issue that; and the longer of the two, kernel by kernel. Serial chains and launches are not in it: an",
-        "estimate from below, of both sides alike. What attention issues a token grows with the length, and is told of",
-        f"{LENGTH} tokens. Triton {triton.__version__}, fla-core {PEER_VERSION}.",
+        "Made by `python -m bench.walls`; do not edit. Nothing here was timed. Instructions are those that warps",
+        "issue, of binaries for sm_90, loops as often as they run. Wavefronts, of at most 128 bytes, are what",
+        "passes L1 and shared memory for them, one a cycle and multiprocessor; bank conflicts are unknown. Of an",
+        "autotuner's configurations it is the one that is through first by both. Bytes are distinct ones, as in",
+        f"TRAFFIC.md. Per token and head, bfloat16, d = {WIDTH}, {LENGTH} tokens.",
+        f"Milliseconds: what an H100 takes for {batch} x {length} tokens and {heads} heads, to move, to issue and",
+        "to load and store that; and the longest of the three, kernel by kernel. Serial chains and launches are",
+        "not in it: an estimate, nearly from below, of both sides alike. What attention issues a token grows with",
+        f"the length, and is told of {LENGTH} tokens. Triton {triton.__version__}, fla-core {PEER_VERSION}.",
         "",
-        "| spec | by | bytes | instructions | of spills | memory ms | issue ms | longer ms | fla / ttrc |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| spec | by | bytes | instructions | of spills | wavefronts | memory ms | issue ms | load_store ms "
+        "| longest ms | fla / ttrc |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, sides in counted.items():
         ours, theirs = (sum(k.ms for k in sides[who]) for who in SIDES)
         lines += [_summary(name, who, sides[who], f"{theirs / ours:.2f}" if who == "ttrc" else "") for who in SIDES]
     lines += ["", "## By kernel", ""]
-    lines += ["| spec | by | pass | kernel | bytes | instructions | of spills | binds |"]
-    lines += ["| --- | --- | --- | --- | ---: | ---: | ---: | --- |"]
+    lines += ["| spec | by | pass | kernel | bytes | instructions | of spills | wavefronts | binds |"]
+    lines += ["| --- | --- | --- | --- | ---: | ---: | ---: | ---: | --- |"]
     for name, sides in counted.items():
         for who in SIDES:
             for k in sides[who]:
-                binds = "memory" if k.memory_ms >= k.issue_ms else "issue"
-                counts = (f"{x:,.0f}" for x in (k.bytes, k.instructions, k.spills))
-                cells = [name, who, k.which, k.name, *counts, binds]
+                counts = (f"{x:,.0f}" for x in (k.bytes, k.instructions, k.spills, k.wavefronts))
+                cells = [name, who, k.which, k.name, *counts, k.binds]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
 def _summary(name: str, who: str, found: list[Kernel], ratio: str) -> str:
-    sums = [sum(getattr(k, part) for k in found) for part in ("bytes", "instructions", "spills")]
-    times = [sum(getattr(k, part) for k in found) for part in ("memory_ms", "issue_ms", "ms")]
+    sums = [sum(getattr(k, part) for k in found) for part in ("bytes", "instructions", "spills", "wavefronts")]
+    times = [sum(getattr(k, f"{wall}_ms") for k in found) for wall in WALLS] + [sum(k.ms for k in found)]
     cells = [name, who, *(f"{x:,.0f}" for x in sums), *(f"{x:.2f}" for x in times), ratio]
     return f"| {' | '.join(cells)} |"
 

@@ -30,5 +30,9 @@ def _hash(binary: bytes) -> str:
 
 if __name__ == "__main__":
     what, name = sys.argv[1:]
-    made = launches(name) if what == "launches" else {k.name: k.instructions for k in kernels(name, "ttrc")}
+    made = (
+        launches(name)
+        if what == "launches"
+        else {k.name: (k.instructions, k.wavefronts) for k in kernels(name, "ttrc")}
+    )
     print(json.dumps(made))
