@@ -255,10 +255,11 @@ def test_pooling_is_the_papers():
         assert relative_rms(o, torch.stack(rows, 1)) < 1e-14 and relative_rms(final, c) < 1e-14
 
 
-def test_a_closed_form_is_a_regression_a_channel():
+@pytest.mark.parametrize("form", ["chunk", "recurrent"])
+def test_a_closed_form_is_a_regression_a_channel(form):
     """Of all tokens so far, weighed, by a solver of least squares; the ridge is a token more, of key 1 and value 0."""
     x = {n: t for n, t in inputs(RULES["closed"], T=9, dk=4, dv=4).items() if not n.startswith("initial")}
-    o, _ = operator(RULES["closed"])(**x)
+    o, _ = operator(RULES["closed"])(**x, form=form)
     for t, h, c in itertools.product(range(9), range(2), range(4)):
         age = torch.stack([x["a"][0, s + 1 : t + 1, h, c].prod() for s in range(t + 1)])
         root = (age * x["w"][0, : t + 1, h, c]).sqrt()

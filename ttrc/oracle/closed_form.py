@@ -32,7 +32,16 @@ def fit_entries(
     return _fitted(_parabolas, lambda H, G: G / H, loss, retention, scope, past, decay)
 
 
-def _fitted(quadratic, solve, loss, retention, scope, past, decay):
+def _fitted(
+    quadratic: Callable[[Slope, Scope, Tensor], tuple[Tensor, Tensor]],
+    solve: Callable[[Tensor, Tensor], Tensor],
+    loss: Slope,
+    retention: Slope,
+    scope: Scope,
+    past: tuple[Tensor, Tensor],
+    decay: Optional[Tensor],
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """`quadratic` finds an objective's curvature and pull, `solve` where the two balance."""
     H, G = past if decay is None else (decay * past[0], decay * past[1])
     curvature, pull = quadratic(loss, scope, G)
     H, G = H + curvature, G + pull
