@@ -19,6 +19,7 @@ from ttrc.sampling import random_inputs
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 TEXT = (ROOT / "tests" / "unseen" / "half_hebbian.toml").read_text()
+FILES = {"__init__.py", "op.py", "choices.py", "launch.py", "layout.py", "kernels.py", "reference.py"}
 SMALL = Case(B=1, T=5, H=1, HV=1, d_k=3, d_v=2)
 
 
@@ -51,7 +52,7 @@ def test_a_spec_is_compiled_on_first_use_alone(folder, compilations, tmp_path):
     assert compilations == ["first_use"]
     (made,) = folder.iterdir()
     assert made.name.startswith("first_use-")
-    assert {p.name for p in made.glob("*.py")} == {"__init__.py", "op.py", "kernels.py", "reference.py"}
+    assert {p.name for p in made.glob("*.py")} == FILES
     stamps = {p: p.stat().st_mtime_ns for p in made.glob("*.py")}
     assert right(ttrc.load(str(path))) and right(ttrc.load(parse_spec(named("first_use"))))
     assert compilations == ["first_use"]

@@ -15,6 +15,7 @@ from ttrc import cli
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 SPECS = sorted(path.stem for path in (ROOT / "specs").glob("*.toml"))
+FILES = {"__init__.py", "op.py", "choices.py", "launch.py", "layout.py", "kernels.py", "reference.py"}
 COMMANDS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
 
 
@@ -172,7 +173,7 @@ def test_generate_writes_then_leaves_alone(ttrc, tmp_path):
     code, out, _ = ttrc("generate", "linear_attention", "--out", tmp_path / "made")
     folder = tmp_path / "made" / "linear_attention"
     assert code == 0 and "wrote" in out
-    assert {p.name for p in folder.iterdir()} == {"__init__.py", "op.py", "kernels.py", "reference.py"}
+    assert {p.name for p in folder.iterdir()} == FILES
     code, out, _ = ttrc("generate", "linear_attention", "--out", tmp_path / "made")
     assert code == 0 and "unchanged" in out
     assert ttrc("generate", "linear_attention", "--out", tmp_path / "made", "--check")[:2] == (0, "")

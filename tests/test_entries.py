@@ -297,12 +297,12 @@ def test_chunks_are_shorter_where_states_are_larger():
     plan, op = mamba().forms["chunk"].plan, operator("mamba")
     for d_k, tokens in ((3, 128), (16, 128), (33, 32), (128, 16), (256, 16)):
         q, v = (torch.zeros(1, 1, 1, d, dtype=torch.bfloat16) for d in (d_k, 64))
-        assert plan.tokens(d_k, 64, 2) == tokens == op.package.op.default_chunk("chunk", q, v)
+        assert plan.tokens(d_k, 64, 2) == tokens == op.package.choices.default_chunk("chunk", q, v)
 
 
 def test_tiles_have_as_many_tokens_as_their_numbers_leave():
     """The operator and the plan say the same."""
-    plan, op = mamba().forms["chunk"].plan, operator("mamba").package.op
+    plan, op = mamba().forms["chunk"].plan, operator("mamba").package.launch
     (scan,) = plan.forward
     for d_k, d_v, tokens in ((3, 64, 4), (16, 128, 4), (64, 64, 2), (128, 16, 2)):
         q, v = torch.zeros(1, 1, 1, d_k), torch.zeros(1, 1, 1, d_v)

@@ -14,7 +14,7 @@ from ttrc.tools.generate import compare, write
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 SPECS = {path.stem: path for path in sorted((ROOT / "specs").glob("*.toml"))}
 UNSEEN = {path.stem: path for path in sorted((ROOT / "tests" / "unseen").glob("*.toml"))}
-FILES = {"__init__.py", "op.py", "kernels.py", "reference.py"}
+FILES = {"__init__.py", "op.py", "choices.py", "launch.py", "layout.py", "kernels.py", "reference.py"}
 every_rule = pytest.mark.parametrize("name", SPECS)
 
 
@@ -45,7 +45,8 @@ def test_the_header_says_where_it_came_from(name):
 
 @every_rule
 def test_it_is_formatted(name):
-    assert set(texts(name)) == FILES
+    is_pairs = isinstance(load_spec(SPECS[name]).memory, KernelMemory)
+    assert set(texts(name)) == FILES - ({"choices.py"} if is_pairs else set())
     for file, text in texts(name).items():
         assert emit.format_code(text) == text, file
         assert text.isascii() and "\t" not in text and "{{" not in text and "{%" not in text
@@ -77,9 +78,8 @@ def test_statements_are_tagged_with_their_spec_lines(name):
 @every_rule
 def test_every_statement_of_a_step_stands_below_a_tag(name):
     """A comment of the derivation is the first line of each step, and of each kernel's mathematics."""
-    step = r"^def (\w+_step(?:_backward)?)\(.*?\n    tokens, like = .*?\n(.*?)\n    return"
-    steps = re.findall(step, texts(name)["reference.py"],
-                       re.M | re.S)  # fmt: skip
+    step = r'^def (\w+_step(?:_backward)?)\(.*?\n    """.*?"""\n(?:    (?:tokens|like)\b.*?\n)?(.*?)\n    return'
+    steps = re.findall(step, texts(name)["reference.py"], re.M | re.S)
     forms = ttrc.load(str(SPECS[name])).forms
     assert {made for made, _ in steps} == {f"{form}_{step}" for form in forms for step in ("step", "step_backward")}
     assert all(body.lstrip().startswith("# ") for _, body in steps)
@@ -194,7 +194,25 @@ def identifiers():
                     found.add(name)
                 case ast.alias(name=name):
                     found.add(name.split(".")[0])
-    return sorted(found | {"op", "kernels", "reference", "rate", "sum_0", "sum_1", "sum_2", "pairs", "i", "j", "r"})
+    return sorted(
+        found
+        | {
+            "op",
+            "choices",
+            "launch",
+            "layout",
+            "kernels",
+            "reference",
+            "rate",
+            "sum_0",
+            "sum_1",
+            "sum_2",
+            "pairs",
+            "i",
+            "j",
+            "r",
+        }
+    )
 
 
 def renamed(gate, name):
@@ -282,7 +300,7 @@ def small_chip(monkeypatch):
 
     op = ttrc.load("gated_deltanet")
     kernels = importlib.import_module(f"{op.package.__name__}.kernels")
-    monkeypatch.setattr(op.package.op, "SMALLER", {})
+    monkeypatch.setattr(op.package.launch, "SMALLER", {})
 
     def make(most, least=0):
         chip = SmallChip(kernels.chunk_scan, most, least)
@@ -318,7 +336,7 @@ def test_more_channels_take_over_where_fewer_need_more_memory(small_chip, monkey
     import torch
 
     op, chip = small_chip(most, least=24)
-    monkeypatch.setitem(op.package.op.CONFIGS, "chunk_scan", {64: (16, 4, 1)})
+    monkeypatch.setitem(op.package.launch.CONFIGS, "chunk_scan", {64: (16, 4, 1)})
     x, options = draw(40), dict(form="chunk", backend="triton", chunk_size=16)
     if most < 32:
         with pytest.raises(RuntimeError, match="too little shared memory"):
@@ -338,12 +356,12 @@ def test_a_kernel_that_sums_over_values_never_takes_fewer_of_them(monkeypatch):
 
     op = ttrc.load("robust_delta")
     kernels = importlib.import_module(f"{op.package.__name__}.kernels")
-    monkeypatch.setattr(op.package.op, "SMALLER", {})
+    monkeypatch.setattr(op.package.launch, "SMALLER", {})
     x = draw(40) | {"delta": torch.rand(1, 20, 1)}
     options = dict(form="chunk", backend="triton", chunk_size=16)
-    key = op.package.op.slot("chunk_scan_keys", x["q"], x["v"], 1)
+    key = op.package.launch.slot("chunk_scan_keys", x["q"], x["v"], 1)
     with monkeypatch.context() as patch:
-        patch.setitem(op.package.op.TUNED, key, (16, 4, 1))
+        patch.setitem(op.package.launch.TUNED, key, (16, 4, 1))
         wanted = op(**x, form="chunk", backend="torch")[0]
         assert torch.allclose(op(**x, **options)[0], wanted, atol=1e-5)
     monkeypatch.setattr(kernels, "chunk_scan_keys", SmallChip(kernels.chunk_scan_keys, 32))
@@ -362,7 +380,7 @@ def test_a_tuned_configuration_is_never_changed_silently(small_chip, monkeypatch
 
     op, _ = small_chip(16)
     x = draw(40)
-    key = op.package.op.slot("chunk_scan", x["q"], x["v"], 1)
-    monkeypatch.setitem(op.package.op.TUNED, key, (32, 4, 2))
+    key = op.package.launch.slot("chunk_scan", x["q"], x["v"], 1)
+    monkeypatch.setitem(op.package.launch.TUNED, key, (32, 4, 2))
     with pytest.raises(OutOfResources):
         op(**x, form="chunk", backend="triton", chunk_size=16)

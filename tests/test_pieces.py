@@ -99,7 +99,7 @@ def in_pieces(monkeypatch):
     """Pieces of as few chunks as there can be."""
 
     def make(op):
-        monkeypatch.setattr(op.package.op, "SEGMENT_CHUNKS", 1)
+        monkeypatch.setattr(op.package.choices, "SEGMENT_CHUNKS", 1)
         return op
 
     return make
@@ -134,7 +134,7 @@ def test_half_precision(in_pieces, name):
 
 @pytest.mark.parametrize("name", ["mlstm", "momentum_deltanet"])
 def test_pieces_keep_the_states_of_stretches_too(monkeypatch, in_pieces, name):
-    monkeypatch.setitem(in_pieces(operator(name)).package.op.EVERY, "sparse", 2)
+    monkeypatch.setitem(in_pieces(operator(name)).package.choices.EVERY, "sparse", 2)
     _, wanted = kept_and_made(name, None)
     _, made = kept_and_made(name, sizes_held(name)["sparse"], schedule="segments")
     for a, b in zip(made, wanted, strict=True):
@@ -162,10 +162,10 @@ def test_pieces_are_whole_segments_of_the_rule(in_pieces, spec):
     case = Case(B=1, T=300, H=1, HV=1, d_k=4, d_v=3, chunk_size=128, schedule="segments")
     assert not wrong(op, case)
     x = torch.empty(2, 900, 1, 4)
-    layout = op.package.op.lay_out(x, None, 128)
-    pieces = op.package.op.cut(layout, 2, 128, x.device)
+    layout = op.package.layout.lay_out(x, None, 128)
+    pieces = op.package.layout.cut(layout, 2, 128, x.device)
     assert pieces.cu_seqlens.tolist() == [0, 512, 900, 1412, 1800]
-    _, segments = op.package.op.choose("chunk", "forward", "segments", x, x, layout, 128)
+    _, segments = op.package.choices.choose("chunk", "forward", "segments", x, x, layout, 128)
     assert segments == 4
 
 
@@ -210,24 +210,24 @@ def test_what_crosses_is_never_made_of_queries_or_values():
 
 
 def test_states_of_a_group_are_units_one_by_one():
-    op = operator("momentum_deltanet").package.op
+    launch = operator("momentum_deltanet").package.launch
     x = torch.empty(3, 1, 2 * 4 * 5)
-    unit = op.units(x, 4, 4)
+    unit = launch.units(x, 4, 4)
     assert unit.shape == (2, 3, 1, 2, 4, 4)
     assert torch.equal(unit[1, 0, 0].reshape(8, 4), torch.cat([torch.zeros(4, 4), torch.eye(4)]))
-    assert torch.equal(operator("mlstm").package.op.units(x, 4), torch.ones(1, 3, 1, 4))
+    assert torch.equal(operator("mlstm").package.launch.units(x, 4), torch.ones(1, 3, 1, 4))
 
 
 @pytest.mark.parametrize("name", ["mlstm", "momentum_deltanet", "titans_linear", "mesanet", "min_gru", "mamba"])
 def test_the_cost_model_knows_when_pieces_pay(name):
     """For few heads and long sequences; never where heads fill the chip."""
-    op = operator(name).package.op
+    package = operator(name).package
     for (batch, length, heads), cut in (((1, 65536, 4), True), ((8, 4096, 64), False), ((1, 64, 4), False)):
         x = torch.empty(batch, length, heads, 128, dtype=torch.bfloat16, device="meta")
-        chunk = op.default_chunk("chunk", x, x)
-        layout = op.lay_out(x, None, chunk)
+        chunk = package.choices.default_chunk("chunk", x, x)
+        layout = package.layout.lay_out(x, None, chunk)
         for which in ("forward", "backward"):
-            chosen, _ = op.choose("chunk", which, "auto", x, x, layout, chunk)
+            chosen, _ = package.choices.choose("chunk", which, "auto", x, x, layout, chunk)
             assert (chosen == "segments") == cut
 
 

@@ -40,7 +40,7 @@ def test_names_of_a_states_parts_are_reserved(name):
     assert {part for part in parts if CAN_BE_A_GATE.fullmatch(part)} <= RESERVED
 
 
-@pytest.mark.parametrize("file", ["op.py", "reference.py"])
+@pytest.mark.parametrize("file", ["op.py", "choices.py", "launch.py", "layout.py", "reference.py"])
 def test_names_of_generated_code_are_reserved(file):
     text = generate(SPEC)[file]
     made_fresh = tile_names()  # the builder renames its tiles around the gates'

@@ -18,15 +18,15 @@ from ttrc.runtime.workload import segment_count
 from ttrc.sampling import random_inputs
 
 H100 = 132  # multiprocessors
-op = ttrc.load("gated_deltanet").package.op
+package = ttrc.load("gated_deltanet").package
 
 
 def chosen(heads, length, direction="forward", width=128, itemsize=2):
     """(schedule, segments) that the cost model takes for `heads` sequences at a head dimension, chunks of 64."""
-    names = tuple(op.COSTS["chunk"])
-    blocks = -(-width // op.CONFIGS["chunk_scan"][width][0])
+    names = tuple(package.choices.COSTS["chunk"])
+    blocks = -(-width // package.launch.CONFIGS["chunk_scan"][width][0])
     tokens, chunks = heads * length, -(-length // 64)
-    return op.cheapest("chunk", direction, names, width, itemsize, heads * blocks, chunks, 1, tokens, H100)
+    return package.choices.cheapest("chunk", direction, names, width, itemsize, heads * blocks, chunks, 1, tokens, H100)
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -55,7 +55,7 @@ def test_a_longer_sequence_never_goes_back_to_a_whole_one():
 def test_segments_are_whole_chunks_and_never_empty():
     for chunks in range(1, 200):
         for programs in (1, 3, 40, 500):
-            segments = op.segment_count(programs, chunks, H100)
+            segments = package.choices.segment_count(programs, chunks, H100)
             assert segments == segment_count(programs, chunks, H100)
             each = -(-chunks // segments)
             assert 1 <= segments <= chunks and (segments - 1) * each < chunks <= segments * each
@@ -63,8 +63,8 @@ def test_segments_are_whole_chunks_and_never_empty():
 
 @pytest.mark.parametrize("batch, length, chunk, segments", [(1, 150, 16, 5), (3, 129, 64, 2), (2, 64, 64, 1)])
 def test_where_segments_lie(batch, length, chunk, segments):
-    layout = op.lay_out(torch.empty(batch, length, 1, 4), None, chunk)
-    pieces = op.cut(layout, segments, chunk, torch.device("cpu"))
+    layout = package.layout.lay_out(torch.empty(batch, length, 1, 4), None, chunk)
+    pieces = package.layout.cut(layout, segments, chunk, torch.device("cpu"))
     ends, starts = pieces.cu_seqlens.tolist(), pieces.chunk_starts.tolist()
     assert pieces.sequences == batch * segments == len(ends) - 1 == len(starts) - 1
     assert ends[0] == 0 and ends[-1] == batch * length and starts[-1] == layout.all_chunks
@@ -119,8 +119,8 @@ def kept_and_made(name, keep_bytes, **options):
 
 
 def sizes_held(name, length=70, cu_seqlens=None):
-    op, x = operator(name).package.op, torch.empty(1, length, 1, 8)
-    return op.held("chunk", x, x, cu_seqlens, chunk_of(name))
+    choices, x = operator(name).package.choices, torch.empty(1, length, 1, 8)
+    return choices.held("chunk", x, x, cu_seqlens, chunk_of(name))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_operator_and_the_plan_count_what_is_held_alike(name):
             for length in (64, 4096):
                 x = torch.empty(1, length, 1, width, dtype=dtype)
                 counted = {cut.name: held_bytes(plan, cut, **sizes, length=length) for cut in plan.cuts}
-                held = operator(name).package.op.held("chunk", x, x, None, plan.tokens(*sizes.values()))
+                held = operator(name).package.choices.held("chunk", x, x, None, plan.tokens(*sizes.values()))
                 assert held == pytest.approx(counted)
 
 
@@ -152,7 +152,7 @@ def test_what_is_held_is_what_crosses():
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("name", ["gated_deltanet", "huber_delta", "kda", "mamba2", "ttt_mlp"])
 def test_what_is_made_again_is_what_it_was_to_the_bit(monkeypatch, name, packed):
-    monkeypatch.setitem(operator(name).package.op.EVERY, "sparse", 2)  # so that few tokens are several stretches
+    monkeypatch.setitem(operator(name).package.choices.EVERY, "sparse", 2)  # so that few tokens are several stretches
     options = {"cu_seqlens": torch.tensor([0, 33, 34, 70])} if packed and name != "ttt_mlp" else {}
     sizes = sizes_held(name, **options)
     assert list(sizes)[0] == "all" and list(sizes)[-1] == "sparse" and (name != "gated_deltanet" or len(sizes) == 3)
@@ -168,7 +168,7 @@ def test_what_is_made_again_is_what_it_was_to_the_bit(monkeypatch, name, packed)
 @pytest.mark.parametrize("name", ["gated_deltanet", "kda"])
 def test_a_sequence_in_segments_keeps_the_states_of_stretches_too(monkeypatch, name):
     """Segments are of whole stretches then: others than where all is kept, so that the last digits differ."""
-    monkeypatch.setitem(operator(name).package.op.EVERY, "sparse", 2)
+    monkeypatch.setitem(operator(name).package.choices.EVERY, "sparse", 2)
     _, wanted = kept_and_made(name, None)
     crossed, made = kept_and_made(name, sizes_held(name)["sparse"], schedule="segments")
     assert max(t.shape[0] for t in crossed if t.dim() == 4 and t.shape[1:] == (1, 8, 8)) == 3  # of five chunks

@@ -60,7 +60,7 @@ def run(op, verifier, *configs):
 
 def planted(op, monkeypatch, fault):
     """fault(tensors, run) instead of the launch of chunk_scan, where it would run configuration BAD."""
-    launch, config = op.package.op.launch, op.package.op.config
+    launch, config = op.package.op.launch, op.package.launch.config
 
     def wrapped(kernel, q, v, layout, chunk, tensors, *args, **kwargs):
         def run():
@@ -130,7 +130,7 @@ def test_the_fastest_wins_where_all_are_right(op, verifier):
     assert {t.config for t in report.best.values()} == {BAD}
     key = Key("chunk_scan", 64, "float32", "few")
     assert report.best[key].ms == 0.1 and report.default_ms[key] > report.best[key].ms
-    assert op.package.op.TUNED == {}
+    assert op.package.launch.TUNED == {}
 
 
 def test_known_keys_stay_and_a_suspect_is_rejected_unseen(op, verifier):
@@ -167,7 +167,7 @@ def test_new_lengths_and_batches_find_the_configuration_that_others_did(op):
     with tuner.using(op.package, {Key("chunk_scan", 64, "float32", "few"): BAD}):
         for batch, length in ((1, 1), (1, 1 << 17), (3, 5), (tuner.MANY // 2 - 1, 2048)):
             q = torch.empty(1).expand(batch, length, 2, 16)
-            assert op.package.op.config("chunk_scan", q, q, batch) == BAD.row
+            assert op.package.launch.config("chunk_scan", q, q, batch) == BAD.row
 
 
 STEP = """
@@ -355,7 +355,7 @@ def chip(tmp_path, monkeypatch, op):
     monkeypatch.setattr(tuned, "chip_name", lambda device=None: "NVIDIA Test 1")
     monkeypatch.setattr(tuned, "shipped_file", lambda chip: tmp_path / "shipped" / f"{tuned.slug(chip)}.json")
     yield "NVIDIA Test 1"
-    op.package.op.TUNED.clear()
+    op.package.launch.TUNED.clear()
 
 
 def test_a_file_reads_back_and_a_line_is_an_entry(op, chip, tmp_path):
@@ -373,19 +373,19 @@ def test_shipped_entries_apply_and_the_users_win(op, chip):
     place = ("chunk_scan", 64, "torch.bfloat16", "many")
     tuned.write_entries(tuned.shipped_file(chip), chip, [entry(op)])
     assert tuned.apply_tuned(op.package) == 1
-    assert op.package.op.TUNED == {place: (16, 2, 2)}
+    assert op.package.launch.TUNED == {place: (16, 2, 2)}
     tuned.write_entries(tuned.user_file(chip), chip, [entry(op, config=BAD)])
     tuned.apply_tuned(op.package)
-    assert op.package.op.TUNED == {place: (16, 2, 1)}
+    assert op.package.launch.TUNED == {place: (16, 2, 1)}
     q = SimpleNamespace(shape=(64, 8, 2, 16), dtype=torch.bfloat16)
-    assert op.package.op.config("chunk_scan", q, q, 64) == (16, 2, 1)
+    assert op.package.launch.config("chunk_scan", q, q, 64) == (16, 2, 1)
 
 
 @pytest.mark.parametrize("change", [{"kernels": "0" * 16}, {"triton": "0.0.1"}], ids=str)
 def test_an_entry_for_other_kernels_or_another_compiler_never_applies(op, chip, change):
     tuned.write_entries(tuned.user_file(chip), chip, [entry(op, **change)])
     assert tuned.apply_tuned(op.package) == 0
-    assert op.package.op.TUNED == {}
+    assert op.package.launch.TUNED == {}
 
 
 def test_without_a_gpu_nothing_is_read(op):

@@ -31,7 +31,6 @@ def keep_strict(x, fill=0.0):
 
 def chunk_step(q, k, v, beta, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -61,7 +60,6 @@ def chunk_step(q, k, v, beta, scale, S):
 
 def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -123,7 +121,6 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, beta, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -140,7 +137,6 @@ def recurrent_step(q, k, v, beta, scale, S):
 
 def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -211,36 +207,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "beta",
-)
+TENSORS = ("q", "k", "v", "beta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

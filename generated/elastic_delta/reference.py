@@ -30,7 +30,6 @@ def larger(x, y):
 
 def recurrent_step(q, k, v, beta, lam, mu, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 35: norm2(S - S_prev) / 2 + lam * norm2(S) / 2 + mu * sum(abs(S))
     S_inside = S
     S_inside_2 = S_inside
@@ -59,7 +58,6 @@ def recurrent_step(q, k, v, beta, lam, mu, scale, S):
 
 def recurrent_step_backward(q, k, v, beta, lam, mu, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 35: norm2(S - S_prev) / 2 + lam * norm2(S) / 2 + mu * sum(abs(S))
     S_inside = S
     S_inside_2 = S_inside
@@ -134,12 +132,7 @@ def recurrent_step_backward(q, k, v, beta, lam, mu, scale, S, d_o, d_S_next):
     d_k = d_k_via_products_2 + d_k_via_push_2
     d_S = d_S_via_S_inside + d_S_via_products
     return (
-        d_q_via_read_2,
-        d_k,
-        d_v_via_u,
-        d_beta_via_u_2,
-        d_lam_via_S_mirrored_factor,
-        d_mu_via_S_mirrored_2_2,
+        d_q_via_read_2, d_k, d_v_via_u, d_beta_via_u_2, d_lam_via_S_mirrored_factor, d_mu_via_S_mirrored_2_2,
         d_S,
     )
 
@@ -180,34 +173,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "beta",
-    "lam",
-    "mu",
-)
-PARAMETERS = (
-    "lam",
-    "mu",
-)
-STEPS = {
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+TENSORS = ("q", "k", "v", "beta", "lam", "mu")
+PARAMETERS = ("lam", "mu")
+STEPS = {"recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

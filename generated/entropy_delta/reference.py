@@ -21,7 +21,6 @@ import torch
 
 def recurrent_step(q, k, v, g, beta, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 25: sum(S * log(S) - S - exp(g) * S * log(S_prev))
     S_inside = S
     S_inside_2 = S_inside
@@ -45,7 +44,6 @@ def recurrent_step(q, k, v, g, beta, scale, S):
 
 def recurrent_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 25: sum(S * log(S) - S - exp(g) * S * log(S_prev))
     S_inside = S
     S_inside_2 = S_inside
@@ -147,30 +145,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "beta",
-)
+TENSORS = ("q", "k", "v", "g", "beta")
 PARAMETERS = ()
-STEPS = {
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

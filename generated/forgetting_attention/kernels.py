@@ -84,15 +84,7 @@ def difference(rows, columns):
 
 
 @triton.jit(do_not_specialize=["T"])
-def running_sums(
-    g_ptr,
-    sums_ptr,
-    cu_seqlens,
-    T,
-    HV: tl.constexpr,
-    BT: tl.constexpr,
-    PACKED: tl.constexpr,
-):
+def running_sums(g_ptr, sums_ptr, cu_seqlens, T, HV: tl.constexpr, BT: tl.constexpr, PACKED: tl.constexpr):
     """Sums along each sequence, in double precision."""
     program = tl.program_id(0)
     i_h, i_n = program % HV, (program // HV).to(tl.int64)
@@ -116,28 +108,9 @@ def running_sums(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_decays(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    sums_ptr,
-    o_ptr,
-    normaliser_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, sums_ptr, o_ptr, normaliser_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T,
+    chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: read-outs, and the logarithms of what divides them."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -209,32 +182,10 @@ def attend_decays(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_queries_decays(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    d_o_ptr,
-    sums_ptr,
-    o_ptr,
-    normaliser_ptr,
-    delta_ptr,
-    d_q_ptr,
-    d_sums_via_gap_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, d_o_ptr, sums_ptr, o_ptr, normaliser_ptr, delta_ptr, d_q_ptr, d_sums_via_gap_ptr,
+    scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys once more: cotangents of queries."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -324,32 +275,10 @@ def attend_queries_decays(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_keys_decays(
-    k_ptr,
-    v_ptr,
-    q_ptr,
-    sums_ptr,
-    d_o_ptr,
-    normaliser_ptr,
-    delta_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_sums_s_via_gap_2_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, v_ptr, q_ptr, sums_ptr, d_o_ptr, normaliser_ptr, delta_ptr, d_k_ptr, d_v_ptr,
+    d_sums_s_via_gap_2_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of keys over the queries that see it: cotangents of keys and values."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -444,15 +373,8 @@ def attend_keys_decays(
 
 @triton.jit(do_not_specialize=["T"])
 def running_sums_reverse(
-    g_ptr,
-    d_sums_via_gap_ptr,
-    d_sums_s_via_gap_2_ptr,
-    d_g_ptr,
-    cu_seqlens,
-    T,
-    HV: tl.constexpr,
-    BT: tl.constexpr,
-    PACKED: tl.constexpr,
+    g_ptr, d_sums_via_gap_ptr, d_sums_s_via_gap_2_ptr, d_g_ptr, cu_seqlens, T, HV: tl.constexpr,
+    BT: tl.constexpr, PACKED: tl.constexpr,
 ):
     """The adjoint of running_sums: sums from each sequence's end."""
     program = tl.program_id(0)

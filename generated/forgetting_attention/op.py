@@ -5,142 +5,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Optional
 
 import torch
 from torch import Tensor
 
 from . import reference
+from .launch import launch
 
 GATES = ("g",)
 PARAMETERS = ()
 
 # The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
 SYMBOL = "ttrc::" + __name__.replace(".", "_")
-
-# By kernel and the widest head dimension it serves: (tokens of a block, warps, stages).
-CONFIGS = {
-    "running_sums": {64: (256, 4, 1), 128: (256, 4, 1), 256: (256, 4, 1)},
-    "attend_decays": {64: (64, 4, 2), 128: (64, 4, 2), 256: (64, 8, 1)},
-    "attend_queries_decays": {64: (64, 4, 2), 128: (64, 4, 2), 256: (32, 8, 1)},
-    "attend_keys_decays": {64: (64, 4, 2), 128: (64, 8, 1), 256: (32, 8, 1)},
-    "running_sums_reverse": {64: (256, 4, 1), 128: (256, 4, 1), 256: (256, 4, 1)},
-}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where sequences and chunks lie. Packed sequences get tables, made on the device without a wait."""
-
-    sequences: int
-    length: int
-    chunks: int
-    all_chunks: int
-    cu_seqlens: Optional[Tensor]
-    chunk_starts: Optional[Tensor]
-    chunk_owner: Optional[Tensor]
-
-
-def lay_out(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> Layout:
-    batch, length = v.shape[:2]
-    if cu_seqlens is None:
-        chunks = -(-length // chunk)
-        return Layout(batch, length, chunks, batch * chunks, None, None, None)
-    sequences = cu_seqlens.numel() - 1
-    counts = torch.div(cu_seqlens.diff() + chunk - 1, chunk, rounding_mode="floor")
-    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    most = length // chunk + sequences
-    owner = torch.searchsorted(starts[1:].contiguous(), torch.arange(most, device=v.device), right=True)
-    return Layout(sequences, length, most, most, cu_seqlens, starts, owner.to(torch.int32))
-
-
-def all_chunks(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> int:
-    batch, length = v.shape[:2]
-    return batch * -(-length // chunk) if cu_seqlens is None else length // chunk + cu_seqlens.numel() - 1
-
-
-def block(width: int) -> int:
-    """The power of two that holds a head dimension; matrix products need 16 at least."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-# What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
-TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-# In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
-SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-
-def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
-    widest = max(block(q.shape[3]), block(v.shape[3]))
-    regime = "many" if sequences * v.shape[2] >= 128 else "few"
-    return kernel, min(w for w in CONFIGS[kernel] if w >= widest), str(q.dtype), regime
-
-
-def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
-    key = slot(kernel, q, v, sequences)
-    tokens, warps, stages = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
-    # Numbers of four bytes take twice the room.
-    return (
-        tokens if key in TUNED or q.element_size() <= 2 else min(tokens, 64 if key[1] <= 128 else 16),
-        warps,
-        stages,
-    )
-
-
-def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the tokens and no pipeline, for a chip without the shared memory that the defaults take."""
-    key, (tokens, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
-    if key in TUNED:
-        raise error
-    smaller = (max(16, tokens // 2), warps, 1)
-    if smaller == (tokens, warps, stages):
-        raise RuntimeError(
-            f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
-            f"{q.dtype} ({error})"
-        ) from error
-    SMALLER[key] = smaller
-
-
-def launch(
-    kernel: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int, tensors, scale: float
-) -> None:
-    """One kernel over its grid: a program a block of tokens and head, or a sequence and head. chunk: tokens, 0 for the
-    configuration's."""
-    from triton import OutOfResources
-
-    from . import kernels
-
-    K, (HV, V), packed = q.shape[3], v.shape[2:], cu_seqlens is not None
-    sequences = cu_seqlens.numel() - 1 if packed else v.shape[0]
-    while True:
-        tokens, warps, stages = config(kernel, q, v, sequences)
-        tokens = chunk or tokens
-        try:
-            if kernel in (
-                "running_sums",
-                "running_sums_reverse",
-            ):
-                getattr(kernels, kernel)[(sequences * HV,)](
-                    *tensors, cu_seqlens, v.shape[1], HV=HV, BT=tokens, PACKED=packed, num_warps=warps, num_stages=stages
-                )  # fmt: skip
-                return
-            layout = lay_out(v, cu_seqlens, tokens)
-            tables = (layout.cu_seqlens, layout.chunk_starts, layout.chunk_owner)
-            getattr(kernels, kernel)[(layout.all_chunks * HV,)](
-                *tensors, scale, *tables, layout.length, layout.chunks, layout.sequences, H=q.shape[2], HV=HV, K=K, V=V,
-                BT=tokens, BK=block(K), BV=block(V), PACKED=packed, num_warps=warps, num_stages=stages,
-                PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-            )  # fmt: skip
-            return
-        except OutOfResources as error:  # raised before anything runs
-            if chunk:
-                raise RuntimeError(
-                    f"{kernel}: too large for this GPU ({error}); chunk_size=None finds what fits"
-                ) from error
-            shrink(kernel, q, v, sequences, error)
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -183,22 +60,12 @@ def backward_triton(q, k, v, g, scale, o, sums, normaliser, d_o, cu_seqlens, chu
     d_v = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
     d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
     launch(
-        "attend_queries_decays",
-        q,
-        v,
-        cu_seqlens,
-        chunk,
-        [q, k, v, d_o, sums, o, normaliser, delta, d_q, d_sums_via_gap],
-        scale,
+        "attend_queries_decays", q, v, cu_seqlens, chunk,
+        [q, k, v, d_o, sums, o, normaliser, delta, d_q, d_sums_via_gap], scale,
     )
     launch(
-        "attend_keys_decays",
-        q,
-        v,
-        cu_seqlens,
-        chunk,
-        [k, v, q, sums, d_o, normaliser, delta, d_k, d_v, d_sums_s_via_gap_2],
-        scale,
+        "attend_keys_decays", q, v, cu_seqlens, chunk,
+        [k, v, q, sums, d_o, normaliser, delta, d_k, d_v, d_sums_s_via_gap_2], scale,
     )
     launch(
         "running_sums_reverse", q, v, cu_seqlens, chunk, [g, d_sums_via_gap, d_sums_s_via_gap_2, d_g], scale
@@ -208,15 +75,8 @@ def backward_triton(q, k, v, g, scale, o, sums, normaliser, d_o, cu_seqlens, chu
 
 @torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    scale: float,
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    save: bool,
-    backend: str,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, cu_seqlens: Optional[Tensor], chunk: int,
+    save: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -241,18 +101,8 @@ def _(q, k, v, g, scale, cu_seqlens, chunk, save, backend):
 
 @torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    scale: float,
-    o: Tensor,
-    sums: Tensor,
-    normaliser: Tensor,
-    d_o: Tensor,
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    backend: str,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, o: Tensor, sums: Tensor, normaliser: Tensor,
+    d_o: Tensor, cu_seqlens: Optional[Tensor], chunk: int, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v and the gates."""
     if uses_triton(backend, q):
@@ -283,23 +133,14 @@ chunk_op.register_autograd(_differentiate, setup_context=_keep)
 chunk_backward_op.register_autograd(_refuse_again)
 
 OPS = {"chunk": chunk_op}
+SCHEDULES = ()
 
 
 def forgetting_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    *,
-    scale: Optional[float] = None,
-    initial_state: Optional[tuple[()]] = None,
-    output_final_state: bool = False,
-    cu_seqlens: Optional[Tensor] = None,
-    form: str = "auto",
-    chunk_size: Optional[int] = None,
-    backend: str = "auto",
-    schedule: str = "auto",
-    keep_bytes: Optional[float] = None,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: Optional[float] = None,
+    initial_state: Optional[tuple[()]] = None, output_final_state: bool = False,
+    cu_seqlens: Optional[Tensor] = None, form: str = "auto", chunk_size: Optional[int] = None,
+    backend: str = "auto", schedule: str = "auto", keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[tuple[()]]]:
     """forgetting_attention (arXiv:2503.02130).
 

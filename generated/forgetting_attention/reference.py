@@ -35,7 +35,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, scale):
     """A whole sequence: o."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # similarity, line 12: dot(q, k)
     dot = q @ k.mT
     scaled = dot * scale
@@ -58,7 +57,6 @@ def chunk_step(q, k, v, g, scale):
 
 def chunk_step_backward(q, k, v, g, scale, d_o):
     """The adjoint of chunk_step, that recomputed: cotangents of its tensors."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # similarity, line 12: dot(q, k)
     dot = q @ k.mT
     scaled = dot * scale
@@ -140,12 +138,7 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-)
+TENSORS = ("q", "k", "v", "g")
 PARAMETERS = ()
 
 

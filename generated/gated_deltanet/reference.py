@@ -36,7 +36,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, beta, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -90,7 +89,6 @@ def chunk_step(q, k, v, g, beta, scale, S):
 
 def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -230,7 +228,6 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, g, beta, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -250,7 +247,6 @@ def recurrent_step(q, k, v, g, beta, scale, S):
 
 def recurrent_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -330,37 +326,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "beta",
-)
+TENSORS = ("q", "k", "v", "g", "beta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

@@ -137,14 +137,7 @@ def load_gate(
 
 @triton.jit
 def load_factor(
-    base,
-    first,
-    left,
-    stride,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    column,
+    base, first, left, stride, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, column,
     dtype: tl.constexpr,
 ):
     """A gate that only products take, rounded; 0 past `left` rows and WIDTH. Turned over and back: the compiler would
@@ -161,35 +154,10 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare_joint(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    k_2_ptr,
-    inverse_ptr,
-    system_3_ptr,
-    inverse_2_ptr,
-    passed_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    k_2_rounded_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, beta_ptr, beta_2_ptr, k_2_ptr, inverse_ptr, system_3_ptr, inverse_2_ptr, passed_ptr,
+    attention_ptr, attention_2_ptr, k_2_rounded_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks,
+    N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What each chunk needs alone: the inverse of its triangular system."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -208,9 +176,6 @@ def chunk_prepare_joint(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -280,46 +245,12 @@ def chunk_prepare_joint(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_joint(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    v_2_ptr,
-    inverse_ptr,
-    system_3_ptr,
-    inverse_2_ptr,
-    passed_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    k_2_rounded_ptr,
-    o_ptr,
-    states_ptr,
-    u_ptr,
-    u_2_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, beta_2_ptr, v_2_ptr, inverse_ptr, system_3_ptr, inverse_2_ptr,
+    passed_ptr, attention_ptr, attention_2_ptr, k_2_rounded_ptr, o_ptr, states_ptr, u_ptr, u_2_ptr, enter_ptr,
+    leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr,
+    SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -361,14 +292,7 @@ def chunk_scan_joint(
             attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                 i_v * BV,
             )
         # prediction
@@ -427,44 +351,12 @@ def chunk_scan_joint(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse_joint(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    d_o_ptr,
-    inverse_ptr,
-    system_3_ptr,
-    inverse_2_ptr,
-    passed_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    k_2_rounded_ptr,
-    d_states_ptr,
-    d_rhs_via_u_ptr,
-    d_rhs_2_via_u_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, beta_ptr, beta_2_ptr, d_o_ptr, inverse_ptr, system_3_ptr, inverse_2_ptr, passed_ptr,
+    attention_ptr, attention_2_ptr, k_2_rounded_ptr, d_states_ptr, d_rhs_via_u_ptr, d_rhs_2_via_u_ptr,
+    enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
+    READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -504,15 +396,8 @@ def chunk_scan_reverse_joint(
         k_2 = load_rows(k_2_rounded_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V, BK,
+                BV, i_v * BV,
             )
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
@@ -580,45 +465,11 @@ def chunk_scan_reverse_joint(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_joint(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    d_o_ptr,
-    u_ptr,
-    u_2_ptr,
-    g_ptr,
-    d_rhs_via_u_ptr,
-    beta_ptr,
-    k_2_rounded_ptr,
-    d_rhs_2_via_u_ptr,
-    beta_2_ptr,
-    states_ptr,
-    d_states_ptr,
-    v_2_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_beta_ptr,
-    d_k_2_ptr,
-    d_v_2_ptr,
-    d_g_ptr,
-    d_beta_2_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, d_o_ptr, u_ptr, u_2_ptr, g_ptr, d_rhs_via_u_ptr, beta_ptr, k_2_rounded_ptr,
+    d_rhs_2_via_u_ptr, beta_2_ptr, states_ptr, d_states_ptr, v_2_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_beta_ptr,
+    d_k_2_ptr, d_v_2_ptr, d_g_ptr, d_beta_2_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -1250,33 +1101,12 @@ def chunk_gradients_joint(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output_joint(
-    q_ptr,
-    g_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    states_ptr,
-    u_ptr,
-    u_2_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    q_ptr, g_ptr, attention_ptr, attention_2_ptr, states_ptr, u_ptr, u_2_ptr, o_ptr, scale, cu_seqlens,
+    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -1321,37 +1151,11 @@ def chunk_output_joint(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_transition_joint(
-    k_ptr,
-    g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    inverse_ptr,
-    system_3_ptr,
-    inverse_2_ptr,
-    passed_ptr,
-    k_2_rounded_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, g_ptr, beta_ptr, beta_2_ptr, inverse_ptr, system_3_ptr, inverse_2_ptr, passed_ptr, k_2_rounded_ptr,
+    enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
+    READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What states alone become from a segment's start to its end."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -1361,9 +1165,8 @@ def chunk_transition_joint(
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
+        first, length = i_n * T, T
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -1374,8 +1177,7 @@ def chunk_transition_joint(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = i_s % EVERY == 0
+        token, left = first + i_s * BT, length - i_s * BT
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 1.0)
@@ -1433,19 +1235,8 @@ def chunk_transition_joint(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1475,19 +1266,8 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments_reverse(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1517,34 +1297,10 @@ def join_segments_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    k_2_ptr,
-    v_2_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, beta_2_ptr, k_2_ptr, v_2_ptr, o_ptr, states_ptr, enter_ptr,
+    leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1604,43 +1360,11 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    beta_2_ptr,
-    k_2_ptr,
-    v_2_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_beta_ptr,
-    d_beta_2_ptr,
-    d_k_2_ptr,
-    d_v_2_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, beta_2_ptr, k_2_ptr, v_2_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr,
+    d_g_ptr, d_beta_ptr, d_beta_2_ptr, d_k_2_ptr, d_v_2_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr,
+    scale, cu_seqlens, chunk_starts, T, chunks, tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

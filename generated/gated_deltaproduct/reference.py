@@ -39,7 +39,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -93,10 +92,8 @@ def chunk_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):
     rhs_2 = beta_2[..., :, None] * v_2 - prediction_2 * rhs_factor_2[..., :, None]
     # update, line 33
     inverse = torch.linalg.solve_triangular(
-        system,
-        torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system),
-        upper=False,
-        unitriangular=True,
+        system, torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system),
+        upper=False, unitriangular=True,
     )
     passed = inverse @ system_2
     by_way = system_3 @ passed
@@ -135,7 +132,6 @@ def chunk_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):
 
 def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -189,10 +185,8 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
     rhs_2 = beta_2[..., :, None] * v_2 - prediction_2 * rhs_factor_2[..., :, None]
     # update, line 33
     inverse = torch.linalg.solve_triangular(
-        system,
-        torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system),
-        upper=False,
-        unitriangular=True,
+        system, torch.eye(system.shape[-1], dtype=system.dtype, device=system.device).expand_as(system),
+        upper=False, unitriangular=True,
     )
     passed = inverse @ system_2
     by_way = system_3 @ passed
@@ -391,21 +385,13 @@ def chunk_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_n
     d_S_2 = d_S + k_2.mT @ d_prediction_2_via_rhs_2
     d_S_3 = d_S_2 + k.mT @ d_prediction_via_rhs
     return (
-        d_q_3,
-        d_k_4,
-        d_v_via_rhs,
-        d_g_via_log_decay_bounded,
-        d_beta,
-        d_beta_2,
-        d_k_2_5,
-        d_v_2_via_rhs_2,
+        d_q_3, d_k_4, d_v_via_rhs, d_g_via_log_decay_bounded, d_beta, d_beta_2, d_k_2_5, d_v_2_via_rhs_2,
         d_S_3,
     )
 
 
 def recurrent_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -432,7 +418,6 @@ def recurrent_step(q, k, v, g, beta, beta_2, k_2, v_2, scale, S):
 
 def recurrent_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 31: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -501,15 +486,8 @@ def recurrent_step_backward(q, k, v, g, beta, beta_2, k_2, v_2, scale, S, d_o, d
     d_k = d_k_via_S_next_2 + d_k_via_S_so_far_2 + d_k_via_products_2
     d_k_2 = d_k_2_via_S_next_2 + d_k_2_via_products_2_2
     return (
-        d_q_via_read_2,
-        d_k,
-        d_v_via_u,
-        d_g_via_decay,
-        d_beta_via_u_2,
-        d_beta_2_via_u_2_2,
-        d_k_2,
-        d_v_2_via_u_2,
-        d_S_via_retained,
+        d_q_via_read_2, d_k, d_v_via_u, d_g_via_decay, d_beta_via_u_2, d_beta_2_via_u_2_2, d_k_2,
+        d_v_2_via_u_2, d_S_via_retained,
     )
 
 
@@ -549,40 +527,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "beta",
-    "beta_2",
-    "k_2",
-    "v_2",
-)
+TENSORS = ("q", "k", "v", "g", "beta", "beta_2", "k_2", "v_2")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

@@ -59,7 +59,6 @@ def clip(x, d):
 
 def chunk_step(q, k, v, g, beta, delta, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -100,21 +99,10 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
 
     # update, line 29
     def error_of(prediction, beta, delta, v):
-        tokens = prediction.shape[:-1]
         error = beta[..., :, None] * clip(prediction - v, delta[..., :, None])
         return error
 
-    prediction = substitute(
-        system,
-        seen,
-        error_of,
-        (
-            beta,
-            delta,
-            v,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(system, seen, error_of, (beta, delta, v), reverse=False)
     # loss, line 24: sum(huber(p - v, delta))
     error = beta[..., :, None] * clip(prediction - v, delta[..., :, None])
     u = -error
@@ -140,7 +128,6 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
 
 def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -181,21 +168,10 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
 
     # update, line 29
     def error_of(prediction, beta, delta, v):
-        tokens = prediction.shape[:-1]
         error = beta[..., :, None] * clip(prediction - v, delta[..., :, None])
         return error
 
-    prediction = substitute(
-        system,
-        seen,
-        error_of,
-        (
-            beta,
-            delta,
-            v,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(system, seen, error_of, (beta, delta, v), reverse=False)
     # loss, line 24: sum(huber(p - v, delta))
     error = beta[..., :, None] * clip(prediction - v, delta[..., :, None])
     u = -error
@@ -244,7 +220,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
 
     # adjoint of error
     def d_prediction_via_error_of(d_error_fed_back, beta, delta, prediction, v):
-        tokens = d_error_fed_back.shape[:-1]
         d_prediction_via_error = (
             beta[..., :, None]
             * d_error_fed_back
@@ -253,16 +228,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         return d_prediction_via_error
 
     d_error_fed_back = substitute(
-        system.mT,
-        d_error_via_u,
-        d_prediction_via_error_of,
-        (
-            beta,
-            delta,
-            prediction,
-            v,
-        ),
-        reverse=True,
+        system.mT, d_error_via_u, d_prediction_via_error_of, (beta, delta, prediction, v), reverse=True
     )
     d_beta_via_error = d_error_fed_back * clip(prediction - v, delta[..., :, None])
     d_beta_via_error_2 = d_beta_via_error.sum(-1)
@@ -353,19 +319,13 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_S = d_S_via_kept + q.mT @ d_inherited_via_carried_out
     d_S_2 = d_S + k.mT @ d_carried_via_seen
     return (
-        d_q_2,
-        d_k_3,
-        d_v_via_error,
-        d_g_via_log_decay_bounded,
-        d_beta_via_error_2,
-        d_delta_via_error_2,
+        d_q_2, d_k_3, d_v_via_error, d_g_via_log_decay_bounded, d_beta_via_error_2, d_delta_via_error_2,
         d_S_2,
     )
 
 
 def recurrent_step(q, k, v, g, beta, delta, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -386,7 +346,6 @@ def recurrent_step(q, k, v, g, beta, delta, scale, S):
 
 def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -480,38 +439,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "beta",
-    "delta",
-)
+TENSORS = ("q", "k", "v", "g", "beta", "delta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

@@ -180,30 +180,11 @@ def whole_power(x, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    attention_ptr,
-    system_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, attention_ptr, system_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks,
+    N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What each chunk needs alone: the inverse of its triangular system."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -219,9 +200,6 @@ def chunk_prepare(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -275,39 +253,11 @@ def _chunk_scan_nonlinear_error(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_nonlinear(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    attention_ptr,
-    system_ptr,
-    o_ptr,
-    states_ptr,
-    prediction_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, attention_ptr, system_ptr, o_ptr, states_ptr,
+    prediction_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -342,14 +292,7 @@ def chunk_scan_nonlinear(
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                 i_v * BV,
             )
         # loss, line 24: sum(huber(p - v, delta))
@@ -391,10 +334,8 @@ def chunk_scan_nonlinear(
                 BV,
             )
             prediction = tl.dot(
-                load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
-                -block,
-                prediction,
-                input_precision=PRECISION,
+                load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32), -block,
+                prediction, input_precision=PRECISION,
             )
         if SAVE and not SPARSE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -427,15 +368,7 @@ def chunk_scan_nonlinear(
 
 @triton.jit
 def _chunk_scan_reverse_nonlinear_d_prediction_via_error(
-    _begin,
-    _prediction,
-    _v,
-    _error_factor,
-    _error_factor_2,
-    _matrix,
-    left,
-    i_v,
-    V: tl.constexpr,
+    _begin, _prediction, _v, _error_factor, _error_factor_2, _matrix, left, i_v, V: tl.constexpr,
     BV: tl.constexpr,
 ):
     """d_prediction_via_error of 16 rows, d_error_fed_back = begin - matrix' @ d_prediction_via_error, all of them cut into rows."""
@@ -461,40 +394,11 @@ def _chunk_scan_reverse_nonlinear_d_prediction_via_error(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse_nonlinear(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    d_o_ptr,
-    attention_ptr,
-    system_ptr,
-    prediction_ptr,
-    d_states_ptr,
-    d_error_fed_back_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, d_o_ptr, attention_ptr, system_ptr, prediction_ptr,
+    d_states_ptr, d_error_fed_back_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -530,15 +434,8 @@ def chunk_scan_reverse_nonlinear(
         prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V, BK,
+                BV, i_v * BV,
             )
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
@@ -594,9 +491,7 @@ def chunk_scan_reverse_nonlinear(
             )
             d_error_fed_back = tl.dot(
                 tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),
-                -block,
-                d_error_fed_back,
-                input_precision=PRECISION,
+                -block, d_error_fed_back, input_precision=PRECISION,
             )
         if SAVE:
             store_rows(
@@ -636,38 +531,10 @@ def chunk_scan_reverse_nonlinear(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_nonlinear(
-    k_ptr,
-    v_ptr,
-    q_ptr,
-    beta_ptr,
-    delta_ptr,
-    d_o_ptr,
-    prediction_ptr,
-    d_error_fed_back_ptr,
-    g_ptr,
-    states_ptr,
-    d_states_ptr,
-    d_beta_ptr,
-    d_delta_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    k_ptr, v_ptr, q_ptr, beta_ptr, delta_ptr, d_o_ptr, prediction_ptr, d_error_fed_back_ptr, g_ptr,
+    states_ptr, d_states_ptr, d_beta_ptr, d_delta_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, scale, cu_seqlens,
+    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
@@ -749,9 +616,7 @@ def chunk_gradients_nonlinear(
             )
             # adjoint of prediction
             d_system_via_prediction = tl.dot(
-                d_prediction_via_error.to(dtype),
-                tl.trans(error).to(dtype),
-                d_system_via_prediction,
+                d_prediction_via_error.to(dtype), tl.trans(error).to(dtype), d_system_via_prediction,
                 input_precision=PRECISION,
             )
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -993,9 +858,7 @@ def chunk_gradients_nonlinear(
             )
             # adjoint of prediction
             d_system_via_prediction = tl.dot(
-                d_prediction_via_error.to(dtype),
-                tl.trans(error).to(dtype),
-                d_system_via_prediction,
+                d_prediction_via_error.to(dtype), tl.trans(error).to(dtype), d_system_via_prediction,
                 input_precision=PRECISION,
             )
         # retention, line 27: norm2(S - exp(g) * S_prev) / 2
@@ -1178,31 +1041,9 @@ def chunk_gradients_nonlinear(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output_nonlinear(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    attention_ptr,
-    states_ptr,
-    prediction_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, attention_ptr, states_ptr, prediction_ptr, o_ptr, scale,
+    cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
@@ -1264,32 +1105,10 @@ def chunk_output_nonlinear(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1346,39 +1165,10 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_beta_ptr,
-    d_delta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_beta_ptr,
+    d_delta_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

@@ -60,7 +60,6 @@ def clip(x, d):
 
 def chunk_step(q, k, v, g, beta, delta, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 24: sum(huber(p - v, delta))
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -100,21 +99,10 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
 
     # update, line 29
     def error_of(prediction, error_factor, error_factor_2, v):
-        tokens = prediction.shape[:-1]
         error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
         return error
 
-    prediction = substitute(
-        system,
-        seen,
-        error_of,
-        (
-            error_factor,
-            error_factor_2,
-            v,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(system, seen, error_of, (error_factor, error_factor_2, v), reverse=False)
     # loss, line 24: sum(huber(p - v, delta))
     error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
     u = -error
@@ -139,7 +127,6 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
 
 def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 24: sum(huber(p - v, delta))
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -179,21 +166,10 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
 
     # update, line 29
     def error_of(prediction, error_factor, error_factor_2, v):
-        tokens = prediction.shape[:-1]
         error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
         return error
 
-    prediction = substitute(
-        system,
-        seen,
-        error_of,
-        (
-            error_factor,
-            error_factor_2,
-            v,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(system, seen, error_of, (error_factor, error_factor_2, v), reverse=False)
     # loss, line 24: sum(huber(p - v, delta))
     error = error_factor[..., :, None] * clip(prediction - v, error_factor_2[..., :, None])
     u = -error
@@ -239,7 +215,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
 
     # adjoint of error
     def d_prediction_via_error_of(d_error_fed_back, error_factor, error_factor_2, prediction, v):
-        tokens = d_error_fed_back.shape[:-1]
         d_prediction_via_error = (
             d_error_fed_back
             * error_factor[..., :, None]
@@ -248,15 +223,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         return d_prediction_via_error
 
     d_error_fed_back = substitute(
-        system.mT,
-        d_error_via_u,
-        d_prediction_via_error_of,
-        (
-            error_factor,
-            error_factor_2,
-            prediction,
-            v,
-        ),
+        system.mT, d_error_via_u, d_prediction_via_error_of, (error_factor, error_factor_2, prediction, v),
         reverse=True,
     )
     d_error_factor_via_error = d_error_fed_back * clip(prediction - v, error_factor_2[..., :, None])
@@ -358,7 +325,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, g, beta, delta, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 24: sum(huber(p - v, delta))
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -384,7 +350,6 @@ def recurrent_step(q, k, v, g, beta, delta, scale, S):
 
 def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 24: sum(huber(p - v, delta))
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -463,12 +428,7 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_k = d_k_via_S_next_2 + d_k_via_products_2 + d_k_via_summands
     d_beta = d_beta_via_error_factor + d_beta_via_error_factor_2
     return (
-        d_q_via_read_2,
-        d_k,
-        d_v_via_error,
-        d_g_via_decay,
-        d_beta,
-        d_delta_via_error_factor_2,
+        d_q_via_read_2, d_k, d_v_via_error, d_g_via_decay, d_beta, d_delta_via_error_factor_2,
         d_S_via_retained,
     )
 
@@ -509,38 +469,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "beta",
-    "delta",
-)
+TENSORS = ("q", "k", "v", "g", "beta", "delta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

@@ -197,35 +197,10 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare_solved_keys(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    beta_ptr,
-    k_decayed_ptr,
-    q_decayed_ptr,
-    kept_factor_ptr,
-    kept_keys_ptr,
-    overlap_ptr,
-    inverse_ptr,
-    carried_out_factor_ptr,
-    attention_ptr,
-    ones_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, beta_ptr, k_decayed_ptr, q_decayed_ptr, kept_factor_ptr, kept_keys_ptr, overlap_ptr,
+    inverse_ptr, carried_out_factor_ptr, attention_ptr, ones_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """The inverse of each chunk's triangular system, pairs of tokens and decayed rows."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -300,41 +275,12 @@ def chunk_prepare_solved_keys(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan(
-    v_ptr,
-    beta_ptr,
-    k_decayed_ptr,
-    inverse_ptr,
-    q_decayed_ptr,
-    carried_out_factor_ptr,
-    attention_ptr,
-    kept_factor_ptr,
-    kept_keys_ptr,
-    o_ptr,
-    states_ptr,
-    prediction_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    step_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    v_ptr, beta_ptr, k_decayed_ptr, inverse_ptr, q_decayed_ptr, carried_out_factor_ptr, attention_ptr,
+    kept_factor_ptr, kept_keys_ptr, o_ptr, states_ptr, prediction_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, step_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr,
+    SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
@@ -348,8 +294,6 @@ def chunk_scan(
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
     first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
     S = tl.zeros([BK, BV], tl.float32)
     if ENTER:
@@ -373,14 +317,7 @@ def chunk_scan(
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                 i_v * BV,
             )
         # prediction
@@ -408,39 +345,11 @@ def chunk_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse(
-    beta_ptr,
-    d_o_ptr,
-    k_decayed_ptr,
-    inverse_ptr,
-    q_decayed_ptr,
-    carried_out_factor_ptr,
-    attention_ptr,
-    kept_factor_ptr,
-    kept_keys_ptr,
-    d_states_ptr,
-    d_u_2_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    step_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    beta_ptr, d_o_ptr, k_decayed_ptr, inverse_ptr, q_decayed_ptr, carried_out_factor_ptr, attention_ptr,
+    kept_factor_ptr, kept_keys_ptr, d_states_ptr, d_u_2_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, step_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
@@ -455,8 +364,6 @@ def chunk_scan_reverse(
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
     first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
     d_S_next = tl.zeros([BK, BV], tl.float32)
     if ENTER:
@@ -479,15 +386,8 @@ def chunk_scan_reverse(
         kept_keys = load_rows(kept_keys_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V, BK,
+                BV, i_v * BV,
             )
         # adjoint of carried_out
         d_u_via_carried_out = carried_out_factor[:, None] * d_o.to(tl.float32)
@@ -512,34 +412,10 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_values(
-    v_ptr,
-    beta_ptr,
-    d_o_ptr,
-    inverse_ptr,
-    prediction_ptr,
-    d_u_2_ptr,
-    overlap_ptr,
-    d_v_ptr,
-    u_ptr,
-    d_beta_ptr,
-    d_self_read_via_carried_out_factor_ptr,
-    d_scores_below_ptr,
-    d_overlap_below_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    v_ptr, beta_ptr, d_o_ptr, inverse_ptr, prediction_ptr, d_u_2_ptr, overlap_ptr, d_v_ptr, u_ptr, d_beta_ptr,
+    d_self_read_via_carried_out_factor_ptr, d_scores_below_ptr, d_overlap_below_ptr, scale, cu_seqlens,
+    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Cotangents that are made without keys: of values, of what is solved for, of pairs."""
@@ -557,7 +433,6 @@ def chunk_gradients_values(
         i_n, i_c = i_chunk // chunks, i_chunk % chunks
         first, length = i_n * T, T
     token, left = first + i_c * BT, length - i_c * BT
-    i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
@@ -624,38 +499,11 @@ def chunk_gradients_values(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_keys(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    d_o_ptr,
-    kept_factor_ptr,
-    states_ptr,
-    d_states_ptr,
-    d_v_ptr,
-    u_ptr,
-    d_self_read_via_carried_out_factor_ptr,
-    d_scores_below_ptr,
-    d_overlap_below_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_g_ptr,
-    ones_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, d_o_ptr, kept_factor_ptr, states_ptr, d_states_ptr, d_v_ptr, u_ptr,
+    d_self_read_via_carried_out_factor_ptr, d_scores_below_ptr, d_overlap_below_ptr, d_q_ptr, d_k_ptr,
+    d_g_ptr, ones_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -799,31 +647,10 @@ def chunk_gradients_keys(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output(
-    v_ptr,
-    beta_ptr,
-    inverse_ptr,
-    q_decayed_ptr,
-    carried_out_factor_ptr,
-    attention_ptr,
-    states_ptr,
-    prediction_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    v_ptr, beta_ptr, inverse_ptr, q_decayed_ptr, carried_out_factor_ptr, attention_ptr, states_ptr,
+    prediction_ptr, o_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
@@ -840,8 +667,6 @@ def chunk_output(
         i_n, i_c = i_chunk // chunks, i_chunk % chunks
         first, length = i_n * T, T
     token, left = first + i_c * BT, length - i_c * BT
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
@@ -867,34 +692,11 @@ def chunk_output(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_transition(
-    beta_ptr,
-    k_decayed_ptr,
-    inverse_ptr,
-    kept_factor_ptr,
-    kept_keys_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    step_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    beta_ptr, k_decayed_ptr, inverse_ptr, kept_factor_ptr, kept_keys_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, step_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr,
+    SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What states alone become from a segment's start to its end."""
     dtype: tl.constexpr = k_decayed_ptr.dtype.element_ty
@@ -904,12 +706,9 @@ def chunk_transition(
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
+        first, length = i_n * T, T
     first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
     S = tl.zeros([BK, BV], tl.float32)
     if ENTER:
@@ -918,8 +717,7 @@ def chunk_transition(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = i_s % EVERY == 0
+        token, left = first + i_s * BT, length - i_s * BT
         i_step = first_step + i_s
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         k_decayed = load_rows(k_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
@@ -943,19 +741,8 @@ def chunk_transition(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -985,19 +772,8 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments_reverse(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1027,31 +803,10 @@ def join_segments_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1101,37 +856,10 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_beta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_beta_ptr, states_ptr,
+    trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

@@ -26,7 +26,6 @@ def keep_causal(x, fill=0.0):
 
 def chunk_step(q, k, v, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     overlap_q = q @ k.mT
     # loss, line 17: -dot(p, v)
@@ -44,7 +43,6 @@ def chunk_step(q, k, v, scale, S):
 
 def chunk_step_backward(q, k, v, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     overlap_q = q @ k.mT
     # loss, line 17: -dot(p, v)
@@ -73,7 +71,6 @@ def chunk_step_backward(q, k, v, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # update, line 22
     S_next = S + k[..., :, None] * v[..., None, :]
     # read-out
@@ -85,7 +82,6 @@ def recurrent_step(q, k, v, scale, S):
 
 def recurrent_step_backward(q, k, v, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # update, line 22
     S_next = S + k[..., :, None] * v[..., None, :]
     # adjoint of o
@@ -139,35 +135,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-)
+TENSORS = ("q", "k", "v")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

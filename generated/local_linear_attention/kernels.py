@@ -132,26 +132,9 @@ def load_gate(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_ahead_lines(
-    q_ptr,
-    k_ptr,
-    normaliser_ptr,
-    centre_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, normaliser_ptr, centre_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: what a search starts from, and what divides weights."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -207,28 +190,9 @@ def attend_ahead_lines(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_solve_lines(
-    q_ptr,
-    k_ptr,
-    lam_ptr,
-    normaliser_ptr,
-    centre_ptr,
-    x_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, lam_ptr, normaliser_ptr, centre_ptr, x_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T,
+    chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What each query of a block solves for, over its keys again and again."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -300,29 +264,9 @@ def attend_solve_lines(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_lines(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    normaliser_ptr,
-    centre_ptr,
-    x_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, normaliser_ptr, centre_ptr, x_ptr, o_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: read-outs, sums that no sum of weights divides."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -384,32 +328,10 @@ def attend_lines(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_ahead_reverse_lines(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    d_o_ptr,
-    normaliser_ptr,
-    centre_ptr,
-    x_ptr,
-    d_along_2_via_spread_2_2_ptr,
-    d_x_ptr,
-    level_again_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, d_o_ptr, normaliser_ptr, centre_ptr, x_ptr, d_along_2_via_spread_2_2_ptr, d_x_ptr,
+    level_again_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: the cotangent of what a search found."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -499,28 +421,9 @@ def attend_ahead_reverse_lines(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_solve_reverse_lines(
-    q_ptr,
-    k_ptr,
-    lam_ptr,
-    normaliser_ptr,
-    centre_ptr,
-    d_x_ptr,
-    d_away_via_x_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    q_ptr, k_ptr, lam_ptr, normaliser_ptr, centre_ptr, d_x_ptr, d_away_via_x_ptr, scale, cu_seqlens,
+    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The same system once more, with the cotangent on its right side."""
@@ -583,14 +486,8 @@ def attend_solve_reverse_lines(
         held = -centre * level[:, None] + stiffness_valid[:, None] * x_tried
         applied = applied_apart + held
         d_away_via_x, _d_away_via_x_rest, x_tried, _d_away_via_x_size = conjugate_step(
-            d_away_via_x,
-            _d_away_via_x_rest,
-            x_tried,
-            _d_away_via_x_size,
-            applied,
-            _d_away_via_x_enough,
-            _d_away_via_x_inverse,
-            1,
+            d_away_via_x, _d_away_via_x_rest, x_tried, _d_away_via_x_size, applied, _d_away_via_x_enough,
+            _d_away_via_x_inverse, 1,
         )
         _d_away_via_x_going = tl.where(
             tl.max(tl.where(_d_away_via_x_size > _d_away_via_x_enough, 1, 0)) > 0, _d_away_via_x_going - 1, 0
@@ -601,32 +498,10 @@ def attend_solve_reverse_lines(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_behind_reverse_lines(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    d_o_ptr,
-    normaliser_ptr,
-    centre_ptr,
-    x_ptr,
-    d_away_via_x_ptr,
-    d_along_2_via_spread_2_4_ptr,
-    d_normaliser_valid_via_weights_2_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, d_o_ptr, normaliser_ptr, centre_ptr, x_ptr, d_away_via_x_ptr,
+    d_along_2_via_spread_2_4_ptr, d_normaliser_valid_via_weights_2_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: sums of what was solved for that pairs take again."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -726,42 +601,12 @@ def attend_behind_reverse_lines(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_queries_lines(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    lam_ptr,
-    d_o_ptr,
-    normaliser_ptr,
-    centre_ptr,
-    x_ptr,
-    d_along_2_via_spread_2_2_ptr,
-    level_again_ptr,
-    d_away_via_x_ptr,
-    d_along_2_via_spread_2_4_ptr,
-    d_normaliser_valid_via_weights_2_ptr,
-    d_lam_ptr,
-    d_centre_2_ptr,
-    delta_ptr,
-    d_normaliser_via_normaliser_valid_ptr,
-    along_2_ptr,
-    d_level_again_via_held_again_2_ptr,
-    d_q_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, lam_ptr, d_o_ptr, normaliser_ptr, centre_ptr, x_ptr, d_along_2_via_spread_2_2_ptr,
+    level_again_ptr, d_away_via_x_ptr, d_along_2_via_spread_2_4_ptr, d_normaliser_valid_via_weights_2_ptr,
+    d_lam_ptr, d_centre_2_ptr, delta_ptr, d_normaliser_via_normaliser_valid_ptr, along_2_ptr,
+    d_level_again_via_held_again_2_ptr, d_q_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys once more: cotangents of queries."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -840,11 +685,7 @@ def attend_queries_lines(
     store_rows(d_centre_2_ptr + i_h * K, d_centre_2, t_first, t_left, HV * K, K, BT, BK, 0)
     store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
     store_vector(
-        d_normaliser_via_normaliser_valid_ptr + i_h,
-        d_normaliser_via_normaliser_valid,
-        t_first,
-        t_left,
-        HV,
+        d_normaliser_via_normaliser_valid_ptr + i_h, d_normaliser_via_normaliser_valid, t_first, t_left, HV,
         BT,
     )
     store_vector(along_2_ptr + i_h, along_2, t_first, t_left, HV, BT)
@@ -924,36 +765,11 @@ def attend_queries_lines(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_keys_lines(
-    k_ptr,
-    v_ptr,
-    q_ptr,
-    d_o_ptr,
-    normaliser_ptr,
-    x_ptr,
-    d_away_via_x_ptr,
-    d_centre_2_ptr,
-    delta_ptr,
-    d_normaliser_via_normaliser_valid_ptr,
-    along_2_ptr,
-    d_level_again_via_held_again_2_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, v_ptr, q_ptr, d_o_ptr, normaliser_ptr, x_ptr, d_away_via_x_ptr, d_centre_2_ptr, delta_ptr,
+    d_normaliser_via_normaliser_valid_ptr, along_2_ptr, d_level_again_via_held_again_2_ptr, d_k_ptr, d_v_ptr,
+    scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of keys over the queries that see it: cotangents of keys and values."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty

@@ -59,7 +59,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, lam, scale):
     """A whole sequence: o."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 21: lam * norm2(W) / 2
     log_slope = torch.log(lam)
     # similarity, line 15: dot(q, k)
@@ -100,7 +99,7 @@ def chunk_step(q, k, v, lam, scale):
 
 def chunk_step_backward(q, k, v, lam, scale, d_o):
     """The adjoint of chunk_step, that recomputed: cotangents of its tensors."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    tokens = v.shape[:-1]
     # retention, line 21: lam * norm2(W) / 2
     log_slope = torch.log(lam)
     # similarity, line 15: dot(q, k)
@@ -261,12 +260,7 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "lam",
-)
+TENSORS = ("q", "k", "v", "lam")
 PARAMETERS = ("lam",)
 
 

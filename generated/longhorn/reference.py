@@ -32,7 +32,6 @@ def keep_strict(x, fill=0.0):
 
 def chunk_step(q, k, v, beta, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -67,7 +66,6 @@ def chunk_step(q, k, v, beta, scale, S):
 
 def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -144,7 +142,6 @@ def chunk_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, beta, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -165,7 +162,6 @@ def recurrent_step(q, k, v, beta, scale, S):
 
 def recurrent_step_backward(q, k, v, beta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 22: norm2(p - v) / 2
     summands = k * k
     sum_2 = summands.sum(-1)
@@ -247,36 +243,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "beta",
-)
+TENSORS = ("q", "k", "v", "beta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

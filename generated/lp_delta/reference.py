@@ -42,7 +42,6 @@ def substitute(matrix, base, write, rows, reverse):
 
 def chunk_step(q, k, v, beta, rate, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -54,20 +53,10 @@ def chunk_step(q, k, v, beta, rate, scale, S):
 
     # update, line 32
     def error_of(prediction, error_factor, v):
-        tokens = prediction.shape[:-1]
         error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
         return error
 
-    prediction = substitute(
-        earlier,
-        carried,
-        error_of,
-        (
-            error_factor,
-            v,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(earlier, carried, error_of, (error_factor, v), reverse=False)
     # loss, line 27: sum(abs(p - v)**3) / 3
     error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
@@ -88,7 +77,6 @@ def chunk_step(q, k, v, beta, rate, scale, S):
 
 def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     overlap = k @ k.mT
     # causality
@@ -100,20 +88,10 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
 
     # update, line 32
     def error_of(prediction, error_factor, v):
-        tokens = prediction.shape[:-1]
         error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
         return error
 
-    prediction = substitute(
-        earlier,
-        carried,
-        error_of,
-        (
-            error_factor,
-            v,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(earlier, carried, error_of, (error_factor, v), reverse=False)
     # loss, line 27: sum(abs(p - v)**3) / 3
     error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
@@ -138,22 +116,13 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
 
     # adjoint of error
     def d_prediction_via_error_of(d_error_fed_back, error_factor, prediction, v):
-        tokens = d_error_fed_back.shape[:-1]
         d_prediction_via_error = (
             2.0 * d_error_fed_back * error_factor[..., :, None] * torch.abs(prediction - v)
         )
         return d_prediction_via_error
 
     d_error_fed_back = substitute(
-        earlier.mT,
-        d_error_via_u,
-        d_prediction_via_error_of,
-        (
-            error_factor,
-            prediction,
-            v,
-        ),
-        reverse=True,
+        earlier.mT, d_error_via_u, d_prediction_via_error_of, (error_factor, prediction, v), reverse=True
     )
     d_error_factor_via_error = d_error_fed_back * (prediction - v) * torch.abs(prediction - v)
     d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
@@ -184,7 +153,6 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, beta, rate, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -203,7 +171,6 @@ def recurrent_step(q, k, v, beta, rate, scale, S):
 
 def recurrent_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     products = S * k[..., :, None]
     prediction = products.sum(-2)
@@ -281,37 +248,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "beta",
-    "rate",
-)
+TENSORS = ("q", "k", "v", "beta", "rate")
 PARAMETERS = ("rate",)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

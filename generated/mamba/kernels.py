@@ -135,39 +135,13 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def entry_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    dt_ptr,
-    A_ptr,
-    skip_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, dt_ptr, A_ptr, skip_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Tokens in order, each entry of the state by itself: read-outs, and the states of chunks' starts."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -198,14 +172,7 @@ def entry_scan(
             skip_once = load_gate_row(skip_ptr + i_h * V, V, BV, i_v * BV, 0.0)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                 i_v * BV,
             )
         # update, line 38
@@ -235,43 +202,13 @@ def entry_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def entry_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    dt_ptr,
-    A_ptr,
-    skip_ptr,
-    d_o_ptr,
-    states_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_dt_ptr,
-    d_A_ptr,
-    d_skip_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, dt_ptr, A_ptr, skip_ptr, d_o_ptr, states_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_dt_ptr,
+    d_A_ptr, d_skip_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
     """Chunks backwards, the states of their steps made again: the cotangents of the inputs."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -417,44 +354,20 @@ def entry_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def entry_scan_cotangents(
-    q_ptr,
-    dt_ptr,
-    A_ptr,
-    d_o_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, dt_ptr, A_ptr, d_o_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Tokens backwards, each entry by itself: the states' cotangents, and nothing else."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
+        first, length = i_n * T, T
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
@@ -465,8 +378,7 @@ def entry_scan_cotangents(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        token, left = first + i_s * BT, length - i_s * BT
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         dt = load_gate(dt_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 1.0)
         A_once = load_gate(A_ptr + i_h * K * V, 0, K, V, V, BK, BV, i_v * BV, 0.0)
@@ -497,43 +409,20 @@ def entry_scan_cotangents(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def entry_transition(
-    dt_ptr,
-    A_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    dt_ptr, A_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What states alone become from a segment's start to its end."""
-    dtype: tl.constexpr = dt_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
-    i_k = i_h // (HV // H)
+        first, length = i_n * T, T
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
     S = tl.zeros([BK, BV], tl.float32)
@@ -543,8 +432,7 @@ def entry_transition(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = i_s % EVERY == 0
+        token, left = first + i_s * BT, length - i_s * BT
         dt = load_gate(dt_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 1.0)
         A_once = load_gate(A_ptr + i_h * K * V, 0, K, V, V, BK, BV, i_v * BV, 0.0)
         # update, line 38
@@ -562,19 +450,8 @@ def entry_transition(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BE: tl.constexpr,
-    NE: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
     program = tl.program_id(0)
@@ -598,19 +475,8 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments_reverse(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BE: tl.constexpr,
-    NE: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
     program = tl.program_id(0)
@@ -634,32 +500,10 @@ def join_segments_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    dt_ptr,
-    A_ptr,
-    skip_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, dt_ptr, A_ptr, skip_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -709,39 +553,10 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    dt_ptr,
-    A_ptr,
-    skip_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_dt_ptr,
-    d_A_ptr,
-    d_skip_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, dt_ptr, A_ptr, skip_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_dt_ptr, d_A_ptr,
+    d_skip_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

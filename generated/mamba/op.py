@@ -5,385 +5,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import lru_cache
-from math import ceil
 from typing import Optional
 
 import torch
 from torch import Tensor
 
 from . import reference
+from .choices import choose, default_chunk, within
+from .launch import config, join, launch, step_tokens, units
+from .layout import all_chunks, block, cut, lay_out
 
-GATES = (
-    "dt",
-    "A",
-    "skip",
-)
-PARAMETERS = (
-    "A",
-    "skip",
-)
+GATES = ("dt", "A", "skip")
+PARAMETERS = ("A", "skip")
 
 # The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
 SYMBOL = "ttrc::" + __name__.replace(".", "_")
-
-# By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
-CONFIGS = {
-    "entry_scan": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
-    "entry_scan_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
-    "entry_scan_cotangents": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
-    "entry_transition": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 4, 1)},
-    "join_segments": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
-    "join_segments_reverse": {64: (32, 4, 1), 128: (32, 4, 1), 256: (16, 8, 1)},
-    "token_scan": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
-    "token_scan_reverse": {64: (32, 4, 2), 128: (16, 4, 2), 256: (16, 8, 2)},
-}
-
-# Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
-CHUNKS = {
-    "chunk": {64: (32, 32), 128: (16, 16), 256: (16, 16)},
-    "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
-}
-# The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"entry_scan": 128, "entry_scan_cotangents": 128, "entry_transition": 128}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where sequences and chunks lie. Packed sequences get tables, made on the device without a wait."""
-
-    sequences: int
-    length: int
-    chunks: int
-    all_chunks: int
-    cu_seqlens: Optional[Tensor]
-    chunk_starts: Optional[Tensor]
-    chunk_owner: Optional[Tensor]
-
-
-def lay_out(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> Layout:
-    batch, length = v.shape[:2]
-    if cu_seqlens is None:
-        chunks = -(-length // chunk)
-        return Layout(batch, length, chunks, batch * chunks, None, None, None)
-    sequences = cu_seqlens.numel() - 1
-    counts = torch.div(cu_seqlens.diff() + chunk - 1, chunk, rounding_mode="floor")
-    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    most = length // chunk + sequences
-    owner = torch.searchsorted(starts[1:].contiguous(), torch.arange(most, device=v.device), right=True)
-    return Layout(sequences, length, most, most, cu_seqlens, starts, owner.to(torch.int32))
-
-
-def all_chunks(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> int:
-    batch, length = v.shape[:2]
-    return batch * -(-length // chunk) if cu_seqlens is None else length // chunk + cu_seqlens.numel() - 1
-
-
-def block(width: int) -> int:
-    """The power of two that holds a head dimension; matrix products need 16 at least."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
-    if form == "chunk":  # a cache has to hold the states of all its steps, for every program at work
-        return max(16, min(128, 2048 // block(q.shape[3])))
-    rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
-    width = min([w for w in rows if w >= widest] or [max(rows)])
-    return rows[width][q.element_size() > 2]
-
-
-# What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
-TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-# Their tiles are of tokens, key channels and value channels: a chunk is several steps of such.
-ENTRIES = (
-    "entry_scan",
-    "entry_scan_reverse",
-    "entry_scan_cotangents",
-    "entry_transition",
-)
-
-# In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
-SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-
-def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
-    widest = max(block(q.shape[3]), block(v.shape[3]))
-    regime = "many" if sequences * v.shape[2] >= 128 else "few"
-    return kernel, min(w for w in CONFIGS[kernel] if w >= widest), str(q.dtype), regime
-
-
-def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
-    key = slot(kernel, q, v, sequences)
-    rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
-    if kernel in ENTRIES:
-        return min(rows[0], block(v.shape[3]), 2048 // block(q.shape[3])), *rows[1:]
-    return min(rows[0], block(v.shape[3])), *rows[1:]
-
-
-def step_tokens(kernel: str, q: Tensor, v: Tensor, sequences: int, chunk: int) -> int:
-    """Tokens of such a tile, of 2048 numbers: it has every key channel and a block of value channels."""
-    return min(chunk, max(2, 2048 // (block(q.shape[3]) * config(kernel, q, v, sequences)[0])))
-
-
-def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value channels and no pipeline, for a chip without the shared memory that the defaults take.
-
-    In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
-    registers.
-    """
-    key, (value_block, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
-    if key in TUNED:
-        raise error
-    smaller = (max(16, value_block // 2), warps, 1)
-    if smaller == (value_block, warps, stages) and key not in SMALLER:
-        smaller = (min(2 * value_block, block(v.shape[3])), warps, 1)
-    if smaller in ((value_block, warps, stages), CONFIGS[kernel][key[1]]):
-        raise RuntimeError(
-            f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
-            f"{q.dtype} ({error}); a smaller chunk_size takes less"
-        ) from error
-    SMALLER[key] = smaller
-
-
-def launch(
-    kernel: str,
-    q: Tensor,
-    v: Tensor,
-    layout: Layout,
-    chunk: int,
-    tensors,
-    scale,
-    *,
-    extra=(),
-    columns=None,
-    every=1,
-    **flags,
-) -> None:
-    """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
-
-    columns: how many the carried state has where they are not the values'. every: how many chunks apart states are kept.
-    """
-    from triton import OutOfResources
-
-    from . import kernels
-
-    K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
-    parallel = kernel in ()
-    tables = (layout.cu_seqlens, layout.chunk_starts)
-    if parallel:
-        arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
-    if kernel in (
-        "entry_scan",
-        "entry_scan_cotangents",
-        "entry_transition",
-    ):
-        flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
-    step = min(chunk, STEPS.get(kernel, chunk))
-    if kernel in STEPS:
-        flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
-    while True:
-        value_block, warps, stages = config(kernel, q, v, layout.sequences)
-        if kernel in ENTRIES:
-            step = step_tokens(kernel, q, v, layout.sequences, chunk)
-            flags["EVERY"] = chunk // step
-        value_block = min(value_block, block(V))
-        grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
-        try:
-            getattr(kernels, kernel)[grid](
-                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
-                PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
-            )  # fmt: skip
-            return
-        except OutOfResources as error:  # raised before anything runs
-            shrink(kernel, q, v, layout.sequences, error)
-
-
-# What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
-# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side, or (None) follow one another.
-COSTS = {
-    "chunk": {
-        "entries": {
-            "forward": {
-                64: ((1280, 0, 1, False),),
-                128: ((5632, 0, 1, False),),
-                256: ((19456, 0, 1, False),),
-            },
-            "backward": {
-                64: ((2688, 0, 2, False),),
-                128: ((14592, 0, 2, False),),
-                256: ((86528, 0, 2, False),),
-            },
-        },
-        "segments": {
-            "forward": {
-                64: ((256, 0, 1, True), (512, 0, 1, True), (0, 0, 1, None), (1280, 0, 1, True)),
-                128: ((512, 0, 1, True), (1024, 0, 1, True), (0, 0, 1, None), (5632, 0, 1, True)),
-                256: ((1024, 0, 1, True), (2048, 0, 1, True), (0, 0, 1, None), (19456, 0, 1, True)),
-            },
-            "backward": {
-                64: ((256, 0, 1, True), (512, 0, 1, True), (0, 0, 1, None), (2688, 0, 2, True)),
-                128: ((512, 0, 1, True), (1024, 0, 1, True), (0, 0, 1, None), (14592, 0, 2, True)),
-                256: ((1024, 0, 1, True), (2048, 0, 1, True), (0, 0, 1, None), (86528, 0, 2, True)),
-            },
-        },
-    },
-}
-
-
-@dataclass(frozen=True)
-class Roof:
-    """What a chip reaches: bytes and FLOPs a second, seconds of a launch and of one product in a chain of them."""
-
-    bandwidth: float = 3.0e12
-    matmul: float = 6.0e14
-    launch: float = 4e-6
-    product: float = 4e-7
-
-
-ROOF = Roof()
-SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
-
-
-def choose(
-    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int, every: int = 1
-) -> tuple[str, int]:
-    """The schedule of a pass, and how many segments one that cuts sequences cuts each into.
-
-    Its layout is in stretches of `every` chunks, of which one state is kept.
-    """
-    # Packed sequences are not cut; read-outs in a kernel of their own take every state.
-    fits = {"segments": layout.cu_seqlens is None, "split": every == 1}
-    known = tuple(n for n in COSTS[form] if fits.get(n, True))
-    names = known if schedule == "auto" else (schedule,)
-    if not set(names) <= set(known):
-        where = " where keep_bytes leaves out states" if every > 1 else ""
-        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["entry_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
-    blocks = -(-v.shape[3] // config("entry_scan", q, v, layout.sequences)[0])
-    heads = layout.sequences * v.shape[2]
-    chunks, step = (
-        layout.all_chunks // layout.sequences,
-        step_tokens("entry_scan", q, v, layout.sequences, chunk),
-    )
-    tokens = v.shape[0] * v.shape[1] * v.shape[2]
-    size, chip = v.element_size(), processors(v.device)
-    return cheapest(
-        form,
-        direction,
-        names,
-        width,
-        size,
-        heads * blocks,
-        chunks,
-        every * chunk // step,
-        tokens,
-        chip,
-        max(SEGMENT_CHUNKS // every, 1),
-    )
-
-
-@lru_cache(maxsize=4096)
-def cheapest(
-    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors, least=SEGMENT_CHUNKS
-) -> tuple[str, int]:
-    """By the cost model: `programs` walk `chunks` of `every` steps each, of `tokens` in all; on so many multiprocessors."""
-    segments = segment_count(programs, chunks, processors, least)
-    rows, grid = {n: COSTS[form][n][direction][width] for n in names}, (programs, segments, processors)
-    seconds = {n: predict(rows[n], itemsize, chunks * every, tokens, *grid) for n in names}
-    return min(names, key=seconds.__getitem__), segments
-
-
-def segment_count(programs: int, chunks: int, processors: int, least: int = SEGMENT_CHUNKS) -> int:
-    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks, `least` each if there are
-    enough; none of them is empty."""
-    wanted = max(2, min(2 * processors // programs, chunks // least))
-    return -(-chunks // -(-chunks // min(wanted, chunks)))
-
-
-def predict(
-    costs, itemsize: int, steps: int, tokens: int, programs: int, segments: int, processors: int
-) -> float:
-    """Seconds of a pass: each launch takes what the narrowest of memory, matrix units and its serial chain lets it."""
-    total = 0.0
-    for moved, flops, products, cut in costs:
-        pieces = segments if cut else 1
-        waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        walked = segments if cut is None else steps / pieces
-        serial = walked * products * ROOF.product * waves
-        total += ROOF.launch + max(
-            tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
-        )
-    return total
-
-
-@lru_cache(maxsize=None)
-def processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
-    """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
-    first = torch.arange(layout.sequences, device=device)[:, None]
-    step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
-    starts = torch.nn.functional.pad(
-        (first * layout.chunks + step).flatten(), (0, 1), value=layout.all_chunks
-    )
-    ends = (first * layout.length + step * chunk).flatten()
-    ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
-    pieces = layout.sequences * segments
-    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
-
-
-def units(like: Tensor, *entry: int) -> Tensor:
-    """By member of the states that become one another, those where it alone is 1, the unit of each entry."""
-    one = like.new_ones(entry)
-    return one.expand(1, *like.shape[:2], *entry).contiguous()
-
-
-def join(kernel: str, q: Tensor, v: Tensor, sums, transition, starts, enter, leave, segments: int) -> None:
-    """Composes the segments of each sequence: from what each makes of empty states to the states they start from."""
-    from . import kernels
-
-    K, (HV, V) = q.shape[-1], v.shape[2:]
-    sequences = sums.shape[0] // segments
-    value_block, warps, stages = config(kernel, q, v, sequences)
-    blocks = -(-q.shape[3] * v.shape[3] // 1024)
-    parts = dict(BE=1024, NE=blocks)
-    getattr(kernels, kernel)[(sequences * HV * blocks,)](
-        sums, transition, starts, enter, leave, segments, HV=HV, K=K, V=V, **parts,
-        ENTER=enter is not None, LEAVE=leave.numel() > 0, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-
-
-def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:
-    """Bytes a token and head of v that a form may keep, quickest first: what is not kept is made again."""
-    size, tokens = v.element_size(), v.shape[0] * v.shape[1]
-    if form == "chunk":
-        return {
-            "all": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, chunk) / tokens,
-        }
-    return {
-        "all": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, chunk) / tokens,
-    }
-
-
-def within(
-    most: Optional[float], form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int
-) -> str:
-    """What is kept of at most so many bytes a token and head."""
-    if most is None:
-        return "all"
-    sizes = held(form, q, v, cu_seqlens, chunk)
-    for name, size in sizes.items():
-        if size <= most:
-            return name
-    raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {ceil(min(sizes.values()))}")
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -422,17 +58,8 @@ def chunk_forward_triton(
     )
     if schedule == "entries":
         launch(
-            "entry_scan",
-            q,
-            v,
-            layout,
-            chunk,
-            [q, k, v, dt, A, skip, o, states, initial_state, final_state],
-            scale,
-            ENTER=initial_state is not None,
-            LEAVE=final,
-            READ=True,
-            SAVE=save,
+            "entry_scan", q, v, layout, chunk, [q, k, v, dt, A, skip, o, states, initial_state, final_state],
+            scale, ENTER=initial_state is not None, LEAVE=final, READ=True, SAVE=save,
         )
     elif schedule == "segments":
         pieces = cut(layout, segments, chunk, v.device)
@@ -441,44 +68,17 @@ def chunk_forward_triton(
         unit = units(sums, q.shape[3], v.shape[3])
         transition = torch.empty_like(unit)
         launch(
-            "entry_transition",
-            q,
-            v,
-            pieces,
-            chunk,
-            [dt, A, unit[0], transition[0]],
-            scale,
-            ENTER=True,
-            LEAVE=True,
-            READ=False,
-            SAVE=False,
+            "entry_transition", q, v, pieces, chunk, [dt, A, unit[0], transition[0]], scale, ENTER=True,
+            LEAVE=True, READ=False, SAVE=False,
         )
         launch(
-            "entry_scan",
-            q,
-            v,
-            pieces,
-            chunk,
-            [q, k, v, dt, A, skip, o, states, None, sums],
-            scale,
-            ENTER=False,
-            LEAVE=True,
-            READ=False,
-            SAVE=False,
+            "entry_scan", q, v, pieces, chunk, [q, k, v, dt, A, skip, o, states, None, sums], scale,
+            ENTER=False, LEAVE=True, READ=False, SAVE=False,
         )
         join("join_segments", q, v, sums, transition, starts, initial_state, final_state, segments)
         launch(
-            "entry_scan",
-            q,
-            v,
-            pieces,
-            chunk,
-            [q, k, v, dt, A, skip, o, states, starts, None],
-            scale,
-            ENTER=True,
-            LEAVE=False,
-            READ=True,
-            SAVE=save,
+            "entry_scan", q, v, pieces, chunk, [q, k, v, dt, A, skip, o, states, starts, None], scale,
+            ENTER=True, LEAVE=False, READ=True, SAVE=save,
         )
     return o, final_state, states if save else v.new_empty(0)
 
@@ -494,24 +94,18 @@ def chunk_backward_triton(
     d_v = torch.empty_like(v)
     d_dt = v.new_empty(*v.shape[:3], v.shape[3], dtype=torch.float32)
     d_A = v.new_empty(
-        layout.sequences * (segments if schedule == "segments" else 1),
-        v.shape[2],
-        q.shape[3],
-        v.shape[3],
+        layout.sequences * (segments if schedule == "segments" else 1), v.shape[2], q.shape[3], v.shape[3],
         dtype=torch.float32,
     )
     d_skip = v.new_empty(
-        layout.sequences * (segments if schedule == "segments" else 1),
-        v.shape[2],
-        v.shape[3],
+        layout.sequences * (segments if schedule == "segments" else 1), v.shape[2], v.shape[3],
         dtype=torch.float32,
     )
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(
         layout.sequences * (segments if schedule == "segments" else 1) * v.shape[2] * blocks,
         chunk // step_tokens("entry_scan_reverse", q, v, layout.sequences, chunk),
-        block(q.shape[3]) * block(v.shape[3]),
-        dtype=torch.float32,
+        block(q.shape[3]) * block(v.shape[3]), dtype=torch.float32,
     )
     if schedule == "entries":
         launch(
@@ -551,72 +145,30 @@ def chunk_backward_triton(
         unit = units(sums, q.shape[3], v.shape[3])
         transition = torch.empty_like(unit)
         launch(
-            "entry_transition",
-            q,
-            v,
-            pieces,
-            chunk,
-            [dt, A, unit[0], transition[0]],
-            scale,
-            ENTER=True,
-            LEAVE=True,
-            READ=False,
-            SAVE=False,
+            "entry_transition", q, v, pieces, chunk, [dt, A, unit[0], transition[0]], scale, ENTER=True,
+            LEAVE=True, READ=False, SAVE=False,
         )
         launch(
-            "entry_scan_cotangents",
-            q,
-            v,
-            pieces,
-            chunk,
-            [q, dt, A, d_o, None, sums],
-            scale,
-            ENTER=False,
-            LEAVE=True,
-            READ=False,
-            SAVE=False,
+            "entry_scan_cotangents", q, v, pieces, chunk, [q, dt, A, d_o, None, sums], scale, ENTER=False,
+            LEAVE=True, READ=False, SAVE=False,
         )
         join("join_segments_reverse", q, v, sums, transition, starts, d_final_state, d_initial, segments)
         launch(
-            "entry_scan_reverse",
-            q,
-            v,
-            pieces,
-            chunk,
-            [q, k, v, dt, A, skip, d_o, states, d_q, d_k, d_v, d_dt, d_A, d_skip, trail, starts, None],
-            scale,
-            extra=(v.shape[0] * v.shape[1],),
-            ENTER=True,
-            LEAVE=False,
+            "entry_scan_reverse", q, v, pieces, chunk,
+            [q, k, v, dt, A, skip, d_o, states, d_q, d_k, d_v, d_dt, d_A, d_skip, trail, starts, None], scale,
+            extra=(v.shape[0] * v.shape[1],), ENTER=True, LEAVE=False,
         )
     return (
-        per_key_head(d_q.sum(0), q),
-        per_key_head(d_k.sum(0), k),
-        d_v,
-        d_dt.to(dt.dtype),
-        d_A.sum(0).to(A.dtype),
-        d_skip.sum(0).to(skip.dtype),
-        d_initial,
+        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_dt.to(dt.dtype),
+        d_A.sum(0).to(A.dtype), d_skip.sum(0).to(skip.dtype), d_initial,
     )
 
 
 @torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    skip: Tensor,
-    scale: float,
-    initial_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    final: bool,
-    save: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, skip: Tensor, scale: float,
+    initial_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -626,50 +178,18 @@ def chunk_op(
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
-    o, last, starts = reference.forward(
-        "chunk",
-        q,
-        k,
-        v,
-        (
-            dt,
-            A,
-            skip,
-        ),
-        scale,
-        start,
-        cu_seqlens,
-        chunk,
-    )
+    o, last, starts = reference.forward("chunk", q, k, v, (dt, A, skip), scale, start, cu_seqlens, chunk)
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
     last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
-    return (
-        o,
-        last,
-        states,
-    )
+    return o, last, states
 
 
 @chunk_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    dt,
-    A,
-    skip,
-    scale,
-    initial_state,
-    cu_seqlens,
-    chunk,
-    final,
-    save,
-    backend,
-    schedule,
+    q, k, v, dt, A, skip, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule,
     crossing="all",
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
-    triton = uses_triton(backend, q)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, chunk), v.shape[2], q.shape[3], v.shape[3], dtype=state_dtype(v)
@@ -682,22 +202,9 @@ def _(
 
 @torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    skip: Tensor,
-    scale: float,
-    states: Tensor,
-    d_o: Tensor,
-    d_final_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    initial: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, skip: Tensor, scale: float, states: Tensor,
+    d_o: Tensor, d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -708,42 +215,14 @@ def chunk_backward_op(
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
     starts = unpack_states(states, v, cu_seqlens, chunk)
     grads, d_initial = reference.backward(
-        "chunk",
-        q,
-        k,
-        v,
-        (
-            dt,
-            A,
-            skip,
-        ),
-        scale,
-        starts,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        chunk,
+        "chunk", q, k, v, (dt, A, skip), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @chunk_backward_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    dt,
-    A,
-    skip,
-    scale,
-    states,
-    d_o,
-    d_final_state,
-    cu_seqlens,
-    chunk,
-    initial,
-    backend,
-    schedule,
+    q, k, v, dt, A, skip, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
     crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
@@ -766,17 +245,8 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
     d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = chunk_backward_op(
-        *tensors,
-        ctx.scale,
-        *saved,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        ctx.chunk,
-        ctx.started is not None,
-        ctx.backend,
-        ctx.schedule,
-        ctx.crossing,
+        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.started is not None,
+        ctx.backend, ctx.schedule, ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
     return *grads, None, d_initial, None, None, None, None, None, None, None
@@ -796,16 +266,8 @@ def recurrent_forward_triton(q, k, v, dt, A, skip, scale, initial_state, cu_seql
         else v.new_empty(0)
     )
     launch(
-        "token_scan",
-        q,
-        v,
-        layout,
-        chunk,
-        [q, k, v, dt, A, skip, o, states, initial_state, final_state],
-        scale,
-        ENTER=initial_state is not None,
-        LEAVE=final,
-        SAVE=save,
+        "token_scan", q, v, layout, chunk, [q, k, v, dt, A, skip, o, states, initial_state, final_state],
+        scale, ENTER=initial_state is not None, LEAVE=final, SAVE=save,
     )
     return o, final_state, states
 
@@ -823,9 +285,7 @@ def recurrent_backward_triton(
     d_skip = v.new_empty(layout.sequences, v.shape[2], v.shape[3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(
-        layout.sequences * v.shape[2] * blocks,
-        chunk,
-        block(q.shape[3]) * block(v.shape[3]),
+        layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[3]) * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(
@@ -859,33 +319,16 @@ def recurrent_backward_triton(
         LEAVE=initial,
     )
     return (
-        per_key_head(d_q.sum(0), q),
-        per_key_head(d_k.sum(0), k),
-        d_v,
-        d_dt.to(dt.dtype),
-        d_A.sum(0).to(A.dtype),
-        d_skip.sum(0).to(skip.dtype),
-        d_initial,
+        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_dt.to(dt.dtype),
+        d_A.sum(0).to(A.dtype), d_skip.sum(0).to(skip.dtype), d_initial,
     )
 
 
 @torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
 def recurrent_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    skip: Tensor,
-    scale: float,
-    initial_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    final: bool,
-    save: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, skip: Tensor, scale: float,
+    initial_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -895,50 +338,18 @@ def recurrent_op(
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
-    o, last, starts = reference.forward(
-        "recurrent",
-        q,
-        k,
-        v,
-        (
-            dt,
-            A,
-            skip,
-        ),
-        scale,
-        start,
-        cu_seqlens,
-        chunk,
-    )
+    o, last, starts = reference.forward("recurrent", q, k, v, (dt, A, skip), scale, start, cu_seqlens, chunk)
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
     last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
-    return (
-        o,
-        last,
-        states,
-    )
+    return o, last, states
 
 
 @recurrent_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    dt,
-    A,
-    skip,
-    scale,
-    initial_state,
-    cu_seqlens,
-    chunk,
-    final,
-    save,
-    backend,
-    schedule,
+    q, k, v, dt, A, skip, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule,
     crossing="all",
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
-    triton = uses_triton(backend, q)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, chunk), v.shape[2], q.shape[3], v.shape[3], dtype=state_dtype(v)
@@ -951,22 +362,9 @@ def _(
 
 @torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
 def recurrent_backward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    skip: Tensor,
-    scale: float,
-    states: Tensor,
-    d_o: Tensor,
-    d_final_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    initial: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, skip: Tensor, scale: float, states: Tensor,
+    d_o: Tensor, d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -977,42 +375,14 @@ def recurrent_backward_op(
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
     starts = unpack_states(states, v, cu_seqlens, chunk)
     grads, d_initial = reference.backward(
-        "recurrent",
-        q,
-        k,
-        v,
-        (
-            dt,
-            A,
-            skip,
-        ),
-        scale,
-        starts,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        chunk,
+        "recurrent", q, k, v, (dt, A, skip), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @recurrent_backward_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    dt,
-    A,
-    skip,
-    scale,
-    states,
-    d_o,
-    d_final_state,
-    cu_seqlens,
-    chunk,
-    initial,
-    backend,
-    schedule,
+    q, k, v, dt, A, skip, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
     crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
@@ -1035,17 +405,8 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
     d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = recurrent_backward_op(
-        *tensors,
-        ctx.scale,
-        *saved,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        ctx.chunk,
-        ctx.started is not None,
-        ctx.backend,
-        ctx.schedule,
-        ctx.crossing,
+        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.started is not None,
+        ctx.backend, ctx.schedule, ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
     return *grads, None, d_initial, None, None, None, None, None, None, None
@@ -1080,29 +441,15 @@ def unpack_states(states: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk
     return list(states.split(1)[: sum(-(-n // chunk) for n in lengths)])
 
 
-OPS = {
-    "chunk": chunk_op,
-    "recurrent": recurrent_op,
-}
+OPS = {"chunk": chunk_op, "recurrent": recurrent_op}
+SCHEDULES = ("entries", "segments")
 
 
 def mamba(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    skip: Tensor,
-    *,
-    scale: Optional[float] = None,
-    initial_state: Optional[Tensor] = None,
-    output_final_state: bool = False,
-    cu_seqlens: Optional[Tensor] = None,
-    form: str = "auto",
-    chunk_size: Optional[int] = None,
-    backend: str = "auto",
-    schedule: str = "auto",
-    keep_bytes: Optional[float] = None,
+    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, skip: Tensor, *, scale: Optional[float] = None,
+    initial_state: Optional[Tensor] = None, output_final_state: bool = False,
+    cu_seqlens: Optional[Tensor] = None, form: str = "auto", chunk_size: Optional[int] = None,
+    backend: str = "auto", schedule: str = "auto", keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """mamba (arXiv:2312.00752 Mamba).
 

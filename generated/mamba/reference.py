@@ -40,7 +40,6 @@ def linear_scan(decay, write, start, reverse):
 
 def chunk_step(q, k, v, dt, A, skip, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # parameter
     A_first = keep_token(A, -3, 0, 0.0)
     A_once = A_first.sum(-3)
@@ -67,7 +66,7 @@ def chunk_step(q, k, v, dt, A, skip, scale, S):
 
 def chunk_step_backward(q, k, v, dt, A, skip, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    tokens = v.shape[:-1]
     # parameter
     A_first = keep_token(A, -3, 0, 0.0)
     A_once = A_first.sum(-3)
@@ -140,19 +139,13 @@ def chunk_step_backward(q, k, v, dt, A, skip, scale, S, d_o, d_S_next):
     d_v = d_v_via_added_factor + d_v_via_o
     d_dt = d_dt_via_added_factor + d_dt_via_transition_2
     return (
-        d_q_via_read_2,
-        d_k_via_added_2,
-        d_v,
-        d_dt,
-        d_A_via_A_first,
-        d_skip_via_skip_first,
+        d_q_via_read_2, d_k_via_added_2, d_v, d_dt, d_A_via_A_first, d_skip_via_skip_first,
         d_S_via_S_before_3,
     )
 
 
 def recurrent_step(q, k, v, dt, A, skip, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 36: norm2(S - exp(dt * A) * S_prev) / 2
     decay = torch.exp(A * dt[..., None, :])
     retained = S * decay
@@ -171,7 +164,6 @@ def recurrent_step(q, k, v, dt, A, skip, scale, S):
 
 def recurrent_step_backward(q, k, v, dt, A, skip, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 36: norm2(S - exp(dt * A) * S_prev) / 2
     decay = torch.exp(A * dt[..., None, :])
     retained = S * decay
@@ -246,41 +238,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "dt",
-    "A",
-    "skip",
-)
-PARAMETERS = (
-    "A",
-    "skip",
-)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+TENSORS = ("q", "k", "v", "dt", "A", "skip")
+PARAMETERS = ("A", "skip")
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

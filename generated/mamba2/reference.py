@@ -36,7 +36,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, dt, A, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
     log_decay_bounded = choose(log_decay, -800.0, -800.0, log_decay)
@@ -79,7 +78,6 @@ def chunk_step(q, k, v, dt, A, scale, S):
 
 def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     log_decay = A * dt
     log_decay_bounded = choose(log_decay, -800.0, -800.0, log_decay)
@@ -189,7 +187,6 @@ def chunk_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, dt, A, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     decay = torch.exp(A * dt)
     retained = S * decay[..., None, None]
@@ -206,7 +203,6 @@ def recurrent_step(q, k, v, dt, A, scale, S):
 
 def recurrent_step_backward(q, k, v, dt, A, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 28: norm2(S - exp(dt * A) * S_prev) / 2
     decay = torch.exp(A * dt)
     retained = S * decay[..., None, None]
@@ -278,37 +274,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "dt",
-    "A",
-)
+TENSORS = ("q", "k", "v", "dt", "A")
 PARAMETERS = ("A",)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

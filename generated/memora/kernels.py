@@ -85,38 +85,11 @@ def sigmoid(x):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    states_ptr,
-    o_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, g_ptr, theta_ptr, states_ptr, o_ptr, waiting_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HIDDEN: tl.constexpr, BH: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
+    READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments in order, the weights in memory: read-outs, and the weights that each starts with."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -258,15 +231,8 @@ def deep_scan_panels(
             W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                    W2,
-                    i_p * BH,
-                    tl.where(at_bound, HIDDEN, 0) - i_p * BH,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, W2, i_p * BH,
+                    tl.where(at_bound, HIDDEN, 0) - i_p * BH, V, V, BH, BV, i_v * BV,
                 )
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -301,15 +267,8 @@ def deep_scan_panels(
             W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                    W1,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    HIDDEN,
-                    HIDDEN,
-                    BK,
-                    BH,
-                    i_p * BH,
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), W1, 0,
+                    tl.where(at_bound, K, 0), HIDDEN, HIDDEN, BK, BH, i_p * BH,
                 )
             # link, line 39
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
@@ -374,42 +333,11 @@ def deep_scan_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_reverse_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    states_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_v_ptr,
-    d_theta_ptr,
-    d_k_ptr,
-    d_g_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, states_ptr, g_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_v_ptr, d_theta_ptr, d_k_ptr,
+    d_g_ptr, waiting_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Segments backwards, the weights' cotangents in memory: the cotangents of the inputs."""
@@ -450,20 +378,13 @@ def deep_scan_reverse_panels(
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         peak_2 = tl.full([BV], float("-inf"), tl.float32)
         d_written_2 = tl.zeros([BT, BV], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -472,13 +393,7 @@ def deep_scan_reverse_panels(
             )
             peak_2 = tl.maximum(peak_2, tl.max(state_among_2, 0))
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             state_among = tl.where(tl.arange(0, BK)[:, None] < K, W1, float("-inf"))
@@ -492,15 +407,8 @@ def deep_scan_reverse_panels(
             # prediction
             layer1 = tl.dot(k, W_inside.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT,
-                layer1,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, layer1, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
@@ -515,14 +423,7 @@ def deep_scan_reverse_panels(
             )
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + BT * BV,
-            d_written_2,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_written_2, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -547,14 +448,8 @@ def deep_scan_reverse_panels(
         sum_S_2 = tl.zeros([BV], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -581,14 +476,8 @@ def deep_scan_reverse_panels(
             )
             hidden = gate * layer1
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -604,14 +493,7 @@ def deep_scan_reverse_panels(
             layer2 = tl.dot(hidden.to(dtype), W_inside_3.to(dtype), layer2, input_precision=PRECISION)
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
-            layer2,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            layer2, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -623,23 +505,11 @@ def deep_scan_reverse_panels(
         fine_sum = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 4 * BT + 0 * BT, BT, BT, 0)
         d_written_2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         layer2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # read-out
         layer1_carried_factor = exp(coarse_sum + fine_sum)
@@ -650,24 +520,14 @@ def deep_scan_reverse_panels(
         u = -layer2 * theta[:, None] + theta[:, None] * v.to(tl.float32)
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            u,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            u, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # adjoint of written_2
         d_written_factor_via_written_2 = d_written_2 * u
         d_written_factor_via_written_2_2 = tl.sum(d_written_factor_via_written_2, 1)
         store_row(
-            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 3 * BT + 0 * BT,
-            d_written_factor_via_written_2_2,
-            BT,
-            BT,
-            0,
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 3 * BT + 0 * BT, d_written_factor_via_written_2_2,
+            BT, BT, 0,
         )
         # read-out
         query = q.to(tl.float32) * scale
@@ -676,15 +536,8 @@ def deep_scan_reverse_panels(
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         store_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 2 * BT * BT,
-            overlap_q,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 2 * BT * BT, overlap_q,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
         coarse_gap_2 = coarse_sum[:, None] - coarse_sum[None, :]
@@ -696,15 +549,8 @@ def deep_scan_reverse_panels(
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
         since_2 = exp(gap_masked_2)
         store_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 3 * BT * BT,
-            since_2,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 3 * BT * BT, since_2,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         attention = overlap_q * since_2
         # adjoint of attention_2
@@ -712,27 +558,13 @@ def deep_scan_reverse_panels(
         d_overlap_q_2_via_attention_2 = d_attention_2 * since_2
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK,
-            d_overlap_q_2_via_attention_2,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            d_overlap_q_2_via_attention_2, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of layer2_carried
         d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT,
-            d_layer2_inherited_via_layer2_carried,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_layer2_inherited_via_layer2_carried, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -743,34 +575,16 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_query = d_o.to(tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
@@ -778,14 +592,8 @@ def deep_scan_reverse_panels(
         layer2_inherited = tl.zeros([BT, BV], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -810,34 +618,18 @@ def deep_scan_reverse_panels(
                 d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
             )
             d_hidden_2_2 = tl.dot(
-                d_layer2_inherited_via_layer2_carried.to(dtype),
-                tl.trans(W_inside_3).to(dtype),
-                d_hidden_2,
+                d_layer2_inherited_via_layer2_carried.to(dtype), tl.trans(W_inside_3).to(dtype), d_hidden_2,
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 2 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT,
-                d_hidden_2_2,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 2 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, d_hidden_2_2, i_p * BT, BT, BH,
+                BH, BT, BH, 0,
             )
             # update, line 41
             d_hidden = tl.dot(u.to(dtype), tl.trans(W_inside_3).to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT,
-                d_hidden,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, d_hidden, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             d_gate_via_hidden = d_hidden * layer1
             d_layer1_via_gate = (
@@ -852,13 +644,7 @@ def deep_scan_reverse_panels(
             d_layer1_via_hidden = d_hidden * gate
             d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             # link, line 39
@@ -873,30 +659,16 @@ def deep_scan_reverse_panels(
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W_inside.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT,
-                layer1_inherited,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, layer1_inherited, i_p * BT, BT,
+                BH, BH, BT, BH, 0,
             )
             layer1_carried = layer1_carried_factor[:, None] * layer1_inherited
             layer1_read = tl.dot(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
             store_rows(
-                waiting + 7 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT,
-                layer1_read,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 7 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, layer1_read, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
@@ -925,9 +697,7 @@ def deep_scan_reverse_panels(
             d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
             # adjoint of query
             d_query = tl.dot(
-                d_layer1_inherited_via_layer1_carried.to(dtype),
-                tl.trans(W_inside).to(dtype),
-                d_query,
+                d_layer1_inherited_via_layer1_carried.to(dtype), tl.trans(W_inside).to(dtype), d_query,
                 input_precision=PRECISION,
             )
             # adjoint of attention
@@ -947,67 +717,33 @@ def deep_scan_reverse_panels(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 7 * BT + 0 * BT, BT, BT, 0)
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
             0,
         )
         overlap_q = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 2 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 2 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         since_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 3 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 3 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         d_written_2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # adjoint of layer2_carried
         d_layer1_carried_factor_via_layer2_carried = d_o.to(tl.float32) * layer2_inherited
         d_layer1_carried_factor_via_layer2_carried_2 = tl.sum(d_layer1_carried_factor_via_layer2_carried, 1)
         store_row(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 2 * BT + 0 * BT,
-            d_layer1_carried_factor_via_layer2_carried_2,
-            BT,
-            BT,
-            0,
+            d_layer1_carried_factor_via_layer2_carried_2, BT, BT, 0,
         )
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * since_2
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + BT * BT,
-            d_overlap_q_via_attention,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            d_overlap_q_via_attention, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of since_2
         d_gap_masked_2_via_since_2 = (
@@ -1070,22 +806,13 @@ def deep_scan_reverse_panels(
             # adjoint of written
             d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 4 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT,
-                d_written,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 4 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, d_written, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             d_d_layer1_via_written = d_written * written_factor[:, None]
             # adjoint of d_layer1_s
             d_d_layer1_s = tl.dot(
-                tl.trans(attention).to(dtype),
-                d_layer1_read.to(dtype),
-                d_d_layer1_via_written,
+                tl.trans(attention).to(dtype), d_layer1_read.to(dtype), d_d_layer1_via_written,
                 input_precision=PRECISION,
             )
             store_rows(waiting, d_d_layer1_s, i_p * BT, BT, BH, BH, BT, BH, 0)
@@ -1113,14 +840,8 @@ def deep_scan_reverse_panels(
             # adjoint of d_hidden
             d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -1142,34 +863,16 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_overlap_q_via_attention = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + BT * BT, 0 * BT, BT, BT,
+            BT, BT, BT, 0,
         )
         layer2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # adjoint of u
         d_theta_via_u = d_u_2 * (-layer2 + v.to(tl.float32))
@@ -1178,9 +881,7 @@ def deep_scan_reverse_panels(
         d_predicted_via_u = -d_u_2 * theta[:, None]
         # adjoint of k_s
         d_k_s = tl.dot(
-            tl.trans(d_overlap_q_via_attention).to(dtype),
-            query.to(dtype),
-            d_predicted_via_u,
+            tl.trans(d_overlap_q_via_attention).to(dtype), query.to(dtype), d_predicted_via_u,
             input_precision=PRECISION,
         )
         # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
@@ -1191,34 +892,16 @@ def deep_scan_reverse_panels(
         tl.debug_barrier()
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 7 * BT + 0 * BT, BT, BT, 0)
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_W_factor_2_via_W_2_2 = tl.zeros([BV], tl.float32)
         d_k_2 = d_k_s
@@ -1269,9 +952,7 @@ def deep_scan_reverse_panels(
                 tl.trans(d_d_hidden).to(dtype), u.to(dtype), d_W_inside_3, input_precision=PRECISION
             )
             d_W_inside_3_3 = tl.dot(
-                tl.trans(hidden).to(dtype),
-                d_predicted_via_u.to(dtype),
-                d_W_inside_3_2,
+                tl.trans(hidden).to(dtype), d_predicted_via_u.to(dtype), d_W_inside_3_2,
                 input_precision=PRECISION,
             )
             d_W_inside_2_via_W_inside_3 = tl.where(
@@ -1282,14 +963,8 @@ def deep_scan_reverse_panels(
                 i_p * BH + tl.arange(0, BH)[:, None] < HIDDEN, d_W_inside_2_via_W_inside_3, 0.0
             )
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 39
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -1354,21 +1029,12 @@ def deep_scan_reverse_panels(
                 written_2.to(dtype), tl.trans(d_W2_next).to(dtype), d_hidden_s, input_precision=PRECISION
             )
             d_hidden_4 = tl.dot(
-                d_predicted_via_u.to(dtype),
-                tl.trans(W_inside_3).to(dtype),
-                d_hidden_3,
+                d_predicted_via_u.to(dtype), tl.trans(W_inside_3).to(dtype), d_hidden_3,
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT,
-                d_hidden_4,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, d_hidden_4, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             d_gate_via_hidden_2 = d_hidden_4 * layer1
             # adjoint of gate
@@ -1392,13 +1058,7 @@ def deep_scan_reverse_panels(
                 + d_layer1_via_hidden_2
             )
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             # link, line 39
@@ -1445,24 +1105,12 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_kept_factor_via_kept_2_2 = 0.0
         d_kept_factor_via_kept_3 = 0.0
@@ -1470,14 +1118,8 @@ def deep_scan_reverse_panels(
         d_layer1_carried_factor_via_layer1_carried_2 = tl.zeros([BT], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             d_W2_next = load_rows(
                 leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
@@ -1486,13 +1128,7 @@ def deep_scan_reverse_panels(
             d_kept_factor_via_kept_2 = W2 * d_W2_next
             d_kept_factor_via_kept_2_2 += tl.sum(d_kept_factor_via_kept_2)
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
@@ -1688,9 +1324,7 @@ def deep_scan_reverse_panels(
                 tl.trans(d_d_hidden).to(dtype), u.to(dtype), d_W_inside_3, input_precision=PRECISION
             )
             d_W_inside_3_3 = tl.dot(
-                tl.trans(hidden).to(dtype),
-                d_predicted_via_u.to(dtype),
-                d_W_inside_3_2,
+                tl.trans(hidden).to(dtype), d_predicted_via_u.to(dtype), d_W_inside_3_2,
                 input_precision=PRECISION,
             )
             d_W_inside_2_via_W_inside_3 = tl.where(
@@ -1777,34 +1411,10 @@ def deep_scan_reverse_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_token_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr,
+    SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1839,37 +1449,16 @@ def deep_token_scan_whole(
                     states_ptr + at + (K * HIDDEN + HIDDEN * V), W1_anchor, 0, K, HIDDEN, HIDDEN, BK, BH, 0
                 )
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                    W2_anchor,
-                    0,
-                    HIDDEN,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN), W2_anchor, 0, HIDDEN, V, V, BH,
+                    BV, i_v * BV,
                 )
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-                    W1_moving,
-                    0,
-                    K,
-                    HIDDEN,
-                    HIDDEN,
-                    BK,
-                    BH,
-                    0,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), W1_moving, 0, K,
+                    HIDDEN, HIDDEN, BK, BH, 0,
                 )
                 store_rows(
                     states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                    W2_moving,
-                    0,
-                    HIDDEN,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    W2_moving, 0, HIDDEN, V, V, BH, BV, i_v * BV,
                 )
         token = first + i
         begins = tl.where(i % SEGMENT == 0, 1.0, 0.0)
@@ -1965,12 +1554,7 @@ def deep_token_scan_whole(
         # update, line 41
         W2_next = W2_kept + hidden[:, None] * u[None, :]
         W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving = (
-            W1_next,
-            W2_next,
-            W_inside_start,
-            W_inside_3_start,
-            W1_moving_next,
-            W2_moving_next,
+            W1_next, W2_next, W_inside_start, W_inside_3_start, W1_moving_next, W2_moving_next,
         )
     if LEAVE:
         store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
@@ -1979,40 +1563,11 @@ def deep_token_scan_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def deep_token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_theta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_theta_ptr,
+    states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, weights recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -2054,24 +1609,12 @@ def deep_token_scan_reverse_whole(
             states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV, i_v * BV
         ).to(tl.float32)
         W1_moving = load_rows(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            0,
-            K,
-            HIDDEN,
-            HIDDEN,
-            BK,
-            BH,
-            0,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK,
+            BH, 0,
         ).to(tl.float32)
         W2_moving = load_rows(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN),
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V,
+            V, BH, BV, i_v * BV,
         ).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
         for i in range(0, here):
@@ -2083,15 +1626,8 @@ def deep_token_scan_reverse_whole(
                 trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV), W1_moving, i * BK, BK, BH, BH, BK, BH, 0
             )
             store_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH),
-                W2_moving,
-                i * BH,
-                BH,
-                BV,
-                BV,
-                BH,
-                BV,
-                0,
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH), W2_moving, i * BH, BH, BV, BV,
+                BH, BV, 0,
             )
             token = first + i_c * BT + i
             begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
@@ -2169,12 +1705,7 @@ def deep_token_scan_reverse_whole(
             # update, line 41
             W2_next = W2_kept + hidden[:, None] * u[None, :]
             W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving = (
-                W1_next,
-                W2_next,
-                W_inside_start,
-                W_inside_3_start,
-                W1_moving_next,
-                W2_moving_next,
+                W1_next, W2_next, W_inside_start, W_inside_3_start, W1_moving_next, W2_moving_next,
             )
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
@@ -2549,12 +2080,8 @@ def deep_token_scan_reverse_whole(
                 d_W2_moving_via_W_inside_3_start_2_factor * d_W_inside_3_start_2_via_W_inside_3_start_2_kept
             )
             d_W1_next, d_W2_next, d_W1_anchor_next, d_W2_anchor_next, d_W1_moving_next, d_W2_moving_next = (
-                d_W1,
-                d_W2,
-                d_W1_anchor_via_W_inside_start,
-                d_W2_anchor_via_W_inside_3_start,
-                d_W1_moving_via_W_inside_start_2,
-                d_W2_moving_via_W_inside_3_start_2,
+                d_W1, d_W2, d_W1_anchor_via_W_inside_start, d_W2_anchor_via_W_inside_3_start,
+                d_W1_moving_via_W_inside_start_2, d_W2_moving_via_W_inside_3_start_2,
             )
         tl.debug_barrier()
     if LEAVE:

@@ -40,7 +40,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, theta, scale, W1, W2):
     """One chunk from W1, W2 [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # link, line 39
@@ -147,7 +146,6 @@ def chunk_step(q, k, v, g, theta, scale, W1, W2):
 
 def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of W1, W2."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # link, line 39
@@ -467,7 +465,6 @@ def chunk_step_backward(q, k, v, g, theta, scale, W1, W2, d_o, d_W1_next, d_W2_n
 
 def recurrent_step(q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving):
     """One token from W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
@@ -550,29 +547,10 @@ def recurrent_step(q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_ancho
 
 
 def recurrent_step_backward(
-    q,
-    k,
-    v,
-    g,
-    theta,
-    scale,
-    begins,
-    W1,
-    W2,
-    W1_anchor,
-    W2_anchor,
-    W1_moving,
-    W2_moving,
-    d_o,
-    d_W1_next,
-    d_W2_next,
-    d_W1_anchor_next,
-    d_W2_anchor_next,
-    d_W1_moving_next,
-    d_W2_moving_next,
+    q, k, v, g, theta, scale, begins, W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving, d_o, d_W1_next,
+    d_W2_next, d_W1_anchor_next, d_W2_anchor_next, d_W1_moving_next, d_W2_moving_next,
 ):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # retention, line 38: norm2(S - exp(g / 16) * S_prev) / 2
@@ -882,16 +860,8 @@ def recurrent_step_backward(
     d_W1 = d_W1_via_W1_kept + d_W1_via_state_among
     d_W2 = d_W2_via_W2_kept + d_W2_via_state_inside
     return (
-        d_q_via_query,
-        d_k,
-        d_v_via_u,
-        d_g_via_decay,
-        d_theta_via_u_2,
-        d_W1,
-        d_W2,
-        d_W1_anchor_via_W_inside_start,
-        d_W2_anchor_via_W_inside_3_start,
-        d_W1_moving_via_W_inside_start_2,
+        d_q_via_query, d_k, d_v_via_u, d_g_via_decay, d_theta_via_u_2, d_W1, d_W2,
+        d_W1_anchor_via_W_inside_start, d_W2_anchor_via_W_inside_3_start, d_W1_moving_via_W_inside_start_2,
         d_W2_moving_via_W_inside_3_start_2,
     )
 
@@ -932,18 +902,9 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "theta",
-)
+TENSORS = ("q", "k", "v", "g", "theta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 EXPANSION = 4  # how many times as wide as a key hidden layers are
 HANDED = 2  # how many of the states that a form carries enter and leave a pass: the first ones
 
@@ -951,41 +912,10 @@ HANDED = 2  # how many of the states that a form carries enter and leave a pass:
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
     return {
-        "chunk": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-        ),
+        "chunk": ((d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v)),
         "recurrent": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
+            (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v), (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v),
+            (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v),
         ),
     }[form]
 

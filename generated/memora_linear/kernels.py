@@ -78,35 +78,10 @@ def exp(x):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    weights_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, o_ptr, states_ptr, weights_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
@@ -140,14 +115,7 @@ def chunk_scan(
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                 i_v * BV,
             )
         if READ:
@@ -184,15 +152,8 @@ def chunk_scan(
         W_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W, 0.0)
         if SAVE and not SPARSE:
             store_rows(
-                weights_ptr + (i_chunk * HV + i_h) * K * V,
-                W_inside,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                weights_ptr + (i_chunk * HV + i_h) * K * V, W_inside, 0, tl.where(at_bound, K, 0), V, V, BK,
+                BV, i_v * BV,
             )
         # prediction
         prediction = tl.dot(k, W_inside.to(dtype), input_precision=PRECISION)
@@ -223,34 +184,10 @@ def chunk_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    states_ptr,
-    d_states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, theta_ptr, d_o_ptr, states_ptr, d_states_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
@@ -284,15 +221,8 @@ def chunk_scan_reverse(
         S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V, BK,
+                BV, i_v * BV,
             )
         # retention, line 29: norm2(S - exp(g) * S_prev) / 2
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
@@ -374,36 +304,10 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
-    k_ptr,
-    v_ptr,
-    q_ptr,
-    theta_ptr,
-    d_o_ptr,
-    weights_ptr,
-    g_ptr,
-    states_ptr,
-    d_states_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_theta_ptr,
-    d_g_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, v_ptr, q_ptr, theta_ptr, d_o_ptr, weights_ptr, g_ptr, states_ptr, d_states_ptr, d_q_ptr, d_k_ptr,
+    d_v_ptr, d_theta_ptr, d_g_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -696,29 +600,9 @@ def chunk_gradients(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    weights_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, weights_ptr, o_ptr, scale, cu_seqlens, chunk_starts, chunk_owner,
+    T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -781,32 +665,10 @@ def chunk_output(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -880,38 +742,10 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_theta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_theta_ptr,
+    states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

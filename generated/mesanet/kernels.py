@@ -119,14 +119,7 @@ def rounded_dot(a, b, add, dtype: tl.constexpr, EXACT: tl.constexpr, PRECISION: 
 
 @triton.jit
 def state_dot(
-    a,
-    M,
-    add,
-    base,
-    WIDTH: tl.constexpr,
-    TURNED: tl.constexpr,
-    EXACT: tl.constexpr,
-    dtype: tl.constexpr,
+    a, M, add, base, WIDTH: tl.constexpr, TURNED: tl.constexpr, EXACT: tl.constexpr, dtype: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """a @ M + add, or a @ M' + add, of a state M that lies at base: [WIDTH, WIDTH], and more where that is padded.
@@ -182,33 +175,10 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_closed(
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, v_ptr, g_ptr, beta_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order with what the past is on chip: stored where each chunk starts."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -241,27 +211,13 @@ def chunk_scan_closed(
         beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
-                H_state,
-                0,
-                tl.where(at_bound, K, 0),
-                K,
-                K,
-                BK,
-                BK,
-                0,
+                states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), H_state, 0, tl.where(at_bound, K, 0), K,
+                K, BK, BK, 0,
             )
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * K + K * V) + K * K,
-                G,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * K + K * V) + K * K, G, 0, tl.where(at_bound, K, 0),
+                V, V, BK, BV, i_v * BV,
             )
         # decay, line 33: exp(g)
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
@@ -296,31 +252,9 @@ def chunk_scan_closed(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output_closed(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    lam_ptr,
-    states_ptr,
-    g_ptr,
-    beta_ptr,
-    x_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BR: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, lam_ptr, states_ptr, g_ptr, beta_ptr, x_ptr, o_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """What the queries of a chunk solve for, and their read-outs."""
@@ -383,15 +317,8 @@ def chunk_output_closed(
     _x_going = 2 * BK + 8
     while _x_going > 0:
         by_H = state_dot(
-            x_tried,
-            H_state,
-            None,
-            states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
-            K,
-            False,
-            True,
-            dtype,
-            PRECISION,
+            x_tried, H_state, None, states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), K, False, True,
+            dtype, PRECISION,
         )
         by_ridge = by_H * by_ridge_factor[:, None] + lam * x_tried
         overlap = exact_dot(x_tried, tl.trans(k_s), None, dtype, PRECISION)
@@ -448,30 +375,9 @@ def chunk_output_closed(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_solve_closed(
-    v_ptr,
-    k_ptr,
-    d_o_ptr,
-    beta_ptr,
-    g_ptr,
-    states_ptr,
-    lam_ptr,
-    d_q_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BR: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    v_ptr, k_ptr, d_o_ptr, beta_ptr, g_ptr, states_ptr, lam_ptr, d_q_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """What the adjoint of a chunk's read-outs solves for, which is the cotangent of its queries."""
@@ -561,29 +467,16 @@ def chunk_solve_closed(
     _d_q_via_x_going = 2 * BK + 8
     while _d_q_via_x_going > 0:
         by_H = state_dot(
-            x_tried,
-            H_state,
-            None,
-            states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
-            K,
-            False,
-            True,
-            dtype,
-            PRECISION,
+            x_tried, H_state, None, states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), K, False, True,
+            dtype, PRECISION,
         )
         by_ridge = by_H * by_ridge_factor[:, None] + lam * x_tried
         overlap = exact_dot(x_tried, tl.trans(k_s), None, dtype, PRECISION)
         seen_keys = overlap * seen_keys_weight
         applied = exact_dot(seen_keys, k_s, by_ridge, dtype, PRECISION)
         d_q_via_x, _d_q_via_x_rest, x_tried, _d_q_via_x_size = conjugate_step(
-            d_q_via_x,
-            _d_q_via_x_rest,
-            x_tried,
-            _d_q_via_x_size,
-            applied,
-            _d_q_via_x_enough,
-            _d_q_via_x_inverse,
-            1,
+            d_q_via_x, _d_q_via_x_rest, x_tried, _d_q_via_x_size, applied, _d_q_via_x_enough,
+            _d_q_via_x_inverse, 1,
         )
         _d_q_via_x_going = tl.where(
             tl.max(tl.where(_d_q_via_x_size > _d_q_via_x_enough, 1, 0)) > 0, _d_q_via_x_going - 1, 0
@@ -595,33 +488,10 @@ def chunk_solve_closed(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse_closed(
-    g_ptr,
-    d_o_ptr,
-    x_ptr,
-    d_q_ptr,
-    d_states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    g_ptr, d_o_ptr, x_ptr, d_q_ptr, d_states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
     dtype: tl.constexpr = d_o_ptr.dtype.element_ty
@@ -634,7 +504,6 @@ def chunk_scan_reverse_closed(
         first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
-    i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * K + K * V)
     d_H_next = tl.zeros([BK, BK], tl.float32)
@@ -654,27 +523,13 @@ def chunk_scan_reverse_closed(
         d_q_via_x = load_rows(d_q_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
-                d_H_next,
-                0,
-                tl.where(at_bound, K, 0),
-                K,
-                K,
-                BK,
-                BK,
-                0,
+                d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), d_H_next, 0, tl.where(at_bound, K, 0),
+                K, K, BK, BK, 0,
             )
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V) + K * K,
-                d_G_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V) + K * K, d_G_next, 0,
+                tl.where(at_bound, K, 0), V, V, BK, BV, i_v * BV,
             )
         # decay, line 33: exp(g)
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
@@ -715,36 +570,10 @@ def chunk_scan_reverse_closed(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_closed(
-    v_ptr,
-    k_ptr,
-    g_ptr,
-    x_ptr,
-    d_q_ptr,
-    states_ptr,
-    d_states_ptr,
-    beta_ptr,
-    d_o_ptr,
-    d_lam_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_beta_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    v_ptr, k_ptr, g_ptr, x_ptr, d_q_ptr, states_ptr, d_states_ptr, beta_ptr, d_o_ptr, d_lam_ptr, d_k_ptr,
+    d_v_ptr, d_g_ptr, d_beta_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
@@ -790,14 +619,7 @@ def chunk_gradients_closed(
     # update, line 35
     by_ridge_factor = exp(coarse_sum + fine_sum)
     by_H_again = state_dot(
-        x,
-        H_state,
-        None,
-        states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
-        K,
-        False,
-        False,
-        dtype,
+        x, H_state, None, states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), K, False, False, dtype,
         PRECISION,
     )
     # adjoint of x
@@ -872,14 +694,7 @@ def chunk_gradients_closed(
     attention = tl.trans(attention_weight * overlap_2).to(dtype)
     # adjoint of written
     d_written = state_dot(
-        k,
-        d_H_next,
-        None,
-        d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
-        K,
-        False,
-        False,
-        dtype,
+        k, d_H_next, None, d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), K, False, False, dtype,
         PRECISION,
     )
     d_written_factor_via_written = d_written * k.to(tl.float32)
@@ -906,15 +721,8 @@ def chunk_gradients_closed(
     )
     # gradient
     d_k_2 = state_dot(
-        written,
-        d_H_next,
-        d_k_s_3,
-        d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V),
-        K,
-        True,
-        False,
-        dtype,
-        PRECISION,
+        written, d_H_next, d_k_s_3, d_states_ptr + (i_chunk * HV + i_h) * (K * K + K * V), K, True, False,
+        dtype, PRECISION,
     )
     d_kept_factor_via_kept_2_2 = 0.0
     d_written_factor_2_via_written_2_2 = tl.zeros([BT], tl.float32)
@@ -987,42 +795,20 @@ def chunk_gradients_closed(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_transition(
-    g_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    g_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What states alone become from a segment's start to its end."""
-    dtype: tl.constexpr = g_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
-    i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
+    i_h, i_n = program // NV % HV, (program // (NV * HV)).to(tl.int64)
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
-    i_k = i_h // (HV // H)
+        first, length = i_n * T, T
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K
     H_state = tl.zeros([BK], tl.float32)
@@ -1032,8 +818,7 @@ def chunk_transition(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = i_s % EVERY == 0
+        token, left = first + i_s * BT, length - i_s * BT
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         # decay, line 33: exp(g)
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
@@ -1051,19 +836,8 @@ def chunk_transition(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BE: tl.constexpr,
-    NE: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
     program = tl.program_id(0)
@@ -1100,19 +874,8 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments_reverse(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BE: tl.constexpr,
-    NE: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
     program = tl.program_id(0)
@@ -1149,32 +912,10 @@ def join_segments_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    lam_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, lam_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1245,39 +986,10 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    lam_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_beta_ptr,
-    d_lam_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, lam_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_beta_ptr,
+    d_lam_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1365,14 +1077,8 @@ def token_scan_reverse_whole(
                     by_H = tl.sum(products, 0)
                     applied = by_H + lam * x_tried
                     d_q_via_x, _d_q_via_x_rest, x_tried, _d_q_via_x_size = conjugate_step(
-                        d_q_via_x,
-                        _d_q_via_x_rest,
-                        x_tried,
-                        _d_q_via_x_size,
-                        applied,
-                        _d_q_via_x_enough,
-                        _d_q_via_x_inverse,
-                        0,
+                        d_q_via_x, _d_q_via_x_rest, x_tried, _d_q_via_x_size, applied, _d_q_via_x_enough,
+                        _d_q_via_x_inverse, 0,
                     )
                     _d_q_via_x_going = tl.max(tl.where(_d_q_via_x_size > _d_q_via_x_enough, 1, 0))
             d_q_via_x *= _d_q_via_x_unit

@@ -63,7 +63,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, beta, lam, scale, H, G):
     """One chunk from H, G [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 29: norm2(p - v) / 2
     b = beta[..., :, None] * v
     # decay, line 33: exp(g)
@@ -124,7 +123,6 @@ def chunk_step(q, k, v, g, beta, lam, scale, H, G):
 
 def chunk_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d_G_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of H, G."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 29: norm2(p - v) / 2
     b = beta[..., :, None] * v
     # decay, line 33: exp(g)
@@ -292,20 +290,12 @@ def chunk_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d_G_n
     d_H_2 = d_H + d_H_via_kept
     d_G = d_G_via_kept_2 + x.mT @ d_inherited_via_carried_out
     return (
-        d_q_via_x,
-        d_k_3,
-        d_v_via_b,
-        d_g_via_log_decay_bounded,
-        d_beta,
-        d_lam_via_by_ridge_again,
-        d_H_2,
-        d_G,
+        d_q_via_x, d_k_3, d_v_via_b, d_g_via_log_decay_bounded, d_beta, d_lam_via_by_ridge_again, d_H_2, d_G,
     )
 
 
 def recurrent_step(q, k, v, g, beta, lam, scale, H, G):
     """One token from H, G [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 29: norm2(p - v) / 2
     b = beta[..., None] * v
     # decay, line 33: exp(g)
@@ -332,7 +322,6 @@ def recurrent_step(q, k, v, g, beta, lam, scale, H, G):
 
 def recurrent_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d_G_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of H, G."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 29: norm2(p - v) / 2
     b = beta[..., None] * v
     # decay, line 33: exp(g)
@@ -401,13 +390,7 @@ def recurrent_step_backward(q, k, v, g, beta, lam, scale, H, G, d_o, d_H_next, d
     d_k = d_k_j_via_written + d_k_via_G_next_2 + d_k_via_H_next_2
     d_beta = d_beta_via_b_2 + d_beta_via_written_2
     return (
-        d_q_via_x,
-        d_k,
-        d_v_via_b,
-        d_g_via_decay,
-        d_beta,
-        d_lam_via_applied_again,
-        d_H_via_H_next,
+        d_q_via_x, d_k, d_v_via_b, d_g_via_decay, d_beta, d_lam_via_applied_again, d_H_via_H_next,
         d_G_via_G_next,
     )
 
@@ -448,46 +431,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "beta",
-    "lam",
-)
+TENSORS = ("q", "k", "v", "g", "beta", "lam")
 PARAMETERS = ("lam",)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 2  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_k,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_k,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_k), (d_k, d_v)), "recurrent": ((d_k, d_k), (d_k, d_v))}[form]
 
 
 def join(states):

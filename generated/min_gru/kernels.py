@@ -98,37 +98,12 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def vector_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    z_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, z_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order with a number a channel on chip: read-outs, and the states that each starts with."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -181,42 +156,13 @@ def vector_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def vector_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    z_ptr,
-    d_o_ptr,
-    states_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_z_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, z_ptr, d_o_ptr, states_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_z_ptr, enter_ptr, leave_ptr,
+    scale, cu_seqlens, chunk_starts, T, chunks, tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr,
+    SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards, the numbers' cotangents on chip: the cotangents of the inputs."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
@@ -228,7 +174,6 @@ def vector_scan_reverse(
         first, length, first_chunk = i_n * T, T, i_n * chunks
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    partial = i_v.to(tl.int64) * tokens
     own = (i_n * HV + i_h) * V
     d_S_next = tl.zeros([BV], tl.float32)
     if ENTER:
@@ -238,7 +183,6 @@ def vector_scan_reverse(
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         q = load_rows(q_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
         k = load_rows(k_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
         z = load_gate(z_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
@@ -308,42 +252,20 @@ def vector_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def vector_transition(
-    k_ptr,
-    z_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, z_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What states alone become from a segment's start to its end."""
-    dtype: tl.constexpr = k_ptr.dtype.element_ty
     NV: tl.constexpr = (V + BV - 1) // BV
     program = tl.program_id(0)
     i_v, i_h, i_n = program % NV, (program // NV) % HV, (program // (NV * HV)).to(tl.int64)
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
+        first, length = i_n * T, T
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * V
@@ -354,8 +276,7 @@ def vector_transition(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = i_s % EVERY == 0
+        token, left = first + i_s * BT, length - i_s * BT
         k = load_rows(k_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
         z = load_gate(z_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
         # update, line 24
@@ -373,19 +294,8 @@ def vector_transition(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BE: tl.constexpr,
-    NE: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
     program = tl.program_id(0)
@@ -409,19 +319,8 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments_reverse(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BE: tl.constexpr,
-    NE: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BE: tl.constexpr, NE: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
     program = tl.program_id(0)
@@ -445,29 +344,9 @@ def join_segments_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def vector_token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    z_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, z_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
     """Token by token with a number a channel on chip; checkpoints it every BT tokens."""
@@ -512,35 +391,10 @@ def vector_token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def vector_token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    z_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_z_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, z_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_z_ptr, states_ptr, trail_ptr, enter_ptr,
+    leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, the numbers recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -555,7 +409,6 @@ def vector_token_scan_reverse(
     i_k = i_h // (HV // H)
     own = (i_n * HV + i_h) * V
     trail = trail_ptr + program.to(tl.int64) * BT * BV
-    partial = i_v.to(tl.int64) * tokens
     d_S_next = tl.zeros([BV], tl.float32)
     if ENTER:
         d_S_next += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)

@@ -39,7 +39,6 @@ def linear_scan(decay, write, start, reverse):
 
 def chunk_step(q, k, v, z, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss, line 19: sum(z * square(p - v)) / 2
     added = k * v * z
     # update, line 24
@@ -56,7 +55,7 @@ def chunk_step(q, k, v, z, scale, S):
 
 def chunk_step_backward(q, k, v, z, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    tokens = v.shape[:-1]
     # loss, line 19: sum(z * square(p - v)) / 2
     added = k * v * z
     # update, line 24
@@ -100,7 +99,6 @@ def chunk_step_backward(q, k, v, z, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, z, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     products = S * k
     # loss, line 19: sum(z * square(p - v)) / 2
@@ -115,7 +113,6 @@ def recurrent_step(q, k, v, z, scale, S):
 
 def recurrent_step_backward(q, k, v, z, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # prediction
     products = S * k
     # loss, line 19: sum(z * square(p - v)) / 2
@@ -180,26 +177,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "z",
-)
+TENSORS = ("q", "k", "v", "z")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": ((d_v,),),
-        "recurrent": ((d_v,),),
-    }[form]
+    return {"chunk": ((d_v,),), "recurrent": ((d_v,),)}[form]
 
 
 def join(states):

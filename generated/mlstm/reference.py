@@ -42,7 +42,6 @@ def larger(x, y):
 
 def chunk_step(q, k, v, log_forget, log_input, z, scale, S, Z):
     """One chunk from S, Z [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 29: norm2(S - exp(log_forget) * S_prev) / 2
     log_decay_bounded = choose(log_forget, -800.0, -800.0, log_forget)
     log_decay_valid = log_decay_bounded
@@ -103,7 +102,6 @@ def chunk_step(q, k, v, log_forget, log_input, z, scale, S, Z):
 
 def chunk_step_backward(q, k, v, log_forget, log_input, z, scale, S, Z, d_o, d_S_next, d_Z_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S, Z."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 29: norm2(S - exp(log_forget) * S_prev) / 2
     log_decay_bounded = choose(log_forget, -800.0, -800.0, log_forget)
     log_decay_valid = log_decay_bounded
@@ -267,20 +265,13 @@ def chunk_step_backward(q, k, v, log_forget, log_input, z, scale, S, Z, d_o, d_S
     d_S = d_S_via_kept + q.mT @ d_inherited_via_carried_out
     d_Z = d_Z_via_inherited_terms_2 + d_Z_via_kept_2
     return (
-        d_q_2,
-        d_k_2,
-        d_v_via_u,
-        d_log_forget_via_log_decay_bounded,
-        d_log_input_via_u_factor,
-        d_z_via_o,
-        d_S,
+        d_q_2, d_k_2, d_v_via_u, d_log_forget_via_log_decay_bounded, d_log_input_via_u_factor, d_z_via_o, d_S,
         d_Z,
     )
 
 
 def recurrent_step(q, k, v, log_forget, log_input, z, scale, S, Z):
     """One token from S, Z [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 29: norm2(S - exp(log_forget) * S_prev) / 2
     decay = torch.exp(log_forget)
     retained = S * decay[..., None, None]
@@ -309,7 +300,6 @@ def recurrent_step(q, k, v, log_forget, log_input, z, scale, S, Z):
 
 def recurrent_step_backward(q, k, v, log_forget, log_input, z, scale, S, Z, d_o, d_S_next, d_Z_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S, Z."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 29: norm2(S - exp(log_forget) * S_prev) / 2
     decay = torch.exp(log_forget)
     retained = S * decay[..., None, None]
@@ -388,13 +378,7 @@ def recurrent_step_backward(q, k, v, log_forget, log_input, z, scale, S, Z, d_o,
     d_q = d_q_via_read_2 + d_q_via_read_3
     d_k = d_k_via_S_next_2 + d_k_via_Z_next
     return (
-        d_q,
-        d_k,
-        d_v_via_u,
-        d_log_forget_via_decay,
-        d_log_input_via_u_factor,
-        d_z_via_o,
-        d_S_via_retained,
+        d_q, d_k, d_v_via_u, d_log_forget_via_decay, d_log_input_via_u_factor, d_z_via_o, d_S_via_retained,
         d_Z_via_retained_of_ones,
     )
 
@@ -435,40 +419,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "log_forget",
-    "log_input",
-    "z",
-)
+TENSORS = ("q", "k", "v", "log_forget", "log_input", "z")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 2  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-            (d_k,),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-            (d_k,),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v), (d_k,)), "recurrent": ((d_k, d_v), (d_k,))}[form]
 
 
 def join(states):

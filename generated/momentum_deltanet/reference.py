@@ -36,7 +36,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, m, beta, scale, S, M):
     """One chunk from S, M [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -153,7 +152,6 @@ def chunk_step(q, k, v, g, m, beta, scale, S, M):
 
 def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S, M."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -470,20 +468,13 @@ def chunk_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_nex
     d_M_2 = d_M + q.mT @ d_inherited_4_via_carried_out
     d_M_3 = d_M_2 + k.mT @ d_prediction_2_via_rhs
     return (
-        d_q_3,
-        d_k_5,
-        d_v_via_rhs,
-        d_g_via_log_decay_bounded,
-        d_m_via_log_momentum_bounded,
-        d_beta,
-        d_S_2,
+        d_q_3, d_k_5, d_v_via_rhs, d_g_via_log_decay_bounded, d_m_via_log_momentum_bounded, d_beta, d_S_2,
         d_M_3,
     )
 
 
 def recurrent_step(q, k, v, g, m, beta, scale, S, M):
     """One token from S, M [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -505,7 +496,6 @@ def recurrent_step(q, k, v, g, m, beta, scale, S, M):
 
 def recurrent_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S, M."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -556,14 +546,7 @@ def recurrent_step_backward(q, k, v, g, m, beta, scale, S, M, d_o, d_S_next, d_M
     d_k = d_k_via_M_next_2 + d_k_via_products_2
     d_S = d_S_via_products + d_S_via_retained
     return (
-        d_q_via_read_2,
-        d_k,
-        d_v_via_u,
-        d_g_via_decay,
-        d_m_via_momentum,
-        d_beta_via_u_2,
-        d_S,
-        d_M_via_M_next,
+        d_q_via_read_2, d_k, d_v_via_u, d_g_via_decay, d_m_via_momentum, d_beta_via_u_2, d_S, d_M_via_M_next,
     )
 
 
@@ -603,46 +586,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "m",
-    "beta",
-)
+TENSORS = ("q", "k", "v", "g", "m", "beta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 2  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v), (d_k, d_v)), "recurrent": ((d_k, d_v), (d_k, d_v))}[form]
 
 
 def join(states):

@@ -99,38 +99,11 @@ def whole_power(x, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    states_ptr,
-    o_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, g_ptr, theta_ptr, states_ptr, o_ptr, waiting_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HIDDEN: tl.constexpr, BH: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
+    READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments in order, the weights in memory: read-outs, and the weights that each starts with."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -255,15 +228,8 @@ def deep_scan_panels(
             W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                    W2,
-                    i_p * BH,
-                    tl.where(at_bound, HIDDEN, 0) - i_p * BH,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, W2, i_p * BH,
+                    tl.where(at_bound, HIDDEN, 0) - i_p * BH, V, V, BH, BV, i_v * BV,
                 )
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -291,15 +257,8 @@ def deep_scan_panels(
             W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                    W1,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    HIDDEN,
-                    HIDDEN,
-                    BK,
-                    BH,
-                    i_p * BH,
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), W1, 0,
+                    tl.where(at_bound, K, 0), HIDDEN, HIDDEN, BK, BH, i_p * BH,
                 )
             # link, line 38
             W = W1 * W_factor
@@ -357,42 +316,11 @@ def deep_scan_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_reverse_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    states_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_v_ptr,
-    d_theta_ptr,
-    d_k_ptr,
-    d_g_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, states_ptr, g_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_v_ptr, d_theta_ptr, d_k_ptr,
+    d_g_ptr, waiting_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Segments backwards, the weights' cotangents in memory: the cotangents of the inputs."""
@@ -433,32 +361,19 @@ def deep_scan_reverse_panels(
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         sum_S = 0.0
         sum_S_2 = 0.0
         for i_p in tl.range(0, panels, disable_licm=True):
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             # link, line 38
             powers = W1 * W1 * W1 * W1
             sum_S += tl.sum(powers)
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
             powers_2 = state_inside * state_inside * state_inside * state_inside
@@ -474,42 +389,23 @@ def deep_scan_reverse_panels(
         d_written_2 = tl.zeros([BT, BV], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             W = W1 * W_factor
             # prediction
             layer1 = tl.dot(k, W.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT,
-                layer1,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, layer1, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -525,25 +421,11 @@ def deep_scan_reverse_panels(
             )
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + BT * BV,
-            d_written_2,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_written_2, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
-            layer2,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            layer2, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -554,23 +436,11 @@ def deep_scan_reverse_panels(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         d_written_2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         layer2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
         log_decay = 0.0625 * g
@@ -603,24 +473,14 @@ def deep_scan_reverse_panels(
         u = -error
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            u,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            u, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # adjoint of written_2
         d_written_factor_via_written_2 = d_written_2 * u
         d_written_factor_via_written_2_2 = tl.sum(d_written_factor_via_written_2, 1)
         store_row(
-            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 2 * BT + 0 * BT,
-            d_written_factor_via_written_2_2,
-            BT,
-            BT,
-            0,
+            waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 2 * BT + 0 * BT, d_written_factor_via_written_2_2,
+            BT, BT, 0,
         )
         # adjoint of attention_2
         d_attention_2 = tl.dot(d_o, tl.trans(u).to(dtype), input_precision=PRECISION)
@@ -634,28 +494,14 @@ def deep_scan_reverse_panels(
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
         since_2 = exp(gap_masked_2)
         store_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 3 * BT * BT,
-            since_2,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 3 * BT * BT, since_2,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of attention_2
         d_overlap_q_2_via_attention_2 = d_attention_2 * since_2
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK,
-            d_overlap_q_2_via_attention_2,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            d_overlap_q_2_via_attention_2, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # read-out
         query = q.to(tl.float32) * scale
@@ -664,15 +510,8 @@ def deep_scan_reverse_panels(
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         store_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 2 * BT * BT,
-            overlap_q,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 2 * BT * BT, overlap_q,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # retention, line 37: norm2(S - exp(g / 16) * S_prev) / 2
         attention = overlap_q * since_2
@@ -680,14 +519,7 @@ def deep_scan_reverse_panels(
         d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT,
-            d_layer2_inherited_via_layer2_carried,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_layer2_inherited_via_layer2_carried, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -698,34 +530,16 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_query = d_o.to(tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
@@ -733,14 +547,8 @@ def deep_scan_reverse_panels(
         layer2_inherited = tl.zeros([BT, BV], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -758,34 +566,18 @@ def deep_scan_reverse_panels(
                 d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
             )
             d_hidden_2_2 = tl.dot(
-                d_layer2_inherited_via_layer2_carried.to(dtype),
-                tl.trans(W_2).to(dtype),
-                d_hidden_2,
+                d_layer2_inherited_via_layer2_carried.to(dtype), tl.trans(W_2).to(dtype), d_hidden_2,
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 2 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT,
-                d_hidden_2_2,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 2 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, d_hidden_2_2, i_p * BT, BT, BH,
+                BH, BT, BH, 0,
             )
             # update, line 40
             d_hidden = tl.dot(u.to(dtype), tl.trans(W_2).to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT,
-                d_hidden,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, d_hidden, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             d_gate_via_hidden = d_hidden * layer1
             d_layer1_via_gate = (
@@ -800,13 +592,7 @@ def deep_scan_reverse_panels(
             d_layer1_via_hidden = d_hidden * gate
             d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             # link, line 38
@@ -814,30 +600,16 @@ def deep_scan_reverse_panels(
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT,
-                layer1_inherited,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, layer1_inherited, i_p * BT, BT,
+                BH, BH, BT, BH, 0,
             )
             layer1_carried = layer1_carried_factor[:, None] * layer1_inherited
             layer1_read = tl.dot(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
             store_rows(
-                waiting + 7 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT,
-                layer1_read,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 7 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, layer1_read, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             # adjoint of hidden_2
             d_gate_2_via_hidden_2 = d_hidden_2_2 * layer1_read
@@ -866,9 +638,7 @@ def deep_scan_reverse_panels(
             d_layer1_inherited_via_layer1_carried = d_layer1_read * layer1_carried_factor[:, None]
             # adjoint of query
             d_query = tl.dot(
-                d_layer1_inherited_via_layer1_carried.to(dtype),
-                tl.trans(W).to(dtype),
-                d_query,
+                d_layer1_inherited_via_layer1_carried.to(dtype), tl.trans(W).to(dtype), d_query,
                 input_precision=PRECISION,
             )
             # adjoint of attention
@@ -888,67 +658,33 @@ def deep_scan_reverse_panels(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, BT, BT, 0)
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
             0,
         )
         overlap_q = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 2 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 2 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         since_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 3 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 3 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         d_written_2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # adjoint of layer2_carried
         d_layer1_carried_factor_via_layer2_carried = d_o.to(tl.float32) * layer2_inherited
         d_layer1_carried_factor_via_layer2_carried_2 = tl.sum(d_layer1_carried_factor_via_layer2_carried, 1)
         store_row(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + BT + 0 * BT,
-            d_layer1_carried_factor_via_layer2_carried_2,
-            BT,
-            BT,
-            0,
+            d_layer1_carried_factor_via_layer2_carried_2, BT, BT, 0,
         )
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * since_2
         store_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + BT * BT,
-            d_overlap_q_via_attention,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            d_overlap_q_via_attention, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of since_2
         d_gap_masked_2_via_since_2 = (
@@ -1011,22 +747,13 @@ def deep_scan_reverse_panels(
             # adjoint of written
             d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 4 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT,
-                d_written,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 4 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, d_written, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             d_d_layer1_via_written = d_written * written_factor[:, None]
             # adjoint of d_layer1_s
             d_d_layer1_s = tl.dot(
-                tl.trans(attention).to(dtype),
-                d_layer1_read.to(dtype),
-                d_d_layer1_via_written,
+                tl.trans(attention).to(dtype), d_layer1_read.to(dtype), d_d_layer1_via_written,
                 input_precision=PRECISION,
             )
             store_rows(waiting, d_d_layer1_s, i_p * BT, BT, BH, BH, BT, BH, 0)
@@ -1054,14 +781,8 @@ def deep_scan_reverse_panels(
             # adjoint of d_hidden
             d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -1076,34 +797,16 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_overlap_q_via_attention = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + BT * BT, 0 * BT, BT, BT,
+            BT, BT, BT, 0,
         )
         layer2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # adjoint of u
         d_error_via_u = -d_u_2
@@ -1125,9 +828,7 @@ def deep_scan_reverse_panels(
         )
         # adjoint of k_s
         d_k_s = tl.dot(
-            tl.trans(d_overlap_q_via_attention).to(dtype),
-            query.to(dtype),
-            d_predicted_via_error,
+            tl.trans(d_overlap_q_via_attention).to(dtype), query.to(dtype), d_predicted_via_error,
             input_precision=PRECISION,
         )
         # adjoint of error
@@ -1152,34 +853,16 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_W_factor_2_via_W_2_2 = 0.0
         d_W_factor_via_W_2 = 0.0
@@ -1229,20 +912,12 @@ def deep_scan_reverse_panels(
             )
             d_W_2_2 = tl.dot(tl.trans(d_d_hidden).to(dtype), u.to(dtype), d_W_2, input_precision=PRECISION)
             d_W_2_3 = tl.dot(
-                tl.trans(hidden).to(dtype),
-                d_predicted_via_error.to(dtype),
-                d_W_2_2,
+                tl.trans(hidden).to(dtype), d_predicted_via_error.to(dtype), d_W_2_2,
                 input_precision=PRECISION,
             )
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # link, line 38
             state_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, W2, 0.0)
@@ -1299,21 +974,12 @@ def deep_scan_reverse_panels(
                 written_2.to(dtype), tl.trans(d_W2_next).to(dtype), d_hidden_s, input_precision=PRECISION
             )
             d_hidden_4 = tl.dot(
-                d_predicted_via_error.to(dtype),
-                tl.trans(W_2).to(dtype),
-                d_hidden_3,
+                d_predicted_via_error.to(dtype), tl.trans(W_2).to(dtype), d_hidden_3,
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT,
-                d_hidden_4,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 3 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, d_hidden_4, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             d_gate_via_hidden_2 = d_hidden_4 * layer1
             # adjoint of gate
@@ -1365,13 +1031,7 @@ def deep_scan_reverse_panels(
             )
             d_W_3 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W, input_precision=PRECISION)
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             d_W_factor_via_W = W1 * d_W_3
@@ -1423,24 +1083,12 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_kept_factor_via_kept_2_2 = 0.0
         d_kept_factor_via_kept_3 = 0.0
@@ -1448,14 +1096,8 @@ def deep_scan_reverse_panels(
         d_layer1_carried_factor_via_layer1_carried_2 = tl.zeros([BT], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             d_W2_next = load_rows(
                 leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV
@@ -1464,13 +1106,7 @@ def deep_scan_reverse_panels(
             d_kept_factor_via_kept_2 = W2 * d_W2_next
             d_kept_factor_via_kept_2_2 += tl.sum(d_kept_factor_via_kept_2)
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK, BH,
                 i_p * BH,
             )
             d_W1_next = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
@@ -1647,9 +1283,7 @@ def deep_scan_reverse_panels(
             )
             d_W_2_2 = tl.dot(tl.trans(d_d_hidden).to(dtype), u.to(dtype), d_W_2, input_precision=PRECISION)
             d_W_2_3 = tl.dot(
-                tl.trans(hidden).to(dtype),
-                d_predicted_via_error.to(dtype),
-                d_W_2_2,
+                tl.trans(hidden).to(dtype), d_predicted_via_error.to(dtype), d_W_2_2,
                 input_precision=PRECISION,
             )
             d_state_inside_via_W_2 = W_factor_2 * d_W_2_3
@@ -1717,34 +1351,10 @@ def deep_scan_reverse_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_token_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr,
+    SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1779,37 +1389,16 @@ def deep_token_scan_whole(
                     states_ptr + at + (K * HIDDEN + HIDDEN * V), W1_anchor, 0, K, HIDDEN, HIDDEN, BK, BH, 0
                 )
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                    W2_anchor,
-                    0,
-                    HIDDEN,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN), W2_anchor, 0, HIDDEN, V, V, BH,
+                    BV, i_v * BV,
                 )
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-                    W1_moving,
-                    0,
-                    K,
-                    HIDDEN,
-                    HIDDEN,
-                    BK,
-                    BH,
-                    0,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), W1_moving, 0, K,
+                    HIDDEN, HIDDEN, BK, BH, 0,
                 )
                 store_rows(
                     states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                    W2_moving,
-                    0,
-                    HIDDEN,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    W2_moving, 0, HIDDEN, V, V, BH, BV, i_v * BV,
                 )
         token = first + i
         begins = tl.where(i % SEGMENT == 0, 1.0, 0.0)
@@ -1897,12 +1486,7 @@ def deep_token_scan_whole(
         # update, line 40
         W2_next = W2_kept + hidden[:, None] * u[None, :]
         W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving = (
-            W1_next,
-            W2_next,
-            W_start,
-            W_2_start,
-            W1_moving_next,
-            W2_moving_next,
+            W1_next, W2_next, W_start, W_2_start, W1_moving_next, W2_moving_next,
         )
     if LEAVE:
         store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
@@ -1911,40 +1495,11 @@ def deep_token_scan_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def deep_token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_theta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_theta_ptr,
+    states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, weights recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1986,24 +1541,12 @@ def deep_token_scan_reverse_whole(
             states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV, i_v * BV
         ).to(tl.float32)
         W1_moving = load_rows(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            0,
-            K,
-            HIDDEN,
-            HIDDEN,
-            BK,
-            BH,
-            0,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), 0, K, HIDDEN, HIDDEN, BK,
+            BH, 0,
         ).to(tl.float32)
         W2_moving = load_rows(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN),
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V,
+            V, BH, BV, i_v * BV,
         ).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
         for i in range(0, here):
@@ -2015,15 +1558,8 @@ def deep_token_scan_reverse_whole(
                 trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV), W1_moving, i * BK, BK, BH, BH, BK, BH, 0
             )
             store_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH),
-                W2_moving,
-                i * BH,
-                BH,
-                BV,
-                BV,
-                BH,
-                BV,
-                0,
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH), W2_moving, i * BH, BH, BV, BV,
+                BH, BV, 0,
             )
             token = first + i_c * BT + i
             begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
@@ -2093,12 +1629,7 @@ def deep_token_scan_reverse_whole(
             # update, line 40
             W2_next = W2_kept + hidden[:, None] * u[None, :]
             W1, W2, W1_anchor, W2_anchor, W1_moving, W2_moving = (
-                W1_next,
-                W2_next,
-                W_start,
-                W_2_start,
-                W1_moving_next,
-                W2_moving_next,
+                W1_next, W2_next, W_start, W_2_start, W1_moving_next, W2_moving_next,
             )
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
@@ -2464,11 +1995,7 @@ def deep_token_scan_reverse_whole(
                 d_W2_moving_via_W_2_start_2_factor * d_W_2_start_2_via_W_2_start_2_kept
             )
             d_W1_next, d_W2_next, d_W1_anchor_next, d_W2_anchor_next, d_W1_moving_next, d_W2_moving_next = (
-                d_W1,
-                d_W2,
-                d_W1_anchor_via_W_start,
-                d_W2_anchor_via_W_2_start,
-                d_W1_moving_via_W_start_2,
+                d_W1, d_W2, d_W1_anchor_via_W_start, d_W2_anchor_via_W_2_start, d_W1_moving_via_W_start_2,
                 d_W2_moving_via_W_2_start_2,
             )
         tl.debug_barrier()

@@ -92,38 +92,11 @@ def whole_power(x, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_keys(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    weights_ptr,
-    prediction_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, o_ptr, states_ptr, weights_ptr, prediction_ptr, waiting_ptr,
+    enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
+    READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -248,15 +221,8 @@ def chunk_scan_keys(
                 S = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
                 if SAVE:
                     store_rows(
-                        states_ptr + (i_chunk * HV + i_h) * K * V,
-                        S,
-                        i_p * BK,
-                        tl.where(at_bound, K, 0) - i_p * BK,
-                        V,
-                        V,
-                        BK,
-                        BV,
-                        0,
+                        states_ptr + (i_chunk * HV + i_h) * K * V, S, i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK, V, V, BK, BV, 0,
                     )
                 kept = S * kept_factor
                 k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
@@ -269,15 +235,8 @@ def chunk_scan_keys(
                 W = W_factor * state_inside
                 if SAVE and not SPARSE:
                     store_rows(
-                        weights_ptr + (i_chunk * HV + i_h) * K * V,
-                        W,
-                        i_p * BK,
-                        tl.where(at_bound, K, 0) - i_p * BK,
-                        V,
-                        V,
-                        BK,
-                        BV,
-                        0,
+                        weights_ptr + (i_chunk * HV + i_h) * K * V, W, i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK, V, V, BK, BV, 0,
                     )
             tl.debug_barrier()
         else:
@@ -289,14 +248,7 @@ def chunk_scan_keys(
                 q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * K * V,
-                    S,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    V,
-                    V,
-                    BK,
-                    BV,
+                    states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                     i_v * BV,
                 )
             if READ:
@@ -329,14 +281,7 @@ def chunk_scan_keys(
             W = W_factor * state_inside
             if SAVE and not SPARSE:
                 store_rows(
-                    weights_ptr + (i_chunk * HV + i_h) * K * V,
-                    W,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    V,
-                    V,
-                    BK,
-                    BV,
+                    weights_ptr + (i_chunk * HV + i_h) * K * V, W, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                     i_v * BV,
                 )
             # prediction
@@ -377,37 +322,11 @@ def chunk_scan_keys(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse_keys(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    prediction_ptr,
-    states_ptr,
-    d_states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, d_o_ptr, prediction_ptr, states_ptr, d_states_ptr, enter_ptr,
+    leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr,
+    SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards, for wide heads with the cotangent in memory; stores it at each end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -569,15 +488,8 @@ def chunk_scan_reverse_keys(
                 d_S_next = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
                 if SAVE:
                     store_rows(
-                        d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                        d_S_next,
-                        i_p * BK,
-                        tl.where(at_bound, K, 0) - i_p * BK,
-                        V,
-                        V,
-                        BK,
-                        BV,
-                        0,
+                        d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK, V, V, BK, BV, 0,
                     )
                 # adjoint of kept
                 d_S_via_kept = d_S_next * kept_factor
@@ -597,15 +509,8 @@ def chunk_scan_reverse_keys(
             S = load_rows(states_ptr + (i_chunk * HV + i_h) * K * V, 0, K, V, V, BK, BV, i_v * BV)
             if SAVE:
                 store_rows(
-                    d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                    d_S_next,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    V,
-                    V,
-                    BK,
-                    BV,
-                    i_v * BV,
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V,
+                    BK, BV, i_v * BV,
                 )
             # retention, line 27: norm2(S - exp(g) * S_prev) / 2
             log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
@@ -700,37 +605,10 @@ def chunk_scan_reverse_keys(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients(
-    v_ptr,
-    q_ptr,
-    k_ptr,
-    theta_ptr,
-    d_o_ptr,
-    prediction_ptr,
-    g_ptr,
-    weights_ptr,
-    states_ptr,
-    d_states_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_theta_ptr,
-    d_g_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    v_ptr, q_ptr, k_ptr, theta_ptr, d_o_ptr, prediction_ptr, g_ptr, weights_ptr, states_ptr, d_states_ptr,
+    d_q_ptr, d_k_ptr, d_v_ptr, d_theta_ptr, d_g_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks,
+    N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
@@ -1089,29 +967,9 @@ def chunk_gradients(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    weights_ptr,
-    prediction_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, weights_ptr, prediction_ptr, o_ptr, scale, cu_seqlens,
+    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
@@ -1180,32 +1038,10 @@ def chunk_output(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1276,38 +1112,10 @@ def token_scan_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_theta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_theta_ptr,
+    states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

@@ -43,7 +43,6 @@ def positive_power(x, y):
 
 def chunk_step(q, k, v, g, theta, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -94,7 +93,6 @@ def chunk_step(q, k, v, g, theta, scale, S):
 
 def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -237,7 +235,6 @@ def chunk_step_backward(q, k, v, g, theta, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, g, theta, scale, begins, S, anchor, W_2):
     """One token from S, anchor, W_2 [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -273,7 +270,6 @@ def recurrent_step_backward(
     q, k, v, g, theta, scale, begins, S, anchor, W_2, d_o, d_S_next, d_anchor_next, d_W_2_next
 ):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S, anchor, W_2."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     # link, line 28
@@ -375,13 +371,7 @@ def recurrent_step_backward(
     d_k = d_k_via_S_next_2 + d_k_via_W_next_2 + d_k_via_products_2
     d_S = d_S_via_retained + d_S_via_state_inside
     return (
-        d_q_via_read_2,
-        d_k,
-        d_v_via_error,
-        d_g_via_decay,
-        d_theta_via_error_2,
-        d_S,
-        d_anchor_via_start,
+        d_q_via_read_2, d_k, d_v_via_error, d_g_via_decay, d_theta_via_error_2, d_S, d_anchor_via_start,
         d_W_2_via_start_2,
     )
 
@@ -422,45 +412,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "theta",
-)
+TENSORS = ("q", "k", "v", "g", "theta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v), (d_k, d_v), (d_k, d_v))}[form]
 
 
 # Tokens a segment, of the forms that ask where one begins.

@@ -36,7 +36,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, log_gamma, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     log_decay_bounded = choose(log_gamma, -800.0, -800.0, log_gamma)
     log_decay_valid = log_decay_bounded
@@ -76,7 +75,6 @@ def chunk_step(q, k, v, log_gamma, scale, S):
 
 def chunk_step_backward(q, k, v, log_gamma, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     log_decay_bounded = choose(log_gamma, -800.0, -800.0, log_gamma)
     log_decay_valid = log_decay_bounded
@@ -175,7 +173,6 @@ def chunk_step_backward(q, k, v, log_gamma, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, log_gamma, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     decay = torch.exp(log_gamma)
     retained = S * decay[..., None, None]
@@ -190,7 +187,6 @@ def recurrent_step(q, k, v, log_gamma, scale, S):
 
 def recurrent_step_backward(q, k, v, log_gamma, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 24: norm2(S - exp(log_gamma) * S_prev) / 2
     decay = torch.exp(log_gamma)
     retained = S * decay[..., None, None]
@@ -253,36 +249,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "log_gamma",
-)
+TENSORS = ("q", "k", "v", "log_gamma")
 PARAMETERS = ("log_gamma",)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

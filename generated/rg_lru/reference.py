@@ -39,7 +39,6 @@ def linear_scan(decay, write, start, reverse):
 
 def chunk_step(q, k, v, fade, take, lam, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # parameter
     lam_first = keep_token(lam, -2, 0, 0.0)
     lam_once = lam_first.sum(-2)
@@ -59,7 +58,7 @@ def chunk_step(q, k, v, fade, take, lam, scale, S):
 
 def chunk_step_backward(q, k, v, fade, take, lam, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    tokens = v.shape[:-1]
     # parameter
     lam_first = keep_token(lam, -2, 0, 0.0)
     lam_once = lam_first.sum(-2)
@@ -134,19 +133,13 @@ def chunk_step_backward(q, k, v, fade, take, lam, scale, S, d_o, d_S_next):
     # gradient
     d_fade = d_fade_via_added + d_fade_via_transition
     return (
-        d_q_via_o,
-        d_k_via_added,
-        d_v_via_added,
-        d_fade,
-        d_take_via_added,
-        d_lam_via_lam_first,
+        d_q_via_o, d_k_via_added, d_v_via_added, d_fade, d_take_via_added, d_lam_via_lam_first,
         d_S_via_S_before_3,
     )
 
 
 def recurrent_step(q, k, v, fade, take, lam, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 29: norm2(S - exp(-8 * lam * fade) * S_prev) / 2
     decay = torch.exp((-8.0) * fade * lam)
     retained = S * decay
@@ -162,7 +155,6 @@ def recurrent_step(q, k, v, fade, take, lam, scale, S):
 
 def recurrent_step_backward(q, k, v, fade, take, lam, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 29: norm2(S - exp(-8 * lam * fade) * S_prev) / 2
     decay = torch.exp((-8.0) * fade * lam)
     retained = S * decay
@@ -248,28 +240,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "fade",
-    "take",
-    "lam",
-)
+TENSORS = ("q", "k", "v", "fade", "take", "lam")
 PARAMETERS = ("lam",)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": ((d_v,),),
-        "recurrent": ((d_v,),),
-    }[form]
+    return {"chunk": ((d_v,),), "recurrent": ((d_v,),)}[form]
 
 
 def join(states):

@@ -186,30 +186,11 @@ def whole_power(x, N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    attention_ptr,
-    system_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, attention_ptr, system_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks,
+    N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What each chunk needs alone: the inverse of its triangular system."""
-    dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
     i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
     if PACKED:
@@ -225,9 +206,6 @@ def chunk_prepare(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -261,19 +239,8 @@ def chunk_prepare(
 
 @triton.jit
 def _chunk_scan_keys_error(
-    _begin,
-    _v,
-    _v_stride,
-    _beta,
-    _beta_stride,
-    _delta,
-    _delta_stride,
-    _matrix,
-    _stride,
-    left,
-    i_v,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _v, _v_stride, _beta, _beta_stride, _delta, _delta_stride, _matrix, _stride, left, i_v,
+    V: tl.constexpr, BV: tl.constexpr,
 ):
     """error of 16 rows, prediction = begin - matrix @ error, all of them cut into rows."""
     _error = tl.zeros([16, BV], tl.float32)
@@ -298,40 +265,11 @@ def _chunk_scan_keys_error(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_keys(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    attention_ptr,
-    system_ptr,
-    o_ptr,
-    states_ptr,
-    prediction_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, attention_ptr, system_ptr, o_ptr, states_ptr,
+    prediction_ptr, waiting_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order, the state of wide heads in memory: read-outs, and the chunk-start states."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -379,12 +317,8 @@ def chunk_scan_keys(
                 # read-out
                 inherited = tl.dot(tl.trans(S).to(dtype), tl.trans(q), inherited, input_precision=PRECISION)
             tl.debug_barrier()
-            v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
             g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-            beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-            delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-            system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
             # retention, line 26: norm2(S - exp(g) * S_prev) / 2
             log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
             log_decay_valid = tl.where(t < left, log_decay_bounded, 0.0)
@@ -403,26 +337,16 @@ def chunk_scan_keys(
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = i_b
                 block = _chunk_scan_keys_error(
-                    rows_of(block_rows(prediction, n, BV), BV),
-                    v_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V,
-                    beta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
-                    delta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
-                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
-                    HV * BT,
-                    left - n * 16,
-                    i_v,
-                    V,
-                    BV,
+                    rows_of(block_rows(prediction, n, BV), BV), v_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V, beta_ptr + i_h + (token + n * 16) * HV, HV,
+                    delta_ptr + i_h + (token + n * 16) * HV, HV,
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
+                    V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 prediction = tl.dot(
                     load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
-                    -block,
-                    prediction,
-                    input_precision=PRECISION,
+                    -block, prediction, input_precision=PRECISION,
                 )
             if SAVE and not SPARSE:
                 store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, 0)
@@ -446,15 +370,8 @@ def chunk_scan_keys(
                 S = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
                 if SAVE:
                     store_rows(
-                        states_ptr + (i_chunk * HV + i_h) * K * V,
-                        S,
-                        i_p * BK,
-                        tl.where(at_bound, K, 0) - i_p * BK,
-                        V,
-                        V,
-                        BK,
-                        BV,
-                        0,
+                        states_ptr + (i_chunk * HV + i_h) * K * V, S, i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK, V, V, BK, BV, 0,
                     )
                 # retention, line 26: norm2(S - exp(g) * S_prev) / 2
                 kept = S * kept_factor
@@ -467,21 +384,12 @@ def chunk_scan_keys(
         else:
             k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
             g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
-            beta = load_vector(beta_ptr + i_h, token, left, HV, BT, 0.5)
-            delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
             if READ:
                 q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
                 attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * K * V,
-                    S,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    V,
-                    V,
-                    BK,
-                    BV,
+                    states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                     i_v * BV,
                 )
             # prediction
@@ -501,26 +409,16 @@ def chunk_scan_keys(
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = i_b
                 block = _chunk_scan_keys_error(
-                    rows_of(block_rows(prediction, n, BV), BV),
-                    v_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V,
-                    beta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
-                    delta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
-                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
-                    HV * BT,
-                    left - n * 16,
-                    i_v,
-                    V,
-                    BV,
+                    rows_of(block_rows(prediction, n, BV), BV), v_ptr + i_h * V + (token + n * 16) * HV * V,
+                    HV * V, beta_ptr + i_h + (token + n * 16) * HV, HV,
+                    delta_ptr + i_h + (token + n * 16) * HV, HV,
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
+                    V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 prediction = tl.dot(
                     load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
-                    -block,
-                    prediction,
-                    input_precision=PRECISION,
+                    -block, prediction, input_precision=PRECISION,
                 )
             if SAVE and not SPARSE:
                 store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -554,23 +452,8 @@ def chunk_scan_keys(
 
 @triton.jit
 def _chunk_scan_reverse_keys_d_prediction(
-    _begin,
-    _prediction,
-    _prediction_stride,
-    _v,
-    _v_stride,
-    _error_factor,
-    _beta,
-    _beta_stride,
-    _delta,
-    _delta_stride,
-    _sum_1_valid,
-    _matrix,
-    _stride,
-    left,
-    i_v,
-    V: tl.constexpr,
-    BV: tl.constexpr,
+    _begin, _prediction, _prediction_stride, _v, _v_stride, _error_factor, _beta, _beta_stride, _delta,
+    _delta_stride, _sum_1_valid, _matrix, _stride, left, i_v, V: tl.constexpr, BV: tl.constexpr,
 ):
     """d_prediction of 16 rows, d_error_fed_back = begin - matrix' @ d_prediction, all of them cut into rows."""
     _d_prediction = tl.zeros([16, BV], tl.float32)
@@ -602,41 +485,11 @@ def _chunk_scan_reverse_keys_d_prediction(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse_keys(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    d_o_ptr,
-    attention_ptr,
-    system_ptr,
-    prediction_ptr,
-    d_states_ptr,
-    d_error_fed_back_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, d_o_ptr, attention_ptr, system_ptr, prediction_ptr,
+    d_states_ptr, d_error_fed_back_ptr, waiting_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards, for wide heads with the cotangent in memory; stores it at each end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -688,7 +541,6 @@ def chunk_scan_reverse_keys(
             delta = load_vector(delta_ptr + i_h, token, left, HV, BT, 1.0)
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
             attention = load_lower(attention_ptr + i_h * BT, token, left, HV * BT, BT)
-            system = load_lower(system_ptr + i_h * BT, token, left, HV * BT, BT)
             prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
             # retention, line 26: norm2(S - exp(g) * S_prev) / 2
             log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
@@ -720,22 +572,13 @@ def chunk_scan_reverse_keys(
                 n = BT // 16 - 1 - i_b
                 block = _chunk_scan_reverse_keys_d_prediction(
                     rows_of(block_rows(d_error_fed_back, n, BV), BV),
-                    prediction_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V,
-                    v_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V,
+                    prediction_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
+                    v_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
                     numbers_of(block_numbers(error_factor, n).to(tl.float32)),
-                    beta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
-                    delta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
+                    beta_ptr + i_h + (token + n * 16) * HV, HV, delta_ptr + i_h + (token + n * 16) * HV, HV,
                     numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
-                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
-                    HV * BT,
-                    left - n * 16,
-                    i_v,
-                    V,
-                    BV,
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
+                    V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 d_error_fed_back = tl.dot(
@@ -766,24 +609,15 @@ def chunk_scan_reverse_keys(
                 d_S_next = load_rows(leave_ptr + own, i_p * BK, K - i_p * BK, V, V, BK, BV, 0)
                 if SAVE:
                     store_rows(
-                        d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                        d_S_next,
-                        i_p * BK,
-                        tl.where(at_bound, K, 0) - i_p * BK,
-                        V,
-                        V,
-                        BK,
-                        BV,
-                        0,
+                        d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, i_p * BK,
+                        tl.where(at_bound, K, 0) - i_p * BK, V, V, BK, BV, 0,
                     )
                 # adjoint of kept
                 d_S_via_kept = d_S_next * kept_factor
                 q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
                 # gradient
                 d_S = tl.dot(
-                    tl.trans(q),
-                    d_inherited_via_carried_out.to(dtype),
-                    d_S_via_kept,
+                    tl.trans(q), d_inherited_via_carried_out.to(dtype), d_S_via_kept,
                     input_precision=PRECISION,
                 )
                 k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, i_p * BK)
@@ -803,15 +637,8 @@ def chunk_scan_reverse_keys(
             prediction = load_rows(prediction_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
             if SAVE:
                 store_rows(
-                    d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                    d_S_next,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    V,
-                    V,
-                    BK,
-                    BV,
-                    i_v * BV,
+                    d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V,
+                    BK, BV, i_v * BV,
                 )
             # adjoint of written
             d_written = tl.dot(tl.trans(d_S_next).to(dtype), tl.trans(k), input_precision=PRECISION)
@@ -844,22 +671,13 @@ def chunk_scan_reverse_keys(
                 n = BT // 16 - 1 - i_b
                 block = _chunk_scan_reverse_keys_d_prediction(
                     rows_of(block_rows(d_error_fed_back, n, BV), BV),
-                    prediction_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V,
-                    v_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V,
+                    prediction_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
+                    v_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
                     numbers_of(block_numbers(error_factor, n).to(tl.float32)),
-                    beta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
-                    delta_ptr + i_h + (token + n * 16) * HV,
-                    HV,
+                    beta_ptr + i_h + (token + n * 16) * HV, HV, delta_ptr + i_h + (token + n * 16) * HV, HV,
                     numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
-                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16,
-                    HV * BT,
-                    left - n * 16,
-                    i_v,
-                    V,
-                    BV,
+                    system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
+                    V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 d_error_fed_back = tl.dot(
@@ -902,38 +720,10 @@ def chunk_scan_reverse_keys(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_nonlinear(
-    v_ptr,
-    q_ptr,
-    k_ptr,
-    d_o_ptr,
-    states_ptr,
-    prediction_ptr,
-    d_error_fed_back_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    d_states_ptr,
-    d_beta_ptr,
-    d_delta_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    v_ptr, q_ptr, k_ptr, d_o_ptr, states_ptr, prediction_ptr, d_error_fed_back_ptr, g_ptr, beta_ptr,
+    delta_ptr, d_states_ptr, d_beta_ptr, d_delta_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, scale, cu_seqlens,
+    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
@@ -1032,9 +822,7 @@ def chunk_gradients_nonlinear(
             error = error_factor[:, None] * (prediction.to(tl.float32) - v.to(tl.float32))
             # adjoint of prediction
             d_system_via_prediction = tl.dot(
-                d_prediction.to(dtype),
-                tl.trans(error).to(dtype),
-                d_system_via_prediction,
+                d_prediction.to(dtype), tl.trans(error).to(dtype), d_system_via_prediction,
                 input_precision=PRECISION,
             )
             # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
@@ -1249,9 +1037,7 @@ def chunk_gradients_nonlinear(
             error = error_factor[:, None] * (prediction.to(tl.float32) - v.to(tl.float32))
             # adjoint of prediction
             d_system_via_prediction = tl.dot(
-                d_prediction.to(dtype),
-                tl.trans(error).to(dtype),
-                d_system_via_prediction,
+                d_prediction.to(dtype), tl.trans(error).to(dtype), d_system_via_prediction,
                 input_precision=PRECISION,
             )
             # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
@@ -1390,30 +1176,9 @@ def chunk_gradients_nonlinear(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output_nonlinear(
-    v_ptr,
-    q_ptr,
-    prediction_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    attention_ptr,
-    states_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    v_ptr, q_ptr, prediction_ptr, g_ptr, beta_ptr, delta_ptr, attention_ptr, states_ptr, o_ptr, scale,
+    cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
@@ -1476,32 +1241,10 @@ def chunk_output_nonlinear(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1556,39 +1299,10 @@ def token_scan_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    beta_ptr,
-    delta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_beta_ptr,
-    d_delta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, beta_ptr, delta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_beta_ptr,
+    d_delta_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

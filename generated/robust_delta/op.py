@@ -5,389 +5,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from functools import lru_cache
-from math import ceil
 from typing import Optional
 
 import torch
 from torch import Tensor
 
 from . import reference
+from .choices import EVERY, choose, default_chunk, within
+from .launch import config, launch
+from .layout import all_chunks, block, lay_out, stretches
 
-GATES = (
-    "g",
-    "beta",
-    "delta",
-)
+GATES = ("g", "beta", "delta")
 PARAMETERS = ()
 
 # The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
 SYMBOL = "ttrc::" + __name__.replace(".", "_")
-
-# By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
-CONFIGS = {
-    "chunk_prepare": {64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)},
-    "chunk_scan_keys": {64: (64, 4, 1), 128: (128, 8, 1), 256: (64, 8, 1)},
-    "chunk_scan_reverse_keys": {64: (64, 8, 1), 128: (128, 8, 1), 256: (64, 8, 1)},
-    "chunk_gradients_nonlinear": {64: (16, 4, 1), 128: (32, 8, 1), 256: (32, 8, 1)},
-    "chunk_output_nonlinear": {64: (32, 4, 1), 128: (32, 4, 1), 256: (32, 8, 1)},
-    "token_scan_whole": {64: (256, 4, 1), 128: (256, 8, 1), 256: (256, 16, 1)},
-    "token_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
-}
-
-# Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
-CHUNKS = {
-    "chunk": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
-    "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
-}
-# The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"chunk_scan_keys": 128, "chunk_scan_reverse_keys": 128}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where sequences and chunks lie. Packed sequences get tables, made on the device without a wait."""
-
-    sequences: int
-    length: int
-    chunks: int
-    all_chunks: int
-    cu_seqlens: Optional[Tensor]
-    chunk_starts: Optional[Tensor]
-    chunk_owner: Optional[Tensor]
-
-
-def lay_out(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> Layout:
-    batch, length = v.shape[:2]
-    if cu_seqlens is None:
-        chunks = -(-length // chunk)
-        return Layout(batch, length, chunks, batch * chunks, None, None, None)
-    sequences = cu_seqlens.numel() - 1
-    counts = torch.div(cu_seqlens.diff() + chunk - 1, chunk, rounding_mode="floor")
-    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    most = length // chunk + sequences
-    owner = torch.searchsorted(starts[1:].contiguous(), torch.arange(most, device=v.device), right=True)
-    return Layout(sequences, length, most, most, cu_seqlens, starts, owner.to(torch.int32))
-
-
-def all_chunks(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> int:
-    batch, length = v.shape[:2]
-    return batch * -(-length // chunk) if cu_seqlens is None else length // chunk + cu_seqlens.numel() - 1
-
-
-def block(width: int) -> int:
-    """The power of two that holds a head dimension; matrix products need 16 at least."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
-    rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
-    width = min([w for w in rows if w >= widest] or [max(rows)])
-    return rows[width][q.element_size() > 2]
-
-
-# What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
-TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-# They take every value channel, and of the key ones as many at once as configurations say.
-KEYS = (
-    "chunk_scan_keys",
-    "chunk_scan_reverse_keys",
-)
-
-# They sum over value channels, so that a program takes all of them whatever a configuration says.
-WHOLE = (
-    "token_scan_whole",
-    "token_scan_reverse_whole",
-)
-
-# In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
-SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-
-def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
-    widest = max(block(q.shape[3]), block(v.shape[3]))
-    regime = "many" if sequences * v.shape[2] >= 128 else "few"
-    return kernel, min(w for w in CONFIGS[kernel] if w >= widest), str(q.dtype), regime
-
-
-def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
-    key = slot(kernel, q, v, sequences)
-    rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
-    if kernel in WHOLE:
-        return block(v.shape[3]), *rows[1:]
-    if kernel in KEYS:
-        return min(rows[0], block(q.shape[3])), *rows[1:]
-    return min(rows[0], block(v.shape[3])), *rows[1:]
-
-
-def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value or key channels and no pipeline, for a chip without the shared memory that the defaults take.
-
-    In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
-    registers.
-    """
-    key, (value_block, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
-    if key in TUNED:
-        raise error
-    smaller = (value_block if kernel in WHOLE else max(16, value_block // 2), warps, 1)
-    if smaller == (value_block, warps, stages) and key not in SMALLER and kernel not in WHOLE:
-        smaller = (min(2 * value_block, block(v.shape[3])), warps, 1)
-    if smaller in ((value_block, warps, stages), CONFIGS[kernel][key[1]]):
-        raise RuntimeError(
-            f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
-            f"{q.dtype} ({error}); a smaller chunk_size takes less"
-        ) from error
-    SMALLER[key] = smaller
-
-
-def launch(
-    kernel: str,
-    q: Tensor,
-    v: Tensor,
-    layout: Layout,
-    chunk: int,
-    tensors,
-    scale,
-    *,
-    extra=(),
-    columns=None,
-    every=1,
-    **flags,
-) -> None:
-    """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
-
-    columns: how many the carried state has where they are not the values'. every: how many chunks apart states are kept.
-    """
-    from triton import OutOfResources
-
-    from . import kernels
-
-    K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
-    parallel = kernel in (
-        "chunk_prepare",
-        "chunk_gradients_nonlinear",
-        "chunk_output_nonlinear",
-    )
-    tables = (layout.cu_seqlens, layout.chunk_starts)
-    if parallel:
-        arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
-    if kernel in (
-        "chunk_prepare",
-        "chunk_scan_keys",
-        "chunk_scan_reverse_keys",
-        "chunk_gradients_nonlinear",
-        "chunk_output_nonlinear",
-    ):
-        flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
-    step = min(chunk, STEPS.get(kernel, chunk))
-    if kernel in STEPS:
-        flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
-    while True:
-        value_block, warps, stages = config(kernel, q, v, layout.sequences)
-        key_block = min(value_block, block(K)) if kernel in KEYS else block(K)
-        value_block = block(V) if kernel in KEYS else min(value_block, block(V))
-        grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
-        try:
-            getattr(kernels, kernel)[grid](
-                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=key_block, BV=value_block,
-                PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
-            )  # fmt: skip
-            return
-        except OutOfResources as error:  # raised before anything runs
-            shrink(kernel, q, v, layout.sequences, error)
-
-
-# What a token and value head costs, by form, schedule, pass and the widest head dimension: of each launch the bytes
-# (with inputs of two bytes), the FLOPs, the matrix products that follow one another in a scan's step (0: no scan),
-# and whether segments of a sequence run side by side, or (None) follow one another.
-COSTS = {
-    "chunk": {
-        "fused": {
-            "forward": {
-                64: ((420, 16384, 0, False), (940, 40960, 36.5, False)),
-                128: ((676, 32768, 0, False), (1964, 131072, 36.5, False)),
-                256: ((1188, 65536, 0, False), (4780, 458752, 45.5, False)),
-            },
-            "backward": {
-                64: ((1068, 40960, 33.2, False), (1432, 106496, 0, False)),
-                128: ((2220, 131072, 33.2, False), (3352, 294912, 0, False)),
-                256: ((5292, 458752, 42.2, False), (8728, 917504, 0, False)),
-            },
-        },
-        "split": {
-            "forward": {
-                64: ((420, 16384, 0, False), (604, 24576, 34.5, False), (732, 16384, 0, False)),
-                128: ((676, 32768, 0, False), (1372, 81920, 34.5, False), (1628, 49152, 0, False)),
-                256: ((1188, 65536, 0, False), (3676, 294912, 40.5, False), (4188, 163840, 0, False)),
-            },
-            "backward": {
-                64: ((1068, 40960, 33.2, False), (1432, 106496, 0, False)),
-                128: ((2220, 131072, 33.2, False), (3352, 294912, 0, False)),
-                256: ((5292, 458752, 42.2, False), (8728, 917504, 0, False)),
-            },
-        },
-    },
-}
-
-
-@dataclass(frozen=True)
-class Roof:
-    """What a chip reaches: bytes and FLOPs a second, seconds of a launch and of one product in a chain of them."""
-
-    bandwidth: float = 3.0e12
-    matmul: float = 6.0e14
-    launch: float = 4e-6
-    product: float = 4e-7
-
-
-ROOF = Roof()
-SEGMENT_CHUNKS = 8  # shorter segments gain nothing: each is walked twice
-
-
-def choose(
-    form: str, direction: str, schedule: str, q: Tensor, v: Tensor, layout: Layout, chunk: int, every: int = 1
-) -> tuple[str, int]:
-    """The schedule of a pass, and how many segments one that cuts sequences cuts each into.
-
-    Its layout is in stretches of `every` chunks, of which one state is kept.
-    """
-    # Packed sequences are not cut; read-outs in a kernel of their own take every state.
-    fits = {"segments": layout.cu_seqlens is None, "split": every == 1}
-    known = tuple(n for n in COSTS[form] if fits.get(n, True))
-    names = known if schedule == "auto" else (schedule,)
-    if not set(names) <= set(known):
-        where = " where keep_bytes leaves out states" if every > 1 else ""
-        raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["chunk_scan_keys"] if w >= max(block(q.shape[3]), block(v.shape[3])))
-    blocks = 1
-    heads = layout.sequences * v.shape[2]
-    chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan_keys"])
-    tokens = v.shape[0] * v.shape[1] * v.shape[2]
-    size, chip = v.element_size(), processors(v.device)
-    return cheapest(
-        form,
-        direction,
-        names,
-        width,
-        size,
-        heads * blocks,
-        chunks,
-        every * chunk // step,
-        tokens,
-        chip,
-        max(SEGMENT_CHUNKS // every, 1),
-    )
-
-
-@lru_cache(maxsize=4096)
-def cheapest(
-    form, direction, names, width, itemsize, programs, chunks, every, tokens, processors, least=SEGMENT_CHUNKS
-) -> tuple[str, int]:
-    """By the cost model: `programs` walk `chunks` of `every` steps each, of `tokens` in all; on so many multiprocessors."""
-    segments = segment_count(programs, chunks, processors, least)
-    rows, grid = {n: COSTS[form][n][direction][width] for n in names}, (programs, segments, processors)
-    seconds = {n: predict(rows[n], itemsize, chunks * every, tokens, *grid) for n in names}
-    return min(names, key=seconds.__getitem__), segments
-
-
-def segment_count(programs: int, chunks: int, processors: int, least: int = SEGMENT_CHUNKS) -> int:
-    """As many segments as fill the chip, two programs a multiprocessor, of whole chunks, `least` each if there are
-    enough; none of them is empty."""
-    wanted = max(2, min(2 * processors // programs, chunks // least))
-    return -(-chunks // -(-chunks // min(wanted, chunks)))
-
-
-def predict(
-    costs, itemsize: int, steps: int, tokens: int, programs: int, segments: int, processors: int
-) -> float:
-    """Seconds of a pass: each launch takes what the narrowest of memory, matrix units and its serial chain lets it."""
-    total = 0.0
-    for moved, flops, products, cut in costs:
-        pieces = segments if cut else 1
-        waves = -(-programs * pieces // (2 * processors))  # two programs a multiprocessor
-        walked = segments if cut is None else steps / pieces
-        serial = walked * products * ROOF.product * waves
-        total += ROOF.launch + max(
-            tokens * moved * itemsize / 2 / ROOF.bandwidth, tokens * flops / ROOF.matmul, serial
-        )
-    return total
-
-
-@lru_cache(maxsize=None)
-def processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
-
-
-def cut(layout: Layout, segments: int, chunk: int, device: torch.device) -> Layout:
-    """Every sequence in `segments` pieces of whole chunks, laid out as packed sequences are."""
-    first = torch.arange(layout.sequences, device=device)[:, None]
-    step = torch.arange(segments, device=device) * -(-layout.chunks // segments)
-    starts = torch.nn.functional.pad(
-        (first * layout.chunks + step).flatten(), (0, 1), value=layout.all_chunks
-    )
-    ends = (first * layout.length + step * chunk).flatten()
-    ends = torch.nn.functional.pad(ends, (0, 1), value=layout.sequences * layout.length)
-    pieces = layout.sequences * segments
-    return Layout(pieces, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None)
-
-
-def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:
-    """Bytes a token and head of v that a form may keep, quickest first: what is not kept is made again."""
-    size, tokens = v.element_size(), v.shape[0] * v.shape[1]
-    if form == "chunk":
-        return {
-            "all": chunk * size
-            + chunk * size
-            + (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens
-            + v.shape[3] * size,
-            "scanned": (q.shape[3] * v.shape[3]) * size * all_chunks(v, cu_seqlens, chunk) / tokens
-            + v.shape[3] * size,
-            "sparse": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, 8 * chunk) / tokens,
-        }
-    return {
-        "all": (q.shape[3] * v.shape[3]) * 4 * all_chunks(v, cu_seqlens, chunk) / tokens,
-    }
-
-
-def within(
-    most: Optional[float], form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int
-) -> str:
-    """What is kept of at most so many bytes a token and head."""
-    if most is None:
-        return "all"
-    sizes = held(form, q, v, cu_seqlens, chunk)
-    for name, size in sizes.items():
-        if size <= most:
-            return name
-    raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {ceil(min(sizes.values()))}")
-
-
-# Chunks from one state that is kept for the backward pass to the next, by how much is kept: all that it takes, what a
-# scan made, or states alone.
-EVERY = {"all": 1, "scanned": 1, "sparse": 8}
-
-
-def stretches(layout: Layout, kept: Layout, every: int, chunk: int, device: torch.device) -> Layout:
-    """Every stretch of `every` chunks, `kept` in all, laid out as packed sequences are. Those too many are empty."""
-    each = torch.arange(kept.all_chunks, device=device)
-    if kept.cu_seqlens is None:
-        owner, number = each // kept.chunks, each % kept.chunks
-        starts, ends = owner * layout.chunks, owner * layout.length
-        last = ends.new_full((1,), layout.sequences * layout.length)
-    else:
-        owner, last = kept.chunk_owner.long(), kept.cu_seqlens[-1:]
-        number = each - kept.chunk_starts[owner]
-        starts, ends = layout.chunk_starts[owner], kept.cu_seqlens[owner]
-    starts, ends = starts + number * every, torch.minimum(ends + number * every * chunk, last)
-    ends = torch.cat([ends, last])
-    return Layout(
-        kept.all_chunks, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None
-    )
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -498,43 +130,20 @@ def chunk_forward_triton(
             SAVE=True,
         )
         launch(
-            "chunk_output_nonlinear",
-            q,
-            v,
-            layout,
-            chunk,
-            [v, q, prediction, g, beta, delta, attention, states, o],
-            scale,
+            "chunk_output_nonlinear", q, v, layout, chunk,
+            [v, q, prediction, g, beta, delta, attention, states, o], scale,
         )
     return (
-        o,
-        final_state if final else final_state.new_empty(0),
-        attention if crossing == "all" else v.new_empty(0),
-        system if crossing == "all" else v.new_empty(0),
+        o, final_state if final else final_state.new_empty(0),
+        attention if crossing == "all" else v.new_empty(0), system if crossing == "all" else v.new_empty(0),
         states if save else v.new_empty(0),
         prediction if save and crossing in ("all", "scanned") else v.new_empty(0),
     )
 
 
 def chunk_backward_triton(
-    q,
-    k,
-    v,
-    g,
-    beta,
-    delta,
-    scale,
-    attention,
-    system,
-    states,
-    prediction,
-    d_o,
-    d_final_state,
-    cu_seqlens,
-    chunk,
-    initial,
-    schedule,
-    crossing,
+    q, k, v, g, beta, delta, scale, attention, system, states, prediction, d_o, d_final_state, cu_seqlens,
+    chunk, initial, schedule, crossing,
 ):
     layout = lay_out(v, cu_seqlens, chunk)
     if crossing in ("scanned", "sparse"):
@@ -550,17 +159,9 @@ def chunk_backward_triton(
         states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
         prediction = v.new_empty(v.shape)
         launch(
-            "chunk_scan_keys",
-            q,
-            v,
-            pieces,
-            chunk,
-            [q, k, v, g, beta, delta, attention, system, o, states, prediction, waiting, sparse, left],
-            scale,
-            ENTER=True,
-            LEAVE=True,
-            READ=False,
-            SAVE=True,
+            "chunk_scan_keys", q, v, pieces, chunk,
+            [q, k, v, g, beta, delta, attention, system, o, states, prediction, waiting, sparse, left], scale,
+            ENTER=True, LEAVE=True, READ=False, SAVE=True,
         )
     schedule, segments = choose("chunk", "backward", schedule, q, v, layout, chunk)
     d_states = v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], v.shape[3])
@@ -630,33 +231,16 @@ def chunk_backward_triton(
         scale,
     )
     return (
-        per_key_head(d_q, q),
-        per_key_head(d_k, k),
-        d_v,
-        d_g.to(g.dtype),
-        d_beta.to(beta.dtype),
-        d_delta.to(delta.dtype),
-        d_initial if initial else d_initial.new_empty(0),
+        per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_beta.to(beta.dtype),
+        d_delta.to(delta.dtype), d_initial if initial else d_initial.new_empty(0),
     )
 
 
 @torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    delta: Tensor,
-    scale: float,
-    initial_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    final: bool,
-    save: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, delta: Tensor, scale: float,
+    initial_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -666,49 +250,15 @@ def chunk_op(
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
-    o, last, starts = reference.forward(
-        "chunk",
-        q,
-        k,
-        v,
-        (
-            g,
-            beta,
-            delta,
-        ),
-        scale,
-        start,
-        cu_seqlens,
-        chunk,
-    )
+    o, last, starts = reference.forward("chunk", q, k, v, (g, beta, delta), scale, start, cu_seqlens, chunk)
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
     last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
-    return (
-        o,
-        last,
-        v.new_empty(0),
-        v.new_empty(0),
-        states,
-        v.new_empty(0),
-    )
+    return o, last, v.new_empty(0), v.new_empty(0), states, v.new_empty(0)
 
 
 @chunk_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    beta,
-    delta,
-    scale,
-    initial_state,
-    cu_seqlens,
-    chunk,
-    final,
-    save,
-    backend,
-    schedule,
+    q, k, v, g, beta, delta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule,
     crossing="all",
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
@@ -718,10 +268,7 @@ def _(
     system = v.new_empty(*v.shape[:3], chunk) if triton and crossing == "all" else v.new_empty(0)
     states = (
         v.new_empty(
-            all_chunks(v, cu_seqlens, every * chunk),
-            v.shape[2],
-            q.shape[3],
-            v.shape[3],
+            all_chunks(v, cu_seqlens, every * chunk), v.shape[2], q.shape[3], v.shape[3],
             dtype=torch.float32 if every > 1 else v.dtype if triton else reference.working_dtype(v),
         )
         if save
@@ -731,103 +278,37 @@ def _(
         v.new_empty(v.shape) if save and triton and crossing in ("all", "scanned") else v.new_empty(0)
     )
     return (
-        torch.empty_like(v, memory_format=torch.contiguous_format),
-        final_state,
-        attention,
-        system,
-        states,
+        torch.empty_like(v, memory_format=torch.contiguous_format), final_state, attention, system, states,
         prediction,
     )
 
 
 @torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    delta: Tensor,
-    scale: float,
-    attention: Tensor,
-    system: Tensor,
-    states: Tensor,
-    prediction: Tensor,
-    d_o: Tensor,
-    d_final_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    initial: bool,
-    backend: str,
-    schedule: str,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, delta: Tensor, scale: float, attention: Tensor,
+    system: Tensor, states: Tensor, prediction: Tensor, d_o: Tensor, d_final_state: Optional[Tensor],
+    cu_seqlens: Optional[Tensor], chunk: int, initial: bool, backend: str, schedule: str,
     crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
         return chunk_backward_triton(
-            q,
-            k,
-            v,
-            g,
-            beta,
-            delta,
-            scale,
-            attention,
-            system,
-            states,
-            prediction,
-            d_o,
-            d_final_state,
-            cu_seqlens,
-            chunk,
-            initial,
-            schedule,
-            crossing,
+            q, k, v, g, beta, delta, scale, attention, system, states, prediction, d_o, d_final_state,
+            cu_seqlens, chunk, initial, schedule, crossing,
         )
     if d_final_state is None:
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
     starts = unpack_states(states, v, cu_seqlens, chunk)
     grads, d_initial = reference.backward(
-        "chunk",
-        q,
-        k,
-        v,
-        (
-            g,
-            beta,
-            delta,
-        ),
-        scale,
-        starts,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        chunk,
+        "chunk", q, k, v, (g, beta, delta), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @chunk_backward_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    beta,
-    delta,
-    scale,
-    attention,
-    system,
-    states,
-    prediction,
-    d_o,
-    d_final_state,
-    cu_seqlens,
-    chunk,
-    initial,
-    backend,
-    schedule,
-    crossing="all",
+    q, k, v, g, beta, delta, scale, attention, system, states, prediction, d_o, d_final_state, cu_seqlens,
+    chunk, initial, backend, schedule, crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g, beta, delta)]
@@ -849,17 +330,8 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
     d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = chunk_backward_op(
-        *tensors,
-        ctx.scale,
-        *saved,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        ctx.chunk,
-        ctx.started is not None,
-        ctx.backend,
-        ctx.schedule,
-        ctx.crossing,
+        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.started is not None,
+        ctx.backend, ctx.schedule, ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
     return *grads, None, d_initial, None, None, None, None, None, None, None
@@ -879,16 +351,9 @@ def recurrent_forward_triton(q, k, v, g, beta, delta, scale, initial_state, cu_s
         else v.new_empty(0)
     )
     launch(
-        "token_scan_whole",
-        q,
-        v,
-        layout,
-        chunk,
-        [q, k, v, g, beta, delta, o, states, initial_state, final_state],
-        scale,
-        ENTER=initial_state is not None,
-        LEAVE=final,
-        SAVE=save,
+        "token_scan_whole", q, v, layout, chunk,
+        [q, k, v, g, beta, delta, o, states, initial_state, final_state], scale,
+        ENTER=initial_state is not None, LEAVE=final, SAVE=save,
     )
     return o, final_state, states
 
@@ -906,9 +371,7 @@ def recurrent_backward_triton(
     d_delta = v.new_empty(blocks, *v.shape[:3], dtype=torch.float32)
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(
-        layout.sequences * v.shape[2] * blocks,
-        chunk,
-        block(q.shape[3]) * block(v.shape[3]),
+        layout.sequences * v.shape[2] * blocks, chunk, block(q.shape[3]) * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(
@@ -942,33 +405,16 @@ def recurrent_backward_triton(
         LEAVE=initial,
     )
     return (
-        per_key_head(d_q.sum(0), q),
-        per_key_head(d_k.sum(0), k),
-        d_v,
-        d_g.sum(0).to(g.dtype),
-        d_beta.sum(0).to(beta.dtype),
-        d_delta.sum(0).to(delta.dtype),
-        d_initial,
+        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_g.sum(0).to(g.dtype),
+        d_beta.sum(0).to(beta.dtype), d_delta.sum(0).to(delta.dtype), d_initial,
     )
 
 
 @torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
 def recurrent_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    delta: Tensor,
-    scale: float,
-    initial_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    final: bool,
-    save: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, delta: Tensor, scale: float,
+    initial_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -979,49 +425,19 @@ def recurrent_op(
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
     o, last, starts = reference.forward(
-        "recurrent",
-        q,
-        k,
-        v,
-        (
-            g,
-            beta,
-            delta,
-        ),
-        scale,
-        start,
-        cu_seqlens,
-        chunk,
+        "recurrent", q, k, v, (g, beta, delta), scale, start, cu_seqlens, chunk
     )
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
     last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
-    return (
-        o,
-        last,
-        states,
-    )
+    return o, last, states
 
 
 @recurrent_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    beta,
-    delta,
-    scale,
-    initial_state,
-    cu_seqlens,
-    chunk,
-    final,
-    save,
-    backend,
-    schedule,
+    q, k, v, g, beta, delta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule,
     crossing="all",
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
-    triton = uses_triton(backend, q)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, chunk), v.shape[2], q.shape[3], v.shape[3], dtype=state_dtype(v)
@@ -1034,22 +450,9 @@ def _(
 
 @torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
 def recurrent_backward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    delta: Tensor,
-    scale: float,
-    states: Tensor,
-    d_o: Tensor,
-    d_final_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    initial: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, delta: Tensor, scale: float, states: Tensor,
+    d_o: Tensor, d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -1060,42 +463,14 @@ def recurrent_backward_op(
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
     starts = unpack_states(states, v, cu_seqlens, chunk)
     grads, d_initial = reference.backward(
-        "recurrent",
-        q,
-        k,
-        v,
-        (
-            g,
-            beta,
-            delta,
-        ),
-        scale,
-        starts,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        chunk,
+        "recurrent", q, k, v, (g, beta, delta), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @recurrent_backward_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    beta,
-    delta,
-    scale,
-    states,
-    d_o,
-    d_final_state,
-    cu_seqlens,
-    chunk,
-    initial,
-    backend,
-    schedule,
+    q, k, v, g, beta, delta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
     crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
@@ -1118,17 +493,8 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
     d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = recurrent_backward_op(
-        *tensors,
-        ctx.scale,
-        *saved,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        ctx.chunk,
-        ctx.started is not None,
-        ctx.backend,
-        ctx.schedule,
-        ctx.crossing,
+        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.started is not None,
+        ctx.backend, ctx.schedule, ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
     return *grads, None, d_initial, None, None, None, None, None, None, None
@@ -1163,29 +529,15 @@ def unpack_states(states: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk
     return list(states.split(1)[: sum(-(-n // chunk) for n in lengths)])
 
 
-OPS = {
-    "chunk": chunk_op,
-    "recurrent": recurrent_op,
-}
+OPS = {"chunk": chunk_op, "recurrent": recurrent_op}
+SCHEDULES = ("fused", "split")
 
 
 def robust_delta(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    delta: Tensor,
-    *,
-    scale: Optional[float] = None,
-    initial_state: Optional[Tensor] = None,
-    output_final_state: bool = False,
-    cu_seqlens: Optional[Tensor] = None,
-    form: str = "auto",
-    chunk_size: Optional[int] = None,
-    backend: str = "auto",
-    schedule: str = "auto",
-    keep_bytes: Optional[float] = None,
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, delta: Tensor, *, scale: Optional[float] = None,
+    initial_state: Optional[Tensor] = None, output_final_state: bool = False,
+    cu_seqlens: Optional[Tensor] = None, form: str = "auto", chunk_size: Optional[int] = None,
+    backend: str = "auto", schedule: str = "auto", keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[Tensor]]:
     """robust_delta (arXiv:2504.13173 It's All Connected (Miras), Eq 17).
 

@@ -53,7 +53,6 @@ def positive_power(x, y):
 
 def chunk_step(q, k, v, g, beta, delta, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -86,7 +85,6 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
 
     # update, line 28
     def error_of(prediction, v, beta, delta):
-        tokens = prediction.shape[:-1]
         summands = (prediction - v) ** 2
         sum_1 = summands.sum(-1)
         sum_1_valid = sum_1
@@ -94,17 +92,7 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
         error = error_factor[..., :, None] * (prediction - v)
         return error
 
-    prediction = substitute(
-        system,
-        seen,
-        error_of,
-        (
-            v,
-            beta,
-            delta,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(system, seen, error_of, (v, beta, delta), reverse=False)
     # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
     summands = (prediction - v) ** 2
     sum_1 = summands.sum(-1)
@@ -133,7 +121,6 @@ def chunk_step(q, k, v, g, beta, delta, scale, S):
 
 def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -166,7 +153,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
 
     # update, line 28
     def error_of(prediction, v, beta, delta):
-        tokens = prediction.shape[:-1]
         summands = (prediction - v) ** 2
         sum_1 = summands.sum(-1)
         sum_1_valid = sum_1
@@ -174,17 +160,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         error = error_factor[..., :, None] * (prediction - v)
         return error
 
-    prediction = substitute(
-        system,
-        seen,
-        error_of,
-        (
-            v,
-            beta,
-            delta,
-        ),
-        reverse=False,
-    )
+    prediction = substitute(system, seen, error_of, (v, beta, delta), reverse=False)
     # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
     summands = (prediction - v) ** 2
     sum_1 = summands.sum(-1)
@@ -234,7 +210,6 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
 
     # adjoint of error
     def d_prediction_of(d_error_fed_back, prediction, v, error_factor, beta, delta, sum_1_valid):
-        tokens = d_error_fed_back.shape[:-1]
         d_error_factor_via_error = d_error_fed_back * (prediction - v)
         d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)
         d_prediction_via_error = d_error_fed_back * error_factor[..., :, None]
@@ -247,17 +222,7 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
         return d_prediction
 
     d_error_fed_back = substitute(
-        system.mT,
-        d_error_via_u,
-        d_prediction_of,
-        (
-            prediction,
-            v,
-            error_factor,
-            beta,
-            delta,
-            sum_1_valid,
-        ),
+        system.mT, d_error_via_u, d_prediction_of, (prediction, v, error_factor, beta, delta, sum_1_valid),
         reverse=True,
     )
     d_error_factor_via_error = d_error_fed_back * (prediction - v)
@@ -335,19 +300,13 @@ def chunk_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_S = d_S_via_kept + q.mT @ d_inherited_via_carried_out
     d_S_2 = d_S + k.mT @ d_carried_via_seen
     return (
-        d_q_2,
-        d_k_3,
-        d_v,
-        d_g_via_log_decay_bounded,
-        d_beta_via_error_factor,
-        d_delta_via_error_factor,
+        d_q_2, d_k_3, d_v, d_g_via_log_decay_bounded, d_beta_via_error_factor, d_delta_via_error_factor,
         d_S_2,
     )
 
 
 def recurrent_step(q, k, v, g, beta, delta, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -371,7 +330,6 @@ def recurrent_step(q, k, v, g, beta, delta, scale, S):
 
 def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 26: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -431,12 +389,7 @@ def recurrent_step_backward(q, k, v, g, beta, delta, scale, S, d_o, d_S_next):
     d_k = d_k_via_S_next_2 + d_k_via_products_2
     d_v = d_v_via_error + d_v_via_summands
     return (
-        d_q_via_read_2,
-        d_k,
-        d_v,
-        d_g_via_decay,
-        d_beta_via_error_factor,
-        d_delta_via_error_factor,
+        d_q_via_read_2, d_k, d_v, d_g_via_decay, d_beta_via_error_factor, d_delta_via_error_factor,
         d_S_via_retained,
     )
 
@@ -477,38 +430,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "beta",
-    "delta",
-)
+TENSORS = ("q", "k", "v", "g", "beta", "delta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

@@ -200,39 +200,11 @@ def load_gate_row(base, WIDTH: tl.constexpr, COLS: tl.constexpr, column, other):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare_joint_keys(
-    k_ptr,
-    q_ptr,
-    w_ptr,
-    kappa_ptr,
-    a_ptr,
-    overlap_2_ptr,
-    inverse_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    kappa_decayed_ptr,
-    q_decayed_ptr,
-    kept_factor_ptr,
-    kept_keys_ptr,
-    kept_keys_2_ptr,
-    carried_out_factor_ptr,
-    carried_out_factor_2_ptr,
-    ones_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, w_ptr, kappa_ptr, a_ptr, overlap_2_ptr, inverse_ptr, attention_ptr, attention_2_ptr,
+    kappa_decayed_ptr, q_decayed_ptr, kept_factor_ptr, kept_keys_ptr, kept_keys_2_ptr, carried_out_factor_ptr,
+    carried_out_factor_2_ptr, ones_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What each chunk needs alone: the inverse of its triangular system."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -269,11 +241,7 @@ def chunk_prepare_joint_keys(
         _high, _low = in_halves(log_decay_valid, dtype)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
             _decay = decay_by_half(
-                ones_ptr + (4 + 4 + (BT > 16) + (BT > 32) + (BT > 64)) * BT * BT,
-                _level,
-                _high,
-                _low,
-                BT,
+                ones_ptr + (4 + 4 + (BT > 16) + (BT > 32) + (BT > 64)) * BT * BT, _level, _high, _low, BT,
                 PRECISION,
             )
             _across = across(
@@ -363,44 +331,12 @@ def chunk_prepare_joint_keys(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan(
-    v_ptr,
-    kappa_decayed_ptr,
-    overlap_2_ptr,
-    inverse_ptr,
-    q_decayed_ptr,
-    carried_out_factor_ptr,
-    carried_out_factor_2_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    kept_factor_ptr,
-    kept_keys_ptr,
-    kept_keys_2_ptr,
-    o_ptr,
-    states_ptr,
-    prediction_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    step_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    v_ptr, kappa_decayed_ptr, overlap_2_ptr, inverse_ptr, q_decayed_ptr, carried_out_factor_ptr,
+    carried_out_factor_2_ptr, attention_ptr, attention_2_ptr, kept_factor_ptr, kept_keys_ptr, kept_keys_2_ptr,
+    o_ptr, states_ptr, prediction_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, step_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
@@ -414,8 +350,6 @@ def chunk_scan(
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
     first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
     S = tl.zeros([BK, BV], tl.float32)
     if ENTER:
@@ -442,14 +376,7 @@ def chunk_scan(
             attention_2 = load_lower(attention_2_ptr + i_h * BT, token, left, HV * BT, BT)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                 i_v * BV,
             )
         # prediction
@@ -482,44 +409,12 @@ def chunk_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse(
-    d_o_ptr,
-    kappa_decayed_ptr,
-    overlap_2_ptr,
-    inverse_ptr,
-    q_decayed_ptr,
-    carried_out_factor_ptr,
-    carried_out_factor_2_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    kept_factor_ptr,
-    kept_keys_ptr,
-    kept_keys_2_ptr,
-    d_states_ptr,
-    d_u_2_ptr,
-    d_v_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    step_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    d_o_ptr, kappa_decayed_ptr, overlap_2_ptr, inverse_ptr, q_decayed_ptr, carried_out_factor_ptr,
+    carried_out_factor_2_ptr, attention_ptr, attention_2_ptr, kept_factor_ptr, kept_keys_ptr, kept_keys_2_ptr,
+    d_states_ptr, d_u_2_ptr, d_v_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, step_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
     dtype: tl.constexpr = d_o_ptr.dtype.element_ty
@@ -533,8 +428,6 @@ def chunk_scan_reverse(
     else:
         first, length, first_chunk = i_n * T, T, i_n * chunks
     first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
     d_S_next = tl.zeros([BK, BV], tl.float32)
     if ENTER:
@@ -561,15 +454,8 @@ def chunk_scan_reverse(
             kept_keys = load_rows(kept_keys_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V, BK,
+                BV, i_v * BV,
             )
         # adjoint of carried_out
         d_u_via_carried_out = carried_out_factor_2[:, None] * d_o.to(tl.float32)
@@ -607,36 +493,11 @@ def chunk_scan_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_values(
-    v_ptr,
-    d_o_ptr,
-    overlap_2_ptr,
-    inverse_ptr,
-    prediction_ptr,
-    d_u_2_ptr,
-    u_ptr,
-    d_prediction_via_rhs_ptr,
-    d_self_read_2_via_carried_out_factor_2_ptr,
-    d_self_read_via_carried_out_factor_ptr,
-    d_scores_2_below_ptr,
-    d_scores_below_ptr,
-    d_overlap_2_below_ptr,
-    d_overlap_below_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    v_ptr, d_o_ptr, overlap_2_ptr, inverse_ptr, prediction_ptr, d_u_2_ptr, u_ptr, d_prediction_via_rhs_ptr,
+    d_self_read_2_via_carried_out_factor_2_ptr, d_self_read_via_carried_out_factor_ptr, d_scores_2_below_ptr,
+    d_scores_below_ptr, d_overlap_2_below_ptr, d_overlap_below_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents that are made without keys: of values, of what is solved for, of pairs."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
@@ -653,7 +514,6 @@ def chunk_gradients_values(
         i_n, i_c = i_chunk // chunks, i_chunk % chunks
         first, length = i_n * T, T
     token, left = first + i_c * BT, length - i_c * BT
-    i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
@@ -705,12 +565,8 @@ def chunk_gradients_values(
     # adjoint of carried_out_factor_2
     d_self_read_2_via_carried_out_factor_2 = d_carried_out_factor_2_via_carried_out_2 * scale
     store_vector(
-        d_self_read_2_via_carried_out_factor_2_ptr + i_h,
-        d_self_read_2_via_carried_out_factor_2,
-        token,
-        left,
-        HV,
-        BT,
+        d_self_read_2_via_carried_out_factor_2_ptr + i_h, d_self_read_2_via_carried_out_factor_2, token, left,
+        HV, BT,
     )
     # adjoint of carried_out_factor
     d_self_read_via_carried_out_factor = d_carried_out_factor_via_carried_out_2 * scale
@@ -739,46 +595,12 @@ def chunk_gradients_values(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_joint_keys(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    w_ptr,
-    kappa_ptr,
-    a_ptr,
-    d_o_ptr,
-    kept_factor_ptr,
-    states_ptr,
-    d_states_ptr,
-    u_ptr,
-    d_self_read_2_via_carried_out_factor_2_ptr,
-    d_self_read_via_carried_out_factor_ptr,
-    d_scores_2_below_ptr,
-    d_scores_below_ptr,
-    d_overlap_2_below_ptr,
-    d_prediction_via_rhs_ptr,
-    d_overlap_below_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_w_ptr,
-    d_kappa_ptr,
-    d_a_ptr,
-    ones_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, w_ptr, kappa_ptr, a_ptr, d_o_ptr, kept_factor_ptr, states_ptr, d_states_ptr, u_ptr,
+    d_self_read_2_via_carried_out_factor_2_ptr, d_self_read_via_carried_out_factor_ptr, d_scores_2_below_ptr,
+    d_scores_below_ptr, d_overlap_2_below_ptr, d_prediction_via_rhs_ptr, d_overlap_below_ptr, d_q_ptr,
+    d_k_ptr, d_w_ptr, d_kappa_ptr, d_a_ptr, ones_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks,
+    N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -874,11 +696,7 @@ def chunk_gradients_joint_keys(
         d_write_s_via_overlap = tl.zeros([BT, BK], tl.float32)
         for _level in tl.range(0, 4 + (BT > 16) + (BT > 32) + (BT > 64), disable_licm=True):
             _decay = decay_by_half(
-                ones_ptr + (4 + 4 + (BT > 16) + (BT > 32) + (BT > 64)) * BT * BT,
-                _level,
-                _high,
-                _low,
-                BT,
+                ones_ptr + (4 + 4 + (BT > 16) + (BT > 32) + (BT > 64)) * BT * BT, _level, _high, _low, BT,
                 PRECISION,
             )
             _across = across(
@@ -1015,33 +833,10 @@ def chunk_gradients_joint_keys(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output(
-    v_ptr,
-    overlap_2_ptr,
-    inverse_ptr,
-    q_decayed_ptr,
-    carried_out_factor_ptr,
-    carried_out_factor_2_ptr,
-    attention_ptr,
-    attention_2_ptr,
-    states_ptr,
-    prediction_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    v_ptr, overlap_2_ptr, inverse_ptr, q_decayed_ptr, carried_out_factor_ptr, carried_out_factor_2_ptr,
+    attention_ptr, attention_2_ptr, states_ptr, prediction_ptr, o_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
     dtype: tl.constexpr = v_ptr.dtype.element_ty
@@ -1058,8 +853,6 @@ def chunk_output(
         i_n, i_c = i_chunk // chunks, i_chunk % chunks
         first, length = i_n * T, T
     token, left = first + i_c * BT, length - i_c * BT
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
     # hold the addresses of all of them in registers.
     blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
@@ -1090,32 +883,10 @@ def chunk_output(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_transition(
-    kappa_decayed_ptr,
-    inverse_ptr,
-    kept_factor_ptr,
-    kept_keys_2_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    step_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    kappa_decayed_ptr, inverse_ptr, kept_factor_ptr, kept_keys_2_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, step_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """What states alone become from a segment's start to its end."""
@@ -1126,12 +897,9 @@ def chunk_transition(
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
+        first, length = i_n * T, T
     first_step = tl.load(step_starts + i_n).to(tl.int64) if PACKED else i_n * ((T + BT - 1) // BT)
-    i_k = i_h // (HV // H)
-    t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * K * V
     S = tl.zeros([BK, BV], tl.float32)
     if ENTER:
@@ -1140,8 +908,7 @@ def chunk_transition(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = i_s % EVERY == 0
+        token, left = first + i_s * BT, length - i_s * BT
         i_step = first_step + i_s
         kappa_decayed = load_rows(kappa_decayed_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
         inverse = load_lower(inverse_ptr + i_h * BT, token, left, HV * BT, BT)
@@ -1164,19 +931,8 @@ def chunk_transition(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1206,19 +962,8 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments_reverse(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1248,32 +993,10 @@ def join_segments_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    w_ptr,
-    kappa_ptr,
-    a_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, w_ptr, kappa_ptr, a_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1325,39 +1048,10 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    w_ptr,
-    kappa_ptr,
-    a_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_w_ptr,
-    d_kappa_ptr,
-    d_a_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, w_ptr, kappa_ptr, a_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_w_ptr, d_kappa_ptr,
+    d_a_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV

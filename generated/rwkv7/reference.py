@@ -60,7 +60,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, w, kappa, a, scale, S):
     """One chunk from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss.remove, line 20: norm2(p) / 2
     write = a * kappa
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
@@ -113,7 +112,6 @@ def chunk_step(q, k, v, w, kappa, a, scale, S):
 
 def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # loss.remove, line 20: norm2(p) / 2
     write = a * kappa
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
@@ -292,7 +290,6 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
 
 def recurrent_step(q, k, v, w, kappa, a, scale, S):
     """One token from S [B, HV, ...]: o, and what follows it."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
     decay = torch.exp(w)
     retained = S * decay[..., :, None]
@@ -314,7 +311,6 @@ def recurrent_step(q, k, v, w, kappa, a, scale, S):
 
 def recurrent_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
     decay = torch.exp(w)
     retained = S * decay[..., :, None]
@@ -400,38 +396,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "w",
-    "kappa",
-    "a",
-)
+TENSORS = ("q", "k", "v", "w", "kappa", "a")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 1  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v),), "recurrent": ((d_k, d_v),)}[form]
 
 
 def join(states):

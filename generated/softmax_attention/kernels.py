@@ -64,27 +64,9 @@ def exp(x):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    o_ptr,
-    normaliser_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, o_ptr, normaliser_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: read-outs, and the logarithms of what divides them."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -142,30 +124,9 @@ def attend(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_queries(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    d_o_ptr,
-    o_ptr,
-    normaliser_ptr,
-    delta_ptr,
-    d_q_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, d_o_ptr, o_ptr, normaliser_ptr, delta_ptr, d_q_ptr, scale, cu_seqlens, chunk_starts,
+    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys once more: cotangents of queries."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -233,29 +194,9 @@ def attend_queries(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_keys(
-    k_ptr,
-    v_ptr,
-    q_ptr,
-    d_o_ptr,
-    normaliser_ptr,
-    delta_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    k_ptr, v_ptr, q_ptr, d_o_ptr, normaliser_ptr, delta_ptr, d_k_ptr, d_v_ptr, scale, cu_seqlens,
+    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """A block of keys over the queries that see it: cotangents of keys and values."""

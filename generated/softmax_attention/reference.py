@@ -25,7 +25,6 @@ def keep_causal(x, fill=0.0):
 
 def chunk_step(q, k, v, scale):
     """A whole sequence: o."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # similarity, line 11: dot(q, k)
     dot = q @ k.mT
     scaled = dot * scale
@@ -40,7 +39,6 @@ def chunk_step(q, k, v, scale):
 
 def chunk_step_backward(q, k, v, scale, d_o):
     """The adjoint of chunk_step, that recomputed: cotangents of its tensors."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # similarity, line 11: dot(q, k)
     dot = q @ k.mT
     scaled = dot * scale
@@ -103,11 +101,7 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-)
+TENSORS = ("q", "k", "v")
 PARAMETERS = ()
 
 

@@ -89,39 +89,11 @@ def power(x, y):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    states_ptr,
-    o_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, g_ptr, m_ptr, theta_ptr, states_ptr, o_ptr, waiting_ptr, enter_ptr, leave_ptr, scale,
+    cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HIDDEN: tl.constexpr, BH: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
+    READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments in order, the weights in memory: read-outs, and the weights that each starts with."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -158,61 +130,32 @@ def deep_scan_panels(
         M2 = tl.zeros([BH, BV], tl.float32)
         if ENTER:
             M2 += load_rows(
-                enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), i_p * BH, HIDDEN - i_p * BH, V, V,
+                BH, BV, i_v * BV,
             )
         store_rows(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-            M2,
-            i_p * BH,
-            HIDDEN - i_p * BH,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), M2, i_p * BH, HIDDEN - i_p * BH, V, V,
+            BH, BV, i_v * BV,
         )
     norm_weight = tl.zeros([BV], tl.float32)
     if ENTER:
         norm_weight += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
     store_vector(
-        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-        norm_weight,
-        i_v * BV,
-        V - i_v * BV,
-        1,
-        BV,
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), norm_weight, i_v * BV,
+        V - i_v * BV, 1, BV,
     )
     norm_bias = tl.zeros([BV], tl.float32)
     if ENTER:
         norm_bias += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
     store_vector(
-        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-        norm_bias,
-        i_v * BV,
-        V - i_v * BV,
-        1,
-        BV,
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), norm_bias, i_v * BV,
+        V - i_v * BV, 1, BV,
     )
     tl.debug_barrier()
     steps = (length + BT - 1) // BT
@@ -222,20 +165,12 @@ def deep_scan_panels(
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         norm_weight = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
         norm_bias = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
         if SAVE:
             store_vector(
@@ -281,20 +216,12 @@ def deep_scan_panels(
         m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
         theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
         norm_weight = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
         norm_bias = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
@@ -513,14 +440,8 @@ def deep_scan_panels(
                 hidden_2.to(dtype), W2.to(dtype), layer2_inherited, input_precision=PRECISION
             )
             M2 = load_rows(
-                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), i_p * BH, HIDDEN - i_p * BH, V, V,
+                BH, BV, i_v * BV,
             )
             if SAVE:
                 store_rows(
@@ -573,32 +494,17 @@ def deep_scan_panels(
             )
             tl.debug_barrier()
             store_rows(
-                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                M2_next,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), M2_next, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
         tl.debug_barrier()
         norm_weight = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
         norm_bias = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
         mask_out = load_rows(waiting + BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BT, BT, BT, BT, 0)
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
@@ -631,45 +537,12 @@ def deep_scan_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_reverse_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    states_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_v_ptr,
-    d_theta_ptr,
-    d_k_ptr,
-    d_g_ptr,
-    d_m_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, states_ptr, g_ptr, m_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_v_ptr, d_theta_ptr, d_k_ptr,
+    d_g_ptr, d_m_ptr, waiting_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr,
+    BH: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr,
+    SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments backwards, the weights' cotangents in memory: the cotangents of the inputs."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -714,61 +587,32 @@ def deep_scan_reverse_panels(
         d_M2_next = tl.zeros([BH, BV], tl.float32)
         if ENTER:
             d_M2_next += load_rows(
-                enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), i_p * BH, HIDDEN - i_p * BH, V, V,
+                BH, BV, i_v * BV,
             )
         store_rows(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-            d_M2_next,
-            i_p * BH,
-            HIDDEN - i_p * BH,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), d_M2_next, i_p * BH, HIDDEN - i_p * BH,
+            V, V, BH, BV, i_v * BV,
         )
     d_norm_weight_next = tl.zeros([BV], tl.float32)
     if ENTER:
         d_norm_weight_next += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
     store_vector(
-        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-        d_norm_weight_next,
-        i_v * BV,
-        V - i_v * BV,
-        1,
-        BV,
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), d_norm_weight_next, i_v * BV,
+        V - i_v * BV, 1, BV,
     )
     d_norm_bias_next = tl.zeros([BV], tl.float32)
     if ENTER:
         d_norm_bias_next += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
     store_vector(
-        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-        d_norm_bias_next,
-        i_v * BV,
-        V - i_v * BV,
-        1,
-        BV,
+        leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), d_norm_bias_next, i_v * BV,
+        V - i_v * BV, 1, BV,
     )
     tl.debug_barrier()
     steps = (length + BT - 1) // BT
@@ -776,7 +620,6 @@ def deep_scan_reverse_panels(
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         layer2 = tl.zeros([BT, BV], tl.float32)
         d_written_4 = tl.zeros([BT, BV], tl.float32)
@@ -796,15 +639,8 @@ def deep_scan_reverse_panels(
             # prediction
             layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 16 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                layer1,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), layer1, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
@@ -824,14 +660,8 @@ def deep_scan_reverse_panels(
             )
             layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
             d_M2_next = load_rows(
-                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), i_p * BH, HIDDEN - i_p * BH, V, V,
+                BH, BV, i_v * BV,
             )
             # adjoint of written_4
             d_written_4 = tl.dot(
@@ -846,25 +676,11 @@ def deep_scan_reverse_panels(
             )
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
-            d_written_3,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_written_3, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
-            d_written_4,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_written_4, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -895,23 +711,11 @@ def deep_scan_reverse_panels(
         )
         d_written_3 = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_written_4 = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
@@ -942,14 +746,7 @@ def deep_scan_reverse_panels(
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred, 0.0)
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
-            centred_inside,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            centred_inside, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         squares = centred_inside * centred_inside
         variance_sum = tl.sum(squares, 1)
@@ -961,53 +758,25 @@ def deep_scan_reverse_panels(
         normal = centred_inside * shrink[:, None]
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
-            normal,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            normal, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         normed = norm_bias[None, :] + norm_weight[None, :] * normal
         predicted = k.to(tl.float32) + normed
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
-            predicted,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            predicted, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # loss, line 31: norm2(p - v) / 2
         u = (-0.015625) * predicted * theta[:, None] + 0.015625 * theta[:, None] * v.to(tl.float32)
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
-            u,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            u, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # update, line 36
         d_normal_via_normed = norm_weight[None, :] * u
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
-            d_normal_via_normed,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_normal_via_normed, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_shrink_via_normal = centred_inside * d_normal_via_normed
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal, 1)
@@ -1018,11 +787,8 @@ def deep_scan_reverse_panels(
         d_variance_via_variance_valid = tl.where(t < left, d_variance_valid_via_shrink, 0.0)
         d_variance_sum_via_variance = average_factor * d_variance_via_variance_valid
         store_row(
-            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
-            d_variance_sum_via_variance,
-            BT,
-            BT,
-            0,
+            waiting + 5 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, d_variance_sum_via_variance, BT,
+            BT, 0,
         )
         coarse_sum_2 = tl.cumsum(coarse_2, 0)
         store_row(waiting + BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, coarse_sum_2, BT, BT, 0)
@@ -1051,15 +817,8 @@ def deep_scan_reverse_panels(
         # update, line 36
         since = exp(gap_masked)
         store_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
-            since,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT, since,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         steps_after = decay_after_valid[:, None] * since
         written_steps = tl.sum(steps_after, 0)
@@ -1076,28 +835,14 @@ def deep_scan_reverse_panels(
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         since_3 = exp(gap_masked_3)
         store_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
-            since_3,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT, since_3,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # causality
         earlier_steps_2 = tl.where(t[:, None] > t[None, :], since_3, 0.0)
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
-            earlier_steps_2,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            earlier_steps_2, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # update, line 36
         inherited = earlier_steps_2 * momentum_until[None, :]
@@ -1124,48 +869,28 @@ def deep_scan_reverse_panels(
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            d_layer2_via_inside,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_layer2_via_inside, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # adjoint of written_4
         d_written_factor_via_written_4 = d_layer2_via_inside * d_written_4
         d_written_factor_via_written_4_2 = tl.sum(d_written_factor_via_written_4, 1)
         store_row(
-            waiting + 6 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
-            d_written_factor_via_written_4_2,
-            BT,
-            BT,
-            0,
+            waiting + 6 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, d_written_factor_via_written_4_2,
+            BT, BT, 0,
         )
         # adjoint of written_3
         d_written_steps_t_via_written_3 = d_layer2_via_inside * d_written_3
         d_written_steps_t_via_written_3_2 = tl.sum(d_written_steps_t_via_written_3, 1)
         store_row(
             waiting + 7 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
-            d_written_steps_t_via_written_3_2,
-            BT,
-            BT,
-            0,
+            d_written_steps_t_via_written_3_2, BT, BT, 0,
         )
         # update, line 36
         mask_past = tl.dot(earlier_steps_2.to(dtype), since.to(dtype), input_precision=PRECISION)
         mask_out = mask_past + since
         store_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
-            mask_out,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT, mask_out,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # read-out
         query = q.to(tl.float32) * scale
@@ -1174,15 +899,8 @@ def deep_scan_reverse_panels(
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         store_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
-            overlap_q,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT, overlap_q,
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         attention = mask_out * overlap_q
@@ -1192,13 +910,7 @@ def deep_scan_reverse_panels(
         )
         d_layer2_via_inside = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         overlap_q_2 = tl.zeros([BT, BT], tl.float32)
         layer2_inherited = tl.zeros([BT, BV], tl.float32)
@@ -1221,15 +933,8 @@ def deep_scan_reverse_panels(
                 d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
             )
             store_rows(
-                waiting + 16 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
-                d_hidden,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), d_hidden, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             layer1 = load_rows(
                 waiting + 16 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
@@ -1265,15 +970,8 @@ def deep_scan_reverse_panels(
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 16 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                layer1_inherited,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + 6 * BT * ((HIDDEN + BH - 1) // BH * BH), layer1_inherited, i_p * BT, BT,
+                BH, BH, BT, BH, 0,
             )
             M1 = load_rows(
                 states_ptr
@@ -1289,15 +987,8 @@ def deep_scan_reverse_panels(
             )
             layer1_inherited_2 = tl.dot(query.to(dtype), M1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 16 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                layer1_inherited_2,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + 7 * BT * ((HIDDEN + BH - 1) // BH * BH), layer1_inherited_2, i_p * BT, BT,
+                BH, BH, BT, BH, 0,
             )
             layer1_carried = (
                 layer1_carried_factor[:, None] * layer1_inherited
@@ -1307,15 +998,8 @@ def deep_scan_reverse_panels(
                 attention.to(dtype), d_layer1.to(dtype), layer1_carried, input_precision=PRECISION
             )
             store_rows(
-                waiting + 16 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                layer1_read,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), layer1_read, i_p * BT, BT, BH,
+                BH, BT, BH, 0,
             )
             gate_2 = sigmoid(
                 2.0
@@ -1363,44 +1047,20 @@ def deep_scan_reverse_panels(
         written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
         written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         mask_out = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         d_layer2_via_inside = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_written_3 = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_written_4 = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         attention_2 = mask_out * overlap_q_2
@@ -1458,10 +1118,7 @@ def deep_scan_reverse_panels(
         d_layer1_carried_factor_via_layer2_carried_2 = tl.sum(d_layer1_carried_factor_via_layer2_carried, 1)
         store_row(
             waiting + 3 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
-            d_layer1_carried_factor_via_layer2_carried_2,
-            BT,
-            BT,
-            0,
+            d_layer1_carried_factor_via_layer2_carried_2, BT, BT, 0,
         )
         d_layer1_carried_factor_2_via_layer2_carried = d_layer2_read_via_inside_2 * layer2_inherited_2
         d_layer1_carried_factor_2_via_layer2_carried_2 = tl.sum(
@@ -1469,10 +1126,7 @@ def deep_scan_reverse_panels(
         )
         store_row(
             waiting + 2 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT,
-            d_layer1_carried_factor_2_via_layer2_carried_2,
-            BT,
-            BT,
-            0,
+            d_layer1_carried_factor_2_via_layer2_carried_2, BT, BT, 0,
         )
         # adjoint of written_3
         d_d_layer2_via_inside_via_written_3 = d_written_3 * written_steps[:, None]
@@ -1484,10 +1138,8 @@ def deep_scan_reverse_panels(
         )
         # adjoint of d_layer2_via_inside_s
         d_d_layer2_via_inside_s = tl.dot(
-            tl.trans(attention_2).to(dtype),
-            d_layer2_read_via_inside_2.to(dtype),
-            d_d_layer2_via_inside_start,
-            input_precision=PRECISION,
+            tl.trans(attention_2).to(dtype), d_layer2_read_via_inside_2.to(dtype),
+            d_d_layer2_via_inside_start, input_precision=PRECISION,
         )
         # adjoint of attention_2
         d_attention_2 = tl.dot(
@@ -1498,14 +1150,7 @@ def deep_scan_reverse_panels(
         d_mask_out_via_attention_2 = d_attention_2 * overlap_q_2
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
-            d_mask_out_via_attention_2,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            d_mask_out_via_attention_2, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         d_overlap_q_2_via_attention_2 = d_attention_2 * mask_out
         # adjoint of layer2_carried
@@ -1547,9 +1192,7 @@ def deep_scan_reverse_panels(
                 i_v * BV,
             )
             d_hidden_2_2 = tl.dot(
-                d_layer2_inherited_2_via_layer2_carried.to(dtype),
-                tl.trans(M2).to(dtype),
-                d_hidden_2,
+                d_layer2_inherited_2_via_layer2_carried.to(dtype), tl.trans(M2).to(dtype), d_hidden_2,
                 input_precision=PRECISION,
             )
             W2 = load_rows(
@@ -1565,21 +1208,12 @@ def deep_scan_reverse_panels(
                 i_v * BV,
             )
             d_hidden_2_3 = tl.dot(
-                d_layer2_inherited_via_layer2_carried.to(dtype),
-                tl.trans(W2).to(dtype),
-                d_hidden_2_2,
+                d_layer2_inherited_via_layer2_carried.to(dtype), tl.trans(W2).to(dtype), d_hidden_2_2,
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 16 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                d_hidden_2_3,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), d_hidden_2_3, i_p * BT, BT, BH,
+                BH, BT, BH, 0,
             )
             layer1_read = load_rows(
                 waiting + 16 * BT + 8 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
@@ -1610,15 +1244,8 @@ def deep_scan_reverse_panels(
             # adjoint of written
             d_written = tl.dot(k, d_W1_next.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 16 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                d_written,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), d_written, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             d_d_layer1_via_written = d_written * written_steps[:, None]
             d_M1_next = load_rows(
@@ -1627,24 +1254,15 @@ def deep_scan_reverse_panels(
             # adjoint of written_2
             d_written_2 = tl.dot(k, d_M1_next.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 16 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                d_written_2,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 16 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), d_written_2, i_p * BT, BT, BH,
+                BH, BT, BH, 0,
             )
             d_d_layer1_via_written_2 = d_written_2 * written_factor[:, None]
             # adjoint of d_layer1
             d_d_layer1_start = d_d_layer1_via_written + d_d_layer1_via_written_2
             # adjoint of d_layer1_s
             d_d_layer1_s = tl.dot(
-                tl.trans(attention).to(dtype),
-                d_layer1_read.to(dtype),
-                d_d_layer1_start,
+                tl.trans(attention).to(dtype), d_layer1_read.to(dtype), d_d_layer1_start,
                 input_precision=PRECISION,
             )
             store_rows(waiting + BT, d_d_layer1_s, i_p * BT, BT, BH, BH, BT, BH, 0)
@@ -1705,9 +1323,7 @@ def deep_scan_reverse_panels(
             )
             # adjoint of query
             d_query = tl.dot(
-                d_layer1_inherited_2_via_layer1_carried.to(dtype),
-                tl.trans(M1).to(dtype),
-                d_query,
+                d_layer1_inherited_2_via_layer1_carried.to(dtype), tl.trans(M1).to(dtype), d_query,
                 input_precision=PRECISION,
             )
             W1 = load_rows(
@@ -1722,9 +1338,7 @@ def deep_scan_reverse_panels(
                 i_p * BH,
             )
             d_query = tl.dot(
-                d_layer1_inherited_via_layer1_carried.to(dtype),
-                tl.trans(W1).to(dtype),
-                d_query,
+                d_layer1_inherited_via_layer1_carried.to(dtype), tl.trans(W1).to(dtype), d_query,
                 input_precision=PRECISION,
             )
         tl.debug_barrier()
@@ -1743,20 +1357,12 @@ def deep_scan_reverse_panels(
             0.0,
         )
         d_norm_weight_next = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
         d_norm_bias_next = load_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
         written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
         d_shrink_via_normal_2 = load_row(
@@ -1776,114 +1382,48 @@ def deep_scan_reverse_panels(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_mask_out_via_attention_2 = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         earlier_steps_2 = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         mask_out = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         overlap_q = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         since = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         centred_inside = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         d_layer2_via_inside = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_normal_via_normed = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         normal = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 5 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         predicted = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 6 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # update, line 36
         steps_until = decay_after_valid * momentum_until
@@ -1968,12 +1508,8 @@ def deep_scan_reverse_panels(
         )
         tl.debug_barrier()
         store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            d_norm_weight,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), d_norm_weight, i_v * BV,
+            V - i_v * BV, 1, BV,
         )
         # adjoint of normed
         d_norm_bias_via_normed = tl.sum(d_predicted_via_u, 0)
@@ -1983,12 +1519,8 @@ def deep_scan_reverse_panels(
         d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
         tl.debug_barrier()
         store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            d_norm_bias,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), d_norm_bias, i_v * BV,
+            V - i_v * BV, 1, BV,
         )
         # adjoint of d_centred_inside_via_squares
         d_centred_inside_via_d_centred_inside_via_squares = (
@@ -2049,9 +1581,7 @@ def deep_scan_reverse_panels(
         d_overlap_q_via_attention = d_attention * mask_out
         # adjoint of k_s
         d_k_s = tl.dot(
-            tl.trans(d_overlap_q_via_attention).to(dtype),
-            query.to(dtype),
-            d_predicted_via_u,
+            tl.trans(d_overlap_q_via_attention).to(dtype), query.to(dtype), d_predicted_via_u,
             input_precision=PRECISION,
         )
         # adjoint of u
@@ -2069,14 +1599,7 @@ def deep_scan_reverse_panels(
         d_gap_masked_via_since_early = d_mask_out * since + d_since_via_mask_past * since
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
-            d_gap_masked_via_since_early,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            d_gap_masked_via_since_early, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of mask_past
         d_earlier_steps_2_via_mask_past = tl.dot(
@@ -2084,14 +1607,7 @@ def deep_scan_reverse_panels(
         )
         store_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
-            d_earlier_steps_2_via_mask_past,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            d_earlier_steps_2_via_mask_past, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of query
         d_query_3 = tl.dot(d_overlap_q_via_attention.to(dtype), k, d_query, input_precision=PRECISION)
@@ -2109,13 +1625,7 @@ def deep_scan_reverse_panels(
         )
         d_layer2_via_inside = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_kept_factor_2_via_kept_4_2 = 0.0
         d_carried_steps_via_kept_3_2 = 0.0
@@ -2142,14 +1652,8 @@ def deep_scan_reverse_panels(
                 i_v * BV,
             )
             d_M2_next = load_rows(
-                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), i_p * BH, HIDDEN - i_p * BH, V, V,
+                BH, BV, i_v * BV,
             )
             # adjoint of kept_4
             d_kept_factor_2_via_kept_4 = M2 * d_M2_next
@@ -2383,9 +1887,7 @@ def deep_scan_reverse_panels(
             d_W1_via_kept = d_W1_next * kept_factor
             # gradient
             d_W1 = tl.dot(
-                tl.trans(query).to(dtype),
-                d_layer1_inherited_via_layer1_carried.to(dtype),
-                d_W1_via_kept,
+                tl.trans(query).to(dtype), d_layer1_inherited_via_layer1_carried.to(dtype), d_W1_via_kept,
                 input_precision=PRECISION,
             )
             d_W1_2 = tl.dot(tl.trans(k), d_layer1_2.to(dtype), d_W1, input_precision=PRECISION)
@@ -2403,10 +1905,8 @@ def deep_scan_reverse_panels(
             d_W2_via_kept_3 = d_W2_next * kept_factor
             # gradient
             d_W2 = tl.dot(
-                tl.trans(hidden_2).to(dtype),
-                d_layer2_inherited_via_layer2_carried.to(dtype),
-                d_W2_via_kept_3,
-                input_precision=PRECISION,
+                tl.trans(hidden_2).to(dtype), d_layer2_inherited_via_layer2_carried.to(dtype),
+                d_W2_via_kept_3, input_precision=PRECISION,
             )
             d_W2_2 = tl.dot(
                 tl.trans(d_d_hidden).to(dtype), d_layer2_via_inside.to(dtype), d_W2, input_precision=PRECISION
@@ -2427,9 +1927,7 @@ def deep_scan_reverse_panels(
             # gradient
             d_M1 = d_M1_via_kept + d_M1_via_kept_2
             d_M1_2 = tl.dot(
-                tl.trans(query).to(dtype),
-                d_layer1_inherited_2_via_layer1_carried.to(dtype),
-                d_M1,
+                tl.trans(query).to(dtype), d_layer1_inherited_2_via_layer1_carried.to(dtype), d_M1,
                 input_precision=PRECISION,
             )
             tl.debug_barrier()
@@ -2443,22 +1941,13 @@ def deep_scan_reverse_panels(
             # gradient
             d_M2 = d_M2_via_kept_3 + d_M2_via_kept_4
             d_M2_2 = tl.dot(
-                tl.trans(hidden_2).to(dtype),
-                d_layer2_inherited_2_via_layer2_carried.to(dtype),
-                d_M2,
+                tl.trans(hidden_2).to(dtype), d_layer2_inherited_2_via_layer2_carried.to(dtype), d_M2,
                 input_precision=PRECISION,
             )
             tl.debug_barrier()
             store_rows(
-                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                d_M2_2,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), d_M2_2, i_p * BH, HIDDEN - i_p * BH,
+                V, V, BH, BV, i_v * BV,
             )
         store_rows(d_k_ptr + i_h * K, d_k_2, token, left, HV * K, K, BT, BK, 0)
         tl.debug_barrier()
@@ -2485,54 +1974,24 @@ def deep_scan_reverse_panels(
         momentum_until = load_row(waiting + 12 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         d_earlier_steps_2_via_mask_past = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
             0,
         )
         d_gap_masked_via_since_early = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BT, 0 * BT, BT, BT,
+            BT, BT, BT, 0,
         )
         earlier_steps_2 = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         since = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 6 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         since_3 = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT,
-            0 * BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            BT,
-            0,
+            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 7 * BT * BT, 0 * BT, BT,
+            BT, BT, BT, BT, 0,
         )
         # adjoint of layer1_carried_factor_2
         d_layer1_carried_factor_2 = (
@@ -2654,35 +2113,10 @@ def deep_scan_reverse_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_token_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, m_ptr, theta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr,
+    SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -2712,20 +2146,12 @@ def deep_token_scan_whole(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV, i_v * BV
         )
         norm_weight += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
         norm_bias += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
     for i in range(0, length):
         if SAVE:
@@ -2737,42 +2163,20 @@ def deep_token_scan_whole(
                 store_rows(states_ptr + at + K * HIDDEN, W2, 0, HIDDEN, V, V, BH, BV, i_v * BV)
                 store_rows(states_ptr + at + (K * HIDDEN + HIDDEN * V), M1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-                    M2,
-                    0,
-                    HIDDEN,
-                    V,
-                    V,
-                    BH,
-                    BV,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN), M2, 0, HIDDEN, V, V, BH, BV,
                     i_v * BV,
                 )
                 store_vector(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-                    norm_weight,
-                    i_v * BV,
-                    V - i_v * BV,
-                    1,
-                    BV,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), norm_weight,
+                    i_v * BV, V - i_v * BV, 1, BV,
                 )
                 store_vector(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-                    norm_bias,
-                    i_v * BV,
-                    V - i_v * BV,
-                    1,
-                    BV,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), norm_bias,
+                    i_v * BV, V - i_v * BV, 1, BV,
                 )
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
-                    W1_anchor,
-                    0,
-                    K,
-                    HIDDEN,
-                    HIDDEN,
-                    BK,
-                    BH,
-                    0,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V), W1_anchor,
+                    0, K, HIDDEN, HIDDEN, BK, BH, 0,
                 )
                 store_rows(
                     states_ptr
@@ -2893,14 +2297,7 @@ def deep_token_scan_whole(
         predicted_2 = normed_2 + query
         store_row(o_ptr + i_h * V + token * HV * V, predicted_2, V, BV, i_v * BV)
         W1, W2, M1, M2, norm_weight, norm_bias, W1_anchor, W2_anchor = (
-            W1_next,
-            W2_next,
-            M1_next,
-            M2_next,
-            norm_weight,
-            norm_bias,
-            W1_start,
-            W2_start,
+            W1_next, W2_next, M1_next, M2_next, norm_weight, norm_bias, W1_start, W2_start,
         )
     if LEAVE:
         store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
@@ -2910,61 +2307,22 @@ def deep_token_scan_whole(
             leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), M2, 0, HIDDEN, V, V, BH, BV, i_v * BV
         )
         store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            norm_weight,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), norm_weight, i_v * BV,
+            V - i_v * BV, 1, BV,
         )
         store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            norm_bias,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), norm_bias, i_v * BV,
+            V - i_v * BV, 1, BV,
         )
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def deep_token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_m_ptr,
-    d_theta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, m_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_m_ptr,
+    d_theta_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr, SEGMENT: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, weights recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -2998,20 +2356,12 @@ def deep_token_scan_reverse_whole(
             enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV, i_v * BV
         )
         d_norm_weight_next += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         )
         d_norm_bias_next += load_vector(
-            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            enter_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         )
     steps = (length + BT - 1) // BT
     for j in range(0, steps):
@@ -3028,40 +2378,20 @@ def deep_token_scan_reverse_whole(
             states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV, i_v * BV
         ).to(tl.float32)
         norm_weight = load_vector(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1,
+            BV, 0.0,
         ).to(tl.float32)
         norm_bias = load_vector(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), i_v * BV, V - i_v * BV,
+            1, BV, 0.0,
         ).to(tl.float32)
         W1_anchor = load_rows(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V),
-            0,
-            K,
-            HIDDEN,
-            HIDDEN,
-            BK,
-            BH,
-            0,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V), 0, K, HIDDEN,
+            HIDDEN, BK, BH, 0,
         ).to(tl.float32)
         W2_anchor = load_rows(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V + K * HIDDEN),
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
-            i_v * BV,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V + K * HIDDEN), 0,
+            HIDDEN, V, V, BH, BV, i_v * BV,
         ).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
         for i in range(0, here):
@@ -3074,26 +2404,12 @@ def deep_token_scan_reverse_whole(
                 trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV) + i * BV, norm_bias, BV, BV, 0
             )
             store_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV + BV),
-                W1_anchor,
-                i * BK,
-                BK,
-                BH,
-                BH,
-                BK,
-                BH,
-                0,
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV + BV), W1_anchor, i * BK, BK, BH, BH,
+                BK, BH, 0,
             )
             store_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV + BV + BK * BH),
-                W2_anchor,
-                i * BH,
-                BH,
-                BV,
-                BV,
-                BH,
-                BV,
-                0,
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV + BV + BK * BH), W2_anchor, i * BH,
+                BH, BV, BV, BH, BV, 0,
             )
             token = first + i_c * BT + i
             begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
@@ -3175,14 +2491,7 @@ def deep_token_scan_reverse_whole(
             # update, line 36
             W2_next = M2_next + W2_kept
             W1, W2, M1, M2, norm_weight, norm_bias, W1_anchor, W2_anchor = (
-                W1_next,
-                W2_next,
-                M1_next,
-                M2_next,
-                norm_weight,
-                norm_bias,
-                W1_start,
-                W2_start,
+                W1_next, W2_next, M1_next, M2_next, norm_weight, norm_bias, W1_start, W2_start,
             )
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
@@ -3199,14 +2508,8 @@ def deep_token_scan_reverse_whole(
                 trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV + BV), i * BK, BK, BH, BH, BK, BH, 0
             )
             W2_anchor = load_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV + BV + BK * BH),
-                i * BH,
-                BH,
-                BV,
-                BV,
-                BH,
-                BV,
-                0,
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BV + BV + BK * BH), i * BH, BH, BV, BV,
+                BH, BV, 0,
             )
             token = first + i_c * BT + i
             begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
@@ -3665,23 +2968,11 @@ def deep_token_scan_reverse_whole(
             # adjoint of W2_start
             d_W2_anchor_via_W2_start = d_W2_anchor_via_W2_start_factor * d_W2_start
             (
-                d_W1_next,
-                d_W2_next,
-                d_M1_next,
-                d_M2_next,
-                d_norm_weight_next,
-                d_norm_bias_next,
-                d_W1_anchor_next,
-                d_W2_anchor_next,
+                d_W1_next, d_W2_next, d_M1_next, d_M2_next, d_norm_weight_next, d_norm_bias_next,
+                d_W1_anchor_next, d_W2_anchor_next,
             ) = (
-                d_W1,
-                d_W2,
-                d_M1_via_M1_next,
-                d_M2_via_M2_next,
-                d_norm_weight,
-                d_norm_bias,
-                d_W1_anchor_via_W1_start,
-                d_W2_anchor_via_W2_start,
+                d_W1, d_W2, d_M1_via_M1_next, d_M2_via_M2_next, d_norm_weight, d_norm_bias,
+                d_W1_anchor_via_W1_start, d_W2_anchor_via_W2_start,
             )
         tl.debug_barrier()
     if LEAVE:
@@ -3689,29 +2980,14 @@ def deep_token_scan_reverse_whole(
         store_rows(leave_ptr + own + K * HIDDEN, d_W2_next, 0, HIDDEN, V, V, BH, BV, i_v * BV)
         store_rows(leave_ptr + own + (K * HIDDEN + HIDDEN * V), d_M1_next, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
         store_rows(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN),
-            d_M2_next,
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN), d_M2_next, 0, HIDDEN, V, V, BH, BV,
             i_v * BV,
         )
         store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V),
-            d_norm_weight_next,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V), d_norm_weight_next,
+            i_v * BV, V - i_v * BV, 1, BV,
         )
         store_vector(
-            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V),
-            d_norm_bias_next,
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+            leave_ptr + own + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V), d_norm_bias_next,
+            i_v * BV, V - i_v * BV, 1, BV,
         )

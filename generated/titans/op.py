@@ -5,259 +5,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from math import ceil
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from . import reference
+from .choices import EVERY, default_chunk, within
+from .launch import config, launch
+from .layout import all_chunks, block, lay_out, stretches
+from .reference import EXPANSION
 
-GATES = (
-    "g",
-    "m",
-    "theta",
-)
+GATES = ("g", "m", "theta")
 PARAMETERS = ()
-EXPANSION = reference.EXPANSION
 
 # The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
 SYMBOL = "ttrc::" + __name__.replace(".", "_")
-
-# By kernel and the widest head dimension it serves: (value channels a program takes at once, warps, stages).
-CONFIGS = {
-    "deep_scan_panels": {64: (32, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
-    "deep_scan_reverse_panels": {64: (16, 8, 1), 128: (16, 8, 1), 256: (16, 8, 1)},
-    "deep_token_scan_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
-    "deep_token_scan_reverse_whole": {64: (256, 8, 1), 128: (256, 16, 1), 256: (256, 16, 1)},
-}
-
-# Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
-CHUNKS = {
-    "chunk": {64: (16, 16), 128: (16, 16), 256: (16, 16)},
-    "recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)},
-}
-# The most tokens that a scan takes at once: a longer chunk is several of its steps.
-STEPS = {"deep_scan_panels": 16, "deep_scan_reverse_panels": 16}
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where sequences and chunks lie. Packed sequences get tables, made on the device without a wait."""
-
-    sequences: int
-    length: int
-    chunks: int
-    all_chunks: int
-    cu_seqlens: Optional[Tensor]
-    chunk_starts: Optional[Tensor]
-    chunk_owner: Optional[Tensor]
-
-
-def lay_out(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> Layout:
-    batch, length = v.shape[:2]
-    if cu_seqlens is None:
-        chunks = -(-length // chunk)
-        return Layout(batch, length, chunks, batch * chunks, None, None, None)
-    sequences = cu_seqlens.numel() - 1
-    counts = torch.div(cu_seqlens.diff() + chunk - 1, chunk, rounding_mode="floor")
-    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    most = length // chunk + sequences
-    owner = torch.searchsorted(starts[1:].contiguous(), torch.arange(most, device=v.device), right=True)
-    return Layout(sequences, length, most, most, cu_seqlens, starts, owner.to(torch.int32))
-
-
-def all_chunks(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> int:
-    batch, length = v.shape[:2]
-    return batch * -(-length // chunk) if cu_seqlens is None else length // chunk + cu_seqlens.numel() - 1
-
-
-def block(width: int) -> int:
-    """The power of two that holds a head dimension; matrix products need 16 at least."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
-    rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
-    width = min([w for w in rows if w >= widest] or [max(rows)])
-    return rows[width][q.element_size() > 2]
-
-
-# What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.
-TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-# They take every value channel, and of the hidden ones as many at once as configurations say.
-PANELS = (
-    "deep_scan_panels",
-    "deep_scan_reverse_panels",
-)
-
-# They sum over value channels, so that a program takes all of them whatever a configuration says.
-WHOLE = (
-    "deep_token_scan_whole",
-    "deep_token_scan_reverse_whole",
-)
-
-# In the place of CONFIGS where the chip has too little shared memory for those, by the same keys.
-SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
-
-
-def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
-    widest = max(block(q.shape[3]), block(v.shape[3]))
-    regime = "many" if sequences * v.shape[2] >= 128 else "few"
-    return kernel, min(w for w in CONFIGS[kernel] if w >= widest), str(q.dtype), regime
-
-
-def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
-    key = slot(kernel, q, v, sequences)
-    rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
-    if kernel in WHOLE:
-        return block(v.shape[3]), *rows[1:]
-    return min(rows[0], block(v.shape[3])), *rows[1:]
-
-
-def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
-    """Half the value or hidden channels and no pipeline, for a chip without the shared memory that the defaults take.
-
-    In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
-    registers.
-    """
-    key, (value_block, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
-    if key in TUNED:
-        raise error
-    smaller = (value_block if kernel in WHOLE else max(16, value_block // 2), warps, 1)
-    if smaller == (value_block, warps, stages) and key not in SMALLER and kernel not in WHOLE:
-        smaller = (min(2 * value_block, block(v.shape[3])), warps, 1)
-    if smaller in ((value_block, warps, stages), CONFIGS[kernel][key[1]]):
-        raise RuntimeError(
-            f"{kernel}: this GPU has too little shared memory for head dimensions {q.shape[3]}, {v.shape[3]} in "
-            f"{q.dtype} ({error}); a smaller chunk_size takes less"
-        ) from error
-    SMALLER[key] = smaller
-
-
-def launch(
-    kernel: str,
-    q: Tensor,
-    v: Tensor,
-    layout: Layout,
-    chunk: int,
-    tensors,
-    scale,
-    *,
-    extra=(),
-    columns=None,
-    every=1,
-    **flags,
-) -> None:
-    """One kernel over its grid: parallel ones have a program a chunk and head, the others one a value block too.
-
-    columns: how many the carried state has where they are not the values'. every: how many chunks apart states are kept.
-    """
-    from triton import OutOfResources
-
-    from . import kernels
-
-    K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
-    parallel = kernel in ()
-    tables = (layout.cu_seqlens, layout.chunk_starts)
-    if parallel:
-        arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
-    if kernel in (
-        "deep_scan_panels",
-        "deep_scan_reverse_panels",
-    ):
-        flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
-    step = min(chunk, STEPS.get(kernel, chunk))
-    if kernel in STEPS:
-        flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
-    flags |= {"HIDDEN": EXPANSION * K, "BH": block(EXPANSION * K)}
-    while True:
-        value_block, warps, stages = config(kernel, q, v, layout.sequences)
-        value_block = min(value_block, block(V))
-        if kernel in PANELS:
-            flags["BH"], value_block = min(value_block, block(EXPANSION * K)), block(V)
-        grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
-        try:
-            getattr(kernels, kernel)[grid](
-                *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
-                PACKED=layout.cu_seqlens is not None, num_warps=warps, num_stages=stages, **flags,
-            )  # fmt: skip
-            return
-        except OutOfResources as error:  # raised before anything runs
-            shrink(kernel, q, v, layout.sequences, error)
-
-
-def held(form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> dict[str, float]:
-    """Bytes a token and head of v that a form may keep, quickest first: what is not kept is made again."""
-    size, tokens = v.element_size(), v.shape[0] * v.shape[1]
-    if form == "chunk":
-        return {
-            "all": (
-                2 * q.shape[3] * EXPANSION * q.shape[3]
-                + 2 * EXPANSION * q.shape[3] * v.shape[3]
-                + 2 * v.shape[3]
-            )
-            * 4
-            * all_chunks(v, cu_seqlens, chunk)
-            / tokens,
-            "sparse": (
-                2 * q.shape[3] * EXPANSION * q.shape[3]
-                + 2 * EXPANSION * q.shape[3] * v.shape[3]
-                + 2 * v.shape[3]
-            )
-            * 4
-            * all_chunks(v, cu_seqlens, 8 * chunk)
-            / tokens,
-        }
-    return {
-        "all": (
-            3 * q.shape[3] * EXPANSION * q.shape[3] + 3 * EXPANSION * q.shape[3] * v.shape[3] + 2 * v.shape[3]
-        )
-        * 4
-        * all_chunks(v, cu_seqlens, chunk)
-        / tokens,
-    }
-
-
-def within(
-    most: Optional[float], form: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int
-) -> str:
-    """What is kept of at most so many bytes a token and head."""
-    if most is None:
-        return "all"
-    sizes = held(form, q, v, cu_seqlens, chunk)
-    for name, size in sizes.items():
-        if size <= most:
-            return name
-    raise ValueError(f"keep_bytes: got {most!r}, expected None or at least {ceil(min(sizes.values()))}")
-
-
-# Chunks from one state that is kept for the backward pass to the next, by how much is kept: all that it takes, what a
-# scan made, or states alone.
-EVERY = {"all": 1, "sparse": 8}
-
-
-def stretches(layout: Layout, kept: Layout, every: int, chunk: int, device: torch.device) -> Layout:
-    """Every stretch of `every` chunks, `kept` in all, laid out as packed sequences are. Those too many are empty."""
-    each = torch.arange(kept.all_chunks, device=device)
-    if kept.cu_seqlens is None:
-        owner, number = each // kept.chunks, each % kept.chunks
-        starts, ends = owner * layout.chunks, owner * layout.length
-        last = ends.new_full((1,), layout.sequences * layout.length)
-    else:
-        owner, last = kept.chunk_owner.long(), kept.cu_seqlens[-1:]
-        number = each - kept.chunk_starts[owner]
-        starts, ends = layout.chunk_starts[owner], kept.cu_seqlens[owner]
-    starts, ends = starts + number * every, torch.minimum(ends + number * every * chunk, last)
-    ends = torch.cat([ends, last])
-    return Layout(
-        kept.all_chunks, layout.length, layout.chunks, layout.all_chunks, ends.int(), starts.int(), None
-    )
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -303,24 +66,13 @@ def chunk_forward_triton(
         else v.new_empty(0)
     )
     waiting = v.new_empty(
-        layout.sequences,
-        v.shape[2],
-        chunk * block(EXPANSION * q.shape[3]) + chunk * chunk,
+        layout.sequences, v.shape[2], chunk * block(EXPANSION * q.shape[3]) + chunk * chunk,
         dtype=torch.float32,
     )
     launch(
-        "deep_scan_panels",
-        q,
-        v,
-        kept,
-        chunk,
-        [k, q, v, g, m, theta, states, o, waiting, initial_state, final_state],
-        scale,
-        every=every,
-        ENTER=initial_state is not None,
-        LEAVE=True,
-        READ=True,
-        SAVE=save,
+        "deep_scan_panels", q, v, kept, chunk,
+        [k, q, v, g, m, theta, states, o, waiting, initial_state, final_state], scale, every=every,
+        ENTER=initial_state is not None, LEAVE=True, READ=True, SAVE=save,
     )
     return o, final_state if final else final_state.new_empty(0), states
 
@@ -335,9 +87,7 @@ def chunk_backward_triton(
         o, sparse = v.new_empty(0), states
         left = torch.empty_like(sparse)
         waiting = v.new_empty(
-            pieces.sequences,
-            v.shape[2],
-            chunk * block(EXPANSION * q.shape[3]) + chunk * chunk,
+            pieces.sequences, v.shape[2], chunk * block(EXPANSION * q.shape[3]) + chunk * chunk,
             dtype=torch.float32,
         )
         states = v.new_empty(
@@ -349,17 +99,8 @@ def chunk_backward_triton(
             dtype=torch.float32,
         )
         launch(
-            "deep_scan_panels",
-            q,
-            v,
-            pieces,
-            chunk,
-            [k, q, v, g, m, theta, states, o, waiting, sparse, left],
-            scale,
-            ENTER=True,
-            LEAVE=True,
-            READ=False,
-            SAVE=True,
+            "deep_scan_panels", q, v, pieces, chunk, [k, q, v, g, m, theta, states, o, waiting, sparse, left],
+            scale, ENTER=True, LEAVE=True, READ=False, SAVE=True,
         )
     d_q = v.new_empty(*v.shape[:3], q.shape[3])
     d_v = torch.empty_like(v)
@@ -410,33 +151,16 @@ def chunk_backward_triton(
         SAVE=False,
     )
     return (
-        per_key_head(d_q, q),
-        per_key_head(d_k, k),
-        d_v,
-        d_g.to(g.dtype),
-        d_m.to(m.dtype),
-        d_theta.to(theta.dtype),
-        d_initial if initial else d_initial.new_empty(0),
+        per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_m.to(m.dtype),
+        d_theta.to(theta.dtype), d_initial if initial else d_initial.new_empty(0),
     )
 
 
 @torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
 def chunk_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    m: Tensor,
-    theta: Tensor,
-    scale: float,
-    initial_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    final: bool,
-    save: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, m: Tensor, theta: Tensor, scale: float,
+    initial_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -446,46 +170,15 @@ def chunk_op(
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
-    o, last, starts = reference.forward(
-        "chunk",
-        q,
-        k,
-        v,
-        (
-            g,
-            m,
-            theta,
-        ),
-        scale,
-        start,
-        cu_seqlens,
-        chunk,
-    )
+    o, last, starts = reference.forward("chunk", q, k, v, (g, m, theta), scale, start, cu_seqlens, chunk)
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
     last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
-    return (
-        o,
-        last,
-        states,
-    )
+    return o, last, states
 
 
 @chunk_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    m,
-    theta,
-    scale,
-    initial_state,
-    cu_seqlens,
-    chunk,
-    final,
-    save,
-    backend,
-    schedule,
+    q, k, v, g, m, theta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule,
     crossing="all",
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
@@ -508,22 +201,9 @@ def _(
 
 @torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
 def chunk_backward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    m: Tensor,
-    theta: Tensor,
-    scale: float,
-    states: Tensor,
-    d_o: Tensor,
-    d_final_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    initial: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, m: Tensor, theta: Tensor, scale: float, states: Tensor,
+    d_o: Tensor, d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -534,42 +214,14 @@ def chunk_backward_op(
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
     starts = unpack_states(states, v, cu_seqlens, chunk)
     grads, d_initial = reference.backward(
-        "chunk",
-        q,
-        k,
-        v,
-        (
-            g,
-            m,
-            theta,
-        ),
-        scale,
-        starts,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        chunk,
+        "chunk", q, k, v, (g, m, theta), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @chunk_backward_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    m,
-    theta,
-    scale,
-    states,
-    d_o,
-    d_final_state,
-    cu_seqlens,
-    chunk,
-    initial,
-    backend,
-    schedule,
+    q, k, v, g, m, theta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
     crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
@@ -592,17 +244,8 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
     d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = chunk_backward_op(
-        *tensors,
-        ctx.scale,
-        *saved,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        ctx.chunk,
-        ctx.started is not None,
-        ctx.backend,
-        ctx.schedule,
-        ctx.crossing,
+        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.started is not None,
+        ctx.backend, ctx.schedule, ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
     return *grads, None, d_initial, None, None, None, None, None, None, None
@@ -629,17 +272,9 @@ def recurrent_forward_triton(q, k, v, g, m, theta, scale, initial_state, cu_seql
         else v.new_empty(0)
     )
     launch(
-        "deep_token_scan_whole",
-        q,
-        v,
-        layout,
-        chunk,
-        [q, k, v, g, m, theta, o, states, initial_state, final_state],
-        scale,
-        ENTER=initial_state is not None,
-        LEAVE=final,
-        SAVE=save,
-        SEGMENT=16,
+        "deep_token_scan_whole", q, v, layout, chunk,
+        [q, k, v, g, m, theta, o, states, initial_state, final_state], scale, ENTER=initial_state is not None,
+        LEAVE=final, SAVE=save, SEGMENT=16,
     )
     return o, final_state, states
 
@@ -696,33 +331,16 @@ def recurrent_backward_triton(
         SEGMENT=16,
     )
     return (
-        per_key_head(d_q.sum(0), q),
-        per_key_head(d_k.sum(0), k),
-        d_v,
-        d_g.sum(0).to(g.dtype),
-        d_m.sum(0).to(m.dtype),
-        d_theta.sum(0).to(theta.dtype),
-        d_initial,
+        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_g.sum(0).to(g.dtype),
+        d_m.sum(0).to(m.dtype), d_theta.sum(0).to(theta.dtype), d_initial,
     )
 
 
 @torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
 def recurrent_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    m: Tensor,
-    theta: Tensor,
-    scale: float,
-    initial_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    final: bool,
-    save: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, m: Tensor, theta: Tensor, scale: float,
+    initial_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -732,50 +350,18 @@ def recurrent_op(
     start = initial_state
     if start is None:
         start = v.new_zeros(*state_shape(q, v, cu_seqlens))
-    o, last, starts = reference.forward(
-        "recurrent",
-        q,
-        k,
-        v,
-        (
-            g,
-            m,
-            theta,
-        ),
-        scale,
-        start,
-        cu_seqlens,
-        chunk,
-    )
+    o, last, starts = reference.forward("recurrent", q, k, v, (g, m, theta), scale, start, cu_seqlens, chunk)
     states = pack_states(starts, v, cu_seqlens, chunk) if save else v.new_empty(0)
     last = last.to(state_dtype(v)) if final else v.new_empty(0, dtype=state_dtype(v))
-    return (
-        o,
-        last,
-        states,
-    )
+    return o, last, states
 
 
 @recurrent_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    m,
-    theta,
-    scale,
-    initial_state,
-    cu_seqlens,
-    chunk,
-    final,
-    save,
-    backend,
-    schedule,
+    q, k, v, g, m, theta, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule,
     crossing="all",
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
-    triton = uses_triton(backend, q)
     states = (
         v.new_empty(
             all_chunks(v, cu_seqlens, chunk),
@@ -793,22 +379,9 @@ def _(
 
 @torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
 def recurrent_backward_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    m: Tensor,
-    theta: Tensor,
-    scale: float,
-    states: Tensor,
-    d_o: Tensor,
-    d_final_state: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    chunk: int,
-    initial: bool,
-    backend: str,
-    schedule: str,
-    crossing: str = "all",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, m: Tensor, theta: Tensor, scale: float, states: Tensor,
+    d_o: Tensor, d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool,
+    backend: str, schedule: str, crossing: str = "all",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -819,42 +392,14 @@ def recurrent_backward_op(
         d_final_state = v.new_zeros(*state_shape(q, v, cu_seqlens))
     starts = unpack_states(states, v, cu_seqlens, chunk)
     grads, d_initial = reference.backward(
-        "recurrent",
-        q,
-        k,
-        v,
-        (
-            g,
-            m,
-            theta,
-        ),
-        scale,
-        starts,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        chunk,
+        "recurrent", q, k, v, (g, m, theta), scale, starts, d_o, d_final_state, cu_seqlens, chunk
     )
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
 @recurrent_backward_op.register_fake
 def _(
-    q,
-    k,
-    v,
-    g,
-    m,
-    theta,
-    scale,
-    states,
-    d_o,
-    d_final_state,
-    cu_seqlens,
-    chunk,
-    initial,
-    backend,
-    schedule,
+    q, k, v, g, m, theta, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
     crossing="all",
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
@@ -877,17 +422,8 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
     d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
     d_final_state = d_final_state.contiguous() if ctx.final and d_final_state is not None else None
     *grads, d_initial = recurrent_backward_op(
-        *tensors,
-        ctx.scale,
-        *saved,
-        d_o,
-        d_final_state,
-        cu_seqlens,
-        ctx.chunk,
-        ctx.started is not None,
-        ctx.backend,
-        ctx.schedule,
-        ctx.crossing,
+        *tensors, ctx.scale, *saved, d_o, d_final_state, cu_seqlens, ctx.chunk, ctx.started is not None,
+        ctx.backend, ctx.schedule, ctx.crossing,
     )
     d_initial = None if ctx.started is None else d_initial.to(ctx.started)
     return *grads, None, d_initial, None, None, None, None, None, None, None
@@ -946,30 +482,15 @@ def unpack_states(states: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk
     return list(states.split(1)[: sum(-(-n // chunk) for n in lengths)])
 
 
-OPS = {
-    "chunk": chunk_op,
-    "recurrent": recurrent_op,
-}
+OPS = {"chunk": chunk_op, "recurrent": recurrent_op}
+SCHEDULES = ()
 
 
 def titans(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    m: Tensor,
-    theta: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    *,
-    scale: Optional[float] = None,
-    initial_state: Optional[State] = None,
-    output_final_state: bool = False,
-    cu_seqlens: Optional[Tensor] = None,
-    form: str = "auto",
-    chunk_size: Optional[int] = None,
-    backend: str = "auto",
-    schedule: str = "auto",
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, m: Tensor, theta: Tensor, norm_weight: Tensor,
+    norm_bias: Tensor, *, scale: Optional[float] = None, initial_state: Optional[State] = None,
+    output_final_state: bool = False, cu_seqlens: Optional[Tensor] = None, form: str = "auto",
+    chunk_size: Optional[int] = None, backend: str = "auto", schedule: str = "auto",
     keep_bytes: Optional[float] = None,
 ) -> tuple[Tensor, Optional[State]]:
     """titans (arXiv:2501.00663 Titans, Eq 8 to 18).

@@ -38,7 +38,7 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, m, theta, scale, W1, W2, M1, M2, norm_weight, norm_bias):
     """One chunk from W1, W2, M1, M2, norm_weight, norm_bias [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # prediction
@@ -222,26 +222,8 @@ def chunk_step(q, k, v, g, m, theta, scale, W1, W2, M1, M2, norm_weight, norm_bi
 
 
 def chunk_step_backward(
-    q,
-    k,
-    v,
-    g,
-    m,
-    theta,
-    scale,
-    W1,
-    W2,
-    M1,
-    M2,
-    norm_weight,
-    norm_bias,
-    d_o,
-    d_W1_next,
-    d_W2_next,
-    d_M1_next,
-    d_M2_next,
-    d_norm_weight_next,
-    d_norm_bias_next,
+    q, k, v, g, m, theta, scale, W1, W2, M1, M2, norm_weight, norm_bias, d_o, d_W1_next, d_W2_next, d_M1_next,
+    d_M2_next, d_norm_weight_next, d_norm_bias_next,
 ):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of W1, W2, M1, M2, norm_weight, norm_bias."""
     tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
@@ -853,18 +835,8 @@ def chunk_step_backward(
     )
     d_norm_bias = d_norm_bias_next + d_norm_bias_via_normed + d_norm_bias_via_normed_2
     return (
-        d_q_via_query,
-        d_k_4,
-        d_v_via_u,
-        d_g_via_log_decay,
-        d_m_via_log_momentum_bounded,
-        d_theta_via_u_2,
-        d_W1_2,
-        d_W2_3,
-        d_M1_2,
-        d_M2_2,
-        d_norm_weight,
-        d_norm_bias,
+        d_q_via_query, d_k_4, d_v_via_u, d_g_via_log_decay, d_m_via_log_momentum_bounded, d_theta_via_u_2,
+        d_W1_2, d_W2_3, d_M1_2, d_M2_2, d_norm_weight, d_norm_bias,
     )
 
 
@@ -872,7 +844,7 @@ def recurrent_step(
     q, k, v, g, m, theta, scale, begins, W1, W2, M1, M2, norm_weight, norm_bias, W1_anchor, W2_anchor
 ):
     """One token from W1, W2, M1, M2, norm_weight, norm_bias, W1_anchor, W2_anchor [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
@@ -970,34 +942,12 @@ def recurrent_step(
 
 
 def recurrent_step_backward(
-    q,
-    k,
-    v,
-    g,
-    m,
-    theta,
-    scale,
-    begins,
-    W1,
-    W2,
-    M1,
-    M2,
-    norm_weight,
-    norm_bias,
-    W1_anchor,
-    W2_anchor,
-    d_o,
-    d_W1_next,
-    d_W2_next,
-    d_M1_next,
-    d_M2_next,
-    d_norm_weight_next,
-    d_norm_bias_next,
-    d_W1_anchor_next,
+    q, k, v, g, m, theta, scale, begins, W1, W2, M1, M2, norm_weight, norm_bias, W1_anchor, W2_anchor, d_o,
+    d_W1_next, d_W2_next, d_M1_next, d_M2_next, d_norm_weight_next, d_norm_bias_next, d_W1_anchor_next,
     d_W2_anchor_next,
 ):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of W1, W2, M1, M2, norm_weight, norm_bias, W1_anchor, W2_anchor."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
@@ -1383,19 +1333,8 @@ def recurrent_step_backward(
     )
     d_norm_bias = d_norm_bias_next + d_o + d_predicted_via_u
     return (
-        d_q_via_query,
-        d_k,
-        d_v_via_u,
-        d_g_via_decay,
-        d_m_via_momentum,
-        d_theta_via_u_2,
-        d_W1,
-        d_W2,
-        d_M1_via_M1_next,
-        d_M2_via_M2_next,
-        d_norm_weight,
-        d_norm_bias,
-        d_W1_anchor_via_W1_start,
+        d_q_via_query, d_k, d_v_via_u, d_g_via_decay, d_m_via_momentum, d_theta_via_u_2, d_W1, d_W2,
+        d_M1_via_M1_next, d_M2_via_M2_next, d_norm_weight, d_norm_bias, d_W1_anchor_via_W1_start,
         d_W2_anchor_via_W2_start,
     )
 
@@ -1436,22 +1375,9 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "m",
-    "theta",
-)
-PARAMETERS = (
-    "norm_weight",
-    "norm_bias",
-)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+TENSORS = ("q", "k", "v", "g", "m", "theta")
+PARAMETERS = ("norm_weight", "norm_bias")
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 EXPANSION = 4  # how many times as wide as a key hidden layers are
 HANDED = 6  # how many of the states that a form carries enter and leave a pass: the first ones
 
@@ -1460,52 +1386,12 @@ def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
     return {
         "chunk": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (d_v,),
-            (d_v,),
+            (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v), (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v),
+            (d_v,), (d_v,),
         ),
         "recurrent": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (d_v,),
-            (d_v,),
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
+            (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v), (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v),
+            (d_v,), (d_v,), (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v),
         ),
     }[form]
 

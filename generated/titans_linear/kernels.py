@@ -96,31 +96,10 @@ def exp(x):
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_prepare_masks(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    m_ptr,
-    attention_ptr,
-    inherited_steps_ptr,
-    written_steps_t_ptr,
-    inherited_steps_2_ptr,
-    mask_out_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, m_ptr, attention_ptr, inherited_steps_ptr, written_steps_t_ptr,
+    inherited_steps_2_ptr, mask_out_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
+    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What each chunk needs alone: the inverse of its triangular system."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -139,9 +118,6 @@ def chunk_prepare_masks(
     token, left = first + i_c * BT, length - i_c * BT
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -222,39 +198,11 @@ def chunk_prepare_masks(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    attention_ptr,
-    inherited_steps_ptr,
-    written_steps_t_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, m_ptr, theta_ptr, attention_ptr, inherited_steps_ptr, written_steps_t_ptr,
+    o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks in order with the state on chip: read-outs, and for a backward pass the chunk-start states."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -293,27 +241,13 @@ def chunk_scan(
             inherited_steps = load_vector(inherited_steps_ptr + i_h, token, left, HV, BT, 0.0)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * 2 * K * V,
-                S,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * 2 * K * V, S, 0, tl.where(at_bound, K, 0), V, V, BK, BV,
                 i_v * BV,
             )
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V,
-                M,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, M, 0, tl.where(at_bound, K, 0), V, V,
+                BK, BV, i_v * BV,
             )
         # prediction
         prediction = tl.dot(k, S.to(dtype), input_precision=PRECISION)
@@ -382,38 +316,11 @@ def chunk_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_scan_reverse_masks(
-    q_ptr,
-    k_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    d_o_ptr,
-    attention_ptr,
-    inherited_steps_ptr,
-    written_steps_t_ptr,
-    d_states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, g_ptr, m_ptr, theta_ptr, d_o_ptr, attention_ptr, inherited_steps_ptr, written_steps_t_ptr,
+    d_states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr,
+    SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Chunks backwards with the state's cotangent on chip; stores it at each chunk's end."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -451,27 +358,13 @@ def chunk_scan_reverse_masks(
         written_steps_t = load_vector(written_steps_t_ptr + i_h, token, left, HV, BT, 0.0)
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V,
-                d_S_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V, d_S_next, 0, tl.where(at_bound, K, 0), V, V,
+                BK, BV, i_v * BV,
             )
         if SAVE:
             store_rows(
-                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V,
-                d_M_next,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                d_states_ptr + (i_chunk * HV + i_h) * 2 * K * V + K * V, d_M_next, 0,
+                tl.where(at_bound, K, 0), V, V, BK, BV, i_v * BV,
             )
         # adjoint of written
         d_written = tl.dot(k, d_S_next.to(dtype), input_precision=PRECISION)
@@ -551,46 +444,13 @@ def chunk_scan_reverse_masks(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_gradients_masks(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    theta_ptr,
-    d_o_ptr,
-    states_ptr,
-    g_ptr,
-    m_ptr,
-    inherited_steps_ptr,
-    mask_out_ptr,
-    d_states_ptr,
-    attention_ptr,
-    written_steps_t_ptr,
-    d_carried_out_factor_via_carried_out_2_ptr,
-    d_carried_out_factor_2_via_carried_out_2_ptr,
-    d_mask_out_via_attention_ptr,
-    d_q_ptr,
-    d_carried_steps_via_kept_2_ptr,
-    d_kept_factor_via_kept_2_ptr,
-    d_kept_factor_2_via_kept_2_2_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_theta_ptr,
-    d_written_steps_t_via_written_2_ptr,
-    d_written_factor_via_written_2_2_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, theta_ptr, d_o_ptr, states_ptr, g_ptr, m_ptr, inherited_steps_ptr, mask_out_ptr,
+    d_states_ptr, attention_ptr, written_steps_t_ptr, d_carried_out_factor_via_carried_out_2_ptr,
+    d_carried_out_factor_2_via_carried_out_2_ptr, d_mask_out_via_attention_ptr, d_q_ptr,
+    d_carried_steps_via_kept_2_ptr, d_kept_factor_via_kept_2_ptr, d_kept_factor_2_via_kept_2_2_ptr, d_k_ptr,
+    d_v_ptr, d_theta_ptr, d_written_steps_t_via_written_2_ptr, d_written_factor_via_written_2_2_ptr, scale,
+    cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Cotangents of the inputs, chunk by chunk, from the states and their cotangents."""
@@ -648,20 +508,12 @@ def chunk_gradients_masks(
             # adjoint of attention
             d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         store_vector(
-            d_carried_out_factor_via_carried_out_2_ptr + i_h,
-            d_carried_out_factor_via_carried_out_2,
-            token,
-            left,
-            HV,
-            BT,
+            d_carried_out_factor_via_carried_out_2_ptr + i_h, d_carried_out_factor_via_carried_out_2, token,
+            left, HV, BT,
         )
         store_vector(
-            d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
-            d_carried_out_factor_2_via_carried_out_2,
-            token,
-            left,
-            HV,
-            BT,
+            d_carried_out_factor_2_via_carried_out_2_ptr + i_h, d_carried_out_factor_2_via_carried_out_2,
+            token, left, HV, BT,
         )
         # update, line 29
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
@@ -826,20 +678,12 @@ def chunk_gradients_masks(
             # adjoint of attention
             d_attention = tl.dot(d_o, tl.trans(u).to(dtype), d_attention, input_precision=PRECISION)
         store_vector(
-            d_carried_out_factor_via_carried_out_2_ptr + i_h,
-            d_carried_out_factor_via_carried_out_2,
-            token,
-            left,
-            HV,
-            BT,
+            d_carried_out_factor_via_carried_out_2_ptr + i_h, d_carried_out_factor_via_carried_out_2, token,
+            left, HV, BT,
         )
         store_vector(
-            d_carried_out_factor_2_via_carried_out_2_ptr + i_h,
-            d_carried_out_factor_2_via_carried_out_2,
-            token,
-            left,
-            HV,
-            BT,
+            d_carried_out_factor_2_via_carried_out_2_ptr + i_h, d_carried_out_factor_2_via_carried_out_2,
+            token, left, HV, BT,
         )
         # update, line 29
         log_momentum_bounded = tl.where(m <= -800.0, -800.0, m)
@@ -972,34 +816,12 @@ def chunk_gradients_masks(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_moves(
-    g_ptr,
-    m_ptr,
-    d_mask_out_via_attention_ptr,
-    d_carried_out_factor_via_carried_out_2_ptr,
-    d_carried_out_factor_2_via_carried_out_2_ptr,
-    d_written_steps_t_via_written_2_ptr,
-    d_carried_steps_via_kept_2_ptr,
-    d_kept_factor_via_kept_2_ptr,
-    d_written_factor_via_written_2_2_ptr,
-    d_kept_factor_2_via_kept_2_2_ptr,
-    d_g_ptr,
-    d_m_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    g_ptr, m_ptr, d_mask_out_via_attention_ptr, d_carried_out_factor_via_carried_out_2_ptr,
+    d_carried_out_factor_2_via_carried_out_2_ptr, d_written_steps_t_via_written_2_ptr,
+    d_carried_steps_via_kept_2_ptr, d_kept_factor_via_kept_2_ptr, d_written_factor_via_written_2_2_ptr,
+    d_kept_factor_2_via_kept_2_2_ptr, d_g_ptr, d_m_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T,
+    chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Cotangents of the gates that decide how states move, from those of the masks they make."""
     dtype: tl.constexpr = d_mask_out_via_attention_ptr.dtype.element_ty
@@ -1016,11 +838,7 @@ def chunk_moves(
         i_n, i_c = i_chunk // chunks, i_chunk % chunks
         first, length = i_n * T, T
     token, left = first + i_c * BT, length - i_c * BT
-    i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
-    # Of value channels; none without a token. A number known at run time only: an unrolled loop over panels would
-    # hold the addresses of all of them in registers.
-    blocks = (tl.minimum(left, 1) * V + BV - 1).to(tl.int32) // BV
     g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
     m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
     d_mask_out_via_attention = load_lower(d_mask_out_via_attention_ptr + i_h * BT, token, left, HV * BT, BT)
@@ -1211,32 +1029,10 @@ def chunk_moves(
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def chunk_output(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    m_ptr,
-    inherited_steps_ptr,
-    theta_ptr,
-    attention_ptr,
-    states_ptr,
-    o_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    chunk_owner,
-    T,
-    chunks,
-    N,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, m_ptr, inherited_steps_ptr, theta_ptr, attention_ptr, states_ptr, o_ptr,
+    scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Read-outs, chunk by chunk, from the states that chunks start with."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -1301,32 +1097,10 @@ def chunk_output(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def chunk_transition(
-    k_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    written_steps_t_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
+    k_ptr, g_ptr, m_ptr, theta_ptr, written_steps_t_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """What states alone become from a segment's start to its end."""
@@ -1337,9 +1111,8 @@ def chunk_transition(
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first
-        first_chunk = tl.load(chunk_starts + i_n).to(tl.int64)
     else:
-        first, length, first_chunk = i_n * T, T, i_n * chunks
+        first, length = i_n * T, T
     i_k = i_h // (HV // H)
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * 2 * K * V
@@ -1352,8 +1125,7 @@ def chunk_transition(
     # What is the same for all steps is worked out again: kept, it would hold registers.
     for i in tl.range(0, steps, disable_licm=True):
         i_s = i
-        i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = i_s % EVERY == 0
+        token, left = first + i_s * BT, length - i_s * BT
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         m = load_vector(m_ptr + i_h, token, left, HV, BT, 0.0)
@@ -1411,19 +1183,8 @@ def chunk_transition(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """S_{i+1} = M_i S_i + B_i over the segments of a sequence; stores each S_i."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1482,19 +1243,8 @@ def join_segments(
 
 @triton.jit(do_not_specialize=["segments"])
 def join_segments_reverse(
-    sums_ptr,
-    transition_ptr,
-    starts_ptr,
-    enter_ptr,
-    leave_ptr,
-    segments,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    sums_ptr, transition_ptr, starts_ptr, enter_ptr, leave_ptr, segments, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """The adjoint of join_segments: d_S_i = M_i' d_S_{i+1} + d_B_i; stores each d_S_{i+1}."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1561,33 +1311,10 @@ def join_segments_reverse(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def token_scan(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, m_ptr, theta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the state on chip; checkpoints it every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1650,39 +1377,10 @@ def token_scan(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def token_scan_reverse(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    m_ptr,
-    theta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_g_ptr,
-    d_m_ptr,
-    d_theta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, g_ptr, m_ptr, theta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_g_ptr, d_m_ptr,
+    d_theta_ptr, states_ptr, trail_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks,
+    tokens, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
     """Token by token backwards, states recomputed from their checkpoints."""

@@ -36,7 +36,6 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, g, m, theta, scale, S, M):
     """One chunk from S, M [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -125,7 +124,6 @@ def chunk_step(q, k, v, g, m, theta, scale, S, M):
 
 def chunk_step_backward(q, k, v, g, m, theta, scale, S, M, d_o, d_S_next, d_M_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of S, M."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     log_decay_bounded = choose(g, -800.0, -800.0, g)
     log_decay_valid = log_decay_bounded
@@ -354,20 +352,13 @@ def chunk_step_backward(q, k, v, g, m, theta, scale, S, M, d_o, d_S_next, d_M_ne
     d_M = d_M_via_kept + d_M_via_kept_2
     d_M_2 = d_M + q.mT @ d_inherited_4_via_carried_out
     return (
-        d_q_3,
-        d_k_3,
-        d_v_via_u,
-        d_g_via_log_decay_bounded,
-        d_m_via_log_momentum_bounded,
-        d_theta_via_u_2,
-        d_S_2,
-        d_M_2,
+        d_q_3, d_k_3, d_v_via_u, d_g_via_log_decay_bounded, d_m_via_log_momentum_bounded, d_theta_via_u_2,
+        d_S_2, d_M_2,
     )
 
 
 def recurrent_step(q, k, v, g, m, theta, scale, begins, S, M, anchor):
     """One token from S, M, anchor [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -393,7 +384,6 @@ def recurrent_step_backward(
     q, k, v, g, m, theta, scale, begins, S, M, anchor, d_o, d_S_next, d_M_next, d_anchor_next
 ):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of S, M, anchor."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # retention, line 27: norm2(S - exp(g) * S_prev) / 2
     decay = torch.exp(g)
     retained = S * decay[..., None, None]
@@ -452,14 +442,7 @@ def recurrent_step_backward(
     d_k = d_k_via_M_next_2 + d_k_via_products_2
     d_S = d_S_via_retained + d_S_via_start
     return (
-        d_q_via_read_2,
-        d_k,
-        d_v_via_u,
-        d_g_via_decay,
-        d_m_via_momentum,
-        d_theta_via_u_2,
-        d_S,
-        d_M_via_M_next,
+        d_q_via_read_2, d_k, d_v_via_u, d_g_via_decay, d_m_via_momentum, d_theta_via_u_2, d_S, d_M_via_M_next,
         d_anchor_via_start,
     )
 
@@ -500,50 +483,15 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "m",
-    "theta",
-)
+TENSORS = ("q", "k", "v", "g", "m", "theta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 2  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v), (d_k, d_v)), "recurrent": ((d_k, d_v), (d_k, d_v), (d_k, d_v))}[form]
 
 
 # Tokens a segment, of the forms that ask where one begins.

@@ -72,34 +72,10 @@ def power(x, y):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    eta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, eta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments in order with the weights on chip: read-outs, and the weights that each starts with."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -135,33 +111,18 @@ def deep_scan_whole(
             q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         if SAVE:
             store_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V),
-                W1,
-                0,
-                tl.where(at_bound, K, 0),
-                V,
-                V,
-                BK,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V), W1, 0, tl.where(at_bound, K, 0), V, V,
+                BK, BV, i_v * BV,
             )
         if SAVE:
             store_vector(
-                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + K * V,
-                norm_weight,
-                i_v * BV,
-                tl.where(at_bound, V, 0) - i_v * BV,
-                1,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + K * V, norm_weight, i_v * BV,
+                tl.where(at_bound, V, 0) - i_v * BV, 1, BV,
             )
         if SAVE:
             store_vector(
-                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + (K * V + V),
-                norm_bias,
-                i_v * BV,
-                tl.where(at_bound, V, 0) - i_v * BV,
-                1,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + (K * V + V), norm_bias, i_v * BV,
+                tl.where(at_bound, V, 0) - i_v * BV, 1, BV,
             )
         # prediction
         one_each = tl.full([BV], 1.0, tl.float32)
@@ -213,9 +174,7 @@ def deep_scan_whole(
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
             layer1_read = tl.dot(
-                attention.to(dtype),
-                d_layer1_via_inside.to(dtype),
-                layer1_inherited,
+                attention.to(dtype), d_layer1_via_inside.to(dtype), layer1_inherited,
                 input_precision=PRECISION,
             )
             inside_2 = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, layer1_read, 0.0)
@@ -243,38 +202,11 @@ def deep_scan_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    eta_ptr,
-    d_o_ptr,
-    states_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_eta_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, eta_ptr, d_o_ptr, states_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_eta_ptr, enter_ptr,
+    leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr,
+    SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments backwards with the weights' cotangents on chip: the cotangents of the inputs."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
@@ -302,7 +234,6 @@ def deep_scan_reverse_whole(
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -313,11 +244,7 @@ def deep_scan_reverse_whole(
             states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + K * V, i_v * BV, V - i_v * BV, 1, BV, 0.0
         )
         norm_bias = load_vector(
-            states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + (K * V + V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
+            states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + (K * V + V), i_v * BV, V - i_v * BV, 1, BV,
             0.0,
         )
         # prediction
@@ -427,9 +354,7 @@ def deep_scan_reverse_whole(
             )
             # adjoint of query
             d_query = tl.dot(
-                d_layer1_read_via_inside_2.to(dtype),
-                tl.trans(W1_turned).to(dtype),
-                d_o.to(tl.float32),
+                d_layer1_read_via_inside_2.to(dtype), tl.trans(W1_turned).to(dtype), d_o.to(tl.float32),
                 input_precision=PRECISION,
             )
             # adjoint of attention
@@ -452,11 +377,7 @@ def deep_scan_reverse_whole(
         k_again = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0) if BK * BV > 4096 else k
         norm_weight_again = (
             load_vector(
-                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + K * V,
-                i_v * BV,
-                V - i_v * BV,
-                1,
-                BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + K * V, i_v * BV, V - i_v * BV, 1, BV,
                 0.0,
             )
             if BK * BV > 4096
@@ -465,12 +386,8 @@ def deep_scan_reverse_whole(
         eta_again = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5) if BK * BV > 4096 else eta
         norm_bias_again = (
             load_vector(
-                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + (K * V + V),
-                i_v * BV,
-                V - i_v * BV,
-                1,
-                BV,
-                0.0,
+                states_ptr + (i_chunk * HV + i_h) * (K * V + V + V) + (K * V + V), i_v * BV, V - i_v * BV, 1,
+                BV, 0.0,
             )
             if BK * BV > 4096
             else norm_bias
@@ -629,9 +546,7 @@ def deep_scan_reverse_whole(
         if READ:
             # adjoint of k_s
             d_k_s = tl.dot(
-                tl.trans(d_overlap_q_via_attention).to(dtype),
-                query.to(dtype),
-                d_predicted_via_u,
+                tl.trans(d_overlap_q_via_attention).to(dtype), query.to(dtype), d_predicted_via_u,
                 input_precision=PRECISION,
             )
             if BK * BV > 4096:
@@ -643,9 +558,7 @@ def deep_scan_reverse_whole(
             )
             # gradient
             d_k_2 = tl.dot(
-                d_layer1_via_inside_2.to(dtype),
-                tl.trans(W1_again).to(dtype),
-                d_k_s,
+                d_layer1_via_inside_2.to(dtype), tl.trans(W1_again).to(dtype), d_k_s,
                 input_precision=PRECISION,
             )
             d_k_3 = tl.dot(
@@ -653,9 +566,7 @@ def deep_scan_reverse_whole(
             )
             store_rows(d_k_ptr + i_h * K, d_k_3, token, left, HV * K, K, BT, BK, 0)
         d_W1 = tl.dot(
-            tl.trans(query).to(dtype),
-            d_layer1_read_via_inside_2.to(dtype),
-            d_W1_next,
+            tl.trans(query).to(dtype), d_layer1_read_via_inside_2.to(dtype), d_W1_next,
             input_precision=PRECISION,
         )
         d_W1_2 = tl.dot(tl.trans(k_again), d_layer1_via_inside_2.to(dtype), d_W1, input_precision=PRECISION)
@@ -668,31 +579,10 @@ def deep_scan_reverse_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_token_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    eta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, eta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
+    LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -793,36 +683,10 @@ def deep_token_scan_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def deep_token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    eta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_eta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, eta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_eta_ptr, states_ptr, trail_ptr,
+    enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
 ):
     """Token by token backwards, weights recomputed from their checkpoints."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1159,10 +1023,7 @@ def deep_token_scan_reverse_whole(
             d_W1_anchor_via_W1_start_factor = tl.where(1.0 <= begins, 0.0, 1.0)
             d_W1_anchor_via_W1_start = d_W1_anchor_via_W1_start_factor * d_W1_start
             d_W1_next, d_norm_weight_next, d_norm_bias_next, d_W1_anchor_next = (
-                d_W1,
-                d_norm_weight,
-                d_norm_bias,
-                d_W1_anchor_via_W1_start,
+                d_W1, d_norm_weight, d_norm_bias, d_W1_anchor_via_W1_start,
             )
         tl.debug_barrier()
     if LEAVE:

@@ -33,7 +33,7 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, eta, scale, W1, norm_weight, norm_bias):
     """One chunk from W1, norm_weight, norm_bias [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # prediction
@@ -329,7 +329,7 @@ def chunk_step_backward(
 
 def recurrent_step(q, k, v, eta, scale, begins, W1, norm_weight, norm_bias, W1_anchor):
     """One token from W1, norm_weight, norm_bias, W1_anchor [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # update, line 32
@@ -389,24 +389,11 @@ def recurrent_step(q, k, v, eta, scale, begins, W1, norm_weight, norm_bias, W1_a
 
 
 def recurrent_step_backward(
-    q,
-    k,
-    v,
-    eta,
-    scale,
-    begins,
-    W1,
-    norm_weight,
-    norm_bias,
-    W1_anchor,
-    d_o,
-    d_W1_next,
-    d_norm_weight_next,
-    d_norm_bias_next,
-    d_W1_anchor_next,
+    q, k, v, eta, scale, begins, W1, norm_weight, norm_bias, W1_anchor, d_o, d_W1_next, d_norm_weight_next,
+    d_norm_bias_next, d_W1_anchor_next,
 ):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of W1, norm_weight, norm_bias, W1_anchor."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # update, line 32
@@ -616,13 +603,7 @@ def recurrent_step_backward(
     )
     d_norm_bias = d_norm_bias_next + d_o + d_predicted_via_u
     return (
-        d_q_via_query,
-        d_k,
-        d_v_via_u,
-        d_eta_via_u_2,
-        d_W1,
-        d_norm_weight,
-        d_norm_bias,
+        d_q_via_query, d_k, d_v_via_u, d_eta_via_u_2, d_W1, d_norm_weight, d_norm_bias,
         d_W1_anchor_via_W1_start,
     )
 
@@ -663,47 +644,17 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "eta",
-)
-PARAMETERS = (
-    "norm_weight",
-    "norm_bias",
-)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+TENSORS = ("q", "k", "v", "eta")
+PARAMETERS = ("norm_weight", "norm_bias")
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 HANDED = 3  # how many of the states that a form carries enter and leave a pass: the first ones
 
 
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
-    return {
-        "chunk": (
-            (
-                d_k,
-                d_v,
-            ),
-            (d_v,),
-            (d_v,),
-        ),
-        "recurrent": (
-            (
-                d_k,
-                d_v,
-            ),
-            (d_v,),
-            (d_v,),
-            (
-                d_k,
-                d_v,
-            ),
-        ),
-    }[form]
+    return {"chunk": ((d_k, d_v), (d_v,), (d_v,)), "recurrent": ((d_k, d_v), (d_v,), (d_v,), (d_k, d_v))}[
+        form
+    ]
 
 
 # Tokens a segment, of the forms that ask where one begins.

@@ -89,37 +89,11 @@ def power(x, y):
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    eta_ptr,
-    states_ptr,
-    o_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, eta_ptr, states_ptr, o_ptr, waiting_ptr, enter_ptr, leave_ptr, scale, cu_seqlens,
+    chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HIDDEN: tl.constexpr, BH: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr,
+    READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments in order, the weights in memory: read-outs, and the weights that each starts with."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -270,15 +244,8 @@ def deep_scan_panels(
             W2 = load_rows(leave_ptr + own + K * HIDDEN, i_p * BH, HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
-                    W2,
-                    i_p * BH,
-                    tl.where(at_bound, HIDDEN, 0) - i_p * BH,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN, W2,
+                    i_p * BH, tl.where(at_bound, HIDDEN, 0) - i_p * BH, V, V, BH, BV, i_v * BV,
                 )
             # update, line 30
             d_hidden = tl.dot(
@@ -305,15 +272,8 @@ def deep_scan_panels(
             W1 = load_rows(leave_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, i_p * BH)
             if SAVE:
                 store_rows(
-                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
-                    W1,
-                    0,
-                    tl.where(at_bound, K, 0),
-                    HIDDEN,
-                    HIDDEN,
-                    BK,
-                    BH,
-                    i_p * BH,
+                    states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V), W1, 0,
+                    tl.where(at_bound, K, 0), HIDDEN, HIDDEN, BK, BH, i_p * BH,
                 )
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
@@ -380,41 +340,11 @@ def deep_scan_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_scan_reverse_panels(
-    k_ptr,
-    q_ptr,
-    v_ptr,
-    states_ptr,
-    eta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_v_ptr,
-    d_eta_ptr,
-    d_k_ptr,
-    waiting_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    EVERY: tl.constexpr,
-    SPARSE: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    READ: tl.constexpr,
-    SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k_ptr, q_ptr, v_ptr, states_ptr, eta_ptr, d_o_ptr, d_q_ptr, d_v_ptr, d_eta_ptr, d_k_ptr, waiting_ptr,
+    enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, H: tl.constexpr, HV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, EVERY: tl.constexpr, SPARSE: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr, PACKED: tl.constexpr,
+    ENTER: tl.constexpr, LEAVE: tl.constexpr, READ: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Segments backwards, the weights' cotangents in memory: the cotangents of the inputs."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
@@ -470,46 +400,26 @@ def deep_scan_reverse_panels(
     for i in tl.range(0, steps, disable_licm=True):
         i_s = steps - 1 - i
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         layer2 = tl.zeros([BT, BV], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                i_p * BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V), 0, K, HIDDEN, HIDDEN,
+                BK, BH, i_p * BH,
             )
             # prediction
             layer1 = tl.dot(k, W1.to(dtype), input_precision=PRECISION)
             store_rows(
-                waiting + 4 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                layer1,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 4 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), layer1, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             gate = sigmoid(
                 2.0 * 1.4142135623730951 * (0.044715 * layer1 * layer1 * layer1 + layer1) / 1.772453850905516
             )
             hidden = gate * layer1
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             layer2 = tl.dot(hidden.to(dtype), W2.to(dtype), layer2, input_precision=PRECISION)
         tl.debug_barrier()
@@ -519,11 +429,7 @@ def deep_scan_reverse_panels(
         eta = load_vector(eta_ptr + i_h, token, left, HV, BT, 0.5)
         norm_weight = load_vector(
             states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + (K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            i_v * BV, V - i_v * BV, 1, BV, 0.0,
         )
         norm_bias = load_vector(
             states_ptr
@@ -546,15 +452,8 @@ def deep_scan_reverse_panels(
         centred = -average[:, None] + inside
         centred_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, centred, 0.0)
         store_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
-            centred_inside,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK, centred_inside, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         squares = centred_inside * centred_inside
         variance_sum = tl.sum(squares, 1)
@@ -565,54 +464,26 @@ def deep_scan_reverse_panels(
         store_row(waiting + 2 * BT + 0 * BT, shrink, BT, BT, 0)
         normal = centred_inside * shrink[:, None]
         store_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
-            normal,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV, normal,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         normed = norm_bias[None, :] + norm_weight[None, :] * normal
         predicted = k.to(tl.float32) + normed
         store_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
-            predicted,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV, predicted,
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # loss, line 25: norm2(p - v) / 2
         u = (-0.0625) * eta[:, None] * predicted + 0.0625 * eta[:, None] * v.to(tl.float32)
         store_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
-            u,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV, u, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         # update, line 30
         d_normal_via_normed = norm_weight[None, :] * u
         store_rows(
             waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
-            d_normal_via_normed,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_normal_via_normed, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_shrink_via_normal = centred_inside * d_normal_via_normed
         d_shrink_via_normal_2 = tl.sum(d_shrink_via_normal, 1)
@@ -634,14 +505,7 @@ def deep_scan_reverse_panels(
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         store_rows(
             waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
-            d_layer2_via_inside,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            d_layer2_via_inside, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # read-out
         query = q.to(tl.float32) * scale
@@ -656,42 +520,23 @@ def deep_scan_reverse_panels(
             waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_via_inside = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV, 0 * BT, BT, BV,
+            BV, BT, BV, 0,
         )
         overlap_q_2 = tl.zeros([BT, BT], tl.float32)
         layer2_inherited = tl.zeros([BT, BV], tl.float32)
         for i_p in tl.range(0, panels, disable_licm=True):
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             # update, line 30
             d_hidden = tl.dot(
                 d_layer2_via_inside.to(dtype), tl.trans(W2).to(dtype), input_precision=PRECISION
             )
             store_rows(
-                waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH),
-                d_hidden,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 4 * BT + BT * ((HIDDEN + BH - 1) // BH * BH), d_hidden, i_p * BT, BT, BH, BH, BT,
+                BH, 0,
             )
             layer1 = load_rows(
                 waiting + 4 * BT + 3 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
@@ -714,14 +559,8 @@ def deep_scan_reverse_panels(
             d_layer1_via_hidden = d_hidden * gate
             d_layer1 = d_layer1_via_gate + d_layer1_via_hidden
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                i_p * BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V), 0, K, HIDDEN, HIDDEN,
+                BK, BH, i_p * BH,
             )
             # read-out
             layer1_inherited = tl.dot(query.to(dtype), W1.to(dtype), input_precision=PRECISION)
@@ -729,15 +568,8 @@ def deep_scan_reverse_panels(
                 attention.to(dtype), d_layer1.to(dtype), layer1_inherited, input_precision=PRECISION
             )
             store_rows(
-                waiting + 4 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                layer1_read,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 4 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), layer1_read, i_p * BT, BT, BH, BH,
+                BT, BH, 0,
             )
             gate_2 = sigmoid(
                 2.0
@@ -759,21 +591,11 @@ def deep_scan_reverse_panels(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         norm_weight = load_vector(
             states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + (K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            i_v * BV, V - i_v * BV, 1, BV, 0.0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV, 0 * BT, BT, BV,
+            BV, BT, BV, 0,
         )
         # causality
         attention_2 = tl.where(t[:, None] >= t[None, :], overlap_q_2, 0.0)
@@ -853,31 +675,16 @@ def deep_scan_reverse_panels(
                 d_overlap_q_2_via_attention_2.to(dtype), hidden.to(dtype), input_precision=PRECISION
             )
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             d_hidden_2_2 = tl.dot(
-                d_layer2_read_via_inside_2.to(dtype),
-                tl.trans(W2).to(dtype),
-                d_hidden_2,
+                d_layer2_read_via_inside_2.to(dtype), tl.trans(W2).to(dtype), d_hidden_2,
                 input_precision=PRECISION,
             )
             store_rows(
-                waiting + 4 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH),
-                d_hidden_2_2,
-                i_p * BT,
-                BT,
-                BH,
-                BH,
-                BT,
-                BH,
-                0,
+                waiting + 4 * BT + 2 * BT * ((HIDDEN + BH - 1) // BH * BH), d_hidden_2_2, i_p * BT, BT, BH,
+                BH, BT, BH, 0,
             )
             layer1_read = load_rows(
                 waiting + 4 * BT + 4 * BT * ((HIDDEN + BH - 1) // BH * BH), i_p * BT, BT, BH, BH, BT, BH, 0
@@ -959,14 +766,8 @@ def deep_scan_reverse_panels(
                 d_layer1_read.to(dtype), tl.trans(d_layer1).to(dtype), d_attention, input_precision=PRECISION
             )
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                i_p * BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V), 0, K, HIDDEN, HIDDEN,
+                BK, BH, i_p * BH,
             )
             # adjoint of query
             d_query = tl.dot(
@@ -979,11 +780,7 @@ def deep_scan_reverse_panels(
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         norm_weight = load_vector(
             states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + (K * HIDDEN + HIDDEN * V),
-            i_v * BV,
-            V - i_v * BV,
-            1,
-            BV,
-            0.0,
+            i_v * BV, V - i_v * BV, 1, BV, 0.0,
         )
         d_norm_weight_next = load_vector(
             leave_ptr + own + (K * HIDDEN + HIDDEN * V), i_v * BV, V - i_v * BV, 1, BV, 0.0
@@ -999,54 +796,24 @@ def deep_scan_reverse_panels(
             waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         centred_inside = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK, 0 * BT, BT, BV, BV, BT, BV,
             0,
         )
         d_normal_via_normed = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BV, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         normal = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 3 * BT * BV, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         predicted = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BV, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         u = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV, 0 * BT, BT,
+            BV, BV, BT, BV, 0,
         )
         # adjoint of d_layer2_via_inside
         d_d_inside_via_d_layer2_via_inside = tl.where(
@@ -1196,9 +963,7 @@ def deep_scan_reverse_panels(
         d_overlap_q_via_attention = tl.where(t[:, None] >= t[None, :], d_attention, 0.0)
         # adjoint of k_s
         d_k_s = tl.dot(
-            tl.trans(d_overlap_q_via_attention).to(dtype),
-            query.to(dtype),
-            d_predicted_via_u,
+            tl.trans(d_overlap_q_via_attention).to(dtype), query.to(dtype), d_predicted_via_u,
             input_precision=PRECISION,
         )
         # adjoint of u
@@ -1214,14 +979,8 @@ def deep_scan_reverse_panels(
             waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
         )
         d_layer2_via_inside = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
-            0 * BT,
-            BT,
-            BV,
-            BV,
-            BT,
-            BV,
-            0,
+            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV, 0 * BT, BT, BV,
+            BV, BT, BV, 0,
         )
         d_k_2 = d_k_s
         for i_p in tl.range(0, panels, disable_licm=True):
@@ -1299,20 +1058,12 @@ def deep_scan_reverse_panels(
             )
             # adjoint of hidden
             d_hidden_3 = tl.dot(
-                d_layer2_via_inside.to(dtype),
-                tl.trans(d_W2_next).to(dtype),
-                d_hidden_s,
+                d_layer2_via_inside.to(dtype), tl.trans(d_W2_next).to(dtype), d_hidden_s,
                 input_precision=PRECISION,
             )
             W2 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN,
-                i_p * BH,
-                HIDDEN - i_p * BH,
-                V,
-                V,
-                BH,
-                BV,
-                i_v * BV,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V) + K * HIDDEN, i_p * BH,
+                HIDDEN - i_p * BH, V, V, BH, BV, i_v * BV,
             )
             d_hidden_4 = tl.dot(
                 d_layer2_via_inside_2.to(dtype), tl.trans(W2).to(dtype), d_hidden_3, input_precision=PRECISION
@@ -1382,14 +1133,8 @@ def deep_scan_reverse_panels(
                 d_layer1.to(dtype), tl.trans(d_W1_next).to(dtype), d_k_2, input_precision=PRECISION
             )
             W1 = load_rows(
-                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V),
-                0,
-                K,
-                HIDDEN,
-                HIDDEN,
-                BK,
-                BH,
-                i_p * BH,
+                states_ptr + (i_chunk * HV + i_h) * (K * HIDDEN + HIDDEN * V + V + V), 0, K, HIDDEN, HIDDEN,
+                BK, BH, i_p * BH,
             )
             d_k_2 = tl.dot(d_layer1_2.to(dtype), tl.trans(W1).to(dtype), d_k_2, input_precision=PRECISION)
             # prediction
@@ -1402,9 +1147,7 @@ def deep_scan_reverse_panels(
             d_d_hidden = d_d_hidden_via_d_gate_via_hidden + d_d_hidden_via_d_layer1_via_hidden
             # gradient
             d_W2 = tl.dot(
-                tl.trans(hidden_2).to(dtype),
-                d_layer2_read_via_inside_2.to(dtype),
-                d_W2_next,
+                tl.trans(hidden_2).to(dtype), d_layer2_read_via_inside_2.to(dtype), d_W2_next,
                 input_precision=PRECISION,
             )
             d_W2_2 = tl.dot(
@@ -1423,33 +1166,10 @@ def deep_scan_reverse_panels(
 
 @triton.jit(do_not_specialize=["T", "chunks"])
 def deep_token_scan_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    eta_ptr,
-    o_ptr,
-    states_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
-    LEAVE: tl.constexpr,
-    SAVE: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, eta_ptr, o_ptr, states_ptr, enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T,
+    chunks, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, HIDDEN: tl.constexpr, BH: tl.constexpr, SEGMENT: tl.constexpr,
+    PACKED: tl.constexpr, ENTER: tl.constexpr, LEAVE: tl.constexpr, SAVE: tl.constexpr,
 ):
     """Token by token with the weights on chip; checkpoints them every BT tokens for a backward pass."""
     NV: tl.constexpr = (V + BV - 1) // BV
@@ -1493,26 +1213,12 @@ def deep_token_scan_whole(
                     states_ptr + at + (K * HIDDEN + HIDDEN * V + V), norm_bias, i_v * BV, V - i_v * BV, 1, BV
                 )
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + V + V),
-                    W1_anchor,
-                    0,
-                    K,
-                    HIDDEN,
-                    HIDDEN,
-                    BK,
-                    BH,
-                    0,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + V + V), W1_anchor, 0, K, HIDDEN, HIDDEN, BK,
+                    BH, 0,
                 )
                 store_rows(
-                    states_ptr + at + (K * HIDDEN + HIDDEN * V + V + V + K * HIDDEN),
-                    W2_anchor,
-                    0,
-                    HIDDEN,
-                    V,
-                    V,
-                    BH,
-                    BV,
-                    i_v * BV,
+                    states_ptr + at + (K * HIDDEN + HIDDEN * V + V + V + K * HIDDEN), W2_anchor, 0, HIDDEN, V,
+                    V, BH, BV, i_v * BV,
                 )
         token = first + i
         begins = tl.where(i % SEGMENT == 0, 1.0, 0.0)
@@ -1608,12 +1314,7 @@ def deep_token_scan_whole(
         predicted_2 = normed_2 + query
         store_row(o_ptr + i_h * V + token * HV * V, predicted_2, V, BV, i_v * BV)
         W1, W2, norm_weight, norm_bias, W1_anchor, W2_anchor = (
-            W1_next,
-            W2_next,
-            norm_weight,
-            norm_bias,
-            W1_start,
-            W2_start,
+            W1_next, W2_next, norm_weight, norm_bias, W1_start, W2_start,
         )
     if LEAVE:
         store_rows(leave_ptr + own, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
@@ -1626,37 +1327,10 @@ def deep_token_scan_whole(
 
 @triton.jit(do_not_specialize=["T", "chunks", "tokens"])
 def deep_token_scan_reverse_whole(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    eta_ptr,
-    d_o_ptr,
-    d_q_ptr,
-    d_k_ptr,
-    d_v_ptr,
-    d_eta_ptr,
-    states_ptr,
-    trail_ptr,
-    enter_ptr,
-    leave_ptr,
-    scale,
-    cu_seqlens,
-    chunk_starts,
-    T,
-    chunks,
-    tokens,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BT: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    BH: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    PACKED: tl.constexpr,
-    ENTER: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, eta_ptr, d_o_ptr, d_q_ptr, d_k_ptr, d_v_ptr, d_eta_ptr, states_ptr, trail_ptr,
+    enter_ptr, leave_ptr, scale, cu_seqlens, chunk_starts, T, chunks, tokens, H: tl.constexpr,
+    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HIDDEN: tl.constexpr, BH: tl.constexpr, SEGMENT: tl.constexpr, PACKED: tl.constexpr, ENTER: tl.constexpr,
     LEAVE: tl.constexpr,
 ):
     """Token by token backwards, weights recomputed from their checkpoints."""
@@ -1704,13 +1378,7 @@ def deep_token_scan_reverse_whole(
             states_ptr + at + (K * HIDDEN + HIDDEN * V + V + V), 0, K, HIDDEN, HIDDEN, BK, BH, 0
         ).to(tl.float32)
         W2_anchor = load_rows(
-            states_ptr + at + (K * HIDDEN + HIDDEN * V + V + V + K * HIDDEN),
-            0,
-            HIDDEN,
-            V,
-            V,
-            BH,
-            BV,
+            states_ptr + at + (K * HIDDEN + HIDDEN * V + V + V + K * HIDDEN), 0, HIDDEN, V, V, BH, BV,
             i_v * BV,
         ).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
@@ -1791,12 +1459,7 @@ def deep_token_scan_reverse_whole(
             W1_next = W1 + d_layer1[None, :] * k[:, None]
             W2_next = W2 + d_layer2_via_inside[None, :] * hidden[:, None]
             W1, W2, norm_weight, norm_bias, W1_anchor, W2_anchor = (
-                W1_next,
-                W2_next,
-                norm_weight,
-                norm_bias,
-                W1_start,
-                W2_start,
+                W1_next, W2_next, norm_weight, norm_bias, W1_start, W2_start,
             )
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
@@ -2219,12 +1882,7 @@ def deep_token_scan_reverse_whole(
             # adjoint of W2_start
             d_W2_anchor_via_W2_start = d_W2_anchor_via_W2_start_factor * d_W2_start
             d_W1_next, d_W2_next, d_norm_weight_next, d_norm_bias_next, d_W1_anchor_next, d_W2_anchor_next = (
-                d_W1,
-                d_W2,
-                d_norm_weight,
-                d_norm_bias,
-                d_W1_anchor_via_W1_start,
-                d_W2_anchor_via_W2_start,
+                d_W1, d_W2, d_norm_weight, d_norm_bias, d_W1_anchor_via_W1_start, d_W2_anchor_via_W2_start,
             )
         tl.debug_barrier()
     if LEAVE:

@@ -33,7 +33,7 @@ def choose(a, b, x, y):
 
 def chunk_step(q, k, v, eta, scale, W1, W2, norm_weight, norm_bias):
     """One chunk from W1, W2, norm_weight, norm_bias [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # prediction
@@ -131,19 +131,7 @@ def chunk_step(q, k, v, eta, scale, W1, W2, norm_weight, norm_bias):
 
 
 def chunk_step_backward(
-    q,
-    k,
-    v,
-    eta,
-    scale,
-    W1,
-    W2,
-    norm_weight,
-    norm_bias,
-    d_o,
-    d_W1_next,
-    d_W2_next,
-    d_norm_weight_next,
+    q, k, v, eta, scale, W1, W2, norm_weight, norm_bias, d_o, d_W1_next, d_W2_next, d_norm_weight_next,
     d_norm_bias_next,
 ):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of W1, W2, norm_weight, norm_bias."""
@@ -500,7 +488,7 @@ def chunk_step_backward(
 
 def recurrent_step(q, k, v, eta, scale, begins, W1, W2, norm_weight, norm_bias, W1_anchor, W2_anchor):
     """One token from W1, W2, norm_weight, norm_bias, W1_anchor, W2_anchor [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # update, line 30
@@ -591,28 +579,11 @@ def recurrent_step(q, k, v, eta, scale, begins, W1, W2, norm_weight, norm_bias, 
 
 
 def recurrent_step_backward(
-    q,
-    k,
-    v,
-    eta,
-    scale,
-    begins,
-    W1,
-    W2,
-    norm_weight,
-    norm_bias,
-    W1_anchor,
-    W2_anchor,
-    d_o,
-    d_W1_next,
-    d_W2_next,
-    d_norm_weight_next,
-    d_norm_bias_next,
-    d_W1_anchor_next,
-    d_W2_anchor_next,
+    q, k, v, eta, scale, begins, W1, W2, norm_weight, norm_bias, W1_anchor, W2_anchor, d_o, d_W1_next,
+    d_W2_next, d_norm_weight_next, d_norm_bias_next, d_W1_anchor_next, d_W2_anchor_next,
 ):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of W1, W2, norm_weight, norm_bias, W1_anchor, W2_anchor."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
+    like = dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # update, line 30
@@ -967,16 +938,8 @@ def recurrent_step_backward(
     )
     d_norm_bias = d_norm_bias_next + d_o + d_predicted_via_u
     return (
-        d_q_via_query,
-        d_k,
-        d_v_via_u,
-        d_eta_via_u_2,
-        d_W1,
-        d_W2,
-        d_norm_weight,
-        d_norm_bias,
-        d_W1_anchor_via_W1_start,
-        d_W2_anchor_via_W2_start,
+        d_q_via_query, d_k, d_v_via_u, d_eta_via_u_2, d_W1, d_W2, d_norm_weight, d_norm_bias,
+        d_W1_anchor_via_W1_start, d_W2_anchor_via_W2_start,
     )
 
 
@@ -1016,20 +979,9 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "eta",
-)
-PARAMETERS = (
-    "norm_weight",
-    "norm_bias",
-)
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+TENSORS = ("q", "k", "v", "eta")
+PARAMETERS = ("norm_weight", "norm_bias")
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 EXPANSION = 4  # how many times as wide as a key hidden layers are
 HANDED = 4  # how many of the states that a form carries enter and leave a pass: the first ones
 
@@ -1037,37 +989,10 @@ HANDED = 4  # how many of the states that a form carries enter and leave a pass:
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
     return {
-        "chunk": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (d_v,),
-            (d_v,),
-        ),
+        "chunk": ((d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v), (d_v,), (d_v,)),
         "recurrent": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (d_v,),
-            (d_v,),
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
+            (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v), (d_v,), (d_v,), (d_k, EXPANSION * d_k),
+            (EXPANSION * d_k, d_v),
         ),
     }[form]
 

@@ -56,7 +56,6 @@ def clip(x, d):
 
 def chunk_step(q, k, v, g, eta, delta, scale, W1, W2):
     """One chunk from W1, W2 [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # prediction
@@ -149,7 +148,6 @@ def chunk_step(q, k, v, g, eta, delta, scale, W1, W2):
 
 def chunk_step_backward(q, k, v, g, eta, delta, scale, W1, W2, d_o, d_W1_next, d_W2_next):
     """The adjoint of chunk_step, the step recomputed: cotangents of its tensors, then of W1, W2."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # prediction
@@ -449,20 +447,13 @@ def chunk_step_backward(q, k, v, g, eta, delta, scale, W1, W2, d_o, d_W1_next, d
     d_W2_2 = d_W2 + d_d_hidden.mT @ u
     d_W2_3 = d_W2_2 + hidden.mT @ d_predicted
     return (
-        d_q_via_query,
-        d_k_3,
-        d_v,
-        d_g_via_log_decay,
-        d_eta_via_error_factor,
-        d_delta_via_error_factor,
-        d_W1_2,
-        d_W2_3,
+        d_q_via_query, d_k_3, d_v, d_g_via_log_decay, d_eta_via_error_factor, d_delta_via_error_factor,
+        d_W1_2, d_W2_3,
     )
 
 
 def recurrent_step(q, k, v, g, eta, delta, scale, begins, W1, W2, W1_anchor, W2_anchor):
     """One token from W1, W2, W1_anchor, W2_anchor [B, HV, ...]: o, and what follows them."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
@@ -522,26 +513,10 @@ def recurrent_step(q, k, v, g, eta, delta, scale, begins, W1, W2, W1_anchor, W2_
 
 
 def recurrent_step_backward(
-    q,
-    k,
-    v,
-    g,
-    eta,
-    delta,
-    scale,
-    begins,
-    W1,
-    W2,
-    W1_anchor,
-    W2_anchor,
-    d_o,
-    d_W1_next,
-    d_W2_next,
-    d_W1_anchor_next,
-    d_W2_anchor_next,
+    q, k, v, g, eta, delta, scale, begins, W1, W2, W1_anchor, W2_anchor, d_o, d_W1_next, d_W2_next,
+    d_W1_anchor_next, d_W2_anchor_next,
 ):
     """The adjoint of recurrent_step, the step recomputed: cotangents of its tensors, then of W1, W2, W1_anchor, W2_anchor."""
-    tokens, like = v.shape[:-1], dict(dtype=v.dtype, device=v.device)
     # read-out
     query = q * scale
     # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
@@ -769,16 +744,8 @@ def recurrent_step_backward(
     d_W1 = d_W1_via_W1_kept + d_W1_via_W1_start
     d_W2 = d_W2_via_W2_kept + d_W2_via_W2_start
     return (
-        d_q_via_query,
-        d_k,
-        d_v,
-        d_g_via_decay,
-        d_eta_via_error_factor,
-        d_delta_via_error_factor,
-        d_W1,
-        d_W2,
-        d_W1_anchor_via_W1_start,
-        d_W2_anchor_via_W2_start,
+        d_q_via_query, d_k, d_v, d_g_via_decay, d_eta_via_error_factor, d_delta_via_error_factor, d_W1, d_W2,
+        d_W1_anchor_via_W1_start, d_W2_anchor_via_W2_start,
     )
 
 
@@ -818,19 +785,9 @@ def prepare(q, k, v, gates):
     return tensors
 
 
-TENSORS = (
-    "q",
-    "k",
-    "v",
-    "g",
-    "eta",
-    "delta",
-)
+TENSORS = ("q", "k", "v", "g", "eta", "delta")
 PARAMETERS = ()
-STEPS = {
-    "chunk": (chunk_step, chunk_step_backward),
-    "recurrent": (recurrent_step, recurrent_step_backward),
-}
+STEPS = {"chunk": (chunk_step, chunk_step_backward), "recurrent": (recurrent_step, recurrent_step_backward)}
 EXPANSION = 4  # how many times as wide as a key hidden layers are
 HANDED = 2  # how many of the states that a form carries enter and leave a pass: the first ones
 
@@ -838,33 +795,9 @@ HANDED = 2  # how many of the states that a form carries enter and leave a pass:
 def shapes(form, d_k, d_v):
     """The shapes of the states that a form carries."""
     return {
-        "chunk": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-        ),
+        "chunk": ((d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v)),
         "recurrent": (
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
-            (
-                d_k,
-                EXPANSION * d_k,
-            ),
-            (
-                EXPANSION * d_k,
-                d_v,
-            ),
+            (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v), (d_k, EXPANSION * d_k), (EXPANSION * d_k, d_v),
         ),
     }[form]
 

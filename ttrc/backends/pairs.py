@@ -103,6 +103,16 @@ def op_holes(module: Module) -> dict[str, object]:
             "backward": launch_pairs.launches(only.backward),
         },
         "results": launch_pairs.results(plan, gates, parameters),
+    }
+
+
+def launch_holes(module: Module) -> dict[str, object]:
+    plan = module.forms["chunk"].plan
+    return {
         "configs": {k.name: {w: c.row for w, c in default_configs(k.name, plan.chunk).items()} for k in plan.kernels},
         "walks": [k.name for k in plan.kernels if k.skeleton is Skeleton.WALK],
     }
+
+
+def layout_holes(module: Module) -> dict[str, object]:
+    return {"numbered": False, "aligned": 0}

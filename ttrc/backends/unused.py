@@ -1,9 +1,10 @@
-"""Leaves out of a generated file the helpers that nothing in it calls: what is read there is what runs."""
+"""Leaves out of a generated file what nothing there takes: helpers, imports, variables. What is read is what runs."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 
 def without_unused(text: str, wanted: Iterable[str]) -> str:
@@ -24,6 +25,55 @@ def without_unused(text: str, wanted: Iterable[str]) -> str:
         first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
         del lines[first - 1 : node.end_lineno]
     return "".join(lines)
+
+
+def without_unused_imports(text: str) -> str:
+    """The text without what its top level takes from modules and then leaves alone."""
+    tree = ast.parse(text)
+    used, lines = names(tree), text.splitlines(keepends=True)
+    for node in reversed([node for node in tree.body if isinstance(node, ast.ImportFrom)]):
+        if node.module != "__future__":
+            taken = [alias.name for alias in node.names if alias.name in used]
+            text = f"from {'.' * node.level}{node.module or ''} import {', '.join(taken)}\n" if taken else ""
+            lines[node.lineno - 1 : node.end_lineno] = [text]
+    return re.sub(r"\n{3,}(?=from |import )", "\n\n", "".join(lines))
+
+
+def without_unused_locals(text: str) -> str:
+    """The text without what functions of its top level assign and never read, nor the comments above such a line."""
+    while changes := [x for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) for x in _unread(node)]:
+        lines = text.splitlines(keepends=True)
+        for node, left in sorted(changes, key=lambda change: -change[0].lineno):
+            first, indent = node.lineno - 1, " " * node.col_offset
+            while not left and lines[first - 1].startswith(f"{indent}#"):
+                first -= 1
+            lines[first : node.end_lineno] = [f"{indent}{left}\n"] if left else []
+        text = "".join(lines)
+    return text
+
+
+def _unread(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
+    """Assignments of which some names are not read, each with what is left of it."""
+    read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    read |= {n.target.id for n in ast.walk(function) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
+    for node in ast.walk(function):
+        match node:
+            case ast.Assign(targets=[ast.Name(name)]) | ast.AnnAssign(target=ast.Name(name)) if name not in read:
+                yield node, ""
+            case ast.Assign(targets=[ast.Tuple(names)], value=ast.Tuple(values)) if _are_names(names):
+                pairs = [(x.id, ast.unparse(value)) for x, value in zip(names, values) if x.id in read]
+                if len(pairs) < len(names):
+                    yield node, " = ".join(", ".join(side) for side in zip(*pairs))
+
+
+def _are_names(nodes: list[ast.expr]) -> bool:
+    return all(isinstance(node, ast.Name) for node in nodes)
+
+
+def imported(text: str, module: str) -> set[str]:
+    """What a file takes from its neighbour: each x of `from .module import x`."""
+    taken = (node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom))
+    return {alias.name for node in taken if (node.level, node.module) == (1, module) for alias in node.names}
 
 
 def _bound(node: ast.stmt) -> set[str]:

@@ -21,7 +21,7 @@ _STATE = "S M Z MZ H G".split()
 
 # Bare words of the generated files that an argument of the same name would hide.
 _GENERATED = (
-    "all_chunks annotations backend block blocks ceil choose chunk chunk_backward_op chunk_backward_triton "
+    "all_chunks annotations backend block blocks ceil choices choose chunk chunk_backward_op chunk_backward_triton "
     "chunk_forward_triton chunk_op chunk_size config conjugate crossing cut dataclass decays default_chunk "
     "delayed ends enter every final find_root grads held initial join keep_causal keep_strict keep_token "
     "keep_within kept kernels key_block larger last launch lay_out layout leave like linear_scan ones_where op os "

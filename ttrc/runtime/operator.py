@@ -32,7 +32,7 @@ class Operator:
 
     @property
     def schedules(self) -> tuple[str, ...]:
-        return tuple(getattr(self.package.op, "COSTS", {}).get("chunk", ()))
+        return self.package.op.SCHEDULES
 
     @property
     def _segment(self) -> Optional[int]:

@@ -48,7 +48,7 @@ class Entry:
 
 
 def apply_tuned(package: ModuleType, device: str | torch.device | None = None) -> int:
-    """Put what is known for a CUDA device into package.op.TUNED; how many configurations that were.
+    """Put what is known for a CUDA device into package.launch.TUNED; how many configurations that were.
 
     Reads two small files and measures nothing. Without a CUDA device it does nothing.
     """
@@ -61,10 +61,10 @@ def apply_tuned(package: ModuleType, device: str | torch.device | None = None) -
             if (
                 entry.kernels == digest
                 and entry.triton == triton.__version__
-                and entry.key.kernel in package.op.CONFIGS
+                and entry.key.kernel in package.launch.CONFIGS
             ):
                 found[slot(entry.key)] = entry.config.row
-    package.op.TUNED.update(found)
+    package.launch.TUNED.update(found)
     return len(found)
 
 

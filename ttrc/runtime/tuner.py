@@ -146,13 +146,13 @@ def tunable(plan: Plan, regime: str) -> list[tuple[Kernel, tuple[str, ...]]]:
 @contextmanager
 def using(package: ModuleType, configs: Mapping[Key, Config]) -> Iterator[None]:
     """Inside, the operator launches these configurations."""
-    before = dict(package.op.TUNED)
-    package.op.TUNED.update({slot(k): c.row for k, c in configs.items()})
+    before = dict(package.launch.TUNED)
+    package.launch.TUNED.update({slot(k): c.row for k, c in configs.items()})
     try:
         yield
     finally:
-        package.op.TUNED.clear()
-        package.op.TUNED.update(before)
+        package.launch.TUNED.clear()
+        package.launch.TUNED.update(before)
 
 
 def space(d_v: int, whole: bool = False) -> list[Config]:
@@ -246,7 +246,7 @@ class _Search:
         self.verdicts: dict[tuple, str | None] = {}  # a config's verdict holds for every regime with its schedules
 
     def kernel(self, kernel: Kernel, run: Run, shape: Workload, judge: Judge) -> None:
-        table = self.op.package.op.CONFIGS[kernel.name]
+        table = self.op.package.launch.CONFIGS[kernel.name]
         width = min(w for w in table if w >= max(block(shape.d_k), block(shape.d_v)))
         key = Key(kernel.name, width, str(self.dtype).removeprefix("torch."), _regime(shape))
         if key in self.known:

@@ -185,9 +185,13 @@ def _schedules(op: Operator, x: Mapping[str, Tensor]) -> dict[str, tuple[str, in
     """By pass: the schedule that the operator takes for these inputs, and into how many segments it cuts them."""
     if not op.schedules:
         return {}
-    chunk = op.package.op.default_chunk("chunk", x["q"], x["v"])
-    layout, choose = op.package.op.lay_out(x["v"], None, chunk), op.package.op.choose
-    return {which: choose("chunk", which, "auto", x["q"], x["v"], layout, chunk) for which in ("forward", "backward")}
+    choices = op.package.choices
+    chunk = choices.default_chunk("chunk", x["q"], x["v"])
+    layout = op.package.layout.lay_out(x["v"], None, chunk)
+    return {
+        which: choices.choose("chunk", which, "auto", x["q"], x["v"], layout, chunk)
+        for which in ("forward", "backward")
+    }
 
 
 def _ours(op: Operator, x: Mapping[str, Tensor], backend: str = "triton") -> Tensor:

@@ -97,7 +97,7 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
             tuned.write_suspects(tuned.suspects_file(chip), [*crashed, (key, config)])
 
     def told(trial: Trial) -> None:
-        default = Config(*op.package.op.CONFIGS[trial.key.kernel][trial.key.width])
+        default = Config(*op.package.launch.CONFIGS[trial.key.kernel][trial.key.width])
         default = capped(takes[trial.key.kernel], default, trial.key.width)
         if trial.fate in (Fate.CHOSEN, Fate.SLOWER) and trial.config == default:
             defaults[trial.key] = trial.ms

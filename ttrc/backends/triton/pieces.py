@@ -32,8 +32,8 @@ def columns(crossing: Crossing) -> str:
     return "" if "v" in crossing.entry else ", columns=1"
 
 
-def op_holes(plans: dict[str, Plan]) -> dict[str, object]:
-    """What op.py's text of a join wants to know."""
+def join_sizes(plans: dict[str, Plan]) -> dict[str, object]:
+    """What the launch of a join wants to know."""
     found = next((p.crossing for p in plans.values() if p.crossing is not None), None)
     if found is None:
         return {"joins": False, "members": 0, "products": False, "largest": ""}
