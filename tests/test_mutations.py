@@ -390,7 +390,7 @@ def backward_with(op, form, **changed):
     """The operator's backward pass called with other values for some of its arguments."""
     package = op.package.op
     real = getattr(package, f"{form}_backward_op")
-    names = [argument.name for argument in real._opoverload._schema.arguments]
+    names = [argument.name for argument in real._schema.arguments]
     assert set(changed) <= set(names)
     setattr(package, f"{form}_backward_op", lambda *given: real(*(dict(zip(names, given)) | changed).values()))
 

@@ -64,7 +64,7 @@ def arguments(
 
 
 def signature(op):
-    return [argument.name for argument in op._opoverload._schema.arguments]
+    return [argument.name for argument in op._schema.arguments]
 
 
 def check(op, given):

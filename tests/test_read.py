@@ -209,7 +209,7 @@ def test_ops_with_a_read_out_pass_opcheck(name, save):
     options = dict(scale=0.4, initial_state=None, cu_seqlens=None, chunk=16, final=True, save=save, backend="triton")
     options |= dict(schedule="auto", crossing="all")
     raw = op.package.op.chunk_op
-    names = [argument.name for argument in raw._opoverload._schema.arguments]
+    names = [argument.name for argument in raw._schema.arguments]
     torch.library.opcheck(raw, tuple((x | options)[n] for n in names), test_utils="test_faketensor")
 
 

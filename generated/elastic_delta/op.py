@@ -18,8 +18,8 @@ from .layout import all_chunks, block, lay_out
 GATES = ("beta", "lam", "mu")
 PARAMETERS = ("lam", "mu")
 
-# The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
-SYMBOL = "ttrc::" + __name__.replace(".", "_")
+# The operators' names inside torch are the module's: a copy of this folder elsewhere never takes their place.
+LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -35,6 +35,41 @@ def uses_triton(backend: str, x: Tensor) -> bool:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1" and x.dtype != torch.bfloat16
         return x.dtype != torch.float64 and (x.is_cuda or interpreted)
     return backend == "triton"
+
+
+def register(name: str, run, fake, keep, differentiate):
+    """A torch operator: what runs, what tells shapes alone, and how it is differentiated, as of an autograd.Function.
+
+    Every call of what torch.library.custom_op makes of these takes several times as long on the host.
+    """
+    name = f"{SYMBOL}_{name}"
+    LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.impl(name, torch.compiler.disable(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ttrc::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.ttrc, name).default
+
+    def below(*inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = below(*inputs)
+            keep(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(differentiate)
+
+    def differentiable(*inputs):
+        return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below(*inputs)
+
+    LIBRARY.impl(name, differentiable, "Autograd")
+    return op
+
+
+def _keep_nothing(ctx, inputs, output):
+    pass
 
 
 def _refuse_again(ctx, *cotangents):
@@ -112,11 +147,10 @@ def recurrent_backward_triton(
     )
 
 
-@torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
-def recurrent_op(
+def recurrent_forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, lam: Tensor, mu: Tensor, scale: float,
     initial_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool,
-    backend: str, schedule: str, crossing: str = "all",
+    backend: str, schedule: str, crossing: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -134,10 +168,8 @@ def recurrent_op(
     return o, last, states
 
 
-@recurrent_op.register_fake
-def _(
-    q, k, v, beta, lam, mu, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule,
-    crossing="all",
+def _recurrent_fake(
+    q, k, v, beta, lam, mu, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     states = (
@@ -150,11 +182,10 @@ def _(
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
-def recurrent_backward_op(
+def recurrent_backward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, lam: Tensor, mu: Tensor, scale: float, states: Tensor,
     d_o: Tensor, d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool,
-    backend: str, schedule: str, crossing: str = "all",
+    backend: str, schedule: str, crossing: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -170,10 +201,9 @@ def recurrent_backward_op(
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
-@recurrent_backward_op.register_fake
-def _(
+def _recurrent_backward_fake(
     q, k, v, beta, lam, mu, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
-    crossing="all",
+    crossing,
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, beta, lam, mu)]
@@ -202,8 +232,12 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
     return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
-recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
-recurrent_backward_op.register_autograd(_refuse_again)
+recurrent_op = register(
+    "recurrent", recurrent_forward, _recurrent_fake, _recurrent_keep, _recurrent_differentiate
+)
+recurrent_backward_op = register(
+    "recurrent_backward", recurrent_backward, _recurrent_backward_fake, _keep_nothing, _refuse_again
+)
 
 
 def state_shape(q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[int, ...]:

@@ -16,8 +16,8 @@ from .launch import launch
 GATES = ("g",)
 PARAMETERS = ()
 
-# The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
-SYMBOL = "ttrc::" + __name__.replace(".", "_")
+# The operators' names inside torch are the module's: a copy of this folder elsewhere never takes their place.
+LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -33,6 +33,41 @@ def uses_triton(backend: str, x: Tensor) -> bool:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1" and x.dtype != torch.bfloat16
         return x.dtype != torch.float64 and (x.is_cuda or interpreted)
     return backend == "triton"
+
+
+def register(name: str, run, fake, keep, differentiate):
+    """A torch operator: what runs, what tells shapes alone, and how it is differentiated, as of an autograd.Function.
+
+    Every call of what torch.library.custom_op makes of these takes several times as long on the host.
+    """
+    name = f"{SYMBOL}_{name}"
+    LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.impl(name, torch.compiler.disable(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ttrc::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.ttrc, name).default
+
+    def below(*inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = below(*inputs)
+            keep(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(differentiate)
+
+    def differentiable(*inputs):
+        return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below(*inputs)
+
+    LIBRARY.impl(name, differentiable, "Autograd")
+    return op
+
+
+def _keep_nothing(ctx, inputs, output):
+    pass
 
 
 def _refuse_again(ctx, *cotangents):
@@ -73,8 +108,7 @@ def backward_triton(q, k, v, g, scale, o, sums, normaliser, d_o, cu_seqlens, chu
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v.to(v.dtype), d_g.to(g.dtype)
 
 
-@torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
-def chunk_op(
+def chunk_forward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, cu_seqlens: Optional[Tensor], chunk: int,
     save: bool, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,8 +123,7 @@ def chunk_op(
     return reference.forward(q, k, v, (g,), scale, cu_seqlens), sums, normaliser
 
 
-@chunk_op.register_fake
-def _(q, k, v, g, scale, cu_seqlens, chunk, save, backend):
+def _chunk_fake(q, k, v, g, scale, cu_seqlens, chunk, save, backend):
     save = save and uses_triton(backend, q)
     sums = v.new_empty(*v.shape[:3], dtype=torch.float64) if save else v.new_empty(0, dtype=torch.float64)
     normaliser = (
@@ -99,8 +132,7 @@ def _(q, k, v, g, scale, cu_seqlens, chunk, save, backend):
     return torch.empty_like(v, memory_format=torch.contiguous_format), sums, normaliser
 
 
-@torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
-def chunk_backward_op(
+def chunk_backward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, scale: float, o: Tensor, sums: Tensor, normaliser: Tensor,
     d_o: Tensor, cu_seqlens: Optional[Tensor], chunk: int, backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,8 +142,7 @@ def chunk_backward_op(
     return tuple(reference.backward(q, k, v, (g,), scale, d_o, cu_seqlens))
 
 
-@chunk_backward_op.register_fake
-def _(q, k, v, g, scale, o, sums, normaliser, d_o, cu_seqlens, chunk, backend):
+def _chunk_backward_fake(q, k, v, g, scale, o, sums, normaliser, d_o, cu_seqlens, chunk, backend):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g))
 
 
@@ -129,8 +160,10 @@ def _differentiate(ctx, d_o, *_):
     return *grads, None, None, None, None, None
 
 
-chunk_op.register_autograd(_differentiate, setup_context=_keep)
-chunk_backward_op.register_autograd(_refuse_again)
+chunk_op = register("chunk", chunk_forward, _chunk_fake, _keep, _differentiate)
+chunk_backward_op = register(
+    "chunk_backward", chunk_backward, _chunk_backward_fake, _keep_nothing, _refuse_again
+)
 
 OPS = {"chunk": chunk_op}
 SCHEDULES = ()

@@ -18,8 +18,8 @@ from .layout import all_chunks, block, cut, lay_out, stretches
 GATES = ("slope",)
 PARAMETERS = ("slope",)
 
-# The custom ops' name inside torch is the module's: a copy of this folder elsewhere never takes their place.
-SYMBOL = "ttrc::" + __name__.replace(".", "_")
+# The operators' names inside torch are the module's: a copy of this folder elsewhere never takes their place.
+LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
 def per_key_head(x: Tensor, like: Tensor) -> Tensor:
@@ -35,6 +35,41 @@ def uses_triton(backend: str, x: Tensor) -> bool:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1" and x.dtype != torch.bfloat16
         return x.dtype != torch.float64 and (x.is_cuda or interpreted)
     return backend == "triton"
+
+
+def register(name: str, run, fake, keep, differentiate):
+    """A torch operator: what runs, what tells shapes alone, and how it is differentiated, as of an autograd.Function.
+
+    Every call of what torch.library.custom_op makes of these takes several times as long on the host.
+    """
+    name = f"{SYMBOL}_{name}"
+    LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+    LIBRARY.impl(name, torch.compiler.disable(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"ttrc::{name}", fake, lib=LIBRARY)
+    op = getattr(torch.ops.ttrc, name).default
+
+    def below(*inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*inputs)
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            output = below(*inputs)
+            keep(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(differentiate)
+
+    def differentiable(*inputs):
+        return Differentiable.apply(*inputs) if torch.is_grad_enabled() else below(*inputs)
+
+    LIBRARY.impl(name, differentiable, "Autograd")
+    return op
+
+
+def _keep_nothing(ctx, inputs, output):
+    pass
 
 
 def _refuse_again(ctx, *cotangents):
@@ -144,11 +179,10 @@ def chunk_backward_triton(
     return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_slope.sum((0, 1)).to(slope.dtype), d_initial
 
 
-@torch.library.custom_op(f"{SYMBOL}_chunk", mutates_args=())
-def chunk_op(
+def chunk_forward(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, scale: float, initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool, backend: str, schedule: str,
-    crossing: str = "all",
+    crossing: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -164,9 +198,8 @@ def chunk_op(
     return o, last, states
 
 
-@chunk_op.register_fake
-def _(
-    q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing="all"
+def _chunk_fake(
+    q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     triton = uses_triton(backend, q)
@@ -182,11 +215,10 @@ def _(
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op(f"{SYMBOL}_chunk_backward", mutates_args=())
-def chunk_backward_op(
+def chunk_backward(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, scale: float, states: Tensor, d_o: Tensor,
     d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool, backend: str,
-    schedule: str, crossing: str = "all",
+    schedule: str, crossing: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -202,10 +234,8 @@ def chunk_backward_op(
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
-@chunk_backward_op.register_fake
-def _(
-    q, k, v, slope, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
-    crossing="all",
+def _chunk_backward_fake(
+    q, k, v, slope, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule, crossing
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, slope)]
@@ -234,8 +264,10 @@ def _chunk_differentiate(ctx, d_o, d_final_state, *_):
     return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
-chunk_op.register_autograd(_chunk_differentiate, setup_context=_chunk_keep)
-chunk_backward_op.register_autograd(_refuse_again)
+chunk_op = register("chunk", chunk_forward, _chunk_fake, _chunk_keep, _chunk_differentiate)
+chunk_backward_op = register(
+    "chunk_backward", chunk_backward, _chunk_backward_fake, _keep_nothing, _refuse_again
+)
 
 
 def recurrent_forward_triton(q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save):
@@ -277,11 +309,10 @@ def recurrent_backward_triton(q, k, v, slope, scale, states, d_o, d_final_state,
     )
 
 
-@torch.library.custom_op(f"{SYMBOL}_recurrent", mutates_args=())
-def recurrent_op(
+def recurrent_forward(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, scale: float, initial_state: Optional[Tensor],
     cu_seqlens: Optional[Tensor], chunk: int, final: bool, save: bool, backend: str, schedule: str,
-    crossing: str = "all",
+    crossing: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state (empty unless `final`), and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
@@ -295,9 +326,8 @@ def recurrent_op(
     return o, last, states
 
 
-@recurrent_op.register_fake
-def _(
-    q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing="all"
+def _recurrent_fake(
+    q, k, v, slope, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing
 ):
     final_state = v.new_empty(*(state_shape(q, v, cu_seqlens) if final else (0,)), dtype=state_dtype(v))
     states = (
@@ -310,11 +340,10 @@ def _(
     return torch.empty_like(v, memory_format=torch.contiguous_format), final_state, states
 
 
-@torch.library.custom_op(f"{SYMBOL}_recurrent_backward", mutates_args=())
-def recurrent_backward_op(
+def recurrent_backward(
     q: Tensor, k: Tensor, v: Tensor, slope: Tensor, scale: float, states: Tensor, d_o: Tensor,
     d_final_state: Optional[Tensor], cu_seqlens: Optional[Tensor], chunk: int, initial: bool, backend: str,
-    schedule: str, crossing: str = "all",
+    schedule: str, crossing: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cotangents of q, k, v, the gates and the initial state (empty unless `initial`)."""
     if uses_triton(backend, q):
@@ -330,10 +359,8 @@ def recurrent_backward_op(
     return *grads, d_initial.to(state_dtype(v)) if initial else v.new_empty(0, dtype=state_dtype(v))
 
 
-@recurrent_backward_op.register_fake
-def _(
-    q, k, v, slope, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule,
-    crossing="all",
+def _recurrent_backward_fake(
+    q, k, v, slope, scale, states, d_o, d_final_state, cu_seqlens, chunk, initial, backend, schedule, crossing
 ):
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=state_dtype(v))
     plain = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, slope)]
@@ -362,8 +389,12 @@ def _recurrent_differentiate(ctx, d_o, d_final_state, *_):
     return *grads, None, d_initial, None, None, None, None, None, None, None
 
 
-recurrent_op.register_autograd(_recurrent_differentiate, setup_context=_recurrent_keep)
-recurrent_backward_op.register_autograd(_refuse_again)
+recurrent_op = register(
+    "recurrent", recurrent_forward, _recurrent_fake, _recurrent_keep, _recurrent_differentiate
+)
+recurrent_backward_op = register(
+    "recurrent_backward", recurrent_backward, _recurrent_backward_fake, _keep_nothing, _refuse_again
+)
 
 
 def state_shape(q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[int, ...]:

@@ -56,8 +56,11 @@ def _unread(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
     """Assignments of which some names are not read, each with what is left of it."""
     read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     read |= {n.target.id for n in ast.walk(function) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
+    fields = {x for node in ast.walk(function) if isinstance(node, ast.ClassDef) for x in node.body}
     for node in ast.walk(function):
         match node:
+            case _ if node in fields:  # read by others
+                pass
             case ast.Assign(targets=[ast.Name(name)]) | ast.AnnAssign(target=ast.Name(name)) if name not in read:
                 yield node, ""
             case ast.Assign(targets=[ast.Tuple(names)], value=ast.Tuple(values)) if _are_names(names):
