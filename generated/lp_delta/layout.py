@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -42,6 +43,7 @@ def all_chunks(v: Tensor, cu_seqlens: Optional[Tensor], chunk: int) -> int:
     return batch * -(-length // chunk) if cu_seqlens is None else length // chunk + cu_seqlens.numel() - 1
 
 
+@lru_cache(maxsize=None)
 def block(width: int) -> int:
     """The power of two that holds a head dimension; matrix products need 16 at least."""
     return max(16, 1 << (width - 1).bit_length())

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,12 @@ SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
     """Never a function of the length: new lengths run what is there."""
-    widest = max(block(q.shape[3]), block(v.shape[3]))
-    regime = "many" if sequences * v.shape[2] >= 128 else "few"
-    return kernel, min(w for w in CONFIGS[kernel] if w >= widest), str(q.dtype), regime
+    return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, sequences * v.shape[2] >= 128)
+
+
+@lru_cache(maxsize=None)
+def _slot(kernel: str, width: int, dtype: torch.dtype, many: bool) -> tuple[str, int, str, str]:
+    return kernel, min(w for w in CONFIGS[kernel] if w >= block(width)), str(dtype), "many" if many else "few"
 
 
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.

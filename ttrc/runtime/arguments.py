@@ -16,7 +16,7 @@ from torch.autograd.forward_ad import unpack_dual
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
 from ttrc.language.spec import Domain, Input, Parameter, Spec
-from ttrc.language.state import axis_widths, needs_initial_state, part_domain, same_channels, state_parts
+from ttrc.language.state import axis_widths, part_domain, same_channels, state_parts
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHUNK_SIZES = (16, 32, 64, 128)
@@ -30,8 +30,8 @@ _WITHIN = {
 }
 
 
-def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens) -> None:
-    """Raises ArgumentError for the first argument that is not as the contract says."""
+def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens, required: bool) -> None:
+    """Raises ArgumentError for the first argument that is not as the contract says; a state may be `required`."""
     check_names(spec, gates)
     for name, x in (("q", q), ("k", k), ("v", v), *gates.items()):
         _check_tensor(name, x)
@@ -61,7 +61,7 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens)
         raise _wrong("v", f"head dimension {d_v}", f"the {d_k} of q and k: {joined}")
     check_gates(spec, gates, B, T, HV, q.device, {"k": d_k, "v": d_v})
     sequences = B if cu_seqlens is None else _check_packing(cu_seqlens, B, T, q.device)
-    if initial_state is None and needs_initial_state(spec):
+    if initial_state is None and required:
         names = ", ".join(part.name for part in state_parts(spec))
         raise _wrong("initial_state", "None", f"{names}: this memory cannot start at zeros")
     if initial_state is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ttrc.ir.config import is_several_chunks
 from ttrc.language.spec import Gradient, Parameter, Spec
+from ttrc.language.state import needs_initial_state
 from ttrc.runtime.arguments import check_arguments, check_options, check_schedule
 from ttrc.sampling import default_value
 
@@ -25,6 +26,7 @@ class Operator:
     def __init__(self, spec: Spec, package: ModuleType):
         self.spec, self.package = spec, package
         self._call = getattr(package, spec.name)
+        self._required = needs_initial_state(spec)  # found by trying expressions: not at every call
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ class Operator:
         Raises ArgumentError, a ValueError that names the argument.
         """
         gates = self._with_defaults(gates, q, v)
-        check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens)
+        check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens, self._required)
         check_options(form, self.forms, chunk_size, self._segment, backend, scale, keep_bytes, q)
         check_schedule(schedule, self.schedules, form, cu_seqlens is not None)
         return self._call(
