@@ -481,7 +481,7 @@ def test_segments_that_are_joined_wrongly(build, old, new):
 
 
 def test_segments_that_are_cut_wrongly(build):
-    op = build(op=[("first * layout.chunks + step)", "first * layout.chunks + step * 0)")])
+    op = build(layout=[("first * layout.chunks + step)", "first * layout.chunks + step * 0)")])
     assert failures(op, "chunk kernels", JOINED)
 
 
@@ -718,7 +718,7 @@ def test_decays_by_key_channel_between_the_wrong_tokens(build, old, new):
 
 
 def test_a_table_of_the_wrong_pairs(build):
-    op = build("gla", op=[("(row[:8] ^ t) >> levels == 1", "(row[:8] ^ t) >> levels == 2")])
+    op = build("gla", launch=[("(row[:8] ^ t) >> levels == 1", "(row[:8] ^ t) >> levels == 2")])
     assert {"o", "d_q", "d_k"} <= named(failures(op, "chunk kernels", dataclasses.replace(CHUNKED, chunk_size=64)))
 
 
