@@ -191,6 +191,8 @@ EXPECTED = {
     "ttt_linear": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "ttt_mlp": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "titans": affine(lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 64, lambda x: -x["theta"] / 64 * x["v"], False),
+    "swiglu_memory": hebbian(lambda x: exp(x["g"] / 16), lambda x: -x["eta"] / 4 * x["v"]),
+    "own_activation": nonlinear(lambda x: torch.tensor(0.98), lambda x: x["beta"] / 16 * residual(x).clamp(-0.5, 0.5)),
     "memora": affine(lambda x: exp(x["g"] / 16), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
     "moneta": nonlinear(
         lambda x: exp(x["g"] / 16),
@@ -350,7 +352,7 @@ def test_the_gradient_is_autograds(loss):
 
 EVERY_FUNCTION = (
     "-sum(p * (tanh(v) * sigmoid(v) + huber(v, 1) * exp(-abs(v)) + log(1 + square(v)) * sign(v) + sqrt(1 + v**2)"
-    " + min(v, 1) * softplus(v) + max(v, 0.5) * log_cosh(v) + where(v > 0.2, v, 2 * v) + v**5 / 50"
+    " + gelu(v) + min(v, 1) * softplus(v) + max(v, 0.5) * log_cosh(v) + where(v > 0.2, v, 2 * v) + v**5 / 50"
     " + (1 + v**2)**1.5 / 9 + (1 + v**2)**-3))"
 )
 

@@ -46,6 +46,7 @@ CASES = {
     "tanh": ("tanh(x)", torch.tanh, BOTH),
     "sigmoid": ("sigmoid(x)", torch.sigmoid, BOTH),
     "softplus": ("softplus(x)", torch.nn.functional.softplus, BOTH),
+    "gelu": ("gelu(x)", lambda v: v * torch.sigmoid((8 / torch.pi) ** 0.5 * (v + 0.044715 * v**3)), BOTH),
     "abs": ("abs(x)", torch.abs, BOTH),
     "sign": ("x * sign(x)", torch.abs, BOTH),
     "huber": ("huber(x, 1)", lambda v: torch.nn.functional.huber_loss(v, 0 * v, reduction="none"), BOTH),
@@ -64,7 +65,7 @@ CASES = {
 
 
 # Slopes that are made of the function's own value, 1 - tanh(v)**2, are differences where that is near 1.
-SATURATED = ("tanh", "sigmoid")
+SATURATED = ("tanh", "sigmoid", "gelu")
 
 
 def grid(low: float, high: float) -> torch.Tensor:

@@ -33,6 +33,7 @@ from ttrc.language.spec import (
     Gradient,
     KernelMemory,
     LinearMemory,
+    Located,
     LqNorm,
     MLPMemory,
     Per,
@@ -133,7 +134,7 @@ MEMORY, UPDATE = 'kind = "linear"', 'rule = "gradient"\nat = "retained"'
         ('kind = "vector"', VectorMemory()),
         (
             'kind = "mlp"\nlayers = 2\nexpansion = 4\nactivation = "gelu"\nresidual = true\nnorm = false',
-            MLPMemory(2, 4, "gelu", True, False),
+            MLPMemory(2, 4, Located(parse("gelu(x)"), "gelu", "memory.activation", 13), True, False),
         ),
     ],
 )

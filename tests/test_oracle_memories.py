@@ -552,19 +552,27 @@ def test_a_deep_memory_with_frozen_gradients(segment):
     check(spec, by_segment(segment, anchored_deep), scale=1.0, dk=3, dv=3, T=6)
 
 
+GATED = "\ngated = true"
 ACTIVATIONS = {
     "gelu": lambda x: x / 2 * (1 + ((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)).tanh()),
     "silu": lambda x: x / (1 + (-x).exp()),
     "relu": lambda x: torch.where(x > 0, x, 0),
     "tanh": torch.tanh,
+    "max(x, 0) ** 2 + 0.1 * exp(-x)": lambda x: torch.where(x > 0, x * x, 0) + 0.1 / x.exp(),
 }
 
 
 def network(spec: Spec, W: list[Tensor], x: Tensor, gates: dict[str, Tensor]) -> Tensor:
     """f(x), [dk] -> [dv]."""
-    memory, z = spec.memory, x @ W[0]
-    for weights in W[1:]:
-        z = ACTIVATIONS[memory.activation](z) @ weights
+    memory, z, last = spec.memory, x, W[-1]
+    act = ACTIVATIONS[memory.activation.text]
+    if memory.gated:
+        for i in range(0, len(W) - 1, 2):
+            z = act(z @ W[i]) * (z @ W[i + 1])
+    else:
+        for weights in W[:-1]:
+            z = act(z @ weights)
+    z = z @ last
     if memory.norm:
         z = functional.layer_norm(z, z.shape, gates["norm_weight"], gates["norm_bias"], eps=1e-6)
     return x + z if memory.residual else z
@@ -574,8 +582,8 @@ def deep_by_token(spec: Spec, error, *, decayed_read=False, segment=None, link=l
     """error(p - v), the sum of it is the loss; momentum m where x has it; inner gradients by torch."""
 
     def rule(x, state):
-        layers, outputs = spec.memory.layers, []
-        A, M = list(state[:layers]), list(state[layers:]) or [0.0] * layers
+        count, outputs = len(state) // (2 if "m" in x else 1), []
+        A, M = list(state[:count]), list(state[count:]) or [0.0] * count
         for t, (q, k, v, g, beta) in enumerate(zip(x["q"], x["k"], x["v"], x["g"], x["beta"])):
             if segment and t % segment == 0:
                 start = W = [link(a, x) for a in A]
@@ -609,6 +617,11 @@ DEEP = {
     "links at segments": (deep(2), frozen(3), "lq_norm", {"segment": 3}),
     "links and momentum": (deep(2), with_momentum(frozen(3)), "softmax over keys", {"segment": 3}),
     "links by token": (deep(2), RETAINED, "softmax over values", {"decayed_read": True}),
+    "an activation of its own": (deep(3, "max(x, 0) ** 2 + 0.1 * exp(-x)"), frozen(3), None, {"segment": 3}),
+    "gated": (deep(2, "silu") + GATED, frozen(3), None, {"segment": 3}),
+    "two gated layers": (deep(3, "gelu", norm=False) + GATED, with_momentum(frozen(3)), None, {"segment": 3}),
+    "gated, by token": (deep(2, "silu", norm=False) + GATED, RETAINED, None, {"decayed_read": True}),
+    "gated, with links": (deep(2, "relu") + GATED, frozen(3), "softmax over keys", {"segment": 3}),
 }
 
 

@@ -126,7 +126,8 @@ class Recurrence:
     With a normaliser, errors are free of p, and Z (MZ) moves as S (M) does, each value being 1: of a matrix [k].
 
     With a `network`, S is each of its weight matrices: p_t = f(k_t) at those weights, k_t what comes into a layer and
-    e_t the cotangent of what goes out of it, of which the loss' is e(p).
+    e_t the cotangent of what goes out of it, of which the loss' is e(p). `activation` is an expression of x, an entry
+    of what goes out of a layer, and of gates.
 
     Expressions are per element, over p, k, v and the gates; `reductions` define the sums that they mention.
     `log_decay` is None where the decay is 1; `decay` is not provably positive where `log_decay` is missing
@@ -148,6 +149,7 @@ class Recurrence:
     mirror: Expr | None = None  # over S_prev and own
     write: Expr = ONE
     network: MLPMemory | None = None
+    activation: Expr | None = None
     state: tuple[str, ...] = MATRIX
     ridge: Expr | None = None
     features: tuple[Feature, ...] = ()

@@ -17,10 +17,22 @@ _RULES = {
 
 def check_choices(document: Document, memory: Memory) -> None:
     """Raise one SpecError where two of them do not."""
+    _check_layers(document, memory)
     _check_rule(document, memory)
     _check_link(document, memory)
     _check_channels(document, memory)
     _check_decay(document)
+
+
+def _check_layers(document: Document, memory: Memory) -> None:
+    if isinstance(memory, MLPMemory) and memory.gated and memory.layers == 1:
+        raise SpecError(
+            "gated = true makes no sense for layers = 1",
+            line=document.line("memory", "gated"),
+            key="memory.gated",
+            expected="layers = 2 or more, or gated = false",
+            hint="what is gated are hidden layers, which are between the first and the last",
+        )
 
 
 def _check_rule(document: Document, memory: Memory) -> None:

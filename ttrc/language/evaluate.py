@@ -10,6 +10,10 @@ from ttrc.errors import SpecError
 from ttrc.language.syntax import Binary, Call, Expr, Name, Negate, Number, walk
 
 
+def _gelu(x: float) -> float:
+    return x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
 def _huber(x: float, delta: float) -> float:
     delta = max(delta, 0.0)
     return x * x / 2 if abs(x) <= delta else delta * (abs(x) - delta / 2)
@@ -39,6 +43,7 @@ _FUNCTIONS = {
     "sigmoid": lambda x: (1 + math.tanh(x / 2)) / 2,
     "softplus": lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))),
     "log_cosh": lambda x: abs(x) + math.log1p(math.exp(-2 * abs(x))) - math.log(2),
+    "gelu": _gelu,
     "huber": _huber,
     "min": min,
     "max": max,

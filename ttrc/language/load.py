@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from ttrc.errors import SpecError, placing
+from ttrc.language.architecture import read_activation, read_similarity
 from ttrc.language.associations import check_associations, read_losses
 from ttrc.language.choices import check_choices
 from ttrc.language.complaints import check_schema
@@ -20,7 +21,6 @@ from ttrc.language.sections import (
     READ,
     RETENTION,
     RIDGE,
-    SIMILARITY,
     THRESHOLD,
     check_default,
 )
@@ -168,21 +168,16 @@ def _memory(document: Document) -> Memory:
             return VectorMemory()
         case {"kind": "kernel", "degree": degree}:
             window = int(table["window"]) if "window" in table else None
-            return KernelMemory(int(degree), _similarity(document), window)
+            return KernelMemory(int(degree), read_similarity(document), window)
         case {"kind": "mlp"}:
             return MLPMemory(
-                int(table["layers"]), int(table["expansion"]), table["activation"], table["residual"], table["norm"]
+                layers=int(table["layers"]),
+                expansion=int(table["expansion"]),
+                activation=read_activation(document),
+                residual=table["residual"],
+                norm=table["norm"],
+                gated=table.get("gated", False),
             )
-
-
-def _similarity(document: Document) -> Located:
-    """Of two tokens: a gate of one token has no part in it."""
-    gates = document.data.get("inputs", {}) | document.data.get("parameters", {})
-    axes = {name: frozenset(_per(gate).axes) for name, gate in gates.items()}
-    domains = {name: Domain(gate["domain"]) for name, gate in gates.items()}
-    similarity = Expressions(document, LinearMemory(), axes, domains).read(SIMILARITY, "memory", "similarity")
-    check_constant(similarity, document.data.get("inputs", {}), "a similarity is of two of them")
-    return similarity
 
 
 def _retention(document: Document, expressions: Expressions, inputs: tuple[Input, ...]) -> Retention:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from ttrc.language.activations import ACTIVATIONS
 from ttrc.language.domains import INTERVALS
 from ttrc.language.reserved import RESERVED
 from ttrc.language.spec import At, Per, Slice
@@ -229,10 +230,14 @@ MEMORIES = {
             "kind": {},
             "layers": _integer(1, 8, "how many weight matrices"),
             "expansion": _integer(1, 16, "width of the hidden layers, in widths of the input"),
-            "activation": {"enum": ["gelu", "silu", "relu", "tanh"], "description": "between the layers"},
+            "activation": _expression(
+                f"what is between the layers: {', '.join(ACTIVATIONS)}, or an expression of x, such as max(x, 0) ** 2"
+            ),
             "residual": _boolean("whether the memory's input is added to its output"),
             "norm": _boolean("whether the output is layer-normalised"),
+            "gated": _boolean("whether each hidden layer is act(x A) * (x B), of two weight matrices; false if absent"),
         },
+        required=["kind", "layers", "expansion", "activation", "residual", "norm"],
     ),
     "kernel": _table(
         '[memory] with kind = "kernel"',

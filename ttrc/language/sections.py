@@ -56,6 +56,9 @@ DECAY = Section("retention.decay", (), True, by_channel=True)
 SIMILARITY = Section(
     "memory.similarity", ("q", "k"), True, "k", "all keys would be as near: q is the query, times the scale, k a key"
 )
+ACTIVATION = Section(
+    "memory.activation", ("x",), True, "x", "nothing would go through the layer: x is what its weights make"
+)
 FEATURES = {
     "q": Section("features.q", ("q", "k"), True, "q", "queries would not be read", "q", counts=True),
     "k": Section(
@@ -82,7 +85,7 @@ READ = Section(
 DEFAULT = Section("default", ("head", "heads"), False)
 
 SECTIONS = (
-    *(LOSS, WEIGHT, KEY, WRITE, RETENTION, RIDGE, DECAY, SIMILARITY),
+    *(LOSS, WEIGHT, KEY, WRITE, RETENTION, RIDGE, DECAY, SIMILARITY, ACTIVATION),
     *(*FEATURES.values(), THRESHOLD, MOMENTUM, READ, DEFAULT),
 )
 
@@ -101,7 +104,7 @@ def word_axes(memory: Memory) -> dict[str, Axes]:
         tokens[NORMALISER] = value if isinstance(memory, VectorMemory) else SCALAR
     if isinstance(memory, KernelMemory) and memory.degree:
         matrices["W"] = key | value
-    return tokens | matrices | {"head": SCALAR, "heads": SCALAR}
+    return tokens | matrices | {"x": SCALAR, "head": SCALAR, "heads": SCALAR}  # x: each hidden channel alone
 
 
 def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[str, Axes]) -> Expr:

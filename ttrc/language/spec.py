@@ -97,15 +97,24 @@ class MLPMemory:
     """p = f(k), f(x) = [x +] [LayerNorm](act(... act(x W1) ...) WL), hidden layers of width h = expansion * d_k.
 
     W1 is d_k x h, those between h x h, WL h x d_v; a single one is d_k x d_v. A residual needs d_k = d_v.
-    The norm is over value channels, eps 1e-6, with parameters norm_weight and norm_bias, one number a value channel:
-    they come with `norm` and are not declared.
+    Where hidden layers are gated each takes two matrices in turn, act(x W1) * (x W2), the next one W3 and W4. An
+    activation is an expression of x and of parameters. The norm is over value channels, eps 1e-6, with parameters
+    norm_weight and norm_bias, one number a value channel: they come with `norm` and are not declared.
     """
 
     layers: int
     expansion: int
-    activation: str
+    activation: Located
     residual: bool
     norm: bool
+    gated: bool = False
+
+    @property
+    def axes(self) -> tuple[tuple[str, str], ...]:
+        """Of each weight matrix."""
+        every = ("k", *(f"h{i}" for i in range(1, self.layers)), "v")
+        *into_hidden, last = zip(every, every[1:])
+        return (*(axes for axes in into_hidden for _ in range(1 + self.gated)), last)
 
 
 @dataclass(frozen=True)
@@ -297,6 +306,7 @@ class Spec:
             *vars(self.features).values(),
             self.update.momentum if isinstance(self.update, Gradient) else None,
             self.memory.similarity if isinstance(self.memory, KernelMemory) else None,
+            self.memory.activation if isinstance(self.memory, MLPMemory) and self.memory.layers > 1 else None,
             self.retention.link.threshold if isinstance(self.retention.link, SoftThreshold) else None,
         ]
         return (*(loss.expr for loss in self.losses), self.retention.expr, *filter(None, optional))

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Optional
 
 from ttrc.errors import SpecError
+from ttrc.language.activations import ACTIVATIONS
 from ttrc.language.evaluate import evaluate
 from ttrc.language.sections import NORMALISER
 from ttrc.language.spec import ClosedForm, Domain, Gradient, LinearMemory, Memory, MLPMemory, Spec, VectorMemory
@@ -29,7 +30,7 @@ class Part:
 
 
 def state_parts(spec: Spec) -> tuple[Part, ...]:
-    """S, or W1, ..., WL of a deep memory; with momentum then as many last steps, M or M1, ..., ML.
+    """S, or W1, W2, ... of a deep memory; with momentum then as many last steps, M or M1, M2, ...
 
     With a normaliser then Z, and MZ: what these would be, had every value been 1, free of the value channels.
 
@@ -91,12 +92,19 @@ def initial_names(spec: Spec) -> tuple[str, ...]:
 
 
 def formula(memory: MLPMemory) -> str:
-    """f(x) of a deep memory, as one reads it."""
-    text = "x W1"
-    for number in range(2, memory.layers + 1):
-        text = f"{memory.activation}({text}) W{number}"
-    text = f"LN({text})" if memory.norm else text
-    return f"x + {text}" if memory.residual else text
+    """f(x) of a deep memory, as one reads it; what it is made of, where that has a name, behind it."""
+    act = memory.activation.text if memory.activation.text in ACTIVATIONS else "act"
+    came, made, last = "x", [], len(memory.axes)
+    for layer in range(1, memory.layers):
+        if memory.gated:
+            made.append(f"h{layer} = {act}({came} W{2 * layer - 1}) * ({came} W{2 * layer})")
+            came = f"h{layer}"
+        else:
+            came = f"{act}({came} W{layer})"
+    text = f"LN({came} W{last})" if memory.norm else f"{came} W{last}"
+    text = f"x + {text}" if memory.residual else text
+    named = [f"act(x) = {memory.activation.text}"] if act == "act" and memory.layers > 1 else []
+    return ", ".join((text, *made, *named))
 
 
 def layer_norm(memory: Memory | None) -> tuple[str, ...]:
@@ -115,9 +123,8 @@ def _weights(memory: Memory) -> tuple[Part, ...]:
             return (Part("S", ("k", "v")),)
         case VectorMemory():
             return (Part("S", ("v",)),)
-        case MLPMemory(layers):
-            axes = ("k", *(f"h{i}" for i in range(1, layers)), "v")
-            return tuple(Part(f"W{i}", pair) for i, pair in enumerate(zip(axes, axes[1:]), start=1))
+        case MLPMemory():
+            return tuple(Part(f"W{i}", axes) for i, axes in enumerate(memory.axes, start=1))
         case _:  # a kernel memory keeps tokens
             return ()
 

@@ -151,7 +151,7 @@ def _sequence(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> t
 
 def _answers(spec: Spec, tokens: Scope, constants: Scope, state: Matrices) -> tuple[Tensor, Matrices]:
     """What the memory answers to each query, [N, T, HV, 1, dv], and the last state."""
-    weights = spec.memory.layers if isinstance(spec.memory, MLPMemory) else 1
+    weights = len(spec.memory.axes) if isinstance(spec.memory, MLPMemory) else 1
     weights = len(state) if isinstance(spec.update, ClosedForm) else weights
     segment = spec.update.segment if isinstance(spec.update, Gradient) else None
     memory = enter(spec, constants, state[:weights], state[weights:])

@@ -74,6 +74,7 @@ FUNCTIONS = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "softplus": _softplus,
+    "gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "log_cosh": lambda x: _softplus(2 * x) - x - math.log(2),
     "square": lambda x: x * x,
     "min": torch.minimum,

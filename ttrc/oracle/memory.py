@@ -8,7 +8,6 @@ from typing import Optional
 import torch
 from torch import Tensor
 from torch.func import grad
-from torch.nn import functional
 
 from ttrc.errors import CheckFailed
 from ttrc.language.spec import (
@@ -155,19 +154,13 @@ def _has_kinks(tree: Expr) -> bool:
 # Predictions
 
 
-ACTIVATIONS = {
-    "gelu": lambda x: functional.gelu(x, approximate="tanh"),
-    "silu": functional.silu,
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-}
 NORM_EPS = 1e-6
 
 
 def predict(memory: Architecture, W: Matrices, key: Tensor, scope: Scope) -> Tensor:
     """f(key), [N, HV, dk, 1] -> [N, HV, 1, dv]; of a vector memory a row already.
 
-    scope: norm_weight and norm_bias where the memory has a norm.
+    scope: the parameters, norm_weight and norm_bias among them where the memory has a norm.
     """
     match memory:
         case LinearMemory():
@@ -176,8 +169,12 @@ def predict(memory: Architecture, W: Matrices, key: Tensor, scope: Scope) -> Ten
             return W[0] * key
         case MLPMemory():
             x = row = key.mT
-            for number, weights in enumerate(W):
-                x = (x if number == 0 else ACTIVATIONS[memory.activation](x)) @ weights
+            *inner, last = W
+            each = iter(inner)
+            for weights in each:
+                made = evaluate(memory.activation.tree, scope | {"x": x @ weights})
+                x = made * (x @ next(each)) if memory.gated else made
+            x = x @ last
             if memory.norm:
                 centred = x - x.mean(-1, keepdim=True)
                 spread = (centred.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()

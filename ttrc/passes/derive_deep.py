@@ -16,7 +16,7 @@ from ttrc.passes.derive_error import derive_sum
 from ttrc.passes.derive_features import derive_features
 from ttrc.passes.derive_link import derive_link
 from ttrc.passes.derive_moves import Terms, derive_factor, derive_moves
-from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters, layer_axes
+from ttrc.passes.derive_network import Layer, derive_layers, derive_network, fixed_parameters
 from ttrc.passes.derive_readout import derive_readout
 from ttrc.symbolic import ONE, Expr, choose
 
@@ -34,7 +34,8 @@ def deep_chunk(recurrence: Recurrence) -> Program:
     out = [tuple((read.get(own, own), factor) for own, factor in move.out) for move in moves]
     passed = derive_network(
         build,
-        recurrence.network,
+        recurrence,
+        tiles,
         queries,
         lambda i, x: _read(build, i, x, layers[i], out[i], moves[i].out_mask),
         "read-out",
@@ -138,7 +139,8 @@ def deep_token(recurrence: Recurrence) -> Program:
         private += [Carry(W.name, W, new, reverse=False, private=True) for W, new in zip(moving, read)]
     passed = derive_network(
         build,
-        recurrence.network,
+        recurrence,
+        tiles,
         queries,
         lambda i, x: _product(build, f"layer{i + 1}_read", x, read[i], "read-out"),
         "read-out",
@@ -160,9 +162,9 @@ def _inputs(recurrence: Recurrence, token: tuple[str, ...]) -> tuple[Tile, ...]:
 
 
 def _start(recurrence: Recurrence, inputs: tuple[Tile, ...]) -> tuple[Builder, dict[str, Tile], list[Tile], list[Tile]]:
-    """The builder, what names stand for, the weights of each layer, and with a momentum their last steps."""
+    """The builder, what names stand for, each matrix of weights, and with a momentum their last steps."""
     build = Builder((*inputs, *fixed_parameters(recurrence.network)))
-    axes = layer_axes(recurrence.network)
+    axes = recurrence.network.axes
     weights = [build.tile(f"W{i}", pair) for i, pair in enumerate(axes, start=1)]
     steps = [build.tile(f"M{i}", pair) for i, pair in enumerate(axes, start=1)]
     tiles = {t.name: t for t in inputs}

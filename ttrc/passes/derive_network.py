@@ -1,8 +1,9 @@
 """A deep memory as tile statements, the same in a chunk (axis t) and of one token: f, and its gradient by layers.
 
-f(x) = [x +] [LayerNorm](act(... act(x W1) ...) WL). What a layer writes is the outer product of what came into it and
-the cotangent of what went out of it; the latter is the adjoint of the statements below, by the rules that
-differentiate every program. Each layer is then a linear memory with keys and errors of its own.
+f(x) = [x +] [LayerNorm](act(... act(x W1) ...) WL); where hidden layers are gated each is act(x W1) * (x W2), of two
+layers of weights that the same comes into. What a layer writes is the outer product of what came into it and the
+cotangent of what went out of it; the latter is the adjoint of the statements below, by the rules that differentiate
+every program. Each layer is then a linear memory with keys and errors of its own.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 
 from ttrc import symbolic
 from ttrc.ir.recurrence import Affine, Hebbian, Recurrence
-from ttrc.ir.tile import Relation, Tile
-from ttrc.language.spec import MLPMemory
+from ttrc.ir.tile import INSIDE, Relation, Tile
+from ttrc.language.spec import MLPMemory, Spec
 from ttrc.language.state import layer_norm
 from ttrc.passes.builder import CHANNELS, Builder, sym
 from ttrc.passes.derive_error import derive_error
 from ttrc.passes.differentiate_tile import pull_back
-from ttrc.symbolic import ONE
+from ttrc.passes.have_values import have_values
+from ttrc.passes.refuse import refuse
+from ttrc.symbolic import ONE, Expr, Scope
 
 NORM_EPS = "0.000001"
 Apply = Callable[[int, Tile], Tile]  # a layer's number from 0, and what comes into it -> what goes out of it
@@ -26,7 +29,7 @@ Apply = Callable[[int, Tile], Tile]  # a layer's number from 0, and what comes i
 
 @dataclass(frozen=True)
 class Passed:
-    """What f makes of x on the way: `came` into and `went` out of each layer, before the next one's activation."""
+    """What f makes of x on the way: `came` into and `went` out of each layer of weights, before an activation."""
 
     came: tuple[Tile, ...]
     went: tuple[Tile, ...]
@@ -41,10 +44,24 @@ class Layer:
     u: Tile
 
 
-def layer_axes(network: MLPMemory) -> tuple[tuple[str, str], ...]:
-    """The axes of each weight matrix."""
-    axes = ("k", *(f"h{i}" for i in range(1, network.layers)), "v")
-    return tuple(zip(axes, axes[1:]))
+def read_activation(spec: Spec) -> Expr:
+    """As an expression of x and of gates. Padded hidden channels are 0, and it is differentiated twice."""
+    gates, where = (*spec.inputs, *spec.parameters), spec.memory.activation
+    symbols = {g.name: symbolic.symbol(g.name, g.domain) for g in gates} | {"x": symbolic.symbol("x")}
+    x, scope = symbols["x"], Scope(symbols, dict.fromkeys(symbols.values(), ()))
+    expr = symbolic.finite_at_zero(symbolic.convert(where.tree, scope), scope, (x,))
+    slope = symbolic.derivative(expr, x)
+    if slope == symbolic.ZERO:
+        message = "the slope of this activation is 0 everywhere, so that no layer in front of it would learn"
+        raise refuse(spec, where, message, expected="one that rises or falls with x, such as x * sigmoid(x)")
+    if not have_values((expr, slope, symbolic.derivative(slope, x)), gates, {"x": 0.0}):
+        raise refuse(
+            spec,
+            where,
+            "this activation has no finite value and two derivatives at x = 0, where padding is",
+            expected="one that is smooth there, such as max(x, 0) ** 2 or sqrt(square(x) + 0.01)",
+        )
+    return expr
 
 
 def fixed_parameters(network: MLPMemory) -> tuple[Tile, ...]:
@@ -52,13 +69,27 @@ def fixed_parameters(network: MLPMemory) -> tuple[Tile, ...]:
     return tuple(Tile(name, ("v",)) for name in layer_norm(network))
 
 
-def derive_network(build: Builder, network: MLPMemory, x: Tile, apply: Apply, origin: str) -> Passed:
-    """f(x) for x [t, k] or, of one token, [k]."""
-    came, went = [x], [apply(0, x)]
-    for number in range(1, network.layers):
-        came.append(_activation(build, network.activation, went[-1], origin))
-        went.append(apply(number, came[-1]))
-    result = _normed(build, went[-1], fixed_parameters(network), origin) if network.norm else went[-1]
+def derive_network(
+    build: Builder, recurrence: Recurrence, tiles: dict[str, Tile], x: Tile, apply: Apply, origin: str
+) -> Passed:
+    """f(x) for x [t, k] or, of one token, [k]; `tiles` are what names in the activation stand for."""
+    network, came, went = recurrence.network, [], []
+
+    def through(y: Tile) -> Tile:
+        """What goes out of the next layer of weights where y comes into it."""
+        came.append(y)
+        went.append(apply(len(went), y))
+        return went[-1]
+
+    y = x
+    for _ in range(1, network.layers):
+        hidden = _activated(build, recurrence.activation, tiles, through(y), origin)
+        if network.gated:
+            beside = through(y)
+            hidden = build.make("hidden", sym(hidden) * sym(beside), hidden, beside, origin=origin)
+        y = hidden
+    result = through(y)
+    result = _normed(build, result, fixed_parameters(network), origin) if network.norm else result
     if network.residual:
         across = build.relabel(x, origin, CHANNELS)
         result = build.make("predicted", sym(across) + sym(result), across, result, origin=origin)
@@ -70,7 +101,7 @@ def derive_layers(
 ) -> tuple[Layer, ...]:
     """What a token writes to each layer; `tiles` are what names in the loss stand for, `apply` takes its weights."""
     start = len(build.statements)
-    passed = derive_network(build, recurrence.network, x, apply, "prediction")
+    passed = derive_network(build, recurrence, tiles, x, apply, "prediction")
     statements, p = tuple(build.statements[start:]), passed.result
     match recurrence.error:
         case Hebbian(offset):
@@ -83,20 +114,23 @@ def derive_layers(
     return tuple(map(Layer, passed.came, pull_back(build, statements, p, u, passed.went, "update")))
 
 
-def _activation(build: Builder, name: str, z: Tile, origin: str) -> Tile:
-    x = sym(z)
-    match name:
-        case "gelu":  # its tanh approximation, for (1 + tanh(y)) / 2 = sigmoid(2 y)
-            gate = build.make("gate", symbolic.gelu_gate(x), z, origin=origin)
-            return build.make("hidden", x * sym(gate), z, gate, origin=origin)
-        case "silu":
-            gate = build.make("gate", symbolic.sigmoid(x), z, origin=origin)
-            return build.make("hidden", x * sym(gate), z, gate, origin=origin)
-        case "relu":
-            return build.make("hidden", symbolic.larger(x, symbolic.ZERO), z, origin=origin)
-        case "tanh":
-            return build.make("hidden", symbolic.tanh(x), z, origin=origin)
-    raise AssertionError(name)
+def _activated(build: Builder, activation: Expr, tiles: dict[str, Tile], z: Tile, origin: str) -> Tile:
+    """The activation of z [.., h]. Functions among its factors, as a gate of z is, are made apart: what they are is
+    part of what their derivatives are.
+
+    Of padding it need not be 0, neither of channels nor of tokens past the end of a sequence: that is masked, for what
+    came into a layer is what is written under.
+    """
+    known = tiles | {"x": z}
+    expr = activation
+    for part in symbolic.function_factors(activation):
+        gate = build.elementwise("gate", part, known, origin)
+        expr, known = symbolic.in_terms_of(expr, part, sym(gate)), known | {gate.name: gate}
+    hidden = build.elementwise("hidden", expr, known, origin)
+    if symbolic.is_zero_at(activation, ("x",)):
+        return hidden
+    hidden = build.mask("hidden_inside", hidden, INSIDE[z.axes[-1]], 0.0, origin)
+    return build.mask("hidden_valid", hidden, Relation.VALID, 0.0, origin) if "t" in z.axes else hidden
 
 
 def _normed(build: Builder, z: Tile, parameters: tuple[Tile, Tile], origin: str) -> Tile:

@@ -31,6 +31,7 @@ from ttrc.passes.derive_association import (
 )
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
 from ttrc.passes.derive_features import read_features
+from ttrc.passes.derive_network import read_activation
 from ttrc.passes.derive_readout import read_readout
 from ttrc.passes.read_link import read_link
 from ttrc.passes.refuse import refuse
@@ -97,6 +98,7 @@ def _derived(spec: Spec) -> Recurrence:
         mirror=mirror,
         write=write,
         network=network,
+        activation=None if network is None or network.layers == 1 else read_activation(spec),
         state=axes[symbols["S"]],
         features=read_features(spec),
         readout=read_readout(spec),

@@ -15,6 +15,7 @@ from ttrc.symbolic.algebra import (
     exponential,
     factored,
     finite_at_zero,
+    function_factors,
     group_arguments,
     group_factors,
     in_terms_of,
@@ -33,7 +34,7 @@ from ttrc.symbolic.algebra import (
 )
 from ttrc.symbolic.code import Dialect, longest_chain, render, special_count
 from ttrc.symbolic.equations import clipped, clipped_at, of_norm, positive_part, square_of, square_root, substituted
-from ttrc.symbolic.functions import choose, coarse, gelu_gate, larger, sigmoid, tanh
+from ttrc.symbolic.functions import choose, coarse
 from ttrc.symbolic.inverse import invert
 from ttrc.symbolic.links import Link
 from ttrc.symbolic.numeric import value
@@ -63,14 +64,13 @@ __all__ = [
     "exponential",
     "factored",
     "finite_at_zero",
-    "gelu_gate",
+    "function_factors",
     "group_arguments",
     "group_factors",
     "in_terms_of",
     "invert",
     "is_positive",
     "is_zero_at",
-    "larger",
     "log_of",
     "longest_chain",
     "mathml",
@@ -82,7 +82,6 @@ __all__ = [
     "renamed",
     "render",
     "separated",
-    "sigmoid",
     "size",
     "special_count",
     "spelled_out",
@@ -90,7 +89,6 @@ __all__ = [
     "square_root",
     "substituted",
     "symbol",
-    "tanh",
     "tidy",
     "value",
     "without_terms",

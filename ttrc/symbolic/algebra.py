@@ -296,6 +296,12 @@ def group_arguments(expr: Expr, belongs, replace) -> Expr:
     return expr.func(*args)
 
 
+def function_factors(expr: Expr) -> tuple[Expr, ...]:
+    """The functions among the factors of a product of several."""
+    factors = sympy.Mul.make_args(expr)
+    return tuple(f for f in factors if f.is_Function) if len(factors) > 1 else ()
+
+
 def separated(expr: Expr, belongs) -> tuple[Expr, Expr]:
     """(inside, outside): the product of the factors that belong, and that of the rest."""
     factors = sympy.Mul.make_args(sympy.factor(expr) if is_short(expr) else factored(expr))

@@ -158,10 +158,6 @@ class huber(_Whole):
         return choose(magnitude(x), d, ZERO, magnitude(x) - d)
 
 
-def tanh(x: sympy.Expr) -> sympy.Expr:
-    return sympy.tanh(x)
-
-
-def gelu_gate(x: sympy.Expr) -> sympy.Expr:
-    """GELU(x) / x by its tanh approximation, (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (x + 0.044715 x^3)."""
-    return sigmoid(2 * sympy.sqrt(2 / sympy.pi) * (x + sympy.Rational(44715, 1000000) * x**3))
+def gelu(x: sympy.Expr) -> sympy.Expr:
+    """By its tanh approximation, x (1 + tanh(y)) / 2 with y = sqrt(2 / pi) (x + 0.044715 x^3): of 2 y a sigmoid."""
+    return x * sigmoid(2 * sympy.sqrt(2 / sympy.pi) * (x + sympy.Rational(44715, 1000000) * x**3))

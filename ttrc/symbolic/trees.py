@@ -7,7 +7,18 @@ import sympy
 from ttrc.language.syntax import Binary, Call, Name, Negate, Number
 from ttrc.language.syntax import Expr as Tree
 from ttrc.symbolic.algebra import Expr, Scope, number
-from ttrc.symbolic.functions import choose, huber, larger, log_cosh, magnitude, sigmoid, smaller, softplus, step_sign
+from ttrc.symbolic.functions import (
+    choose,
+    gelu,
+    huber,
+    larger,
+    log_cosh,
+    magnitude,
+    sigmoid,
+    smaller,
+    softplus,
+    step_sign,
+)
 
 
 def convert(tree: Tree, scope: Scope) -> Expr:
@@ -69,6 +80,7 @@ _ELEMENTWISE = {
     "tanh": sympy.tanh,
     "sigmoid": sigmoid,
     "softplus": softplus,
+    "gelu": gelu,
     "log_cosh": log_cosh,
     "square": lambda x: x**2,
     "min": smaller,
