@@ -104,14 +104,14 @@ def of_default(id: str, expr: str, *says: str, points: Optional[str] = None) -> 
     return Row(id, swap(WEIGHT, '"beta * a"') + table, says, "parameters.a.default", 26, points)
 
 
-def of_update(id: str, update: str, memory: str, *says: str, key: str) -> Row:
+def of_update(id: str, update: str, memory: str, *says: str, key: str, **more: str) -> Row:
     """line is that of the key, counted here, because the tables differ in length."""
     text = swap('rule = "gradient"\nat = "retained"\n', update + "\n", 'kind = "linear"', memory)
     word = key.split(".")[1]
     header = text.index("[update]" if key.startswith("update") else "[memory]")
     found = text.find(f"\n{word} = ", header)
     position = found + 1 if found >= 0 else header
-    return Row(id, text, says, key, text.count("\n", 0, position) + 1)
+    return Row(id, text, says, key, text.count("\n", 0, position) + 1, **more)
 
 
 # fmt: off
@@ -474,6 +474,29 @@ WIDER_ROWS = [
               "1000 is out of range", key="memory.expansion"),
     of_update("mlp-activation", UPDATE_OF_BASE, MLP.replace("gelu", "gelo"), 'did you mean "gelu"?',
               key="memory.activation"),
+    *(of_update(f"mlp-activation-{id}", UPDATE_OF_BASE, MLP.replace("gelu", written), *says, key="memory.activation",
+                points=points) for id, written, points, says in (
+        ("other-word", "p * x", "p", ('"p" has no meaning in memory.activation', "x")),
+        ("unknown", "x + y", "y", ('unknown name "y"',)),
+        ("sum", "x / sum(x)", "sum(x)", ("sum got a number",)),
+        ("input", "x * beta", "beta", ('"beta" is an input', "declare it in [parameters]")),
+        ("free", "1 + 2", "1 + 2", ('memory.activation does not use "x"', "nothing would go through")),
+        ("function", "silu(x)", "silu", ('"silu" is not a function', "write x * sigmoid(x)")),
+        ("open", "tanh(x", "", ("unexpected end",)),
+        ("power", "x ** x", "x", ("the exponent is not a small constant",)),
+    )),
+    Row("mlp-gate-x", swap(MEMORY, MLP, "beta = {", "x = {", WEIGHT, '"x"'),
+        ('"x" is what goes through the activation', "another name"), "inputs.x", 7),
+    Row("mlp-activation-channels", swap(MEMORY, MLP.replace("gelu", "x * b"), "[memory]",
+        '[parameters]\nb = { per = "value_channel", domain = "real" }\n\n[memory]'),
+        ("memory.activation comes to a value vector", "one number"), "memory.activation", 16, "x * b"),
+    Row("mlp-one-layer-of-parameters", swap(MEMORY, MLP.replace("gelu", "x * b").replace("layers = 2", "layers = 1"),
+        "[memory]", '[parameters]\nb = { per = "head", domain = "real" }\n\n[memory]'),
+        ('"b" is declared but no expression uses it',), "parameters.b"),
+    of_update("mlp-gated-one", UPDATE_OF_BASE, MLP.replace("layers = 2", "layers = 1") + "\ngated = true",
+              "gated = true makes no sense for layers = 1", "layers = 2 or more", key="memory.gated"),
+    of_update("mlp-gated-word", UPDATE_OF_BASE, MLP + '\ngated = "swiglu"', "of the wrong type", "true or false",
+              key="memory.gated"),
     of_update("mlp-norm", UPDATE_OF_BASE, MLP.replace("norm = true", 'norm = "layer"'), '"layer" is of the wrong type',
               "true or false", key="memory.norm"),
     Row("mlp-norm-weight", swap(MEMORY, MLP, 'beta = {', 'norm_weight = {', WEIGHT, '"norm_weight"'),
@@ -508,6 +531,13 @@ COMPILE_ROWS = [
     of_read("read-infinite", "r / norm2(v - v)", "no finite value", "as in padding", stage="compile"),
     of_read("read-pole", "v / r", "no finite value and derivative", stage="compile"),
     of_read("read-cancelled", "r - r + v", "r cancels", stage="compile"),
+    *(of_update(f"activation-{id}", UPDATE_OF_BASE, MLP.replace("gelu", written), *says, key="memory.activation",
+                points=written, stage="compile") for id, written, says in (
+        ("infinite", "log(x)", ("no finite value and two derivatives at x = 0", "max(x, 0) ** 2")),
+        ("cornered-slope", "max(x, 0) ** 1.5", ("no finite value and two derivatives at x = 0",)),
+        ("flat", "sign(x)", ("slope of this activation is 0 everywhere", "x * sigmoid(x)")),
+        ("cancelled", "x - x", ("slope of this activation is 0 everywhere",)),
+    )),
     of_retention("cancelled", "norm2(S_prev) * exp(g) + sum(S - S)", "not strictly convex", stage="compile"),
 ]
 # fmt: on
