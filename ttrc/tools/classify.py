@@ -42,7 +42,7 @@ def headline(module: Module) -> str:
 
 def _memory(r: Recurrence) -> str:
     if r.network is not None:
-        return f"{r.network.layers}-layer memory"
+        return f"{'gated ' if r.network.gated else ''}{r.network.layers}-layer memory"
     return "linear memory" if r.state == MATRIX else "vector memory"
 
 
@@ -94,7 +94,7 @@ def _layer_class(r: Recurrence) -> Finding:
     return Finding(
         "error",
         "of each layer: the cotangent of what goes out of it, through the network",
-        f"f(x) = {formula(r.network)} has an adjoint, which starts from dL/dp with e = {e}",
+        f"the adjoint of f starts from dL/dp with e = {e}; f(x) = {formula(r.network)}",
     )
 
 
