@@ -8,6 +8,7 @@ every program. Each layer is then a linear memory with keys and errors of its ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,11 +84,8 @@ def derive_network(
 
     y = x
     for _ in range(1, network.layers):
-        hidden = _activated(build, recurrence.activation, tiles, through(y), origin)
-        if network.gated:
-            beside = through(y)
-            hidden = build.make("hidden", sym(hidden) * sym(beside), hidden, beside, origin=origin)
-        y = hidden
+        z, *beside = (through(y) for _ in range(1 + network.gated))
+        y = _activated(build, recurrence.activation, tiles, z, beside, origin)
     result = through(y)
     result = _normed(build, result, fixed_parameters(network), origin) if network.norm else result
     if network.residual:
@@ -114,20 +112,22 @@ def derive_layers(
     return tuple(map(Layer, passed.came, pull_back(build, statements, p, u, passed.went, "update")))
 
 
-def _activated(build: Builder, activation: Expr, tiles: dict[str, Tile], z: Tile, origin: str) -> Tile:
-    """The activation of z [.., h]. Functions among its factors, as a gate of z is, are made apart: what they are is
-    part of what their derivatives are.
+def _activated(
+    build: Builder, activation: Expr, tiles: dict[str, Tile], z: Tile, beside: list[Tile], origin: str
+) -> Tile:
+    """The activation of z [.., h], times what is beside it. Functions among the factors, as a gate of z is, are made
+    apart: what they are is part of what their derivatives are.
 
     Of padding it need not be 0, neither of channels nor of tokens past the end of a sequence: that is masked, for what
     came into a layer is what is written under.
     """
-    known = tiles | {"x": z}
-    expr = activation
-    for part in symbolic.function_factors(activation):
+    known = tiles | {"x": z} | {tile.name: tile for tile in beside}
+    expr = whole = math.prod((sym(tile) for tile in beside), start=activation)
+    for part in symbolic.function_factors(whole):
         gate = build.elementwise("gate", part, known, origin)
         expr, known = symbolic.in_terms_of(expr, part, sym(gate)), known | {gate.name: gate}
     hidden = build.elementwise("hidden", expr, known, origin)
-    if symbolic.is_zero_at(activation, ("x",)):
+    if symbolic.is_zero_at(whole, ("x", *(tile.name for tile in beside))):
         return hidden
     hidden = build.mask("hidden_inside", hidden, INSIDE[z.axes[-1]], 0.0, origin)
     return build.mask("hidden_valid", hidden, Relation.VALID, 0.0, origin) if "t" in z.axes else hidden
