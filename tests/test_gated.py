@@ -18,6 +18,7 @@ from ttrc.passes.builder import Builder
 from ttrc.runtime.load import load
 from ttrc.runtime.verify import Case, as_arguments, fitting, verify
 from ttrc.symbolic import ZERO
+from ttrc.tools.classify import findings, headline
 
 SLOPE = '[parameters]\nslope = { per = "head", domain = "real", default = "1 + head / heads" }\n\n[memory]'
 HILL = "1 / (1 + square(x - 1))"  # of what is not there it is 1/2
@@ -194,6 +195,13 @@ def test_both_matrices_of_a_gate_are_walked_in_the_same_loops():
         read = [{t.name for s in x.statements for t in operands(s.op)} for x in loops]
         assert any("W1" in names for names in read)
         assert all(("W1" in names) == ("W2" in names) for names in read)
+
+
+def test_what_a_loss_without_curvature_reads_is_told():
+    """Its error is free of p, and those of the layers in front of the last are not free of weights."""
+    told = {f.aspect: f.verdict for f in findings(analyse(parse_spec(RULES["gated"])))}
+    assert told["reads"] == "the state at the start of its segment"
+    assert headline(analyse(parse_spec(RULES["gated"]))).startswith("gated 2-layer memory")
 
 
 # Whether a mistake would be seen

@@ -228,25 +228,21 @@ def _link_class(r: Recurrence) -> Finding:
 
 def _read_class(module: Module) -> Finding:
     r = module.recurrence
-    match r.error, r.reads_decayed:
-        case ((Affine() | Nonlinear()), False) if r.segment is not None:
-            what = "state" if r.link is None else "weights"
-            return Finding("reads", f"the {what} at the start of its segment", _where_taken(module.spec))
-        case ((Affine() | Nonlinear()), _) if r.in_turn:
-            return Finding(
-                "reads", "what the losses before it have made of the retained state", _where_taken(module.spec)
-            )
-        case ((Affine() | Nonlinear()), retained) if r.mirror is not None or r.link is not None:
-            which, what = "retained" if retained else "previous", "state" if r.link is None else "weights"
-            return Finding("reads", f"the {which} {what}", _where_taken(module.spec))
-        case Hebbian(), _:
-            return Finding("reads", "nothing before it writes", "e is free of p, so no prediction is needed")
-        case _, True:
-            return Finding("reads", "the decayed state", _where_taken(module.spec))
-        case _ if r.decay == 1:
-            return Finding("reads", "the previous state", "without a decay the retained and the previous state are one")
-        case _:
-            return Finding("reads", "the previous state, before it decays", _where_taken(module.spec))
+    if isinstance(r.error, Hebbian) and r.network is None:
+        return Finding("reads", "nothing before it writes", "e is free of p, so no prediction is needed")
+    what = "state" if r.link is None else "weights"
+    if r.segment is not None and not r.reads_decayed:
+        return Finding("reads", f"the {what} at the start of its segment", _where_taken(module.spec))
+    if r.in_turn:
+        return Finding("reads", "what the losses before it have made of the retained state", _where_taken(module.spec))
+    if r.mirror is not None or r.link is not None:
+        which = "retained" if r.reads_decayed else "previous"
+        return Finding("reads", f"the {which} {what}", _where_taken(module.spec))
+    if r.reads_decayed:
+        return Finding("reads", "the decayed state", _where_taken(module.spec))
+    if r.decay == 1:
+        return Finding("reads", "the previous state", "without a decay the retained and the previous state are one")
+    return Finding("reads", "the previous state, before it decays", _where_taken(module.spec))
 
 
 def _where_taken(spec: Spec) -> str:
