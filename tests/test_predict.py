@@ -168,7 +168,7 @@ def test_a_step_takes_what_the_products_in_its_chain_take_where_that_is_more():
         chain = 0.4 * blocks + CHUNK * row[which] * 4 / 1750
         assert 0.4 * 4 + chain == pytest.approx(found.step_us, rel=0.01)
         assert found.step_us < 2 * 1e6 * STEP_SECONDS  # at most twice the squared loss's
-    assert op.package.op.ROOF.product == PRODUCT_SECONDS  # the operator's own cost model
+    assert op.package.choices.ROOF.product == PRODUCT_SECONDS  # the operator's own cost model
     assert kernel(on("H100 SXM", "forward", FEW), "chunk_scan").step_us == pytest.approx(1e6 * STEP_SECONDS)
 
 
