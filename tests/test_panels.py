@@ -52,9 +52,9 @@ def in_panels(monkeypatch):
 
     def prepare(name):
         op = operator(name)
-        rows = {k: dict.fromkeys(op.package.op.CONFIGS[k], PANEL) for k in op.package.op.CONFIGS if k.endswith(KEYS)}
+        rows = {k: dict.fromkeys(op.package.launch.CONFIGS[k], PANEL) for k in op.package.launch.CONFIGS if k.endswith(KEYS)}
         assert set(rows) == {"chunk_scan_keys", "chunk_scan_reverse_keys"}
-        monkeypatch.setattr(op.package.op, "CONFIGS", op.package.op.CONFIGS | rows)
+        monkeypatch.setattr(op.package.launch, "CONFIGS", op.package.launch.CONFIGS | rows)
         return op
 
     return prepare
@@ -139,7 +139,7 @@ def test_packed_sequences_in_panels_are_those_alone(in_panels, name, schedule):
 def test_what_is_made_again_in_panels_is_the_same_to_the_bit(in_panels, name):
     op = in_panels(name)
     x, weights = drawn(op, 16 * 9, HV=1)
-    least = min(op.package.op.held("chunk", x["q"], x["v"], None, 16).values())
+    least = min(op.package.choices.held("chunk", x["q"], x["v"], None, 16).values())
     kept, again = (run(op, x, weights, chunk_size=16, keep_bytes=n, schedule="fused") for n in (None, least))
     assert all(torch.equal(kept[n], again[n]) for n in kept)
 
