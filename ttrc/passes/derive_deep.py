@@ -1,13 +1,19 @@
-"""Recurrence of a deep memory -> tile programs: of one token; of a chunk, a segment with frozen gradients.
+"""Recurrence of a deep memory -> tile programs: of one token; of a chunk, within a segment with frozen gradients.
 
-Inside of such a segment every layer is a linear memory: at each token its weights are a sum of what the segment
-started with and of what earlier tokens wrote, with the factors and masks of derive_moves.py, one decay and one momentum
-for all layers. Read-outs go through the layers one by one, each with the weights that its token finds. Where weights
-are a link of the state, they stand in its place in all that is read, and what is carried stays linear.
+Inside of such a segment every layer is a linear memory: at each token its weights are a sum of what the chunk started
+with and of what earlier tokens wrote, with the factors and masks of derive_moves.py, one decay and one momentum for all
+layers. Read-outs go through the layers one by one, each with the weights that its token finds. Where weights are a link
+of the state, they stand in its place in all that is read, and what is carried stays linear.
+
+A segment is one chunk, or several. Then what its gradients are taken at, the weights that it started with, is carried
+along beside the state, nothing to a caller; so are weights that are a link, which inside of it move as the state does.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ttrc.ir.config import is_several_chunks
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import BEGINS, SCALE, Carry, Program, Relation, Tile
 from ttrc.passes.builder import Builder, sym
@@ -25,9 +31,14 @@ def deep_chunk(recurrence: Recurrence) -> Program:
     inputs = _inputs(recurrence, ("t",))
     build, tiles, states, steps = _start(recurrence, inputs)
     k, queries = tiles["k"], _scaled(build, tiles)
-    weights = [derive_link(build, tiles, recurrence.link, own) for own in states]
+    seen = weights = [derive_link(build, tiles, recurrence.link, own) for own in states]
+    anchors, moving, several = [], [], is_several_chunks(recurrence.segment)
+    if several:
+        anchors, seen = _since(build, tiles, "anchor", states, weights)
+    if several and recurrence.link is not None:
+        moving, weights = _since(build, tiles, "moving", states, weights)
     layers = derive_layers(
-        build, recurrence, tiles, k, lambda i, x: _product(build, f"layer{i + 1}", x, weights[i], "prediction")
+        build, recurrence, tiles, k, lambda i, x: _product(build, f"layer{i + 1}", x, seen[i], "prediction")
     )
     moves = [derive_moves(build, recurrence, tiles, own) for own in zip(states, *([steps] if steps else []))]
     read = dict(zip(states, weights))
@@ -43,7 +54,23 @@ def deep_chunk(recurrence: Recurrence) -> Program:
     carries = [_moved(build, layer, own, *following) for layer, move in zip(layers, moves)
                for own, *following in move.following]  # fmt: skip
     carries.sort(key=lambda c: (*states, *steps).index(c.state))
-    return _program(recurrence, build, inputs, tiles, carries, passed.result)
+    private = [Carry(a.name, a, start, reverse=False, private=True) for a, start in zip(anchors, seen)]
+    for own, layer, move in zip(moving, layers, moves):
+        terms, factor = next(following for state, *following in move.following if state in read)
+        terms = tuple((read.get(tile, tile), by) for tile, by in terms)
+        private.append(replace(_moved(build, layer, own, terms, factor), private=True))
+    return _program(recurrence, build, inputs, tiles, carries, passed.result, private)
+
+
+def _since(build: Builder, tiles: dict[str, Tile], label: str, states: list[Tile], weights: list[Tile]):
+    """Tiles that are carried, of the axes of states, and what stands for them here: the weights where a segment begins,
+    1 <= begins, and what was carried elsewhere."""
+    carried, begins = [build.tile(f"{own.name}_{label}", own.axes) for own in states], tiles[BEGINS]
+    fresh = [
+        build.make(f"{W.name}_start", choose(ONE, sym(begins), sym(W), sym(last)), begins, W, last, origin="update")
+        for W, last in zip(weights, carried)
+    ]
+    return carried, fresh
 
 
 def _read(build: Builder, number: int, x: Tile, layer: Layer, out: Terms, mask: Tile | None) -> Tile:
@@ -91,17 +118,8 @@ def deep_token(recurrence: Recurrence) -> Program:
     retained = kept(states)
     seen = weights = link(retained if recurrence.reads_decayed else states)
 
-    def since(label: str) -> tuple[list[Tile], list[Tile]]:
-        """What the weights are where a segment begins, 1 <= begins, and what was carried elsewhere."""
-        carried, begins = [build.tile(f"{own.name}_{label}", own.axes) for own in states], tiles[BEGINS]
-        fresh = [
-            make(f"{W.name}_start", choose(ONE, sym(begins), sym(W), sym(last)), W, last, origin="update")
-            for W, last in zip(weights, carried)
-        ]
-        return carried, fresh
-
     if recurrence.segment is not None:
-        anchors, seen = since("anchor")
+        anchors, seen = _since(build, tiles, "anchor", states, weights)
         private = [Carry(a.name, a, start, reverse=False, private=True) for a, start in zip(anchors, seen)]
     layers = derive_layers(
         build,
@@ -134,7 +152,7 @@ def deep_token(recurrence: Recurrence) -> Program:
     if recurrence.link is None or recurrence.segment is None:
         read = link(after)
     else:
-        moving, start = since("moving")
+        moving, start = _since(build, tiles, "moving", states, weights)
         read = moved(moving, kept(start))
         private += [Carry(W.name, W, new, reverse=False, private=True) for W, new in zip(moving, read)]
     passed = derive_network(
@@ -157,8 +175,12 @@ def _inputs(recurrence: Recurrence, token: tuple[str, ...]) -> tuple[Tile, ...]:
         Tile("v", (*token, "v")),
         *(Tile(g.name, (*token, *g.per.axes)) for g in recurrence.gates if g.name not in fixed),
         Tile(SCALE, ()),
-        *((Tile(BEGINS, ()),) if recurrence.segment is not None and not token else ()),
+        *((Tile(BEGINS, ()),) if _asks_begins(recurrence, token) else ()),
     )
+
+
+def _asks_begins(recurrence: Recurrence, token: tuple[str, ...]) -> bool:
+    return is_several_chunks(recurrence.segment) if token else recurrence.segment is not None
 
 
 def _start(recurrence: Recurrence, inputs: tuple[Tile, ...]) -> tuple[Builder, dict[str, Tile], list[Tile], list[Tile]]:

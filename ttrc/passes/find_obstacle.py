@@ -28,10 +28,11 @@ def find_obstacle(r: Recurrence) -> Obstacle | None:
 
 
 def _keeps_start(r: Recurrence) -> bool:
-    """Whether a scan can carry the state of a segment's start beside the running one, over several chunks."""
-    plain = r.state == MATRIX and r.link is None and r.network is None
+    """Whether a scan can carry the state of a segment's start beside the running one, over several chunks. Those of
+    deep memories have programs that take every value channel anyway."""
+    plain = r.state == MATRIX and r.link is None
     split = not any("v" in reduction.axes for reduction in r.reductions)
-    return is_several_chunks(r.segment) and plain and split
+    return is_several_chunks(r.segment) and (r.network is not None or plain and split)
 
 
 def is_scan(r: Recurrence) -> bool:

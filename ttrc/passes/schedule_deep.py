@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ttrc.ir.config import PANELS
+from ttrc.ir.config import LONG_CHUNK, PANELS, is_several_chunks
 from ttrc.ir.plan import Plan, Schedule, Skeleton
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import HIDDEN, Program
-from ttrc.passes.cut_passes import cut_passes
+from ttrc.passes.cut_passes import cut_passes, keep_all
 from ttrc.passes.cut_sequence import Scan, cut_sequence, found_crossing
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.scan_panels import scan_panels
+
+STEP = 32  # tokens a chunk, of segments that are several: what each makes for itself holds many registers
 
 
 def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -> Plan:
@@ -51,7 +53,9 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
         ends = (Scan((), made(stores=()), ahead, ()), Scan((), alone_back, back, ()))
         cut, more = cut_sequence(moved, "deep_transition", inputs, *ends)
         schedules, kernels = [*schedules, cut], (*kernels, *more)
-    cuts, segment = cut_passes((), states, states, (), made(stores=states)), recurrence.segment
-    return Plan(
-        "chunk", kernels, tuple(schedules), cuts, (), segment, segment, segment, recurrence.expansion, uncut=uncut
-    )
+    segment, several = recurrence.segment, is_several_chunks(recurrence.segment)
+    # Each step of the scan backwards starts from states of its own, however many tokens a caller takes for a chunk.
+    chunk, step = (STEP, LONG_CHUNK) if several else (segment, segment)
+    # A stretch of chunks from a state that was kept would not know what its segment began with.
+    cuts = keep_all(states) if several else cut_passes((), states, states, (), made(stores=states))
+    return Plan("chunk", kernels, tuple(schedules), cuts, (), chunk, step, segment, recurrence.expansion, uncut=uncut)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ttrc.backends.triton.extents import extent, offset, room
 from ttrc.backends.triton.printer import TAKEN, shape
@@ -16,7 +17,8 @@ from ttrc.ir.tile import Tile
 class State:
     """A carried tile, where it lies among those that are handed in, and among all that are kept; "" at their start.
 
-    In panels it is one of these, which begins where `begins` says.
+    In panels it is one of these, which begins where `begins` says. A private one is not handed in; where states are not
+    on chip `waits` puts it where it waits.
     """
 
     tile: Tile
@@ -24,6 +26,7 @@ class State:
     kept: str
     block: str
     begins: dict[str, str]
+    waits: str
 
     @property
     def name(self) -> str:
@@ -44,7 +47,9 @@ class State:
         return store_state(base, self.name, self.tile, self.begins)
 
     def begin(self) -> str:
-        """From where it enters to where it will be left."""
+        """From where it enters to where it will be left, or will wait."""
+        if self.handed is None:
+            return f"{self.name} = {self.zeros}\n{self.waits}"
         lines = [
             f"{self.name} = {self.zeros}",
             "if ENTER:",
@@ -60,10 +65,15 @@ class State:
 
 
 def carried_states(
-    kernel: Kernel, reverse: bool, begins: dict[str, str], name: Callable[[Tile], str], steps: str = "BT"
+    kernel: Kernel,
+    reverse: bool,
+    begins: dict[str, str],
+    name: Callable[[Tile], str],
+    steps: str = "BT",
+    waits: Mapping[Tile, str] = MappingProxyType({}),
 ) -> dict:
     """The carried tiles, the line that moves them on, and the room that they take; `name` gives a tile's variable, and
-    a trail has room for so many `steps`."""
+    a trail has room for so many `steps`. `waits` puts those that are neither on chip nor left where they wait."""
     carries = [c for c in kernel.carries if c.reverse is reverse]
     every, handed = tuple(c.state for c in carries), tuple(c.state for c in kernel.carried(reverse))
     states = [
@@ -73,6 +83,7 @@ def carried_states(
             offset(c.state, every),
             f" + {steps} * {room(*every[:i])}" if i else "",
             begins,
+            waits.get(c.state, ""),
         )
         for i, c in enumerate(carries)
     ]

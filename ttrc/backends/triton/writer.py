@@ -50,7 +50,9 @@ class Writer:
         self.origin = None
 
     def states(self, reverse: bool) -> dict:
-        return carried_states(self.kernel, reverse, self.memory.begins, self.printer.name, self.trail)
+        own = {b.tile: b for s in self.kernel.segments for b in s.loads if b.space is Space.WAITING}
+        waits = {t: self.memory.store(b, self.printer.name(t)) for t, b in own.items()}
+        return carried_states(self.kernel, reverse, self.memory.begins, self.printer.name, self.trail, waits)
 
     def checkpoints(self) -> dict[str, str]:
         """How the states are loaded that a chunk starts with, by name."""
