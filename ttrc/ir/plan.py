@@ -1,4 +1,4 @@
-"""Kernel plans: which statements run in which kernel, what each reads and writes, and what that costs."""
+"""Kernel plans: which statements run in which kernel, and what each reads and writes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Space(Enum):
     SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
     HEAD = "HV"  # parameters: constant in time, one number a head or one each of its channels
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
+    START = "chunks, HV, start"  # as CHUNK: that of the chunk which a segment of several chunks starts with
     NUMBER = "chunks, HV, one"  # a number a chunk, or one for each key channel, float32
     TOTAL = "N, HV, all"  # sums over a sequence's tokens, as gradients of parameters are; float32
     SEQUENCE = "N, HV"  # the states that a kernel carries, one behind the other, where it leaves them; float32
@@ -55,7 +56,8 @@ class Buffer:
     @property
     def place(self) -> tuple:
         """Where it lies: a tile that is loaded again, under another name, lies where it did."""
-        return self.name, self.parts.index(self.tile) if self.parts else self.again or self.tile
+        where = self.parts.index(self.tile) if self.parts else self.again or self.tile
+        return self.name, self.space is Space.START, where
 
 
 class Skeleton(Enum):
@@ -190,6 +192,11 @@ class Kernel:
         return self.skeleton is Skeleton.SCAN and any(b.space is Space.NUMBER for b in self.loads)
 
     @property
+    def asks_start(self) -> bool:
+        """Whether it loads what its segment starts with."""
+        return any(b.space is Space.START for b in self.loads)
+
+    @property
     def ones(self) -> bool:
         """Whether it sums along the tokens what is as wide as keys, by products with tables of zeros and ones."""
         long = (s for s in self.statements if isinstance(s.op, (CumulativeSum, Decayed)))
@@ -322,29 +329,3 @@ class Plan:
     def partial(self) -> bool:
         """Whether the backward pass leaves shares of sums over value channels."""
         return any(k.partial for k in self.backward)
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Per token and value head; bytes are distinct ones, each counted once a kernel, FLOPs those of issued products."""
-
-    read_bytes: float
-    written_bytes: float
-    flops: float
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What one pass costs for one sequence of length T: by kernel, with its launches and its serial steps."""
-
-    kernels: tuple[tuple[str, Traffic], ...]
-    launches: int
-    serial_steps_per_token: float
-
-    @property
-    def bytes(self) -> float:
-        return sum(t.read_bytes + t.written_bytes for _, t in self.kernels)
-
-    @property
-    def flops(self) -> float:
-        return sum(t.flops for _, t in self.kernels)

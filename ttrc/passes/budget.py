@@ -11,8 +11,9 @@ import math
 from typing import Optional
 
 from ttrc.ir.config import Config, hidden_block, key_block, step_tokens, value_block
+from ttrc.ir.cost import Budget, Traffic
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Budget, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space, Traffic
+from ttrc.ir.plan import Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
 from ttrc.ir.tile import (
     HIDDEN,
     Attend,
@@ -214,7 +215,7 @@ class _Cost:
 
     def _bytes(self, buffer: Buffer, kernel: Kernel) -> float:
         match buffer.space:
-            case Space.HEAD | Space.TOTAL:
+            case Space.HEAD | Space.TOTAL | Space.START:  # the last lies among what is loaded chunk by chunk
                 return 0.0
             case Space.NUMBER:
                 return self.gate_bytes * self._numbers(buffer.tile) / self.chunk

@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 
 from ttrc.ir.config import LONG_CHUNK, PANELS, is_several_chunks
-from ttrc.ir.plan import Plan, Schedule, Skeleton
+from ttrc.ir.plan import Plan, Schedule, Skeleton, Space
 from ttrc.ir.recurrence import Recurrence
-from ttrc.ir.tile import HIDDEN, Program
+from ttrc.ir.tile import HIDDEN, Carry, Elementwise, Program, Tile, operands
 from ttrc.passes.cut_passes import cut_passes, keep_all
 from ttrc.passes.cut_sequence import Scan, cut_sequence, found_crossing
 from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers, state_buffers
@@ -26,7 +26,10 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     inputs, carried = input_buffers(recurrence, backward), forward.carries
     cotangents = tuple(c for c in backward.carries if c.reverse)
     # A decay's gradient is a small difference of sums over all weights: of rounded ones it would be noise.
-    states = tuple(replace(b, single=True) for b in state_buffers("states", carried))
+    kept, starts = _kept(forward)
+    states = tuple(replace(b, single=True) for b in state_buffers("states", kept))
+    parts = tuple({states[i].tile: t for t, i in starts.items()}.get(b.tile, b.tile) for b in states)
+    starts = tuple(replace(states[i], tile=t, space=Space.START, parts=parts) for t, i in starts.items())
     outputs = tuple(as_output(name, tile) for name, tile in forward.outputs)
     gradients = gradient_buffers(recurrence, backward)
     axes = {a for c in carried for a in c.state.axes if a in HIDDEN}
@@ -40,7 +43,7 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
         f"deep_scan_reverse{end}",
         program=backward,
         stores=gradients,
-        memory=(*inputs, *states),
+        memory=(*inputs, *states, *starts),
         carries=cotangents,
         **own,
     )
@@ -48,7 +51,7 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     moved, uncut = found_crossing(forward)
     if moved is not None:  # one layer that is linear
         alone_back = scan(
-            "deep_scan_reverse", program=backward, stores=(), memory=(*inputs, *states), carries=cotangents
+            "deep_scan_reverse", program=backward, stores=(), memory=(*inputs, *states, *starts), carries=cotangents
         )
         ends = (Scan((), made(stores=()), ahead, ()), Scan((), alone_back, back, ()))
         cut, more = cut_sequence(moved, "deep_transition", inputs, *ends)
@@ -59,3 +62,24 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     # A stretch of chunks from a state that was kept would not know what its segment began with.
     cuts = keep_all(states) if several else cut_passes((), states, states, (), made(stores=states))
     return Plan("chunk", kernels, tuple(schedules), cuts, (), chunk, step, segment, recurrence.expansion, uncut=uncut)
+
+
+def _kept(forward: Program) -> tuple[tuple[Carry, ...], dict[Tile, int]]:
+    """What is kept of each chunk, and of that the places where tiles lie that are what a segment started with.
+
+    A private state that holds on to one that is kept, from where a segment begins, is none: the scan backwards loads
+    the latter as the chunk kept it with which the segment began. (Nor does it wait for a sum: its cotangent does, over
+    the chunks of the segment, and is carried.) The scan ahead carries its own: it may run where nothing is kept.
+    """
+    handed = [c.state for c in forward.carries if not c.private]
+    made = {s.target: s.op for s in forward.statements}
+    starts: dict[Tile, int] = {}
+    kept = []
+    for carry in forward.carries:
+        op = made.get(carry.next)
+        others = [t for t in operands(op) if t.axes and t != carry.state] if isinstance(op, Elementwise) else []
+        if carry.private and carry.state in operands(op) and len(others) == 1 and others[0] in handed:
+            starts[carry.next] = handed.index(others[0])
+        else:
+            kept.append(carry)
+    return tuple(kept), starts

@@ -12,8 +12,9 @@ from itertools import groupby
 
 from ttrc.emit import tags
 from ttrc.ir.attention import Attention
+from ttrc.ir.cost import Budget
 from ttrc.ir.module import Form, Module
-from ttrc.ir.plan import Budget, Buffer, Kernel, Launch, Plan, Skeleton
+from ttrc.ir.plan import Buffer, Kernel, Launch, Plan, Skeleton
 from ttrc.ir.tile import Program, Statement
 from ttrc.language.spec import Spec
 from ttrc.passes.budget import LENGTH, budget, cost_again, held_bytes, least_bytes

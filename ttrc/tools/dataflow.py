@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from ttrc.ir.plan import Budget, Buffer, Kernel, Plan, Skeleton
+from ttrc.ir.cost import Budget
+from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton
 from ttrc.tools.account import passes, runs, shaped
 
 WIDTH = 1000

@@ -45,7 +45,7 @@ def chunk_form(module: Module) -> tuple[str, str]:
             "every gradient of a segment is taken at its start: inside of it each layer is a linear memory, whose keys "
             "are what comes into it and whose errors are known, all with the same masks"
         )
-        return exact, why
+        return exact, why if one_chunk else why + "; second weights carry that start over the segment's chunks"
     if r.segment is not None and not isinstance(r.error, Hebbian):
         why = "every gradient of a {} is taken at its start: predictions are products with what is there, no solve"
         if one_chunk:
@@ -143,7 +143,8 @@ def _words(r: Recurrence, obstacle: Obstacle | None) -> str:
         case Obstacle.SEGMENT:
             return (
                 f"a chunk would be a segment, and {r.segment} tokens are no size of a chunk; several chunks a segment, "
-                "128 tokens or a multiple of it, are for matrices without a link or a sum over value channels"
+                "of a multiple of 128 tokens, are for deep memories, and for matrices without a link and without a sum "
+                "over value channels"
             )
         case Obstacle.JOINED:
             return (

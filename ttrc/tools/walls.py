@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Optional
 
+from ttrc.ir.cost import Traffic
 from ttrc.ir.module import Form, Module
-from ttrc.ir.plan import Kernel, Launch, Plan, Skeleton, Traffic
+from ttrc.ir.plan import Kernel, Launch, Plan, Skeleton
 from ttrc.passes.budget import inner_loops, launch_budget, least_bytes, serial_products
 from ttrc.runtime.workload import Workload
 from ttrc.tools.timing import Roof

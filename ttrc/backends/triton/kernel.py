@@ -72,6 +72,7 @@ def _scan(kernel: Kernel, writer: Callable[..., Writer]) -> dict[str, object]:
         "step": "steps - 1 - i" if kernel.reverse else "i",
         "at_bound": at_bound,
         "begins": asks_begins(kernel),
+        "starts": kernel.asks_start,
         "waiting": waiting_room(*kernel.room),
         "numbered": kernel.numbered,
         "partial": kernel.partial,

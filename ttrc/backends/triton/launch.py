@@ -8,7 +8,7 @@ from ttrc.backends.triton.pieces import columns, cut_lines
 from ttrc.backends.triton.pointers import asks_begins, pointers
 from ttrc.backends.triton.widths import BLOCK, WIDTH, numbers, room
 from ttrc.ir.plan import BETWEEN, Buffer, Cut, Kernel, Launch, Plan, Skeleton, Space
-from ttrc.ir.tile import row_axes
+from ttrc.ir.tile import Tile, row_axes
 from ttrc.passes.cut_sequence import PIECES
 
 AT_ONCE = (Skeleton.PARALLEL, Skeleton.ROWS)  # chunk by chunk, all of them at once
@@ -116,7 +116,10 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
         chunk = "chunk"
         if _is_sparse(plan, buffer):
             chunk, wide = "every * chunk", f"torch.float32 if every > 1 else {wide}"
-        shape = f"all_chunks(v, cu_seqlens, {chunk}), v.shape[2], {room(buffer.parts)}"
+        own, carried = room(buffer.parts), _carried(plan)
+        if buffer.name == "states" and len(carried) > len(buffer.parts):  # PyTorch keeps all that it carries
+            own = f"{own} if triton else {numbers(carried)}"
+        shape = f"all_chunks(v, cu_seqlens, {chunk}), v.shape[2], {own}"
         asked = "save" if buffer.name == "states" else _kept(plan, buffer, "save and triton")  # others PyTorch remakes
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if {asked} else v.new_empty(0)"
     wanted = _kept(plan, buffer, "triton" if _is_read(plan, buffer) else "save and triton")
@@ -124,6 +127,11 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
         return f"{buffer.name} = v.new_empty(v.shape) if {wanted} else v.new_empty(0)"
     text = _new(buffer, plan.form).replace("layout.all_chunks", "all_chunks(v, cu_seqlens, chunk)")
     return f"{buffer.name} = {text} if {wanted} else v.new_empty(0)"
+
+
+def _carried(plan: Plan) -> tuple[Tile, ...]:
+    """What the forward pass carries, private states among it."""
+    return next((tuple(c.state for c in k.carries) for k in plan.forward if k.carries), ())
 
 
 def allocate_backward(plan: Plan) -> str:

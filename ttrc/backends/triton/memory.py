@@ -48,7 +48,7 @@ class ChunkMemory:
     def load(self, buffer: Buffer) -> str:
         base, row = self._base(buffer)
         match buffer.space, buffer.tile.axes:
-            case ((Space.CHUNK | Space.SEQUENCE), _):
+            case ((Space.CHUNK | Space.START | Space.SEQUENCE), _):
                 return load_state(base, buffer.tile, self.begins)
             case Space.HEAD, (("k" | "v"), *_):  # once for all tokens
                 return self._of_token(buffer, _of_head(buffer))
@@ -253,9 +253,10 @@ def _width(buffer: Buffer) -> str:
 
 
 def _base(buffer: Buffer, head: str) -> tuple[str, str]:
-    if buffer.space is Space.CHUNK:
+    if buffer.space in (Space.CHUNK, Space.START):
         own, size = offset(buffer.tile, buffer.parts), extent(*buffer.parts)
-        return f"{buffer.name}_ptr + (i_chunk * HV + i_h) * {size}{own}", ""
+        chunk = "i_chunk" if buffer.space is Space.CHUNK else "i_start"
+        return f"{buffer.name}_ptr + ({chunk} * HV + i_h) * {size}{own}", ""
     if buffer.space is Space.TOTAL:
         return f"{buffer.name}_ptr + (i_n * HV + i_h) * {extent(buffer.tile)}", ""
     if buffer.space is Space.SEQUENCE:

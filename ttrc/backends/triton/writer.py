@@ -243,7 +243,8 @@ class Writer:
                 store = _guarded("SAVE" if self._is_state(buffer) else "SAVE and not SPARSE", store)
             elif self._is_read_out(buffer):
                 store = _guarded("READ", store)
-            if buffer.space is Space.SEQUENCE:  # other threads may have loaded what lies there
+            moves = buffer.space in OWN and buffer.tile in {c.next for c in self.kernel.carries}
+            if moves:  # other threads may not have loaded yet what lies there
                 store.insert(0, "tl.debug_barrier()")
             lines += store
         return lines
