@@ -263,13 +263,19 @@ class Cut:
     """What the forward pass keeps for the backward one, and the launches by which the latter makes the rest again.
 
     States are kept every `every`-th chunk: of several, in float32, so that a scan from there makes the ones between as
-    they were. Such a scan runs over stretches of as many chunks, side by side.
+    they were. Such a scan runs over stretches of as many chunks, side by side; or of so many `tokens`, a segment of the
+    rule, where a scan has to begin with one.
     """
 
     name: str
     kept: tuple[Buffer, ...]
     again: tuple[Launch, ...] = ()
     every: int = 1
+    tokens: Optional[int] = None
+
+    def stretch(self, chunk: int) -> int:
+        """Tokens from one state to the next."""
+        return self.tokens or self.every * chunk
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def least_bytes(module: Module, *, d_k: int, d_v: int, dtype_bytes: int, gate_by
 def held_bytes(plan: Plan, cut: Cut, *, d_k: int, d_v: int, dtype_bytes: int, length: int = LENGTH) -> float:
     """What a cut holds between the passes, per token and value head, beside the inputs."""
     cost = _Cost(plan, None, d_k, d_v, dtype_bytes, 4, length)
-    return sum(cost.held(b, cut.every) for b in cut.kept)
+    return sum(cost.held(b, cut) for b in cut.kept)
 
 
 def cost_again(
@@ -230,11 +230,11 @@ class _Cost:
             return self.gate_bytes * math.prod(features) * copies
         return (4 if partial else self.dtype_bytes) * features[0] * copies
 
-    def held(self, buffer: Buffer, every: int) -> float:
+    def held(self, buffer: Buffer, cut: Cut) -> float:
         """As it lies in memory: pairs of tokens the masked ones too, states once in so many chunks."""
         if buffer.space is Space.CHUNK:
-            states = -(-self.length // (every * self.chunk))  # the last of fewer tokens is no smaller
-            size = 4 if buffer.single or every > 1 else self.dtype_bytes
+            states = -(-self.length // cut.stretch(self.chunk))  # the last of fewer tokens is no smaller
+            size = 4 if buffer.single or cut.every > 1 else self.dtype_bytes
             return size * self._numbers(buffer.tile) * states / self.length
         if buffer.space is Space.NUMBER:
             return self.gate_bytes * self._numbers(buffer.tile) * -(-self.length // self.chunk) / self.length

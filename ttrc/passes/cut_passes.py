@@ -6,6 +6,8 @@ speaks for that: of each cut less is held and more is moved than of the one befo
 
 from __future__ import annotations
 
+from typing import Optional
+
 from ttrc.ir.plan import Buffer, Cut, Kernel, Launch, Space
 from ttrc.ir.tile import Contract, Program, Substitute
 
@@ -41,8 +43,10 @@ def cut_passes(
     states: tuple[Buffer, ...],
     prepare: tuple[Launch, ...],
     scan: Kernel,
+    tokens: Optional[int] = None,
 ) -> tuple[Cut, ...]:
-    """From what takes least to what holds least: what parallel kernels make is made again for less than states are."""
+    """From what takes least to what holds least: what parallel kernels make is made again for less than states are.
+    Stretches are of so many `tokens`, if that is given, else of chunks."""
     scanned = (Cut(SCANNED, kept, prepare),) if pairs else ()
     again = (*prepare, Launch(scan, SPARSE, LEFT if scan.moves_in_memory else None, segments=True))
-    return (*keep_all((*pairs, *kept)), *scanned, Cut(SPARSE, states, again, EVERY))
+    return (*keep_all((*pairs, *kept)), *scanned, Cut(SPARSE, states, again, EVERY, tokens))

@@ -59,8 +59,10 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
     segment, several = recurrence.segment, is_several_chunks(recurrence.segment)
     # Each step of the scan backwards starts from states of its own, however many tokens a caller takes for a chunk.
     chunk, step = (STEP, LONG_CHUNK) if several else (segment, segment)
-    # A stretch of chunks from a state that was kept would not know what its segment began with.
-    cuts = keep_all(states) if several else cut_passes((), states, states, (), made(stores=states))
+    # A stretch of chunks begins where a segment does: with what is handed over, and nothing private is taken of.
+    stretch = segment if several else None
+    alone = not any(c.private for c in kept)
+    cuts = cut_passes((), states, states, (), made(stores=states), stretch) if alone else keep_all(states)
     return Plan("chunk", kernels, tuple(schedules), cuts, (), chunk, step, segment, recurrence.expansion, uncut=uncut)
 
 

@@ -205,7 +205,7 @@ def kept(module: Module) -> tuple[Kept, ...]:
         Kept(
             name,
             cut.name,
-            cut.every,
+            cut.stretch(form.plan.chunk) // form.plan.chunk,
             held_bytes(form.plan, cut, **_BUDGETED),
             _names(cut.again),
             cost_again(form.plan, cut, **_BUDGETED),

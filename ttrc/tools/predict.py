@@ -182,7 +182,7 @@ def _again(module: Module, cut: Cut, name: str, part: Part, compiled: dict[str, 
     """Of the launches that make again what a cut does not keep, the scan over stretches side by side."""
     form, size = form_of(module), DTYPE_BYTES[dtype]
     head, sizes = (module.spec.name, form.name, "again", cut.name, name), (shape.d_k, shape.d_v, size)
-    stretches = -(-shape.length // (cut.every * form.plan.tokens(*sizes)))
+    stretches = -(-shape.length // cut.stretch(form.plan.tokens(*sizes)))
     launched = shares_of(form.plan, cut.again, shape, size, stretches)
     found = _of_launches(launched, compiled, part, Roof(part.bandwidth, part.matmul), shape)
     if isinstance(found, str):

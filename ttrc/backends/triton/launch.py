@@ -85,13 +85,19 @@ def _is_sparse(plan: Plan, buffer: Buffer) -> bool:
 
 def held(cut: Cut) -> str:
     """The bytes a token and head that it keeps from the forward to the backward pass, as they are allocated."""
-    return " + ".join(_held(b, cut.every) for b in blocks(cut.kept))
+    return " + ".join(_held(b, cut) for b in blocks(cut.kept))
 
 
-def _held(buffer: Buffer, every: int) -> str:
+def every(plan: Plan) -> str:
+    """How many chunks apart states are kept."""
+    return "max(EVERY[crossing] // chunk, 1)" if any(c.tokens for c in plan.cuts) else "EVERY[crossing]"
+
+
+def _held(buffer: Buffer, cut: Cut) -> str:
     if buffer.space is Space.CHUNK:
-        chunks = f"all_chunks(v, cu_seqlens, {'chunk' if every == 1 else f'{every} * chunk'})"
-        size = 4 if buffer.single or every > 1 else "size"
+        stretch = "chunk" if cut.every == 1 else cut.tokens or f"{cut.every} * chunk"
+        chunks = f"all_chunks(v, cu_seqlens, {stretch})"
+        size = 4 if buffer.single or cut.every > 1 else "size"
         return f"({numbers(buffer.parts, WIDTH)}) * {size} * {chunks} / tokens"
     if buffer.space is Space.NUMBER:
         return f"{numbers((buffer.tile,), WIDTH)} * 4 * all_chunks(v, cu_seqlens, chunk) / tokens"
@@ -182,7 +188,7 @@ def again(plan: Plan) -> str:
         for launch in cut.again[len(before.again) :]:
             if launch.enter == SPARSE:
                 own += [
-                    "every = EVERY[crossing]",
+                    f"every = {every(plan)}",
                     "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
                     f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]

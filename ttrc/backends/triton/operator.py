@@ -59,6 +59,7 @@ def op_holes(module: Module) -> dict[str, object]:
         "schedules": list(costs.get("chunk", ())),
         "costed": list(costs),
         "numbered": any(k.numbered for k in _kernels(plans)),
+        "chunks_apart": {f: launch.every(p) for f, p in plans.items()},
         "auto_rule": '"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',
         "auto_doc": "recurrent up to 16 tokens, chunk beyond"
         if "chunk" in plans
@@ -102,7 +103,8 @@ def choices_holes(module: Module) -> dict[str, object]:
         "keys": _taking(kernels, Takes.KEYS),
         "aligned": _aligned(plans),
         "cuts": _cuts(plans),
-        "every": {c.name: c.every for p in plans.values() if len(p.cuts) > 1 for c in p.cuts},
+        "every": {c.name: c.tokens or c.every for p in plans.values() if len(p.cuts) > 1 for c in p.cuts},
+        "in_tokens": any(c.tokens for p in plans.values() for c in p.cuts),
         "held": {f: {c.name: launch.held(c) for c in p.cuts} for f, p in plans.items()},
     }
 
