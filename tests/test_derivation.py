@@ -193,6 +193,9 @@ EXPECTED = {
     "titans": affine(lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 64, lambda x: -x["theta"] / 64 * x["v"], False),
     "swiglu_memory": hebbian(lambda x: exp(x["g"] / 16), lambda x: -x["eta"] / 4 * x["v"]),
     "own_activation": nonlinear(lambda x: torch.tensor(0.98), lambda x: x["beta"] / 16 * residual(x).tanh()),
+    "long_titans": affine(
+        lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 256, lambda x: -x["theta"] / 256 * x["v"], False
+    ),
     "memora": affine(lambda x: exp(x["g"] / 16), lambda x: x["theta"], lambda x: -x["theta"] * x["v"], False),
     "moneta": nonlinear(
         lambda x: exp(x["g"] / 16),

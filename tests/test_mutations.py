@@ -338,6 +338,25 @@ def test_a_segments_start_that_moves_within_it_or_never(build, setting, tokens):
     assert {"o", "d_k", "final_state"} <= named(failures(op, setting, case))
 
 
+LEFT = "d_W2_anchor_via_W2_start_factor = tl.where(1.0 <= begins, 0.0, 1.0)"
+
+
+@pytest.mark.parametrize(
+    "edits, found",
+    [
+        ({"op": [("SEGMENT=256", "SEGMENT=512")]}, {"o", "d_k", "final_W1", "d_initial_W2"}),
+        ({"kernels": [(LEFT, LEFT.replace("0.0, 1.0", "0.0, 0.0"))]}, {"d_initial_W1", "d_initial_W2"}),
+        ({"kernels": [(LEFT, LEFT.replace("0.0, 1.0", "1.0, 1.0"))]}, {"d_initial_W1", "d_initial_W2"}),
+        ({"kernels": [("(i_start * HV", "(i_chunk * HV")]}, {"d_k", "d_v", "d_initial_W1"}),
+    ],
+    ids=["never again", "cotangent dropped", "cotangent kept", "each chunk's own"],
+)
+def test_a_deep_segments_start_that_is_lost(build, edits, found):
+    """Of weights that lie in memory; the sequence goes on into a second segment."""
+    case = Case(B=1, T=270, H=1, HV=1, d_k=3, d_v=3, chunk_size=32)
+    assert found <= named(failures(build("long_titans", **edits), "chunk kernels", case))
+
+
 def test_a_last_step_that_is_not_handed_on(build):
     op = build("momentum_deltanet", kernels=[("S, M = S_next, M_next", "S, M = S_next, M")])
     for setting in ("chunk kernels", "recurrent kernels"):
