@@ -12,6 +12,7 @@ from test_deep import network, text
 from ttrc.compiler import analyse
 from ttrc.ir.plan import Space
 from ttrc.language.load import parse_spec
+from ttrc.language.state import initial_names
 from ttrc.passes.budget import held_bytes
 from ttrc.runtime import verify as trust
 from ttrc.runtime.verify import Case, Setting, compare, fitting
@@ -147,3 +148,20 @@ def test_what_is_told():
     odd = parse_spec(text(network(2), update=LONG.replace("256", "130")))
     (told,) = [f for f in findings(analyse(odd)) if f.aspect == "chunk form"]
     assert list(analyse(odd).forms) == ["recurrent"] and "a multiple of 128 tokens" in told.because
+
+
+SAVED = (("torch", True, "all"), ("triton", True, "all"), ("triton", False, "all"), ("triton", True, "sparse"))
+
+
+@pytest.mark.parametrize("name", ["one linear layer", "two layers", "a link"])
+@pytest.mark.parametrize("backend, save, crossing", SAVED)
+def test_ops_pass_opcheck(name, backend, save, crossing):
+    """What they return is as large as their fake says, in either backend: PyTorch keeps all that it carries."""
+    op = operator(name)
+    x = trust.draw(op.spec, fitting(op.spec, Case(B=1, T=270, H=1, HV=1, d_k=4, d_v=4)))[0]
+    x = {n: t.float() for n, t in x.items()}
+    fixed = [x[n][None] for n in ("norm_weight", "norm_bias") if n in x]
+    start = op.package.op.reference.join((*(x[n] for n in initial_names(op.spec)), *fixed))
+    crossing = crossing if crossing in getattr(op.package.op, "EVERY", ()) else "all"
+    given = (*(x[n] for n in ("q", "k", "v", "g", "beta")), 1.0, start, None, 32, True, save, backend, "deep", crossing)
+    torch.library.opcheck(op.package.op.OPS["chunk"], given, test_utils="test_faketensor")

@@ -124,7 +124,7 @@ def saved_fake(plan: Plan, buffer: Buffer) -> str:
             chunk, wide = "every * chunk", f"torch.float32 if every > 1 else {wide}"
         own, carried = room(buffer.parts), _carried(plan)
         if buffer.name == "states" and len(carried) > len(buffer.parts):  # PyTorch keeps all that it carries
-            own = f"{own} if triton else {numbers(carried)}"
+            own = f"*(({own},) if triton else ({numbers(carried)},))"
         shape = f"all_chunks(v, cu_seqlens, {chunk}), v.shape[2], {own}"
         asked = "save" if buffer.name == "states" else _kept(plan, buffer, "save and triton")  # others PyTorch remakes
         return f"{buffer.name} = v.new_empty({shape}, dtype={wide}) if {asked} else v.new_empty(0)"
