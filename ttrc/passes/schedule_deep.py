@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ttrc.ir.config import LONG_CHUNK, PANELS, is_several_chunks
+from ttrc.ir.config import LONG_CHUNK, PANELS, SHORT_CHUNK, is_several_chunks
 from ttrc.ir.plan import Plan, Schedule, Skeleton
 from ttrc.ir.recurrence import Recurrence
 from ttrc.ir.tile import HIDDEN, Program
@@ -19,8 +19,8 @@ from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.scan_panels import scan_panels
 
-# Tokens a chunk, of segments that are several. Every loop over panels reads the weights, so that long chunks read them
-# less often; but what a chunk makes for itself takes registers: of more than these too many spill for L1 to hold.
+# Tokens a chunk, of segments that are several, where weights lie in memory. Every loop over panels reads them, of long
+# chunks less often; but what a chunk makes for itself takes registers: with more tokens L1 does not hold what spills.
 STEP = 32
 
 
@@ -56,7 +56,7 @@ def schedule_deep(recurrence: Recurrence, forward: Program, backward: Program) -
         schedules, kernels = [*schedules, cut], (*kernels, *more)
     segment, several = recurrence.segment, is_several_chunks(recurrence.segment)
     # Each step of the scan backwards starts from states of its own, however many tokens a caller takes for a chunk.
-    chunk, step = (STEP, LONG_CHUNK) if several else (segment, segment)
+    chunk, step = (STEP if end else SHORT_CHUNK, LONG_CHUNK) if several else (segment, segment)
     # A stretch of chunks begins as a segment does: it takes over what is handed in, and nothing private.
     stretch = segment if several else None
     private = {c.state for c in carried if c.private} & {b.tile for b in states}
