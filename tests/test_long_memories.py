@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ttrc
-from test_deep import network, text
+from test_deep import drawn, moving, network, text
 from ttrc.compiler import analyse
 from ttrc.ir.plan import Space
 from ttrc.language.load import parse_spec
@@ -16,6 +16,7 @@ from ttrc.language.state import initial_names
 from ttrc.passes.budget import held_bytes
 from ttrc.runtime import verify as trust
 from ttrc.runtime.verify import Case, Setting, compare, fitting
+from ttrc.sampling import as_arguments
 from ttrc.tools.classify import findings
 
 LONG = 'at = "segment_start"\nsegment = 256'
@@ -140,6 +141,20 @@ def test_states_at_the_starts_of_segments_are_enough(name):
         )  # fmt: skip
         found.append((o, *torch.autograd.grad(o.square().sum(), [x[n] for n in names])))
     assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("at, same", [(256, True), (128, False)])
+def test_a_sequence_may_be_split_where_a_segment_begins(at, same):
+    """Elsewhere the second part has a start of its own: the private state is not handed over."""
+    op = operator("a link, momentum")
+    x, names = drawn(op, T=280), initial_names(op.spec)
+    whole = op(**as_arguments(op.spec, x), form="chunk", chunk_size=32)[0]
+    state, parts = {n: x[n] for n in names}, []
+    for part in (slice(0, at), slice(at, 280)):
+        piece = {n: t[:, part] if n in moving(op) else t for n, t in x.items()} | state
+        o, final = op(**as_arguments(op.spec, piece), output_final_state=True, form="chunk", chunk_size=32)
+        parts, state = [*parts, o], dict(zip(names, final))
+    assert torch.allclose(torch.cat(parts, 1), whole, rtol=0, atol=1e-12 * whole.abs().max().item()) is same
 
 
 def test_what_is_told():
