@@ -91,14 +91,16 @@ def _compiler(unit: Unit, device: str, folder: Path) -> dict:
 def _verify(unit: Unit, device: str, folder: Path) -> dict:
     import torch
 
+    from ttrc.language.spec import KernelMemory
     from ttrc.runtime.load import load
     from ttrc.runtime.trust import Verifier
     from ttrc.runtime.verify import Case
-    from ttrc.tools.check import ON_GPU, SCHEDULES_ON_GPU
+    from ttrc.tools.check import GROUPED_ON_GPU, ON_GPU, SCHEDULES_ON_GPU
 
     op = load(_path(unit.spec))
     shipped = not unit.spec.endswith(".toml")
-    wide = ON_GPU + (SCHEDULES_ON_GPU if shipped else ())
+    shared = isinstance(op.spec.memory, KernelMemory)
+    wide = ON_GPU + (SCHEDULES_ON_GPU if shipped else ()) + (GROUPED_ON_GPU if shared else ())
     plan = {torch.bfloat16: wide, torch.float32: ON_GPU[-1:], torch.float16: ON_GPU[-1:]}
     if device == "cpu":
         small = Case(B=1, T=20, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)

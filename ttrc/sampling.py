@@ -41,6 +41,7 @@ def random_inputs(
     HV: int,
     dk: int,
     dv: int,
+    HQ: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -50,13 +51,14 @@ def random_inputs(
 
     Drawn on the CPU, so that a seed means the same anywhere.
 
-    q [B, T, H, dk] normal; k [B, T, H, dk] of norm 1, or about 1 of a kernel memory, whose similarity may hang on it;
-    v [B, T, HV, dv] normal; the initial state as `random_state` draws it, in float32; inputs [B, T, HV, *axes], real
-    ones by key channel that the keys of losses are made of drawn as k is; parameters [HV, *axes], their default where
-    they have one, or a number near it where it may be any.
+    q [B, T, H, dk], or with HQ heads, normal; k [B, T, H, dk] of norm 1, or about 1 of a kernel memory, whose
+    similarity may hang on it; v [B, T, HV, dv] normal; the initial state as `random_state` draws it, in float32; inputs
+    [B, T, HV, *axes], HV or more where q has more heads, real ones by key channel that the keys of losses are made of
+    drawn as k is; parameters [HV, *axes], their default where they have one, or a number near it where it may be any.
     extreme="strong": a third of each gate's entries at one end of its domain, a third at the other;
     extreme="weak": every decay and every unit gate 1 (log decay 0).
     """
+    heads = max(H if HQ is None else HQ, H, HV)
     generator = torch.Generator().manual_seed(seed)
     sizes = {"k": dk, "v": dv}
 
@@ -76,8 +78,8 @@ def random_inputs(
 
     def parameter(declared: Parameter) -> Tensor:
         if declared.default is None:
-            return gate(declared, HV)
-        default = default_value(declared, HV, sizes)
+            return gate(declared, heads)
+        default = default_value(declared, heads, sizes)
         return default + 0.2 * normal(*default.shape) if declared.domain is Domain.REAL else default
 
     def key(x: Tensor) -> Tensor:
@@ -86,12 +88,12 @@ def random_inputs(
     asked = {name for loss in spec.losses for part in (loss.key, loss.write) if part for name in names(part.tree)}
 
     def of_tokens(declared: Input) -> Tensor:
-        x = gate(declared, B, T, HV)
+        x = gate(declared, B, T, heads)
         is_key = declared.name in asked and declared.domain is Domain.REAL and declared.per is Per.KEY_CHANNEL
         return key(x) if is_key else x
 
     drawn = {
-        "q": normal(B, T, H, dk),
+        "q": normal(B, T, H if HQ is None else HQ, dk),
         "k": key(normal(B, T, H, dk)),
         "v": normal(B, T, HV, dv),
         **{declared.name: of_tokens(declared) for declared in spec.inputs},

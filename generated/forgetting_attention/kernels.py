@@ -2,9 +2,10 @@
 # Spec text: sha256 958e1d59dd6ee09e
 """forgetting_attention (arXiv:2503.02130) as Triton kernels.
 
-Symbols: H key heads, HV value heads, K and V head dimensions; BT tokens a chunk, BK and BV the blocks that
-hold K and a panel of V; i_n the sequence, i_h the value head, i_k its key head, i_v the block of value channels,
-i_c the chunk of the sequence; t a token's place in its chunk.
+Symbols: HQ, H and HV heads of queries, keys and values, HO those of a call, the most of them; K and V head dimensions;
+BT tokens a block, BK and BV the powers of two that hold K and V; i_n the sequence, i_h the head of the call, i_q, i_k
+and i_v whose query, key and value it has, i_c the block of the sequence; t and s tokens' places there, as queries and
+as keys.
 """
 
 import triton
@@ -84,10 +85,10 @@ def difference(rows, columns):
 
 
 @triton.jit(do_not_specialize=["T"])
-def running_sums(g_ptr, sums_ptr, cu_seqlens, T, HV: tl.constexpr, BT: tl.constexpr, PACKED: tl.constexpr):
+def running_sums(g_ptr, sums_ptr, cu_seqlens, T, HO: tl.constexpr, BT: tl.constexpr, PACKED: tl.constexpr):
     """Sums along each sequence, in double precision."""
     program = tl.program_id(0)
-    i_h, i_n = program % HV, (program // HV).to(tl.int64)
+    i_h, i_n = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = (tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first).to(tl.int32)
@@ -98,24 +99,25 @@ def running_sums(g_ptr, sums_ptr, cu_seqlens, T, HV: tl.constexpr, BT: tl.conste
     for i in range(0, blocks):
         at = i * BT
         t_first, t_left = first + at, length - at
-        g = load_vector(g_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+        g = load_vector(g_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         # decay, line 19: exp(g)
         log_decay_bounded = tl.where(g <= -800.0, -800.0, g)
         sums = _sums + tl.cumsum(log_decay_bounded.to(tl.float64), 0)
         _sums += tl.sum(log_decay_bounded.to(tl.float64), 0)
-        store_vector(sums_ptr + i_h, sums, t_first, t_left, HV, BT)
+        store_vector(sums_ptr + i_h, sums, t_first, t_left, HO, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_decays(
     q_ptr, k_ptr, v_ptr, sums_ptr, o_ptr, normaliser_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T,
-    chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    chunks, N, HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: read-outs, and the logarithms of what divides them."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -127,12 +129,12 @@ def attend_decays(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    sums = load_double(sums_ptr + i_h, t_first, t_left, HV, BT)
-    _sums_edge = tl.load(sums_ptr + i_h + (t_first) * HV, mask=t_left > 0, other=0.0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+    sums = load_double(sums_ptr + i_h, t_first, t_left, HO, BT)
+    _sums_edge = tl.load(sums_ptr + i_h + (t_first) * HO, mask=t_left > 0, other=0.0)
     _normaliser_top = tl.full([BT], float("-inf"), tl.float32)
     _normaliser = tl.zeros([BT], tl.float32)
     o = tl.zeros([BT, BV], tl.float32)
@@ -140,8 +142,8 @@ def attend_decays(
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
-        sums_s = load_double(sums_ptr + i_h, s_first, s_left, HV, BT)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        sums_s = load_double(sums_ptr + i_h, s_first, s_left, HO, BT)
         # similarity, line 12: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -156,8 +158,8 @@ def attend_decays(
         o = tl.dot(_weights.to(dtype), v, o * _shrink[:, None], input_precision=PRECISION)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
-    sums_s = load_double(sums_ptr + i_h, s_first, s_left, HV, BT)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    sums_s = load_double(sums_ptr + i_h, s_first, s_left, HO, BT)
     # similarity, line 12: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -176,21 +178,21 @@ def attend_decays(
     o = tl.dot(_weights.to(dtype), v, o * _shrink[:, None], input_precision=PRECISION)
     normaliser = (_normaliser_top + tl.log2(_normaliser)) / in_base_2(1.0)
     o = o / _normaliser[:, None]
-    store_rows(o_ptr + i_h * V, o, t_first, t_left, HV * V, V, BT, BV, 0)
-    store_vector(normaliser_ptr + i_h, normaliser, t_first, t_left, HV, BT)
+    store_rows(o_ptr + i_h * V, o, t_first, t_left, HO * V, V, BT, BV, 0)
+    store_vector(normaliser_ptr + i_h, normaliser, t_first, t_left, HO, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_queries_decays(
     q_ptr, k_ptr, v_ptr, d_o_ptr, sums_ptr, o_ptr, normaliser_ptr, delta_ptr, d_q_ptr, d_sums_via_gap_ptr,
-    scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr,
+    HV: tl.constexpr, HO: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys once more: cotangents of queries."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -202,29 +204,29 @@ def attend_queries_decays(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    sums = load_double(sums_ptr + i_h, t_first, t_left, HV, BT)
-    o = load_rows(o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    _sums_edge = tl.load(sums_ptr + i_h + (t_first) * HV, mask=t_left > 0, other=0.0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+    sums = load_double(sums_ptr + i_h, t_first, t_left, HO, BT)
+    o = load_rows(o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    _sums_edge = tl.load(sums_ptr + i_h + (t_first) * HO, mask=t_left > 0, other=0.0)
     # update, line 21
     normaliser_valid = tl.where(t < length, normaliser, float("inf"))
     # adjoint of o
     o_d_o = d_o.to(tl.float32) * o.to(tl.float32)
     delta = tl.sum(o_d_o, 1)
-    store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
+    store_vector(delta_ptr + i_h, delta, t_first, t_left, HO, BT)
     d_sums_via_gap = tl.zeros([BT], tl.float32)
     d_q_sum = tl.zeros([BT, BK], tl.float32)
     for j in tl.range(0, i_c):
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
-        sums_s = load_double(sums_ptr + i_h, s_first, s_left, HV, BT)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        sums_s = load_double(sums_ptr + i_h, s_first, s_left, HO, BT)
         # similarity, line 12: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -242,8 +244,8 @@ def attend_queries_decays(
         d_q_sum = tl.dot(d_seen_via_o.to(dtype), k, d_q_sum, input_precision=PRECISION)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
-    sums_s = load_double(sums_ptr + i_h, s_first, s_left, HV, BT)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    sums_s = load_double(sums_ptr + i_h, s_first, s_left, HO, BT)
     # similarity, line 12: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -269,21 +271,21 @@ def attend_queries_decays(
     d_q_sum = tl.dot(d_logits_via_seen.to(dtype), k, d_q_sum, input_precision=PRECISION)
     # gradient
     d_q = d_q_sum * scale
-    store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HV * K, K, BT, BK, 0)
-    store_vector(d_sums_via_gap_ptr + i_h, d_sums_via_gap, t_first, t_left, HV, BT)
+    store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HO * K, K, BT, BK, 0)
+    store_vector(d_sums_via_gap_ptr + i_h, d_sums_via_gap, t_first, t_left, HO, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_keys_decays(
-    k_ptr, v_ptr, q_ptr, sums_ptr, d_o_ptr, normaliser_ptr, delta_ptr, d_k_ptr, d_v_ptr,
-    d_sums_s_via_gap_2_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr,
-    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    k_ptr, v_ptr, q_ptr, sums_ptr, d_o_ptr, normaliser_ptr, delta_ptr, d_sums_s_via_gap_2_ptr, d_k_ptr,
+    d_v_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr,
+    HV: tl.constexpr, HO: tl.constexpr, HG: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of keys over the queries that see it: cotangents of keys and values."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_g, i_chunk = program % HG, (program // HG).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -294,91 +296,94 @@ def attend_keys_decays(
     else:
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     s, s_first, s_left = own + tl.arange(0, BT), first + own, length - own
+    i_k, i_v = i_g // (HG // H), i_g // (HG // HV)
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
-    sums_s = load_double(sums_ptr + i_h, s_first, s_left, HV, BT)
-    _sums_edge = tl.load(sums_ptr + i_h + (s_first + BT) * HV, mask=s_left > BT, other=0.0)
-    d_sums_s_via_gap = tl.zeros([BT], tl.float32)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     d_k_sum = tl.zeros([BT, BK], tl.float32)
     d_v = tl.zeros([BT, BV], tl.float32)
-    t, t_first, t_left = s, s_first, s_left
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    sums = load_double(sums_ptr + i_h, t_first, t_left, HV, BT)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    # similarity, line 12: dot(q, k)
-    dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    scaled = dot * scale
-    # decay, line 19: exp(g)
-    gap = difference(sums, sums_s)
-    # causality
-    gap_apart = tl.where(t[:, None] > s[None, :], gap, 0.0)
-    # similarity, line 12: dot(q, k)
-    logits = gap_apart + scaled
-    # causality
-    seen = tl.where(t[:, None] >= s[None, :], logits, float("-inf"))
-    # update, line 21
-    normaliser_valid = tl.where(t < length, normaliser, float("inf"))
-    # adjoint of o
-    weights = exp(-normaliser_valid[:, None] + seen)
-    d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
-    d_seen_via_o = weights * (d_weights - delta[:, None])
-    # adjoint of seen
-    d_logits_via_seen = tl.where(t[:, None] >= s[None, :], d_seen_via_o, 0.0)
-    # adjoint of gap_apart
-    d_gap_via_gap_apart = tl.where(t[:, None] > s[None, :], d_seen_via_o, 0.0)
-    # adjoint of gap
-    d_sums_s_via_gap += tl.sum(d_gap_via_gap_apart, 0)
-    # gradient
-    d_k_sum = tl.dot(tl.trans(d_logits_via_seen).to(dtype), q, d_k_sum, input_precision=PRECISION)
-    d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
-    for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
-        at = j * BT
-        t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
-        q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-        sums = load_double(sums_ptr + i_h, t_first, t_left, HV, BT)
-        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-        delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+    for i_share in tl.range(0, HO // HG, disable_licm=True):
+        i_h = i_g * (HO // HG) + i_share
+        i_q = i_h // (HO // HQ)
+        sums_s = load_double(sums_ptr + i_h, s_first, s_left, HO, BT)
+        _sums_edge = tl.load(sums_ptr + i_h + (s_first + BT) * HO, mask=s_left > BT, other=0.0)
+        d_sums_s_via_gap = tl.zeros([BT], tl.float32)
+        t, t_first, t_left = s, s_first, s_left
+        q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+        sums = load_double(sums_ptr + i_h, t_first, t_left, HO, BT)
+        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+        delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         # similarity, line 12: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
         # decay, line 19: exp(g)
-        gap = difference_across(_sums_edge, sums, sums_s)
+        gap = difference(sums, sums_s)
+        # causality
+        gap_apart = tl.where(t[:, None] > s[None, :], gap, 0.0)
         # similarity, line 12: dot(q, k)
-        logits = gap + scaled
+        logits = gap_apart + scaled
+        # causality
+        seen = tl.where(t[:, None] >= s[None, :], logits, float("-inf"))
         # update, line 21
         normaliser_valid = tl.where(t < length, normaliser, float("inf"))
         # adjoint of o
-        weights = exp(-normaliser_valid[:, None] + logits)
+        weights = exp(-normaliser_valid[:, None] + seen)
         d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
         d_seen_via_o = weights * (d_weights - delta[:, None])
+        # adjoint of seen
+        d_logits_via_seen = tl.where(t[:, None] >= s[None, :], d_seen_via_o, 0.0)
+        # adjoint of gap_apart
+        d_gap_via_gap_apart = tl.where(t[:, None] > s[None, :], d_seen_via_o, 0.0)
         # adjoint of gap
-        d_sums_s_via_gap += tl.sum(d_seen_via_o, 0)
+        d_sums_s_via_gap += tl.sum(d_gap_via_gap_apart, 0)
         # gradient
-        d_k_sum = tl.dot(tl.trans(d_seen_via_o).to(dtype), q, d_k_sum, input_precision=PRECISION)
+        d_k_sum = tl.dot(tl.trans(d_logits_via_seen).to(dtype), q, d_k_sum, input_precision=PRECISION)
         d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
-    # adjoint of gap
-    d_sums_s_via_gap_2 = -d_sums_s_via_gap
+        for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
+            at = j * BT
+            t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
+            q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+            d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+            sums = load_double(sums_ptr + i_h, t_first, t_left, HO, BT)
+            normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            # similarity, line 12: dot(q, k)
+            dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            scaled = dot * scale
+            # decay, line 19: exp(g)
+            gap = difference_across(_sums_edge, sums, sums_s)
+            # similarity, line 12: dot(q, k)
+            logits = gap + scaled
+            # update, line 21
+            normaliser_valid = tl.where(t < length, normaliser, float("inf"))
+            # adjoint of o
+            weights = exp(-normaliser_valid[:, None] + logits)
+            d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
+            d_seen_via_o = weights * (d_weights - delta[:, None])
+            # adjoint of gap
+            d_sums_s_via_gap += tl.sum(d_seen_via_o, 0)
+            # gradient
+            d_k_sum = tl.dot(tl.trans(d_seen_via_o).to(dtype), q, d_k_sum, input_precision=PRECISION)
+            d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
+        # adjoint of gap
+        d_sums_s_via_gap_2 = -d_sums_s_via_gap
+        store_vector(d_sums_s_via_gap_2_ptr + i_h, d_sums_s_via_gap_2, s_first, s_left, HO, BT)
     # gradient
     d_k = d_k_sum * scale
-    store_rows(d_k_ptr + i_h * K, d_k, s_first, s_left, HV * K, K, BT, BK, 0)
-    store_rows(d_v_ptr + i_h * V, d_v, s_first, s_left, HV * V, V, BT, BV, 0)
-    store_vector(d_sums_s_via_gap_2_ptr + i_h, d_sums_s_via_gap_2, s_first, s_left, HV, BT)
+    store_rows(d_k_ptr + i_g * K, d_k, s_first, s_left, HG * K, K, BT, BK, 0)
+    store_rows(d_v_ptr + i_g * V, d_v, s_first, s_left, HG * V, V, BT, BV, 0)
 
 
 @triton.jit(do_not_specialize=["T"])
 def running_sums_reverse(
-    g_ptr, d_sums_via_gap_ptr, d_sums_s_via_gap_2_ptr, d_g_ptr, cu_seqlens, T, HV: tl.constexpr,
+    g_ptr, d_sums_via_gap_ptr, d_sums_s_via_gap_2_ptr, d_g_ptr, cu_seqlens, T, HO: tl.constexpr,
     BT: tl.constexpr, PACKED: tl.constexpr,
 ):
     """The adjoint of running_sums: sums from each sequence's end."""
     program = tl.program_id(0)
-    i_h, i_n = program % HV, (program // HV).to(tl.int64)
+    i_h, i_n = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         first = tl.load(cu_seqlens + i_n).to(tl.int64)
         length = (tl.load(cu_seqlens + i_n + 1).to(tl.int64) - first).to(tl.int32)
@@ -389,9 +394,9 @@ def running_sums_reverse(
     for i in range(0, blocks):
         at = (blocks - 1 - i) * BT
         t_first, t_left = first + at, length - at
-        g = load_vector(g_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-        d_sums_via_gap = load_vector(d_sums_via_gap_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-        d_sums_s_via_gap_2_t = load_vector(d_sums_s_via_gap_2_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+        g = load_vector(g_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+        d_sums_via_gap = load_vector(d_sums_via_gap_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+        d_sums_s_via_gap_2_t = load_vector(d_sums_s_via_gap_2_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         # adjoint of sums
         d_sums = d_sums_s_via_gap_2_t + d_sums_via_gap
         d_log_decay_bounded_via_sums = (
@@ -400,4 +405,4 @@ def running_sums_reverse(
         _d_log_decay_bounded_via_sums += tl.sum(d_sums.to(tl.float64), 0)
         # adjoint of log_decay_bounded
         d_g_via_log_decay_bounded = d_log_decay_bounded_via_sums * tl.where(g <= -800.0, 0.0, 1.0)
-        store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, t_first, t_left, HV, BT)
+        store_vector(d_g_ptr + i_h, d_g_via_log_decay_bounded, t_first, t_left, HO, BT)

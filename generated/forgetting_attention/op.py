@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch import launch
+from .launch import group_count, launch, rows_of
 
 GATES = ("g",)
 PARAMETERS = ()
@@ -20,8 +20,8 @@ PARAMETERS = ()
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents come per head of a call; the groups that share a head are summed."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -78,34 +78,38 @@ def _refuse_again(ctx, *cotangents):
 
 
 def forward_triton(q, k, v, g, scale, cu_seqlens, chunk, save):
-    sums = v.new_empty(*v.shape[:3], dtype=torch.float64)
-    o = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
-    normaliser = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    launch("running_sums", q, v, cu_seqlens, chunk, [g, sums], scale)
-    launch("attend_decays", q, v, cu_seqlens, chunk, [q, k, v, sums, o, normaliser], scale)
+    rows = rows_of(q, k, v)
+    sums = v.new_empty(*rows, dtype=torch.float64)
+    o = v.new_empty(*rows, v.shape[3], dtype=v.dtype)
+    normaliser = v.new_empty(*rows, dtype=torch.float32)
+    launch("running_sums", q, k, v, cu_seqlens, chunk, [g, sums], scale)
+    launch("attend_decays", q, k, v, cu_seqlens, chunk, [q, k, v, sums, o, normaliser], scale)
     return o, sums if save else sums.new_empty(0), normaliser if save else normaliser.new_empty(0)
 
 
 def backward_triton(q, k, v, g, scale, o, sums, normaliser, d_o, cu_seqlens, chunk):
-    d_sums_s_via_gap_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_sums_via_gap = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_q = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
-    d_k = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
-    d_v = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
-    d_g = v.new_empty(*v.shape[:3], dtype=torch.float32)
+    rows = rows_of(q, k, v)
+    groups = group_count("attend_keys_decays", q, k, v, cu_seqlens, chunk)
+    d_sums_s_via_gap_2 = v.new_empty(*rows, dtype=torch.float32)
+    d_sums_via_gap = v.new_empty(*rows, dtype=torch.float32)
+    delta = v.new_empty(*rows, dtype=torch.float32)
+    d_q = v.new_empty(*rows, q.shape[3], dtype=v.dtype)
+    d_k = v.new_empty(*rows[:2], groups, q.shape[3], dtype=v.dtype)
+    d_v = v.new_empty(*rows[:2], groups, v.shape[3], dtype=v.dtype)
+    d_g = v.new_empty(*rows, dtype=torch.float32)
     launch(
-        "attend_queries_decays", q, v, cu_seqlens, chunk,
+        "attend_queries_decays", q, k, v, cu_seqlens, chunk,
         [q, k, v, d_o, sums, o, normaliser, delta, d_q, d_sums_via_gap], scale,
     )
     launch(
-        "attend_keys_decays", q, v, cu_seqlens, chunk,
-        [k, v, q, sums, d_o, normaliser, delta, d_k, d_v, d_sums_s_via_gap_2], scale,
+        "attend_keys_decays", q, k, v, cu_seqlens, chunk,
+        [k, v, q, sums, d_o, normaliser, delta, d_sums_s_via_gap_2, d_k, d_v], scale, HG=groups,
     )
     launch(
-        "running_sums_reverse", q, v, cu_seqlens, chunk, [g, d_sums_via_gap, d_sums_s_via_gap_2, d_g], scale
+        "running_sums_reverse", q, k, v, cu_seqlens, chunk, [g, d_sums_via_gap, d_sums_s_via_gap_2, d_g],
+        scale,
     )
-    return per_key_head(d_q, q), per_key_head(d_k, k), d_v.to(v.dtype), d_g.to(g.dtype)
+    return per_head(d_q, q), per_head(d_k, k), per_head(d_v, v), d_g.to(g.dtype)
 
 
 def chunk_forward(
@@ -115,21 +119,18 @@ def chunk_forward(
     """o, and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return forward_triton(q, k, v, g, scale, cu_seqlens, chunk, save)
-    save = False  # plain PyTorch makes it again
-    sums = v.new_empty(*v.shape[:3], dtype=torch.float64) if save else v.new_empty(0, dtype=torch.float64)
-    normaliser = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
-    )
+    save, rows = False, rows_of(q, k, v)  # plain PyTorch makes it again
+    sums = v.new_empty(*rows, dtype=torch.float64) if save else v.new_empty(0, dtype=torch.float64)
+    normaliser = v.new_empty(*rows, dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
     return reference.forward(q, k, v, (g,), scale, cu_seqlens), sums, normaliser
 
 
 def _chunk_fake(q, k, v, g, scale, cu_seqlens, chunk, save, backend):
+    rows = rows_of(q, k, v)
     save = save and uses_triton(backend, q)
-    sums = v.new_empty(*v.shape[:3], dtype=torch.float64) if save else v.new_empty(0, dtype=torch.float64)
-    normaliser = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
-    )
-    return torch.empty_like(v, memory_format=torch.contiguous_format), sums, normaliser
+    sums = v.new_empty(*rows, dtype=torch.float64) if save else v.new_empty(0, dtype=torch.float64)
+    normaliser = v.new_empty(*rows, dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
+    return v.new_empty(*rows, v.shape[3]), sums, normaliser
 
 
 def chunk_backward(
@@ -155,7 +156,8 @@ def _keep(ctx, inputs, output):
 def _differentiate(ctx, d_o, *_):
     *kept, cu_seqlens = ctx.saved_tensors
     tensors, saved = kept[: 3 + len(GATES)], kept[3 + len(GATES) :]
-    d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
+    q, k, v, *_ = tensors
+    d_o = v.new_zeros(*rows_of(q, k, v), v.shape[3]) if d_o is None else d_o.contiguous()
     grads = chunk_backward_op(*tensors, ctx.scale, *saved, d_o, cu_seqlens, ctx.chunk, ctx.backend)
     return *grads, None, None, None, None, None
 
@@ -177,7 +179,8 @@ def forgetting_attention(
 ) -> tuple[Tensor, Optional[tuple[()]]]:
     """forgetting_attention (arXiv:2503.02130).
 
-    q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; g [B, T, HV];
+    q [B, T, HQ, d_k]; k [B, T, H, d_k]; v [B, T, HV, d_v]; o [B, T, HO, d_v], HO the most of HQ, H and HV and a multiple
+    of each: groups of queries share keys and values, or as may be; g [B, T, HO];
     scale multiplies q, by default d_k ** -0.5. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     All pairs are kept, so that there is no state: initial_state is None or (), the final one ().
     form: "chunk", "reference" (all pairs at once in plain PyTorch), or "auto": chunk. chunk_size: tokens of a block of

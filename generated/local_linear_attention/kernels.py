@@ -2,9 +2,10 @@
 # Spec text: sha256 0e5ad28ad60ef975
 """local_linear_attention (arXiv:2510.01450) as Triton kernels.
 
-Symbols: H key heads, HV value heads, K and V head dimensions; BT tokens a chunk, BK and BV the blocks that
-hold K and a panel of V; i_n the sequence, i_h the value head, i_k its key head, i_v the block of value channels,
-i_c the chunk of the sequence; t a token's place in its chunk.
+Symbols: HQ, H and HV heads of queries, keys and values, HO those of a call, the most of them; K and V head dimensions;
+BT tokens a block, BK and BV the powers of two that hold K and V; i_n the sequence, i_h the head of the call, i_q, i_k
+and i_v whose query, key and value it has, i_c the block of the sequence; t and s tokens' places there, as queries and
+as keys.
 """
 
 import triton
@@ -133,13 +134,13 @@ def load_gate(
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_ahead_lines(
     q_ptr, k_ptr, normaliser_ptr, centre_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
-    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: what a search starts from, and what divides weights."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -151,10 +152,10 @@ def attend_ahead_lines(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
+    i_q, i_k = i_h // (HO // HQ), i_h // (HO // H)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
     _normaliser_top = tl.full([BT], float("-inf"), tl.float32)
     _normaliser = tl.zeros([BT], tl.float32)
     centre = tl.zeros([BT, BK], tl.float32)
@@ -184,20 +185,21 @@ def attend_ahead_lines(
     centre = exact_dot(_weights, k, centre * _shrink[:, None], dtype, PRECISION)
     normaliser = (_normaliser_top + tl.log2(_normaliser)) / in_base_2(1.0)
     centre = centre / _normaliser[:, None]
-    store_vector(normaliser_ptr + i_h, normaliser, t_first, t_left, HV, BT)
-    store_rows(centre_ptr + i_h * K, centre, t_first, t_left, HV * K, K, BT, BK, 0)
+    store_vector(normaliser_ptr + i_h, normaliser, t_first, t_left, HO, BT)
+    store_rows(centre_ptr + i_h * K, centre, t_first, t_left, HO * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_solve_lines(
     q_ptr, k_ptr, lam_ptr, normaliser_ptr, centre_ptr, x_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T,
-    chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    chunks, N, HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """What each query of a block solves for, over its keys again and again."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -209,13 +211,13 @@ def attend_solve_lines(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
+    i_q, i_k = i_h // (HO // HQ), i_h // (HO // H)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
     lam = tl.full([BT], tl.load(lam_ptr + i_h).to(tl.float32), tl.float32)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
     # retention, line 21: lam * norm2(W) / 2
     log_slope = tl.log(lam)
     # update, line 23
@@ -259,19 +261,20 @@ def attend_solve_lines(
         )
         _x_going = tl.where(tl.max(tl.where(_x_size > _x_enough, 1, 0)) > 0, _x_going - 1, 0)
     x *= _x_unit
-    store_rows(x_ptr + i_h * K, x, t_first, t_left, HV * K, K, BT, BK, 0)
+    store_rows(x_ptr + i_h * K, x, t_first, t_left, HO * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_lines(
     q_ptr, k_ptr, v_ptr, normaliser_ptr, centre_ptr, x_ptr, o_ptr, scale, cu_seqlens, chunk_starts,
-    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: read-outs, sums that no sum of weights divides."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -283,13 +286,13 @@ def attend_lines(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
     # update, line 23
     normaliser_valid = tl.where(t < length, normaliser, float("inf"))
     along_terms_2 = centre * x
@@ -299,7 +302,7 @@ def attend_lines(
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
         # similarity, line 15: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -311,7 +314,7 @@ def attend_lines(
         o = tl.dot(shares.to(dtype), v, o, input_precision=PRECISION)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     # similarity, line 15: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -323,20 +326,20 @@ def attend_lines(
     seen_along_2 = exact_dot(x, tl.trans(k), spread_2_start, dtype, PRECISION)
     shares = weights * (1.0 - seen_along_2)
     o = tl.dot(shares.to(dtype), v, o, input_precision=PRECISION)
-    store_rows(o_ptr + i_h * V, o, t_first, t_left, HV * V, V, BT, BV, 0)
+    store_rows(o_ptr + i_h * V, o, t_first, t_left, HO * V, V, BT, BV, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_ahead_reverse_lines(
     q_ptr, k_ptr, v_ptr, d_o_ptr, normaliser_ptr, centre_ptr, x_ptr, d_along_2_via_spread_2_2_ptr, d_x_ptr,
-    level_again_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr,
-    HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    level_again_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, HQ: tl.constexpr,
+    H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: the cotangent of what a search found."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -348,14 +351,14 @@ def attend_ahead_reverse_lines(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
     # update, line 23
     normaliser_valid = tl.where(t < length, normaliser, float("inf"))
     along_terms_2 = centre * x
@@ -367,7 +370,7 @@ def attend_ahead_reverse_lines(
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
         # similarity, line 15: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -388,7 +391,7 @@ def attend_ahead_reverse_lines(
         level_again += tl.sum(pulls_again, 1)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     # similarity, line 15: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -409,27 +412,27 @@ def attend_ahead_reverse_lines(
     # update, line 23
     pulls_again = seen_along_2 * weights
     level_again += tl.sum(pulls_again, 1)
-    centre_again = load_gate(centre_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
+    centre_again = load_gate(centre_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
     # adjoint of along_terms_2
     d_x_via_along_terms_2 = centre_again * d_along_2_via_spread_2_2[:, None]
     # adjoint of x
     d_x = d_x_apart + d_x_via_along_terms_2
-    store_vector(d_along_2_via_spread_2_2_ptr + i_h, d_along_2_via_spread_2_2, t_first, t_left, HV, BT)
-    store_rows(d_x_ptr + i_h * K, d_x, t_first, t_left, HV * K, K, BT, BK, 0)
-    store_vector(level_again_ptr + i_h, level_again, t_first, t_left, HV, BT)
+    store_vector(d_along_2_via_spread_2_2_ptr + i_h, d_along_2_via_spread_2_2, t_first, t_left, HO, BT)
+    store_rows(d_x_ptr + i_h * K, d_x, t_first, t_left, HO * K, K, BT, BK, 0)
+    store_vector(level_again_ptr + i_h, level_again, t_first, t_left, HO, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_solve_reverse_lines(
     q_ptr, k_ptr, lam_ptr, normaliser_ptr, centre_ptr, d_x_ptr, d_away_via_x_ptr, scale, cu_seqlens,
-    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
-    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    chunk_starts, chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr,
+    HO: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """The same system once more, with the cotangent on its right side."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -441,14 +444,14 @@ def attend_solve_reverse_lines(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
+    i_q, i_k = i_h // (HO // HQ), i_h // (HO // H)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
     lam = tl.full([BT], tl.load(lam_ptr + i_h).to(tl.float32), tl.float32)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    d_x = load_gate(d_x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    d_x = load_gate(d_x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
     # retention, line 21: lam * norm2(W) / 2
     log_slope = tl.log(lam)
     # update, line 23
@@ -493,20 +496,21 @@ def attend_solve_reverse_lines(
             tl.max(tl.where(_d_away_via_x_size > _d_away_via_x_enough, 1, 0)) > 0, _d_away_via_x_going - 1, 0
         )
     d_away_via_x *= _d_away_via_x_unit
-    store_rows(d_away_via_x_ptr + i_h * K, d_away_via_x, t_first, t_left, HV * K, K, BT, BK, 0)
+    store_rows(d_away_via_x_ptr + i_h * K, d_away_via_x, t_first, t_left, HO * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_behind_reverse_lines(
     q_ptr, k_ptr, v_ptr, d_o_ptr, normaliser_ptr, centre_ptr, x_ptr, d_away_via_x_ptr,
     d_along_2_via_spread_2_4_ptr, d_normaliser_valid_via_weights_2_ptr, scale, cu_seqlens, chunk_starts,
-    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: sums of what was solved for that pairs take again."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -518,15 +522,15 @@ def attend_behind_reverse_lines(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
     # update, line 23
     normaliser_valid = tl.where(t < length, normaliser, float("inf"))
     along_terms_2 = centre * x
@@ -541,7 +545,7 @@ def attend_behind_reverse_lines(
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
         # similarity, line 15: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -567,7 +571,7 @@ def attend_behind_reverse_lines(
         d_normaliser_valid_via_weights_2 += tl.sum(d_normaliser_valid_via_weights, 1)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     # similarity, line 15: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -593,9 +597,9 @@ def attend_behind_reverse_lines(
         -d_spread_2_via_pulls_again * seen_along_2 - d_weights_via_shares * weights
     )
     d_normaliser_valid_via_weights_2 += tl.sum(d_normaliser_valid_via_weights, 1)
-    store_vector(d_along_2_via_spread_2_4_ptr + i_h, d_along_2_via_spread_2_4, t_first, t_left, HV, BT)
+    store_vector(d_along_2_via_spread_2_4_ptr + i_h, d_along_2_via_spread_2_4, t_first, t_left, HO, BT)
     store_vector(
-        d_normaliser_valid_via_weights_2_ptr + i_h, d_normaliser_valid_via_weights_2, t_first, t_left, HV, BT
+        d_normaliser_valid_via_weights_2_ptr + i_h, d_normaliser_valid_via_weights_2, t_first, t_left, HO, BT
     )
 
 
@@ -605,13 +609,13 @@ def attend_queries_lines(
     level_again_ptr, d_away_via_x_ptr, d_along_2_via_spread_2_4_ptr, d_normaliser_valid_via_weights_2_ptr,
     d_lam_ptr, d_centre_2_ptr, delta_ptr, d_normaliser_via_normaliser_valid_ptr, along_2_ptr,
     d_level_again_via_held_again_2_ptr, d_q_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
-    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys once more: cotangents of queries."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -623,21 +627,21 @@ def attend_queries_lines(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
     lam = tl.full([BT], tl.load(lam_ptr + i_h).to(tl.float32), tl.float32)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    d_along_2_via_spread_2_2 = load_vector(d_along_2_via_spread_2_2_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    level_again = load_vector(level_again_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    d_along_2_via_spread_2_4 = load_vector(d_along_2_via_spread_2_4_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    centre = load_gate(centre_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    d_along_2_via_spread_2_2 = load_vector(d_along_2_via_spread_2_2_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    level_again = load_vector(level_again_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+    d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+    d_along_2_via_spread_2_4 = load_vector(d_along_2_via_spread_2_4_ptr + i_h, t_first, t_left, HO, BT, 0.0)
     d_normaliser_valid_via_weights_2 = load_vector(
-        d_normaliser_valid_via_weights_2_ptr + i_h, t_first, t_left, HV, BT, 0.0
+        d_normaliser_valid_via_weights_2_ptr + i_h, t_first, t_left, HO, BT, 0.0
     )
     # retention, line 21: lam * norm2(W) / 2
     log_slope = tl.log(lam)
@@ -681,23 +685,23 @@ def attend_queries_lines(
     d_normaliser_via_normaliser_valid = tl.where(t < length, d_normaliser_valid, 0.0)
     # adjoint of log_slope
     d_lam_via_log_slope = d_log_slope_via_stiffness / lam
-    store_vector(d_lam_ptr + i_h, d_lam_via_log_slope, t_first, t_left, HV, BT)
-    store_rows(d_centre_2_ptr + i_h * K, d_centre_2, t_first, t_left, HV * K, K, BT, BK, 0)
-    store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
+    store_vector(d_lam_ptr + i_h, d_lam_via_log_slope, t_first, t_left, HO, BT)
+    store_rows(d_centre_2_ptr + i_h * K, d_centre_2, t_first, t_left, HO * K, K, BT, BK, 0)
+    store_vector(delta_ptr + i_h, delta, t_first, t_left, HO, BT)
     store_vector(
-        d_normaliser_via_normaliser_valid_ptr + i_h, d_normaliser_via_normaliser_valid, t_first, t_left, HV,
+        d_normaliser_via_normaliser_valid_ptr + i_h, d_normaliser_via_normaliser_valid, t_first, t_left, HO,
         BT,
     )
-    store_vector(along_2_ptr + i_h, along_2, t_first, t_left, HV, BT)
+    store_vector(along_2_ptr + i_h, along_2, t_first, t_left, HO, BT)
     store_vector(
-        d_level_again_via_held_again_2_ptr + i_h, d_level_again_via_held_again_2, t_first, t_left, HV, BT
+        d_level_again_via_held_again_2_ptr + i_h, d_level_again_via_held_again_2, t_first, t_left, HO, BT
     )
     d_q = d_q_via_query
     for j in tl.range(0, i_c):
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
         # similarity, line 15: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -728,7 +732,7 @@ def attend_queries_lines(
         d_q = tl.dot(d_dot_via_scaled.to(dtype), k, d_q, input_precision=PRECISION)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     # similarity, line 15: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -760,21 +764,21 @@ def attend_queries_lines(
     d_dot_via_scaled = d_scaled_via_seen * scale
     # gradient
     d_q = tl.dot(d_dot_via_scaled.to(dtype), k, d_q, input_precision=PRECISION)
-    store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HV * K, K, BT, BK, 0)
+    store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HO * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_keys_lines(
     k_ptr, v_ptr, q_ptr, d_o_ptr, normaliser_ptr, x_ptr, d_away_via_x_ptr, d_centre_2_ptr, delta_ptr,
     d_normaliser_via_normaliser_valid_ptr, along_2_ptr, d_level_again_via_held_again_2_ptr, d_k_ptr, d_v_ptr,
-    scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr,
+    HV: tl.constexpr, HO: tl.constexpr, HG: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of keys over the queries that see it: cotangents of keys and values."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_g, i_chunk = program % HG, (program // HG).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -785,94 +789,39 @@ def attend_keys_lines(
     else:
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     s, s_first, s_left = own + tl.arange(0, BT), first + own, length - own
+    i_k, i_v = i_g // (HG // H), i_g // (HG // HV)
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     d_k = tl.zeros([BT, BK], tl.float32)
     d_v = tl.zeros([BT, BV], tl.float32)
-    t, t_first, t_left = s, s_first, s_left
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-    delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    d_normaliser_via_normaliser_valid = load_vector(
-        d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HV, BT, 0.0
-    )
-    along_2 = load_vector(along_2_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    d_level_again_via_held_again_2 = load_vector(
-        d_level_again_via_held_again_2_ptr + i_h, t_first, t_left, HV, BT, 0.0
-    )
-    # similarity, line 15: dot(q, k)
-    dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    scaled = dot * scale
-    # causality
-    seen = tl.where(t[:, None] >= s[None, :], scaled, float("-inf"))
-    # update, line 23
-    normaliser_valid = tl.where(t < length, normaliser, float("inf"))
-    weights = exp(-normaliser_valid[:, None] + seen)
-    spread_2_start = tl.broadcast_to(-along_2[:, None], [BT, BT])
-    seen_along_2 = exact_dot(x, tl.trans(k), spread_2_start, dtype, PRECISION)
-    shares = weights * (1.0 - seen_along_2)
-    # adjoint of shares
-    d_shares = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
-    d_spread_2_via_shares = -d_shares * weights
-    d_weights_via_shares = d_shares * (1.0 - seen_along_2)
-    # update, line 23
-    pulls_again = seen_along_2 * weights
-    # adjoint of x
-    d_away_via_x_negative = -d_away_via_x
-    d_pulls_again_via_level_again = tl.broadcast_to(d_level_again_via_held_again_2[:, None], [BT, BT])
-    d_pulls_again = exact_dot(
-        d_away_via_x_negative, tl.trans(k), d_pulls_again_via_level_again, dtype, PRECISION
-    )
-    d_spread_2_via_pulls_again = d_pulls_again * weights
-    d_k = exact_dot(tl.trans(pulls_again), d_away_via_x_negative, d_k, dtype, PRECISION)
-    # adjoint of weights
-    d_seen_via_weights = d_spread_2_via_pulls_again * seen_along_2 + d_weights_via_shares * weights
-    # adjoint of centre
-    d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
-    d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
-    # adjoint of normaliser
-    d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
-    # adjoint of seen
-    d_seen = d_seen_via_centre + d_seen_via_normaliser + d_seen_via_weights
-    d_scaled_via_seen = tl.where(t[:, None] >= s[None, :], d_seen, 0.0)
-    # adjoint of scaled
-    d_dot_via_scaled = d_scaled_via_seen * scale
-    # gradient
-    d_spread_2_via_shares_joined = d_spread_2_via_pulls_again + d_spread_2_via_shares
-    d_k = exact_dot(tl.trans(d_spread_2_via_shares_joined), x, d_k, dtype, PRECISION)
-    d_k = exact_dot(tl.trans(weights), d_centre_2, d_k, dtype, PRECISION)
-    d_k = tl.dot(tl.trans(d_dot_via_scaled).to(dtype), q, d_k, input_precision=PRECISION)
-    d_v = tl.dot(tl.trans(shares).to(dtype), d_o, d_v, input_precision=PRECISION)
-    for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
-        at = j * BT
-        t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
-        q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-        x = load_gate(x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-        d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-        d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HV * K, K, BT, BK, 0, 0.0)
-        delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+    for i_share in tl.range(0, HO // HG, disable_licm=True):
+        i_h = i_g * (HO // HG) + i_share
+        i_q = i_h // (HO // HQ)
+        t, t_first, t_left = s, s_first, s_left
+        q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+        x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+        d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+        d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+        delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         d_normaliser_via_normaliser_valid = load_vector(
-            d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HV, BT, 0.0
+            d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HO, BT, 0.0
         )
-        along_2 = load_vector(along_2_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+        along_2 = load_vector(along_2_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         d_level_again_via_held_again_2 = load_vector(
-            d_level_again_via_held_again_2_ptr + i_h, t_first, t_left, HV, BT, 0.0
+            d_level_again_via_held_again_2_ptr + i_h, t_first, t_left, HO, BT, 0.0
         )
         # similarity, line 15: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
+        # causality
+        seen = tl.where(t[:, None] >= s[None, :], scaled, float("-inf"))
         # update, line 23
         normaliser_valid = tl.where(t < length, normaliser, float("inf"))
-        weights = exp(-normaliser_valid[:, None] + scaled)
+        weights = exp(-normaliser_valid[:, None] + seen)
         spread_2_start = tl.broadcast_to(-along_2[:, None], [BT, BT])
         seen_along_2 = exact_dot(x, tl.trans(k), spread_2_start, dtype, PRECISION)
         shares = weights * (1.0 - seen_along_2)
@@ -899,13 +848,71 @@ def attend_keys_lines(
         d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
         # adjoint of seen
         d_seen = d_seen_via_centre + d_seen_via_normaliser + d_seen_via_weights
+        d_scaled_via_seen = tl.where(t[:, None] >= s[None, :], d_seen, 0.0)
         # adjoint of scaled
-        d_dot_via_scaled = d_seen * scale
+        d_dot_via_scaled = d_scaled_via_seen * scale
         # gradient
         d_spread_2_via_shares_joined = d_spread_2_via_pulls_again + d_spread_2_via_shares
         d_k = exact_dot(tl.trans(d_spread_2_via_shares_joined), x, d_k, dtype, PRECISION)
         d_k = exact_dot(tl.trans(weights), d_centre_2, d_k, dtype, PRECISION)
         d_k = tl.dot(tl.trans(d_dot_via_scaled).to(dtype), q, d_k, input_precision=PRECISION)
         d_v = tl.dot(tl.trans(shares).to(dtype), d_o, d_v, input_precision=PRECISION)
-    store_rows(d_k_ptr + i_h * K, d_k, s_first, s_left, HV * K, K, BT, BK, 0)
-    store_rows(d_v_ptr + i_h * V, d_v, s_first, s_left, HV * V, V, BT, BV, 0)
+        for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
+            at = j * BT
+            t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
+            q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+            d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+            normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+            d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+            d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
+            delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            d_normaliser_via_normaliser_valid = load_vector(
+                d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HO, BT, 0.0
+            )
+            along_2 = load_vector(along_2_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            d_level_again_via_held_again_2 = load_vector(
+                d_level_again_via_held_again_2_ptr + i_h, t_first, t_left, HO, BT, 0.0
+            )
+            # similarity, line 15: dot(q, k)
+            dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            scaled = dot * scale
+            # update, line 23
+            normaliser_valid = tl.where(t < length, normaliser, float("inf"))
+            weights = exp(-normaliser_valid[:, None] + scaled)
+            spread_2_start = tl.broadcast_to(-along_2[:, None], [BT, BT])
+            seen_along_2 = exact_dot(x, tl.trans(k), spread_2_start, dtype, PRECISION)
+            shares = weights * (1.0 - seen_along_2)
+            # adjoint of shares
+            d_shares = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
+            d_spread_2_via_shares = -d_shares * weights
+            d_weights_via_shares = d_shares * (1.0 - seen_along_2)
+            # update, line 23
+            pulls_again = seen_along_2 * weights
+            # adjoint of x
+            d_away_via_x_negative = -d_away_via_x
+            d_pulls_again_via_level_again = tl.broadcast_to(d_level_again_via_held_again_2[:, None], [BT, BT])
+            d_pulls_again = exact_dot(
+                d_away_via_x_negative, tl.trans(k), d_pulls_again_via_level_again, dtype, PRECISION
+            )
+            d_spread_2_via_pulls_again = d_pulls_again * weights
+            d_k = exact_dot(tl.trans(pulls_again), d_away_via_x_negative, d_k, dtype, PRECISION)
+            # adjoint of weights
+            d_seen_via_weights = d_spread_2_via_pulls_again * seen_along_2 + d_weights_via_shares * weights
+            # adjoint of centre
+            d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
+            d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
+            # adjoint of normaliser
+            d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
+            # adjoint of seen
+            d_seen = d_seen_via_centre + d_seen_via_normaliser + d_seen_via_weights
+            # adjoint of scaled
+            d_dot_via_scaled = d_seen * scale
+            # gradient
+            d_spread_2_via_shares_joined = d_spread_2_via_pulls_again + d_spread_2_via_shares
+            d_k = exact_dot(tl.trans(d_spread_2_via_shares_joined), x, d_k, dtype, PRECISION)
+            d_k = exact_dot(tl.trans(weights), d_centre_2, d_k, dtype, PRECISION)
+            d_k = tl.dot(tl.trans(d_dot_via_scaled).to(dtype), q, d_k, input_precision=PRECISION)
+            d_v = tl.dot(tl.trans(shares).to(dtype), d_o, d_v, input_precision=PRECISION)
+    store_rows(d_k_ptr + i_g * K, d_k, s_first, s_left, HG * K, K, BT, BK, 0)
+    store_rows(d_v_ptr + i_g * V, d_v, s_first, s_left, HG * V, V, BT, BV, 0)

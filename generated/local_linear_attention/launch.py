@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from .layout import block, lay_out
+from .layout import all_chunks, block, lay_out
 
 # By kernel and the widest head dimension it serves: (tokens of a block, warps, stages).
 CONFIGS = {
@@ -31,18 +32,30 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 
-def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
-    return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, sequences * v.shape[2] >= 128)
+def rows_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
+    """[B, T, HO]: a call has as many heads as the argument with the most of them, groups of which share the others'."""
+    return *v.shape[:2], max(q.shape[2], k.shape[2], v.shape[2])
+
+
+def regime_of(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], **groups: int) -> str:
+    """Never a function of the length: new lengths run what is there. Programs of several heads are another binary, which
+    nobody has tuned."""
+    batch, _, HO = rows_of(q, k, v)
+    sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
+    return "grouped" if groups.get("HG", HO) < HO else "many" if sequences * HO >= 128 else "few"
+
+
+def slot(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[str, int, str, str]:
+    return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, regime)
 
 
 @lru_cache(maxsize=None)
-def _slot(kernel: str, width: int, dtype: torch.dtype, many: bool) -> tuple[str, int, str, str]:
-    return kernel, min(w for w in CONFIGS[kernel] if w >= block(width)), str(dtype), "many" if many else "few"
+def _slot(kernel: str, width: int, dtype: torch.dtype, regime: str) -> tuple[str, int, str, str]:
+    return kernel, min(w for w in CONFIGS[kernel] if w >= block(width)), str(dtype), regime
 
 
-def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
-    key = slot(kernel, q, v, sequences)
+def config(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[int, int, int]:
+    key = slot(kernel, q, v, regime)
     tokens, warps, stages = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     # Numbers of four bytes take twice the room.
     return (
@@ -52,9 +65,9 @@ def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int,
     )
 
 
-def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) -> None:
+def shrink(kernel: str, q: Tensor, v: Tensor, regime: str, error: Exception) -> None:
     """Half the tokens and no pipeline, for a chip without the shared memory that the defaults take."""
-    key, (tokens, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
+    key, (tokens, warps, stages) = slot(kernel, q, v, regime), config(kernel, q, v, regime)
     if key in TUNED:
         raise error
     smaller = (max(16, tokens // 2), warps, 1)
@@ -67,31 +80,32 @@ def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) 
 
 
 def launch(
-    kernel: str, q: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int, tensors, scale: float
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int, tensors,
+    scale: float, **groups: int,
 ) -> None:
     """One kernel over its grid: a program a block of tokens and head, or a sequence and head. chunk: tokens, 0 for the
-    configuration's."""
+    configuration's. groups: HG of them in the place of heads, where a program has a group of these."""
     from triton import OutOfResources
 
     from . import kernels
 
-    K, (HV, V), packed = q.shape[3], v.shape[2:], cu_seqlens is not None
-    sequences = cu_seqlens.numel() - 1 if packed else v.shape[0]
+    K, V, packed = q.shape[3], v.shape[3], cu_seqlens is not None
+    (batch, length, HO), regime = rows_of(q, k, v), regime_of(q, k, v, cu_seqlens, **groups)
     while True:
-        tokens, warps, stages = config(kernel, q, v, sequences)
+        tokens, warps, stages = config(kernel, q, v, regime)
         tokens = chunk or tokens
         try:
             if kernel in ():
-                getattr(kernels, kernel)[(sequences * HV,)](
-                    *tensors, cu_seqlens, v.shape[1], HV=HV, BT=tokens, PACKED=packed, num_warps=warps, num_stages=stages
+                getattr(kernels, kernel)[((cu_seqlens.numel() - 1 if packed else batch) * HO,)](
+                    *tensors, cu_seqlens, length, HO=HO, BT=tokens, PACKED=packed, num_warps=warps, num_stages=stages
                 )  # fmt: skip
                 return
             layout = lay_out(v, cu_seqlens, tokens)
             tables = (layout.cu_seqlens, layout.chunk_starts, layout.chunk_owner)
-            getattr(kernels, kernel)[(layout.all_chunks * HV,)](
-                *tensors, scale, *tables, layout.length, layout.chunks, layout.sequences, H=q.shape[2], HV=HV, K=K, V=V,
-                BT=tokens, BK=block(K), BV=block(V), PACKED=packed, num_warps=warps, num_stages=stages,
-                PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+            getattr(kernels, kernel)[(layout.all_chunks * groups.get("HG", HO),)](
+                *tensors, scale, *tables, layout.length, layout.chunks, layout.sequences, HQ=q.shape[2], H=k.shape[2],
+                HV=v.shape[2], HO=HO, **groups, K=K, V=V, BT=tokens, BK=block(K), BV=block(V), PACKED=packed,
+                num_warps=warps, num_stages=stages, PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
             )  # fmt: skip
             return
         except OutOfResources as error:  # raised before anything runs
@@ -99,4 +113,21 @@ def launch(
                 raise RuntimeError(
                     f"{kernel}: too large for this GPU ({error}); chunk_size=None finds what fits"
                 ) from error
-            shrink(kernel, q, v, sequences, error)
+            shrink(kernel, q, v, regime, error)
+
+
+@lru_cache(maxsize=None)
+def processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
+def group_count(
+    kernel: str, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], chunk: int
+) -> int:
+    """Into how many groups heads go whose cotangents of keys and values a program sums: as few as share these, or as
+    many more as leave each multiprocessor four programs. What several groups make is summed behind them."""
+    _, _, HO = rows_of(q, k, v)
+    blocks = all_chunks(v, cu_seqlens, chunk or config(kernel, q, v, regime_of(q, k, v, cu_seqlens))[0])
+    fewest = math.lcm(k.shape[2], v.shape[2])
+    found = (n for n in range(fewest, HO, fewest) if HO % n == 0 and n * blocks >= 4 * processors(v.device))
+    return next(found, HO)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch import launch
+from .launch import group_count, launch, rows_of
 
 GATES = ("lam",)
 PARAMETERS = ("lam",)
@@ -20,8 +20,8 @@ PARAMETERS = ("lam",)
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents come per head of a call; the groups that share a head are summed."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -78,13 +78,14 @@ def _refuse_again(ctx, *cotangents):
 
 
 def forward_triton(q, k, v, lam, scale, cu_seqlens, chunk, save):
-    normaliser = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    centre = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-    x = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-    o = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
-    launch("attend_ahead_lines", q, v, cu_seqlens, chunk, [q, k, normaliser, centre], scale)
-    launch("attend_solve_lines", q, v, cu_seqlens, chunk, [q, k, lam, normaliser, centre, x], scale)
-    launch("attend_lines", q, v, cu_seqlens, chunk, [q, k, v, normaliser, centre, x, o], scale)
+    rows = rows_of(q, k, v)
+    normaliser = v.new_empty(*rows, dtype=torch.float32)
+    centre = v.new_empty(*rows, q.shape[3], dtype=torch.float32)
+    x = v.new_empty(*rows, q.shape[3], dtype=torch.float32)
+    o = v.new_empty(*rows, v.shape[3], dtype=v.dtype)
+    launch("attend_ahead_lines", q, k, v, cu_seqlens, chunk, [q, k, normaliser, centre], scale)
+    launch("attend_solve_lines", q, k, v, cu_seqlens, chunk, [q, k, lam, normaliser, centre, x], scale)
+    launch("attend_lines", q, k, v, cu_seqlens, chunk, [q, k, v, normaliser, centre, x, o], scale)
     return (
         o, normaliser if save else normaliser.new_empty(0), centre if save else centre.new_empty(0),
         x if save else x.new_empty(0),
@@ -92,32 +93,35 @@ def forward_triton(q, k, v, lam, scale, cu_seqlens, chunk, save):
 
 
 def backward_triton(q, k, v, lam, scale, normaliser, centre, x, d_o, cu_seqlens, chunk):
-    d_along_2_via_spread_2_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_x = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-    level_again = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_away_via_x = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-    d_along_2_via_spread_2_4 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_normaliser_valid_via_weights_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_centre_2 = v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-    delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_normaliser_via_normaliser_valid = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    along_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_level_again_via_held_again_2 = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_lam = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_q = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
-    d_k = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
-    d_v = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
+    rows = rows_of(q, k, v)
+    groups = group_count("attend_keys_lines", q, k, v, cu_seqlens, chunk)
+    d_along_2_via_spread_2_2 = v.new_empty(*rows, dtype=torch.float32)
+    d_x = v.new_empty(*rows, q.shape[3], dtype=torch.float32)
+    level_again = v.new_empty(*rows, dtype=torch.float32)
+    d_away_via_x = v.new_empty(*rows, q.shape[3], dtype=torch.float32)
+    d_along_2_via_spread_2_4 = v.new_empty(*rows, dtype=torch.float32)
+    d_normaliser_valid_via_weights_2 = v.new_empty(*rows, dtype=torch.float32)
+    d_centre_2 = v.new_empty(*rows, q.shape[3], dtype=torch.float32)
+    delta = v.new_empty(*rows, dtype=torch.float32)
+    d_normaliser_via_normaliser_valid = v.new_empty(*rows, dtype=torch.float32)
+    along_2 = v.new_empty(*rows, dtype=torch.float32)
+    d_level_again_via_held_again_2 = v.new_empty(*rows, dtype=torch.float32)
+    d_lam = v.new_empty(*rows, dtype=torch.float32)
+    d_q = v.new_empty(*rows, q.shape[3], dtype=v.dtype)
+    d_k = v.new_empty(*rows[:2], groups, q.shape[3], dtype=v.dtype)
+    d_v = v.new_empty(*rows[:2], groups, v.shape[3], dtype=v.dtype)
     launch(
-        "attend_ahead_reverse_lines", q, v, cu_seqlens, chunk,
+        "attend_ahead_reverse_lines", q, k, v, cu_seqlens, chunk,
         [q, k, v, d_o, normaliser, centre, x, d_along_2_via_spread_2_2, d_x, level_again], scale,
     )
     launch(
-        "attend_solve_reverse_lines", q, v, cu_seqlens, chunk,
+        "attend_solve_reverse_lines", q, k, v, cu_seqlens, chunk,
         [q, k, lam, normaliser, centre, d_x, d_away_via_x], scale,
     )
     launch(
         "attend_behind_reverse_lines",
         q,
+        k,
         v,
         cu_seqlens,
         chunk,
@@ -138,6 +142,7 @@ def backward_triton(q, k, v, lam, scale, normaliser, centre, x, d_o, cu_seqlens,
     launch(
         "attend_queries_lines",
         q,
+        k,
         v,
         cu_seqlens,
         chunk,
@@ -168,6 +173,7 @@ def backward_triton(q, k, v, lam, scale, normaliser, centre, x, d_o, cu_seqlens,
     launch(
         "attend_keys_lines",
         q,
+        k,
         v,
         cu_seqlens,
         chunk,
@@ -188,8 +194,9 @@ def backward_triton(q, k, v, lam, scale, normaliser, centre, x, d_o, cu_seqlens,
             d_v,
         ],
         scale,
+        HG=groups,
     )
-    return per_key_head(d_q, q), per_key_head(d_k, k), d_v.to(v.dtype), d_lam.sum((0, 1)).to(lam.dtype)
+    return per_head(d_q, q), per_head(d_k, k), per_head(d_v, v), d_lam.sum((0, 1)).to(lam.dtype)
 
 
 def chunk_forward(
@@ -199,39 +206,24 @@ def chunk_forward(
     """o, and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return forward_triton(q, k, v, lam, scale, cu_seqlens, chunk, save)
-    save = False  # plain PyTorch makes it again
-    normaliser = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
-    )
+    save, rows = False, rows_of(q, k, v)  # plain PyTorch makes it again
+    normaliser = v.new_empty(*rows, dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
     centre = (
-        v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-        if save
-        else v.new_empty(0, dtype=torch.float32)
+        v.new_empty(*rows, q.shape[3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
     )
-    x = (
-        v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-        if save
-        else v.new_empty(0, dtype=torch.float32)
-    )
+    x = v.new_empty(*rows, q.shape[3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
     return reference.forward(q, k, v, (lam,), scale, cu_seqlens), normaliser, centre, x
 
 
 def _chunk_fake(q, k, v, lam, scale, cu_seqlens, chunk, save, backend):
+    rows = rows_of(q, k, v)
     save = save and uses_triton(backend, q)
-    normaliser = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
-    )
+    normaliser = v.new_empty(*rows, dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
     centre = (
-        v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-        if save
-        else v.new_empty(0, dtype=torch.float32)
+        v.new_empty(*rows, q.shape[3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
     )
-    x = (
-        v.new_empty(*v.shape[:3], q.shape[3], dtype=torch.float32)
-        if save
-        else v.new_empty(0, dtype=torch.float32)
-    )
-    return torch.empty_like(v, memory_format=torch.contiguous_format), normaliser, centre, x
+    x = v.new_empty(*rows, q.shape[3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
+    return v.new_empty(*rows, v.shape[3]), normaliser, centre, x
 
 
 def chunk_backward(
@@ -257,7 +249,8 @@ def _keep(ctx, inputs, output):
 def _differentiate(ctx, d_o, *_):
     *kept, cu_seqlens = ctx.saved_tensors
     tensors, saved = kept[: 3 + len(GATES)], kept[3 + len(GATES) :]
-    d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
+    q, k, v, *_ = tensors
+    d_o = v.new_zeros(*rows_of(q, k, v), v.shape[3]) if d_o is None else d_o.contiguous()
     grads = chunk_backward_op(*tensors, ctx.scale, *saved, d_o, cu_seqlens, ctx.chunk, ctx.backend)
     return *grads, None, None, None, None, None
 
@@ -279,7 +272,8 @@ def local_linear_attention(
 ) -> tuple[Tensor, Optional[tuple[()]]]:
     """local_linear_attention (arXiv:2510.01450).
 
-    q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; lam [HV];
+    q [B, T, HQ, d_k]; k [B, T, H, d_k]; v [B, T, HV, d_v]; o [B, T, HO, d_v], HO the most of HQ, H and HV and a multiple
+    of each: groups of queries share keys and values, or as may be; lam [HO];
     scale multiplies q, by default d_k ** -0.5. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     All pairs are kept, so that there is no state: initial_state is None or (), the final one ().
     form: "chunk", "reference" (all pairs at once in plain PyTorch), or "auto": chunk. chunk_size: tokens of a block of

@@ -2,9 +2,10 @@
 # Spec text: sha256 1482d7fa4d1e5b72
 """softmax_attention (arXiv:1706.03762 as regression arXiv:2501.12352) as Triton kernels.
 
-Symbols: H key heads, HV value heads, K and V head dimensions; BT tokens a chunk, BK and BV the blocks that
-hold K and a panel of V; i_n the sequence, i_h the value head, i_k its key head, i_v the block of value channels,
-i_c the chunk of the sequence; t a token's place in its chunk.
+Symbols: HQ, H and HV heads of queries, keys and values, HO those of a call, the most of them; K and V head dimensions;
+BT tokens a block, BK and BV the powers of two that hold K and V; i_n the sequence, i_h the head of the call, i_q, i_k
+and i_v whose query, key and value it has, i_c the block of the sequence; t and s tokens' places there, as queries and
+as keys.
 """
 
 import triton
@@ -65,13 +66,13 @@ def exp(x):
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend(
     q_ptr, k_ptr, v_ptr, o_ptr, normaliser_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
-    H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys: read-outs, and the logarithms of what divides them."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -83,10 +84,10 @@ def attend(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
     _normaliser_top = tl.full([BT], float("-inf"), tl.float32)
     _normaliser = tl.zeros([BT], tl.float32)
     o = tl.zeros([BT, BV], tl.float32)
@@ -94,7 +95,7 @@ def attend(
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
         # similarity, line 11: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -105,7 +106,7 @@ def attend(
         o = tl.dot(_weights.to(dtype), v, o * _shrink[:, None], input_precision=PRECISION)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     # similarity, line 11: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -118,20 +119,21 @@ def attend(
     o = tl.dot(_weights.to(dtype), v, o * _shrink[:, None], input_precision=PRECISION)
     normaliser = (_normaliser_top + tl.log2(_normaliser)) / in_base_2(1.0)
     o = o / _normaliser[:, None]
-    store_rows(o_ptr + i_h * V, o, t_first, t_left, HV * V, V, BT, BV, 0)
-    store_vector(normaliser_ptr + i_h, normaliser, t_first, t_left, HV, BT)
+    store_rows(o_ptr + i_h * V, o, t_first, t_left, HO * V, V, BT, BV, 0)
+    store_vector(normaliser_ptr + i_h, normaliser, t_first, t_left, HO, BT)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_queries(
     q_ptr, k_ptr, v_ptr, d_o_ptr, o_ptr, normaliser_ptr, delta_ptr, d_q_ptr, scale, cu_seqlens, chunk_starts,
-    chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr, HO: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of queries over its keys once more: cotangents of queries."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_h, i_chunk = program % HO, (program // HO).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -143,25 +145,25 @@ def attend_queries(
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         i_c = chunks - 1 - i_c  # those that see most begin first
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     t, t_first, t_left = own + tl.arange(0, BT), first + own, length - own
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    o = load_rows(o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+    i_q, i_k, i_v = i_h // (HO // HQ), i_h // (HO // H), i_h // (HO // HV)
+    q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+    o = load_rows(o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
     # update, line 19
     normaliser_valid = tl.where(t < length, normaliser, float("inf"))
     # adjoint of o
     o_d_o = d_o.to(tl.float32) * o.to(tl.float32)
     delta = tl.sum(o_d_o, 1)
-    store_vector(delta_ptr + i_h, delta, t_first, t_left, HV, BT)
+    store_vector(delta_ptr + i_h, delta, t_first, t_left, HO, BT)
     d_q_sum = tl.zeros([BT, BK], tl.float32)
     for j in tl.range(0, i_c):
         at = j * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-        v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+        v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
         # similarity, line 11: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
@@ -173,7 +175,7 @@ def attend_queries(
         d_q_sum = tl.dot(d_seen_via_o.to(dtype), k, d_q_sum, input_precision=PRECISION)
     s, s_first, s_left = t, t_first, t_left
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     # similarity, line 11: dot(q, k)
     dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scaled = dot * scale
@@ -189,20 +191,20 @@ def attend_queries(
     d_q_sum = tl.dot(d_scaled_via_seen.to(dtype), k, d_q_sum, input_precision=PRECISION)
     # gradient
     d_q = d_q_sum * scale
-    store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HV * K, K, BT, BK, 0)
+    store_rows(d_q_ptr + i_h * K, d_q, t_first, t_left, HO * K, K, BT, BK, 0)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_keys(
     k_ptr, v_ptr, q_ptr, d_o_ptr, normaliser_ptr, delta_ptr, d_k_ptr, d_v_ptr, scale, cu_seqlens,
-    chunk_starts, chunk_owner, T, chunks, N, H: tl.constexpr, HV: tl.constexpr, K: tl.constexpr,
-    V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    chunk_starts, chunk_owner, T, chunks, N, HQ: tl.constexpr, H: tl.constexpr, HV: tl.constexpr,
+    HO: tl.constexpr, HG: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """A block of keys over the queries that see it: cotangents of keys and values."""
     dtype: tl.constexpr = k_ptr.dtype.element_ty
     program = tl.program_id(0)
-    i_h, i_chunk = program % HV, (program // HV).to(tl.int64)
+    i_g, i_chunk = program % HG, (program // HG).to(tl.int64)
     if PACKED:
         i_n = tl.load(chunk_owner + i_chunk)
         if i_n >= N:
@@ -213,54 +215,57 @@ def attend_keys(
     else:
         i_n, i_c = i_chunk // chunks, (i_chunk % chunks).to(tl.int32)
         first, length = i_n * T, T
-    i_k = i_h // (HV // H)
     own = i_c * BT
     s, s_first, s_left = own + tl.arange(0, BT), first + own, length - own
+    i_k, i_v = i_g // (HG // H), i_g // (HG // HV)
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
-    v = load_rows(v_ptr + i_h * V, s_first, s_left, HV * V, V, BT, BV, 0)
+    v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
     d_k_sum = tl.zeros([BT, BK], tl.float32)
     d_v = tl.zeros([BT, BV], tl.float32)
-    t, t_first, t_left = s, s_first, s_left
-    q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-    d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-    normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-    # similarity, line 11: dot(q, k)
-    dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    scaled = dot * scale
-    # causality
-    seen = tl.where(t[:, None] >= s[None, :], scaled, float("-inf"))
-    # update, line 19
-    normaliser_valid = tl.where(t < length, normaliser, float("inf"))
-    # adjoint of o
-    weights = exp(-normaliser_valid[:, None] + seen)
-    d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
-    d_seen_via_o = weights * (d_weights - delta[:, None])
-    # adjoint of seen
-    d_scaled_via_seen = tl.where(t[:, None] >= s[None, :], d_seen_via_o, 0.0)
-    # gradient
-    d_k_sum = tl.dot(tl.trans(d_scaled_via_seen).to(dtype), q, d_k_sum, input_precision=PRECISION)
-    d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
-    for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
-        at = j * BT
-        t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
-        q = load_rows(q_ptr + i_k * K, t_first, t_left, H * K, K, BT, BK, 0)
-        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HV * V, V, BT, BV, 0)
-        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HV, BT, 0.0)
-        delta = load_vector(delta_ptr + i_h, t_first, t_left, HV, BT, 0.0)
+    for i_share in tl.range(0, HO // HG, disable_licm=True):
+        i_h = i_g * (HO // HG) + i_share
+        i_q = i_h // (HO // HQ)
+        t, t_first, t_left = s, s_first, s_left
+        q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+        d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+        delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         # similarity, line 11: dot(q, k)
         dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scaled = dot * scale
+        # causality
+        seen = tl.where(t[:, None] >= s[None, :], scaled, float("-inf"))
         # update, line 19
         normaliser_valid = tl.where(t < length, normaliser, float("inf"))
         # adjoint of o
-        weights = exp(-normaliser_valid[:, None] + scaled)
+        weights = exp(-normaliser_valid[:, None] + seen)
         d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
         d_seen_via_o = weights * (d_weights - delta[:, None])
+        # adjoint of seen
+        d_scaled_via_seen = tl.where(t[:, None] >= s[None, :], d_seen_via_o, 0.0)
         # gradient
-        d_k_sum = tl.dot(tl.trans(d_seen_via_o).to(dtype), q, d_k_sum, input_precision=PRECISION)
+        d_k_sum = tl.dot(tl.trans(d_scaled_via_seen).to(dtype), q, d_k_sum, input_precision=PRECISION)
         d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
+        for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
+            at = j * BT
+            t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
+            q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
+            d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
+            normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            # similarity, line 11: dot(q, k)
+            dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            scaled = dot * scale
+            # update, line 19
+            normaliser_valid = tl.where(t < length, normaliser, float("inf"))
+            # adjoint of o
+            weights = exp(-normaliser_valid[:, None] + scaled)
+            d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
+            d_seen_via_o = weights * (d_weights - delta[:, None])
+            # gradient
+            d_k_sum = tl.dot(tl.trans(d_seen_via_o).to(dtype), q, d_k_sum, input_precision=PRECISION)
+            d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
     # gradient
     d_k = d_k_sum * scale
-    store_rows(d_k_ptr + i_h * K, d_k, s_first, s_left, HV * K, K, BT, BK, 0)
-    store_rows(d_v_ptr + i_h * V, d_v, s_first, s_left, HV * V, V, BT, BV, 0)
+    store_rows(d_k_ptr + i_g * K, d_k, s_first, s_left, HG * K, K, BT, BK, 0)
+    store_rows(d_v_ptr + i_g * V, d_v, s_first, s_left, HG * V, V, BT, BV, 0)

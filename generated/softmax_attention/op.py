@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .launch import launch
+from .launch import group_count, launch, rows_of
 
 GATES = ()
 PARAMETERS = ()
@@ -20,8 +20,8 @@ PARAMETERS = ()
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents come per head of a call; the groups that share a head are summed."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -78,20 +78,26 @@ def _refuse_again(ctx, *cotangents):
 
 
 def forward_triton(q, k, v, scale, cu_seqlens, chunk, save):
-    o = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
-    normaliser = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    launch("attend", q, v, cu_seqlens, chunk, [q, k, v, o, normaliser], scale)
+    rows = rows_of(q, k, v)
+    o = v.new_empty(*rows, v.shape[3], dtype=v.dtype)
+    normaliser = v.new_empty(*rows, dtype=torch.float32)
+    launch("attend", q, k, v, cu_seqlens, chunk, [q, k, v, o, normaliser], scale)
     return o, normaliser if save else normaliser.new_empty(0)
 
 
 def backward_triton(q, k, v, scale, o, normaliser, d_o, cu_seqlens, chunk):
-    delta = v.new_empty(*v.shape[:3], dtype=torch.float32)
-    d_q = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
-    d_k = v.new_empty(*v.shape[:3], q.shape[3], dtype=v.dtype)
-    d_v = v.new_empty(*v.shape[:3], v.shape[3], dtype=v.dtype)
-    launch("attend_queries", q, v, cu_seqlens, chunk, [q, k, v, d_o, o, normaliser, delta, d_q], scale)
-    launch("attend_keys", q, v, cu_seqlens, chunk, [k, v, q, d_o, normaliser, delta, d_k, d_v], scale)
-    return per_key_head(d_q, q), per_key_head(d_k, k), d_v.to(v.dtype)
+    rows = rows_of(q, k, v)
+    groups = group_count("attend_keys", q, k, v, cu_seqlens, chunk)
+    delta = v.new_empty(*rows, dtype=torch.float32)
+    d_q = v.new_empty(*rows, q.shape[3], dtype=v.dtype)
+    d_k = v.new_empty(*rows[:2], groups, q.shape[3], dtype=v.dtype)
+    d_v = v.new_empty(*rows[:2], groups, v.shape[3], dtype=v.dtype)
+    launch("attend_queries", q, k, v, cu_seqlens, chunk, [q, k, v, d_o, o, normaliser, delta, d_q], scale)
+    launch(
+        "attend_keys", q, k, v, cu_seqlens, chunk, [k, v, q, d_o, normaliser, delta, d_k, d_v], scale,
+        HG=groups,
+    )
+    return per_head(d_q, q), per_head(d_k, k), per_head(d_v, v)
 
 
 def chunk_forward(
@@ -101,19 +107,16 @@ def chunk_forward(
     """o, and what the backward pass needs (empty unless `save`)."""
     if uses_triton(backend, q):
         return forward_triton(q, k, v, scale, cu_seqlens, chunk, save)
-    save = False  # plain PyTorch makes it again
-    normaliser = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
-    )
+    save, rows = False, rows_of(q, k, v)  # plain PyTorch makes it again
+    normaliser = v.new_empty(*rows, dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
     return reference.forward(q, k, v, (), scale, cu_seqlens), normaliser
 
 
 def _chunk_fake(q, k, v, scale, cu_seqlens, chunk, save, backend):
+    rows = rows_of(q, k, v)
     save = save and uses_triton(backend, q)
-    normaliser = (
-        v.new_empty(*v.shape[:3], dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
-    )
-    return torch.empty_like(v, memory_format=torch.contiguous_format), normaliser
+    normaliser = v.new_empty(*rows, dtype=torch.float32) if save else v.new_empty(0, dtype=torch.float32)
+    return v.new_empty(*rows, v.shape[3]), normaliser
 
 
 def chunk_backward(
@@ -139,7 +142,8 @@ def _keep(ctx, inputs, output):
 def _differentiate(ctx, d_o, *_):
     *kept, cu_seqlens = ctx.saved_tensors
     tensors, saved = kept[: 3 + len(GATES)], kept[3 + len(GATES) :]
-    d_o = torch.zeros_like(tensors[2]) if d_o is None else d_o.contiguous()
+    q, k, v, *_ = tensors
+    d_o = v.new_zeros(*rows_of(q, k, v), v.shape[3]) if d_o is None else d_o.contiguous()
     grads = chunk_backward_op(*tensors, ctx.scale, *saved, d_o, cu_seqlens, ctx.chunk, ctx.backend)
     return *grads, None, None, None, None, None
 
@@ -161,7 +165,8 @@ def softmax_attention(
 ) -> tuple[Tensor, Optional[tuple[()]]]:
     """softmax_attention (arXiv:1706.03762 as regression arXiv:2501.12352).
 
-    q, k [B, T, H, d_k]; v, o [B, T, HV, d_v], HV a multiple of H; no gates;
+    q [B, T, HQ, d_k]; k [B, T, H, d_k]; v [B, T, HV, d_v]; o [B, T, HO, d_v], HO the most of HQ, H and HV and a multiple
+    of each: groups of queries share keys and values, or as may be; no gates;
     scale multiplies q, by default d_k ** -0.5. cu_seqlens [N + 1] int32 marks packed sequences (then B = 1).
     All pairs are kept, so that there is no state: initial_state is None or (), the final one ().
     form: "chunk", "reference" (all pairs at once in plain PyTorch), or "auto": chunk. chunk_size: tokens of a block of

@@ -2,7 +2,7 @@
 # Spec text: sha256 1482d7fa4d1e5b72
 """softmax_attention (arXiv:1706.03762 as regression arXiv:2501.12352) in plain PyTorch: the same tile programs as kernels.py, all pairs of tokens at once, for any device and dtype.
 
-Tensors inside a step are [B, HV, ...]; q and k have been repeated to the HV value heads.
+Tensors inside a step are [B, HO, ...]: q, k and v have been repeated to the HO heads of a call, the most of their own.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def chunk_step_backward(q, k, v, scale, d_o):
 
 
 def heads_first(x, heads):
-    """[B, T, H, ...] -> [B, heads, T, ...]: each key head serves heads // H value heads."""
+    """[B, T, H, ...] -> [B, heads, T, ...]: each head serves a group of heads // H."""
     x = x.transpose(1, 2)
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def heads_last(x, heads):
-    """The adjoint of heads_first: [B, HV, T, ...] -> [B, T, heads, ...], groups of value heads summed."""
+    """The adjoint of heads_first: [B, HO, T, ...] -> [B, T, heads, ...], groups of heads summed."""
     if x.shape[1] != heads:
         x = x.unflatten(1, (heads, x.shape[1] // heads)).sum(2)
     return x.transpose(1, 2)
@@ -92,7 +92,7 @@ def working_dtype(x):
 
 
 def prepare(q, k, v, gates):
-    heads, dtype = v.shape[2], working_dtype(v)
+    heads, dtype = max(x.shape[2] for x in (q, k, v)), working_dtype(v)
     tensors = []
     for name, x in zip(TENSORS, (q, k, v, *gates)):
         if name in PARAMETERS:
@@ -106,18 +106,18 @@ PARAMETERS = ()
 
 
 def forward(q, k, v, gates, scale, cu_seqlens):
-    """o [B, T, HV, d_v]."""
+    """o [B, T, HO, d_v]."""
     tensors = prepare(q, k, v, gates)
     o = torch.empty_like(tensors[2])
     for rows, begin, end, _ in spans(cu_seqlens, *v.shape[:2]):
         o[rows, :, begin:end] = chunk_step(*(x[rows, :, begin:end] for x in tensors), scale)
-    return heads_last(o, v.shape[2]).to(v.dtype).contiguous()
+    return heads_last(o, o.shape[1]).to(v.dtype).contiguous()
 
 
 def backward(q, k, v, gates, scale, d_o, cu_seqlens):
     """Cotangents of q, k, v and each gate."""
     tensors = prepare(q, k, v, gates)
-    d_o = heads_first(d_o.to(tensors[0].dtype), v.shape[2])
+    d_o = d_o.to(tensors[0].dtype).transpose(1, 2)
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors]
     for rows, begin, end, _ in spans(cu_seqlens, *v.shape[:2]):
         here = [x[rows, :, begin:end] for x in (*tensors, d_o)]

@@ -42,10 +42,10 @@ def shape_text(state: Tile) -> str:
     return "(" + ", ".join([*(SIZES[a] for a in state.axes), ""]) + ")"
 
 
-def gate_doc(spec: Spec, still: tuple[str, ...]) -> str:
+def gate_doc(spec: Spec, still: tuple[str, ...], heads: str = "HV") -> str:
     fixed = [g for g in spec.parameters if g.name not in still]
     kinds: dict[str, list[str]] = {}
-    for lead, gates in ("B, T, HV", spec.inputs), ("HV", fixed):
+    for lead, gates in (f"B, T, {heads}", spec.inputs), (heads, fixed):
         for gate in sorted(gates, key=lambda g: len(g.per.axes)):
             shape = ", ".join([lead, *(SIZES[a] for a in gate.per.axes)])
             kinds.setdefault(f"[{shape}]", []).append(gate.name)

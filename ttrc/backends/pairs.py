@@ -74,6 +74,7 @@ def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
         "backward": print_backward(form.backward, form.forward.inputs, tags),
         "tensor_names": arguments.quoted(names),
         "parameter_names": arguments.quoted(g.name for g in spec.parameters),
+        "pairs": True,
         "window": module.recurrence.window,
         "channels": any(g.per.axes for g in spec.parameters),
     }
@@ -86,7 +87,7 @@ def op_holes(module: Module) -> dict[str, object]:
     (only,) = plan.schedules
     return {
         "gates": gates,
-        "gate_doc": arguments.gate_doc(spec, ()),
+        "gate_doc": arguments.gate_doc(spec, (), heads="HO"),
         "parameters": parameters,
         "crossing": launch_pairs.crossing(plan),
         "saved": [b.name for b in launch_pairs.saved(plan)],
@@ -103,6 +104,7 @@ def op_holes(module: Module) -> dict[str, object]:
             "backward": launch_pairs.launches(only.backward),
         },
         "results": launch_pairs.results(plan, gates, parameters),
+        "grouped": next((k.name for k in plan.kernels if k.grouped), None),
     }
 
 

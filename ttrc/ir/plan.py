@@ -15,8 +15,11 @@ from ttrc.ir.tile import Carry, CumulativeSum, Decayed, Mask, Statement, Tile, W
 class Space(Enum):
     """Where a buffer lives in global memory; the value is its leading shape."""
 
-    KEY_TOKEN = "B, T, H"  # q, k and their cotangents: one row a token and key head
-    TOKEN = "B, T, HV"  # everything else that comes per token
+    KEY_TOKEN = "B, T, H"  # k; of a rule with a state q too, and their cotangents: one row a token and key head
+    QUERY_TOKEN = "B, T, HQ"  # q of a kernel memory
+    VALUE_TOKEN = "B, T, HV"  # and its v
+    GROUP_TOKEN = "B, T, HG"  # cotangents of what heads of a call share, each the sum over a group of these
+    TOKEN = "B, T, heads"  # everything else that comes per token: of each head of a call, HV or HO of a kernel memory
     SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
     HEAD = "HV"  # parameters: constant in time, one number a head or one each of its channels
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
@@ -99,7 +102,8 @@ class Kernel:
     pieces of sequences, or finds out what becomes of states there, knows how these are `crossing`. The name ends in
     what kind it is of, for people and for tables of configurations.
     Products make `exact` tiles of operands as they are, in half precision as sums of two. With a `search`, a Conjugate,
-    all segments but the first and the last are its body, gone through in each of its steps.
+    all segments but the first and the last are its body, gone through in each of its steps. `grouped` sums go on over
+    the heads of a group, for each of which all segments but the first and the last are gone through.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Kernel:
     crossing: Optional[Crossing] = None
     exact: frozenset[Tile] = frozenset()
     search: Optional[Statement] = None
+    grouped: frozenset[Tile] = frozenset()
 
     def of(self, d_k: int, at_once: int) -> Kernel:
         """What runs for heads of so many key channels, of which a program takes so many at once."""

@@ -48,8 +48,8 @@ def run(
 ) -> tuple[Tensor, State]:
     """Reads the spec literally over all tokens; differentiable once with respect to every tensor.
 
-    q, k           [B, T, H, dk]
-    v              [B, T, HV, dv], HV a multiple of H; value head h reads key head h // (HV // H)
+    q, k, v        [B, T, heads, dk or dv], each with heads of its own, of which a call has the most: HV, a multiple of
+                   each; its head h takes head h // (HV // heads) of an argument
     gates          by name: inputs [B, T, HV, *axes], parameters [HV, *axes];
                    axes are (), (dk,), (dv,) or (dk, dv) as the spec's `per` says
     scale          of the read-out, by default dk ** -0.5, and 1 for a deep memory and for a vector; of the query of a
@@ -64,11 +64,12 @@ def run(
     if scale is None:
         scale = default_scale(spec.memory) or k.shape[-1] ** -0.5
     axes = word_axes(spec.memory)
-    repeats = v.shape[2] // k.shape[2]
+    heads = max(x.shape[2] for x in (q, k, v))
+    q, k, v = (x.to(dtype).repeat_interleave(heads // x.shape[2], dim=2) for x in (q, k, v))
     tokens = {
-        "q": _spread(q.to(dtype).repeat_interleave(repeats, dim=2), axes["q"]),
-        "k": _spread(k.to(dtype).repeat_interleave(repeats, dim=2), axes["k"]),
-        "v": _spread(v.to(dtype), axes["v"]),
+        "q": _spread(q, axes["q"]),
+        "k": _spread(k, axes["k"]),
+        "v": _spread(v, axes["v"]),
         **{gate.name: _spread(gates[gate.name].to(dtype), gate.per.axes) for gate in spec.inputs},
     }
     constants = {gate.name: _spread(gates[gate.name].to(dtype), gate.per.axes)[None] for gate in spec.parameters}

@@ -13,7 +13,9 @@ from ttrc.language.spec import Parameter
 from ttrc.passes.slice_program import slice_program
 
 Rule = Union[Recurrence, Attention]
-KEY_HEADS = ("q", "k", "d_q", "d_k")
+# What has heads of its own: queries and keys the same ones where there is a state, in a kernel memory each argument.
+KEY_HEADS = dict.fromkeys(("q", "k", "d_q", "d_k"), Space.KEY_TOKEN)
+OWN_HEADS = {"q": Space.QUERY_TOKEN, "k": Space.KEY_TOKEN, "v": Space.VALUE_TOKEN}
 
 
 def state_buffers(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
@@ -23,9 +25,10 @@ def state_buffers(name: str, carries: tuple[Carry, ...]) -> tuple[Buffer, ...]:
 
 def input_buffers(rule: Rule, program: Program) -> tuple[Buffer, ...]:
     parameters = {g.name for g in rule.gates if isinstance(g, Parameter)}
+    shared = OWN_HEADS if isinstance(rule, Attention) else KEY_HEADS
 
     def space(name: str) -> Space:
-        return Space.KEY_TOKEN if name in KEY_HEADS else Space.HEAD if name in parameters else Space.TOKEN
+        return shared.get(name, Space.HEAD if name in parameters else Space.TOKEN)
 
     wide = _wide_gates(rule, program)
     return tuple(Buffer(t.name, t, space(t.name), single=t.name in wide) for t in program.inputs if t.name not in GIVEN)
@@ -33,7 +36,9 @@ def input_buffers(rule: Rule, program: Program) -> tuple[Buffer, ...]:
 
 def gradient_buffers(rule: Rule, program: Program) -> tuple[Buffer, ...]:
     wide = {f"d_{name}" for name in _wide_gates(rule, program)}
-    return tuple(replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs)
+    made = [replace(as_output(name, tile), single=name in wide) for name, tile in program.outputs]
+    # Of a kernel memory each head of a call makes its own, whoever's the input is.
+    return tuple(replace(b, space=Space.TOKEN) if isinstance(rule, Attention) else b for b in made)
 
 
 def _wide_gates(rule: Rule, program: Program) -> set[str]:
@@ -45,4 +50,4 @@ def _wide_gates(rule: Rule, program: Program) -> set[str]:
 
 
 def as_output(name: str, tile: Tile) -> Buffer:
-    return Buffer(name, tile, Space.KEY_TOKEN if name in KEY_HEADS else Space.TOKEN)
+    return Buffer(name, tile, KEY_HEADS.get(name, Space.TOKEN))

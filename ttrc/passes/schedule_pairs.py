@@ -43,6 +43,7 @@ from ttrc.passes.place_buffers import as_output, gradient_buffers, input_buffers
 from ttrc.passes.plan_kernel import segment
 from ttrc.passes.slice_program import slice_program
 from ttrc.passes.stream_pairs import STREAMS, stream_pairs
+from ttrc.passes.sum_over_heads import sum_over_heads
 
 
 def schedule_pairs(attention: Attention, forward: Program, backward: Program) -> Plan:
@@ -85,6 +86,7 @@ def schedule_pairs(attention: Attention, forward: Program, backward: Program) ->
     rows = tuple(replace(b, single=b.single or bool(found) and "k" in b.tile.axes) for b in rows)
     queries = stream_pairs(f"attend_queries{kind}", "t", backward, (*by_queries, *rows), kept)
     keys = stream_pairs(f"attend_keys{kind}", "s", backward, by_keys, (*kept, *_both_roles(rows, backward)))
+    keys = sum_over_heads(keys)
     behind = ()
     if later:
         behind = (_walk("running_sums_reverse", backward, later, _both_roles((*inputs, *met), backward)),)

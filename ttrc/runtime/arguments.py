@@ -15,7 +15,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from ttrc.errors import ArgumentError
 from ttrc.ir.config import WIDEST
-from ttrc.language.spec import Domain, Input, Parameter, Spec
+from ttrc.language.spec import Domain, Input, KernelMemory, Parameter, Spec
 from ttrc.language.state import axis_widths, part_domain, same_channels, state_parts
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,24 +48,62 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens,
             raise _wrong(name, f"shape {_shape(x)}", "no empty dimension")
         if x.shape[3] > WIDEST:
             raise _wrong(name, f"head dimension {x.shape[3]}", f"at most {WIDEST}")
-    B, T, H, d_k = q.shape
-    if k.shape != q.shape:
-        raise _wrong("k", f"shape {_shape(k)}", f"the shape of q, {_shape(q)}")
+    B, T, _, d_k = q.shape
+    d_v = v.shape[3]
+    _check_queries_and_keys(spec, q, k)
     if v.shape[:2] != (B, T):
         raise _wrong("v", f"shape {_shape(v)}", f"[{B}, {T}, HV, d_v], batch and length as in q")
-    HV, d_v = v.shape[2:]
-    if HV % H != 0:
-        raise _wrong("v", f"{HV} heads", f"a multiple of the {H} heads of q and k")
+    heads = _check_heads(spec, q, k, v)
     joined = same_channels(spec.memory)
     if joined and d_k != d_v:
         raise _wrong("v", f"head dimension {d_v}", f"the {d_k} of q and k: {joined}")
-    check_gates(spec, gates, B, T, HV, q.device, {"k": d_k, "v": d_v})
+    check_gates(spec, gates, B, T, heads, q.device, {"k": d_k, "v": d_v})
     sequences = B if cu_seqlens is None else _check_packing(cu_seqlens, B, T, q.device)
     if initial_state is None and required:
         names = ", ".join(part.name for part in state_parts(spec))
         raise _wrong("initial_state", "None", f"{names}: this memory cannot start at zeros")
     if initial_state is not None:
-        _check_states(spec, initial_state, sequences, HV, d_k, d_v, q)
+        _check_states(spec, initial_state, sequences, heads, d_k, d_v, q)
+
+
+def call_heads(q: Tensor, k: Tensor, v: Tensor) -> int:
+    """How many heads a call has: as many as the argument with the most."""
+    return max(q.shape[2], k.shape[2], v.shape[2])
+
+
+def _check_queries_and_keys(spec: Spec, q: Tensor, k: Tensor) -> None:
+    if k.shape == q.shape:
+        return
+    alike = (*q.shape[:2], q.shape[3]) == (*k.shape[:2], k.shape[3])
+    if isinstance(spec.memory, KernelMemory):
+        if not alike:
+            B, T, _, d_k = q.shape
+            raise _wrong("k", f"shape {_shape(k)}", f"[{B}, {T}, H, {d_k}], batch, length and head dimension as in q")
+    else:
+        hint = _repeat({"q": q.shape[2], "k": k.shape[2]}) if alike else ""
+        raise _wrong("k", f"shape {_shape(k)}", f"the shape of q, {_shape(q)}{hint}")
+
+
+def _check_heads(spec: Spec, q: Tensor, k: Tensor, v: Tensor) -> int:
+    """How many heads the call has, which divides into groups that share those of an argument."""
+    heads = call_heads(q, k, v)
+    if isinstance(spec.memory, KernelMemory):
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            if heads % x.shape[2] != 0:
+                raise _wrong(name, f"{x.shape[2]} heads", f"a divisor of {heads}, the most that q, k or v has")
+    elif v.shape[2] % k.shape[2] != 0:
+        hint = _repeat({"v": v.shape[2], "k": k.shape[2]}) if heads > v.shape[2] else ""
+        raise _wrong("v", f"{v.shape[2]} heads", f"a multiple of the {k.shape[2]} heads of q and k{hint}")
+    return heads
+
+
+def _repeat(heads: dict[str, int]) -> str:
+    """What to do where a memory with a state is given arguments that share heads as only kernel memories allow."""
+    (name, few), (_, many) = sorted(heads.items(), key=lambda item: item[1])
+    if many % few != 0:
+        return ""
+    what = f"{name}.repeat_interleave({many // few}, dim=2)"
+    return f"; each head has a state of its own here: repeat what several share, {what}"
 
 
 def _check_tensor(name: str, x) -> None:
@@ -126,15 +164,17 @@ def check_schedule(schedule, schedules, form: str, packed: bool) -> None:
         raise _wrong("schedule", repr(schedule), f"{'one of ' if known[1:] else ''}{', '.join(known)}")
 
 
-def check_gates(spec: Spec, gates: dict, B: int, T: int, HV: int, device, widths: dict[str, int]) -> None:
+def check_gates(spec: Spec, gates: dict, B: int, T: int, heads: int, device, widths: dict[str, int]) -> None:
     declared = {g.name: g for g in (*spec.inputs, *spec.parameters)}
     for name, gate in declared.items():
         if name not in gates:
-            raise _wrong(name, "nothing", f"a tensor {_gate_shape(gate, B, T, HV, widths)}, {gate.domain.value}")
+            raise _wrong(
+                name, "nothing", f"a tensor {_gate_shape(spec, gate, B, T, heads, widths)}, {gate.domain.value}"
+            )
         x = gates[name]
-        wanted = (B, T, HV) if isinstance(gate, Input) else (HV,)
+        wanted = (B, T, heads) if isinstance(gate, Input) else (heads,)
         if tuple(x.shape) != (*wanted, *(widths[axis] for axis in gate.per.axes)):
-            raise _wrong(name, f"shape {_shape(x)}", _gate_shape(gate, B, T, HV, widths))
+            raise _wrong(name, f"shape {_shape(x)}", _gate_shape(spec, gate, B, T, heads, widths))
         if x.dtype not in DTYPES:
             raise _wrong(name, f"dtype {x.dtype}", "a floating dtype, best float32")
         if x.device != device:
@@ -205,10 +245,12 @@ def _check_state(name: str, state, wanted: tuple[int, ...], q: Tensor) -> None:
         raise _wrong(name, f"device {state.device}", f"{q.device}")
 
 
-def _gate_shape(gate: Input | Parameter, B: int, T: int, HV: int, widths: dict[str, int]) -> str:
-    sizes = ({"B": B, "T": T} if isinstance(gate, Input) else {}) | {"HV": HV}
+def _gate_shape(spec: Spec, gate: Input | Parameter, B: int, T: int, heads: int, widths: dict[str, int]) -> str:
+    shared = isinstance(spec.memory, KernelMemory)
+    sizes = ({"B": B, "T": T} if isinstance(gate, Input) else {}) | {"HO" if shared else "HV": heads}
     sizes |= {f"d_{axis}": widths[axis] for axis in gate.per.axes}
-    return f"[{', '.join(sizes)}] = [{', '.join(map(str, sizes.values()))}]"
+    told = ", HO the most heads that q, k or v has" if shared else ""
+    return f"[{', '.join(sizes)}] = [{', '.join(map(str, sizes.values()))}]{told}"
 
 
 def _shape(x: Tensor) -> list[int]:

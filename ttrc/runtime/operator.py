@@ -11,7 +11,7 @@ from torch import Tensor
 from ttrc.ir.config import is_several_chunks
 from ttrc.language.spec import Gradient, Parameter, Spec
 from ttrc.language.state import needs_initial_state
-from ttrc.runtime.arguments import check_arguments, check_options, check_schedule
+from ttrc.runtime.arguments import call_heads, check_arguments, check_options, check_schedule
 from ttrc.sampling import default_value
 
 State = Union[Tensor, tuple[Tensor, ...]]  # several tensors, by the names of language.state, where it has such parts
@@ -66,21 +66,23 @@ class Operator:
         per key channel, per value channel or per element. States [N, HV, d_k, d_v], float32; of a rule with momentum a
         pair of them, S and the last step M. Of a vector memory, which takes d_k = d_v, [N, HV, d_v]. A deep memory has
         one of each a layer, [N, HV, rows, columns], and needs those that it starts with; its norm_weight and norm_bias
-        are [HV, d_v]. A kernel memory keeps all pairs: its states are (), its one form "chunk". scale multiplies the
-        read-out, by default d_k ** -0.5, of a deep memory 1 (it multiplies q then, as in a kernel memory) and of a
-        vector memory 1, whose o = s * q sums nothing.
+        are [HV, d_v]. A kernel memory keeps all pairs: its states are (), its one form "chunk". Its q [B, T, HQ, d_k]
+        may have heads of its own, so that groups of queries share keys and values; o, inputs and parameters then have
+        HO in the place of HV, the most of HQ, H and HV and a multiple of each. scale multiplies the read-out, by
+        default d_k ** -0.5, of a deep memory 1 (it multiplies q then, as in a kernel memory) and of a vector memory 1,
+        whose o = s * q sums nothing.
         cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
         result beyond rounding; where gradients are taken at the start of a segment of up to 128 tokens, that is the
         chunk. backend: "triton", "torch", or "auto" (Triton on a GPU or in its interpreter). schedule: how the chunk
         form's kernels share the work, one of `schedules`, or "auto": what a cost model takes to be fastest for the
-        shapes and the chip. Packed sequences are never cut into segments. keep_bytes: the most, a token and head of v,
+        shapes and the chip. Packed sequences are never cut into segments. keep_bytes: the most, a token and head of o,
         that a form's kernels keep for the backward pass beside their inputs; the chunk form's make the rest again, and
         a ValueError says how much is least. None keeps all that it takes, which is fastest. Plain PyTorch keeps what it
         likes.
         Raises ArgumentError, a ValueError that names the argument.
         """
-        gates = self._with_defaults(gates, q, v)
+        gates = self._with_defaults(gates, q, k, v)
         check_arguments(self.spec, q, k, v, gates, initial_state, cu_seqlens, self._required)
         check_options(form, self.forms, chunk_size, self._segment, backend, scale, keep_bytes, q)
         check_schedule(schedule, self.schedules, form, cu_seqlens is not None)
@@ -100,10 +102,11 @@ class Operator:
             keep_bytes=keep_bytes,
         )
 
-    def _with_defaults(self, gates: dict[str, Tensor], q: Tensor, v: Tensor) -> dict[str, Tensor]:
+    def _with_defaults(self, gates: dict[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         absent = [p for p in self.spec.parameters if p.name not in gates and p.default is not None]
-        return gates | {p.name: self._default(p, q, v) for p in absent}
+        return gates | {p.name: self._default(p, q, k, v) for p in absent}
 
-    def _default(self, parameter: Parameter, q: Tensor, v: Tensor) -> Tensor:
+    def _default(self, parameter: Parameter, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-        return default_value(parameter, v.shape[2], {"k": q.shape[3], "v": v.shape[3]}).to(device=v.device, dtype=dtype)
+        made = default_value(parameter, call_heads(q, k, v), {"k": q.shape[3], "v": v.shape[3]})
+        return made.to(device=v.device, dtype=dtype)

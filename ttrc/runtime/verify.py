@@ -46,9 +46,11 @@ class Case:
     chunk_size: int | None = None
     schedule: str = "auto"
     seed: int = 0
+    HQ: int | None = None  # heads of queries that are not as many as those of keys
 
     def __str__(self) -> str:
-        text = f"B{self.B} T{self.T} H{self.H}/{self.HV} d{self.d_k}/{self.d_v}"
+        heads = f"{self.H}/{self.HV}" if self.HQ is None else f"{self.HQ}/{self.H}/{self.HV}"
+        text = f"B{self.B} T{self.T} H{heads} d{self.d_k}/{self.d_v}"
         for name in ("packed", "extreme", "chunk_size"):
             if getattr(self, name):
                 text += f" {name}={getattr(self, name)}"
@@ -151,6 +153,7 @@ def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tupl
         T=case.T,
         H=case.H,
         HV=case.HV,
+        HQ=case.HQ,
         dk=case.d_k,
         dv=case.d_v,
         dtype=torch.float64,
@@ -164,7 +167,8 @@ def draw(spec: Spec, case: Case) -> tuple[dict[str, Tensor], Tensor | None, tupl
         cu_seqlens = torch.tensor([0, *case.packed]).cumsum(0).to(torch.int32)
         sequences = len(case.packed)
     state = random_state(spec, sequences=sequences, HV=case.HV, dk=case.d_k, dv=case.d_v, generator=generator)
-    shapes = [x["v"].shape, *(part.shape for part in state.values())]
+    heads = max(x[n].shape[2] for n in ("q", "k", "v"))
+    shapes = [(*x["v"].shape[:2], heads, case.d_v), *(part.shape for part in state.values())]
     return x | state, cu_seqlens, tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
 
 

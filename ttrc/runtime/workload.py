@@ -21,7 +21,7 @@ PERIOD = 512  # tokens drawn on the CPU and repeated on the device: what a kerne
 
 @dataclass(frozen=True)
 class Workload:
-    """Sequences, tokens each, heads (as many for keys as for values), head dimensions."""
+    """Sequences, tokens each, heads (as many for queries and keys as for values), head dimensions."""
 
     batch: int
     length: int

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import ArgumentError, TtrcError
-from ttrc.language.spec import MLPMemory, Spec
+from ttrc.language.spec import KernelMemory, MLPMemory, Spec
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.verify import BOUNDS, Case, Result, fitting, verify
 from ttrc.tools.miscompiles import as_lines, find_here
@@ -31,6 +31,12 @@ MATHEMATICS = (
     Case(T=90, packed=(17, 1, 72)),
     Case(extreme="strong"),
     Case(extreme="weak"),
+)
+# Of kernel memories heads may share each argument in groups of their own.
+GROUPED = (Case(B=1, T=40, H=1, HV=2, HQ=4, d_k=7, d_v=5),)
+GROUPED_ON_GPU = (
+    Case(B=2, T=300, H=2, HV=2, HQ=8, d_k=64, d_v=64),
+    Case(B=32, T=40, H=8, HV=8, HQ=16, d_k=64, d_v=64, chunk_size=16),  # programs enough to sum gradients on chip
 )
 SCHEDULES = ("fused", "split", "segments")  # "auto" takes the first of them at shapes as small as these
 KERNELS = {
@@ -80,10 +86,12 @@ class Check:
 def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, torch.dtype, Case]]:
     """(form, backend, dtype, case) of every comparison, cheapest rung first."""
     rungs: list[tuple[str, str, torch.dtype, Case]] = []
+    shared = isinstance(op.spec.memory, KernelMemory)
     for form in op.forms:
-        rungs += [(form, "torch", torch.float64, case) for case in MATHEMATICS]
+        rungs += [(form, "torch", torch.float64, case) for case in (*MATHEMATICS, *(GROUPED if shared else ()))]
     for form in op.forms:
         cases = KERNELS[form] if device == "cpu" else ON_GPU + (SCHEDULES_ON_GPU if form == "chunk" else ())
+        cases += (GROUPED if device == "cpu" else GROUPED_ON_GPU) if shared else ()
         cases = [c for c in cases if c.schedule in ("auto", *op.schedules)]
         rungs += [(form, "triton", d, case) for d in KERNEL_DTYPES for case in cases]
     if dtype is not None:

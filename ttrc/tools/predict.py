@@ -120,7 +120,7 @@ class NoPrediction:
 
 
 def parse_shape(text: str) -> Workload:
-    """B,T,HV,d: batch, tokens, value heads (as many for keys), head dimension (of keys and of values)."""
+    """B,T,HV,d: batch, tokens, value heads (as many for queries and keys), head dimension (of keys and of values)."""
     found = SHAPE.fullmatch(text)
     if found is None:
         raise TtrcError(f"--shape: got {plain(text, 60)!r}, {EXPECTED}")

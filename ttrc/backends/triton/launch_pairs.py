@@ -7,6 +7,7 @@ from collections import Counter
 from ttrc.backends.triton.pointers import pointers
 from ttrc.ir.plan import Buffer, Launch, Plan, Space
 from ttrc.ir.tile import row_axes
+from ttrc.passes.place_buffers import OWN_HEADS
 
 WIDTH = {"k": "q.shape[3]", "v": "v.shape[3]"}
 
@@ -79,7 +80,8 @@ def launches(launches: tuple[Launch, ...]) -> str:
 
 def _launch(launch: Launch) -> str:
     tensors = ", ".join(b.name for b in pointers(launch.kernel))
-    return f'launch("{launch.kernel.name}", q, v, cu_seqlens, chunk, [{tensors}], scale)'
+    groups = ", HG=groups" if launch.kernel.grouped else ""
+    return f'launch("{launch.kernel.name}", q, k, v, cu_seqlens, chunk, [{tensors}], scale{groups})'
 
 
 def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> str:
@@ -92,8 +94,8 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
             parts.append(f"torch.zeros_like({name})")
         elif name in parameters:
             parts.append(f"{buffer.name}.sum((0, 1)).to({name}.dtype)")
-        elif buffer.space is Space.KEY_TOKEN:
-            parts.append(f"per_key_head({buffer.name}, {name})")
+        elif name in OWN_HEADS:
+            parts.append(f"per_head({buffer.name}, {name})")
         else:
             parts.append(f"{buffer.name}.to({name}.dtype)")
     return ", ".join(parts)
@@ -106,4 +108,5 @@ def _dtype(buffer: Buffer) -> str:
 
 def _new(buffer: Buffer) -> str:
     channels = "".join(f", {WIDTH[a]}" for a in row_axes(buffer.tile))
-    return f"v.new_empty(*v.shape[:3]{channels}, dtype={_dtype(buffer)})"
+    rows = "*rows[:2], groups" if buffer.space is Space.GROUP_TOKEN else "*rows"
+    return f"v.new_empty({rows}{channels}, dtype={_dtype(buffer)})"

@@ -13,6 +13,13 @@ FIRST = {"v": VALUES, "k": {"k": "i_p * BK"}} | {a: VALUES | {a: "i_p * BH"} for
 ROWS = {"t": ("token", "left"), "s": ("token", "left")}
 OWN_ROWS = ROWS | {"t": ("t_first", "t_left")}  # where a program has a block of a chunk's rows, "t", and sees all, "s"
 TOKENS = {"t": "BT", "s": "BT"}
+# The head that a program reads, and how many there are, of what heads of a call may share.
+SHARED = {
+    Space.QUERY_TOKEN: ("i_q", "HQ"),
+    Space.KEY_TOKEN: ("i_k", "H"),
+    Space.VALUE_TOKEN: ("i_v", "HV"),
+    Space.GROUP_TOKEN: ("i_g", "HG"),
+}
 OWN_TOKENS = TOKENS | {"t": "BR"}
 # What a gate reads as past the end of a sequence, and of its channels where it has some: inside of its domain, so that
 # nothing in the padding is ever inf or nan.
@@ -38,10 +45,13 @@ class ChunkMemory:
         tokens: dict[str, str] = TOKENS,
         number: str = "i_chunk",
         partial: bool = False,
+        heads: str = "HV",
     ):
         """`begins` says where the channels of a tile begin, axis by axis; `rows`, of either role, what the first token
         and the count of those that are left are called, `tokens` how many a tile holds; `number` what chunks are
-        counted by of which all lie there. `partial`: what is stored without value channels is a share of a sum."""
+        counted by of which all lie there. `partial`: what is stored without value channels is a share of a sum.
+        `heads`: what their number is called, those of a call."""
+        self.heads = heads
         self.domains, self.begins, self.rows = domains, begins, rows
         self.tokens, self.number, self.partial = tokens, number, partial
 
@@ -97,7 +107,7 @@ class ChunkMemory:
 
     def begin(self, buffer: Buffer) -> str:
         """Where a state begins."""
-        return _base(buffer, self._where(buffer))[0]
+        return _base(buffer, *self._where(buffer))[0]
 
     def lower(self, buffer: Buffer, part: str) -> str:
         """Of a causal tile "rows" or "columns" of block n, the other axis whole, or the "block" where they meet."""
@@ -118,7 +128,7 @@ class ChunkMemory:
         """Where the rows of block n begin, and the distance from one to the next."""
         if buffer.space is Space.HEAD:
             return _of_head(buffer), "0"
-        base, row = _base(buffer, self._where(buffer))
+        base, row = _base(buffer, *self._where(buffer))
         return f"{base} + (token + n * 16) * {row}", row
 
     def row_of_block(self, buffer: Buffer, begin: str, stride: str) -> str:
@@ -133,7 +143,7 @@ class ChunkMemory:
 
     def store_block(self, buffer: Buffer, name: str) -> str:
         """Of a tile [t, v] that waits the rows of block n."""
-        base, _ = _base(buffer, self._where(buffer))
+        base, _ = _base(buffer, *self._where(buffer))
         width = BLOCK[buffer.tile.axes[1]]
         return f"store_rows({base}, {name}, n * 16, 16, {width}, {width}, 16, {width}, 0)"
 
@@ -194,14 +204,16 @@ class ChunkMemory:
     def _base(self, buffer: Buffer) -> tuple[str, str]:
         """A pointer expression for the program's head, and the distance from one token to the next."""
         if buffer.space is Space.NUMBER:
-            where = f"{self.number} * HV + i_h"
+            where = f"{self.number} * {self.heads} + i_h"
             size = "".join(f" * {WIDTH[a]}" for a in buffer.tile.axes)
             return f"{buffer.name}_ptr + " + (f"({where}){size}" if size else where), ""
-        return _base(buffer, self._where(buffer))
+        return _base(buffer, *self._where(buffer))
 
-    def _where(self, buffer: Buffer) -> str:
-        # Cotangents of q and k are written for every value head; the launcher sums the groups.
-        return "i_k" if buffer.space is Space.KEY_TOKEN and not buffer.name.startswith("d_") else "i_h"
+    def _where(self, buffer: Buffer) -> tuple[str, str]:
+        """Which head, of how many. Cotangents of what heads share come for each; the launcher sums the groups."""
+        if buffer.space is Space.KEY_TOKEN and buffer.name.startswith("d_"):
+            return "i_h", self.heads
+        return SHARED.get(buffer.space, ("i_h", self.heads))
 
 
 class TokenMemory(ChunkMemory):
@@ -252,17 +264,17 @@ def _width(buffer: Buffer) -> str:
     return "".join(f" * {WIDTH[a]}" for a in row_axes(buffer.tile))
 
 
-def _base(buffer: Buffer, head: str) -> tuple[str, str]:
+def _base(buffer: Buffer, head: str, heads: str) -> tuple[str, str]:
     if buffer.space in (Space.CHUNK, Space.START):
         own, size = offset(buffer.tile, buffer.parts), extent(*buffer.parts)
         chunk = "i_chunk" if buffer.space is Space.CHUNK else "i_start"
-        return f"{buffer.name}_ptr + ({chunk} * HV + i_h) * {size}{own}", ""
+        return f"{buffer.name}_ptr + ({chunk} * {heads} + i_h) * {size}{own}", ""
     if buffer.space is Space.TOTAL:
-        return f"{buffer.name}_ptr + (i_n * HV + i_h) * {extent(buffer.tile)}", ""
+        return f"{buffer.name}_ptr + (i_n * {heads} + i_h) * {extent(buffer.tile)}", ""
     if buffer.space is Space.SEQUENCE:
         return f"{buffer.name}_ptr + own{offset(buffer.tile, buffer.parts)}", ""
     if buffer.space is Space.WAITING:
         before = buffer.parts[: buffer.parts.index(buffer.tile)]
         return "waiting" + (f" + {waiting_room(*before)}" if before else ""), ""
-    heads, width = "H" if head == "i_k" else "HV", _width(buffer)
+    width = _width(buffer)
     return f"{buffer.name}_ptr + {head}{width}", f"{heads}{width}" if width else heads

@@ -34,6 +34,8 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)}
     constants: dict[str, object] = {"cu_seqlens": None, "chunk_starts": None}
     types |= {"scale": "fp32", "T": "i32", "chunks": "i32"}
+    constants |= {"HQ": 16, "HO": 16} if tokens else {}
+    constants |= {"HG": 16} if kernel.grouped else {}
     constants |= {"H": 16, "HV": 16, "K": d_k, "V": d_v, "BT": chunk, "BK": key_block(kernel.takes, config, d_k)}
     constants |= {"BV": value_block(kernel.takes, config, d_v), "PACKED": False}
     if has_hidden(kernel):
@@ -83,7 +85,7 @@ def _of_join(kernel: Kernel, config: Config, d_k: int, d_v: int) -> Signature:
 
 def _of_walk(kernel: Kernel, config: Config, dtype: str) -> Signature:
     types = {f"{b.name}_ptr": _pointer(b, kernel, dtype) for b in pointers(kernel)} | {"T": "i32"}
-    return Signature(types, {"cu_seqlens": None, "HV": 16, "BT": config.value_block, "PACKED": False}, (), config)
+    return Signature(types, {"cu_seqlens": None, "HO": 16, "BT": config.value_block, "PACKED": False}, (), config)
 
 
 def _pointer(buffer: Buffer, kernel: Kernel, dtype: str) -> str:

@@ -21,13 +21,16 @@ class _Writer:
         raw = {b.tile.name for s in kernel.segments for b in s.loads if as_inputs(b)}
         self.printer = TritonPrinter(raw, begins={}, columns="s", end="length")
         self.exact = kernel.exact
-        self.memory, self.tags, self.origin = ChunkMemory(domains, {}, ROWS), tags, None
+        self.memory, self.tags, self.origin = ChunkMemory(domains, {}, ROWS, heads="HO"), tags, None
 
     def loads(self, buffers: tuple[Buffer, ...]) -> list[str]:
         return [f"{b.tile.name} = {self.memory.load(b)}" for b in buffers]
 
     def stores(self, buffers: tuple[Buffer, ...]) -> list[str]:
         return [self.memory.store(b, self.printer.name(b.tile)) for b in buffers]
+
+    def straight(self, segment: Segment) -> list[str]:
+        return [*self.loads(segment.loads), *self.statements(segment.statements), *self.stores(segment.stores)]
 
     def tagged(self, statement: Statement, lines: list[str]) -> list[str]:
         """A comment where the origin changes: the spec line a statement came from, or whose adjoint it is."""
@@ -57,11 +60,13 @@ class _Stream(_Writer):
         own = {b.tile: b for b in kernel.loads}
         return [f"_{t.name}_edge = {self.memory.one(own[t], *begin.split(', '))}" for t in rows]
 
-    def open(self, segment: Segment) -> list[str]:
-        """What the sums start from."""
+    def open(self, segment: Segment, *, grouped: bool = False) -> list[str]:
+        """What the sums start from, those over blocks or those that go on over heads."""
         summed = {s.target: s for s in segment.statements if s.target in segment.sums}
         lines = []
         for target, statement in summed.items():
+            if (target in self.kernel.grouped) is not grouped:
+                continue
             match statement.op:
                 case Normaliser():
                     lines += [f'_{target.name}_top = tl.full([BT], float("-inf"), tl.float32)']
@@ -155,9 +160,13 @@ def _normaliser(segment: Segment) -> Tile:
 
 
 def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, object]:
-    (before, *_), behind = kernel.segments, kernel.segments[-1]
-    (within,) = (s for s in kernel.segments if s.panelled)
-    writer = _Stream(kernel, domains, tags)
+    segments = kernel.segments
+    (within,) = (s for s in segments if s.panelled)
+    writer, first, last = _Stream(kernel, domains, tags), None, None
+    if kernel.grouped:
+        (first, *segments, last) = segments
+    around = [] if first is None else [*writer.straight(first), *writer.open(within, grouped=True)]
+    before, behind = segments[0], segments[-1]
     ahead = [
         *writer.loads(before.loads),
         *writer.edges(kernel),
@@ -169,10 +178,13 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
     masked = writer.block(within, whole=False)
     whole = writer.block(within, whole=True) if searching is None else ""
     after = writer.close(within) if searching is None else searching.pop("behind")
-    after += [*writer.loads(behind.loads), *writer.statements(behind.statements), *writer.stores(behind.stores)]
+    after += writer.straight(behind)
     return {
         "own": "s" if kernel.axis == "t" else "t",
         "other": kernel.axis,
+        "grouped": bool(kernel.grouped),
+        "around": "\n".join(around),
+        "total": "" if last is None else "\n".join(writer.straight(last)),
         "before": "\n".join(ahead),
         "window": kernel.window,
         "search": searching,
