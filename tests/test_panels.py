@@ -52,9 +52,10 @@ def in_panels(monkeypatch):
 
     def prepare(name):
         op = operator(name)
-        rows = {k: dict.fromkeys(op.package.launch.CONFIGS[k], PANEL) for k in op.package.launch.CONFIGS if k.endswith(KEYS)}
+        known = op.package.launch.CONFIGS
+        rows = {kernel: dict.fromkeys(widths, PANEL) for kernel, widths in known.items() if kernel.endswith(KEYS)}
         assert set(rows) == {"chunk_scan_keys", "chunk_scan_reverse_keys"}
-        monkeypatch.setattr(op.package.launch, "CONFIGS", op.package.launch.CONFIGS | rows)
+        monkeypatch.setattr(op.package.launch, "CONFIGS", known | rows)
         return op
 
     return prepare
