@@ -131,6 +131,17 @@ def load_gate(
     )
 
 
+@triton.jit
+def load_along(base, first, left, stride, LENGTH: tl.constexpr, other):
+    """load_vector, and load_double, of numbers that lie along the rows of a tile, so that a thread needs many. Loaded
+    twice they are no fewer than 128 threads, which then share the loads and exchange what came; fewer than threads,
+    each would load by itself all that it needs."""
+    i = tl.arange(0, LENGTH)
+    where = tl.broadcast_to((base + first * stride + i * stride)[:, None], [LENGTH, 2])
+    x = tl.load(where, mask=tl.broadcast_to((i < left)[:, None], [LENGTH, 2]), other=other)
+    return tl.max(x, 1)
+
+
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend_ahead_lines(
     q_ptr, k_ptr, normaliser_ptr, centre_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
@@ -794,125 +805,127 @@ def attend_keys_lines(
     i_k, i_v = i_g // (HG // H), i_g // (HG // HV)
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
     v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
-    d_k = tl.zeros([BT, BK], tl.float32)
     d_v = tl.zeros([BT, BV], tl.float32)
+    d_k = tl.zeros([BT, BK], tl.float32)
     for i_share in tl.range(0, HO // HG, disable_licm=True):
         i_h = i_g * (HO // HG) + i_share
         i_q = i_h // (HO // HQ)
         t, t_first, t_left = s, s_first, s_left
         q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
         d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
-        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+        normaliser = load_along(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
         x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
         d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
         d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
-        delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
-        d_normaliser_via_normaliser_valid = load_vector(
+        delta = load_along(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
+        d_normaliser_via_normaliser_valid = load_along(
             d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HO, BT, 0.0
-        )
-        along_2 = load_vector(along_2_ptr + i_h, t_first, t_left, HO, BT, 0.0)
-        d_level_again_via_held_again_2 = load_vector(
+        ).to(tl.float32)
+        along_2 = load_along(along_2_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
+        d_level_again_via_held_again_2 = load_along(
             d_level_again_via_held_again_2_ptr + i_h, t_first, t_left, HO, BT, 0.0
-        )
+        ).to(tl.float32)
         # similarity, line 15: dot(q, k)
-        dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        dot = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         scaled = dot * scale
         # causality
-        seen = tl.where(t[:, None] >= s[None, :], scaled, float("-inf"))
+        seen = tl.where(t[None, :] >= s[:, None], scaled, float("-inf"))
         # update, line 23
         normaliser_valid = tl.where(t < length, normaliser, float("inf"))
-        weights = exp(-normaliser_valid[:, None] + seen)
-        spread_2_start = tl.broadcast_to(-along_2[:, None], [BT, BT])
-        seen_along_2 = exact_dot(x, tl.trans(k), spread_2_start, dtype, PRECISION)
+        weights = exp(-normaliser_valid[None, :] + seen)
+        spread_2_start = tl.broadcast_to(-along_2[None, :], [BT, BT])
+        seen_along_2 = exact_dot(k, tl.trans(x), spread_2_start, dtype, PRECISION)
         shares = weights * (1.0 - seen_along_2)
+        # gradient
+        d_v = tl.dot(shares.to(dtype), d_o, d_v, input_precision=PRECISION)
         # adjoint of shares
-        d_shares = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
+        d_shares = tl.dot(v, tl.trans(d_o), input_precision=PRECISION)
         d_spread_2_via_shares = -d_shares * weights
         d_weights_via_shares = d_shares * (1.0 - seen_along_2)
         # update, line 23
         pulls_again = seen_along_2 * weights
         # adjoint of x
         d_away_via_x_negative = -d_away_via_x
-        d_pulls_again_via_level_again = tl.broadcast_to(d_level_again_via_held_again_2[:, None], [BT, BT])
+        d_k = exact_dot(pulls_again, d_away_via_x_negative, d_k, dtype, PRECISION)
+        d_pulls_again_via_level_again = tl.broadcast_to(d_level_again_via_held_again_2[None, :], [BT, BT])
         d_pulls_again = exact_dot(
-            d_away_via_x_negative, tl.trans(k), d_pulls_again_via_level_again, dtype, PRECISION
+            k, tl.trans(d_away_via_x_negative), d_pulls_again_via_level_again, dtype, PRECISION
         )
         d_spread_2_via_pulls_again = d_pulls_again * weights
-        d_k = exact_dot(tl.trans(pulls_again), d_away_via_x_negative, d_k, dtype, PRECISION)
         # adjoint of weights
         d_seen_via_weights = d_spread_2_via_pulls_again * seen_along_2 + d_weights_via_shares * weights
         # adjoint of centre
-        d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
-        d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
+        d_weights_2 = exact_dot(k, tl.trans(d_centre_2), None, dtype, PRECISION)
+        d_seen_via_centre = weights * (d_weights_2 - delta[None, :])
         # adjoint of normaliser
-        d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
+        d_seen_via_normaliser = d_normaliser_via_normaliser_valid[None, :] * weights
         # adjoint of seen
         d_seen = d_seen_via_centre + d_seen_via_normaliser + d_seen_via_weights
-        d_scaled_via_seen = tl.where(t[:, None] >= s[None, :], d_seen, 0.0)
+        d_scaled_via_seen = tl.where(t[None, :] >= s[:, None], d_seen, 0.0)
         # adjoint of scaled
         d_dot_via_scaled = d_scaled_via_seen * scale
         # gradient
         d_spread_2_via_shares_joined = d_spread_2_via_pulls_again + d_spread_2_via_shares
-        d_k = exact_dot(tl.trans(d_spread_2_via_shares_joined), x, d_k, dtype, PRECISION)
-        d_k = exact_dot(tl.trans(weights), d_centre_2, d_k, dtype, PRECISION)
-        d_k = tl.dot(tl.trans(d_dot_via_scaled).to(dtype), q, d_k, input_precision=PRECISION)
-        d_v = tl.dot(tl.trans(shares).to(dtype), d_o, d_v, input_precision=PRECISION)
+        d_k = exact_dot(d_spread_2_via_shares_joined, x, d_k, dtype, PRECISION)
+        d_k = exact_dot(weights, d_centre_2, d_k, dtype, PRECISION)
+        d_k = tl.dot(d_dot_via_scaled.to(dtype), q, d_k, input_precision=PRECISION)
         for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
             at = j * BT
             t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
             q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
             d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
-            normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            normaliser = load_along(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
             x = load_gate(x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
             d_away_via_x = load_gate(d_away_via_x_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
             d_centre_2 = load_gate(d_centre_2_ptr + i_h * K, t_first, t_left, HO * K, K, BT, BK, 0, 0.0)
-            delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
-            d_normaliser_via_normaliser_valid = load_vector(
+            delta = load_along(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
+            d_normaliser_via_normaliser_valid = load_along(
                 d_normaliser_via_normaliser_valid_ptr + i_h, t_first, t_left, HO, BT, 0.0
-            )
-            along_2 = load_vector(along_2_ptr + i_h, t_first, t_left, HO, BT, 0.0)
-            d_level_again_via_held_again_2 = load_vector(
+            ).to(tl.float32)
+            along_2 = load_along(along_2_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
+            d_level_again_via_held_again_2 = load_along(
                 d_level_again_via_held_again_2_ptr + i_h, t_first, t_left, HO, BT, 0.0
-            )
+            ).to(tl.float32)
             # similarity, line 15: dot(q, k)
-            dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            dot = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             scaled = dot * scale
             # update, line 23
             normaliser_valid = tl.where(t < length, normaliser, float("inf"))
-            weights = exp(-normaliser_valid[:, None] + scaled)
-            spread_2_start = tl.broadcast_to(-along_2[:, None], [BT, BT])
-            seen_along_2 = exact_dot(x, tl.trans(k), spread_2_start, dtype, PRECISION)
+            weights = exp(-normaliser_valid[None, :] + scaled)
+            spread_2_start = tl.broadcast_to(-along_2[None, :], [BT, BT])
+            seen_along_2 = exact_dot(k, tl.trans(x), spread_2_start, dtype, PRECISION)
             shares = weights * (1.0 - seen_along_2)
+            # gradient
+            d_v = tl.dot(shares.to(dtype), d_o, d_v, input_precision=PRECISION)
             # adjoint of shares
-            d_shares = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
+            d_shares = tl.dot(v, tl.trans(d_o), input_precision=PRECISION)
             d_spread_2_via_shares = -d_shares * weights
             d_weights_via_shares = d_shares * (1.0 - seen_along_2)
             # update, line 23
             pulls_again = seen_along_2 * weights
             # adjoint of x
             d_away_via_x_negative = -d_away_via_x
-            d_pulls_again_via_level_again = tl.broadcast_to(d_level_again_via_held_again_2[:, None], [BT, BT])
+            d_k = exact_dot(pulls_again, d_away_via_x_negative, d_k, dtype, PRECISION)
+            d_pulls_again_via_level_again = tl.broadcast_to(d_level_again_via_held_again_2[None, :], [BT, BT])
             d_pulls_again = exact_dot(
-                d_away_via_x_negative, tl.trans(k), d_pulls_again_via_level_again, dtype, PRECISION
+                k, tl.trans(d_away_via_x_negative), d_pulls_again_via_level_again, dtype, PRECISION
             )
             d_spread_2_via_pulls_again = d_pulls_again * weights
-            d_k = exact_dot(tl.trans(pulls_again), d_away_via_x_negative, d_k, dtype, PRECISION)
             # adjoint of weights
             d_seen_via_weights = d_spread_2_via_pulls_again * seen_along_2 + d_weights_via_shares * weights
             # adjoint of centre
-            d_weights_2 = exact_dot(d_centre_2, tl.trans(k), None, dtype, PRECISION)
-            d_seen_via_centre = weights * (d_weights_2 - delta[:, None])
+            d_weights_2 = exact_dot(k, tl.trans(d_centre_2), None, dtype, PRECISION)
+            d_seen_via_centre = weights * (d_weights_2 - delta[None, :])
             # adjoint of normaliser
-            d_seen_via_normaliser = d_normaliser_via_normaliser_valid[:, None] * weights
+            d_seen_via_normaliser = d_normaliser_via_normaliser_valid[None, :] * weights
             # adjoint of seen
             d_seen = d_seen_via_centre + d_seen_via_normaliser + d_seen_via_weights
             # adjoint of scaled
             d_dot_via_scaled = d_seen * scale
             # gradient
             d_spread_2_via_shares_joined = d_spread_2_via_pulls_again + d_spread_2_via_shares
-            d_k = exact_dot(tl.trans(d_spread_2_via_shares_joined), x, d_k, dtype, PRECISION)
-            d_k = exact_dot(tl.trans(weights), d_centre_2, d_k, dtype, PRECISION)
-            d_k = tl.dot(tl.trans(d_dot_via_scaled).to(dtype), q, d_k, input_precision=PRECISION)
-            d_v = tl.dot(tl.trans(shares).to(dtype), d_o, d_v, input_precision=PRECISION)
+            d_k = exact_dot(d_spread_2_via_shares_joined, x, d_k, dtype, PRECISION)
+            d_k = exact_dot(weights, d_centre_2, d_k, dtype, PRECISION)
+            d_k = tl.dot(d_dot_via_scaled.to(dtype), q, d_k, input_precision=PRECISION)
     store_rows(d_k_ptr + i_g * K, d_k, s_first, s_left, HG * K, K, BT, BK, 0)
     store_rows(d_v_ptr + i_g * V, d_v, s_first, s_left, HG * V, V, BT, BV, 0)

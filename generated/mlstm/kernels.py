@@ -446,18 +446,18 @@ def chunk_gradients_normalised(
             d_normaliser_via_normaliser_inside * scale * exp(coarse_sum + fine_sum)
         )
         # adjoint of inherited_terms
-        d_q_via_inherited_terms = Z[None, :] * d_inherited_2_via_carried_out_2[:, None]
+        d_q_via_inherited_terms = Z[:, None] * d_inherited_2_via_carried_out_2[None, :]
         # gradient
-        d_q_2_start_2 = d_q_2_start + tl.trans(d_q_via_inherited_terms)
+        d_q_2_start_2 = d_q_2_start + d_q_via_inherited_terms
         d_q_2 = tl.dot(
             tl.trans(k), _d_overlap_q_via_attention_turned, d_q_2_start_2, input_precision=PRECISION
         )
         store_rows(d_q_ptr + i_h * K, tl.trans(d_q_2), token, left, HV * K, K, BT, BK, 0)
         # adjoint of Z_next_terms
-        d_k_via_Z_next_terms = d_Z_next[None, :] * written_2[:, None]
+        d_k_via_Z_next_terms = d_Z_next[:, None] * written_2[None, :]
         # adjoint of k_s
         d_k_s = tl.dot(
-            tl.trans(q), _d_overlap_q_via_attention, tl.trans(d_k_via_Z_next_terms), input_precision=PRECISION
+            tl.trans(q), _d_overlap_q_via_attention, d_k_via_Z_next_terms, input_precision=PRECISION
         )
         d_written_factor_via_written_2 = tl.zeros([BT], tl.float32)
         d_u_factor_via_u_2 = tl.zeros([BT], tl.float32)

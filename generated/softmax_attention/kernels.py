@@ -63,6 +63,17 @@ def exp(x):
     return tl.exp2(in_base_2(x))
 
 
+@triton.jit
+def load_along(base, first, left, stride, LENGTH: tl.constexpr, other):
+    """load_vector, and load_double, of numbers that lie along the rows of a tile, so that a thread needs many. Loaded
+    twice they are no fewer than 128 threads, which then share the loads and exchange what came; fewer than threads,
+    each would load by itself all that it needs."""
+    i = tl.arange(0, LENGTH)
+    where = tl.broadcast_to((base + first * stride + i * stride)[:, None], [LENGTH, 2])
+    x = tl.load(where, mask=tl.broadcast_to((i < left)[:, None], [LENGTH, 2]), other=other)
+    return tl.max(x, 1)
+
+
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
 def attend(
     q_ptr, k_ptr, v_ptr, o_ptr, normaliser_ptr, scale, cu_seqlens, chunk_starts, chunk_owner, T, chunks, N,
@@ -220,51 +231,55 @@ def attend_keys(
     i_k, i_v = i_g // (HG // H), i_g // (HG // HV)
     k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
     v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
-    d_k_sum = tl.zeros([BT, BK], tl.float32)
     d_v = tl.zeros([BT, BV], tl.float32)
+    d_k_sum = tl.zeros([BT, BK], tl.float32)
     for i_share in tl.range(0, HO // HG, disable_licm=True):
         i_h = i_g * (HO // HG) + i_share
         i_q = i_h // (HO // HQ)
         t, t_first, t_left = s, s_first, s_left
         q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
         d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
-        normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
-        delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+        normaliser = load_along(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
+        delta = load_along(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
         # similarity, line 11: dot(q, k)
-        dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        dot = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         scaled = dot * scale
         # causality
-        seen = tl.where(t[:, None] >= s[None, :], scaled, float("-inf"))
+        seen = tl.where(t[None, :] >= s[:, None], scaled, float("-inf"))
         # update, line 19
         normaliser_valid = tl.where(t < length, normaliser, float("inf"))
         # adjoint of o
-        weights = exp(-normaliser_valid[:, None] + seen)
-        d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
-        d_seen_via_o = weights * (d_weights - delta[:, None])
-        # adjoint of seen
-        d_scaled_via_seen = tl.where(t[:, None] >= s[None, :], d_seen_via_o, 0.0)
+        weights = exp(-normaliser_valid[None, :] + seen)
         # gradient
-        d_k_sum = tl.dot(tl.trans(d_scaled_via_seen).to(dtype), q, d_k_sum, input_precision=PRECISION)
-        d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
+        d_v = tl.dot(weights.to(dtype), d_o, d_v, input_precision=PRECISION)
+        # adjoint of o
+        d_weights = tl.dot(v, tl.trans(d_o), input_precision=PRECISION)
+        d_seen_via_o = weights * (d_weights - delta[None, :])
+        # adjoint of seen
+        d_scaled_via_seen = tl.where(t[None, :] >= s[:, None], d_seen_via_o, 0.0)
+        # gradient
+        d_k_sum = tl.dot(d_scaled_via_seen.to(dtype), q, d_k_sum, input_precision=PRECISION)
         for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
             at = j * BT
             t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
             q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
             d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
-            normaliser = load_vector(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0)
-            delta = load_vector(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0)
+            normaliser = load_along(normaliser_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
+            delta = load_along(delta_ptr + i_h, t_first, t_left, HO, BT, 0.0).to(tl.float32)
             # similarity, line 11: dot(q, k)
-            dot = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            dot = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             scaled = dot * scale
             # update, line 19
             normaliser_valid = tl.where(t < length, normaliser, float("inf"))
             # adjoint of o
-            weights = exp(-normaliser_valid[:, None] + scaled)
-            d_weights = tl.dot(d_o, tl.trans(v), input_precision=PRECISION)
-            d_seen_via_o = weights * (d_weights - delta[:, None])
+            weights = exp(-normaliser_valid[None, :] + scaled)
             # gradient
-            d_k_sum = tl.dot(tl.trans(d_seen_via_o).to(dtype), q, d_k_sum, input_precision=PRECISION)
-            d_v = tl.dot(tl.trans(weights).to(dtype), d_o, d_v, input_precision=PRECISION)
+            d_v = tl.dot(weights.to(dtype), d_o, d_v, input_precision=PRECISION)
+            # adjoint of o
+            d_weights = tl.dot(v, tl.trans(d_o), input_precision=PRECISION)
+            d_seen_via_o = weights * (d_weights - delta[None, :])
+            # gradient
+            d_k_sum = tl.dot(d_seen_via_o.to(dtype), q, d_k_sum, input_precision=PRECISION)
     # gradient
     d_k = d_k_sum * scale
     store_rows(d_k_ptr + i_g * K, d_k, s_first, s_left, HG * K, K, BT, BK, 0)

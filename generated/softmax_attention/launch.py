@@ -17,7 +17,7 @@ from .layout import all_chunks, block, lay_out
 CONFIGS = {
     "attend": {64: (128, 8, 2), 128: (128, 8, 2), 256: (64, 8, 1)},
     "attend_queries": {64: (64, 4, 2), 128: (64, 4, 2), 256: (32, 8, 1)},
-    "attend_keys": {64: (64, 4, 2), 128: (64, 8, 2), 256: (32, 8, 1)},
+    "attend_keys": {64: (64, 4, 2), 128: (64, 4, 1), 256: (32, 4, 2)},
 }
 
 # What a tuner measured for the chip at hand, by (kernel, width, dtype, regime); wins over CONFIGS.

@@ -38,6 +38,8 @@ def stream_pairs(
         return _search(name, search, body, stores, memory)
     body = join_products(simplify_tile(body, results), results)
     before, within, sums, behind = _parted(_apart(_pulled(body, results, other), other), other)
+    if turns_pairs(own == "s", before):
+        within = _as_made(within, sums)
     sooner, loads, streamed = _loads(body, results, memory, (*before, *within), other)
     last = tuple(b for b in loads if b not in (*streamed, *sooner))
     known = tuple(b for b in stores if any(b.tile == s.target for s in before))  # stored at once, not held
@@ -50,6 +52,24 @@ def stream_pairs(
     )
     taken = frozenset(s.target for s in within if s.target in sums and exact or _takes(s, _found(program)))
     return Kernel(name, Skeleton.STREAM, own == "s", segments, (), axis=other, takes=Takes.TOKENS, exact=taken)
+
+
+def turns_pairs(owns_keys: bool, before: Body) -> bool:
+    """Whether tiles of pairs have a row a key, as what the loop sums has: then a matrix instruction takes them from the
+    registers in which they were made. Keys and values are its operands too, from shared memory as long as they are
+    what came from there; rows that the code before the loop makes would be held in registers as well."""
+    return owns_keys and not any(set("kv") & set(s.target.axes) for s in before)
+
+
+def _as_made(within: Body, sums: tuple[Tile, ...]) -> Body:
+    """The loop's code with each sum right behind what it adds, which then is held for nothing else."""
+    made, rest, done = {s.target for s in within}, [s for s in within if s.target in sums], {}
+    for statement in (s for s in within if s.target not in sums):
+        done[statement.target] = statement
+        for total in rest:
+            if total.target not in done and done.keys() >= made.intersection(operands(total.op)):
+                done[total.target] = total
+    return tuple(done.values())
 
 
 def _found(program: Program) -> frozenset[Tile]:

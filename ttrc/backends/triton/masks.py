@@ -10,11 +10,13 @@ from ttrc.ir.tile import Hidden, Relation, Window
 def kept(relation: Relation | Hidden | Window, axes: Axes, columns: str, end: str, begins: dict[str, str]) -> str:
     """`axes` are those of the variable; tokens that write are numbered by `columns`, numbers of tokens that exist are
     less than `end`, and `begins` says where the channels of an axis begin that a program has a part of."""
+    by_row, by_column = ":, None", "None, :"
+    reads, writes = (by_column, by_row) if axes == ("s", "t") else (by_row, by_column)
     match relation:
         case Relation.CAUSAL:
-            return f"t[:, None] >= {columns}[None, :]"
+            return f"t[{reads}] >= {columns}[{writes}]"
         case Relation.STRICT:
-            return f"t[:, None] > {columns}[None, :]"
+            return f"t[{reads}] > {columns}[{writes}]"
         case Relation.VALID:
             tokens = "s" if "s" in axes else "t"
             where = ", ".join(":" if a == tokens else "None" for a in axes)
@@ -27,7 +29,7 @@ def kept(relation: Relation | Hidden | Window, axes: Axes, columns: str, end: st
         case Relation.VALUES:
             return f"{_across(axes, 'v', begins)} < V"
         case Window(tokens):
-            return f"t[:, None] - {tokens} < {columns}[None, :]"
+            return f"t[{reads}] - {tokens} < {columns}[{writes}]"
         case Hidden(axis):
             return f"{_across(axes, axis, begins)} < HIDDEN"
     raise AssertionError(relation)

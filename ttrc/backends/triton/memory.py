@@ -46,14 +46,16 @@ class ChunkMemory:
         number: str = "i_chunk",
         partial: bool = False,
         heads: str = "HV",
+        along: str = "",
     ):
         """`begins` says where the channels of a tile begin, axis by axis; `rows`, of either role, what the first token
         and the count of those that are left are called, `tokens` how many a tile holds; `number` what chunks are
         counted by of which all lie there. `partial`: what is stored without value channels is a share of a sum.
-        `heads`: what their number is called, those of a call."""
+        `heads`: what their number is called, those of a call. Numbers of a role that is `along` lie along the rows of
+        tiles."""
         self.heads = heads
         self.domains, self.begins, self.rows = domains, begins, rows
-        self.tokens, self.number, self.partial = tokens, number, partial
+        self.tokens, self.number, self.partial, self.along = tokens, number, partial, along
 
     def load(self, buffer: Buffer) -> str:
         base, row = self._base(buffer)
@@ -75,6 +77,9 @@ class ChunkMemory:
                 return load_block(base, buffer.tile, self._number(buffer.tile))
             case _, (("t" | "s") as role,):
                 rows = f"{base}, {', '.join(self.rows[role])}, {row}, {self.tokens[role]}"
+                if role in self.along:
+                    x = f"load_along({rows}, {self._other(buffer)})"
+                    return x if buffer.double else f"{x}.to(tl.float32)"
                 return f"load_double({rows})" if buffer.double else f"load_vector({rows}, {self._other(buffer)})"
             case _, ("t", "s"):
                 return f"load_lower({base}, token, left, {row}, BT)"

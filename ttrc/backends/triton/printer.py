@@ -53,10 +53,10 @@ class TritonPrinter:
     elementwise code in float32. `narrow` and `turned` ones are made so, the latter transposed. `alias` maps a tile to
     the variable that holds it, where that has another name.
 
-    `turns`: products with these axes, a row of channels a token, are worked out transposed. Then their rows are
-    channels, which are as many as 8 warps need; of 64 tokens half of the warps would hold a second copy. `flipped` are
-    the variables that hold a tile transposed, `rested` those that hold one of them in the inputs' dtype for products
-    still to come.
+    `turns`: tiles with these axes are worked out transposed. Of a row of channels a token their rows are channels then,
+    which are as many as 8 warps need; of 64 tokens half of the warps would hold a second copy. Of pairs they are keys
+    where the program's own are. `flipped` are the variables that hold a tile transposed, `rested` those that hold one
+    of them in the inputs' dtype for products still to come.
 
     `precise`: what is printed is inside of a search, whose products take operands as they are.
 
@@ -163,10 +163,12 @@ class TritonPrinter:
             self.flipped.add(statement.target.name)
 
     def _flips(self, statement: Statement) -> bool:
-        """Whether a tile is made transposed: a product with such axes, and what is made of one."""
+        """Whether a tile is made transposed: what is made of none with as many axes, and of one that is transposed."""
         if statement.target.axes not in self.turns:
             return False
-        return isinstance(statement.op, Contract) or any(self._is_flipped(t) for t in operands(statement.op))
+        args = operands(statement.op)
+        free = isinstance(statement.op, Contract) or not any(len(t.axes) > 1 for t in args)
+        return free or any(self._is_flipped(t) for t in args)
 
     def _is_flipped(self, tile: Tile) -> bool:
         return tile.name in self.flipped
@@ -235,14 +237,15 @@ class TritonPrinter:
 
     @text.register
     def _(self, op: Difference, target: Tile) -> str:
-        rows, columns = self.name(op.rows), self.name(op.columns)
-        edge = self.edges.get(rows)
+        edge, rows, columns, sign = self.edges.get(self.name(op.rows)), self.name(op.rows), self.name(op.columns), ""
+        if self._is_flipped(target):
+            rows, columns, sign = columns, rows, "-"
         if edge is None:
-            return f"difference({rows}, {columns})"
+            return f"{sign}difference({rows}, {columns})"
         if self.across:
-            return f"difference_across({edge}, {rows}, {columns})"
+            return f"{sign}difference_across({edge}, {rows}, {columns})"
         # The edge takes itself off: what is gained is registers, for loops across it hold these two numbers anyway.
-        return f"difference({rows} - {edge}, {columns} - {edge})"
+        return f"{sign}difference({rows} - {edge}, {columns} - {edge})"
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:

@@ -8,9 +8,10 @@ from ttrc.backends.triton import search
 from ttrc.backends.triton.memory import ChunkMemory
 from ttrc.backends.triton.pointers import as_inputs
 from ttrc.backends.triton.printer import TritonPrinter, shape
-from ttrc.ir.plan import Buffer, Kernel, Segment
+from ttrc.ir.plan import Buffer, Kernel, Segment, Skeleton
 from ttrc.ir.tile import Attend, Contract, Difference, Mask, Normaliser, Relation, RunningSum, Statement, Tile, Window
 from ttrc.language.spec import Domain
+from ttrc.passes.stream_pairs import turns_pairs
 
 ROWS = {"t": ("t_first", "t_left"), "s": ("s_first", "s_left")}
 PAIRS = (Relation.CAUSAL, Relation.STRICT)
@@ -18,10 +19,12 @@ PAIRS = (Relation.CAUSAL, Relation.STRICT)
 
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
+        turned = kernel.skeleton is Skeleton.STREAM and turns_pairs(kernel.reverse, kernel.segments[0].statements)
         raw = {b.tile.name for s in kernel.segments for b in s.loads if as_inputs(b)}
-        self.printer = TritonPrinter(raw, begins={}, columns="s", end="length")
+        self.printer = TritonPrinter(raw, begins={}, columns="s", end="length", turns=(("t", "s"),) * turned)
         self.exact = kernel.exact
-        self.memory, self.tags, self.origin = ChunkMemory(domains, {}, ROWS, heads="HO"), tags, None
+        self.memory = ChunkMemory(domains, {}, ROWS, heads="HO", along="t" * turned)
+        self.tags, self.origin = tags, None
 
     def loads(self, buffers: tuple[Buffer, ...]) -> list[str]:
         return [f"{b.tile.name} = {self.memory.load(b)}" for b in buffers]
