@@ -396,7 +396,8 @@ def test_kernels_that_share_products_with_a_factor_too_many(build, monkeypatch):
 
 def test_kernels_that_read_the_gate_of_another_head(build, monkeypatch):
     real = ChunkMemory._where
-    monkeypatch.setattr(ChunkMemory, "_where", lambda self, buffer: "i_k" if buffer.name == "g" else real(self, buffer))
+    other = ("i_k", "H")
+    monkeypatch.setattr(ChunkMemory, "_where", lambda self, buffer: other if buffer.name == "g" else real(self, buffer))
     op = build(broken_passes=True)
     for setting in ("chunk kernels", "recurrent kernels"):
         assert {"o", "final_state"} <= named(failures(op, setting))
