@@ -841,7 +841,7 @@ MADE_AGAIN = {"d_dt", "d_q", "d_A"}
     ("kernels", "d_A_total = d_A_behind + ", "d_A_total = ", {"d_A"}),
     ("kernels", "d_skip_ptr + (i_n * HV + i_h)", "d_skip_ptr + i_h", {"d_skip"}),
     ("kernels", " + partial * ", " + 0 * ", {"d_q", "d_k"}),
-    ("op", "per_key_head(d_q.sum(0), q)", "per_key_head(d_q[0], q)", {"d_q"}),
+    ("op", "per_head(d_q.sum(0), q)", "per_head(d_q[0], q)", {"d_q"}),
     ("op", "d_A.sum(0)", "d_A[0]", {"d_A"}),
 ], ids=["forwards", "backwards", "order", "last of a trail", "a step short", "where a step is", "a chunk's share alone",
         "one sequence's place", "shares", "shares that are not added", "one sequence's share"])  # fmt: skip

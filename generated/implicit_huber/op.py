@@ -22,8 +22,8 @@ PARAMETERS = ()
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents [B, T, heads, ..] of more heads than their input has: each of its own gets the sum over a group."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -212,7 +212,7 @@ def chunk_backward_triton(
         scale,
     )
     return (
-        per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_g.to(g.dtype), d_beta.to(beta.dtype),
+        per_head(d_q, q), per_head(d_k, k), d_v, d_g.to(g.dtype), d_beta.to(beta.dtype),
         d_delta.to(delta.dtype), d_initial,
     )
 
@@ -381,7 +381,7 @@ def recurrent_backward_triton(
         LEAVE=initial,
     )
     return (
-        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_g.sum(0).to(g.dtype),
+        per_head(d_q.sum(0), q), per_head(d_k.sum(0), k), d_v, d_g.sum(0).to(g.dtype),
         d_beta.sum(0).to(beta.dtype), d_delta.sum(0).to(delta.dtype), d_initial,
     )
 

@@ -22,8 +22,8 @@ PARAMETERS = ()
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents [B, T, heads, ..] of more heads than their input has: each of its own gets the sum over a group."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -162,7 +162,7 @@ def chunk_backward_triton(
             LEAVE=False, READ=False, SAVE=True,
         )
     launch("chunk_gradients", q, v, layout, chunk, [q, k, v, d_o, d_states, states, d_v, d_q, d_k], scale)
-    return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_initial
+    return per_head(d_q, q), per_head(d_k, k), d_v, d_initial
 
 
 def chunk_forward(
@@ -286,7 +286,7 @@ def recurrent_backward_triton(q, k, v, scale, states, d_o, d_final_state, cu_seq
         [q, k, v, d_o, d_q, d_k, d_v, states, trail, d_final_state, d_initial], scale,
         extra=(v.shape[0] * v.shape[1],), ENTER=d_final_state is not None, LEAVE=initial,
     )
-    return per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_initial
+    return per_head(d_q.sum(0), q), per_head(d_k.sum(0), k), d_v, d_initial
 
 
 def recurrent_forward(

@@ -21,7 +21,7 @@ LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".
 
 
 def per_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per head of a call; the groups that share a head are summed."""
+    """Cotangents [B, T, heads, ..] of more heads than their input has: each of its own gets the sum over a group."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)

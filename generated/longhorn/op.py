@@ -22,8 +22,8 @@ PARAMETERS = ()
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents [B, T, heads, ..] of more heads than their input has: each of its own gets the sum over a group."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -192,7 +192,7 @@ def chunk_backward_triton(
         "chunk_gradients", q, v, layout, chunk,
         [k, v, q, beta, d_o, inverse, attention_2, states, d_states, d_beta, d_q, d_k, d_v], scale,
     )
-    return per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_beta.to(beta.dtype), d_initial
+    return per_head(d_q, q), per_head(d_k, k), d_v, d_beta.to(beta.dtype), d_initial
 
 
 def chunk_forward(
@@ -325,10 +325,7 @@ def recurrent_backward_triton(q, k, v, beta, scale, states, d_o, d_final_state, 
         [q, k, v, beta, d_o, d_q, d_k, d_v, d_beta, states, trail, d_final_state, d_initial], scale,
         extra=(v.shape[0] * v.shape[1],), ENTER=d_final_state is not None, LEAVE=initial,
     )
-    return (
-        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_beta.sum(0).to(beta.dtype),
-        d_initial,
-    )
+    return per_head(d_q.sum(0), q), per_head(d_k.sum(0), k), d_v, d_beta.sum(0).to(beta.dtype), d_initial
 
 
 def recurrent_forward(

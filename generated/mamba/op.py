@@ -22,8 +22,8 @@ PARAMETERS = ("A", "skip")
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents [B, T, heads, ..] of more heads than their input has: each of its own gets the sum over a group."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -194,8 +194,8 @@ def chunk_backward_triton(
             extra=(v.shape[0] * v.shape[1],), ENTER=True, LEAVE=False,
         )
     return (
-        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_dt.to(dt.dtype),
-        d_A.sum(0).to(A.dtype), d_skip.sum(0).to(skip.dtype), d_initial,
+        per_head(d_q.sum(0), q), per_head(d_k.sum(0), k), d_v, d_dt.to(dt.dtype), d_A.sum(0).to(A.dtype),
+        d_skip.sum(0).to(skip.dtype), d_initial,
     )
 
 
@@ -351,8 +351,8 @@ def recurrent_backward_triton(
         LEAVE=initial,
     )
     return (
-        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v, d_dt.to(dt.dtype),
-        d_A.sum(0).to(A.dtype), d_skip.sum(0).to(skip.dtype), d_initial,
+        per_head(d_q.sum(0), q), per_head(d_k.sum(0), k), d_v, d_dt.to(dt.dtype), d_A.sum(0).to(A.dtype),
+        d_skip.sum(0).to(skip.dtype), d_initial,
     )
 
 

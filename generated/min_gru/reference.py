@@ -142,13 +142,13 @@ def recurrent_step_backward(q, k, v, z, scale, S, d_o, d_S_next):
 
 
 def heads_first(x, heads):
-    """[B, T, H, ...] -> [B, heads, T, ...]: each key head serves heads // H value heads."""
+    """[B, T, H, ...] -> [B, heads, T, ...]: each head serves heads // H in a row."""
     x = x.transpose(1, 2)
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def heads_last(x, heads):
-    """The adjoint of heads_first: [B, HV, T, ...] -> [B, T, heads, ...], groups of value heads summed."""
+    """The adjoint of heads_first: [B, H, T, ...] -> [B, T, heads, ...], groups of H // heads summed."""
     if x.shape[1] != heads:
         x = x.unflatten(1, (heads, x.shape[1] // heads)).sum(2)
     return x.transpose(1, 2)

@@ -22,8 +22,8 @@ PARAMETERS = ()
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents [B, T, heads, ..] of more heads than their input has: each of its own gets the sum over a group."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -343,7 +343,7 @@ def chunk_backward_triton(
         scale,
     )
     return (
-        per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_log_forget.to(log_forget.dtype),
+        per_head(d_q, q), per_head(d_k, k), d_v, d_log_forget.to(log_forget.dtype),
         d_log_input.to(log_input.dtype), d_z.to(z.dtype), d_initial,
     )
 
@@ -529,9 +529,8 @@ def recurrent_backward_triton(
         LEAVE=initial,
     )
     return (
-        per_key_head(d_q.sum(0), q), per_key_head(d_k.sum(0), k), d_v,
-        d_log_forget.sum(0).to(log_forget.dtype), d_log_input.sum(0).to(log_input.dtype), d_z.to(z.dtype),
-        d_initial,
+        per_head(d_q.sum(0), q), per_head(d_k.sum(0), k), d_v, d_log_forget.sum(0).to(log_forget.dtype),
+        d_log_input.sum(0).to(log_input.dtype), d_z.to(z.dtype), d_initial,
     )
 
 

@@ -22,8 +22,8 @@ PARAMETERS = ("lam",)
 LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
 
 
-def per_key_head(x: Tensor, like: Tensor) -> Tensor:
-    """Cotangents come per value head; the groups that share a key head are summed."""
+def per_head(x: Tensor, like: Tensor) -> Tensor:
+    """Cotangents [B, T, heads, ..] of more heads than their input has: each of its own gets the sum over a group."""
     if x.shape[2] != like.shape[2]:
         x = x.unflatten(2, (like.shape[2], -1)).sum(3)
     return x.to(like.dtype)
@@ -188,7 +188,7 @@ def chunk_backward_triton(
             scale, extra=(v.shape[0] * v.shape[1],), ENTER=True, LEAVE=False, READ=True, SAVE=False,
         )
     return (
-        per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_fade.to(fade.dtype), d_take.to(take.dtype),
+        per_head(d_q, q), per_head(d_k, k), d_v, d_fade.to(fade.dtype), d_take.to(take.dtype),
         d_lam.sum(0).to(lam.dtype), d_initial,
     )
 
@@ -342,7 +342,7 @@ def recurrent_backward_triton(
         LEAVE=initial,
     )
     return (
-        per_key_head(d_q, q), per_key_head(d_k, k), d_v, d_fade.to(fade.dtype), d_take.to(take.dtype),
+        per_head(d_q, q), per_head(d_k, k), d_v, d_fade.to(fade.dtype), d_take.to(take.dtype),
         d_lam.sum(0).to(lam.dtype), d_initial,
     )
 

@@ -74,7 +74,6 @@ def reference_holes(module: Module, tags: dict[str, str]) -> dict[str, str]:
         "backward": print_backward(form.backward, form.forward.inputs, tags),
         "tensor_names": arguments.quoted(names),
         "parameter_names": arguments.quoted(g.name for g in spec.parameters),
-        "pairs": True,
         "window": module.recurrence.window,
         "channels": any(g.per.axes for g in spec.parameters),
     }
@@ -86,6 +85,7 @@ def op_holes(module: Module) -> dict[str, object]:
     parameters = tuple(g.name for g in spec.parameters)
     (only,) = plan.schedules
     return {
+        "name": spec.name,
         "gates": gates,
         "gate_doc": arguments.gate_doc(spec, (), heads="HO"),
         "parameters": parameters,

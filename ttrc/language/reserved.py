@@ -25,7 +25,7 @@ _GENERATED = (
     "chunk_forward_triton chunk_op chunk_size config conjugate crossing cut dataclass decays default_chunk "
     "delayed ends enter every final find_root grads group_count groups held initial join keep_causal keep_strict "
     "keep_token keep_within kept kernels key_block larger last launch lay_out layout leave like linear_scan "
-    "ones_where op os pack_states per_head per_key_head pieces plain recurrent_backward_op "
+    "ones_where op os pack_states per_head pieces plain recurrent_backward_op "
     "recurrent_forward_triton recurrent_op reference regime_of rows rows_of save segments smaller sparse start starts "
     "state_dtype state_shape states stretches sums tensors tokens trail transition unit units unpack_states "
     "uses_triton within"

@@ -226,7 +226,7 @@ def results(plan: Plan, gates: tuple[str, ...], parameters: tuple[str, ...]) -> 
         elif name in parameters:
             text = f"{text}.sum((0, 1)).to({name}.dtype)"
         elif buffer.space is Space.KEY_TOKEN:
-            text = f"per_key_head({text}, {name})"
+            text = f"per_head({text}, {name})"
         elif name in gates:
             text = f"{text}.to({name}.dtype)"
         parts.append(text)

@@ -29,6 +29,7 @@ def op_holes(module: Module) -> dict[str, object]:
     states = [t for t in arguments.handed(module) if t.name not in still]
     costs = _costs(module)
     return {
+        "name": spec.name,
         "gates": gates,
         "still": still,
         "parameters": parameters,
