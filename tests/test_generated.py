@@ -9,10 +9,12 @@ import ttrc
 from ttrc import emit
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.spec import KernelMemory
+from ttrc.paths import templates_dir
 from ttrc.tools.generate import compare, write
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 SPECS = {path.stem: path for path in sorted((ROOT / "specs").glob("*.toml"))}
+TEMPLATES = templates_dir()
 UNSEEN = {path.stem: path for path in sorted((ROOT / "tests" / "unseen").glob("*.toml"))}
 FILES = {"__init__.py", "op.py", "choices.py", "launch.py", "layout.py", "kernels.py", "reference.py"}
 every_rule = pytest.mark.parametrize("name", SPECS)
@@ -114,6 +116,17 @@ def test_the_holes_as_they_are_pass(monkeypatch):
     assert set(holes_of(monkeypatch, lambda holes: None)) == FILES
 
 
+@pytest.mark.parametrize("template", sorted(str(p.relative_to(TEMPLATES)) for p in TEMPLATES.rglob("*.py.jinja")))
+def test_a_template_tells_its_holes(template):
+    """At its head, each in a column of names or quoted in what is said of another."""
+    text = (TEMPLATES / template).read_text()
+    head = text[: text.index("-#}")] if text.startswith("{#") else ""
+    rows = re.findall(r"^   (\w+(?:, \w+)*)(?:  |$)", head, re.M)
+    told = set(", ".join(rows).split(", ")) | set(re.findall(r"`(\w+)`", head))
+    assert emit._holes(template) <= told
+    assert set(", ".join(rows).split(", ")) - {""} <= emit._holes(template)
+
+
 def test_compiling_twice_gives_the_same_text(tmp_path):
     spec = load_spec(UNSEEN["ridge_delta"])
     assert write(spec, tmp_path).stale == tuple(sorted(FILES))
@@ -194,25 +207,8 @@ def identifiers():
                     found.add(name)
                 case ast.alias(name=name):
                     found.add(name.split(".")[0])
-    return sorted(
-        found
-        | {
-            "op",
-            "choices",
-            "launch",
-            "layout",
-            "kernels",
-            "reference",
-            "rate",
-            "sum_0",
-            "sum_1",
-            "sum_2",
-            "pairs",
-            "i",
-            "j",
-            "r",
-        }
-    )
+    files = {name.removesuffix(".py") for name in FILES} - {"__init__"}
+    return sorted(found | files | set("rate sum_0 sum_1 sum_2 pairs i j r".split()))
 
 
 def renamed(gate, name):
