@@ -165,8 +165,9 @@ def test_states_of_gated_layers_have_names_and_shapes():
     assert [p.name for p in parts] == [f"{x}{i}" for x in "WM" for i in range(1, 6)]
     shapes = [tuple(widths[a] for a in p.axes) for p in parts]
     assert shapes == [(6, 12), (6, 12), (12, 12), (12, 12), (12, 5)] * 2
-    _, final = operator("two gated layers")(**as_arguments(spec, drawn(operator("two gated layers"))))
-    assert final is None
+    op = operator("two gated layers")
+    _, final = op(**as_arguments(spec, drawn(op, d_v=5)), output_final_state=True)
+    assert [tuple(x.shape[2:]) for x in final] == shapes
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,6 @@ def test_a_call_enters_few_functions(name, monkeypatch):
         kept = []
         forward = entered(lambda: kept.append(call(x)))
         backward = entered(lambda: backward_of(kept[0], x))
-    print(name, forward, backward)
     assert forward <= MOST[name][0] and backward <= MOST[name][1]
 
 

@@ -96,9 +96,9 @@ def test_chunks_are_as_tokens_are(name):
     assert not failures(op, rounded, "triton", torch.float32)
 
 
-@pytest.mark.parametrize("name", ["a spec", "a link"])
+@pytest.mark.parametrize("name", ["long_titans", "a link"])
 def test_half_precision(name):
-    op = operator(name) if name in RULES else ttrc.load(Path(__file__).parent / "unseen/long_titans.toml")
+    op = operator(name) if name in RULES else ttrc.load(Path(__file__).parent / f"unseen/{name}.toml")
     _, rounded = settings(op, Case(B=1, T=280, H=1, HV=1, d_k=32, d_v=32), torch.bfloat16)
     assert not failures(op, rounded, "triton", torch.bfloat16)
 
