@@ -158,6 +158,7 @@ def predict(
 
 @lru_cache(maxsize=None)
 def processors(device: torch.device) -> int:
+    """Multiprocessors; where there is no GPU, those of an H100."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 

@@ -113,6 +113,7 @@ def launch(
 
 @lru_cache(maxsize=None)
 def processors(device: torch.device) -> int:
+    """None in Triton's interpreter, which so runs as few programs as may be."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 

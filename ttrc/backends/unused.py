@@ -34,8 +34,8 @@ def without_unused_imports(text: str) -> str:
     for node in reversed([node for node in tree.body if isinstance(node, ast.ImportFrom)]):
         if node.module != "__future__":
             taken = [alias.name for alias in node.names if alias.name in used]
-            text = f"from {'.' * node.level}{node.module or ''} import {', '.join(taken)}\n" if taken else ""
-            lines[node.lineno - 1 : node.end_lineno] = [text]
+            left = f"from {'.' * node.level}{node.module or ''} import {', '.join(taken)}\n" if taken else ""
+            lines[node.lineno - 1 : node.end_lineno] = [left]
     return re.sub(r"\n{3,}(?=from |import )", "\n\n", "".join(lines))
 
 

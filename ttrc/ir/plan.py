@@ -19,7 +19,7 @@ class Space(Enum):
     QUERY_TOKEN = "B, T, HQ"  # q of a kernel memory
     VALUE_TOKEN = "B, T, HV"  # and its v
     GROUP_TOKEN = "B, T, HG"  # cotangents of what heads of a call share, each the sum over a group of these
-    TOKEN = "B, T, heads"  # everything else that comes per token: of each head of a call, HV or HO of a kernel memory
+    TOKEN = "B, T, heads"  # everything else that comes per token, of each head of a call: HV, or HO of a kernel memory
     SOLVED = "B, T, HV, solved"  # as TOKEN: what a scan solves for, and other kernels take from it
     HEAD = "HV"  # parameters: constant in time, one number a head or one each of its channels
     CHUNK = "chunks, HV"  # one [K, V] tile a chunk
@@ -58,7 +58,8 @@ class Buffer:
 
     @property
     def place(self) -> tuple:
-        """Where it lies: a tile that is loaded again, under another name, lies where it did."""
+        """Where it lies: a tile that is loaded again, under another name, lies where it did; what a segment started
+        with in the entry of another chunk."""
         where = self.parts.index(self.tile) if self.parts else self.again or self.tile
         return self.name, self.space is Space.START, where
 

@@ -60,7 +60,7 @@ def read_activation(spec: Spec) -> Expr:
             spec,
             where,
             "this activation has no finite value and two derivatives at x = 0, where padding is",
-            expected="one that is smooth there, such as max(x, 0) ** 2 or sqrt(square(x) + 0.01)",
+            expected="one that has these, such as max(x, 0) ** 2 or sqrt(square(x) + 0.01)",
         )
     return expr
 

@@ -65,12 +65,12 @@ class Operator:
         parameters [HV] (their default where the spec has one), both followed by d_k, d_v or d_k, d_v where they are
         per key channel, per value channel or per element. States [N, HV, d_k, d_v], float32; of a rule with momentum a
         pair of them, S and the last step M. Of a vector memory, which takes d_k = d_v, [N, HV, d_v]. A deep memory has
-        one of each a layer, [N, HV, rows, columns], and needs those that it starts with; its norm_weight and norm_bias
-        are [HV, d_v]. A kernel memory keeps all pairs: its states are (), its one form "chunk". Its q [B, T, HQ, d_k]
-        may have heads of its own, so that groups of queries share keys and values; o, inputs and parameters then have
-        HO in the place of HV, the most of HQ, H and HV and a multiple of each. scale multiplies the read-out, by
-        default d_k ** -0.5, of a deep memory 1 (it multiplies q then, as in a kernel memory) and of a vector memory 1,
-        whose o = s * q sums nothing.
+        one of each a weight matrix, [N, HV, rows, columns], two of these a hidden layer that is gated, and needs those
+        that it starts with; its norm_weight and norm_bias are [HV, d_v]. A kernel memory keeps all pairs: its states
+        are (), its one form "chunk". Its q [B, T, HQ, d_k] may have heads of its own, so that groups of queries share
+        keys and values; o, inputs and parameters then have HO in the place of HV, the most of HQ, H and HV and a
+        multiple of each. scale multiplies the read-out, by default d_k ** -0.5, of a deep memory 1 (it multiplies q
+        then, as in a kernel memory) and of a vector memory 1, whose o = s * q sums nothing.
         cu_seqlens [N + 1] packs N sequences into batch 1.
         form: "chunk", "recurrent", "reference" or "auto". chunk_size (a power of two, 16 to 128) never changes the
         result beyond rounding; where gradients are taken at the start of a segment of up to 128 tokens, that is the

@@ -88,8 +88,8 @@ def held(cut: Cut) -> str:
     return " + ".join(_held(b, cut) for b in blocks(cut.kept))
 
 
-def every(plan: Plan) -> str:
-    """How many chunks apart states are kept."""
+def chunks_apart(plan: Plan) -> str:
+    """From one state that is kept to the next, of the cut at hand, which may count in tokens."""
     return "max(EVERY[crossing] // chunk, 1)" if any(c.tokens for c in plan.cuts) else "EVERY[crossing]"
 
 
@@ -188,7 +188,7 @@ def again(plan: Plan) -> str:
         for launch in cut.again[len(before.again) :]:
             if launch.enter == SPARSE:
                 own += [
-                    f"every = {every(plan)}",
+                    f"every = {chunks_apart(plan)}",
                     "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
                     f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]

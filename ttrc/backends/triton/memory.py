@@ -13,14 +13,14 @@ FIRST = {"v": VALUES, "k": {"k": "i_p * BK"}} | {a: VALUES | {a: "i_p * BH"} for
 ROWS = {"t": ("token", "left"), "s": ("token", "left")}
 OWN_ROWS = ROWS | {"t": ("t_first", "t_left")}  # where a program has a block of a chunk's rows, "t", and sees all, "s"
 TOKENS = {"t": "BT", "s": "BT"}
-# The head that a program reads, and how many there are, of what heads of a call may share.
+OWN_TOKENS = TOKENS | {"t": "BR"}
+# Of what heads of a call may share: which of its heads is the program's, and how many it has.
 SHARED = {
     Space.QUERY_TOKEN: ("i_q", "HQ"),
     Space.KEY_TOKEN: ("i_k", "H"),
     Space.VALUE_TOKEN: ("i_v", "HV"),
     Space.GROUP_TOKEN: ("i_g", "HG"),
 }
-OWN_TOKENS = TOKENS | {"t": "BR"}
 # What a gate reads as past the end of a sequence, and of its channels where it has some: inside of its domain, so that
 # nothing in the padding is ever inf or nan.
 INTERIOR = {
@@ -51,11 +51,10 @@ class ChunkMemory:
         """`begins` says where the channels of a tile begin, axis by axis; `rows`, of either role, what the first token
         and the count of those that are left are called, `tokens` how many a tile holds; `number` what chunks are
         counted by of which all lie there. `partial`: what is stored without value channels is a share of a sum.
-        `heads`: what their number is called, those of a call. Numbers of a role that is `along` lie along the rows of
-        tiles."""
-        self.heads = heads
-        self.domains, self.begins, self.rows = domains, begins, rows
-        self.tokens, self.number, self.partial, self.along = tokens, number, partial, along
+        `heads`: what the number of a call's heads is called. Tokens of the role that is `along`, if any, are columns of
+        tiles, so that numbers of theirs lie along the rows."""
+        self.domains, self.begins, self.rows, self.tokens = domains, begins, rows, tokens
+        self.number, self.partial, self.heads, self.along = number, partial, heads, along
 
     def load(self, buffer: Buffer) -> str:
         base, row = self._base(buffer)

@@ -60,7 +60,7 @@ def op_holes(module: Module) -> dict[str, object]:
         "schedules": list(costs.get("chunk", ())),
         "costed": list(costs),
         "numbered": any(k.numbered for k in _kernels(plans)),
-        "chunks_apart": {f: launch.every(p) for f, p in plans.items()},
+        "chunks_apart": {f: launch.chunks_apart(p) for f, p in plans.items()},
         "auto_rule": '"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',
         "auto_doc": "recurrent up to 16 tokens, chunk beyond"
         if "chunk" in plans

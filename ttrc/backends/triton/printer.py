@@ -163,7 +163,7 @@ class TritonPrinter:
             self.flipped.add(statement.target.name)
 
     def _flips(self, statement: Statement) -> bool:
-        """Whether a tile is made transposed: what is made of none with as many axes, and of one that is transposed."""
+        """Whether a tile is made transposed: a product, what is made of rows and numbers alone, or of one that is."""
         if statement.target.axes not in self.turns:
             return False
         args = operands(statement.op)

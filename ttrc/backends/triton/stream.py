@@ -15,15 +15,16 @@ from ttrc.passes.stream_pairs import turns_pairs
 
 ROWS = {"t": ("t_first", "t_left"), "s": ("s_first", "s_left")}
 PAIRS = (Relation.CAUSAL, Relation.STRICT)
+NOTHING = Segment(False, (), (), (), ())
 
 
 class _Writer:
     def __init__(self, kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]):
         turned = kernel.skeleton is Skeleton.STREAM and turns_pairs(kernel.reverse, kernel.segments[0].statements)
         raw = {b.tile.name for s in kernel.segments for b in s.loads if as_inputs(b)}
-        self.printer = TritonPrinter(raw, begins={}, columns="s", end="length", turns=(("t", "s"),) * turned)
+        self.printer = TritonPrinter(raw, begins={}, columns="s", end="length", turns=(("t", "s"),) if turned else ())
         self.exact = kernel.exact
-        self.memory = ChunkMemory(domains, {}, ROWS, heads="HO", along="t" * turned)
+        self.memory = ChunkMemory(domains, {}, ROWS, heads="HO", along="t" if turned else "")
         self.tags, self.origin = tags, None
 
     def loads(self, buffers: tuple[Buffer, ...]) -> list[str]:
@@ -163,20 +164,18 @@ def _normaliser(segment: Segment) -> Tile:
 
 
 def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> dict[str, object]:
-    segments = kernel.segments
-    (within,) = (s for s in segments if s.panelled)
-    writer, first, last = _Stream(kernel, domains, tags), None, None
-    if kernel.grouped:
-        (first, *segments, last) = segments
-    around = [] if first is None else [*writer.straight(first), *writer.open(within, grouped=True)]
+    first, *segments, last = kernel.segments if kernel.grouped else (NOTHING, *kernel.segments, NOTHING)
     before, behind = segments[0], segments[-1]
+    (within,) = (s for s in segments if s.panelled)
+    writer = _Stream(kernel, domains, tags)
+    around = [*writer.straight(first), *writer.open(within, grouped=True)]
     ahead = [
         *writer.loads(before.loads),
         *writer.edges(kernel),
         *writer.statements(before.statements),
         *writer.stores(before.stores),
     ]
-    searching = None if kernel.search is None else writer.search(*kernel.segments[1:-1])
+    searching = None if kernel.search is None else writer.search(*segments[1:-1])
     ahead += writer.open(within) if searching is None else searching.pop("ahead")
     masked = writer.block(within, whole=False)
     whole = writer.block(within, whole=True) if searching is None else ""
@@ -187,7 +186,7 @@ def stream_holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str
         "other": kernel.axis,
         "grouped": bool(kernel.grouped),
         "around": "\n".join(around),
-        "total": "" if last is None else "\n".join(writer.straight(last)),
+        "total": "\n".join(writer.straight(last)),
         "before": "\n".join(ahead),
         "window": kernel.window,
         "search": searching,
