@@ -15,22 +15,21 @@ from ttrc.runtime.load import load, shipped_specs
 from ttrc.sampling import random_inputs
 
 SPEC = load_spec(specs_dir() / "gated_deltanet.toml")
-GATES = {g.name for g in (*SPEC.inputs, *SPEC.parameters)}
 CAN_BE_A_GATE = re.compile(r"[a-z][a-z0-9_]{0,23}|[A-Z](_[a-z0-9_]{1,22})?")
 
 
-def names_beside_gates(text: str) -> set[str]:
+def names_beside_gates(text: str, gates: set[str]) -> set[str]:
     """Every bare name inside functions that take a gate as an argument."""
     found = set()
     for function in ast.walk(ast.parse(text)):
-        if isinstance(function, ast.FunctionDef) and GATES & {
+        if isinstance(function, ast.FunctionDef) and gates & {
             a.arg for a in (*function.args.args, *function.args.kwonlyargs)
         }:
             found |= {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
             found |= {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}
             # A comprehension's variable has a scope of its own.
             found -= {c.target.id for c in ast.walk(function) if isinstance(c, ast.comprehension)}
-    return found - GATES
+    return found - gates
 
 
 @pytest.mark.parametrize("name", ["mlstm", "titans_linear", "mesanet", "titans"])
@@ -40,12 +39,18 @@ def test_names_of_a_states_parts_are_reserved(name):
     assert {part for part in parts if CAN_BE_A_GATE.fullmatch(part)} <= RESERVED
 
 
-@pytest.mark.parametrize("file", ["op.py", "choices.py", "launch.py", "layout.py", "reference.py"])
-def test_names_of_generated_code_are_reserved(file):
-    text = generate(SPEC)[file]
-    made_fresh = tile_names()  # the builder renames its tiles around the gates'
-    names = {n for n in names_beside_gates(text) if CAN_BE_A_GATE.fullmatch(n) and not n.startswith("d_")}
-    assert not names - RESERVED - made_fresh
+# Between them they have whatever a file around kernels may hold: segments, pairs, states that are several, entries.
+KINDS = ["gated_deltanet", "forgetting_attention", "titans", "mamba", "mlstm"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_names_of_generated_code_are_reserved(name):
+    spec = load_spec(specs_dir() / f"{name}.toml")
+    gates, files = {g.name for g in (*spec.inputs, *spec.parameters)}, generate(spec)
+    names = set().union(*(names_beside_gates(text, gates) for file, text in files.items() if file != "kernels.py"))
+    names = {n for n in names if CAN_BE_A_GATE.fullmatch(n) and not n.startswith("d_")}
+    made_fresh = tile_names(spec)  # the builder renames its tiles around the gates'
+    assert sorted(names - RESERVED - made_fresh - {name}) == []
 
 
 @pytest.mark.parametrize(
@@ -66,10 +71,10 @@ def test_a_gate_may_share_a_name_with_a_tile(name):
         assert torch.allclose(made, wanted, rtol=0, atol=1e-12)
 
 
-def tile_names() -> set[str]:
-    forms = analyse(SPEC).forms.values()
+def tile_names(spec) -> set[str]:
+    forms = analyse(spec).forms.values()
     lowered = {s.target.name for f in forms for k in (*f.plan.forward, *f.plan.backward) for s in k.statements}
-    return lowered | {s.target.name for f in forms for s in f.backward.statements}
+    return lowered | {s.target.name for f in forms for s in (*f.forward.statements, *f.backward.statements)}
 
 
 def test_names_of_what_templates_define_are_reserved():
