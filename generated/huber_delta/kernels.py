@@ -326,10 +326,7 @@ def chunk_scan_nonlinear(
                 numbers_of(block_numbers(beta, n).to(tl.float32)),
                 numbers_of(block_numbers(delta, n).to(tl.float32)),
                 entries_of(load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
-                left - n * 16,
-                i_v,
-                V,
-                BV,
+                left - n * 16, i_v, V, BV,
             )
             prediction = tl.dot(
                 load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32), -block,
@@ -473,10 +470,7 @@ def chunk_scan_reverse_nonlinear(
                 numbers_of(block_numbers(beta, n).to(tl.float32)),
                 numbers_of(block_numbers(delta, n).to(tl.float32)),
                 entries_of(load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
-                left - n * 16,
-                i_v,
-                V,
-                BV,
+                left - n * 16, i_v, V, BV,
             )
             d_error_fed_back = tl.dot(
                 tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),

@@ -34,7 +34,8 @@ SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 
 def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
+    """Where configurations are looked up: (kernel, width, dtype, regime). Never a function of the length: new lengths
+    run what is there."""
     return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, sequences * v.shape[2] >= 128)
 
 
@@ -46,11 +47,12 @@ def _slot(kernel: str, width: int, dtype: torch.dtype, many: bool) -> tuple[str,
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
 STEPS = {"chunk_scan": 128, "chunk_scan_reverse": 128, "chunk_transition": 128}
 
-# They take every value channel, and of the key ones as many at once as configurations say.
+# Kernels whose programs take every value channel, and of the key ones as many at once as configurations say.
 KEYS = ("chunk_prepare_solved_keys", "chunk_gradients_keys")
 
 
 def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
+    """(value channels a program takes at once, warps, stages), of what is tuned, or fits, or else is the default."""
     key = slot(kernel, q, v, sequences)
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     if kernel in KEYS:

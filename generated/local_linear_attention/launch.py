@@ -38,14 +38,15 @@ def rows_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
 
 
 def regime_of(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], **groups: int) -> str:
-    """Never a function of the length: new lengths run what is there. Programs of several heads are another binary, which
-    nobody has tuned."""
+    """ "few" or "many" programs, never a function of the length: new lengths run what is there. Programs of several heads
+    are another binary, "grouped", which nobody has tuned."""
     batch, _, HO = rows_of(q, k, v)
     sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
     return "grouped" if groups.get("HG", HO) < HO else "many" if sequences * HO >= 128 else "few"
 
 
 def slot(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[str, int, str, str]:
+    """Where configurations are looked up: (kernel, width, dtype, regime)."""
     return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, regime)
 
 
@@ -55,6 +56,7 @@ def _slot(kernel: str, width: int, dtype: torch.dtype, regime: str) -> tuple[str
 
 
 def config(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[int, int, int]:
+    """(tokens of a block, warps, stages), of what is tuned, or fits, or else is the default."""
     key = slot(kernel, q, v, regime)
     tokens, warps, stages = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     # Numbers of four bytes take twice the room.

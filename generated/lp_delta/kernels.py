@@ -264,10 +264,7 @@ def chunk_scan_nonlinear(
                 ),
                 numbers_of(block_numbers(error_factor, n).to(tl.float32)),
                 entries_of(load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
-                left - n * 16,
-                i_v,
-                V,
-                BV,
+                left - n * 16, i_v, V, BV,
             )
             prediction = tl.dot(
                 load_lower_columns(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
@@ -386,10 +383,7 @@ def chunk_scan_reverse_nonlinear(
                 ),
                 numbers_of(block_numbers(error_factor, n).to(tl.float32)),
                 entries_of(load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
-                left - n * 16,
-                i_v,
-                V,
-                BV,
+                left - n * 16, i_v, V, BV,
             )
             d_error_fed_back = tl.dot(
                 tl.trans(load_lower_rows(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),

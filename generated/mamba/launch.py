@@ -31,7 +31,8 @@ SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 
 def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
+    """Where configurations are looked up: (kernel, width, dtype, regime). Never a function of the length: new lengths
+    run what is there."""
     return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, sequences * v.shape[2] >= 128)
 
 
@@ -43,11 +44,12 @@ def _slot(kernel: str, width: int, dtype: torch.dtype, many: bool) -> tuple[str,
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
 STEPS = {"entry_scan": 128, "entry_scan_cotangents": 128, "entry_transition": 128}
 
-# Their tiles are of tokens, key channels and value channels: a chunk is several steps of such.
+# Kernels whose tiles are of tokens, key channels and value channels: a chunk is several steps of such.
 ENTRIES = ("entry_scan", "entry_scan_reverse", "entry_scan_cotangents", "entry_transition")
 
 
 def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
+    """(value channels a program takes at once, warps, stages), of what is tuned, or fits, or else is the default."""
     key = slot(kernel, q, v, sequences)
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     if kernel in ENTRIES:

@@ -29,7 +29,8 @@ SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 
 def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
+    """Where configurations are looked up: (kernel, width, dtype, regime). Never a function of the length: new lengths
+    run what is there."""
     return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, sequences * v.shape[2] >= 128)
 
 
@@ -41,14 +42,15 @@ def _slot(kernel: str, width: int, dtype: torch.dtype, many: bool) -> tuple[str,
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
 STEPS = {"chunk_scan_keys": 16, "chunk_scan_reverse_keys": 16}
 
-# They take every value channel, and of the key ones as many at once as configurations say.
+# Kernels whose programs take every value channel, and of the key ones as many at once as configurations say.
 KEYS = ("chunk_scan_keys", "chunk_scan_reverse_keys")
 
-# They sum over value channels, so that a program takes all of them whatever a configuration says.
+# Kernels that sum over value channels, so that a program takes all of these whatever a configuration says.
 WHOLE = ("token_scan_whole", "token_scan_reverse_whole")
 
 
 def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
+    """(value channels a program takes at once, warps, stages), of what is tuned, or fits, or else is the default."""
     key = slot(kernel, q, v, sequences)
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     if kernel in WHOLE:

@@ -32,7 +32,8 @@ SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 
 def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Never a function of the length: new lengths run what is there."""
+    """Where configurations are looked up: (kernel, width, dtype, regime). Never a function of the length: new lengths
+    run what is there."""
     return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, sequences * v.shape[2] >= 128)
 
 
@@ -46,6 +47,7 @@ STEPS = {"chunk_scan": 64, "chunk_scan_reverse": 64, "chunk_transition": 64}
 
 
 def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
+    """(value channels a program takes at once, warps, stages), of what is tuned, or fits, or else is the default."""
     key = slot(kernel, q, v, sequences)
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     return min(rows[0], block(v.shape[3])), *rows[1:]

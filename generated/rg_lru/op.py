@@ -136,35 +136,13 @@ def chunk_backward_triton(
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     if schedule == "vector":
         launch(
-            "vector_scan_reverse",
-            q,
-            v,
-            layout,
-            chunk,
+            "vector_scan_reverse", q, v, layout, chunk,
             [
-                q,
-                k,
-                v,
-                fade,
-                take,
-                lam,
-                d_o,
-                states,
-                d_q,
-                d_k,
-                d_v,
-                d_fade,
-                d_take,
-                d_lam,
-                d_final_state,
+                q, k, v, fade, take, lam, d_o, states, d_q, d_k, d_v, d_fade, d_take, d_lam, d_final_state,
                 d_initial,
             ],
-            scale,
-            extra=(v.shape[0] * v.shape[1],),
-            ENTER=d_final_state is not None,
-            LEAVE=initial,
-            READ=True,
-            SAVE=False,
+            scale, extra=(v.shape[0] * v.shape[1],), ENTER=d_final_state is not None, LEAVE=initial,
+            READ=True, SAVE=False,
         )
     elif schedule == "segments":
         pieces = cut(layout, segments, chunk, v.device)
@@ -312,34 +290,12 @@ def recurrent_backward_triton(
     d_initial = v.new_empty(*(state_shape(q, v, cu_seqlens) if initial else (0,)), dtype=torch.float32)
     trail = v.new_empty(layout.sequences * v.shape[2] * blocks, chunk, block(v.shape[3]), dtype=torch.float32)
     launch(
-        "vector_token_scan_reverse",
-        q,
-        v,
-        layout,
-        chunk,
+        "vector_token_scan_reverse", q, v, layout, chunk,
         [
-            q,
-            k,
-            v,
-            fade,
-            take,
-            lam,
-            d_o,
-            d_q,
-            d_k,
-            d_v,
-            d_fade,
-            d_take,
-            d_lam,
-            states,
-            trail,
-            d_final_state,
+            q, k, v, fade, take, lam, d_o, d_q, d_k, d_v, d_fade, d_take, d_lam, states, trail, d_final_state,
             d_initial,
         ],
-        scale,
-        extra=(v.shape[0] * v.shape[1],),
-        ENTER=d_final_state is not None,
-        LEAVE=initial,
+        scale, extra=(v.shape[0] * v.shape[1],), ENTER=d_final_state is not None, LEAVE=initial,
     )
     return (
         per_head(d_q, q), per_head(d_k, k), d_v, d_fade.to(fade.dtype), d_take.to(take.dtype),

@@ -9,11 +9,15 @@ FEWEST = 4  # of fewer, each may have its own
 
 
 def fill_lines(text: str) -> str:
-    """Formatted text, of which whatever stands between parentheses line by line fills lines of WIDTH instead."""
+    """Formatted text, of which items between parentheses or brackets, a line each, fill lines of WIDTH instead.
+
+    An item that takes several lines keeps them; those ahead of it and behind fill lines of their own.
+    """
     lines, done = text.split("\n"), []
     while lines:
         done.append(lines.pop(0))
-        inside = _items(lines) if done[-1].endswith("(") else 0
+        opens = done[-1].endswith(("(", "[")) or done[-1].strip() in ("),", "],")  # or goes on behind a long item
+        inside = _items(lines) if opens else 0
         if inside >= FEWEST:
             done += _filled(lines[:inside])
             del lines[:inside]
@@ -21,14 +25,13 @@ def fill_lines(text: str) -> str:
 
 
 def _items(lines: list[str]) -> int:
-    """How many lines hold one item each, up to the line that closes the parenthesis; 0 where any does not."""
+    """How many of the next lines hold one item each."""
     indent = len(lines[0]) - len(lines[0].lstrip())
     for number, line in enumerate(lines):
-        if line.startswith(" " * (indent - 4) + ")"):
+        whole = line.endswith(",") and "  #" not in line
+        if not whole or not line.startswith(" " * indent) or line[indent] in " )]}#":
             return number
-        if not line.startswith(" " * indent) or line[indent] in " )]}#" or not line.endswith(",") or "  #" in line:
-            return 0
-    return 0
+    return len(lines)
 
 
 def _filled(items: list[str]) -> list[str]:
