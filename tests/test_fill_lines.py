@@ -10,7 +10,7 @@ LONG = "\n".join(f"    argument_{i}," for i in range(20))
 SAME = {
     "few": "f(\n    a,\n    b,\n    c,\n)",
     "fields": "x = {\n    a: 1,\n    b: 2,\n    c: 3,\n    d: 4,\n}",
-    "comments": "f(\n    a,  # why\n    b,  # why\n    c,  # why\n    d,  # why\n)",
+    "comments": "f(\n    a,  # so,\n    b,  # so,\n    c,  # so,\n    d,  # so,\n)",
     "a text": 'f(\n    "a, "\n    "b, "\n    "c, "\n    "d, "\n)',
     "a sum": "f(\n    a\n    + b,\n    c,\n    d,\n    e,\n)",
 }
