@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import ttrc
-from ttrc import emit, oracle
+from ttrc import oracle
+from ttrc.backends.triton import operator as around
 from ttrc.compiler import analyse
 from ttrc.errors import SpecError
 from ttrc.ir.config import row_block
@@ -121,7 +122,7 @@ def test_panels_of_a_state_agree_with_the_oracle(op):
 def test_every_rule_agrees_in_blocks_of_rows(rule, monkeypatch, tmp_path):
     """With two a chunk, the second of which a sequence may end in front of."""
     monkeypatch.setenv("TTRC_CACHE", str(tmp_path))
-    monkeypatch.setattr(emit, "SEARCHED", 256)
+    monkeypatch.setattr(around, "SEARCHED", 256)
     op = ttrc.load(parse_spec(RULES[rule]))
     holds(op, Case(T=24, packed=(19, 5), H=1, HV=1, d_k=5, d_v=3, chunk_size=32), "chunk", "triton", torch.float32)
 

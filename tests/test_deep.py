@@ -296,7 +296,7 @@ def test_ops_pass_opcheck_and_compile_without_a_break(form):
     states = op.package.op.beside(tuple(x[n] for n in initial_names(op.spec)), x["norm_weight"], x["norm_bias"])
     tensors = [t.detach().clone().requires_grad_() for t in (*(x[n] for n in moving(op)), states)]
     *gates, start = tensors
-    torch.library.opcheck(op.package.op.OPS[form], (*gates, 1.0, start, None, 16, True, True, "torch", "auto"))
+    torch.library.opcheck(op.package.op.OPS[form], (*gates, 1.0, start, None, 16, True, True, "torch", "auto", "all"))
     torch._dynamo.reset()
     layer = torch.compile(lambda x: op(**x, form=form), fullgraph=True, backend="eager")
     given = as_arguments(op.spec, x)
