@@ -49,7 +49,8 @@ def register(name: str, run, fake, keep, differentiate):
     op = getattr(torch.ops.ttrc, name).default
 
     def below(*inputs):
-        with torch._C._AutoDispatchBelowAutograd():
+        # Below views too: what an output was cut from is nobody's, so that an output may be changed in place.
+        with torch._C._AutoDispatchBelowADInplaceOrView():
             return op(*inputs)
 
     class Differentiable(torch.autograd.Function):
