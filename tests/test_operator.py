@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
 
 import ttrc
 from ttrc.errors import ArgumentError
@@ -185,6 +188,29 @@ def test_every_shipped_rule_compiles(name):
     assert all(torch.equal(a, b) for a, b in zip(flat(*made), flat(*expected), strict=True))
 
 
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba", "ttt_mlp"])
+def test_tracing_fixes_no_heads_and_warns_of_nothing(name):
+    """A module of two heads a key head serves one a key head too; torch.compile warns of functions with a cache."""
+    op = ttrc.load(name)
+    few, many = (as_arguments(op.spec, inputs(name, H=2, HV=heads)) for heads in (2, 4))
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return op(**x, form="chunk", backend="torch")[0]
+
+    axis = {"initial_state": 1} | {parameter.name: 0 for parameter in op.spec.parameters}
+
+    def free(name, x):
+        return tuple(free(name, part) for part in x) if isinstance(x, tuple) else {axis.get(name, 2): Dim.AUTO}
+
+    shapes = ({n: free(n, x) for n, x in many.items()},)
+    layer = torch.export.export(Layer(), (many,), dynamic_shapes=shapes, strict=False).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        compiled(lambda x: op(**x, form="auto", backend="torch")[0])(many)
+    torch.testing.assert_close(layer(few), op(**few, form="chunk", backend="torch")[0])
+
+
 def test_gates_are_still_checked_before_compilation():
     op = ttrc.load("gated_deltanet")
     x = inputs("gated_deltanet")
@@ -287,6 +313,46 @@ def test_second_derivatives_are_refused(name):
     (grad,) = torch.autograd.grad(op(**y)[0].square().sum(), y["q"], create_graph=True)
     with pytest.raises(RuntimeError, match=f"{name} has first derivatives alone"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba", "titans_linear"])
+def test_outputs_can_be_changed_in_place(name):
+    """As residuals are added: plain PyTorch cuts outputs out of larger tensors, which is nobody's business."""
+    op, x = ttrc.load(name), as_arguments(ttrc.load(name).spec, inputs(name))
+    q, q_too = (x["q"].clone().requires_grad_() for _ in range(2))
+    op(**x | {"q": q}, backend="torch")[0].add_(x["v"]).square().sum().backward()
+    (op(**x | {"q": q_too}, backend="torch")[0] + x["v"]).square().sum().backward()
+    assert torch.equal(q.grad, q_too.grad)
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "mlstm"])
+def test_tensors_without_values_are_asked_for_none(name):
+    """Gates, states and packing are looked at where they hold numbers, which what traces a call makes up later."""
+    op = ttrc.load(name)
+    with FakeTensorMode() as mode:
+        x = as_arguments(op.spec, {n: mode.from_tensor(t) for n, t in inputs(name).items()})
+        assert op(**x)[0].shape == (1, 20, 2, 3)
+        x = {n: t for n, t in x.items() if n != "initial_state"}
+        assert op(**x, cu_seqlens=torch.tensor([0, 3, 20]))[0].shape == (1, 20, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "softmax_attention"])
+def test_vmap_runs_forwards_and_is_refused_backwards(name):
+    op, x = ttrc.load(name), inputs(name)
+    pairs = {n: torch.stack([t, t / 2]) for n, t in x.items()}
+    made = torch.func.vmap(lambda x: op(**x, backend="torch")[0])(pairs)
+    assert all(
+        torch.equal(o, op(**{n: t[i] for n, t in pairs.items()}, backend="torch")[0]) for i, o in enumerate(made)
+    )
+    with pytest.raises(RuntimeError, match=f"{name} kept nothing for gradients that are asked for"):
+        torch.func.vmap(lambda x: op(**x, backend="torch")[0])(leaves(pairs))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev])
+def test_transforms_that_differentiate_are_refused_in_words(transform):
+    op, x = ttrc.load("softmax_attention"), inputs("softmax_attention")
+    with pytest.raises(ArgumentError, match="q: got a tensor within a transform of torch.func .* torch.autograd.grad"):
+        transform(lambda q: op(**x | {"q": q})[0].sum())(x["q"])
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ from typing import Optional
 
 from torch import Tensor
 
-from .layout import all_chunks, block
+from .layout import all_chunks
 
 # Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
 CHUNKS = {"recurrent": {64: (64, 64), 128: (64, 64), 256: (64, 64)}}
 
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
-    rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
+    """What traces a call walks through this: torch.compile warns of functions with a cache, and none is called."""
+    rows, widest = CHUNKS[form], max(q.shape[3], v.shape[3])
     width = min([w for w in rows if w >= widest] or [max(rows)])
     return rows[width][q.element_size() > 2]
 

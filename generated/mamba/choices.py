@@ -23,9 +23,10 @@ CHUNKS = {
 
 
 def default_chunk(form: str, q: Tensor, v: Tensor) -> int:
+    """What traces a call walks through this: torch.compile warns of functions with a cache, and none is called."""
     if form == "chunk":  # a cache has to hold the states of all its steps, for every program at work
-        return max(16, min(128, 2048 // block(q.shape[3])))
-    rows, widest = CHUNKS[form], max(block(q.shape[3]), block(v.shape[3]))
+        return max(16, min(128, 2048 >> (q.shape[3] - 1).bit_length()))
+    rows, widest = CHUNKS[form], max(q.shape[3], v.shape[3])
     width = min([w for w in rows if w >= widest] or [max(rows)])
     return rows[width][q.element_size() > 2]
 

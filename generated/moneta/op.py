@@ -70,6 +70,15 @@ def register(name: str, run, fake, keep, differentiate):
     return op
 
 
+def expect_kept(ctx, save: bool) -> None:
+    """Tensors within torch.func.vmap say that they need no gradients, and get asked for them behind its back."""
+    if not save and any(ctx.needs_input_grad):
+        raise RuntimeError(
+            "moneta kept nothing for gradients that are asked for, as torch.func.vmap does; "
+            "expected: a batch in the first dimension of q, k and v, or torch.no_grad()"
+        )
+
+
 def _keep_nothing(ctx, inputs, output):
     pass
 
@@ -221,7 +230,8 @@ def _chunk_backward_fake(
 
 
 def _chunk_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing = inputs
+    expect_kept(ctx, save)
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
     ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend
@@ -362,7 +372,8 @@ def _recurrent_backward_fake(
 
 
 def _recurrent_keep(ctx, inputs, output):
-    *tensors, scale, initial_state, cu_seqlens, chunk, final, _, backend, schedule, crossing = inputs
+    *tensors, scale, initial_state, cu_seqlens, chunk, final, save, backend, schedule, crossing = inputs
+    expect_kept(ctx, save)
     ctx.save_for_backward(*tensors, *output[2:], cu_seqlens)
     ctx.set_materialize_grads(False)
     ctx.scale, ctx.chunk, ctx.final, ctx.backend = scale, chunk, final, backend

@@ -67,6 +67,15 @@ def register(name: str, run, fake, keep, differentiate):
     return op
 
 
+def expect_kept(ctx, save: bool) -> None:
+    """Tensors within torch.func.vmap say that they need no gradients, and get asked for them behind its back."""
+    if not save and any(ctx.needs_input_grad):
+        raise RuntimeError(
+            "softmax_attention kept nothing for gradients that are asked for, as torch.func.vmap does; "
+            "expected: a batch in the first dimension of q, k and v, or torch.no_grad()"
+        )
+
+
 def _keep_nothing(ctx, inputs, output):
     pass
 
@@ -135,7 +144,8 @@ def _chunk_backward_fake(q, k, v, scale, o, normaliser, d_o, cu_seqlens, chunk, 
 
 
 def _keep(ctx, inputs, output):
-    *tensors, ctx.scale, cu_seqlens, ctx.chunk, _, ctx.backend = inputs
+    *tensors, ctx.scale, cu_seqlens, ctx.chunk, save, ctx.backend = inputs
+    expect_kept(ctx, save)
     ctx.save_for_backward(*tensors, *output, cu_seqlens)
     ctx.set_materialize_grads(False)
 

@@ -11,6 +11,8 @@ from difflib import get_close_matches
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.forward_ad import unpack_dual
 
 from ttrc.errors import ArgumentError
@@ -66,9 +68,10 @@ def check_arguments(spec: Spec, q, k, v, gates: dict, initial_state, cu_seqlens,
         _check_states(spec, initial_state, sequences, heads, d_k, d_v, q)
 
 
-def call_heads(q: Tensor, k: Tensor, v: Tensor) -> int:
-    """How many heads a call has: as many as the argument with the most."""
-    return max(q.shape[2], k.shape[2], v.shape[2])
+def call_heads(spec: Spec, q: Tensor, k: Tensor, v: Tensor) -> int:
+    """How many heads a call has: as many as the argument with the most, which in a memory with a state is v. What
+    traces a call is not asked for more than that, and would hold on to the answer."""
+    return max(q.shape[2], k.shape[2], v.shape[2]) if isinstance(spec.memory, KernelMemory) else v.shape[2]
 
 
 def _check_queries_and_keys(spec: Spec, q: Tensor, k: Tensor) -> None:
@@ -86,13 +89,13 @@ def _check_queries_and_keys(spec: Spec, q: Tensor, k: Tensor) -> None:
 
 def _check_heads(spec: Spec, q: Tensor, k: Tensor, v: Tensor) -> int:
     """How many heads the call has, which divides into groups that share those of an argument."""
-    heads = call_heads(q, k, v)
+    heads = call_heads(spec, q, k, v)
     if isinstance(spec.memory, KernelMemory):
         for name, x in (("q", q), ("k", k), ("v", v)):
             if heads % x.shape[2] != 0:
                 raise _wrong(name, f"{x.shape[2]} heads", f"a divisor of {heads}, the most that q, k or v has")
     elif v.shape[2] % k.shape[2] != 0:
-        hint = _repeat({"v": v.shape[2], "k": k.shape[2]}) if heads > v.shape[2] else ""
+        hint = _repeat({"v": v.shape[2], "k": k.shape[2]}) if k.shape[2] > v.shape[2] else ""
         raise _wrong("v", f"{v.shape[2]} heads", f"a multiple of the {k.shape[2]} heads of q and k{hint}")
     return heads
 
@@ -111,9 +114,19 @@ def _check_tensor(name: str, x) -> None:
         raise _wrong(name, f"a {type(x).__name__}", "a tensor")
     if x.layout is not torch.strided:
         raise _wrong(name, f"layout {x.layout}", "a dense tensor")
+    if torch.compiler.is_compiling():
+        return
+    if functorch.is_gradtrackingtensor(x):
+        expected = "an ordinary one: gradients are those of torch.autograd, by backward() or torch.autograd.grad"
+        raise _wrong(name, "a tensor within a transform of torch.func that differentiates", expected)
     # A custom op would lose a tangent without a word, and results would look constant.
-    if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
+    if unpack_dual(x).tangent is not None:
         raise _wrong(name, "a tangent of forward-mode differentiation", "none: gradients are taken in reverse mode")
+
+
+def _has_values(x: Tensor) -> bool:
+    """To look at here and now: on a GPU that would wait for the device at every call."""
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or is_fake(x) or functorch.is_batchedtensor(x))
 
 
 def check_names(spec: Spec, gates: dict) -> None:
@@ -183,8 +196,7 @@ def check_gates(spec: Spec, gates: dict, B: int, T: int, heads: int, device, wid
 
 
 def _check_domain(name: str, x: Tensor, domain: Domain) -> None:
-    """Looks at the values on the CPU only: on a GPU that would wait for the device at every call."""
-    if domain not in _WITHIN or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if domain not in _WITHIN or not _has_values(x):
         return
     holds, expected = _WITHIN[domain]
     inside = holds(x.detach())
@@ -206,7 +218,7 @@ def _check_packing(cu_seqlens, B: int, T: int, device) -> int:
         raise _wrong("q", f"batch {B}", "batch 1 with cu_seqlens: sequences are packed along the length")
     if cu_seqlens.device != device:
         raise _wrong(name, f"device {cu_seqlens.device}", f"the device of q, {device}")
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+    if _has_values(cu_seqlens):
         ends = cu_seqlens.tolist()
         if ends[0] != 0 or ends[-1] != T:
             raise _wrong(name, f"{ends[0]} .. {ends[-1]}", f"0 first and the length {T} last")
@@ -230,7 +242,7 @@ def _check_states(spec: Spec, given, sequences: int, HV: int, d_k: int, d_v: int
     for part, state in zip(parts, given if len(parts) > 1 else (given,)):
         name = "initial_state" if len(parts) == 1 else f"initial_state.{part.name}"
         _check_state(name, state, (sequences, HV, *(widths[axis] for axis in part.axes)), q)
-        if state.device.type == "cpu" and not torch.compiler.is_compiling():
+        if _has_values(state):
             _check_domain(name, state, part_domain(spec, part))
 
 

@@ -108,5 +108,5 @@ class Operator:
 
     def _default(self, parameter: Parameter, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-        made = default_value(parameter, call_heads(q, k, v), {"k": q.shape[3], "v": v.shape[3]})
+        made = default_value(parameter, call_heads(self.spec, q, k, v), {"k": q.shape[3], "v": v.shape[3]})
         return made.to(device=v.device, dtype=dtype)
