@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import importlib
 import pickle
 import shutil
 import subprocess
@@ -464,6 +465,15 @@ def test_a_package_imports_torch_triton_and_the_standard_library(folder):
                 assert node.module.split(".")[0] in allowed, f"{file.name}:{node.lineno}"
             elif isinstance(node, ast.Name):
                 assert node.id not in ("eval", "exec", "__import__", "compile", "open"), f"{file.name}:{node.lineno}"
+
+
+def test_a_package_runs_in_a_folder_of_any_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    x = inputs("linear_attention")
+    for folder in ("my-layers", "größe"):
+        shutil.copytree(ROOT / "generated" / "linear_attention", tmp_path / folder / "linear_attention")
+        alone = importlib.import_module(f"{folder}.linear_attention")
+        assert torch.equal(alone.linear_attention(**x)[0], ttrc.load("linear_attention")(**x)[0])
 
 
 def test_a_package_runs_where_there_is_no_compiler(tmp_path):

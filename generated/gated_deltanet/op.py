@@ -19,7 +19,8 @@ GATES = ("g", "beta")
 PARAMETERS = ()
 
 # The operators' names inside torch are the module's: a copy of this folder elsewhere never takes their place.
-LIBRARY, SYMBOL = torch.library.Library("ttrc", "FRAGMENT"), __name__.replace(".", "_")
+LIBRARY = torch.library.Library("ttrc", "FRAGMENT")
+SYMBOL = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in __name__)
 
 
 def per_head(x: Tensor, like: Tensor) -> Tensor:
