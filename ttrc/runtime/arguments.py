@@ -116,12 +116,12 @@ def _check_tensor(name: str, x) -> None:
         raise _wrong(name, f"layout {x.layout}", "a dense tensor")
     if torch.compiler.is_compiling():
         return
-    if functorch.is_gradtrackingtensor(x):
-        expected = "an ordinary one: gradients are those of torch.autograd, by backward() or torch.autograd.grad"
-        raise _wrong(name, "a tensor within a transform of torch.func that differentiates", expected)
     # A custom op would lose a tangent without a word, and results would look constant.
     if unpack_dual(x).tangent is not None:
         raise _wrong(name, "a tangent of forward-mode differentiation", "none: gradients are taken in reverse mode")
+    if functorch.is_gradtrackingtensor(x):
+        expected = "an ordinary one: gradients are those of torch.autograd, by backward() or torch.autograd.grad"
+        raise _wrong(name, "a tensor within a transform of torch.func that differentiates", expected)
 
 
 def _has_values(x: Tensor) -> bool:
