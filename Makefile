@@ -16,7 +16,7 @@ help:
 	@echo "make demo      spec, derivation, verification, offline table, training on the CPU"
 	@echo "make test      lint, freshness of generated/, tests"
 	@echo "make generate  write generated/ again"
-	@echo "make bench     count what the kernels move and issue, beside peers; needs no GPU"
+	@echo "make bench     count what kernels move and issue, and what calls cost the host, beside peers; needs no GPU"
 	@echo "make wheels    fetch into $(GPU_ROOM)/ what a GPU machine lacks (here, with a network)"
 	@echo "make gpu       verify, tune and time on a GPU with the python that is there; installs nothing"
 
@@ -46,6 +46,7 @@ generate: venv
 bench: venv
 	$(BIN)/python -m bench.traffic --install
 	$(BIN)/python -m bench.walls --install
+	$(BIN)/python -m bench.host --install
 
 wheels:
 	rm -rf $(GPU_ROOM)
