@@ -40,7 +40,7 @@ def without_unused_imports(text: str) -> str:
 
 
 def without_unused_locals(text: str) -> str:
-    """The text without what functions of its top level assign and never read, nor the comments above such a line."""
+    """The text without what functions of its top level assign and never read, nor the comments above such lines."""
     while changes := [x for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) for x in _unread(node)]:
         lines = text.splitlines(keepends=True)
         for node, left in sorted(changes, key=lambda change: -change[0].lineno):
@@ -53,6 +53,18 @@ def without_unused_locals(text: str) -> str:
 
 
 def _unread(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
+    """What to change, each with what is left of it: a condition goes with all that hangs on it."""
+    changes = dict(_assignments(function))
+    for node in reversed(list(ast.walk(function))):  # inner ones first
+        for block in (getattr(node, "body", ()), getattr(node, "orelse", ())):
+            if isinstance(block, list) and block and all(changes.get(inner) == "" for inner in block):
+                changes = {x: left for x, left in changes.items() if x not in block}
+                if isinstance(node, ast.If) and not node.orelse:
+                    changes[node] = ""  # other blocks stay as they are: one cannot be empty
+    yield from changes.items()
+
+
+def _assignments(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
     """Assignments of which some names are not read, each with what is left of it."""
     read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
     read |= {n.target.id for n in ast.walk(function) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
