@@ -57,8 +57,9 @@ def once(launch, longest, length, width, chunk):
     kernel = launch.kernel
     read = numbers_of(kernel.loads, Space.HEAD, width)  # every program reads it, at the same address
     read += 2 * chunk * _rows_of_tables(kernel, chunk)
-    if launch.segments:  # where they start and end, and their first chunks
-        read += 4 * (SEGMENTS + 1) + 4 * SEGMENTS
+    if launch.segments:  # where they start and end, and the first chunks of what is kept by these
+        by_chunk = any(b.space in (Space.CHUNK, Space.NUMBER) for b in (*kernel.loads, *kernel.stores))
+        read += 4 * (SEGMENTS + 1) + 4 * SEGMENTS * (by_chunk or not launch.crosses)
     if kernel.skeleton in (Skeleton.TOKENS_REVERSE, Skeleton.STEPS_REVERSE):
         trail = trail_of(kernel, longest, width, min(length, chunk))
         return read + trail, trail + numbers_of(kernel.stores, Space.TOTAL, width)
