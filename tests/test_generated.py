@@ -355,7 +355,7 @@ def test_a_kernel_that_sums_over_values_never_takes_fewer_of_them(monkeypatch):
     monkeypatch.setattr(op.package.launch, "SMALLER", {})
     x = draw(40) | {"delta": torch.rand(1, 20, 1)}
     options = dict(form="chunk", backend="triton", chunk_size=16)
-    key = op.package.launch.slot("chunk_scan_keys", x["q"], x["v"], 1)
+    key = op.package.launch.slot("chunk_scan_keys", x["q"], x["v"], "few")
     with monkeypatch.context() as patch:
         patch.setitem(op.package.launch.TUNED, key, (16, 4, 1))
         wanted = op(**x, form="chunk", backend="torch")[0]
@@ -376,7 +376,7 @@ def test_a_tuned_configuration_is_never_changed_silently(small_chip, monkeypatch
 
     op, _ = small_chip(16)
     x = draw(40)
-    key = op.package.launch.slot("chunk_scan", x["q"], x["v"], 1)
+    key = op.package.launch.slot("chunk_scan", x["q"], x["v"], "few")
     monkeypatch.setitem(op.package.launch.TUNED, key, (32, 4, 2))
     with pytest.raises(OutOfResources):
         op(**x, form="chunk", backend="triton", chunk_size=16)

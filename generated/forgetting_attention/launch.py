@@ -29,19 +29,6 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 
-def rows_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
-    """[B, T, HO]: a call has as many heads as the argument with the most of them, groups of which share the others'."""
-    return *v.shape[:2], max(q.shape[2], k.shape[2], v.shape[2])
-
-
-def regime_of(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], **groups: int) -> str:
-    """ "few" or "many" programs, never a function of the length: new lengths run what is there. Programs of several heads
-    are another binary, "grouped", which nobody has tuned."""
-    batch, _, HO = rows_of(q, k, v)
-    sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
-    return "grouped" if groups.get("HG", HO) < HO else "many" if sequences * HO >= 128 else "few"
-
-
 def slot(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[str, int, str, str]:
     """Where configurations are looked up: (kernel, width, dtype, regime)."""
     return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, regime)
@@ -50,6 +37,19 @@ def slot(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[str, int, str,
 @lru_cache(maxsize=None)
 def _slot(kernel: str, width: int, dtype: torch.dtype, regime: str) -> tuple[str, int, str, str]:
     return kernel, min(w for w in CONFIGS[kernel] if w >= block(width)), str(dtype), regime
+
+
+def rows_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int]:
+    """[B, T, HO]: a call has as many heads as the argument with the most of them, groups of which share the others'."""
+    return *v.shape[:2], max(q.shape[2], k.shape[2], v.shape[2])
+
+
+def regime_of(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Optional[Tensor], **groups: int) -> str:
+    """Whether programs are "few" or "many", never a function of the length: new lengths run what is there.
+    Programs of several heads are another binary, "grouped", which nobody has tuned."""
+    batch, _, HO = rows_of(q, k, v)
+    sequences = batch if cu_seqlens is None else cu_seqlens.numel() - 1
+    return "grouped" if groups.get("HG", HO) < HO else "many" if sequences * HO >= 128 else "few"
 
 
 def config(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[int, int, int]:

@@ -12,8 +12,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .launch import CONFIGS, STEPS, config
-from .layout import Layout, all_chunks, block
+from .launch import STEPS, config, regime_of, slot
+from .layout import Layout, all_chunks
 
 # Tokens a chunk where none are asked for, by form and the widest head dimension: of two bytes a number, of more.
 CHUNKS = {
@@ -120,7 +120,7 @@ def choose(
     if not set(names) <= set(known):
         where = " where keep_bytes leaves out states" if every > 1 else ""
         raise ValueError(f"schedule: got {schedule!r}, expected auto or one of {', '.join(known)}{where}")
-    width = min(w for w in CONFIGS["chunk_scan"] if w >= max(block(q.shape[3]), block(v.shape[3])))
+    _, width, *_ = slot("chunk_scan", q, v, regime_of(v, layout.sequences))
     blocks = -(-v.shape[3] // config("chunk_scan", q, v, layout.sequences)[0])
     heads = layout.sequences * v.shape[2]
     chunks, step = layout.all_chunks // layout.sequences, min(chunk, STEPS["chunk_scan"])

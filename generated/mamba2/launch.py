@@ -31,15 +31,19 @@ TUNED: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 SMALLER: dict[tuple[str, int, str, str], tuple[int, int, int]] = {}
 
 
-def slot(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[str, int, str, str]:
-    """Where configurations are looked up: (kernel, width, dtype, regime). Never a function of the length: new lengths
-    run what is there."""
-    return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, sequences * v.shape[2] >= 128)
+def slot(kernel: str, q: Tensor, v: Tensor, regime: str) -> tuple[str, int, str, str]:
+    """Where configurations are looked up: (kernel, width, dtype, regime)."""
+    return _slot(kernel, max(q.shape[3], v.shape[3]), q.dtype, regime)
 
 
 @lru_cache(maxsize=None)
-def _slot(kernel: str, width: int, dtype: torch.dtype, many: bool) -> tuple[str, int, str, str]:
-    return kernel, min(w for w in CONFIGS[kernel] if w >= block(width)), str(dtype), "many" if many else "few"
+def _slot(kernel: str, width: int, dtype: torch.dtype, regime: str) -> tuple[str, int, str, str]:
+    return kernel, min(w for w in CONFIGS[kernel] if w >= block(width)), str(dtype), regime
+
+
+def regime_of(v: Tensor, sequences: int) -> str:
+    """Whether programs are "few" or "many", never a function of the length: new lengths run what is there."""
+    return "many" if sequences * v.shape[2] >= 128 else "few"
 
 
 # The most tokens that a scan takes at once: a longer chunk is several of its steps.
@@ -48,7 +52,7 @@ STEPS = {"chunk_scan": 64, "chunk_scan_reverse": 64, "chunk_transition": 64}
 
 def config(kernel: str, q: Tensor, v: Tensor, sequences: int) -> tuple[int, int, int]:
     """(value channels a program takes at once, warps, stages), of what is tuned, or fits, or else is the default."""
-    key = slot(kernel, q, v, sequences)
+    key = slot(kernel, q, v, regime_of(v, sequences))
     rows = TUNED.get(key) or SMALLER.get(key) or CONFIGS[kernel][key[1]]
     return min(rows[0], block(v.shape[3])), *rows[1:]
 
@@ -59,7 +63,8 @@ def shrink(kernel: str, q: Tensor, v: Tensor, sequences: int, error: Exception) 
     In the place of 16 channels 32: their products take other instructions, of which some chips hold the operands in
     registers.
     """
-    key, (value_block, warps, stages) = slot(kernel, q, v, sequences), config(kernel, q, v, sequences)
+    key = slot(kernel, q, v, regime_of(v, sequences))
+    value_block, warps, stages = config(kernel, q, v, sequences)
     if key in TUNED:
         raise error
     smaller = (max(16, value_block // 2), warps, 1)

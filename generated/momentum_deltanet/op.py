@@ -41,7 +41,7 @@ def uses_triton(backend: str, x: Tensor) -> bool:
 def register(name: str, run, fake, keep, differentiate):
     """A torch operator: what runs, what tells shapes alone, and how it is differentiated, as of an autograd.Function.
 
-    Every call of what torch.library.custom_op makes of these takes several times as long on the host.
+    With gradients a call of what torch.library.custom_op makes of these takes three times as long on the host.
     """
     name = f"{SYMBOL}_{name}"
     LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)

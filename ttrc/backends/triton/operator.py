@@ -27,7 +27,7 @@ def op_holes(module: Module) -> dict[str, object]:
     gates, still = arguments.moving(module), arguments.still(module)
     parameters = tuple(g.name for g in spec.parameters if g.name not in still)
     states = [t for t in arguments.handed(module) if t.name not in still]
-    costs = _costs(module)
+    costs, chunked = _costs(module), "chunk" in plans
     return {
         "name": spec.name,
         "gates": gates,
@@ -61,10 +61,8 @@ def op_holes(module: Module) -> dict[str, object]:
         "costed": list(costs),
         "numbered": any(k.numbered for k in _kernels(plans)),
         "chunks_apart": {f: launch.chunks_apart(p) for f, p in plans.items()},
-        "auto_rule": '"recurrent" if q.shape[1] <= 16 else "chunk"' if "chunk" in plans else '"recurrent"',
-        "auto_doc": "recurrent up to 16 tokens, chunk beyond"
-        if "chunk" in plans
-        else "the recurrent form, the only one",
+        "auto_rule": '"recurrent" if q.shape[1] <= 16 else "chunk"' if chunked else '"recurrent"',
+        "auto_doc": "recurrent up to 16 tokens, chunk beyond" if chunked else "the recurrent form, the only one",
     }
 
 
