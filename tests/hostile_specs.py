@@ -398,6 +398,7 @@ UPDATE_ROWS = [
 MEMORY = 'kind = "linear"'
 THRESHOLD = "retention.link.threshold"
 SOFT = '{{ kind = "soft_threshold", threshold = "{}" }}'
+OWN, OWN_EXPR = '{{ kind = "expression", expr = "{}" }}', "retention.link.expr"
 LINKED = f'{RETENTION}\nlink = {{ kind = "exp" }}'
 HEAVY = 'rule = "gradient"\nat = "previous"\nmomentum = '
 
@@ -437,6 +438,19 @@ WIDER_ROWS = [
             key=THRESHOLD, points="S"),
     of_link("threshold-unknown", SOFT.format("lam"), 'unknown name "lam"', key=THRESHOLD, points="lam"),
     of_link("threshold-payload", SOFT.format("open(1)"), '"open" is not a function', key=THRESHOLD, points="open"),
+    of_link("own-input", OWN.format("beta * S"), '"beta" is an input', "[parameters]", key=OWN_EXPR, points="beta"),
+    of_link("own-without", OWN.format("1 / 2"), "comes to a number", key=OWN_EXPR),
+    of_link("own-last", OWN.format("S - S_prev"), '"S_prev" has no meaning in retention.link.expr', key=OWN_EXPR,
+            points="S_prev"),
+    of_link("own-number", OWN.format("norm(S)"), "comes to a number", key=OWN_EXPR),
+    of_link("own-count", OWN.format("S / count(S)"), "count has no meaning", key=OWN_EXPR, points="count(S)"),
+    of_link("own-payload", OWN.format("open(S)"), '"open" is not a function', key=OWN_EXPR, points="open"),
+    of_link("own-axis", '{ kind = "expression", expr = "S", axis = "keys" }', 'did you mean "key"?',
+            key="retention.link.axis"),
+    of_link("own-empty", '{ kind = "expression" }', 'lacks the key "expr"', key="retention.link.expr"),
+    Row("own-channel", swap(RETENTION, f'{RETENTION}\nlink = {OWN.format("rate * S")}', '[memory]',
+        '[parameters]\nrate = { per = "key_channel", domain = "positive" }\n\n[memory]'),
+        ('"rate" is a key vector [k], and S is each slice', 'per = "head"'), OWN_EXPR, 21, "rate"),
     Row("link-kernel", swap(MEMORY, KERNEL, UPDATE_OF_BASE, 'rule = "closed_form"', RETENTION,
         LINKED), ('a link makes no sense for [memory] kind = "kernel"', '"vector" or "mlp"'), "retention.link", 20),
     Row("link-vector", swap(MEMORY, 'kind = "vector"', RETENTION, LINKED.replace('"exp"', '"softmax", axis = "key", '

@@ -31,6 +31,10 @@ LINKS = {
     "soft_threshold of a number": '{ kind = "soft_threshold", threshold = "0.1" }',
     "sigmoid": '{ kind = "sigmoid" }',
     "exp": '{ kind = "exp" }',
+    "own, over inputs": '{ kind = "expression", expr = "S / (norm(S) + lam + 0.1)", axis = "key" }',
+    "own, over outputs": '{ kind = "expression", expr = "S / (sum(sqrt(square(S) + 0.1)) + 0.1)", axis = "value" }',
+    "own, of all": '{ kind = "expression", expr = "S / sqrt(1 + norm2(S))" }',
+    "own, by entry": '{ kind = "expression", expr = "S / (1 + abs(S)) + lam / 8" }',
 }
 WIDE = network(2, "gelu", residual=False, norm=False, expansion=3)  # 3 * d is no power of two
 THREE = network(3, "tanh", residual=False, norm=False, expansion=3)

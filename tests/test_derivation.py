@@ -191,6 +191,7 @@ EXPECTED = {
     "ttt_linear": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "ttt_mlp": affine(none, lambda x: x["eta"] / 16, lambda x: -x["eta"] / 16 * x["v"], False),
     "titans": affine(lambda x: exp(x["g"] / 64), lambda x: x["theta"] / 64, lambda x: -x["theta"] / 64 * x["v"], False),
+    "normed_weights": hebbian(lambda x: exp(x["g"] / 16), lambda x: -x["eta"] / 4 * x["v"]),
     "swiglu_memory": hebbian(lambda x: exp(x["g"] / 16), lambda x: -x["eta"] / 4 * x["v"]),
     "own_activation": nonlinear(lambda x: torch.tensor(0.98), lambda x: x["beta"] / 16 * residual(x).tanh()),
     "long_titans": affine(

@@ -43,6 +43,8 @@ LINKS = (
     'link = { kind = "lq_norm", q = 4, epsilon = 0.01 }',
     'link = { kind = "softmax", axis = "key", scale = 2 }',
     'link = { kind = "sigmoid" }',
+    'link = { kind = "expression", expr = "S / (norm(S) + 0.3)", axis = "key" }',
+    'link = { kind = "expression", expr = "tanh(S) + S / 4" }',
 )
 GATES = {
     "g": "log_decay",

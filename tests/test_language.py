@@ -29,16 +29,15 @@ from ttrc.language.spec import (
     At,
     ClosedForm,
     Domain,
-    Exp,
     Gradient,
     KernelMemory,
     LinearMemory,
     Located,
     LqNorm,
     MLPMemory,
+    OfSlices,
     Per,
     Proximal,
-    Sigmoid,
     Slice,
     Softmax,
     SoftThreshold,
@@ -184,6 +183,10 @@ def test_momentum_is_an_expression_of_gates():
 LINE = 18  # of the link
 
 
+def own(text: str, key: str = "expr") -> Located:
+    return Located(parse(text), text, f"retention.link.{key}", LINE)
+
+
 @pytest.mark.parametrize(
     ("link", "expected"),
     [
@@ -191,8 +194,10 @@ LINE = 18  # of the link
         ('{ kind = "lq_norm", q = 1.1, epsilon = 0.5 }', LqNorm(Fraction(11, 10), Fraction(1, 2), LINE)),
         ('{ kind = "softmax", axis = "all", scale = 2 }', Softmax(Slice.ALL, Fraction(2), LINE)),
         ('{ scale = 0.1, axis = "key", kind = "softmax" }', Softmax(Slice.KEY, Fraction(1, 10), LINE)),
-        ('{ kind = "sigmoid" }', Sigmoid(LINE)),
-        ('{ kind = "exp" }', Exp(LINE)),
+        ('{ kind = "sigmoid" }', OfSlices(own("sigmoid(S)", "kind"), Slice.ALL, LINE)),
+        ('{ kind = "exp" }', OfSlices(own("exp(S)", "kind"), Slice.ALL, LINE)),
+        ('{ kind = "expression", expr = "tanh(S)" }', OfSlices(own("tanh(S)"), Slice.ALL, LINE)),
+        ('{ kind = "expression", expr = "S", axis = "key" }', OfSlices(own("S"), Slice.KEY, LINE)),
     ],
 )
 def test_links(link, expected):

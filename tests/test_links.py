@@ -68,6 +68,10 @@ LINKS = {
     "soft_threshold": '{ kind = "soft_threshold", threshold = "lam / 2" }',
     "sigmoid": '{ kind = "sigmoid" }',
     "exp": '{ kind = "exp" }',
+    "own, by entry": '{ kind = "expression", expr = "tanh(S + lam) - S / 4" }',
+    "own, by column": '{ kind = "expression", expr = "S / (norm(S) + 0.3)", axis = "key" }',
+    "own, by row": '{ kind = "expression", expr = "S / (sum(exp(S)) + lam)", axis = "value" }',
+    "own, of all": '{ kind = "expression", expr = "lam * S / sqrt(1 + norm2(S - sum(S) / 9))" }',
 }
 RETENTIONS = {
     "entropy": "sum(S * log(S) - S - exp(g) * S * log(S_prev))",
@@ -78,6 +82,10 @@ RETENTIONS = {
     "barrier": "norm2(S - exp(g) * S_prev) / 2 - (lam + 0.1) * sum(log(S))",
     "bent past": "norm2(S - exp(g) * tanh(S_prev)) / 2",
 }
+JOINED = (
+    *("lq_norm", "lq_norm of a fraction", "softmax over values", "softmax over all"),
+    *("own, by row", "own, of all"),
+)
 every_link = pytest.mark.parametrize("link", LINKS)
 SMALL = Case(B=1, T=20, H=1, HV=2, d_k=5, d_v=20)
 PACKED = Case(T=40, packed=(17, 1, 22), H=1, HV=1, d_k=4, d_v=9, extreme="strong")
@@ -114,6 +122,13 @@ def test_every_link_is_exact(link, update):
 def test_every_link_is_exact_in_the_kernels(link, form, update):
     case = SMALL if form == "chunk" else FEW
     assert not verify(operator(update, link), case, form=form, backend="triton", dtype=torch.float32).failures
+
+
+@pytest.mark.parametrize("link", ["own, by row", "own, of all"])
+def test_the_gradient_of_a_parameter_beside_a_sum_over_several_panels(link):
+    """Kernels that make it walk value channels, a loop for the sum and one behind it."""
+    case = Case(B=1, T=20, H=1, HV=2, d_k=5, d_v=72)
+    assert not verify(operator("segments", link), case, form="chunk", backend="triton", dtype=torch.float32).failures
 
 
 @pytest.mark.parametrize("link", ["lq_norm", "softmax over keys", "soft_threshold"])
@@ -192,6 +207,16 @@ def test_a_softmax_does_not_see_what_is_the_same_for_its_slice():
     assert relative_rms(o_shifted, o) < 1e-12 and relative_rms(S_shifted - shift, S) < 1e-12
 
 
+@pytest.mark.parametrize("slice", ["key", "value", "all"])
+def test_an_expression_is_the_word_that_it_spells(slice):
+    word = operator("segments", f'{{ kind = "softmax", axis = "{slice}", scale = 2 }}')
+    spelled = f'{{ kind = "expression", expr = "2 * exp(S) / sum(exp(S))", axis = "{slice}" }}'
+    own, x = operator("segments", spelled), drawn(word)
+    for form in word.forms:
+        for a, b in zip(run(own, x, form=form), run(word, x, form=form)):
+            assert relative_rms(a, b) < 1e-12
+
+
 def test_large_states_do_not_overflow_a_softmax():
     for link in ("softmax over keys", "softmax over values", "softmax over all"):
         op = operator("segments", link)
@@ -234,14 +259,14 @@ def test_the_future_never_shows(link):
 @every_link
 def test_what_joins_the_value_channels_is_found_in_the_program(link):
     plans = {name: form.plan for name, form in analyse(spec_of("segments", link)).forms.items()}
-    joined = link in ("lq_norm", "lq_norm of a fraction", "softmax over values", "softmax over all")
+    joined = link in JOINED
     for plan in plans.values():
         scans = [k for k in (*plan.forward, *plan.backward) if "scan" in k.name]
         assert all(k.name.endswith(("_whole", "_keys")) == joined for k in scans)
     for kernel in (*plans["chunk"].forward, *plans["chunk"].backward):
         if "scan" not in kernel.name:  # they load weights, and make none
             assert not any(isinstance(s.op, Largest) for s in kernel.statements)
-            assert not any(sums_values(s) and s.origin == "link" for s in kernel.statements)
+            assert "lam" in LINKS[link] or not any(sums_values(s) and s.origin == "link" for s in kernel.statements)
             assert any(b.name == "weights" and b.space is Space.CHUNK for b in kernel.loads)
 
 
@@ -265,6 +290,15 @@ def test_what_has_no_inverse_is_refused_with_its_place(retention, says):
     with pytest.raises(SpecError) as caught:
         analyse(spec_of("previous", None, retention))
     assert says in str(caught.value) and caught.value.key == "retention.expr" and caught.value.span is not None
+
+
+@pytest.mark.parametrize(
+    "expr", ["sqrt(S)", "log(S)", "S / norm(S)", "1 / S", "S / sum(S)", "S / (exp(S) - 1)", "log(abs(S)) * S"]
+)
+def test_a_link_without_a_value_at_zero_is_refused(expr):
+    with pytest.raises(SpecError, match="no finite value and derivative at S = 0") as caught:
+        analyse(spec_of("segments", f'{{ kind = "expression", expr = "{expr}" }}'))
+    assert caught.value.key == "retention.link.expr" and caught.value.span is not None
 
 
 def test_implicit_steps_of_mirrors_are_refused():

@@ -223,11 +223,24 @@ LINKS = {
     "soft_threshold": ('{ kind = "soft_threshold", threshold = "lam / 2" }', shrunk),
     "sigmoid": ('{ kind = "sigmoid" }', lambda A, x: 1 / (1 + (-A).exp())),
     "exp": ('{ kind = "exp" }', lambda A, x: A.exp()),
+    "own, by entry": ('{ kind = "expression", expr = "tanh(S) - S / 4" }', lambda A, x: A.tanh() - A / 4),
+    "own, by column": (
+        '{ kind = "expression", expr = "lam * S / (norm(S) + 0.3)", axis = "key" }',
+        lambda A, x: x["lam"] * A / ((A**2).sum(0) ** 0.5 + 0.3),
+    ),
+    "own, by row": (
+        '{ kind = "expression", expr = "S / (sum(exp(S)) + lam)", axis = "value" }',
+        lambda A, x: A / (A.exp().sum(1, keepdim=True) + x["lam"]),
+    ),
+    "own, of all": (
+        '{ kind = "expression", expr = "S / sqrt(1 + norm2(S - sum(S) / 9))" }',
+        lambda A, x: A / (1 + ((A - A.sum() / 9) ** 2).sum()) ** 0.5,
+    ),
 }  # fmt: skip
 
 
 def linked_spec(name: str, update: str, **more: str) -> Spec:
-    parameters = {"lam": "nonnegative"} if name == "soft_threshold" else None
+    parameters = {"lam": "nonnegative"} if "lam" in LINKS[name][0] else None
     gates = GATES | more
     return written(
         HUBER, DECAYED, weight="beta", link=LINKS[name][0], update=update, parameters=parameters, **gates

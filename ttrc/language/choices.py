@@ -67,7 +67,7 @@ def _check_channels(document: Document, memory: Memory) -> None:
     link = document.data["retention"].get("link", {})
     if link.get("axis", "value") != "value":
         raise SpecError(
-            f'a softmax over axis = "{link["axis"]}" makes no sense for [memory] kind = "vector"',
+            f'a link along axis = "{link["axis"]}" makes no sense for [memory] kind = "vector"',
             line=document.line("retention", "link"),
             key="retention.link.axis",
             expected='axis = "value"',

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
-from typing import Optional, Union
+from typing import Union
 
 from ttrc.errors import SpecError, placing
 from ttrc.language.architecture import read_activation, read_similarity
@@ -12,7 +11,8 @@ from ttrc.language.associations import check_associations, read_losses
 from ttrc.language.choices import check_choices
 from ttrc.language.complaints import check_schema
 from ttrc.language.document import Document, read_document, read_text
-from ttrc.language.expressions import Expressions, check_constant
+from ttrc.language.expressions import Expressions
+from ttrc.language.links import read_link
 from ttrc.language.sections import (
     DECAY,
     DEFAULT,
@@ -21,7 +21,6 @@ from ttrc.language.sections import (
     READ,
     RETENTION,
     RIDGE,
-    THRESHOLD,
     check_default,
 )
 from ttrc.language.shapes import Axes
@@ -29,25 +28,18 @@ from ttrc.language.spec import (
     At,
     ClosedForm,
     Domain,
-    Exp,
     Features,
     Gradient,
     Input,
     KernelMemory,
     LinearMemory,
-    Link,
     Located,
-    LqNorm,
     Memory,
     MLPMemory,
     Parameter,
     Per,
     Proximal,
     Retention,
-    Sigmoid,
-    Slice,
-    Softmax,
-    SoftThreshold,
     Source,
     Spec,
     Update,
@@ -184,33 +176,9 @@ def _retention(document: Document, expressions: Expressions, inputs: tuple[Input
     section = RIDGE if document.data["update"]["rule"] == "closed_form" else RETENTION
     return Retention(
         expressions.read(section, "retention", "expr"),
-        _link(document, expressions, inputs),
+        read_link(document, expressions, [gate.name for gate in inputs]),
         expressions.read_if_given(DECAY, "retention", "decay"),
     )
-
-
-def _link(document: Document, expressions: Expressions, inputs: tuple[Input, ...]) -> Optional[Link]:
-    line = document.line("retention", "link")
-    match document.data["retention"].get("link"):
-        case None:
-            return None
-        case {"kind": "lq_norm", "q": q, "epsilon": epsilon}:
-            return LqNorm(_exact(q), _exact(epsilon), line)
-        case {"kind": "softmax", "axis": axis, "scale": scale}:
-            return Softmax(Slice[axis.upper()], _exact(scale), line)
-        case {"kind": "soft_threshold"}:
-            threshold = expressions.read(THRESHOLD, "retention", "link", "threshold")
-            check_constant(threshold, [gate.name for gate in inputs], "a link is the same for all")
-            return SoftThreshold(threshold, line)
-        case {"kind": "sigmoid"}:
-            return Sigmoid(line)
-        case {"kind": "exp"}:
-            return Exp(line)
-
-
-def _exact(number: Union[int, float]) -> Fraction:
-    """The decimal that the file says, not the binary number next to it."""
-    return Fraction(str(number))
 
 
 def _update(document: Document, expressions: Expressions) -> Update:

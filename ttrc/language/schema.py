@@ -13,6 +13,7 @@ from typing import Any
 
 from ttrc.language.activations import ACTIVATIONS
 from ttrc.language.domains import INTERVALS
+from ttrc.language.links import ENTRYWISE
 from ttrc.language.reserved import RESERVED
 from ttrc.language.spec import At, Per, Slice
 from ttrc.language.tokens import MAX_CHARACTERS
@@ -278,8 +279,16 @@ LINKS = {
         '[retention] link of kind "soft_threshold"',
         {"kind": {}, "threshold": _expression("what is taken off each entry: a number made of parameters")},
     ),
-    "sigmoid": _table('[retention] link of kind "sigmoid"', {"kind": {}}),
-    "exp": _table('[retention] link of kind "exp"', {"kind": {}}),
+    "expression": _table(
+        '[retention] link of kind "expression"',
+        {
+            "kind": {},
+            "expr": _expression("the weights, made of S and of parameters, such as tanh(S) or S / (norm(S) + 0.01)"),
+            "axis": _words(SLICE_MEANING, lambda axis: axis.name.lower()),
+        },
+        required=["kind", "expr"],
+    ),
+    **{word: _table(f'[retention] link of kind "{word}"', {"kind": {}}) for word in ENTRYWISE},
 }
 
 _RULE: dict[str, Schema] = {"rule": {}, "at": {}}

@@ -12,7 +12,7 @@ from ttrc.language.domains import INTERVALS
 from ttrc.language.evaluate import evaluate_default
 from ttrc.language.parse import parse
 from ttrc.language.shapes import SCALAR, Axes, Scope, describe, infer
-from ttrc.language.spec import Domain, KernelMemory, LinearMemory, Memory, MLPMemory, VectorMemory
+from ttrc.language.spec import Domain, KernelMemory, LinearMemory, Memory, MLPMemory, Slice, VectorMemory
 from ttrc.language.syntax import Call, Expr, Name, names, walk
 
 _KEY, _VALUE = frozenset({"k"}), frozenset({"v"})
@@ -42,6 +42,7 @@ class Section:
     like: Optional[str] = None
     counts: bool = False  # whether it may ask how many channels there are
     by_channel: bool = False
+    axes: Optional[Axes] = None  # of its words, where they are not what they are elsewhere
 
 
 LOSS = Section("loss.expr", ("p", "v", "k"), True, "p", "nothing would be learned: p is the memory's prediction for k")
@@ -72,6 +73,18 @@ FEATURES = {
     ),
 }
 THRESHOLD = Section("retention.link.threshold", (), True)
+LINKS = {
+    axis: Section(
+        "retention.link.expr",
+        ("S",),
+        True,
+        "S",
+        "weights would not move: S is the state that the recurrence moves, or a slice of it along axis",
+        "S",
+        axes=frozenset(axis.value),
+    )
+    for axis in Slice
+}
 MOMENTUM = Section("update.momentum", (), True, by_channel=True)
 READ = Section(
     "read.expr",
@@ -86,7 +99,7 @@ DEFAULT = Section("default", ("head", "heads"), False)
 
 SECTIONS = (
     *(LOSS, WEIGHT, KEY, WRITE, RETENTION, RIDGE, DECAY, SIMILARITY, ACTIVATION),
-    *(*FEATURES.values(), THRESHOLD, MOMENTUM, READ, DEFAULT),
+    *(*FEATURES.values(), THRESHOLD, *LINKS.values(), MOMENTUM, READ, DEFAULT),
 )
 
 
@@ -111,11 +124,15 @@ def read_expression(text: str, section: Section, memory: Memory, gates: Mapping[
     """The checked tree of a section's expression. A SpecError lacks the file and the line only."""
     tree = parse(text)
     axes_of = word_axes(memory)
+    if section.axes is not None:
+        axes_of |= dict.fromkeys(section.words, section.axes)
     scope: Scope = {word: axes_of[word] for word in section.words if word in axes_of}
     scope |= gates if section.gates else {}
     _check_words(tree, section, scope)
     if section is RETENTION and isinstance(memory, MLPMemory):
-        _check_fits_every_matrix(tree, gates)
+        _check_a_number(tree, gates, "S is each weight matrix of the memory in turn", "the matrices differ in shape")
+    if section in LINKS.values():
+        _check_a_number(tree, gates, "S is each slice of the state in turn", "a link is the same for all slices")
     axes = infer(tree, scope)
     _check_counts(tree, section)
     if section is not DEFAULT:
@@ -155,15 +172,16 @@ def check_default(tree: Expr, domain: Domain) -> None:
                 )
 
 
-def _check_fits_every_matrix(tree: Expr, gates: Mapping[str, Axes]) -> None:
-    """The weight matrices of a deep memory have hidden channels, to which no gate belongs."""
+def _check_a_number(tree: Expr, gates: Mapping[str, Axes], what: str, why: str) -> None:
+    """Where the word S stands for several things, such as the weight matrices of a deep memory, which have hidden
+    channels, no gate with channels belongs to all of them."""
     for node in walk(tree):
         if isinstance(node, Name) and gates.get(node.id):
             raise SpecError(
-                f'"{node.id}" is {describe(gates[node.id])}, and S is each weight matrix of the memory in turn',
+                f'"{node.id}" is {describe(gates[node.id])}, and {what}',
                 span=node.span,
                 expected='gates with per = "head"',
-                hint="the matrices differ in shape: one number a head fits them all",
+                hint=f"{why}: one number a head fits them all",
             )
 
 

@@ -174,7 +174,7 @@ class LqNorm:
 
 
 class Slice(Enum):
-    """Which entries of a matrix a softmax makes compete; the value is the tuple of axes it sums over."""
+    """Which entries of a matrix a link sums over; the value is the tuple of their axes."""
 
     KEY = ("k",)
     VALUE = ("v",)
@@ -199,20 +199,15 @@ class SoftThreshold:
 
 
 @dataclass(frozen=True)
-class Sigmoid:
-    """W = 1 / (1 + exp(-A)), elementwise."""
+class OfSlices:
+    """W = an expression of S and parameters, S being one slice of A after another: sums go along its `axis`."""
 
+    expr: Located
+    axis: Slice
     line: int
 
 
-@dataclass(frozen=True)
-class Exp:
-    """W = exp(A), elementwise."""
-
-    line: int
-
-
-Link = Union[LqNorm, Softmax, SoftThreshold, Sigmoid, Exp]
+Link = Union[LqNorm, Softmax, SoftThreshold, OfSlices]
 
 
 @dataclass(frozen=True)
@@ -307,6 +302,13 @@ class Spec:
             self.update.momentum if isinstance(self.update, Gradient) else None,
             self.memory.similarity if isinstance(self.memory, KernelMemory) else None,
             self.memory.activation if isinstance(self.memory, MLPMemory) and self.memory.layers > 1 else None,
-            self.retention.link.threshold if isinstance(self.retention.link, SoftThreshold) else None,
+            _link_expression(self.retention.link),
         ]
         return (*(loss.expr for loss in self.losses), self.retention.expr, *filter(None, optional))
+
+
+def _link_expression(link: Optional[Link]) -> Optional[Located]:
+    match link:
+        case SoftThreshold(threshold=expr) | OfSlices(expr=expr):
+            return expr
+    return None

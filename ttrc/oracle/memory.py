@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Optional
 
@@ -13,15 +14,14 @@ from ttrc.errors import CheckFailed
 from ttrc.language.spec import (
     At,
     ClosedForm,
-    Exp,
     Gradient,
     LinearMemory,
     Link,
     Loss,
     LqNorm,
     MLPMemory,
+    OfSlices,
     Proximal,
-    Sigmoid,
     Slice,
     Softmax,
     SoftThreshold,
@@ -207,10 +207,18 @@ def _weights(link: Optional[Link], A: Tensor, scope: Scope) -> Tensor:
         case SoftThreshold(threshold):
             cut = evaluate(threshold.tree, scope | {"S": A})  # of a plain number, the state's dtype
             return A.sign() * torch.relu(A.abs() - cut)
-        case Sigmoid():
-            return A.sigmoid()
-        case Exp():
-            return A.exp()
+        case OfSlices(expr, axis):
+            return _by_slice(axis, lambda S: evaluate(expr.tree, scope | {"S": S}), A)
+
+
+def _by_slice(axis: Slice, weights: Callable[[Tensor], Tensor], A: Tensor) -> Tensor:
+    """Each slice alone, a matrix of one row or column: sums of an expression are over all that it is given."""
+    match axis:
+        case Slice.KEY:
+            return torch.cat([weights(column) for column in A.split(1, COLUMNS)], COLUMNS)
+        case Slice.VALUE:
+            return torch.cat([weights(row) for row in A.split(1, ROWS)], ROWS)
+    return weights(A)
 
 
 def _norm2_of_order(A: Tensor, q: float) -> Tensor:

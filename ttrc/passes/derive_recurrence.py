@@ -57,7 +57,7 @@ def _derived(spec: Spec) -> Recurrence:
     if isinstance(spec.update, ClosedForm):
         return _closed_form(spec, scope, gates)
 
-    link = read_link(spec.retention.link, scope)
+    link = read_link(spec, scope)
     curvature, decay, mirror = _solve_retention(spec, scope)
     write, stiffness = _shares(scope, curvature)
     if network is not None and mirror is not None:

@@ -84,7 +84,12 @@ class Result:
         """What misses its bound; nan misses every bound."""
         checks = [(n, e, self.bounds[0]) for n, e in self.outputs.items()]
         checks += [(n, e, self.bounds[1]) for n, e in self.gradients.items()]
-        return tuple(f"{n} {e:.1e} > {bound:.0e}" for n, e, bound in checks if not e <= bound)
+        return tuple(f"{n} {e:.1e} > {spelled(bound)}" for n, e, bound in checks if not e <= bound)
+
+
+def spelled(bound: float) -> str:
+    """1.6e-02, and 1e-05 without a zero more."""
+    return f"{bound:.1e}".replace(".0e", "e")
 
 
 Outputs = tuple[Tensor, Union[Tensor, tuple[Tensor, ...]]]

@@ -12,7 +12,7 @@ from fractions import Fraction
 import sympy
 
 from ttrc.symbolic.algebra import Expr, Reduction, Scope
-from ttrc.symbolic.functions import larger, magnitude, positive_power, sigmoid, step_sign
+from ttrc.symbolic.functions import larger, magnitude, positive_power, step_sign
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,6 @@ def shrunk(scope: Scope, threshold: Expr) -> Link:
     """sign(S) max(|S| - threshold, 0)."""
     S = scope.symbols["S"]
     return Link(step_sign(S) * larger(magnitude(S) - threshold, sympy.Integer(0)))
-
-
-def logistic(scope: Scope) -> Link:
-    return Link(sigmoid(scope.symbols["S"]))
-
-
-def exponential(scope: Scope) -> Link:
-    return Link(sympy.exp(scope.symbols["S"]))
 
 
 def _total(scope: Scope, body: Expr, axes: tuple[str, ...]) -> Reduction:

@@ -18,7 +18,7 @@ from rich.table import Table
 from ttrc.errors import ArgumentError, TtrcError
 from ttrc.language.spec import KernelMemory, MLPMemory, Spec
 from ttrc.runtime.operator import Operator
-from ttrc.runtime.verify import BOUNDS, Case, Result, fitting, verify
+from ttrc.runtime.verify import BOUNDS, Case, Result, fitting, spelled, verify
 from ttrc.tools.miscompiles import as_lines, find_here
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -154,7 +154,7 @@ def as_table(checks: list[Check]) -> Table:
             str(len(group)),
             f"{outputs:.1e}",
             f"{gradients:.1e}",
-            f"{bounds[0]:.0e}, {bounds[1]:.0e}",
+            ", ".join(map(spelled, bounds)),
             "\n".join(failed) or "ok",
             style="red" if failed else None,
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.derivation import comment
+from ttrc.language.functions import FUNCTIONS
 from ttrc.language.spec import (
     At,
     ClosedForm,
-    Exp,
     Gradient,
     KernelMemory,
     Link,
@@ -16,15 +16,17 @@ from ttrc.language.spec import (
     LqNorm,
     Memory,
     MLPMemory,
+    OfSlices,
     Per,
     Proximal,
-    Sigmoid,
+    Slice,
     Softmax,
     SoftThreshold,
     Spec,
     VectorMemory,
 )
 from ttrc.language.state import formula
+from ttrc.language.syntax import Call, walk
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,26 @@ def _expression(section: str, where: Located) -> Choice:
 
 
 def _link(link: Link, memory: Memory) -> str:
-    down, across = "the key channels", "the value channels"
-    if isinstance(memory, MLPMemory):
-        down, across = "what comes into each layer", "what goes out of each layer"
     match link:
         case LqNorm(q, epsilon):
             return f"W = S / ( |S|_{q}^2 + {float(epsilon):g} )^(({q} - 2) / 2), of the whole matrix"
         case Softmax(axis, scale):
-            slices = {("k",): f"along {down}", ("v",): f"along {across}"}
-            return f"W = {scale} softmax(S), {slices.get(axis.value, 'of the whole matrix')}"
+            return f"W = {scale} softmax(S), {_slices(axis, memory)}"
         case SoftThreshold(threshold):
             return f"W = sign(S) max(abs(S) - {comment(threshold.text)}, 0)"
-        case Sigmoid():
-            return "W = sigmoid(S)"
-        case Exp():
-            return "W = exp(S)"
+        case OfSlices(expr):
+            sums = any(isinstance(n, Call) and FUNCTIONS[n.function].kind != "elementwise" for n in walk(expr.tree))
+            return f"W = {comment(expr.text)}" + (f", sums {_slices(link.axis, memory)}" if sums else "")
     raise AssertionError(link)
+
+
+def _slices(axis: Slice, memory: Memory) -> str:
+    match axis:
+        case Slice.KEY:
+            return "along " + ("what comes into each layer" if isinstance(memory, MLPMemory) else "the key channels")
+        case Slice.VALUE:
+            return "along " + ("what goes out of each layer" if isinstance(memory, MLPMemory) else "the value channels")
+    return "of the whole matrix"
 
 
 def _rule(spec: Spec) -> str:
