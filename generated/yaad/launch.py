@@ -112,6 +112,8 @@ def launch(
         value_block = min(value_block, block(V))
         if kernel in PANELS:
             flags["BH"], value_block = min(value_block, block(EXPANSION * K)), block(V)
+        if kernel in ("deep_token_scan_whole", "deep_token_scan_reverse_whole") and torch.version.hip is None:
+            flags["maxnreg"] = min(255, 2048 // warps)  # ptxas would take 32, and spill the rest
         grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](

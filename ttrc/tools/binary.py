@@ -38,6 +38,7 @@ def compile_here(
     num_warps: int,
     num_stages: int,
     divisible: Sequence[str],
+    maxnreg: Optional[int] = None,
 ) -> Resources:
     limits = chip(target)
     if not isinstance(fn, JITFunction):
@@ -45,10 +46,13 @@ def compile_here(
             "only a @triton.jit function can be compiled, and not one made under TRITON_INTERPRET=1: "
             "use compile_many, which starts processes without it"
         )
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    if limits.backend == "cuda":
+        options["maxnreg"] = maxnreg
     compiled = triton.compile(
         _source(fn, signature, constexprs, divisible),
         target=GPUTarget(limits.backend, limits.arch, limits.warp_size),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options=options,
     )
     shared = compiled.metadata.shared
     if limits.backend == "hip":

@@ -87,6 +87,7 @@ def compile_specs(
                                     s.config.warps,
                                     s.config.stages,
                                     s.divisible,
+                                    s.registers,
                                 )
                             )
         results = compile_many(jobs, on_done=None if on_done is None else lambda *_: on_done())

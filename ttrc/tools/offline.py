@@ -45,6 +45,7 @@ class Job:
     num_warps: int = 4
     num_stages: int = 2
     divisible: tuple[str, ...] = ()
+    maxnreg: int | None = None  # registers a thread is given, of NVIDIA's GPUs
 
     def __post_init__(self) -> None:
         chip(self.target)  # an unknown target is refused here, not in a worker

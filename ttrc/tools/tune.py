@@ -168,9 +168,8 @@ def footprints(op: Operator, forms: Sequence[str], width: int, dtype: str, devic
             for config in space_of(kernel.takes, width):
                 s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=config)
                 heads.append((kernel.name, config))
-                jobs.append(
-                    Job(path, kernel.name, s.types, s.constants, target, config.warps, config.stages, s.divisible)
-                )
+                launched = (target, config.warps, config.stages, s.divisible, s.registers)
+                jobs.append(Job(path, kernel.name, s.types, s.constants, *launched))
     results = compile_many(jobs, workers=os.cpu_count() or 2, timeout=60.0)
     table = {head: _footprint(result, head[1], target) for head, result in zip(heads, results, strict=True)}
     return lambda kernel, config: table.get((kernel, config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ttrc.backends import arguments
-from ttrc.backends.triton import launch, pieces
+from ttrc.backends.triton import launch, pieces, registers
 from ttrc.backends.triton.widths import room
 from ttrc.ir.config import (
     ENTRIES,
@@ -80,6 +80,8 @@ def launch_holes(module: Module) -> dict[str, object]:
         "searched": SEARCHED,
         "parallel": [k.name for k in kernels if k.skeleton in launch.AT_ONCE],
         "matrix": [k.name for k in kernels if k.skeleton in launch.MATRIX_SKELETONS],
+        "crowded": [k.name for k in kernels if registers.is_crowded(k)],
+        "registers": (registers.MOST, registers.OF_WARPS),
         "entries": _taking(kernels, Takes.ENTRIES),
         "numbers": ENTRIES,
         "steps": {k.name: p.step for p in plans.values() for k in p.kernels if k.skeleton is Skeleton.SCAN},

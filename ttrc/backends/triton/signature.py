@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.backends.triton.pointers import asks_begins, has_hidden, pointers
+from ttrc.backends.triton.registers import registers
 from ttrc.ir.config import JOINED, Config, block, hidden_block, key_block, row_block, step_tokens, value_block
 from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
@@ -20,6 +21,7 @@ class Signature:
     constants: dict[str, object]
     divisible: tuple[str, ...]
     config: Config
+    registers: int | None = None  # a thread is given, where that has to be said
 
 
 def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, config: Config | None = None) -> Signature:
@@ -70,7 +72,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
             types |= {name: "*fp32" for name in ("states_ptr", "trail_ptr", "enter_ptr", "leave_ptr")}
             types["tokens"] = "i32"
             constants |= {"ENTER": True, "LEAVE": True}
-    return Signature(types, constants, (), config)
+    return Signature(types, constants, (), config, registers(kernel, config.warps))
 
 
 def _of_join(kernel: Kernel, config: Config, d_k: int, d_v: int) -> Signature:
