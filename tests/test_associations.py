@@ -78,8 +78,6 @@ RULES |= {
     "two_with_momentum": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "retained", 'momentum = "b"'),
 }
 BY_TOKEN = {
-    "two_sums": text(f"{NORM}\n{NORM.replace('robust', 'too').replace('kappa', 'other')}", NONE),
-    "two_in_turn": text(f"{NORM}\n{HUBER.replace('robust', 'too')}", BY_HEAD, "in_turn"),
     "linked_in_turn": text(f"{DELTA}\n{DELTA_TOO}", BY_HEAD, "in_turn").replace(
         "[update]", 'link = { kind = "sigmoid" }\n[update]'
     ),
@@ -273,9 +271,6 @@ def test_explain_tells_of_each_association():
     assert "S_t = exp(w) S_prev - (k e_store' + write_forget e_forget')" in lines
     assert "write_forget = a*kappa" in lines and "p_forget = S_prev' key_forget" in lines
     assert all("<mfrac>" in as_mathml(line) for line in mathematics.steps(module)[0].lines[:2])
-    by_token = analyse(parse_spec(BY_TOKEN["two_sums"]))
-    (form,) = [f for f in classify.findings(by_token) if f.aspect == "chunk form"]
-    assert "2 nonlinear errors of a token" in form.because
     steps = mathematics.steps(analyse(parse_spec(RULES["two_predictions_in_turn"])))
     assert "p_second = (a S_prev - k e_first')' key_second" in [as_text(line) for line in steps[-1].lines]
 

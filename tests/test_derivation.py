@@ -93,6 +93,13 @@ EXPECTED = {
         lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]
     ),  # the first
     "three_turns": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),  # the first
+    "huber_product": nonlinear(
+        lambda x: exp(x["g"]),
+        lambda x: x["beta"] * torch.minimum(torch.maximum(residual(x), -x["delta"]), x["delta"]),
+        True,
+    ),  # the first
+    "two_robust": nonlinear(lambda x: exp(x["w"]), lambda x: x["beta"] * x["rate"] * torch.tanh(residual(x))),
+    "robust_beside_delta": nonlinear(lambda x: exp(x["g"]), lambda x: x["beta"] * torch.tanh(residual(x)), True),
     "corrected_query": affine(lambda x: exp(x["g"]), lambda x: x["b"] * x["beta"], lambda x: 0.0),  # of what is removed
     "diagonal_ssm": hebbian(lambda x: exp(exp(x["log_dt"]) * x["A"]), lambda x: -exp(x["log_dt"]) * x["v"]),
     "rwkv7": affine(lambda x: exp(x["w"]), lambda x: 1.0, lambda x: 0.0, False),  # of what is asked at kappa

@@ -176,7 +176,7 @@ def test_the_body_of_a_substitution_goes_row_by_row(loss):
     for op in (s.op for s in form.backward.statements if isinstance(s.op, Substitute)):
         tiles = {t for s in op.body for t in (s.target, *operands(s.op))}
         assert all("s" not in t.axes and "k" not in t.axes for t in tiles)
-        assert op.unknown in {t for s in op.body for t in operands(s.op)}
+        assert all(x in {t for s in body for t in operands(s.op)} for x, body in zip(op.unknowns, op.bodies))
 
 
 def test_a_row_works_out_no_sign_and_no_quotient():

@@ -171,8 +171,8 @@ def test_what_rows_write_is_read_back_and_not_worked_out_again(name):
         for text in (kernel, kernel.wide):
             (op,) = [s.op for s in text.statements if isinstance(s.op, Substitute)]
             (back,) = [s for s in text.statements if isinstance(s.op, Written)]
-            assert back.target == op.written and op.written in text.waiting
-            rest = {s.target for s in text.statements} - {op.written, op.unknown}
+            assert (back.target,) == op.written and back.target in text.waiting
+            rest = {s.target for s in text.statements} - {*op.written, *op.unknowns}
             assert not rest & {s.target for s in op.body}
         assert kernel.room[: len(kernel.waiting)] == kernel.waiting
 

@@ -50,25 +50,25 @@ def load_lower(base, first, left, stride, C: tl.constexpr):
 
 
 @triton.jit
-def load_lower_rows(base, first, left, stride, n, C: tl.constexpr):
-    """Rows 16 n to 16 n + 15 of a causal tile, [16, C]."""
-    r, c = n * 16 + tl.arange(0, 16)[:, None], tl.arange(0, C)[None, :]
-    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // 16 <= n), other=0.0)
+def load_lower_rows(base, first, left, stride, n, C: tl.constexpr, ROWS: tl.constexpr):
+    """Of a causal tile the rows of block n, [ROWS, C]."""
+    r, c = n * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // ROWS <= n), other=0.0)
 
 
 @triton.jit
-def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
-    """Columns 16 n to 16 n + 15 of a causal tile, [C, 16]."""
-    r, c = tl.arange(0, C)[:, None], n * 16 + tl.arange(0, 16)[None, :]
-    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // 16 >= n), other=0.0)
+def load_lower_columns(base, first, left, stride, n, C: tl.constexpr, ROWS: tl.constexpr):
+    """The columns of block n, [C, ROWS]."""
+    r, c = tl.arange(0, C)[:, None], n * ROWS + tl.arange(0, ROWS)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // ROWS >= n), other=0.0)
 
 
 @triton.jit
-def load_lower_block(base, first, left, stride, n):
-    """Where those rows and columns meet, on the diagonal, [16, 16]."""
-    r, c = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
-    here = base + first * stride + n * 16 * (stride + 1)
-    return tl.load(here + r * stride + c, mask=n * 16 + r < left, other=0.0)
+def load_lower_block(base, first, left, stride, n, ROWS: tl.constexpr):
+    """Where those rows and columns meet, on the diagonal, [ROWS, ROWS]."""
+    r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, ROWS)[None, :]
+    here = base + first * stride + n * ROWS * (stride + 1)
+    return tl.load(here + r * stride + c, mask=n * ROWS + r < left, other=0.0)
 
 
 @triton.jit
@@ -105,15 +105,15 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
 
 
 @triton.jit
-def block_rows(x, n, COLS: tl.constexpr):
-    """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
-    return tl.gather(x, tl.broadcast_to(n * 16 + tl.arange(0, 16)[:, None], [16, COLS]), 0)
+def block_rows(x, n, COLS: tl.constexpr, ROWS: tl.constexpr):
+    """The rows of block n of x [C, COLS]."""
+    return tl.gather(x, tl.broadcast_to(n * ROWS + tl.arange(0, ROWS)[:, None], [ROWS, COLS]), 0)
 
 
 @triton.jit
-def block_numbers(x, n):
-    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
-    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)
+def block_numbers(x, n, ROWS: tl.constexpr):
+    """The numbers of block n of x [C]."""
+    return tl.gather(x, n * ROWS + tl.arange(0, ROWS), 0)
 
 
 @triton.jit
@@ -131,20 +131,35 @@ def halves(x, TIMES: tl.constexpr):
 
 @triton.jit
 def rows_of(x, COLS: tl.constexpr):
-    """The 16 rows of x [16, COLS], each [1, COLS]: a thread holds all rows of its own columns."""
-    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
+    """The 16 rows of x [16, COLS], or 8 or 4, each [1, COLS]: a thread holds all rows of its own columns."""
+    if x.shape[0] == 4:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 1, COLS]), [2, 3, 1, 0]), 2)
+    elif x.shape[0] == 8:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 1, COLS]), [3, 4, 2, 1, 0]), 3)
+    else:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
 
 
 @triton.jit
 def numbers_of(x):
-    """The numbers of x [16], each in all threads."""
-    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+    """The numbers of x [16], or 8 or 4, each in all threads."""
+    if x.shape[0] == 4:
+        return halves(tl.permute(tl.reshape(x, [2, 2]), [1, 0]), 2)
+    elif x.shape[0] == 8:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2]), [2, 1, 0]), 3)
+    else:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
 
 
 @triton.jit
 def entries_of(x):
-    """The numbers of x [16, 16], row after row."""
-    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
+    """The numbers of x [16, 16], [8, 8] or [4, 4], row after row."""
+    if x.shape[0] == 4:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+    elif x.shape[0] == 8:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2]), [5, 4, 3, 2, 1, 0]), 6)
+    else:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 2, 2, 2, 2]), [7, 6, 5, 4, 3, 2, 1, 0]), 8)
 
 
 @triton.jit(do_not_specialize=["T", "chunks", "N"])
@@ -255,19 +270,21 @@ def chunk_scan_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = i_b
             block = _chunk_scan_nonlinear_error(
-                rows_of(block_rows(prediction, n, BV), BV),
+                rows_of(block_rows(prediction, n, BV, 16), BV),
                 rows_of(
                     load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
                         tl.float32
                     ),
                     BV,
                 ),
-                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
-                entries_of(load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
+                numbers_of(block_numbers(error_factor, n, 16).to(tl.float32)),
+                entries_of(
+                    load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n, 16).to(tl.float32)
+                ),
                 left - n * 16, i_v, V, BV,
             )
             prediction = tl.dot(
-                load_lower_columns(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
+                load_lower_columns(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT, 16).to(tl.float32),
                 -block, prediction, input_precision=PRECISION,
             )
         if SAVE and not SPARSE:
@@ -368,7 +385,7 @@ def chunk_scan_reverse_nonlinear(
         for i_b in tl.range(0, BT // 16, disable_licm=True):
             n = BT // 16 - 1 - i_b
             block = _chunk_scan_reverse_nonlinear_d_prediction_via_error(
-                rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                rows_of(block_rows(d_error_fed_back, n, BV, 16), BV),
                 rows_of(
                     load_rows(
                         prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
@@ -381,13 +398,19 @@ def chunk_scan_reverse_nonlinear(
                     ),
                     BV,
                 ),
-                numbers_of(block_numbers(error_factor, n).to(tl.float32)),
-                entries_of(load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n).to(tl.float32)),
+                numbers_of(block_numbers(error_factor, n, 16).to(tl.float32)),
+                entries_of(
+                    load_lower_block(earlier_ptr + i_h * BT, token, left, HV * BT, n, 16).to(tl.float32)
+                ),
                 left - n * 16, i_v, V, BV,
             )
             d_error_fed_back = tl.dot(
-                tl.trans(load_lower_rows(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(tl.float32),
-                -block, d_error_fed_back, input_precision=PRECISION,
+                tl.trans(load_lower_rows(earlier_ptr + i_h * BT, token, left, HV * BT, n, BT, 16)).to(
+                    tl.float32
+                ),
+                -block,
+                d_error_fed_back,
+                input_precision=PRECISION,
             )
         if SAVE:
             store_rows(

@@ -22,15 +22,20 @@ def keep_strict(x, fill=0.0):
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool).triu(0), fill)
 
 
-def substitute(matrix, base, write, rows, reverse):
-    """x with x = base - matrix @ write(x), row by row; the matrix is strictly lower, or strictly upper if reverse."""
-    x, written, axis = torch.empty_like(base), torch.zeros_like(base), base.dim() - 2
-    order = range(base.shape[axis])
-    for t in reversed(order) if reverse else order:
-        row = base.narrow(axis, t, 1) - matrix.narrow(axis, t, 1) @ written
-        x.narrow(axis, t, 1).copy_(row)
-        written.narrow(axis, t, 1).copy_(write(row, *(r.narrow(axis, t, 1) for r in rows)))
-    return x
+def substitute(matrices, bases, writes, reverse):
+    """x_i with x_i = base_i - sum_j matrix_ij @ write_j(x_j), row by row, in a row one after the other; backwards if
+    reverse. Each of `writes` is a function and what it takes a row of as well. What has its turn later is 0 in
+    matrices."""
+    axis, order = bases[0].dim() - 2, [(t, i) for t in range(bases[0].shape[-2]) for i in range(len(bases))]
+    xs, written = [torch.empty_like(base) for base in bases], [torch.zeros_like(base) for base in bases]
+    for t, i in reversed(order) if reverse else order:
+        row = bases[i].narrow(axis, t, 1)
+        for matrix, done in zip(matrices[i], written):
+            row = row - matrix.narrow(axis, t, 1) @ done
+        xs[i].narrow(axis, t, 1).copy_(row)
+        write, *rows = writes[i]
+        written[i].narrow(axis, t, 1).copy_(write(row, *(r.narrow(axis, t, 1) for r in rows)))
+    return xs
 
 
 # loss       sum(abs(p - v)**3) / 3, weight rate * beta
@@ -56,7 +61,7 @@ def chunk_step(q, k, v, beta, rate, scale, S):
         error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
         return error
 
-    prediction = substitute(earlier, carried, error_of, (error_factor, v), reverse=False)
+    [prediction] = substitute([[earlier]], [carried], [[error_of, error_factor, v]], reverse=False)
     # loss, line 27: sum(abs(p - v)**3) / 3
     error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
@@ -91,7 +96,7 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
         error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
         return error
 
-    prediction = substitute(earlier, carried, error_of, (error_factor, v), reverse=False)
+    [prediction] = substitute([[earlier]], [carried], [[error_of, error_factor, v]], reverse=False)
     # loss, line 27: sum(abs(p - v)**3) / 3
     error = error_factor[..., :, None] * (prediction - v) * torch.abs(prediction - v)
     u = -error
@@ -121,8 +126,9 @@ def chunk_step_backward(q, k, v, beta, rate, scale, S, d_o, d_S_next):
         )
         return d_prediction_via_error
 
-    d_error_fed_back = substitute(
-        earlier.mT, d_error_via_u, d_prediction_via_error_of, (error_factor, prediction, v), reverse=True
+    [d_error_fed_back] = substitute(
+        [[earlier.mT]], [d_error_via_u], [[d_prediction_via_error_of, error_factor, prediction, v]],
+        reverse=True,
     )
     d_error_factor_via_error = d_error_fed_back * (prediction - v) * torch.abs(prediction - v)
     d_error_factor_via_error_2 = d_error_factor_via_error.sum(-1)

@@ -51,17 +51,17 @@ def load_lower(base, first, left, stride, C: tl.constexpr):
 
 
 @triton.jit
-def load_lower_rows(base, first, left, stride, n, C: tl.constexpr):
-    """Rows 16 n to 16 n + 15 of a causal tile, [16, C]."""
-    r, c = n * 16 + tl.arange(0, 16)[:, None], tl.arange(0, C)[None, :]
-    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // 16 <= n), other=0.0)
+def load_lower_rows(base, first, left, stride, n, C: tl.constexpr, ROWS: tl.constexpr):
+    """Of a causal tile the rows of block n, [ROWS, C]."""
+    r, c = n * ROWS + tl.arange(0, ROWS)[:, None], tl.arange(0, C)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (c // ROWS <= n), other=0.0)
 
 
 @triton.jit
-def load_lower_columns(base, first, left, stride, n, C: tl.constexpr):
-    """Columns 16 n to 16 n + 15 of a causal tile, [C, 16]."""
-    r, c = tl.arange(0, C)[:, None], n * 16 + tl.arange(0, 16)[None, :]
-    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // 16 >= n), other=0.0)
+def load_lower_columns(base, first, left, stride, n, C: tl.constexpr, ROWS: tl.constexpr):
+    """The columns of block n, [C, ROWS]."""
+    r, c = tl.arange(0, C)[:, None], n * ROWS + tl.arange(0, ROWS)[None, :]
+    return tl.load(base + first * stride + r * stride + c, mask=(r < left) & (r // ROWS >= n), other=0.0)
 
 
 @triton.jit
@@ -122,15 +122,15 @@ def store_row(base, x, WIDTH: tl.constexpr, COLS: tl.constexpr, column):
 
 
 @triton.jit
-def block_rows(x, n, COLS: tl.constexpr):
-    """Rows 16 n to 16 n + 15 of x [ROWS, COLS]."""
-    return tl.gather(x, tl.broadcast_to(n * 16 + tl.arange(0, 16)[:, None], [16, COLS]), 0)
+def block_rows(x, n, COLS: tl.constexpr, ROWS: tl.constexpr):
+    """The rows of block n of x [C, COLS]."""
+    return tl.gather(x, tl.broadcast_to(n * ROWS + tl.arange(0, ROWS)[:, None], [ROWS, COLS]), 0)
 
 
 @triton.jit
-def block_numbers(x, n):
-    """Numbers 16 n to 16 n + 15 of x [ROWS]."""
-    return tl.gather(x, n * 16 + tl.arange(0, 16), 0)
+def block_numbers(x, n, ROWS: tl.constexpr):
+    """The numbers of block n of x [C]."""
+    return tl.gather(x, n * ROWS + tl.arange(0, ROWS), 0)
 
 
 @triton.jit
@@ -148,14 +148,24 @@ def halves(x, TIMES: tl.constexpr):
 
 @triton.jit
 def rows_of(x, COLS: tl.constexpr):
-    """The 16 rows of x [16, COLS], each [1, COLS]: a thread holds all rows of its own columns."""
-    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
+    """The 16 rows of x [16, COLS], or 8 or 4, each [1, COLS]: a thread holds all rows of its own columns."""
+    if x.shape[0] == 4:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 1, COLS]), [2, 3, 1, 0]), 2)
+    elif x.shape[0] == 8:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 1, COLS]), [3, 4, 2, 1, 0]), 3)
+    else:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2, 1, COLS]), [4, 5, 3, 2, 1, 0]), 4)
 
 
 @triton.jit
 def numbers_of(x):
-    """The numbers of x [16], each in all threads."""
-    return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
+    """The numbers of x [16], or 8 or 4, each in all threads."""
+    if x.shape[0] == 4:
+        return halves(tl.permute(tl.reshape(x, [2, 2]), [1, 0]), 2)
+    elif x.shape[0] == 8:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2]), [2, 1, 0]), 3)
+    else:
+        return halves(tl.permute(tl.reshape(x, [2, 2, 2, 2]), [3, 2, 1, 0]), 4)
 
 
 @triton.jit
@@ -337,15 +347,15 @@ def chunk_scan_keys(
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = i_b
                 block = _chunk_scan_keys_error(
-                    rows_of(block_rows(prediction, n, BV), BV), v_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V, beta_ptr + i_h + (token + n * 16) * HV, HV,
-                    delta_ptr + i_h + (token + n * 16) * HV, HV,
+                    rows_of(block_rows(prediction, n, BV, 16), BV),
+                    v_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
+                    beta_ptr + i_h + (token + n * 16) * HV, HV, delta_ptr + i_h + (token + n * 16) * HV, HV,
                     system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
                     V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 prediction = tl.dot(
-                    load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
+                    load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16).to(tl.float32),
                     -block, prediction, input_precision=PRECISION,
                 )
             if SAVE and not SPARSE:
@@ -409,15 +419,15 @@ def chunk_scan_keys(
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = i_b
                 block = _chunk_scan_keys_error(
-                    rows_of(block_rows(prediction, n, BV), BV), v_ptr + i_h * V + (token + n * 16) * HV * V,
-                    HV * V, beta_ptr + i_h + (token + n * 16) * HV, HV,
-                    delta_ptr + i_h + (token + n * 16) * HV, HV,
+                    rows_of(block_rows(prediction, n, BV, 16), BV),
+                    v_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
+                    beta_ptr + i_h + (token + n * 16) * HV, HV, delta_ptr + i_h + (token + n * 16) * HV, HV,
                     system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
                     V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 prediction = tl.dot(
-                    load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT).to(tl.float32),
+                    load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16).to(tl.float32),
                     -block, prediction, input_precision=PRECISION,
                 )
             if SAVE and not SPARSE:
@@ -571,18 +581,18 @@ def chunk_scan_reverse_keys(
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = BT // 16 - 1 - i_b
                 block = _chunk_scan_reverse_keys_d_prediction(
-                    rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                    rows_of(block_rows(d_error_fed_back, n, BV, 16), BV),
                     prediction_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
                     v_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
-                    numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                    numbers_of(block_numbers(error_factor, n, 16).to(tl.float32)),
                     beta_ptr + i_h + (token + n * 16) * HV, HV, delta_ptr + i_h + (token + n * 16) * HV, HV,
-                    numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
+                    numbers_of(block_numbers(sum_1_valid, n, 16).to(tl.float32)),
                     system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
                     V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 d_error_fed_back = tl.dot(
-                    tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
+                    tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16)).to(
                         tl.float32
                     ),
                     -block,
@@ -670,18 +680,18 @@ def chunk_scan_reverse_keys(
             for i_b in tl.range(0, BT // 16, disable_licm=True):
                 n = BT // 16 - 1 - i_b
                 block = _chunk_scan_reverse_keys_d_prediction(
-                    rows_of(block_rows(d_error_fed_back, n, BV), BV),
+                    rows_of(block_rows(d_error_fed_back, n, BV, 16), BV),
                     prediction_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
                     v_ptr + i_h * V + (token + n * 16) * HV * V, HV * V,
-                    numbers_of(block_numbers(error_factor, n).to(tl.float32)),
+                    numbers_of(block_numbers(error_factor, n, 16).to(tl.float32)),
                     beta_ptr + i_h + (token + n * 16) * HV, HV, delta_ptr + i_h + (token + n * 16) * HV, HV,
-                    numbers_of(block_numbers(sum_1_valid, n).to(tl.float32)),
+                    numbers_of(block_numbers(sum_1_valid, n, 16).to(tl.float32)),
                     system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
                     V, BV,
                 )
                 store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
                 d_error_fed_back = tl.dot(
-                    tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT)).to(
+                    tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16)).to(
                         tl.float32
                     ),
                     -block,

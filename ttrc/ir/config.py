@@ -24,6 +24,7 @@ WIDEST = WIDTHS[-1]
 # Kernels of a kind that has configurations of its own end in one of these.
 SOLVED = "_solved"  # beside decays by key channel: inverts a triangular system
 NONLINEAR = "_nonlinear"  # works with the errors of a nonlinear substitution
+SYSTEMS = "_systems"  # the same, of several unknowns that are substituted together
 JOINT = "_joint"  # of several associations a token: many C x C tiles a step
 MASKS = "_masks"  # works with products of masks
 NORMALISED = "_normalised"  # of a memory that answers with a normaliser too
@@ -36,7 +37,22 @@ WINDOWED = "_windowed"  # weighs pairs within a window: a second loop, for block
 LINES = "_lines"  # fits lines to pairs of tokens: rounds over all keys, one of them a search
 MAPPED = "_mapped"  # makes queries or keys of pairs itself, by feature maps
 # In the order of a name's end.
-KINDS = (WHOLE, PANELS, KEYS, SOLVED, NONLINEAR, JOINT, MASKS, NORMALISED, CLOSED, WINDOWED, DECAYS, MAPPED, LINES)
+KINDS = (
+    WHOLE,
+    PANELS,
+    KEYS,
+    SOLVED,
+    NONLINEAR,
+    SYSTEMS,
+    JOINT,
+    MASKS,
+    NORMALISED,
+    CLOSED,
+    WINDOWED,
+    DECAYS,
+    MAPPED,
+    LINES,
+)
 
 
 class Takes(Enum):
@@ -87,6 +103,9 @@ DEFAULTS: dict[str, dict[int, Config]] = {
     "chunk_scan_reverse_nonlinear": {64: Config(64, 4, 2), 128: Config(64, 4, 2), 256: Config(32, 8, 1)},
     "chunk_output_nonlinear": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_gradients_nonlinear": {64: Config(16, 4, 1), 128: Config(32, 8, 1), 256: Config(32, 8, 1)},
+    "chunk_scan_systems": {64: Config(32, 4, 2), 128: Config(32, 4, 2), 256: Config(16, 8, 2)},
+    "chunk_scan_reverse_systems": {64: Config(32, 8, 2), 128: Config(32, 8, 2), 256: Config(16, 8, 2)},
+    "chunk_output_systems": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(32, 8, 1)},
     "chunk_prepare_joint": {64: Config(64, 4, 1), 128: Config(64, 4, 1), 256: Config(64, 8, 1)},
     "chunk_scan_joint": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},
     "chunk_scan_reverse_joint": {64: Config(32, 4, 1), 128: Config(32, 4, 1), 256: Config(16, 8, 1)},

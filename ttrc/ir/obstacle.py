@@ -15,7 +15,6 @@ class Obstacle(Enum):
     JOINED = "channels that join in a sum, of more tokens than registers hold"
     NOT_AFFINE = "tokens are no affine maps of the state"
     MAPS_OF_TWO = "tokens are maps of two numbers a channel"
-    SUBSTITUTIONS = "several nonlinear errors hang on one another"
     MOMENTUM_BY_KEY = "a momentum beside a decay by key channel"
     DECAY_BY_VALUE = "the decay differs by value channel"
     DECAY_BY_ENTRY = "the decay differs by entry"

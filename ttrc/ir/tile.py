@@ -17,6 +17,7 @@ from typing import Optional, Union
 
 from ttrc.ir.axes import HIDDEN, Axes, Tile
 from ttrc.ir.pairs import Attend, Difference, Normaliser, RunningSum
+from ttrc.ir.products import Compose, Contract, Decayed
 from ttrc.ir.scan import CumulativeSum, LinearScan
 from ttrc.ir.systems import Inverse, Joint, Solve
 from ttrc.symbolic import Expr
@@ -33,41 +34,6 @@ class Elementwise:
 
     expr: Expr
     args: tuple[Tile, ...]
-
-
-@dataclass(frozen=True)
-class Contract:
-    """sum over `axis` of a * b, plus `add` when present: a matrix product."""
-
-    a: Tile
-    b: Tile
-    axis: str
-    add: Optional[Tile] = None
-
-
-@dataclass(frozen=True)
-class Compose:
-    """The product a b of two [t, s] tiles, whose inner axis is a token too; transposed ones are taken so."""
-
-    a: Tile
-    b: Tile
-    a_transposed: bool = False
-    b_transposed: bool = False
-
-
-@dataclass(frozen=True)
-class Decayed:
-    """A product with a decay between each two tokens that differs by key channel: for s < t, D is exp of the sum of
-    steps[i,k] over the tokens i behind s and up to t, t itself among them if `own`; it is 0 elsewhere. Summed over an
-    axis it is a[t,k] b[s,k] D over k, [t, s]; a[t,s] b[s,k] D over s, [t, k]; or a[t,s] b[t,k] D over t, [s, k], where
-    a comes as 0 wherever D is. No step is more than 0, so that D is at most 1.
-    """
-
-    a: Tile
-    b: Tile
-    axis: str
-    steps: Tile
-    own: bool
 
 
 @dataclass(frozen=True)
@@ -156,25 +122,58 @@ class Root:
 
 @dataclass(frozen=True)
 class Substitute:
-    """x with x = base - matrix w(x), row after row: matrix [t, s] is strictly lower, or taken transposed.
+    """The first of x_i = bases[i] - sum_j A_ij w_j(x_j), row after row, and in each row one unknown after the other.
 
-    `body` works w out, its last target, from `unknown`, which stands for x; a row of w hangs on that row alone.
+    A_ij = matrices[i][j], [t, s], or A_ji' in its place where they are taken transposed, is strictly lower, but for
+    those left of the diagonal where unknowns are `in_turn`, which see what those before them write in their own row.
+    `bodies` work w_i out, their last targets, from `unknowns`, which stand for x; a row of w_i hangs on that row of
+    x_i alone. As a rule there is one unknown; others are `Further`.
     """
 
-    matrix: Tile
-    base: Tile
-    unknown: Tile
-    body: tuple[Statement, ...]
+    matrices: tuple[tuple[Tile, ...], ...]
+    bases: tuple[Tile, ...]
+    unknowns: tuple[Tile, ...]
+    bodies: tuple[tuple[Statement, ...], ...]
     transposed: bool
+    in_turn: bool
 
     @property
-    def written(self) -> Tile:
-        return self.body[-1].target
+    def written(self) -> tuple[Tile, ...]:
+        return tuple(body[-1].target for body in self.bodies)
+
+    @property
+    def body(self) -> tuple[Statement, ...]:
+        return tuple(s for body in self.bodies for s in body)
+
+    @property
+    def block(self) -> int:
+        """Tokens walked at once: 16 rows of all unknowns, or of each where these wait for one another anyway."""
+        return 16 if meets_in_rows(self) else 16 >> (len(self.bases) - 1).bit_length()
+
+    @property
+    def pairs(self) -> tuple[Tile, ...]:
+        """All matrices, row after row."""
+        return tuple(t for row in self.matrices for t in row)
 
     @property
     def rows(self) -> tuple[Tile, ...]:
-        """What the body takes from outside."""
-        return _taken(self.body, self.unknown)
+        return taken(self.body, *self.unknowns)
+
+    def matrix(self, i: int, j: int) -> Tile:
+        """What x_i takes w_j by."""
+        return self.matrices[j][i] if self.transposed else self.matrices[i][j]
+
+    def sees_own(self, i: int, j: int) -> bool:
+        """Whether a row of x_i takes what is written of x_j in that row: those before it, from the other end after."""
+        return self.in_turn and (j > i if self.transposed else j < i)
+
+
+@dataclass(frozen=True)
+class Further:
+    """unknowns[number] of a substitution, of which `first` is the first."""
+
+    first: Tile
+    number: int
 
 
 @dataclass(frozen=True)
@@ -203,12 +202,12 @@ class Conjugate:
 
     @property
     def outside(self) -> tuple[Tile, ...]:
-        """What the body takes from outside."""
-        return _taken(self.body, self.unknown)
+        return taken(self.body, self.unknown)
 
 
-def _taken(body: tuple[Statement, ...], unknown: Tile) -> tuple[Tile, ...]:
-    made = {unknown, *(s.target for s in body)}
+def taken(body: tuple[Statement, ...], *unknowns: Tile) -> tuple[Tile, ...]:
+    """What a body takes from outside."""
+    made = {*unknowns, *(s.target for s in body)}
     return tuple(dict.fromkeys(t for s in body for t in operands(s.op) if t not in made))
 
 
@@ -228,6 +227,7 @@ Op = Union[
     Inverse,
     Root,
     Substitute,
+    Further,
     Written,
     Conjugate,
     RunningSum,
@@ -310,9 +310,9 @@ def operands(op: Op) -> tuple[Tile, ...]:
             return (decay, write) if start is None else (decay, write, start)
         case Root(_, base, args):
             return (base, *args)
-        case Substitute(matrix, base):
-            return (matrix, base, *op.rows)
-        case Written(solved):
+        case Substitute(_, bases):
+            return (*op.pairs, *bases, *op.rows)
+        case Further(solved) | Written(solved):
             return (solved,)
         case Conjugate(rhs, diagonal):
             return tuple(dict.fromkeys((rhs, diagonal, *op.outside)))

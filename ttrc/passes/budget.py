@@ -117,8 +117,8 @@ def inner_loops(plan: Plan, kernel: Kernel, *, d_k: int, d_v: int, dtype_bytes: 
     kernel = cost.text(kernel)
     if kernel.in_memory:
         return cost.panels(kernel)
-    if any(isinstance(s.op, Substitute) for s in kernel.statements):
-        return cost.step // 16
+    if ops := [s.op for s in kernel.statements if isinstance(s.op, Substitute)]:
+        return cost.step // ops[0].block
     if any(isinstance(s.op, Inverse) for s in kernel.statements):
         return 15
     return cost.chunk.bit_length() - 1 if any(isinstance(s.op, Decayed) for s in kernel.statements) else 1
@@ -257,7 +257,7 @@ class _Cost:
         blocks["v"] = self._value_block(kernel) * panels
         if kernel.skeleton is Skeleton.STREAM:
             return self._of_pairs(statement, kernel, blocks)
-        match statement.op:
+        match op := statement.op:
             case Contract(_, _, axis):
                 size = 2.0 * blocks[axis]
                 for a in statement.target.axes:
@@ -266,8 +266,9 @@ class _Cost:
                 return size * (panels if repeated else 1) / tokens
             case Conjugate(body=body):
                 return STEPS * sum(self._flops(s, kernel) for s in body)
-            case Substitute():  # a block of 16 rows taken off all rows; within blocks there are no products
-                return 2.0 * blocks["v"] * tokens
+            case Substitute():  # a block of rows taken off all rows; within blocks there are no products
+                taken = len(op.bases) if op.block == 16 else 16 // op.block
+                return 2.0 * blocks["v"] * tokens * len(op.bases) * taken
             case CumulativeSum(arg) if "k" in arg.axes:  # by a table, of numbers in two parts
                 return 4.0 * tokens * blocks["k"]
             case Compose():

@@ -15,6 +15,7 @@ from ttrc.ir.tile import (
     CumulativeSum,
     Decayed,
     Elementwise,
+    Further,
     Hidden,
     Inverse,
     Joint,
@@ -187,26 +188,50 @@ class Builder:
         ]
 
     def substitute(
-        self, name: str, matrix: Tile, base: Tile, write: Callable[[Tile], Tile | None], transposed: bool, origin: str
-    ) -> Tile:
-        """x = base - matrix w(x), where write(x) states w; base where w turns out to be 0 (None).
+        self,
+        names: list[str],
+        matrices: tuple[tuple[Tile, ...], ...],
+        bases: tuple[Tile, ...],
+        writes: list[Callable[[Tile], Tile | None]],
+        transposed: bool,
+        in_turn: bool,
+        origin: str,
+    ) -> tuple[Tile, ...]:
+        """x_i = bases[i] - sum_j A_ij w_j(x_j), see Substitute, where writes[j](x_j) states w_j.
 
-        What w is made of stays in the program too, behind x, and is there w of the solution.
+        What w_j are made of stays in the program too, behind the x, and is there w_j of the solution. Where one turns
+        out to be 0 (None), its unknown is no part of the system, but made of what is.
         """
-        x, start = self.tile(name, base.axes), len(self.statements)
-        written = write(x)
-        new, hanging = self.statements[start:], {x}
-        for statement in new:
-            if hanging & set(operands(statement.op)):
-                hanging.add(statement.target)
-        self.statements[start:] = [s for s in new if s.target not in hanging]
-        body = tuple(s for s in new if s.target in hanging)
-        if written is None:
-            self._known = {key: tile for key, tile in self._known.items() if tile not in hanging}
-            return base
-        op = Substitute(matrix, base, x, slice_program(body, [written]), transposed)
-        self.statements += [Statement(x, op, origin), *body]
-        return x
+        unknowns = tuple(self.tile(name, base.axes) for name, base in zip(names, bases))
+        start = len(self.statements)
+        written = [write(x) for write, x in zip(writes, unknowns)]
+        new = self.statements[start:]
+        hanging = [_hanging(new, x) for x in unknowns]
+        self.statements[start:] = [s for s in new if not any(s.target in h for h in hanging)]
+        own = [i for i, w in enumerate(written) if w is not None]
+        gone = {t for i, h in enumerate(hanging) if i not in own for t in h}
+        self._known = {key: tile for key, tile in self._known.items() if tile not in gone}
+        if own:
+            bodies = [tuple(s for s in new if s.target in hanging[i]) for i in own]
+            table, starts = tuple(tuple(matrices[i][j] for j in own) for i in own), tuple(bases[i] for i in own)
+            parts = tuple(slice_program(body, [written[i]]) for i, body in zip(own, bodies))
+            first, *rest = solved = tuple(unknowns[i] for i in own)
+            op = Substitute(table, starts, solved, parts, transposed, in_turn and bool(rest))
+            self.statements.append(Statement(first, op, origin))
+            self.statements += [Statement(x, Further(first, number), origin) for number, x in enumerate(rest, 1)]
+            self.statements += [s for body in bodies for s in body]
+        found = dict(zip(unknowns, bases)) | {unknowns[i]: unknowns[i] for i in own}
+        for i in (i for i in range(len(unknowns)) if i not in own):
+            for j in own:
+                assert transposed, "every error that is not affine hangs on its prediction"
+                found[unknowns[i]] = self.less_turned(found[unknowns[i]], matrices[j][i], written[j], origin)
+        return tuple(found.values())
+
+    def less_turned(self, base: Tile, tile: Tile, x: Tile, origin: str) -> Tile:
+        """base - tile' x, a product that goes on from base."""
+        negative = self.elementwise(f"{x.name}_negative", -sym(x), {x.name: x}, origin)
+        column = self.contract(f"{base.name}_s", tile, negative, "t", origin, add=self.relabel(base, origin))
+        return self.relabel(column, origin)
 
     def root(self, name: str, pull: Expr, unknown: str, base: Tile, args: dict[str, Tile], origin: str) -> Tile:
         """x with x + pull(x) = base; `unknown` is what pull calls x, the rest of its symbols are called as in args."""
@@ -221,10 +246,8 @@ class Builder:
         unknown, start = self.tile(f"{name}_tried", rhs.axes), len(self.statements)
         known = dict(self._known)
         last = apply(unknown)
-        new, hanging = self.statements[start:], {unknown}
-        for statement in new:
-            if hanging & set(operands(statement.op)):
-                hanging.add(statement.target)
+        new = self.statements[start:]
+        hanging = _hanging(new, unknown)
         self.statements[start:] = [s for s in new if s.target not in hanging]
         self._known = known | {key: t for key, t in self._known.items() if t not in hanging}
         body = slice_program(tuple(s for s in new if s.target in hanging), [last])
@@ -244,6 +267,15 @@ class Builder:
 
     def inverse(self, matrix: Tile, origin: str) -> Tile:
         return self.emit("inverse", matrix.axes, Inverse(matrix), origin)
+
+
+def _hanging(statements: list[Statement], tile: Tile) -> set[Tile]:
+    """The tile, and what is made of it."""
+    found = {tile}
+    for statement in statements:
+        if found & set(operands(statement.op)):
+            found.add(statement.target)
+    return found
 
 
 def sym(tile: Tile) -> symbolic.Symbol:

@@ -20,8 +20,8 @@ def solved_once(program: Program, known: Program | None = None) -> tuple[Buffer,
     """What a program, beyond a known one, solves row by row: serial work in a scan, so that it is done once. So is what
     it finds of several unknowns, which takes a product with each of many C x C tiles."""
     old = set() if known is None else {s.target for s in known.statements}
-    solved = [s.target for s in program.statements if isinstance(s.op, Substitute)] + [*program.unknowns]
-    solved = [t for t in solved if t not in old]
+    solved = [t for s in program.statements if isinstance(s.op, Substitute) for t in s.op.unknowns]
+    solved = [t for t in (*solved, *program.unknowns) if t not in old]
     return tuple(Buffer(t.name, t, Space.SOLVED) for t in solved)
 
 

@@ -1,12 +1,13 @@
 """What the associations of a chunk write: known at once, from predictions of frozen states, or solved for together.
 
 An error that is free of its prediction is known. The others hang on predictions, which all of them move: a triangular
-system of several unknowns, see eliminate.py; a nonlinear error is the last of them, and is substituted row after row.
+system of several unknowns, see eliminate.py; nonlinear errors are the last of them, and substituted row after row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from ttrc.ir.recurrence import Affine, Association, Hebbian, Nonlinear
 from ttrc.ir.tile import Relation, Tile
@@ -14,7 +15,7 @@ from ttrc.passes.builder import Builder, sym
 from ttrc.passes.chunk import Chunk, Sum, Written
 from ttrc.passes.derive_error import derive_error
 from ttrc.passes.derive_moves import Factor, of
-from ttrc.passes.eliminate import factored, solve_rows
+from ttrc.passes.eliminate import Systems, factored, solve_rows
 from ttrc.symbolic import names
 
 
@@ -86,24 +87,24 @@ def _row(chunk: Chunk, association: Association, asking: list[Association], know
 
 
 def _solved(chunk: Chunk, asking: list[Association], rows: list[Row]) -> list[Tile]:
-    """The unknowns. What is linear in all of them is one operation; a nonlinear one needs those before it taken out."""
-    build, last = chunk.build, asking[-1]
+    """The unknowns. What is linear in all of them is one operation; nonlinear ones need those before them taken out."""
+    build = chunk.build
     systems, rhs = tuple(r.system for r in rows), tuple(r.rhs for r in rows)
-    if isinstance(last.error, Affine):
+    nonlinear = [a for a in asking if isinstance(a.error, Nonlinear)]
+    if not nonlinear:
         if len(rows) == 1:
             return [build.solve("u", systems[0][0], rhs[0], False, "update")]
         return build.joint(["u"] * len(rows), systems, rhs, False, "update")
 
-    def substituted(matrix: Tile, base: Tile) -> Tile:
-        def error(prediction: Tile) -> Tile:
-            return _error(chunk, last, prediction)
+    def substituted(matrices: Systems, bases: tuple[Tile, ...]) -> list[Tile]:
+        names, errors = ["prediction"] * len(bases), [partial(_error, chunk, a) for a in nonlinear]
+        found = build.substitute(names, matrices, bases, errors, False, chunk.recurrence.in_turn, "update")
+        return [_of_prediction(chunk, a, prediction) for a, prediction in zip(nonlinear, found)]
 
-        return _of_prediction(chunk, last, build.substitute("prediction", matrix, base, error, False, "update"))
-
-    # The last row is of a prediction, to which is added what the others write.
-    known = [build.tile("u", ("t", "v")) for _ in rows[1:]]
-    found = solve_rows(build, factored(build, systems), rhs, known, substituted, added=True)
-    return [*known, found]
+    # The last rows are of predictions, to which is added what the others write.
+    known = [build.tile("u", ("t", "v")) for _ in asking[len(nonlinear) :]]
+    found = solve_rows(build, factored(build, systems, len(known)), rhs, known, substituted, added=True)
+    return [*known, *found]
 
 
 def _predicted(chunk: Chunk, name: str, association: Association, known: dict[Association, Written]) -> Sum:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ttrc import symbolic
 from ttrc.ir.tile import (
@@ -23,6 +24,7 @@ from ttrc.ir.tile import (
     Decayed,
     Difference,
     Elementwise,
+    Further,
     Inverse,
     Joint,
     Largest,
@@ -56,12 +58,18 @@ def differentiate_tile(forward: Program) -> Program:
         tape.add(tile, cotangent)
     for carry, cotangent in zip(forward.carries, leaving):
         tape.add(carry.next, cotangent)
-    solves = {s.op.written: s.op for s in forward.statements if isinstance(s.op, Substitute)}
+    # What the unknowns of a substitution write stands behind all of them, and is read behind all of it.
+    solves = {w: s.op for s in forward.statements if isinstance(s.op, Substitute) for w in s.op.written}
+    fed_back: dict[Tile, Tile] = {}
     for statement in reversed(forward.statements):
         tape.origin = f"adjoint of {statement.target.name}"
         adjoint = tape.total(statement.target)
         if adjoint is not None and statement.target in solves:
-            adjoint = _fed_back(tape, solves[statement.target], adjoint)
+            if statement.target not in fed_back:
+                op = solves[statement.target]
+                adjoints = tuple(tape.total(w) for w in op.written)
+                fed_back |= zip(op.written, _fed_back(tape, op, adjoints))
+            adjoint = fed_back[statement.target]
         if adjoint is not None:
             _propagate(tape, statement.target, statement.op, adjoint)
 
@@ -156,24 +164,39 @@ class _Tape:
         return self.build.make(name, expr, *args, origin=self.origin)
 
 
-def _fed_back(tape: _Tape, op: Substitute, adjoint: Tile) -> Tile:
-    """The whole cotangent z of what a substitution writes: every row is read by the unknowns of later ones.
+def _fed_back(tape: _Tape, op: Substitute, adjoints: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    """The whole cotangents z of what a substitution writes: every row is read by the unknowns of later ones.
 
-    With J the Jacobian of what is written, row by row, z = adjoint - matrix' (J' z): a substitution, and linear.
+    With J_i the Jacobian of what x_i writes, row by row, z_i = adjoints[i] - sum_j A_ji' (J_j' z_j): a substitution,
+    and linear.
     """
 
-    def pulled_back(z: Tile) -> Tile | None:
+    def pulled_back(number: int, z: Tile) -> Tile | None:
         inner = _Tape(tape.build)
-        inner.add(op.written, z)
-        for statement in reversed(op.body):
+        inner.add(op.written[number], z)
+        for statement in reversed(op.bodies[number]):
             inner.origin = f"adjoint of {statement.target.name}"
             part = inner.total(statement.target)
             if part is not None:
                 _propagate(inner, statement.target, statement.op, part)
-        return inner.total(op.unknown)
+        return inner.total(op.unknowns[number])
 
-    name = f"d_{op.written.name}_fed_back"
-    return tape.build.substitute(name, op.matrix, adjoint, pulled_back, not op.transposed, tape.origin)
+    names = [f"d_{w.name}_fed_back" for w in op.written]
+    writes = [partial(pulled_back, number) for number in range(len(names))]
+    return tape.build.substitute(names, op.matrices, adjoints, writes, not op.transposed, op.in_turn, tape.origin)
+
+
+def _add_row(tape: _Tape, target: Tile, op: Substitute, number: int, adjoint: Tile) -> None:
+    """Of one unknown of a substitution, whose adjoint came by way of what it writes."""
+    build, origin = tape.build, tape.origin
+    tape.add(op.bases[number], adjoint)
+    for other, written in enumerate(op.written):
+        matrix, own = op.matrix(number, other), op.sees_own(number, other)
+        name = f"d_{matrix.name}_via_{target.name}"
+        row, column = (written, adjoint) if op.transposed else (adjoint, written)
+        outer = build.contract(name, row, build.relabel(column, origin), "v", origin)
+        negative = tape.elementwise(name, -sym(outer), (outer,))
+        tape.add(matrix, build.mask(name, negative, Relation.CAUSAL if own else Relation.STRICT, 0.0, origin))
 
 
 def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
@@ -285,12 +308,11 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
             for tile, part in zip(wanted, pull_back(build, statements, again[op.applied], negative, wanted, origin)):
                 if part is not None:
                     tape.add(tile, part)
-        case Substitute(matrix, base, transposed=transposed):  # `adjoint` came by way of what is written
-            tape.add(base, adjoint)
-            row, column = (op.written, adjoint) if transposed else (adjoint, op.written)
-            outer = build.contract(via(matrix), row, build.relabel(column, origin), "v", origin)
-            negative = tape.elementwise(via(matrix), -sym(outer), (outer,))
-            tape.add(matrix, build.mask(via(matrix), negative, Relation.STRICT, 0.0, origin))
+        case Substitute():
+            _add_row(tape, target, op, 0, adjoint)
+        case Further(first, number):
+            (op,) = (s.op for s in build.statements if s.target == first)
+            _add_row(tape, target, op, number, adjoint)
         case RunningSum(arg, reverse):
             tape.add(arg, build.emit(via(arg), arg.axes, RunningSum(adjoint, not reverse), origin))
         case Difference(rows, columns):

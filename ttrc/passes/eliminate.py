@@ -24,10 +24,10 @@ class Factors:
     """The system as a product: `left`, with `last` and the inverted tiles on its diagonal, times `passed`, beside ones
     on its diagonal."""
 
-    inverses: tuple[Tile, ...]  # T_i, of all rows but the last
+    inverses: tuple[Tile, ...]  # T_i, of all rows that are taken out
     passed: tuple[dict[int, Tile], ...]  # T_i A_ij, j > i
-    left: tuple[tuple[Tile, ...], ...]  # A_ij, j < i, once all further to the left is taken out
-    last: Tile
+    left: tuple[tuple[Tile, ...], ...]  # A_ij, j < i and taken out, once all further to the left is
+    last: Systems  # what rows that stay make of one another: as a rule one of itself
 
 
 def eliminate(program: Program) -> Program:
@@ -49,32 +49,36 @@ def eliminate(program: Program) -> Program:
 
 
 def _solve(build: Builder, op: Joint, targets: list[Tile], origin: str) -> None:
-    factors = factored(build, op.systems)
+    factors = factored(build, op.systems, len(op.rhs) - 1)
     if op.transposed:
         return _solve_transposed(build, factors, op.rhs, targets, origin)
 
-    def solve_last(matrix: Tile, rhs: Tile) -> Tile:
-        build.statements.append(Statement(targets[-1], Solve(matrix, rhs, False), origin))
-        return targets[-1]
+    def solve_last(systems: Systems, rhs: tuple[Tile, ...]) -> list[Tile]:
+        build.statements.append(Statement(targets[-1], Solve(systems[0][0], rhs[0], False), origin))
+        return targets[-1:]
 
     solve_rows(build, factors, op.rhs, targets[:-1], solve_last)
 
 
-def factored(build: Builder, systems: Systems) -> Factors:
+def factored(build: Builder, systems: Systems, taken: int) -> Factors:
+    """The first unknowns, so many, are `taken` out."""
     inverses: list[Tile] = []
     passed: list[dict[int, Tile]] = []
     left: list[tuple[Tile, ...]] = []
+    last: list[tuple[Tile, ...]] = []
     for number, row in enumerate(map(list, systems)):
         for above, on in enumerate(passed):
             for j, tile in on.items():
                 by_way = build.compose("by_way", row[above], tile, ORIGIN)
                 row[j] = build.make("system", sym(row[j]) - sym(by_way), row[j], by_way, origin=ORIGIN)
-        left.append(tuple(row[:number]))
-        if number < len(systems) - 1:
-            inverses.append(build.inverse(row[number], ORIGIN))
-            rest = range(number + 1, len(systems))
-            passed.append({j: build.compose("passed", inverses[-1], row[j], ORIGIN) for j in rest})
-    return Factors(tuple(inverses), tuple(passed), tuple(left), row[number])
+        left.append(tuple(row[: min(number, taken)]))
+        if number >= taken:
+            last.append(tuple(row[taken:]))
+            continue
+        inverses.append(build.inverse(row[number], ORIGIN))
+        rest = range(number + 1, len(systems))
+        passed.append({j: build.compose("passed", inverses[-1], row[j], ORIGIN) for j in rest})
+    return Factors(tuple(inverses), tuple(passed), tuple(left), tuple(last))
 
 
 def solve_rows(
@@ -82,22 +86,27 @@ def solve_rows(
     factors: Factors,
     rhs: tuple[Tile, ...],
     targets: list[Tile],
-    solve_last: Callable[[Tile, Tile], Tile],
+    solve_last: Callable[[Systems, tuple[Tile, ...]], list[Tile]],
     added: bool = False,
-) -> Tile:
-    """States what `targets` are, all unknowns but the last, which solve_last(A, rhs) gives: u = rhs - A u, or what
-    that row stands for. It may be of what has sum_j A_ij u_j `added`, not taken off."""
+) -> list[Tile]:
+    """States what `targets` are, all unknowns that are taken out; of the others, which it returns, solve_last(A, rhs)
+    does: u = rhs - A u, or what those rows stand for. These may be of what has sum_j A_ij u_j `added`, not taken
+    off."""
     alone: list[Tile] = []  # T_i rhs_i
+    bases: list[Tile] = []
     for number, base in enumerate(rhs):
         for tile, own in zip(factors.left[number], alone):
             seen = build.contract("seen_above", tile, build.relabel(own, ORIGIN), "s", ORIGIN)
-            plus = added and number == len(rhs) - 1
+            plus = added and number >= len(targets)
             total = sym(base) + sym(seen) if plus else sym(base) - sym(seen)
             base = build.make("rhs", total, base, seen, origin=ORIGIN)
-        if number < len(rhs) - 1:
+        if number < len(targets):
             inverse = factors.inverses[number]
             alone.append(build.contract("alone", inverse, build.relabel(base, ORIGIN), "s", ORIGIN))
-    found = {len(rhs) - 1: solve_last(factors.last, base)}
+        else:
+            bases.append(base)
+    last = solve_last(factors.last, tuple(bases))
+    found = dict(enumerate(last, len(targets)))
     for number in reversed(range(len(targets))):
         expr, used = sym(alone[number]), [alone[number]]
         for j, tile in factors.passed[number].items():
@@ -106,7 +115,7 @@ def solve_rows(
         op = Elementwise(expr, tuple(sorted(used, key=lambda t: t.name)))
         build.statements.append(Statement(targets[number], op, ORIGIN))
         found[number] = targets[number]
-    return found[len(rhs) - 1]
+    return last
 
 
 def _solve_transposed(
@@ -116,18 +125,11 @@ def _solve_transposed(
     bases = list(rhs)
     for number, on in enumerate(factors.passed):
         for j, tile in on.items():
-            bases[j] = _less(build, bases[j], tile, bases[number], origin)
-    build.statements.append(Statement(targets[-1], Solve(factors.last, bases[-1], True), origin))
+            bases[j] = build.less_turned(bases[j], tile, bases[number], origin)
+    build.statements.append(Statement(targets[-1], Solve(factors.last[0][0], bases[-1], True), origin))
     for number in reversed(range(len(targets) - 1)):
         base = bases[number]
         for below in range(number + 1, len(targets)):
-            base = _less(build, base, factors.left[below][number], targets[below], origin)
+            base = build.less_turned(base, factors.left[below][number], targets[below], origin)
         column = build.contract(f"{targets[number].name}_s", factors.inverses[number], base, "t", origin)
         build.statements.append(Statement(targets[number], Relabel(column), origin))
-
-
-def _less(build: Builder, base: Tile, tile: Tile, x: Tile, origin: str) -> Tile:
-    """base - tile' x, a product that goes on from base."""
-    negative = build.elementwise(f"{x.name}_negative", -sym(x), {x.name: x}, origin)
-    column = build.contract(f"{base.name}_s", tile, negative, "t", origin, add=build.relabel(base, origin))
-    return build.relabel(column, origin)

@@ -1,8 +1,8 @@
 """Recurrence -> what keeps it from a chunk form; None where it has one.
 
-In chunks states move linearly, no more than one error of a token is nonlinear, and what multiplies up has a logarithm:
-a chunk is matrix products then. Where tokens are maps of the state, entry by entry, it can be a scan of these, which
-takes no logarithms: of a vector memory always, and of a matrix where products have no form.
+In chunks states move linearly, and what multiplies up has a logarithm: a chunk is matrix products then, behind systems
+of equations for what its tokens write. Where tokens are maps of the state, entry by entry, it can be a scan of these,
+which takes no logarithms: of a vector memory always, and of a matrix where products have no form.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ def is_scan(r: Recurrence) -> bool:
 
 def find_obstacle_to_products(r: Recurrence) -> Obstacle | None:
     """What keeps the state at a token, a matrix, from being a weighed sum of what tokens before it wrote."""
-    if r.segment is None and sum(isinstance(a.error, Nonlinear) for a in r.associations) > 1:
-        return Obstacle.SUBSTITUTIONS
     match r.axes_of(r.decay):
         case ("k",) if r.momentum is not None:
             return Obstacle.MOMENTUM_BY_KEY

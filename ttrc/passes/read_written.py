@@ -13,7 +13,8 @@ from ttrc.passes.slice_program import slice_program
 
 
 def read_written(statements: tuple[Statement, ...], results: tuple[Tile, ...]) -> tuple[Statement, ...]:
-    solved = {s.op.written: s.target for s in statements if isinstance(s.op, Substitute) and meets_in_rows(s.op)}
+    ops = [s.op for s in statements if isinstance(s.op, Substitute) and meets_in_rows(s.op)]
+    solved = {w: x for op in ops for w, x in zip(op.written, op.unknowns)}
     told = tuple(replace(s, op=Written(solved[s.target])) if s.target in solved else s for s in statements)
     return slice_program(told, results) if solved else statements
 

@@ -27,6 +27,7 @@ from ttrc.ir.config import (
     NONLINEAR,
     NORMALISED,
     SOLVED,
+    SYSTEMS,
     Takes,
     is_several_chunks,
     plain_name,
@@ -94,8 +95,8 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     # A parallel kernel makes tiles of pairs for each of several associations; a scan, for each unknown that is solved
     # for, and the others cost it next to nothing.
     several = JOINT if len(recurrence.associations) > 1 else ""
-    substitutes = any(isinstance(s.op, Substitute) for s in forward.statements)
-    kind = NONLINEAR if substitutes else JOINT if forward.unknowns else ""
+    substituted = sum(len(s.op.unknowns) for s in forward.statements if isinstance(s.op, Substitute))
+    kind = NONLINEAR if substituted == 1 else SYSTEMS if substituted else JOINT if forward.unknowns else ""
 
     moved, uncut = found_crossing(forward)
     on_chip = planned if moved is not None else _or_in_panels  # pieces of a sequence have states on chip
@@ -134,7 +135,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     if decayed:
         grads, waiting = gradients_by_key(backward, sooner, read, several)
     else:
-        name = f"chunk_gradients{kind or masks or several or normalised}"
+        name = f"chunk_gradients{several if kind == SYSTEMS else kind or masks or several or normalised}"
         grads = [planned(name, Skeleton.PARALLEL, backward, sooner, read, long=chunk > CHUNK)]
     if later:
         grads.append(planned("chunk_moves", Skeleton.PARALLEL, backward, later, (*inputs, *apart)))
@@ -237,7 +238,7 @@ def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
     sums = [t if "t" in t.axes else turned[t] for t in sums]
     masks = [t for t in _edge_of_moves(forward) if t.axes == ("t", "s")]
     factors = [s.op.a for s in forward.statements if isinstance(s.op, Contract) and "v" in s.target.axes]
-    factors += [s.op.matrix for s in forward.statements if isinstance(s.op, Substitute)]
+    factors += [t for s in forward.statements if isinstance(s.op, Substitute) for t in s.op.pairs]
     pairs = dict.fromkeys(t for t in (*factors, *sums, *masks) if t.axes in (("t", "s"), ("t",)))
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)
 

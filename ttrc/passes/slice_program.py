@@ -15,6 +15,7 @@ from ttrc.ir.tile import (
     Decayed,
     Difference,
     Elementwise,
+    Further,
     Inverse,
     Joint,
     Largest,
@@ -94,8 +95,7 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
         case Solve(matrix, rhs, transposed):
             return Solve(tiles[matrix], tiles[rhs], transposed)
         case Joint(_, systems, rhs):
-            systems = tuple(tuple(tiles[t] for t in row) for row in systems)
-            return replace(op, systems=systems, rhs=tuple(tiles[t] for t in rhs))
+            return replace(op, systems=_renamed_table(systems, tiles), rhs=tuple(tiles[t] for t in rhs))
         case Inverse(matrix):
             return Inverse(tiles[matrix])
         case LinearScan(decay, write, start):
@@ -103,14 +103,15 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
         case Root(pull, base, args):
             pull = symbolic.renamed(pull, {t.name: symbolic.symbol(tiles[t].name) for t in args})
             return Root(pull, tiles[base], tuple(dict.fromkeys(tiles[t] for t in args)))
-        case Substitute(matrix, base):
-            body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
-            return replace(op, matrix=tiles[matrix], base=tiles[base], body=body)
+        case Substitute(matrices, bases, _, bodies):
+            matrices, bases = _renamed_table(matrices, tiles), tuple(tiles[t] for t in bases)
+            return replace(op, matrices=matrices, bases=bases, bodies=tuple(_renamed_body(b, names) for b in bodies))
+        case Further(first):
+            return replace(op, first=tiles[first])
         case Written(solved):
             return Written(tiles[solved])
         case Conjugate(rhs, diagonal):
-            body = tuple(replace(s, op=renamed_operands(s.op, names)) for s in op.body)
-            return replace(op, rhs=tiles[rhs], diagonal=tiles[diagonal], body=body)
+            return replace(op, rhs=tiles[rhs], diagonal=tiles[diagonal], body=_renamed_body(op.body, names))
         case Difference(rows, columns):
             return Difference(tiles[rows], tiles[columns])
         case Normaliser(logits, rest):
@@ -119,3 +120,11 @@ def renamed_operands(op: Op, names: dict[Tile, Tile]) -> Op:
             return Attend(tiles[logits], tiles[normaliser], tiles[values], None if rest is None else tiles[rest])
         case Reduce(arg) | Largest(arg) | Mask(arg) | CumulativeSum(arg) | RunningSum(arg) | Relabel(arg):
             return replace(op, arg=tiles[arg])
+
+
+def _renamed_table(table: tuple[tuple[Tile, ...], ...], names: dict[Tile, Tile]) -> tuple[tuple[Tile, ...], ...]:
+    return tuple(tuple(names[t] for t in row) for row in table)
+
+
+def _renamed_body(body: tuple[Statement, ...], names: dict[Tile, Tile]) -> tuple[Statement, ...]:
+    return tuple(replace(s, op=renamed_operands(s.op, names)) for s in body)

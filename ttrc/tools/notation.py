@@ -16,6 +16,7 @@ from ttrc.ir.tile import (
     Decayed,
     Difference,
     Elementwise,
+    Further,
     Inverse,
     Largest,
     LinearScan,
@@ -171,13 +172,26 @@ def _meaning(target: Tile, op: Op) -> str:
             return (
                 f"{op.unknown.name} with {indexed(op.applied)} = {indexed(rhs)}, by conjugate gradients, where {body}"
             )
+        case Further(first, number):
+            return f"unknown {number + 1} of the substitution of {indexed(first)}"
         case Written(solved):
             return f"as written in the rows of {indexed(solved)}"
-        case Substitute(matrix, base):
-            entry = f"{matrix.name}[{'s,t' if op.transposed else 't,s'}] {op.written.name}[s,v]"
-            order = "s > t, from the last row on" if op.transposed else "s < t, from the first row on"
-            return f"{indexed(base)} - sum_s {entry} over {order}, {op.written.name} as below"
+        case Substitute():
+            return _substituted(op)
     raise AssertionError(op)
+
+
+def _substituted(op: Substitute) -> str:
+    """The equation of the first unknown, and of any others, which hold one another."""
+    order = "s > t, from the last row on" if op.transposed else "s < t, from the first row on"
+    at, lines = "s,t" if op.transposed else "t,s", []
+    for i, (x, base) in enumerate(zip(op.unknowns, op.bases)):
+        terms = [f"{op.matrix(i, j).name}[{at}] {w.name}[s,v]" for j, w in enumerate(op.written)]
+        own = [w.name for j, w in enumerate(op.written) if op.sees_own(i, j)]
+        text = f"{indexed(base)} - sum_s {terms[0] if len(terms) == 1 else '(' + ' + '.join(terms) + ')'}"
+        text += f" over {order}" + (f", of {' and '.join(own)} s = t too" if own else "")
+        lines.append(text if i == 0 else f"{indexed(x)} = {text}")
+    return f"{' and '.join(lines)}, {' and '.join(w.name for w in op.written)} as below"
 
 
 def _entry(tile: Tile, row: str, column: str, transposed: bool) -> str:
@@ -201,6 +215,7 @@ OPERATIONS = {
     Solve: "triangular solve",
     Inverse: "triangular inverse",
     Substitute: "nonlinear substitution",
+    Further: "unknown of a substitution",
     Written: "read back",
     RunningSum: "running sum",
     Difference: "difference of running sums",

@@ -57,12 +57,17 @@ def chunk_form(module: Module) -> tuple[str, str]:
             "it is the same sum over tokens regrouped: what earlier chunks wrote comes through the state, "
             "what this one writes through a masked product"
         )
-    elif any(isinstance(error, Nonlinear) for error in asking):
+    elif substituted := sum(isinstance(error, Nonlinear) for error in asking):
+        solved, errors = "p = b - A e(p)", "A is strictly lower, so that each row needs the errors of earlier rows"
+        if substituted > 1:
+            own = ", and of errors before it in its own" if r.in_turn else ""
+            solved = "p_i = b_i - sum_j A_ij e_j(p_j)"
+            errors = f"A_ij are lower, so that each row needs the errors of earlier rows{own}"
         why = (
-            "the state enters a chunk through its predictions alone, and these solve p = b - A e(p), b from the "
-            "state at its start; A is strictly lower, so that each row needs the errors of earlier rows alone: "
+            f"the state enters a chunk through its predictions alone, and these solve {solved}, b from the "
+            f"state at its start; {errors} alone: "
             "row after row in blocks of 16, a thread its own value channels, and products do the rest"
-        ) + ("; affine predictions are taken out of these equations first" if asking[1:] else "")
+        ) + ("; affine predictions are taken out of these equations first" if asking[substituted:] else "")
     else:
         why = (
             "the state enters a chunk through its predictions alone, and these solve (I + A) u = rhs; "
@@ -157,11 +162,6 @@ def _words(r: Recurrence, obstacle: Obstacle | None) -> str:
             )
         case Obstacle.MAPS_OF_TWO:
             return "with a momentum two numbers a channel move each other, and a scan is of maps of one"
-        case Obstacle.SUBSTITUTIONS:
-            errors = sum(isinstance(a.error, Nonlinear) for a in r.associations)
-            return (
-                f"{errors} nonlinear errors of a token hang on what all of them write, and a chunk substitutes for one"
-            )
         case Obstacle.MOMENTUM_BY_KEY:
             return "a momentum makes a mask that is a product of two, and a decay by key channel has none"
         case Obstacle.DECAY_BY_VALUE:

@@ -19,6 +19,7 @@ from ttrc.ir.tile import (
     Decayed,
     Difference,
     Elementwise,
+    Further,
     Inverse,
     Largest,
     LinearScan,
@@ -34,6 +35,7 @@ from ttrc.ir.tile import (
     Substitute,
     Tile,
     Window,
+    taken,
 )
 
 DIALECT = symbolic.Dialect(
@@ -83,24 +85,32 @@ class TorchPrinter:
                 self.aliases[statement.target.name] = self.name(arg)
                 return []
             case Substitute():
-                return self._substitute(statement.target, statement.op)
+                return self._substitute(statement.op)
+            case Further():  # the first of them has
+                return []
             case Conjugate():
                 return self._conjugate(statement.target, statement.op)
         return [f"{self.name(statement.target)} = {self.text(statement.op, statement.target)}"]
 
-    def _substitute(self, target: Tile, op: Substitute) -> list[str]:
-        """A function of one row, and the loop over rows."""
-        unknown, rows = self.name(op.unknown), [self.name(t) for t in op.rows if "t" in t.axes]
-        matrix = self.name(op.matrix) + (".mT" if op.transposed else "")
-        written = self.name(op.written)
-        return [
-            f"def {written}_of({', '.join([unknown, *rows])}):",
-            f"    tokens = {unknown}.shape[:-1]",
-            *(f"    {line}" for s in op.body for line in self.lines(s)),
-            f"    return {written}",
-            f"{self.name(target)} = substitute("
-            f"{matrix}, {self.name(op.base)}, {written}_of, ({', '.join([*rows, ''])}), reverse={op.transposed})",
-        ]
+    def _substitute(self, op: Substitute) -> list[str]:
+        """A function of one row of each unknown, and the loop over rows."""
+        lines, writes = [], []
+        for x, body in zip(op.unknowns, op.bodies):
+            written = self.name(body[-1].target)
+            rows = [self.name(t) for t in taken(body, x) if "t" in t.axes]
+            lines += [
+                f"def {written}_of({', '.join([self.name(x), *rows])}):",
+                f"    tokens = {self.name(x)}.shape[:-1]",
+                *(f"    {line}" for s in body for line in self.lines(s)),
+                f"    return {written}",
+            ]
+            writes.append(f"[{', '.join([f'{written}_of', *rows])}]")
+        turned, every = ".mT" if op.transposed else "", range(len(op.bases))
+        table = [[self.name(op.matrix(i, j)) + turned for j in every] for i in every]
+        matrices = ", ".join(f"[{', '.join(row)}]" for row in table)
+        bases, found = (", ".join(map(self.name, tiles)) for tiles in (op.bases, op.unknowns))
+        given = f"[{matrices}], [{bases}], [{', '.join(writes)}]"
+        return [*lines, f"[{found}] = substitute({given}, reverse={op.transposed})"]
 
     def _conjugate(self, target: Tile, op: Conjugate) -> list[str]:
         """A function of what is tried, and the search."""

@@ -113,10 +113,11 @@ class ChunkMemory:
         """Where a state begins."""
         return _base(buffer, *self._where(buffer))[0]
 
-    def lower(self, buffer: Buffer, part: str) -> str:
-        """Of a causal tile "rows" or "columns" of block n, the other axis whole, or the "block" where they meet."""
+    def lower(self, buffer: Buffer, part: str, rows: int) -> str:
+        """Of a causal tile "rows" or "columns" of block n, so many, the other axis whole, or the "block" where they
+        meet."""
         base, row = self._base(buffer)
-        return f"load_lower_{part}({base}, token, left, {row}, n{'' if part == 'block' else ', BT'})"
+        return f"load_lower_{part}({base}, token, left, {row}, n, {'' if part == 'block' else 'BT, '}{rows})"
 
     def one(self, buffer: Buffer, token: str, present: str) -> str:
         """That of one token, where it is present."""
@@ -128,12 +129,12 @@ class ChunkMemory:
         base, row = self._base(buffer)
         return f"{base} + (token + n * 16) * {row} + n * 16", row
 
-    def block_begin(self, buffer: Buffer) -> tuple[str, str]:
+    def block_begin(self, buffer: Buffer, rows: int) -> tuple[str, str]:
         """Where the rows of block n begin, and the distance from one to the next."""
         if buffer.space is Space.HEAD:
             return _of_head(buffer), "0"
         base, row = _base(buffer, *self._where(buffer))
-        return f"{base} + (token + n * 16) * {row}", row
+        return f"{base} + (token + n * {rows}) * {row}", row
 
     def row_of_block(self, buffer: Buffer, begin: str, stride: str) -> str:
         """Row t of such a block, in float32."""
@@ -151,9 +152,9 @@ class ChunkMemory:
         width = BLOCK[buffer.tile.axes[1]]
         return f"store_rows({base}, {name}, n * 16, 16, {width}, {width}, 16, {width}, 0)"
 
-    def block(self, buffer: Buffer) -> str:
-        """Of a tile [t, v] the rows of block n, [16, v]."""
-        return self._rows(buffer, "16", "token + n * 16", "left - n * 16")
+    def block(self, buffer: Buffer, rows: int) -> str:
+        """Of a tile [t, v] the rows of block n, so many."""
+        return self._rows(buffer, str(rows), f"token + n * {rows}", f"left - n * {rows}")
 
     def _rows(self, buffer: Buffer, rows: str, first: str = "token", left: str = "left") -> str:
         base, row = self._base(buffer)

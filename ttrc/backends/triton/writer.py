@@ -13,7 +13,7 @@ from ttrc.backends.triton.printer import OF_KEYS, OF_VALUES, TritonPrinter
 from ttrc.ir.axes import is_matrix
 from ttrc.ir.config import HELD
 from ttrc.ir.plan import BETWEEN, OWN, Buffer, Kernel, Segment, Skeleton, Space
-from ttrc.ir.tile import Conjugate, Contract, Decayed, Relabel, Statement, Substitute, Tile, Written, operands
+from ttrc.ir.tile import Conjugate, Contract, Decayed, Further, Relabel, Statement, Substitute, Tile, Written, operands
 from ttrc.language.spec import Domain
 from ttrc.passes.round_keys import is_factor
 from ttrc.passes.slice_program import names_of, slice_program
@@ -205,10 +205,10 @@ class Writer:
         if isinstance(statement.op, Decayed):
             return self._decayed(statement, set())
         if isinstance(statement.op, Substitute):
-            target, op = statement.target, statement.op
-            waiting = self.waiting.get(op.written)
-            lines = substitution.solve(self.kernel.name, target, op, self.printer, self.stored, self.domains, waiting)
-            return self._tagged(statement, lines)
+            given = self.printer, self.stored, self.domains, self.waiting
+            return self._tagged(statement, substitution.solve(self.kernel.name, statement.op, *given))
+        if isinstance(statement.op, Further):  # made beside the first
+            return []
         if isinstance(statement.op, Written):  # other threads have
             return ["tl.debug_barrier()", *self._loads([self.waiting[statement.target]], again=True)]
         return self._tagged(statement, self.printer.lines(statement))
@@ -269,7 +269,7 @@ def _come_late(kernel: Kernel) -> set[Buffer]:
 def _only_in_blocks(segment: Segment, tile: Tile) -> bool:
     """Whether all that a tile is for is to be loaded block by block in a substitution."""
     users = [s.op for s in segment.statements if tile in operands(s.op)]
-    apart = all(isinstance(op, Substitute) and (tile == op.matrix or tile in op.rows) for op in users)
+    apart = all(isinstance(op, Substitute) and (tile in (*op.pairs, *op.rows)) for op in users)
     return bool(users) and apart and (tile.axes == ("t", "s") or substitution.is_read_by_block(tile))
 
 
