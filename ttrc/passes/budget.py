@@ -222,6 +222,8 @@ class _Cost:
             case Space.CHUNK:
                 return (4 if buffer.single else self.dtype_bytes) * self._numbers(buffer.tile) / self.chunk
         features = [self.width[a] for a in row_axes(buffer.tile)]
+        for op in (s.op for s in kernel.statements if isinstance(s.op, Substitute) and buffer.tile in s.op.pairs):
+            features = [(self.chunk + op.block) // 2]  # read by blocks of so many rows
         partial = kernel.shares(buffer)
         copies = -(-self.d_v // self._value_block(kernel)) if partial else 1
         if buffer.double:
