@@ -22,7 +22,7 @@ from ttrc.tools.explain import as_data
 EXPLICIT, IMPLICIT = 'rule = "gradient"\nat = "{at}"', 'rule = "proximal"'
 CORNERED = ("absolute", "insensitive", "quantile", "norm", "shift")
 CONCAVE = ("capped",)
-MIXED = ("cross_entropy", "angle", "two_sums", "sum_in_a_sum")
+MIXED = ("cross_entropy", "angle", "cosine", "two_sums", "sum_in_a_sum")
 SOLVED = ("huber", "threshold_of_any_sign", "by_channel", "huber_of_norm", "relative")  # without a search
 SEARCHED = ("l3", "smooth_l_p", "log_cosh", "pseudo_huber", "asymmetric", "logistic", "hinge", "root")
 CASES = {

@@ -63,6 +63,7 @@ JOINED = {
     "root": "sqrt(1 + norm2(p - v))",
     "cross_entropy": "log(sum(exp(p))) - dot(p, tanh(v))",
     "angle": "-dot(p, v) / sqrt((1 + norm2(p)) * (1 + norm2(v)))",
+    "cosine": "-dot(p, v) / (norm(p) * norm(v) + 0.1)",
     "relative": "norm2(p - v) / (1 + norm2(v))",
     "two_sums": "norm2(p - v) / 2 + dot(p, v) * sum(p) / 9",
     "sum_in_a_sum": "log_cosh(norm(p - v / (1 + norm2(p)))) * norm2(k)",
@@ -218,6 +219,29 @@ def test_kinks_are_finite_and_predictions_there_are_the_oracles(loss, form, back
     expected, state = oracle.run(spec_of(loss, "previous"), x["q"], x["k"], x["v"], gates)
     torch.testing.assert_close(o.double(), expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(final.double(), state, atol=1e-6, rtol=1e-5)
+
+
+@every_form
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("size", [1e-11, 1e-14, 1e-30])
+def test_the_powers_of_a_norm_that_is_almost_zero_are_finite(size, form, backend):
+    """Of 1e-14 the slope of a norm takes 1e42, which no float32 is, beside as small numbers that bring it back."""
+    x = {n: t[:, :1] for n, t in at_the_kink("cosine", torch.float32).items() if n != "initial_state"}
+    start = torch.randn(1, 1, 4, 5, generator=torch.Generator().manual_seed(1)) * size
+    x |= {"v": x["v"] + 1, "initial_state": start}
+    leaves = {n: t.clone().requires_grad_() for n, t in x.items()}
+    o, _ = operator("cosine")(**leaves, form=form, chunk_size=16, backend=backend)
+    made = torch.autograd.grad(o.sum(), list(leaves.values()))
+    assert all(torch.isfinite(t).all() for t in made)
+    if size < 1e-13:  # single precision knows no direction there
+        return
+    leaves = {n: t.double().requires_grad_() for n, t in x.items()}
+    gates = {n: leaves[n] for n in ("g", "beta", "delta")}
+    o, _ = oracle.run(
+        spec_of("cosine", "previous"), *(leaves[n] for n in "qkv"), gates, initial_state=leaves["initial_state"]
+    )
+    for a, b in zip(made, torch.autograd.grad(o.sum(), list(leaves.values()), materialize_grads=True)):
+        torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-5)
 
 
 def test_gradients_at_a_kink_are_one_sided():

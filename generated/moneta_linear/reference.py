@@ -28,8 +28,9 @@ def choose(a, b, x, y):
 
 
 def positive_power(x, y):
-    """x ** y where x > 0, 0 elsewhere."""
-    return torch.where(x > 0, torch.where(x > 0, x, 1.0) ** y, 0.0)
+    """x ** y where x > 0, 0 elsewhere; never infinite, for what else a derivative is made of may be 0."""
+    largest = torch.finfo(x.dtype).max ** 0.86
+    return torch.where(x > 0, (torch.where(x > 0, x, 1.0) ** y).clamp(max=largest), 0.0)
 
 
 # loss       sum((square(p - v) + 0.000001)**1.5), weight theta

@@ -94,8 +94,9 @@ def clip(x, d):
 
 @triton.jit
 def positive_power(x, Y: tl.constexpr):
-    """x ** Y where x > 0, 0 elsewhere."""
-    return tl.where(x > 0, tl.exp2(Y * tl.log2(tl.where(x > 0, x, 1.0))), 0.0)
+    """x ** Y where x > 0, 0 elsewhere; at most 2^110, so that what else a derivative is made of can be small."""
+    exponent = Y * tl.log2(tl.where(x > 0, x, 1.0))
+    return tl.where(x > 0, tl.exp2(tl.minimum(exponent, 110.0)), 0.0)
 
 
 @triton.jit
