@@ -11,14 +11,17 @@ import sympy
 
 from ttrc.language.spec import Domain
 from ttrc.symbolic.algebra import Expr, Symbol, affine, is_positive, is_short
-from ttrc.symbolic.functions import larger, magnitude, positive_power, sigmoid, step_sign
+from ttrc.symbolic.functions import ZERO, larger, magnitude, positive_power, sigmoid, step_sign
+
+HALF = sympy.Rational(1, 2)  # inside of every domain of a state
 
 
 def invert(slope: Expr, S: Symbol, S_prev: Symbol, own: Symbol, domain: Domain) -> Expr | None:
     """S as an expression of S_prev, own and gates; None where none of these ways leads to one."""
     if not is_short(slope):
         return None
-    terms = sympy.Add.make_args(sympy.expand(sympy.expand_log(slope, force=True)))
+    apart = slope.replace(sympy.log, lambda whole: _log_of_ratio(whole, {S: HALF, S_prev: HALF}))
+    terms = sympy.Add.make_args(sympy.expand(sympy.expand_log(apart, force=True)))
     moving = [t for t in terms if t.has(S)]
     jumps = [t / step_sign(S) for t in moving if not (t / step_sign(S)).has(S)]
     smooth = sympy.Add(*(t for t in moving if (t / step_sign(S)).has(S)))
@@ -42,8 +45,11 @@ def _inverse(smooth: Expr, S: Symbol, target: Expr, domain: Domain) -> Expr | No
         charts.append((sympy.exp(x), sympy.exp))
     if domain is Domain.UNIT:
         charts.append((1 / (1 + sympy.exp(-x)), sigmoid))
+    def log(whole: Expr) -> Expr:
+        return _log_of_ratio(whole, {x: ZERO})
+
     for chart, back in charts:
-        straight = sympy.expand(sympy.expand_log(smooth.subs(S, chart).replace(sympy.log, _log_of_ratio), force=True))
+        straight = sympy.expand(sympy.expand_log(smooth.subs(S, chart).replace(sympy.log, log), force=True))
         found = affine(straight, S if chart == S else x)
         if found is not None and is_positive(found[0]):
             return back((target - found[1]) / found[0])
@@ -52,10 +58,11 @@ def _inverse(smooth: Expr, S: Symbol, target: Expr, domain: Domain) -> Expr | No
     return _power(smooth, S, target)
 
 
-def _log_of_ratio(whole: Expr) -> Expr:
-    """log of a sum of fractions as a difference of logarithms."""
-    above, below = sympy.fraction(sympy.together(whole))
-    return sympy.log(above) - sympy.log(below)
+def _log_of_ratio(whole: Expr, inside: dict[Symbol, Expr]) -> Expr:
+    """log of a sum of fractions as a difference of logarithms; `inside` is a place where it has a value."""
+    above, below = sympy.fraction(sympy.factor(whole))
+    sign = -1 if above.subs(inside).is_negative else 1
+    return sympy.log(sympy.expand(sign * above)) - sympy.log(sympy.expand(sign * below))
 
 
 def _power(smooth: Expr, S: Symbol, target: Expr) -> Expr | None:
