@@ -81,12 +81,17 @@ RETENTIONS = {
     "elastic net": "norm2(S - exp(g) * S_prev) / 2 + lam * norm2(S) / 2 + lam * sum(abs(S))",
     "fourth powers": "sum(abs(S)**4) / 4 - exp(g) * dot(S, S_prev**3)",
     "barrier": "norm2(S - exp(g) * S_prev) / 2 - (lam + 0.1) * sum(log(S))",
+    "powers beside squares": "norm2(S - exp(g) * S_prev) / 2 + lam * sum(S**4)",
+    "log cosh beside squares": "norm2(S - exp(g) * S_prev) / 2 + sum(log_cosh(3 * S)) + lam * sum(abs(S))",
+    "entropy beside squares": "exp(g) * sum(S * log(S / S_prev) - S) + lam * norm2(S) / 2",
     "bent past": "norm2(S - exp(g) * tanh(S_prev)) / 2",
 }
 JOINED = (
     *("lq_norm", "lq_norm of a fraction", "softmax over values", "softmax over all"),
     *("own, by row", "own, of all"),
 )
+INSIDE = "entropy", "divergence", "logit", "logit of ratios", "barrier", "entropy beside squares"
+SEARCHED = "powers beside squares", "log cosh beside squares", "entropy beside squares"
 every_link = pytest.mark.parametrize("link", LINKS)
 SMALL = Case(B=1, T=20, H=1, HV=2, d_k=5, d_v=20)
 PACKED = Case(T=40, packed=(17, 1, 22), H=1, HV=1, d_k=4, d_v=9, extreme="strong")
@@ -143,14 +148,14 @@ def test_segments_in_half_precision_and_every_schedule(link):
 @pytest.mark.parametrize("retention", RETENTIONS)
 @pytest.mark.parametrize("update", ["previous", "retained", "odd segments", "momentum"])
 def test_retentions_that_are_not_quadratic_are_exact(retention, update):
-    if update == "momentum" and retention in ("entropy", "divergence", "logit", "logit of ratios", "barrier"):
+    if update == "momentum" and retention in INSIDE:
         pytest.skip("the last step may carry such a state out of its domain")
     op = operator(update, None, RETENTIONS[retention])
     assert op.forms == ("recurrent",)
     assert not verify(op, SMALL, form="recurrent", backend="torch", dtype=torch.float64).failures
 
 
-@pytest.mark.parametrize("retention", ["entropy", "logit", "elastic net", "barrier"])
+@pytest.mark.parametrize("retention", ["entropy", "logit", "elastic net", "barrier", *SEARCHED])
 def test_retentions_that_are_not_quadratic_are_exact_in_the_kernels(retention):
     op = operator("previous", None, RETENTIONS[retention])
     assert not verify(op, FEW, form="recurrent", backend="triton", dtype=torch.float32).failures
@@ -160,6 +165,25 @@ def test_a_link_of_a_state_that_is_mirrored():
     op = operator("segments", "softmax over all", RETENTIONS["elastic net"])
     assert not verify(op, SMALL, form="recurrent", backend="torch", dtype=torch.float64).failures
     assert not verify(op, FEW, form="recurrent", backend="triton", dtype=torch.float32).failures
+
+
+@pytest.mark.parametrize("retention", SEARCHED)
+def test_a_retention_that_is_not_solved_is_searched(retention):
+    mirror = analyse(spec_of("previous", None, RETENTIONS[retention])).recurrence.mirror
+    assert mirror.root is not None and mirror.root.unknown.name in {s.name for s in mirror.law.free_symbols}
+
+
+@pytest.mark.parametrize(
+    "part, said",
+    [
+        ("0 - sum(square(S)**2)", "falls from"),
+        ("sum(abs(S)**1.5)", "no finite value and derivative where S_new = 0"),
+        ("0 - sum(log(1 - square(S)))", "need not have one root"),
+    ],
+)
+def test_what_need_not_have_one_root_is_refused(part, said):
+    with pytest.raises(SpecError, match=said):
+        analyse(spec_of("previous", None, f"{DECAYED} + 0.1 * ({part})"))
 
 
 # Relations

@@ -142,7 +142,10 @@ def _moved(r: Recurrence) -> str:
     moved = f"- {own}" if r.momentum is None else "+ M"
     state = f"S = a S_prev {moved}, a = {symbolic.equation(r.decay)}"
     if r.mirror is not None:
-        state = f"S = {symbolic.equation(r.mirror)}, own = {moved.removeprefix('+ ')}"
+        law, root = symbolic.equation(r.mirror.law), r.mirror.root
+        if root is not None:
+            law += f" where {root.unknown} + {symbolic.equation(root.pull)} = {symbolic.equation(root.base)}"
+        state = f"S = {law}, own = {moved.removeprefix('+ ')}"
     kept = "" if r.momentum is None else f", M = b M_prev - {own}, b = {symbolic.equation(r.momentum)}"
     by_entry = f", w = {symbolic.equation(r.write)}" if r.write != symbolic.ONE else ""
     return by_channel(r, f"state      {state}{kept}{by_entry}")

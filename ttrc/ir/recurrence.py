@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, Union
 
 from ttrc.language.sections import NORMALISER
@@ -35,6 +35,23 @@ class Implicit:
     unknown: Symbol
     pull: Expr
     base: Expr
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """S_t = law(S_prev, own), entry by entry; where the law has no closed form it mentions the root of an equation."""
+
+    law: Expr
+    root: Optional[Implicit] = None
+
+    @property
+    def parts(self) -> tuple[Expr, ...]:
+        return (self.law,) if self.root is None else (self.law, self.root.pull, self.root.base)
+
+    def where(self, name: str, value: Expr) -> Mirror:
+        """The same with a value in the place of a name."""
+        law, whole = in_terms_of(self.law, symbol(name), value), self.root
+        return Mirror(law, whole and replace(whole, base=in_terms_of(whole.base, symbol(name), value)))
 
 
 @dataclass(frozen=True)
@@ -146,7 +163,7 @@ class Recurrence:
     log_momentum: Expr | None = None
     segment: int | None = None
     link: Link | None = None
-    mirror: Expr | None = None  # over S_prev and own
+    mirror: Mirror | None = None
     write: Expr = ONE
     network: MLPMemory | None = None
     activation: Expr | None = None
@@ -187,9 +204,9 @@ class Recurrence:
         return self.network.expansion if self.network is not None and self.network.layers > 1 else None
 
     @property
-    def at_rest(self) -> Expr:
+    def at_rest(self) -> Mirror:
         """The mirror where a token adds nothing: the retained state."""
-        return in_terms_of(self.mirror, symbol("own"), ZERO)
+        return self.mirror.where("own", ZERO)
 
     @property
     def known_sums(self) -> tuple[Reduction, ...]:

@@ -14,10 +14,9 @@ from __future__ import annotations
 from ttrc import symbolic
 from ttrc.errors import SpecError
 from ttrc.ir.axes import ordered
-from ttrc.ir.recurrence import Association, Gate, Hebbian, Recurrence
+from ttrc.ir.recurrence import Association, Gate, Hebbian, Mirror, Recurrence
 from ttrc.language.sections import word_axes
 from ttrc.language.spec import At, ClosedForm, Domain, Gradient, MLPMemory, Per, Proximal, Spec
-from ttrc.language.state import state_domain
 from ttrc.passes.check_normaliser import check_normaliser
 from ttrc.passes.derive_association import (
     affine_error,
@@ -31,6 +30,7 @@ from ttrc.passes.derive_association import (
 )
 from ttrc.passes.derive_closed import NoClosedForm, solve_closed
 from ttrc.passes.derive_features import read_features
+from ttrc.passes.derive_mirror import derive_mirror
 from ttrc.passes.derive_network import read_activation
 from ttrc.passes.derive_readout import read_readout
 from ttrc.passes.read_link import read_link
@@ -75,7 +75,7 @@ def _derived(spec: Spec) -> Recurrence:
     reads_decayed = isinstance(spec.update, Proximal) or spec.update.at in (At.RETAINED, At.IN_TURN)
 
     momentum = _momentum(spec, scope)
-    moved = [e for e in (momentum, mirror) if e is not None]
+    moved = [*([] if momentum is None else [momentum]), *([] if mirror is None else mirror.parts)]
     parts = [part for association in associations for part in parts_of(association.error)]
     used = sums_in(scope, (*parts, curvature, decay, *moved))
     _check_sums(spec, used)
@@ -147,7 +147,7 @@ def _log(decay: Expr) -> Expr | None:
     return symbolic.log_of(decay) if decay != 1 and symbolic.is_positive(decay) else None
 
 
-def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]:
+def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Mirror | None]:
     """(m, a, None) with d retention / dS = m (S - a S_prev), the curvature and the decay; (1, 1, mirror) otherwise."""
     where = spec.retention.expr
     s, previous = scope.symbols["S"], scope.symbols["S_prev"]
@@ -162,16 +162,7 @@ def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Expr | None]
     solved = symbolic.affine(slope, s)
     carried = symbolic.affine(solved[1], previous) if solved else None
     if solved is None or carried is None:
-        mirror = symbolic.invert(slope, s, previous, symbolic.symbol("own"), state_domain(spec))
-        if mirror is None:
-            raise refuse(
-                spec,
-                where,
-                "the retention is not quadratic in S and S_prev, and the minimum of the update, "
-                f"{symbolic.equation(slope)} = -k e', was not solved for S",
-                expected="a sum of squares such as norm2(S - exp(g) * S_prev) / 2, or a sum over entries whose "
-                "derivative is an increasing function of S less one of S_prev, such as sum(S * log(S / S_prev) - S)",
-            )
+        mirror = derive_mirror(spec, scope, slope)
         return symbolic.ONE, symbolic.ONE, mirror
     curvature = solved[0]
     if not symbolic.is_positive(curvature):

@@ -174,10 +174,14 @@ def _mirrored(build: Builder, tiles: dict[str, Tile], recurrence: Recurrence, st
     padding, inside = [INSIDE[axis] for axis in state.axes], state
     for relation in padding:
         inside = build.mask("S_inside", inside, relation, INNER, "retention")
-    known, law = tiles | {"S_prev": inside}, recurrence.at_rest
+    known, mirror = tiles | {"S_prev": inside}, recurrence.at_rest
     if own is not None:
-        known, law = known | {"own": own}, recurrence.mirror
-    moved = build.elementwise("S_mirrored", law, known, "retention", state.axes)
+        known, mirror = known | {"own": own}, recurrence.mirror
+    if mirror.root is not None:
+        base, unknown = mirror.root.base, mirror.root.unknown.name
+        sought = build.elementwise("S_sought", base, known, "retention", state.axes)
+        known[unknown] = build.root(unknown, mirror.root.pull, unknown, sought, known, "retention")
+    moved = build.elementwise("S_mirrored", mirror.law, known, "retention", state.axes)
     for relation in padding:
         moved = build.mask("S_moved", moved, relation, 0.0, "retention")
     return moved

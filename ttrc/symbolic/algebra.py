@@ -86,6 +86,14 @@ class Scope:
         self.reductions.append(Reduction(reduced, body, axes))
         return reduced
 
+    def unknown(self, name: str, axes: tuple[str, ...], domain: Domain = Domain.REAL) -> Symbol:
+        """A symbol for what an equation is solved for."""
+        while name in self.symbols:  # a gate may be called so
+            name += "_"
+        made = symbol(name, domain)
+        self.axes[made] = axes
+        return made
+
     def gradient(self, scalar: Expr, wrt: Symbol) -> Expr:
         """d scalar / d wrt per element: reverse mode over the reductions the scalar goes through."""
         total = sympy.diff(scalar, wrt)

@@ -2,10 +2,13 @@
 
 The slope has to be F(S) - R(S_prev) with F increasing, so that S = F^-1(R(S_prev) + own). F may jump at 0, as that of
 abs(S) does: there S rests. The rest of F is inverted in the coordinate in which it is affine (S itself, its logarithm,
-its log-odds), as a power, or as one root of two.
+its log-odds), as a power, or as one root of two. Where it is affine and something more in such a coordinate, it is left
+to a search there.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import sympy
 
@@ -16,8 +19,25 @@ from ttrc.symbolic.functions import ZERO, larger, magnitude, positive_power, sig
 HALF = sympy.Rational(1, 2)  # inside of every domain of a state
 
 
-def invert(slope: Expr, S: Symbol, S_prev: Symbol, own: Symbol, domain: Domain) -> Expr | None:
-    """S as an expression of S_prev, own and gates; None where none of these ways leads to one."""
+@dataclass(frozen=True)
+class Searched:
+    """The unknown is where unknown + pull(unknown) = base; whether pull never falls is for others to find out."""
+
+    unknown: Symbol
+    pull: Expr
+    base: Expr
+
+
+@dataclass(frozen=True)
+class Solved:
+    """S as an expression of S_prev, own, gates, and of an unknown that is searched for."""
+
+    law: Expr
+    search: Searched | None = None
+
+
+def invert(slope: Expr, S: Symbol, S_prev: Symbol, own: Symbol, unknown: Symbol, domain: Domain) -> Solved | None:
+    """None where none of these ways leads to S."""
     if not is_short(slope):
         return None
     apart = slope.replace(sympy.log, lambda whole: _log_of_ratio(whole, {S: HALF, S_prev: HALF}))
@@ -34,10 +54,10 @@ def invert(slope: Expr, S: Symbol, S_prev: Symbol, own: Symbol, domain: Domain) 
             return None
         beyond = target - at_zero
         target = at_zero + step_sign(beyond) * larger(magnitude(beyond) - jump, sympy.Integer(0))
-    return _inverse(smooth, S, target, domain)
+    return _inverse(smooth, S, target, unknown, domain)
 
 
-def _inverse(smooth: Expr, S: Symbol, target: Expr, domain: Domain) -> Expr | None:
+def _inverse(smooth: Expr, S: Symbol, target: Expr, unknown: Symbol, domain: Domain) -> Solved | None:
     """S with smooth(S) = target."""
     x = sympy.Dummy(real=True)
     charts = [(S, lambda y: y)]
@@ -45,6 +65,7 @@ def _inverse(smooth: Expr, S: Symbol, target: Expr, domain: Domain) -> Expr | No
         charts.append((sympy.exp(x), sympy.exp))
     if domain is Domain.UNIT:
         charts.append((1 / (1 + sympy.exp(-x)), sigmoid))
+
     def log(whole: Expr) -> Expr:
         return _log_of_ratio(whole, {x: ZERO})
 
@@ -52,10 +73,24 @@ def _inverse(smooth: Expr, S: Symbol, target: Expr, domain: Domain) -> Expr | No
         straight = sympy.expand(sympy.expand_log(smooth.subs(S, chart).replace(sympy.log, log), force=True))
         found = affine(straight, S if chart == S else x)
         if found is not None and is_positive(found[0]):
-            return back((target - found[1]) / found[0])
-    if domain is Domain.POSITIVE:
-        return _root(smooth, S, target)
-    return _power(smooth, S, target)
+            return Solved(back((target - found[1]) / found[0]))
+    law = _root(smooth, S, target) if domain is Domain.POSITIVE else _power(smooth, S, target)
+    if law is not None:
+        return Solved(law)
+    x = S if chart == S else x
+    search = _searched(straight.xreplace({x: unknown}), unknown, target)
+    return None if search is None else Solved(back(unknown), search)
+
+
+def _searched(straight: Expr, x: Symbol, target: Expr) -> Searched | None:
+    """The equation straight(x) = target, divided by how steep the part of it is that is affine."""
+    terms = sympy.Add.make_args(straight)
+    steep = sympy.Add(*(t / x for t in terms if not (t / x).has(x)))
+    rest = sympy.Add(*(t for t in terms if t.has(x) and (t / x).has(x)))
+    known = sympy.Add(*(t for t in terms if not t.has(x)))
+    if not is_positive(steep):
+        return None
+    return Searched(x, rest / steep, (target - known) / steep)
 
 
 def _log_of_ratio(whole: Expr, inside: dict[Symbol, Expr]) -> Expr:

@@ -209,9 +209,10 @@ PER = {
 
 
 def _mirror_class(r: Recurrence) -> Finding:
-    moved = symbolic.equation(shown(r, r.mirror))
+    law, root = symbolic.equation(shown(r, r.mirror.law)), r.mirror.root
+    found = "" if root is None else f"; {_search(root)}"
     return Finding(
-        "retention", "not quadratic: each entry moves by its own law", f"S_t = {moved} is not linear in S_prev"
+        "retention", "not quadratic: each entry moves by its own law", f"S_t = {law} is not linear in S_prev{found}"
     )
 
 

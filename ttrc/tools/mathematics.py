@@ -17,6 +17,7 @@ from ttrc.ir.recurrence import (
     Feature,
     Hebbian,
     Implicit,
+    Mirror,
     Nonlinear,
     Readout,
     Recurrence,
@@ -169,8 +170,9 @@ def _weights(r: Recurrence) -> Step:
 
 def _retention(r: Recurrence) -> Step:
     if r.mirror is not None:
-        note = "the slope of the retention is F(S) - R(S_prev) in each entry, F increasing; solved for S"
-        return Step("Retention", (line("dR/dS = own"), line("S = {}", shown(r, r.mirror))), note)
+        found = "solved for S" if r.mirror.root is None else "S is searched for"
+        note = f"the slope of the retention is F(S) - R(S_prev) in each entry, F increasing; {found}"
+        return Step("Retention", (line("dR/dS = own"), *_law(r, "S", r.mirror)), note)
     curvature, decay = shown(r, r.curvature), shown(r, r.decay)
     lines = [line("dR/dS = m ( S - a S_prev )"), line("m = {}", curvature), line("a = {}", decay)]
     if r.log_decay is not None:
@@ -233,14 +235,23 @@ def _moved(r: Recurrence, before: str, used: tuple[Expr, ...]) -> Line:
 
 def _mirrored(r: Recurrence) -> tuple[Line, ...]:
     """How a state moves by its mirror; with a momentum, of which only what a token adds enters."""
-    law = line("S_t = {}", shown(r, r.mirror)), line(f"own = - {step(r)}")
+    own = line(f"own = - {step(r)}")
     if r.momentum is None:
-        return law
+        return (*_law(r, "S_t", r.mirror), own)
+    if r.mirror.root is not None:
+        added = line("S_t = S_rest + M_t"), line("own_t = S_alone - S_rest")
+        return (*added, *_law(r, "S_alone", r.mirror), *_law(r, "S_rest", r.at_rest), own)
     return (
-        line("S_t = {} + M_t", shown(r, r.at_rest)),
-        line("own_t = {} - {}", shown(r, r.mirror), shown(r, r.at_rest)),
-        law[1],
+        line("S_t = {} + M_t", shown(r, r.at_rest.law)),
+        line("own_t = {} - {}", shown(r, r.mirror.law), shown(r, r.at_rest.law)),
+        own,
     )
+
+
+def _law(r: Recurrence, name: str, mirror: Mirror) -> tuple[Line, ...]:
+    """What an entry of the state becomes, and the equation that it takes to say so."""
+    law = line(f"{name} = {{}}", shown(r, mirror.law))
+    return (law,) if mirror.root is None else (law, _equation(r, mirror.root))
 
 
 def _equation(r: Recurrence, root: Implicit) -> Line:
