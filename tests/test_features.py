@@ -1,5 +1,7 @@
 """Feature maps: a spec with them is the same spec without, fed with what the maps make of q and k."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from ttrc.paths import specs_dir
 from ttrc.runtime.verify import Case, fitting, verify
 from ttrc.tools import account
 
+UNSEEN = Path(__file__).parent / "unseen"
 UNIT = ("q / sqrt(norm2(q) + 0.000001)", "k / sqrt(norm2(k) + 0.000001)")
 ELU = ("where(q > 0, q + 1, exp(min(q, 0)))", "where(k > 0, k + 1, exp(min(k, 0))) / 4")
 SOFTMAX = ("exp(q) / sum(exp(q))", "exp(k) / sum(exp(k))")  # padded channels would be summed
@@ -169,6 +172,33 @@ def test_kernels_of_the_memory_work_no_dear_map_out():
     kernels = analyse(with_features("gated_deltanet", UNIT)).forms["chunk"].plan.kernels
     working = {k.name for k in kernels if any(s.origin.startswith("features") for s in k.statements)}
     assert working == {"chunk_map", "chunk_map_reverse"}
+
+
+ERASE = """[loss.erase]
+weight = "beta"
+key = "erase * k"
+expr = "norm2(p) / 2"
+
+[loss.store]
+weight = "beta"
+expr = "-dot(p, v)"
+"""
+SQUARED = '[loss]\nweight = "beta"\nexpr = "norm2(p - v) / 2"\n'
+
+
+def test_keys_that_gates_make_are_stored_where_one_unknown_is_solved_for():
+    def has_own_kernel(text):
+        plan = analyse(parse_spec(text)).forms["chunk"].plan
+        return "chunk_map" in {k.name for k in plan.kernels}
+
+    plain = (specs_dir() / "gated_deltanet.toml").read_text()
+    assert plain.count(SQUARED) == 1
+    erased = plain.replace(SQUARED, ERASE).replace(
+        "[inputs]\n", '[inputs]\nerase = { per = "key_channel", domain = "unit" }\n'
+    )
+    assert has_own_kernel(erased)
+    assert not has_own_kernel(erased.replace("key_channel", "head"))
+    assert not has_own_kernel((UNSEEN / "three_turns.toml").read_text())
 
 
 def test_rows_that_no_product_takes_come_when_they_are_wanted():

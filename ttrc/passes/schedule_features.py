@@ -5,7 +5,8 @@ beside a state and tiles of pairs; and its adjoint takes several tiles as wide a
 led back. So mapped rows are stored in front of the scans as products take them, rounded, and the memory's kernels read
 them in the place of queries and keys: 6 d_k bytes a token more in half precision, of either map. The adjoint is worked
 out where the gradients are, which load the rows behind all else; of a map that sums over a row in a kernel behind them,
-for 4 d_k more. Where there is such a kernel it stores the keys too that gates of key channels make, which are float32.
+for 4 d_k more. Where there is such a kernel it stores the keys too that gates of key channels make, which are float32;
+and these have one of their own where a chunk has one inverse. Of several the gradients have no shared memory for more.
 
 Of a map without an exponential, a root or a quotient none of that is less time than working it out again takes; nor,
 where a rule solves nothing, of one with one of them; nor where kernels walk key channels, of which they have few at a
@@ -17,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ttrc.ir.plan import Buffer, Kernel, Launch, Skeleton, Space
-from ttrc.ir.tile import Contract, Decayed, Elementwise, Program, Reduce, Statement, Tile, operands
+from ttrc.ir.tile import Contract, Decayed, Elementwise, Inverse, Program, Reduce, Statement, Substitute, Tile, operands
 from ttrc.passes.plan_kernel import planned
 from ttrc.passes.slice_program import slice_program
 from ttrc.symbolic import special_count
@@ -48,11 +49,13 @@ def schedule_features(
     """`solves`: whether a chunk of the rule solves a system, or works with products of masks."""
     walked = any(isinstance(s.op, Decayed) for s in forward.statements)
     known, gates = frozenset(b.tile for b in inputs), {b.tile for b in inputs if b.single and b.tile.axes == WIDE}
+    solved = [type(s.op) for s in forward.statements if isinstance(s.op, (Inverse, Substitute))]
+    alone = solved == [Inverse]
     apart: dict[Tile, bool] = {}  # and whether a map sums over a row
     for tile in forward.mapped:
         code = slice_program(forward.statements, [tile], known | set(apart))
         sums = any(isinstance(s.op, Reduce) for s in code)
-        wide = apart and solves and any(gates & set(operands(s.op)) for s in code)
+        wide = solves and (apart or alone) and any(gates & set(operands(s.op)) for s in code)
         if sums or not walked and (wide or _special(code) > (0 if solves else 1)):
             apart[tile] = sums
     if not apart:
