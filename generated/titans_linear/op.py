@@ -38,6 +38,16 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
+def at_home(run):
+    """On the device of the first tensor: Triton launches on the current one, whatever it is handed."""
+
+    def call(*inputs):
+        with torch.cuda.device_of(inputs[0]):
+            return run(*inputs)
+
+    return call
+
+
 def register(name: str, run, fake, keep, differentiate):
     """A torch operator: what runs, what tells shapes alone, and how it is differentiated, as of an autograd.Function.
 
@@ -45,7 +55,7 @@ def register(name: str, run, fake, keep, differentiate):
     """
     name = f"{SYMBOL}_{name}"
     LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
-    LIBRARY.impl(name, torch.compiler.disable(run), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, torch.compiler.disable(at_home(run)), "CompositeExplicitAutograd")
     torch.library.register_fake(f"ttrc::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.ttrc, name).default
 

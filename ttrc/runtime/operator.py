@@ -7,6 +7,7 @@ from typing import Optional, Union
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from ttrc.ir.config import is_several_chunks
 from ttrc.language.spec import Gradient, Parameter, Spec
@@ -27,6 +28,7 @@ class Operator:
         self.spec, self.package = spec, package
         self._call = getattr(package, spec.name)
         self._required = needs_initial_state(spec)  # found by trying expressions: not at every call
+        self._defaults: dict[tuple, Tensor] = {}
 
     @property
     def forms(self) -> tuple[str, ...]:
@@ -107,6 +109,17 @@ class Operator:
         return gates | {p.name: self._default(p, q, k, v) for p in absent}
 
     def _default(self, parameter: Parameter, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Made once: to hand numbers to a GPU is to wait for it, and a CUDA graph may not."""
         dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
-        made = default_value(parameter, call_heads(self.spec, q, k, v), {"k": q.shape[3], "v": v.shape[3]})
-        return made.to(device=v.device, dtype=dtype)
+        heads, widths = call_heads(self.spec, q, k, v), {"k": q.shape[3], "v": v.shape[3]}
+
+        def make() -> Tensor:
+            return default_value(parameter, heads, widths).to(device=v.device, dtype=dtype)
+
+        if torch.compiler.is_compiling() or is_fake(v):
+            return make()
+        key = (parameter.name, heads, *widths.values(), v.device, dtype)
+        if key not in self._defaults:
+            with torch.inference_mode(False):  # or no backward pass could keep it
+                self._defaults[key] = make()
+        return self._defaults[key]
