@@ -4,14 +4,16 @@
 
 Work comes in units (stages.py), each in a process of its own, so that one that crashes, hangs or takes the device's
 context down stops nothing else. What is done is written down as it is done; the same command goes on with the rest.
-All of it goes to one folder, bench/results/CHIP-DATE/, and packed to $OUT/results.tar.gz where $OUT is set: on a
-machine that forgets, unpack that into bench/results/ before the next call (--into names it after midnight). What was
-tuned lies there as CHIP.json; copied to ttrc/tuned/ it ships. --dry does a little of everything in the interpreter.
+All of it goes to one folder, bench/results/CHIP-DATE/, and packed to $OUT/results.tar.gz where $OUT is set, after each
+unit: on a machine that forgets, unpack that into bench/results/ before the next call (--into names it after midnight).
+What was tuned lies there as CHIP.json; copied to ttrc/tuned/ it ships. Specs that are named come first, else those that
+the targets are set on. --dry does a little of everything in the interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -34,11 +36,11 @@ if sys.path[0] == str(HERE):  # run as a script
 # What this machine lacks, behind what it has: on PYTHONPATH it would stand before, though made for another Python.
 sys.path.append(str(ROOT / ".wheels"))
 
-from bench.stages import STAGES, Unit, every_spec, perform, units  # noqa: E402
+from bench.stages import FIRST, STAGES, Unit, every_spec, perform, rounds  # noqa: E402
 
-TRIES = 2  # of a unit that fails or is cut
+TRIES = 2  # of a unit that fails, or takes longer than it may
 LEAST = 20.0  # seconds: with less than this left, nothing new is begun
-TOGETHER = 6  # units at a time where no clock is read
+TOGETHER = max(1, min(8, (os.cpu_count() or 1) // 2))  # units at a time where no clock is read
 LOG = 20_000  # characters kept of what a failed unit said
 TAIL = 60  # lines of the closing table at most
 
@@ -58,13 +60,14 @@ class Day:
         return cls(folder, json.loads(path.read_text()) if path.is_file() else {})
 
     def left(self, unit: Unit) -> bool:
-        """Whether a unit still has to be done: it is not right yet, and was not tried too often."""
+        """Whether a unit still has to be done: it is not right yet, and was not tried too often. That a day ended while
+        it was under way is nobody's fault."""
         known = self.state.get(unit.key)
         return known is None or (known["status"] != "ok" and known["tries"] < TRIES)
 
     def note(self, unit: Unit, status: str, seconds: float, line: str) -> None:
         with self.lock:
-            tries = self.state.get(unit.key, {"tries": 0})["tries"] + 1
+            tries = self.state.get(unit.key, {"tries": 0})["tries"] + (status != "ended")
             self.state[unit.key] = {
                 "stage": unit.stage,
                 "status": status,
@@ -75,6 +78,18 @@ class Day:
             staging = self.folder / "state.partial"
             staging.write_text(json.dumps(self.state, indent=1))
             staging.replace(self.folder / "state.json")
+            self.pack()
+
+    def pack(self) -> None:
+        """For a machine that hands back $OUT alone, and may be taken away at any time."""
+        if not os.environ.get("OUT"):
+            return
+        packed = Path(os.environ["OUT"]) / "results.tar.gz"
+        staging = packed.with_suffix(".partial")
+        with contextlib.suppress(OSError):  # a file that went or shrank meanwhile: what was packed before remains
+            with tarfile.open(staging, "w:gz") as made:
+                made.add(self.folder, arcname=self.folder.name)
+            staging.replace(packed)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,9 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     _restore_tuned(day, device)
     deadline = time.monotonic() + 60 * given.minutes
     specs = given.specs or (["linear_attention", "tests/unseen/half_hebbian.toml"] if given.dry else every_spec())
-    for stage in given.stage or STAGES:
-        todo = [u for u in units(stage, specs, given.dry) if given.again or day.left(u)]
-        with ThreadPoolExecutor(TOGETHER if stage == "verify" and not given.dry else 1) as pool:
+    seen: set[str] = set()
+    for units in rounds(specs, given.specs or FIRST, given.dry):
+        asked = [u for u in units if u.stage in (given.stage or STAGES) and u.key not in seen]
+        seen |= {u.key for u in asked}
+        todo = [u for u in asked if given.again or day.left(u)]
+        with ThreadPoolExecutor(TOGETHER if {u.stage for u in todo} == {"verify"} and not given.dry else 1) as pool:
             list(pool.map(lambda unit: _run(unit, day, device, deadline), todo))
     return _close(day, given.dry)
 
@@ -138,7 +156,7 @@ def _run(unit: Unit, day: Day, device: str, deadline: float) -> None:
     left = deadline - time.monotonic()
     if left < LEAST:
         return
-    started = time.monotonic()
+    started, suspects = time.monotonic(), _suspects(device) if unit.stage == "tune" else []
     with tempfile.TemporaryDirectory() as room:
         answer = Path(room) / "answer.json"
         command = [
@@ -162,6 +180,8 @@ def _run(unit: Unit, day: Day, device: str, deadline: float) -> None:
             status, line = "crashed", f"exit {code}: {_last_line(log)}"
         except subprocess.TimeoutExpired:
             status, line = "cut", f"not done after {time.monotonic() - started:.0f} s"
+            if left < unit.seconds:
+                status = "ended"
         if answer.is_file():
             told = json.loads(answer.read_text())
             status, line = "ok" if told["ok"] else "failed", told["line"]
@@ -174,6 +194,8 @@ def _run(unit: Unit, day: Day, device: str, deadline: float) -> None:
             log.write_text(log.read_text(errors="replace")[-LOG:])
     if unit.stage == "tune":
         _keep_tuned(day, device)
+        if status == "ended":
+            _acquit(suspects, device)
     day.note(unit, status, time.monotonic() - started, line)
     print(f"{status:8}{time.monotonic() - started:6.0f} s  {unit.key}: {line}"[:200], flush=True)
 
@@ -212,6 +234,22 @@ def _keep_tuned(day: Day, device: str) -> None:
         shutil.copyfile(here, kept)
 
 
+def _suspects(device: str) -> list:
+    from ttrc.runtime.tuned import chip_name, read_suspects, suspects_file
+
+    chip = chip_name(device)
+    return [] if chip is None else read_suspects(suspects_file(chip))
+
+
+def _acquit(before: list, device: str) -> None:
+    """Of the configuration that was tried when time was up nothing is known: those that were suspects remain."""
+    from ttrc.runtime.tuned import chip_name, suspects_file, write_suspects
+
+    chip = chip_name(device)
+    if chip is not None:
+        write_suspects(suspects_file(chip), before)
+
+
 def _tuned_files(day: Day, device: str) -> tuple[Path, Path] | tuple[None, None]:
     from ttrc.runtime.tuned import chip_name, user_file
 
@@ -228,9 +266,7 @@ def _close(day: Day, dry: bool) -> int:
     done = sum(v["status"] == "ok" for v in day.state.values())
     head = f"{done} of {len(rows)} units are right{' (dry: no time means anything)' if dry else ''}; {day.folder}"
     (day.folder / "SUMMARY.txt").write_text("\n".join([head, *lines]) + "\n")
-    if os.environ.get("OUT"):
-        with tarfile.open(Path(os.environ["OUT"]) / "results.tar.gz", "w:gz") as packed:
-            packed.add(day.folder, arcname=day.folder.name)
+    day.pack()
     print(
         "\n".join(
             ["", *lines[:TAIL], *([f"... {len(lines) - TAIL} more in SUMMARY.txt"] if len(lines) > TAIL else []), head]

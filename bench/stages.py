@@ -2,17 +2,28 @@
 
 compiler what this Triton is known to get wrong on this chip, probed
 verify   every form, dtype and case of a spec, of shipped ones every schedule: on the device, poisoned, twice,
-         against the oracle
+         against the oracle; or a few cases of it
 tune     one spec at one head dimension and dtype
-bench    one spec over one list of shapes, beside its peers
+bench    one spec over one list of shapes, beside its peers; once more when it is tuned
 profile  the time of each kernel at one shape, and the bandwidth it reached
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import torch
+
+from ttrc.language.spec import KernelMemory
+from ttrc.runtime.ahead import compiling_ahead
+from ttrc.runtime.interpreter import mend_interpreter
+from ttrc.runtime.load import load
+from ttrc.runtime.trust import Verifier, is_lost
+from ttrc.runtime.verify import Case, draw_setting, fitting, prepare, run
+from ttrc.tools.check import GROUPED_ON_GPU, ON_GPU, SCHEDULES_ON_GPU, beyond_half
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("compiler", "verify", "tune", "bench", "profile")
@@ -21,6 +32,12 @@ FIRST = ("gated_deltanet", "mamba2", "linear_attention", "deltanet")  # what the
 SHAPES = (
     "registry-16-128", "registry-96-128", "registry-64-128", "registry-8-64", "registry-32-256", "lengths", "heads",
 )  # fmt: skip
+FEW = (
+    Case(B=1, T=150, H=1, HV=2, d_k=128, d_v=128),
+    Case(B=1, T=150, packed=(70, 1, 79), H=1, HV=2, d_k=64, d_v=64),
+)
+WORKERS = 4  # threads that compile for a unit that is not alone
+TUNED = ((128, "chunk"), (64, "chunk"), (256, "chunk"), (128, "recurrent"))
 PROFILED = ((2, 16384, 16, 128), (1, 32768, 16, 128))
 
 
@@ -45,27 +62,51 @@ def every_spec() -> list[str]:
     return [*(s for s in FIRST if s in shipped), *(s for s in shipped if s not in FIRST), *unseen]
 
 
-def units(stage: str, specs: list[str], dry: bool) -> Iterator[Unit]:
-    """The pieces of a stage, what matters most first."""
+def rounds(specs: list[str], first: Sequence[str], dry: bool) -> Iterator[list[Unit]]:
+    """The pieces of a day, what tells most a minute first; those of a round are of one stage. A unit may come again.
+
+    What `first` are is looked at, timed, tuned and timed once more before anything is verified thoroughly: there the
+    oracle takes most of the time, which no GPU makes shorter.
+    """
     shipped = [s for s in specs if not s.endswith(".toml")]
+    if dry:
+        yield from (list(_dry(stage, specs, shipped)) for stage in STAGES)
+        return
+    head, rest = [s for s in specs if s in first], [s for s in shipped if s not in first]
+    targets, tuned = [s for s in head if s in shipped], (("configs", "tuned"),)
+    yield [Unit("compiler", "triton", (), 120.0)]
+    yield [_few(s) for s in head]
+    yield [_timed(s, SHAPES[0]) for s in targets]
+    yield [_few(s) for s in rest]
+    for s in targets:
+        yield [_tuned(s, 128, "chunk")]
+        yield [_timed(s, SHAPES[0], tuned)]
+    yield [Unit("profile", s) for s in targets]
+    yield [Unit("verify", s) for s in specs]
+    yield [_tuned(s, width, form) for width, form in TUNED for s in shipped]
+    for shapes in SHAPES:
+        chosen = shipped if shapes.startswith("registry") else [s for s in shipped if s in first]
+        yield [_timed(s, shapes) for s in chosen]
+    yield [Unit("profile", s) for s in shipped]
+
+
+def _dry(stage: str, specs: list[str], shipped: list[str]) -> Iterator[Unit]:
     if stage == "compiler":
         yield Unit(stage, "triton", (), 120.0)
         return
-    if dry:
-        yield from (Unit(stage, s, (), 60.0) for s in (specs if stage == "verify" else shipped[:1]))
-        return
-    match stage:
-        case "verify":
-            yield from (Unit(stage, s) for s in specs)
-        case "tune":
-            for width, form in ((128, "chunk"), (64, "chunk"), (256, "chunk"), (128, "recurrent")):
-                yield from (Unit(stage, s, (("width", width), ("form", form))) for s in shipped)
-        case "bench":
-            for shapes in SHAPES:
-                chosen = shipped if shapes.startswith("registry") else [s for s in shipped if s in FIRST]
-                yield from (Unit(stage, s, (("shapes", shapes),)) for s in chosen)
-        case "profile":
-            yield from (Unit(stage, s) for s in shipped)
+    yield from (Unit(stage, s, (), 300.0) for s in (specs if stage == "verify" else shipped[:1]))
+
+
+def _few(spec: str) -> Unit:
+    return Unit("verify", spec, (("cases", "few"),))
+
+
+def _tuned(spec: str, width: int, form: str) -> Unit:
+    return Unit("tune", spec, (("width", width), ("form", form)))
+
+
+def _timed(spec: str, shapes: str, more: tuple[tuple[str, object], ...] = ()) -> Unit:
+    return Unit("bench", spec, (("shapes", shapes), *more))
 
 
 def perform(unit: Unit, device: str, folder: Path) -> dict:
@@ -79,6 +120,7 @@ def _compiler(unit: Unit, device: str, folder: Path) -> dict:
     from ttrc.tools.miscompiles import FAULTS, Finding, find_here
 
     if device == "cpu":
+        mend_interpreter()
         where, found = "Triton's interpreter", tuple(Finding(f, f.probe(device)) for f in FAULTS if f.probe)
     else:
         where, found = find_here(device)
@@ -88,32 +130,44 @@ def _compiler(unit: Unit, device: str, folder: Path) -> dict:
     return {"ok": not hit, "line": line, "data": data}
 
 
-def _verify(unit: Unit, device: str, folder: Path) -> dict:
-    import torch
-
-    from ttrc.language.spec import KernelMemory
-    from ttrc.runtime.load import load
-    from ttrc.runtime.trust import Verifier
-    from ttrc.runtime.verify import Case
-    from ttrc.tools.check import GROUPED_ON_GPU, ON_GPU, SCHEDULES_ON_GPU
-
-    op = load(_path(unit.spec))
-    shipped = not unit.spec.endswith(".toml")
+def comparisons(op, shipped: bool, few: bool) -> list[tuple[str, torch.dtype, Case]]:
+    """(form, dtype, case) of what is compared on a GPU."""
     shared = isinstance(op.spec.memory, KernelMemory)
     wide = ON_GPU + (SCHEDULES_ON_GPU if shipped else ()) + (GROUPED_ON_GPU if shared else ())
     plan = {torch.bfloat16: wide, torch.float32: ON_GPU[-1:], torch.float16: ON_GPU[-1:]}
-    if device == "cpu":
-        small = Case(B=1, T=20, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)
-        plan = {torch.bfloat16: (small,), torch.float32: (replace(small, schedule="split"),)}
-    rows = []
-    for form in op.forms:
-        known = ("auto", *op.schedules) if form == "chunk" else ("auto",)
-        for dtype, cases in plan.items():
-            for case in (c for c in cases if c.schedule in known):
-                rows.append(
-                    {"form": form, "dtype": str(dtype).removeprefix("torch."), "case": str(case)}
-                    | _verdict(Verifier, op, form, dtype, device, case)
-                )
+    return _fitting(op, {torch.bfloat16: FEW} if few else plan)
+
+
+def toy_comparisons(op) -> list[tuple[str, torch.dtype, Case]]:
+    small = Case(B=1, T=20, H=1, HV=1, d_k=16, d_v=16, chunk_size=16)
+    return _fitting(op, {torch.bfloat16: (small,), torch.float32: (replace(small, schedule="split"),)})
+
+
+def _fitting(op, plan: dict[torch.dtype, Sequence[Case]]) -> list[tuple[str, torch.dtype, Case]]:
+    known = {form: ("auto", *op.schedules) if form == "chunk" else ("auto",) for form in op.forms}
+    every = [(form, dtype, case) for form in op.forms for dtype, cases in plan.items() for case in cases]
+    return [
+        (f, d, fitting(op.spec, c)) for f, d, c in every if c.schedule in known[f] and not beyond_half(op.spec, d, c)
+    ]
+
+
+def _verify(unit: Unit, device: str, folder: Path) -> dict:
+    op, few = load(_path(unit.spec)), dict(unit.options).get("cases") == "few"
+    every = toy_comparisons(op) if device == "cpu" else comparisons(op, not unit.spec.endswith(".toml"), few)
+
+    def launch_all() -> None:
+        for form, dtype, case in every:
+            run(op, draw_setting(op.spec, case, dtype, device), form, "triton")
+
+    with compiling_ahead(launch_all, device, WORKERS):
+        for _, dtype, case in every:
+            with contextlib.suppress(Exception):  # told below, beside its case
+                prepare(op.spec, case, dtype, device)  # which is remembered
+    rows = [
+        {"form": form, "dtype": str(dtype).removeprefix("torch."), "case": str(case)}
+        | _verdict(op, form, dtype, device, case)
+        for form, dtype, case in every
+    ]
     bad = [r for r in rows if r["reason"]]
     worst = max((e for r in rows for e in r["errors"].values()), default=float("nan"))
     line = f"{len(rows) - len(bad)} of {len(rows)} right, worst error {worst:.1e}"
@@ -122,13 +176,13 @@ def _verify(unit: Unit, device: str, folder: Path) -> dict:
     return {"ok": not bad, "line": line, "data": rows}
 
 
-def _verdict(verifier, op, form: str, dtype, device: str, case) -> dict:
+def _verdict(op, form: str, dtype, device: str, case: Case) -> dict:
     try:
-        judge = verifier(op, form, dtype, device, [case])
+        judge = Verifier(op, form, dtype, device, [case])
         verdict = judge.judge(judge.settings[0])
         return {"errors": verdict.result.outputs | verdict.result.gradients, "reason": verdict.reason}
     except Exception as error:
-        if "illegal memory access" in str(error):
+        if is_lost(device):
             raise  # nothing runs in this process any more
         return {"errors": {}, "reason": f"{type(error).__name__}: {str(error)[:300]}"}
 
@@ -161,15 +215,24 @@ def _bench(unit: Unit, device: str, folder: Path) -> dict:
     from ttrc.tools import bench_report as report
 
     shapes = _shapes(dict(unit.options).get("shapes", "registry"))
-    run = tool.bench(
+    made = tool.bench(
         [_path(unit.spec)], shapes=shapes if device != "cpu" else tool.TOY[1:], device=device, budget_ms=200.0
     )
-    report.write(run, folder / "plots", unit.key)
-    means = {f"{side} {which}": round(m, 3) for (_, side, which), m in report.geometric_means(run).items()}
-    mine = [r for r in run.rows if r.side == tool.OURS]
+    report.write(made, folder / "plots", unit.key)
+    means = {f"{side} {which}": round(m, 3) for (_, side, which), m in report.geometric_means(made).items()}
+    mine = [r for r in made.rows if r.side == tool.OURS]
     line = ", ".join(f"{m:.2f} x {name}" for name, m in means.items()) or "no peer"
-    line += "" if device != "cpu" else " (means nothing on a CPU)"
-    return {"ok": all(r.sample for r in mine), "line": line, "data": report.as_data(run), "means": means}
+    left = sorted({str(s) for s in shapes} - {str(r.shape) for r in mine}) if device != "cpu" else []
+    line += f", no memory for {', '.join(left)}" if left else ""
+    tuned = {" ".join(map(str, key)): row for key, row in load(_path(unit.spec)).package.launch.TUNED.items()}
+    line += f", {len(tuned)} configurations tuned" if device != "cpu" else " (means nothing on a CPU)"
+    return {
+        "ok": bool(mine) and all(r.sample for r in mine),
+        "line": line,
+        "data": report.as_data(made),
+        "means": means,
+        "tuned": tuned,
+    }
 
 
 def _shapes(name: str):

@@ -2,13 +2,16 @@
 
 import json
 import sys
+import threading
 from hashlib import sha256
 
 import torch
+from triton import knobs
 
 from bench.paper import paper_gpu
 from bench.sides import backward_of, ours
 from bench.walls import kernels
+from ttrc.runtime.ahead import compile_ahead
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs
 
@@ -24,15 +27,40 @@ def launches(name: str) -> list[list[tuple[str, int, str]]]:
     return found
 
 
+def compiled_late(name: str) -> list[int]:
+    """How many kernels compile where they are launched: behind a rehearsal, and where there was none, by schedule."""
+    op, late = load(name), []
+    x = draw_inputs(op.spec, Workload(1, 512, 2, 64, 64), torch.bfloat16, "cpu")
+    knobs.compilation.listener = lambda **_: late.append(1)
+
+    def work(schedule: str = "split") -> None:
+        backward_of(ours(name, schedule)(x), x)
+
+    def elsewhere() -> None:  # as on a GPU, where the backward pass has a thread of its own
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    found, launched = [], []
+    with paper_gpu(launched.append):
+        compile_ahead(elsewhere, "cuda", 2)
+        assert not launched
+        for schedule in ("split", "segments"):
+            late.clear()
+            work(schedule)
+            found.append(len(late))
+    return found
+
+
 def _hash(binary: bytes) -> str:
     return sha256(binary).hexdigest()
 
 
 if __name__ == "__main__":
     what, name = sys.argv[1:]
-    made = (
-        launches(name)
-        if what == "launches"
-        else {k.name: (k.instructions, k.wavefronts) for k in kernels(name, "ttrc")}
-    )
-    print(json.dumps(made))
+    doing = {
+        "launches": launches,
+        "late": compiled_late,
+        "instructions": lambda name: {k.name: (k.instructions, k.wavefronts) for k in kernels(name, "ttrc")},
+    }
+    print(json.dumps(doing[what](name)))

@@ -1,4 +1,4 @@
-"""What is different on a GPU, with something that stands for one: the device of a launch, waits for it, what is measured."""
+"""What is different on a GPU, with something that stands for one: where kernels are launched, waits, measurements."""
 
 from contextlib import contextmanager
 
@@ -7,8 +7,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ttrc
-from ttrc.runtime import operator
+from ttrc.runtime import operator, trust, tuner
+from ttrc.runtime.tuned import Key
+from ttrc.runtime.tuner import key_of, tune
+from ttrc.runtime.workload import Workload
 from ttrc.sampling import as_arguments, random_inputs
+from ttrc.tools import timing
+from ttrc.tools import tune as tool
+from ttrc.tools.bench import _small
+from ttrc.tools.offline import CompileFailure
 
 
 def inputs(op, **sizes):
@@ -67,3 +74,78 @@ def test_defaults_are_handed_to_the_device_once(monkeypatch):
         fake = op(**{n: mode.from_tensor(t) for n, t in as_arguments(op.spec, y).items()})[0]
     assert fake.shape == y["v"].shape
     assert op(**as_arguments(op.spec, y))[0].isfinite().all()
+
+
+def test_a_peak_is_that_of_a_call_in_which_nothing_is_tuned(monkeypatch):
+    held, calls = [0], []
+
+    def step(i):
+        calls.append(i)
+        held[0] = 256 if len(calls) == 1 else 10  # what an autotuner flushes caches with
+
+    for name, answer in (("synchronize", None), ("memory_allocated", 2), ("reset_peak_memory_stats", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: held[0])
+    assert timing.peak_bytes(step, "cuda") == 8
+
+
+def test_a_device_that_is_lost_ends_the_search_and_another_fault_does_not(monkeypatch):
+    """What it would say of the next candidates is not about them."""
+    op, shape = ttrc.load("linear_attention"), Workload(1, 8, 1, 16, 16)
+
+    def faulty():
+        raise RuntimeError("CUDA error: misaligned address")
+
+    def search(lost):
+        monkeypatch.setattr(tuner, "is_lost", lambda device: lost)
+        return tune(
+            op,
+            {"chunk": [shape]},
+            dtype=torch.float32,
+            device="cpu",
+            timer=lambda *_: 1.0,
+            verifier=lambda form, schedule: faulty,
+            most=2,
+        )
+
+    assert {t.reason.split(":")[0] for t in search(False).rejected} == {"does not run"}
+    with pytest.raises(RuntimeError, match="misaligned"):
+        search(True)
+
+
+def test_a_device_is_lost_where_it_cannot_be_waited_for(monkeypatch):
+    assert not trust.is_lost("cpu")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert not trust.is_lost("cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: 1 / 0)
+    assert trust.is_lost("cuda")
+
+
+def test_only_kernels_with_something_to_tune_are_compiled_beforehand(monkeypatch):
+    op, jobs = ttrc.load("gated_deltanet"), []
+    shapes = {"chunk": [Workload(16, 2048, 16, 128, 128), Workload(2, 8192, 16, 128, 128)]}
+
+    def compile_many(given, **_):
+        jobs.extend(given)
+        return [CompileFailure(job.kernel, job.target, "") for job in given]
+
+    monkeypatch.setattr(tool, "compile_many", compile_many)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    left = tool._left(op, shapes, torch.bfloat16, ())
+    tool.footprints(op, left, 128, "bf16", "cuda")
+    kernels = {job.kernel for job in jobs}
+    assert kernels == {
+        "chunk_prepare", "chunk_scan", "chunk_scan_reverse", "chunk_gradients", "chunk_output", "chunk_transition"
+    }  # fmt: skip
+    known = {Key(name, 128, "bfloat16", regime) for name in kernels - {"chunk_scan"} for regime in ("many", "few")}
+    known.add(key_of(op.package, "chunk_scan", shapes["chunk"][0], torch.bfloat16))
+    left = tool._left(op, shapes, torch.bfloat16, known)
+    assert [kernel.name for kernel in left["chunk"]] == ["chunk_scan"]
+
+
+def test_the_oracle_sees_as_many_heads_as_are_timed_where_they_are_few():
+    """A library tunes for each number of heads, for longer than it is timed."""
+    assert _small(Workload(2, 16384, 16, 128, 128), "cuda") == Workload(1, 128, 16, 128, 128)
+    assert _small(Workload(8, 1024, 8, 64, 64), "cuda:0") == Workload(1, 256, 8, 64, 64)
+    assert _small(Workload(1, 8192, 96, 128, 128), "cuda") == Workload(1, 256, 2, 128, 128)
+    assert _small(Workload(1, 64, 2, 16, 16), "cpu") == Workload(1, 40, 1, 16, 16)

@@ -4,13 +4,19 @@ import json
 import os
 import sys
 import sysconfig
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import gpu
-from bench.stages import SHAPES, STAGES, Unit, _shapes, every_spec, units
+from bench.stages import FIRST, SHAPES, STAGES, Unit, _shapes, comparisons, every_spec, rounds
+from ttrc.ir.config import Config
+from ttrc.runtime import tuned
+from ttrc.runtime.load import load
+from ttrc.tools import check
 from ttrc.tools.bench import REGISTRY
 
 
@@ -61,6 +67,47 @@ def test_a_unit_that_takes_too_long_is_cut(tmp_path):
     gpu._run(unit, day, "cpu", time.monotonic() + 100)
     assert day.state[unit.key]["status"] == "cut"
     assert gpu.Day.open(day.folder).left(unit)
+    gpu._run(unit, day, "cpu", time.monotonic() + 100)
+    assert not gpu.Day.open(day.folder).left(unit)
+
+
+def test_a_unit_that_the_end_of_the_day_cuts_is_begun_again_however_often(tmp_path, monkeypatch):
+    """And nobody suspects the configuration that was being tried; of those that were suspects before all remain."""
+    monkeypatch.setenv("TTRC_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuned, "chip_name", lambda device=None: "NVIDIA H200")
+    monkeypatch.setattr(gpu, "LEAST", 0.0)
+    file = tuned.suspects_file("NVIDIA H200")
+    before, tried = ((tuned.Key("chunk_scan", 64, "bfloat16", "few"), Config(32, w, 1)) for w in (4, 8))
+    day, unit = gpu.Day.open(tmp_path / "day"), Unit("tune", "linear_attention")
+    for limit, status, suspects in (
+        (500.0, "ended", [before]),
+        (500.0, "ended", [before]),
+        (0.3, "cut", [before, tried]),
+    ):
+        tuned.write_suspects(file, [before])
+        run = gpu.subprocess.run
+
+        def killed(*args, run=run, **kwargs):
+            tuned.write_suspects(file, [before, tried])  # as a tuner does when it begins
+            return run(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(gpu.subprocess, "run", killed)
+            unit = Unit("tune", "linear_attention", (), limit)
+            gpu._run(unit, day, "cpu", time.monotonic() + (0.5 if status == "ended" else 100))
+        assert day.state[unit.key]["status"] == status
+        assert tuned.read_suspects(file) == suspects
+    assert day.state[unit.key]["tries"] == 1 and day.left(unit)
+
+
+def test_results_are_packed_unit_by_unit(tmp_path):
+    """A machine may be taken away before the last one is done."""
+    day = gpu.Day.open(tmp_path / "day")
+    for number in range(2):
+        day.note(Unit("verify", f"spec_{number}"), "ok", 1.0, "")
+        with tarfile.open(tmp_path / "results.tar.gz") as packed:
+            state = json.loads(packed.extractfile("day/state.json").read())
+        assert len(state) == number + 1
 
 
 def test_nothing_is_begun_when_no_time_is_left(tmp_path):
@@ -88,9 +135,37 @@ def test_the_registry_is_covered_by_its_parts():
 
 def test_units_have_names_of_their_own_and_cover_every_spec():
     specs = every_spec()
-    everything = [u for stage in STAGES for u in units(stage, specs, dry=False)]
+    everything = {u for units in rounds(specs, FIRST, dry=False) for u in units}
     assert len({u.key for u in everything}) == len(everything)
-    assert {u.spec for u in everything if u.stage == "verify"} == set(specs)
+    assert {u.stage for u in everything} == set(STAGES)
+    assert {u.spec for u in everything if u.stage == "verify" and not u.options} == set(specs)
+    assert {u.spec for u in everything if u.stage in ("tune", "bench")} == {s for s in specs if not s.endswith(".toml")}
     assert any(s.startswith("tests/unseen/") for s in specs)
     assert all(u.seconds < 600 for u in everything)
     assert all(Path(s).suffix == ".toml" or "/" not in s for s in specs)
+
+
+def test_what_the_targets_are_set_on_is_looked_at_and_timed_before_anything_else():
+    """A day may be ten minutes long."""
+    compiler, looked_at, timed, *others = rounds(every_spec(), FIRST, dry=False)
+    assert [u.stage for u in compiler] == ["compiler"]
+    assert [(u.stage, u.spec) for u in looked_at] == [("verify", s) for s in FIRST]
+    assert [(u.stage, u.spec, u.options) for u in timed] == [
+        ("bench", s, (("shapes", "registry-16-128"),)) for s in FIRST
+    ]
+    flat = [u for units in others for u in units]
+    again = [u for u in flat if ("configs", "tuned") in u.options]
+    assert [flat[flat.index(u) - 1].key for u in again] == [f"tune-{s}-128-chunk" for s in FIRST]
+    own = [u.spec for units in list(rounds(every_spec(), ["kda"], dry=False))[1:3] for u in units]
+    assert own == ["kda", "kda"]
+
+
+@pytest.mark.parametrize("name", ["ttt_mlp", "gated_deltanet", "forgetting_attention"])
+def test_a_day_compares_what_check_does(name):
+    """What half precision cannot tell would be told as wrong."""
+    op = load(name)
+    known = {(form, dtype, case) for form, backend, dtype, case in check.plan(op, "cuda", None) if backend == "triton"}
+    every = comparisons(op, shipped=True, few=False)
+    assert set(every) <= known and {d for _, d, _ in every} == {torch.bfloat16, torch.float16, torch.float32}
+    few = comparisons(op, shipped=True, few=True)
+    assert {form for form, *_ in few} == set(op.forms) and len(few) < len(every)

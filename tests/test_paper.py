@@ -42,6 +42,11 @@ def test_new_lengths_and_batches_launch_the_same_binaries(name, least):
     assert [n for _, n, _ in others[-1]] > [n for _, n, _ in first]
 
 
+def test_what_was_rehearsed_is_not_compiled_where_it_is_launched():
+    rehearsed, new = on_paper("late", "linear_attention")
+    assert rehearsed == 0 < new
+
+
 def test_two_counts_of_instructions_and_wavefronts_agree():
     """Loops as often as the interpreter saw their lines run; and as often as the plan's budget says."""
     shape, target, part = Workload(1, 256, 1, 128, 128), "sm_90", "H100 SXM"

@@ -13,6 +13,17 @@ from ttrc.runtime.poison import poisoned
 from ttrc.runtime.verify import BOUNDS, Case, Result, Setting, compare, fitting, prepare, run
 
 
+def is_lost(device: str | torch.device) -> bool:
+    """Whether a device answers this process no more: behind an access out of bounds each call fails as that did."""
+    if torch.device(device).type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:  # torch's or the driver's, by many names
+        return True
+    return False
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Errors against the oracle, and what is wrong, if anything."""
@@ -49,6 +60,11 @@ class Verifier:
         if moved:
             return Verdict(result, f"not repeatable: {', '.join(moved)} differ between two runs on the same inputs")
         return Verdict(result, None)
+
+    def rehearse(self) -> None:
+        """Launch all that a verdict would launch."""
+        for setting in self.settings:
+            run(self.op, setting, self.form, "triton")
 
     def _run(self, setting: Setting) -> dict[str, Tensor]:
         with poisoned(self.device):

@@ -21,6 +21,7 @@ from ttrc.compiler import analyse
 from ttrc.ir.config import CHUNK, Config, Takes, block, key_block
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
+from ttrc.runtime.trust import is_lost
 from ttrc.runtime.tuned import Key, slot
 from ttrc.runtime.workload import Workload, draw_inputs, programs
 from ttrc.sampling import as_arguments
@@ -92,7 +93,7 @@ class Run:
 
 Call = Callable[[], None]
 Timer = Callable[[Key, Config, Call], float]  # ms of one call
-Verdict = Callable[[], Optional[str]]  # why the operator is wrong, or None
+Verdict = Callable[[], Optional[str]]  # why the operator is wrong, or None; a trust.Verifier also rehearses
 Verifier = Callable[[str, str], Verdict]  # of a form and schedule
 Judge = Callable[[str], Verdict]  # of a schedule, the form being known
 Footprints = Callable[[str, Config], Optional[Footprint]]  # of a kernel: None where nothing is known
@@ -111,23 +112,25 @@ def tune(
     most: int = MOST,
     known: Collection[Key] = (),
     suspects: Collection[tuple[Key, Config]] = (),
+    ahead: Callable[[Call], None] = lambda work: None,
     on_start: Callable[[Key, Config], None] = lambda key, config: None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Report:
     """Tune every kernel of the forms in `workloads`, one kernel after another, the best of the earlier ones in place.
 
     workloads: by form, at most one a width and regime. Keys in `known` are left as the operator has them, and
-    `suspects` are rejected unseen: a run ended while one was tried, perhaps because of it. The operator's TUNED table
-    is as before when this returns.
+    `suspects` are rejected unseen: a run ended while one was tried, perhaps because of it. `ahead` is handed what will
+    launch all candidates of a kernel, before one is tried. The operator's TUNED table is as before when this returns.
     """
-    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, on_start, on_trial)
+    told = (ahead, on_start, on_trial)
+    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, *told)
     forms = analyse(op.spec).forms
     for form, shapes in workloads.items():
         plan = forms[form].plan
         judge = cache(lambda schedule, form=form: verifier(form, schedule))
         for shape in shapes:
             chunk = plan.tokens(shape.d_k, shape.d_v, dtype.itemsize)
-            for kernel, schedules in tunable(plan, _regime(shape)):
+            for kernel, schedules in tunable(plan, regime_of(shape)):
                 search.kernel(kernel, Run(form, schedules, chunk), shape, judge)
     return Report(op.spec.name, tuple(search.trials), search.default_ms)
 
@@ -234,26 +237,25 @@ def _distance(config: Config, default: Config) -> float:
 
 class _Search:
     def __init__(
-        self, op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, on_start, on_trial
+        self, op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, ahead, on_start, on_trial
     ):
         self.op, self.dtype, self.device, self.timer = op, dtype, device, timer
         self.footprints, self.multiprocessors, self.most = footprints, multiprocessors, most
         self.known, self.suspects = frozenset(known), frozenset(suspects)
-        self.on_start, self.on_trial = on_start, on_trial
+        self.ahead, self.on_start, self.on_trial = ahead, on_start, on_trial
         self.trials: list[Trial] = []
         self.best: dict[Key, Config] = {}
         self.default_ms: dict[Key, float] = {}
         self.verdicts: dict[tuple, str | None] = {}  # a config's verdict holds for every regime with its schedules
 
     def kernel(self, kernel: Kernel, run: Run, shape: Workload, judge: Judge) -> None:
-        table = self.op.package.launch.CONFIGS[kernel.name]
-        width = min(w for w in table if w >= max(block(shape.d_k), block(shape.d_v)))
-        key = Key(kernel.name, width, str(self.dtype).removeprefix("torch."), _regime(shape))
+        key = key_of(self.op.package, kernel.name, shape, self.dtype)
         if key in self.known:
             return
-        plain = Config(*table[width])
+        plain = Config(*self.op.package.launch.CONFIGS[kernel.name][key.width])
         default = capped(kernel.takes, plain, block(shape.d_v))
         chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most, run.chunk)
+        self.ahead(lambda: self._rehearse(key, chosen, run, shape, judge))
         timed: dict[Config, float] = {}
         for config in chosen:
             reason, ms = self._try(key, config, run, shape, judge)
@@ -276,8 +278,7 @@ class _Search:
         if (key, config) in self.suspects:
             return "a run ended while this was tried", 0.0
         self.on_start(key, config)
-        both = {Key(key.kernel, key.width, key.dtype, regime): config for regime in ("many", "few")}
-        with using(self.op.package, self.best | both):
+        with self._using(key, config):
             try:
                 place = (key.kernel, key.width, run.schedules, config)
                 if place not in self.verdicts:
@@ -289,16 +290,35 @@ class _Search:
                     key, config, _launch_alone(self.op, key.kernel, run, shape, self.dtype, self.device)
                 )
             except Exception as error:  # a compiler's or a driver's: the candidate's fault, not the tuner's
-                if "illegal memory access" in str(error):
-                    raise  # nothing runs on this device any more
+                if is_lost(self.device):
+                    raise
                 return f"does not run: {type(error).__name__}: {str(error)[:200]}", 0.0
+
+    def _using(self, key: Key, config: Config):
+        both = {Key(key.kernel, key.width, key.dtype, regime): config for regime in ("many", "few")}
+        return using(self.op.package, self.best | both)
+
+    def _rehearse(self, key: Key, chosen: list[Config], run: Run, shape: Workload, judge) -> None:
+        """Launch all that trials of these will launch; of the shape that is timed a few chunks do, of as many heads."""
+        short = replace(shape, length=min(shape.length, 4 * run.chunk))
+        for config in (c for c in chosen if (key, c) not in self.suspects):
+            with self._using(key, config):
+                for schedule in run.schedules:
+                    judge(schedule).rehearse()
+                _launch_alone(self.op, key.kernel, run, short, self.dtype, self.device)
 
     def _tell(self, trial: Trial) -> None:
         self.trials.append(trial)
         self.on_trial(trial)
 
 
-def _regime(shape: Workload) -> str:
+def key_of(package: ModuleType, kernel: str, shape: Workload, dtype: torch.dtype) -> Key:
+    """What a kernel's configuration is looked up by where it runs at a shape."""
+    width = min(w for w in package.launch.CONFIGS[kernel] if w >= max(block(shape.d_k), block(shape.d_v)))
+    return Key(kernel, width, str(dtype).removeprefix("torch."), regime_of(shape))
+
+
+def regime_of(shape: Workload) -> str:
     return "many" if shape.batch * shape.heads >= MANY else "few"
 
 

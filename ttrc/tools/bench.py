@@ -7,10 +7,13 @@ anything.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -18,7 +21,9 @@ import torch
 from torch import Tensor
 
 from ttrc.compiler import analyse
+from ttrc.ir.config import CHUNK
 from ttrc.language.spec import Spec
+from ttrc.runtime.ahead import compile_ahead
 from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.workload import Workload, draw_inputs
@@ -53,6 +58,7 @@ HEADS = _square((1, 4096, 4, 128), *((1 << i, 4096, 16, 128) for i in range(6)))
 SHAPES = {"registry": REGISTRY, "lengths": LENGTHS, "heads": HEADS}
 TOY = _square((1, 64, 2, 16), (2, 32, 1, 16))
 SMALL = {"cuda": (256, 2), "cpu": (40, 1)}  # tokens and heads of the shape that the oracle runs
+SMALL_TOKENS = 2048  # times heads, where as many heads as are timed are few enough
 
 
 @dataclass(frozen=True)
@@ -128,24 +134,39 @@ def _of_spec(op: Operator, peers, shapes, passes, dtype, device, roof, budget_ms
     same = {s.name: s.call for s in sides if s.peer is None or s.peer.same}
     module = analyse(op.spec)
     for shape in shapes:
-        widths = shape.d_k, shape.d_v
+        small = _small(shape, device)
         with ExitStack() as lifted:
             for side in sides:
                 if side.peer is not None:
                     lifted.enter_context(side.peer.lifted())
-            if widths not in errors_at:
-                length, heads = SMALL[device.split(":")[0]]
-                small = Workload(1, length, heads, *widths)
-                errors_at[widths] = small_errors(op.spec, same, small, dtype, device)
+            if small not in errors_at:
+                compile_ahead(partial(_once, op, sides, small, dtype, device), device)
+                errors_at[small] = small_errors(op.spec, same, small, dtype, device)
             try:
                 rows += _at_shape(
-                    op, module, sides, same, shape, passes, dtype, device, roof, budget_ms, errors_at[widths]
+                    op, module, sides, same, shape, passes, dtype, device, roof, budget_ms, errors_at[small]
                 )
             except torch.cuda.OutOfMemoryError as error:
                 on_done(f"{op.spec.name} {shape} left out: {error}")
         on_done(f"{op.spec.name} {shape}")
         _free(device)
     return rows
+
+
+def _small(shape: Workload, device: str) -> Workload:
+    """Of as many heads where they are not many, since a library may compile and tune for each number of them."""
+    length, heads = SMALL[device.split(":")[0]]
+    if device.startswith("cuda") and shape.heads * CHUNK <= SMALL_TOKENS:
+        length, heads = min(length, SMALL_TOKENS // shape.heads), shape.heads
+    return Workload(1, length, heads, shape.d_k, shape.d_v)
+
+
+def _once(op: Operator, sides: Sequence[_Side], shape: Workload, dtype: torch.dtype, device: str) -> None:
+    """Every side forwards and backwards; one that does not run stops no other."""
+    x = draw_inputs(op.spec, shape, dtype, device)
+    for side, which in itertools.product(sides, PASSES):
+        with contextlib.suppress(Exception):
+            _step(side, which, [x], torch.ones_like(x["v"]))(0)
 
 
 def _at_shape(op, module, sides, same, shape, passes, dtype, device, roof, budget_ms, small) -> list[Row]:
@@ -161,6 +182,7 @@ def _at_shape(op, module, sides, same, shape, passes, dtype, device, roof, budge
     except torch.cuda.OutOfMemoryError:
         large = dict.fromkeys(same, "no memory for a float32 run")
     _free(device)
+    compile_ahead(partial(_once, op, sides, shape, dtype, device), device)
     rows = []
     for which in passes:
         steps, peaks, failed = {}, {}, {}

@@ -98,11 +98,11 @@ def plan(op: Operator, device: str, dtype: str | None) -> list[tuple[str, str, t
         if dtype not in DTYPES:
             raise ArgumentError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
         rungs = [r for r in rungs if r[2] == DTYPES[dtype]]
-    rungs = [r for r in rungs if not _beyond_half(op.spec, r[2], r[3])]
+    rungs = [r for r in rungs if not beyond_half(op.spec, r[2], r[3])]
     return [(form, backend, number, fitting(op.spec, case)) for form, backend, number, case in rungs]
 
 
-def _beyond_half(spec: Spec, number: torch.dtype, case: Case) -> bool:
+def beyond_half(spec: Spec, number: torch.dtype, case: Case) -> bool:
     """Gates at the ends of their domains leave a deep memory weights so small, or steps so large, that its layer norm
     makes more of rounding than half precision has; float64 and float32 tell whether the kernels are right there."""
     return isinstance(spec.memory, MLPMemory) and number.itemsize == 2 and case.extreme is not None

@@ -68,9 +68,12 @@ def sets_past_cache(one_set_bytes: int, device: str | torch.device) -> int:
 
 
 def peak_bytes(step: Step, device: str | torch.device) -> int | None:
-    """The most memory that one call holds at a time beyond what was allocated before it; None on a CPU."""
+    """The most memory that one call holds at a time beyond what was allocated before it; None on a CPU.
+
+    Of a second call: in its first an autotuner, of a peer say, holds buffers of its own.
+    """
+    step(0)
     if torch.device(device).type != "cuda":
-        step(0)
         return None
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,11 +20,25 @@ from rich.table import Table
 from ttrc.backends.triton.signature import signature
 from ttrc.compiler import analyse
 from ttrc.ir.config import Config
+from ttrc.ir.plan import Kernel
 from ttrc.runtime import tuned
+from ttrc.runtime.ahead import compile_ahead
 from ttrc.runtime.load import load
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import Verifier
-from ttrc.runtime.tuner import MOST, Fate, Footprint, Footprints, Report, Trial, capped, space_of
+from ttrc.runtime.tuner import (
+    MOST,
+    Fate,
+    Footprint,
+    Footprints,
+    Report,
+    Trial,
+    capped,
+    key_of,
+    regime_of,
+    space_of,
+    tunable,
+)
 from ttrc.runtime.tuner import tune as search
 from ttrc.runtime.verify import Case
 from ttrc.runtime.workload import Workload
@@ -89,6 +103,7 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
     )
     known = {e.key for e in found if (e.kernels, e.triton) == (digest, triton.__version__)}
     takes = {k.name: k.takes for form in analyse(op.spec).forms.values() for k in form.plan.kernels}
+    left = _left(op, shapes, DTYPES[dtype], () if again else known)
     defaults: dict = {}
     crashed = [] if chip is None else tuned.read_suspects(tuned.suspects_file(chip))
 
@@ -125,11 +140,12 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         device=device,
         timer=timer(device),
         verifier=lambda form, schedule: Verifier(op, form, DTYPES[dtype], device, _scheduled(cases, schedule)),
-        footprints=(lambda kernel, config: None) if toy else footprints(op, tuple(shapes), width, dtype, device),
+        footprints=(lambda kernel, config: None) if toy else footprints(op, left, width, dtype, device),
         multiprocessors=132 if toy else torch.cuda.get_device_properties(device).multi_processor_count,
         most=min(most, 2) if toy else most,
         known=() if again else known,
         suspects=() if again else crashed,
+        ahead=lambda work: compile_ahead(work, device),
         on_start=started,
         on_trial=told,
     )
@@ -154,8 +170,20 @@ def _workloads(op: Operator, forms, regimes, width: int, on_gpu: bool) -> dict[s
     }
 
 
-def footprints(op: Operator, forms: Sequence[str], width: int, dtype: str, device: str) -> Footprints:
-    """What every candidate of the forms' kernels takes from the chip, compiled beforehand on all of the host."""
+def _left(op: Operator, shapes, dtype: torch.dtype, known) -> dict[str, list[Kernel]]:
+    """By form the kernels that have something to tune."""
+    forms, left = analyse(op.spec).forms, {}
+    for form, own in shapes.items():
+        each = [(k, s) for s in own for k, _ in tunable(forms[form].plan, regime_of(s))]
+        wanted = {k.name: k for k, s in each if key_of(op.package, k.name, s, dtype) not in known}
+        left[form] = list(wanted.values())
+    return left
+
+
+def footprints(
+    op: Operator, kernels: Mapping[str, Sequence[Kernel]], width: int, dtype: str, device: str
+) -> Footprints:
+    """What every candidate of these takes from the chip, by form, compiled beforehand on all of the host."""
     major, minor = torch.cuda.get_device_capability(device)
     target = f"sm_{major}{minor}"
     if target not in CHIPS:
@@ -163,10 +191,10 @@ def footprints(op: Operator, forms: Sequence[str], width: int, dtype: str, devic
     path = str(Path(op.package.__file__).with_name("kernels.py"))
     heads, jobs = [], []
     known = analyse(op.spec).forms
-    for form in (known[name] for name in forms):
-        for kernel in form.plan.kernels:
+    for form, own in kernels.items():
+        for kernel in own:
             for config in space_of(kernel.takes, width):
-                s = signature(kernel, form.plan, d_k=width, d_v=width, dtype=dtype, config=config)
+                s = signature(kernel, known[form].plan, d_k=width, d_v=width, dtype=dtype, config=config)
                 heads.append((kernel.name, config))
                 launched = (target, config.warps, config.stages, s.divisible, s.registers)
                 jobs.append(Job(path, kernel.name, s.types, s.constants, *launched))
