@@ -134,7 +134,6 @@ def _prepare(dry: bool) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
     else:
         os.environ.pop("TRITON_INTERPRET", None)
-        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // TOGETHER))
 
 
 def _folder_name(dry: bool) -> str:
@@ -175,7 +174,12 @@ def _run(unit: Unit, day: Day, device: str, deadline: float) -> None:
         try:
             with log.open("w") as words:
                 code = subprocess.run(
-                    command, stdout=words, stderr=subprocess.STDOUT, timeout=min(left, unit.seconds), cwd=ROOT
+                    command,
+                    stdout=words,
+                    stderr=subprocess.STDOUT,
+                    timeout=min(left, unit.seconds),
+                    cwd=ROOT,
+                    env=_environment(unit),
                 ).returncode
             status, line = "crashed", f"exit {code}: {_last_line(log)}"
         except subprocess.TimeoutExpired:
@@ -232,6 +236,12 @@ def _keep_tuned(day: Day, device: str) -> None:
     kept, here = _tuned_files(day, device)
     if kept is not None and here.is_file():
         shutil.copyfile(here, kept)
+
+
+def _environment(unit: Unit) -> dict[str, str]:
+    """The oracle's threads: half the cores, or what units that run together leave each other."""
+    cores = os.cpu_count() or 1
+    return os.environ | {"OMP_NUM_THREADS": str(max(1, cores // (TOGETHER if unit.stage == "verify" else 2)))}
 
 
 def _suspects(device: str) -> list:

@@ -149,3 +149,16 @@ def test_the_oracle_sees_as_many_heads_as_are_timed_where_they_are_few():
     assert _small(Workload(8, 1024, 8, 64, 64), "cuda:0") == Workload(1, 256, 8, 64, 64)
     assert _small(Workload(1, 8192, 96, 128, 128), "cuda") == Workload(1, 256, 2, 128, 128)
     assert _small(Workload(1, 64, 2, 16, 16), "cpu") == Workload(1, 40, 1, 16, 16)
+
+
+def test_the_oracle_is_asked_while_compilers_run_and_not_where_all_is_tuned(monkeypatch):
+    op, events = ttrc.load("linear_attention"), []
+    monkeypatch.setattr(tool, "prepare", lambda spec, case, dtype, device: events.append(case))
+    monkeypatch.setattr(tool, "search", lambda *_, **__: events.append("search"))
+    monkeypatch.setattr(tool, "_left", lambda *_: {"chunk": [1]})
+    shapes = {"chunk": [Workload(1, 16, 1, 16, 16)]}
+    tool._tune(op, shapes, 16, "fp32", "cpu", 2, False, None)
+    assert len(events) == 2 and events[-1] == "search"
+    monkeypatch.setattr(tool, "_left", lambda *_: {"chunk": []})
+    tool._tune(op, shapes, 16, "fp32", "cpu", 2, False, None)
+    assert events[2:] == ["search"]
