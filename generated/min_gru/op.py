@@ -55,7 +55,8 @@ def register(name: str, run, fake, keep, differentiate):
     """
     name = f"{SYMBOL}_{name}"
     LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
-    LIBRARY.impl(name, torch.compiler.disable(at_home(run)), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, torch.compiler.disable(run), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, torch.compiler.disable(at_home(run)), "CUDA")
     torch.library.register_fake(f"ttrc::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.ttrc, name).default
 
