@@ -10,12 +10,13 @@ from ttrc.compiler import analyse
 from ttrc.errors import ArgumentError, SpecError
 from ttrc.ir.config import CHUNK
 from ttrc.ir.plan import Space
-from ttrc.ir.tile import Elementwise
+from ttrc.ir.tile import Contract, Elementwise, Relabel, operands
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.language.state import axis_widths, initial_names, state_parts
 from ttrc.passes import derive_network
 from ttrc.passes.budget import budget
 from ttrc.passes.derive_recurrence import derive_recurrence
+from ttrc.passes.slice_program import names_of
 from ttrc.paths import specs_dir
 from ttrc.runtime.load import load
 from ttrc.runtime.verify import Case, as_arguments, draw, fitting, verify
@@ -147,6 +148,24 @@ def test_weights_of_two_layers_are_walked_in_panels():
         assert not following & {b.tile for x in loops[:-1] for b in x.stores}
     for name in ("one layer", "three layers"):
         assert not any(k.in_memory for k in analyse(parse_spec(RULES[name])).forms["chunk"].plan.kernels)
+
+
+@pytest.mark.parametrize("name", ["momentum", "silu without a norm"])
+def test_what_products_alone_take_of_what_waits_comes_rounded(name):
+    """Where other code takes it, it comes as it was made; each lies in a place of its own."""
+    back = next(k for k in analyse(parse_spec(RULES[name])).forms["chunk"].plan.kernels if k.reverse)
+    names = names_of(back.statements)
+    loads = [(s, b) for s in back.segments for b in s.loads if b.space is Space.WAITING]
+    for segment, buffer in loads:
+        tiles = {buffer.tile} | {t for t, source in names.items() if source == buffer.tile}
+        users = [s.op for s in segment.statements if tiles & set(operands(s.op)) and not isinstance(s.op, Relabel)]
+        factor = users and all(isinstance(op, Contract) and op.add not in tiles for op in users)
+        assert buffer.single is not bool(factor), buffer
+        assert [b for s in back.segments for b in s.stores if b == buffer] == [buffer]
+    single, rounded = ({b.tile for _, b in loads if b.single is flag} for flag in (True, False))
+    assert {t.name for t in rounded} >= {"query"} and not {t for t in rounded if len(t.axes) < 2}
+    assert set(back.waiting) >= single | rounded
+    assert all(back.waiting.count(t) == 1 + (t in single & rounded) for t in single | rounded) and single & rounded
 
 
 def test_kernels_agree_in_half_precision():

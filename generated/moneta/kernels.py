@@ -339,7 +339,7 @@ def deep_scan_reverse_panels(
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V)
     waiting = waiting_ptr + (i_n * HV + i_h) * (
-        8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 4 * BT * BV
+        8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 5 * BT * BT + 5 * BT * BV
     )
     # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
@@ -476,6 +476,24 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
             u, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
+        store_rows(
+            (
+                waiting
+                + 8 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 6 * BT
+                + BT * BK
+                + 5 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            u,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # adjoint of written_2
         d_written_factor_via_written_2 = d_written_2 * u
         d_written_factor_via_written_2_2 = tl.sum(d_written_factor_via_written_2, 1)
@@ -504,10 +522,29 @@ def deep_scan_reverse_panels(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK,
             d_overlap_q_2_via_attention_2, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
+        store_rows(
+            (
+                waiting
+                + 8 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 6 * BT
+                + BT * BK
+                + 4 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            d_overlap_q_2_via_attention_2,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
         # read-out
         query = q.to(tl.float32) * scale
         store_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, query, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT).to(tl.pointer_type(dtype)), query,
+            0 * BT, BT, BK, BK, BT, BK, 0,
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         store_rows(
@@ -519,7 +556,9 @@ def deep_scan_reverse_panels(
         # adjoint of layer2_carried
         d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
         store_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT,
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
             d_layer2_inherited_via_layer2_carried, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
@@ -528,19 +567,48 @@ def deep_scan_reverse_panels(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 3 * BT + 0 * BT, BT, BT, 0
         )
         query = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
+            (
+                waiting
+                + 8 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 6 * BT
+                + BT * BK
+                + 4 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
-            BV, BV, BT, BV, 0,
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
+            (
+                waiting
+                + 8 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 6 * BT
+                + BT * BK
+                + 5 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         d_query = d_o.to(tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
@@ -684,7 +752,9 @@ def deep_scan_reverse_panels(
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * since_2
         store_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + BT * BT,
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
             d_overlap_q_via_attention, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of since_2
@@ -794,13 +864,6 @@ def deep_scan_reverse_panels(
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         theta = load_vector(theta_ptr + i_h, token, left, HV, BT, 0.5)
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, BT, BT, 0)
-        query = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
-        )
-        d_overlap_q_via_attention = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + BT * BT, 0 * BT, BT, BT,
-            BT, BT, BT, 0,
-        )
         layer2 = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
             0 * BT, BT, BV, BV, BT, BV, 0,
@@ -808,6 +871,16 @@ def deep_scan_reverse_panels(
         u = load_rows(
             waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
             0 * BT, BT, BV, BV, BT, BV, 0,
+        )
+        query = load_rows(
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
+        )
+        d_overlap_q_via_attention = load_rows(
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of u
         d_error_via_u = -d_u_2
@@ -851,19 +924,48 @@ def deep_scan_reverse_panels(
         )
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, BT, BT, 0)
         query = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
+            (
+                waiting
+                + 8 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 6 * BT
+                + BT * BK
+                + 4 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
-            BV, BV, BT, BV, 0,
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
+            (
+                waiting
+                + 8 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 6 * BT
+                + BT * BK
+                + 5 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         d_W_factor_2_via_W_2_2 = 0.0
         d_W_factor_via_W_2 = 0.0
@@ -1081,15 +1183,31 @@ def deep_scan_reverse_panels(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 3 * BT + 0 * BT, BT, BT, 0
         )
         query = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
-            BV, BV, BT, BV, 0,
+            (waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
-            waiting + 8 * BT * ((HIDDEN + BH - 1) // BH * BH) + 6 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
+            (
+                waiting
+                + 8 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 6 * BT
+                + BT * BK
+                + 5 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         d_kept_factor_via_kept_2_2 = 0.0
         d_kept_factor_via_kept_3 = 0.0

@@ -161,8 +161,8 @@ def chunk_backward_triton(
         8 * chunk * block(EXPANSION * q.shape[3])
         + 6 * chunk
         + chunk * block(q.shape[3])
-        + 4 * chunk * chunk
-        + 4 * chunk * block(v.shape[3]),
+        + 5 * chunk * chunk
+        + 5 * chunk * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

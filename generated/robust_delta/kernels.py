@@ -354,7 +354,7 @@ def chunk_scan_keys(
                     system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
                     V, BV,
                 )
-                store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
+                store_rows((waiting).to(tl.pointer_type(dtype)), block, n * 16, 16, BV, BV, 16, BV, 0)
                 prediction = tl.dot(
                     load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16).to(tl.float32),
                     -block, prediction, input_precision=PRECISION,
@@ -362,7 +362,7 @@ def chunk_scan_keys(
             if SAVE and not SPARSE:
                 store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, 0)
             tl.debug_barrier()
-            error = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
+            error = load_rows((waiting).to(tl.pointer_type(dtype)), 0 * BT, BT, BV, BV, BT, BV, 0)
             # loss, line 23: norm2(p - v) / 2 + delta * norm(p - v)
             u = -error
             # retention, line 26: norm2(S - exp(g) * S_prev) / 2
@@ -591,7 +591,7 @@ def chunk_scan_reverse_keys(
                     system_ptr + i_h * BT + (token + n * 16) * HV * BT + n * 16, HV * BT, left - n * 16, i_v,
                     V, BV,
                 )
-                store_rows(waiting, block, n * 16, 16, BV, BV, 16, BV, 0)
+                store_rows((waiting).to(tl.pointer_type(dtype)), block, n * 16, 16, BV, BV, 16, BV, 0)
                 d_error_fed_back = tl.dot(
                     tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16)).to(
                         tl.float32
@@ -606,7 +606,7 @@ def chunk_scan_reverse_keys(
                 )
             d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, 0)
             tl.debug_barrier()
-            d_prediction = load_rows(waiting, 0 * BT, BT, BV, BV, BT, BV, 0)
+            d_prediction = load_rows((waiting).to(tl.pointer_type(dtype)), 0 * BT, BT, BV, BV, BT, BV, 0)
             # prediction
             seen_factor = exp(coarse_sum + fine_sum)
             # adjoint of seen

@@ -559,7 +559,7 @@ def deep_scan_reverse_panels(
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + V + V)
     waiting = waiting_ptr + (i_n * HV + i_h) * (
-        16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 8 * BT * BV
+        16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 9 * BT * BV
     )
     # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
@@ -871,6 +871,24 @@ def deep_scan_reverse_panels(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
             d_layer2_via_inside, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
+        store_rows(
+            (
+                waiting
+                + 16 * BT
+                + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + BT * BK
+                + 8 * BT * BT
+                + 8 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            d_layer2_via_inside,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # adjoint of written_4
         d_written_factor_via_written_4 = d_layer2_via_inside * d_written_4
         d_written_factor_via_written_4_2 = tl.sum(d_written_factor_via_written_4, 1)
@@ -895,7 +913,8 @@ def deep_scan_reverse_panels(
         # read-out
         query = q.to(tl.float32) * scale
         store_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), query,
+            0 * BT, BT, BK, BK, BT, BK, 0,
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         store_rows(
@@ -906,11 +925,25 @@ def deep_scan_reverse_panels(
         attention = mask_out * overlap_q
         tl.debug_barrier()
         query = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
+            (
+                waiting
+                + 16 * BT
+                + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + BT * BK
+                + 8 * BT * BT
+                + 8 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         overlap_q_2 = tl.zeros([BT, BT], tl.float32)
         layer2_inherited = tl.zeros([BT, BV], tl.float32)
@@ -1050,10 +1083,6 @@ def deep_scan_reverse_panels(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 4 * BT * BT, 0 * BT, BT,
             BT, BT, BT, BT, 0,
         )
-        d_layer2_via_inside = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
-        )
         d_written_3 = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 3 * BT * BV,
             0 * BT, BT, BV, BV, BT, BV, 0,
@@ -1061,6 +1090,23 @@ def deep_scan_reverse_panels(
         d_written_4 = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 4 * BT * BV,
             0 * BT, BT, BV, BV, BT, BV, 0,
+        )
+        d_layer2_via_inside = load_rows(
+            (
+                waiting
+                + 16 * BT
+                + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + BT * BK
+                + 8 * BT * BT
+                + 8 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         # retention, line 34: norm2(S - exp(g / 64) * S_prev) / 2
         attention_2 = mask_out * overlap_q_2
@@ -1378,9 +1424,6 @@ def deep_scan_reverse_panels(
         shrink = load_row(waiting + 13 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         variance_valid = load_row(waiting + 14 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
-        query = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
-        )
         d_mask_out_via_attention_2 = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 2 * BT * BT, 0 * BT, BT,
             BT, BT, BT, BT, 0,
@@ -1424,6 +1467,10 @@ def deep_scan_reverse_panels(
         u = load_rows(
             waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + 7 * BT * BV,
             0 * BT, BT, BV, BV, BT, BV, 0,
+        )
+        query = load_rows(
+            (waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         # update, line 36
         steps_until = decay_after_valid * momentum_until
@@ -1621,11 +1668,25 @@ def deep_scan_reverse_panels(
         written_steps = load_row(waiting + 0 * BT, BT, BT, 0)
         written_factor = load_row(waiting + 15 * BT + BT * ((HIDDEN + BH - 1) // BH * BH) + 0 * BT, BT, BT, 0)
         query = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 16 * BT + 9 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 8 * BT * BT + BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
+            (
+                waiting
+                + 16 * BT
+                + 9 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + BT * BK
+                + 8 * BT * BT
+                + 8 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         d_kept_factor_2_via_kept_4_2 = 0.0
         d_carried_steps_via_kept_3_2 = 0.0

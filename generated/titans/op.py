@@ -173,7 +173,7 @@ def chunk_backward_triton(
         + 9 * chunk * block(EXPANSION * q.shape[3])
         + chunk * block(q.shape[3])
         + 8 * chunk * chunk
-        + 8 * chunk * block(v.shape[3]),
+        + 9 * chunk * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

@@ -504,24 +504,30 @@ def deep_scan_reverse_panels(
         d_inside = d_average_sum_via_average[:, None] + d_centred_via_centred_inside
         d_layer2_via_inside = tl.where(i_v * BV + tl.arange(0, BV)[None, :] < V, d_inside, 0.0)
         store_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV,
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV).to(
+                tl.pointer_type(dtype)
+            ),
             d_layer2_via_inside, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # read-out
         query = q.to(tl.float32) * scale
         store_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), query, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), query,
+            0 * BT, BT, BK, BK, BT, BK, 0,
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         # causality
         attention = tl.where(t[:, None] >= t[None, :], overlap_q, 0.0)
         tl.debug_barrier()
         query = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV, 0 * BT, BT, BV,
-            BV, BT, BV, 0,
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         overlap_q_2 = tl.zeros([BT, BT], tl.float32)
         layer2_inherited = tl.zeros([BT, BV], tl.float32)
@@ -594,8 +600,10 @@ def deep_scan_reverse_panels(
             i_v * BV, V - i_v * BV, 1, BV, 0.0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV, 0 * BT, BT, BV,
-            BV, BT, BV, 0,
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         # causality
         attention_2 = tl.where(t[:, None] >= t[None, :], overlap_q_2, 0.0)
@@ -792,9 +800,6 @@ def deep_scan_reverse_panels(
         d_variance_sum_via_variance = load_row(waiting + BT + 0 * BT, BT, BT, 0)
         shrink = load_row(waiting + 2 * BT + 0 * BT, BT, BT, 0)
         variance_valid = load_row(waiting + 3 * BT + 0 * BT, BT, BT, 0)
-        query = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
-        )
         centred_inside = load_rows(
             waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK, 0 * BT, BT, BV, BV, BT, BV,
             0,
@@ -814,6 +819,10 @@ def deep_scan_reverse_panels(
         u = load_rows(
             waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + 5 * BT * BV, 0 * BT, BT,
             BV, BV, BT, BV, 0,
+        )
+        query = load_rows(
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         # adjoint of d_layer2_via_inside
         d_d_inside_via_d_layer2_via_inside = tl.where(
@@ -976,11 +985,14 @@ def deep_scan_reverse_panels(
         tl.debug_barrier()
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         query = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH), 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH)).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_layer2_via_inside = load_rows(
-            waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV, 0 * BT, BT, BV,
-            BV, BT, BV, 0,
+            (waiting + 4 * BT + 5 * BT * ((HIDDEN + BH - 1) // BH * BH) + BT * BK + BT * BV).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         d_k_2 = d_k_s
         for i_p in tl.range(0, panels, disable_licm=True):

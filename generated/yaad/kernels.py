@@ -324,7 +324,7 @@ def deep_scan_reverse_panels(
     t = tl.arange(0, BT)
     own = (i_n * HV + i_h) * (K * HIDDEN + HIDDEN * V)
     waiting = waiting_ptr + (i_n * HV + i_h) * (
-        6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 4 * BT * BV
+        6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 5 * BT * BT + 5 * BT * BV
     )
     # Their channels, none without a token: a number known at run time only, so that loops over it are not unrolled.
     panels = (tl.minimum(length, 1) * HIDDEN + BH - 1).to(tl.int32) // BH
@@ -440,6 +440,24 @@ def deep_scan_reverse_panels(
             waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
             u, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
+        store_rows(
+            (
+                waiting
+                + 6 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 9 * BT
+                + BT * BK
+                + 5 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            u,
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
+        )
         # adjoint of written_2
         d_written_factor_via_written_2 = d_written_2 * u
         d_written_factor_via_written_2_2 = tl.sum(d_written_factor_via_written_2, 1)
@@ -468,10 +486,29 @@ def deep_scan_reverse_panels(
             waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK,
             d_overlap_q_2_via_attention_2, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
+        store_rows(
+            (
+                waiting
+                + 6 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 9 * BT
+                + BT * BK
+                + 4 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            d_overlap_q_2_via_attention_2,
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            0,
+        )
         # read-out
         query = q.to(tl.float32) * scale
         store_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, query, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT).to(tl.pointer_type(dtype)), query,
+            0 * BT, BT, BK, BK, BT, BK, 0,
         )
         overlap_q = tl.dot(query.to(dtype), tl.trans(k), input_precision=PRECISION)
         store_rows(
@@ -483,7 +520,9 @@ def deep_scan_reverse_panels(
         # adjoint of layer2_carried
         d_layer2_inherited_via_layer2_carried = d_o.to(tl.float32) * layer1_carried_factor[:, None]
         store_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT,
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
             d_layer2_inherited_via_layer2_carried, 0 * BT, BT, BV, BV, BT, BV, 0,
         )
         tl.debug_barrier()
@@ -492,19 +531,48 @@ def deep_scan_reverse_panels(
             waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 5 * BT + 0 * BT, BT, BT, 0
         )
         query = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
+            (
+                waiting
+                + 6 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 9 * BT
+                + BT * BK
+                + 4 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
-            BV, BV, BT, BV, 0,
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
+            (
+                waiting
+                + 6 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 9 * BT
+                + BT * BK
+                + 5 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         d_query = d_o.to(tl.float32)
         d_attention = tl.zeros([BT, BT], tl.float32)
@@ -643,7 +711,9 @@ def deep_scan_reverse_panels(
         # adjoint of attention
         d_overlap_q_via_attention = d_attention * since_2
         store_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + BT * BT,
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
             d_overlap_q_via_attention, 0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # adjoint of since_2
@@ -797,13 +867,6 @@ def deep_scan_reverse_panels(
         )
         sum_1_valid = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 7 * BT + 0 * BT, BT, BT, 0)
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, BT, BT, 0)
-        query = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
-        )
-        d_overlap_q_via_attention = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + BT * BT, 0 * BT, BT, BT,
-            BT, BT, BT, 0,
-        )
         layer2 = load_rows(
             waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 2 * BT * BV,
             0 * BT, BT, BV, BV, BT, BV, 0,
@@ -811,6 +874,16 @@ def deep_scan_reverse_panels(
         u = load_rows(
             waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
             0 * BT, BT, BV, BV, BT, BV, 0,
+        )
+        query = load_rows(
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
+        )
+        d_overlap_q_via_attention = load_rows(
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BT, BT, BT, BT, 0,
         )
         # retention, line 35: norm2(S - exp(g / 16) * S_prev) / 2
         kept_factor = exp(coarse_chunk + fine_chunk)
@@ -889,19 +962,48 @@ def deep_scan_reverse_panels(
         )
         written_factor = load_row(waiting + BT * ((HIDDEN + BH - 1) // BH * BH) + 8 * BT + 0 * BT, BT, BT, 0)
         query = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT, 0 * BT, BT, BK, BK, BT, BK, 0
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT).to(tl.pointer_type(dtype)), 0 * BT,
+            BT, BK, BK, BT, BK, 0,
         )
         d_overlap_q_2_via_attention_2 = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK, 0 * BT, BT, BT, BT, BT, BT,
+            (
+                waiting
+                + 6 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 9 * BT
+                + BT * BK
+                + 4 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BT,
+            BT,
+            BT,
+            BT,
             0,
         )
         d_layer2_inherited_via_layer2_carried = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT, 0 * BT, BT,
-            BV, BV, BT, BV, 0,
+            (waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT).to(
+                tl.pointer_type(dtype)
+            ),
+            0 * BT, BT, BV, BV, BT, BV, 0,
         )
         u = load_rows(
-            waiting + 6 * BT * ((HIDDEN + BH - 1) // BH * BH) + 9 * BT + BT * BK + 4 * BT * BT + 3 * BT * BV,
-            0 * BT, BT, BV, BV, BT, BV, 0,
+            (
+                waiting
+                + 6 * BT * ((HIDDEN + BH - 1) // BH * BH)
+                + 9 * BT
+                + BT * BK
+                + 5 * BT * BT
+                + 4 * BT * BV
+            ).to(tl.pointer_type(dtype)),
+            0 * BT,
+            BT,
+            BV,
+            BV,
+            BT,
+            BV,
+            0,
         )
         d_kept_factor_via_kept_2_2 = 0.0
         d_k_2 = d_k_s

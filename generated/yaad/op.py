@@ -165,8 +165,8 @@ def chunk_backward_triton(
         6 * chunk * block(EXPANSION * q.shape[3])
         + 9 * chunk
         + chunk * block(q.shape[3])
-        + 4 * chunk * chunk
-        + 4 * chunk * block(v.shape[3]),
+        + 5 * chunk * chunk
+        + 5 * chunk * block(v.shape[3]),
         dtype=torch.float32,
     )
     launch(

@@ -27,7 +27,7 @@ class Space(Enum):
     NUMBER = "chunks, HV, one"  # a number a chunk, or one for each key channel, float32
     TOTAL = "N, HV, all"  # sums over a sequence's tokens, as gradients of parameters are; float32
     SEQUENCE = "N, HV"  # the states that a kernel carries, one behind the other, where it leaves them; float32
-    WAITING = "N, HV, chunk"  # tiles of one chunk that wait while a loop over panels has the registers; float32
+    WAITING = "N, HV, chunk"  # tiles of one chunk that wait while a loop over panels has the registers; room of float32
 
 
 OWN = (Space.SEQUENCE, Space.WAITING)  # what no other kernel reads
@@ -44,8 +44,9 @@ class Buffer:
     """A tile's home in global memory. Its name is the tile's public one; gates are float32 or the input's dtype.
 
     A `single` one is float32 whatever the inputs are, a `double` one float64; gates with channels are single, once they
-    are read, but for those of the read-out alone. Several states lie one behind the other in one block of memory:
-    `parts` are then all of them, in order. It may be `again` what another tile of the same kernel is.
+    are read, but for those of the read-out alone. What waits is single, or else as products take it. Several states lie
+    one behind the other in one block of memory: `parts` are then all of them, in order. It may be `again` what another
+    tile of the same kernel is.
     """
 
     name: str

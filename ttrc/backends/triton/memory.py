@@ -93,7 +93,7 @@ class ChunkMemory:
         *down, axis = buffer.tile.axes
         window = f"{BLOCK[axis]}, {self._column(axis)}, {self._other(buffer)}"
         if down:
-            rows = f"0, {WIDTH[down[0]]}, {WIDTH[axis]}, {WIDTH[axis]}, {BLOCK[down[0]]}"
+            rows = f"0, {WIDTH[down[0 if buffer.single else -1]]}, {WIDTH[axis]}, {WIDTH[axis]}, {BLOCK[down[0]]}"
             return f"load_gate({at}, {rows}, {window})"
         return f"load_gate_row({at}, {WIDTH[axis]}, {window})"
 
@@ -279,7 +279,9 @@ def _base(buffer: Buffer, head: str, heads: str) -> tuple[str, str]:
     if buffer.space is Space.SEQUENCE:
         return f"{buffer.name}_ptr + own{offset(buffer.tile, buffer.parts)}", ""
     if buffer.space is Space.WAITING:
-        before = buffer.parts[: buffer.parts.index(buffer.tile)]
-        return "waiting" + (f" + {waiting_room(*before)}" if before else ""), ""
+        own = [i for i, t in enumerate(buffer.parts) if t == buffer.tile]  # twice, if rounded too
+        before = buffer.parts[: own[0 if buffer.single else -1]]
+        base = "waiting" + (f" + {waiting_room(*before)}" if before else "")
+        return base if buffer.single else f"({base}).to(tl.pointer_type(dtype))", ""
     width = _width(buffer)
     return f"{buffer.name}_ptr + {head}{width}", f"{heads}{width}" if width else heads
