@@ -53,9 +53,10 @@ def counted(name, form, length, width, chunk, schedule, keep_bytes=None):
 
 
 def waiting(tokens, kernel, width, expansion=None):
-    """Bytes of what a chunk of a sequence has waiting in memory, written once and read once."""
+    """Bytes of what a chunk of a sequence has waiting in memory, written once and read once; half of that if rounded."""
     sizes = {"t": tokens, "s": tokens, "k": width, "v": width, **dict.fromkeys(HIDDEN, (expansion or 0) * width)}
-    return STATE * sum(math.prod(sizes[a] for a in t.axes) for t in kernel.waiting)
+    own = {(b.tile, b.single) for s in kernel.segments for b in s.stores if b.space is Space.WAITING}
+    return sum((STATE if single else 2) * math.prod(sizes[a] for a in t.axes) for t, single in own)
 
 
 def once(launch, longest, length, width, chunk):
