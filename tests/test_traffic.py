@@ -53,7 +53,7 @@ def counted(name, form, length, width, chunk, schedule, keep_bytes=None):
 
 
 def waiting(tokens, kernel, width, expansion=None):
-    """Bytes of what a chunk of a sequence has waiting in memory, written once and read once; half of that if rounded."""
+    """Bytes of what a chunk of a sequence has waiting in memory, written once and read once; rounded, half of them."""
     sizes = {"t": tokens, "s": tokens, "k": width, "v": width, **dict.fromkeys(HIDDEN, (expansion or 0) * width)}
     own = {(b.tile, b.single) for s in kernel.segments for b in s.stores if b.space is Space.WAITING}
     return sum((STATE if single else 2) * math.prod(sizes[a] for a in t.axes) for t, single in own)
