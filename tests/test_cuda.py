@@ -35,7 +35,7 @@ def test_kernels_are_launched_on_the_device_of_the_tensors(name, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     q, v = torch.zeros(1), torch.zeros(2)
-    assert op.at_home(lambda *given: (inside[0] is q, *given))(q, v) == (True, q, v) and not inside
+    assert op._on_its_device(lambda *given: (inside[0] is q, *given))(q, v) == (True, q, v) and not inside
     backward = [getattr(op, f"{form}_backward_op") for form in op.OPS]
     for each in (*op.OPS.values(), *backward):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(each.name(), "CUDA")

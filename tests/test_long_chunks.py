@@ -13,7 +13,7 @@ from ttrc.ir.plan import Skeleton
 from ttrc.ir.tile import Conjugate, LinearScan
 from ttrc.language.load import load_spec
 from ttrc.runtime.load import load
-from ttrc.runtime.verify import BOUNDS, Case, compare, differentiate, draw
+from ttrc.runtime.verify import BOUNDS, Case, compare, differentiate, draw, verify
 
 ROOT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").is_file())
 PATHS = {path.stem: path for folder in ("specs", "tests/unseen") for path in sorted((ROOT / folder).glob("*.toml"))}
@@ -107,9 +107,11 @@ def test_packed_sequences_end_inside_their_chunks(name, schedule):
 
 @pytest.mark.parametrize("name", ["mamba2", "gated_deltanet"])
 def test_every_chunk_size_gives_the_same(name):
-    made = runs(name, EARLY, (16, 32, 64, 128), backend="triton")
-    for size in (16, 32, 64):
-        agree(made[128], made[size])
+    """The oracle's: of two runs in single precision each is off by what it rounds, and some processors round more."""
+    for size in (16, 32, 64, 128):
+        case = dataclasses.replace(EARLY, chunk_size=size, schedule="auto")
+        found = verify(load(name), case, form="chunk", backend="triton", dtype=torch.float32)
+        assert not found.failures, (size, found.failures)
 
 
 @pytest.mark.parametrize("schedule", ["fused", "split", "segments"])

@@ -668,7 +668,7 @@ def test_the_adjoint_of_a_joint_system_without_its_sign(build, monkeypatch, sett
 
 
 def test_a_step_of_the_transposed_elimination_dropped(build, monkeypatch):
-    monkeypatch.setattr(eliminate, "_less", lambda build, base, tile, x, origin: base)
+    monkeypatch.setattr(Builder, "less_turned", lambda self, base, tile, x, origin: base)
     found = named(failures(build("gated_deltaproduct", broken_passes=True), "chunk"))
     assert {"d_v", "d_v_2", "d_initial_state"} <= found and "o" not in found
 

@@ -38,7 +38,7 @@ def uses_triton(backend: str, x: Tensor) -> bool:
     return backend == "triton"
 
 
-def at_home(run):
+def _on_its_device(run):
     """On the device of the first tensor: Triton launches on the current one, whatever it is handed."""
 
     def call(*inputs):
@@ -56,7 +56,7 @@ def register(name: str, run, fake, keep, differentiate):
     name = f"{SYMBOL}_{name}"
     LIBRARY.define(name + torch.library.infer_schema(run, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
     LIBRARY.impl(name, torch.compiler.disable(run), "CompositeExplicitAutograd")
-    LIBRARY.impl(name, torch.compiler.disable(at_home(run)), "CUDA")
+    LIBRARY.impl(name, torch.compiler.disable(_on_its_device(run)), "CUDA")
     torch.library.register_fake(f"ttrc::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.ttrc, name).default
 
