@@ -14,6 +14,7 @@ from bench.walls import kernels
 from ttrc.runtime.ahead import compile_ahead
 from ttrc.runtime.load import load
 from ttrc.runtime.workload import Workload, draw_inputs
+from ttrc.sampling import as_arguments
 
 
 def launches(name: str) -> list[list[tuple[str, int, str]]]:
@@ -24,6 +25,16 @@ def launches(name: str) -> list[list[tuple[str, int, str]]]:
             found.append([])
             x = draw_inputs(op.spec, Workload(batch, length, 2, 64, 64), torch.bfloat16, "cpu")
             backward_of(call(x), x)
+    return found
+
+
+def registers(name: str) -> list[tuple[str, int, int | None]]:
+    """(kernel, warps, registers a thread is given) of a forward and a backward pass, token by token."""
+    op, found = load(name), []
+    x = draw_inputs(op.spec, Workload(1, 40, 2, 64, 64), torch.bfloat16, "cpu")
+    call = getattr(op.package, op.spec.name)  # an operator asks for a GPU that is there
+    with paper_gpu(lambda launch: found.append((launch.kernel, launch.metadata.num_warps, launch.metadata.maxnreg))):
+        backward_of(call(**as_arguments(op.spec, x), form="recurrent", backend="triton")[0], x)
     return found
 
 
@@ -63,6 +74,7 @@ if __name__ == "__main__":
     doing = {
         "launches": launches,
         "late": compiled_late,
+        "registers": registers,
         "instructions": lambda name: {k.name: (k.instructions, k.wavefronts) for k in kernels(name, "ttrc")},
     }
     print(json.dumps(doing[what](name)))

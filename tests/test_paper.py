@@ -42,6 +42,12 @@ def test_new_lengths_and_batches_launch_the_same_binaries(name, least):
     assert [n for _, n, _ in others[-1]] > [n for _, n, _ in first]
 
 
+@pytest.mark.parametrize("name, told", [("ttt_mlp", 255), ("ttt_linear", None)])
+def test_programs_that_hold_weights_of_several_layers_ask_for_registers(name, told):
+    launched = on_paper("registers", name)
+    assert [(warps, registers) for _, warps, registers in launched] == [(8, told)] * 2
+
+
 def test_what_was_rehearsed_is_not_compiled_where_it_is_launched():
     elsewhere, rehearsed, new = on_paper("late", "linear_attention")
     assert elsewhere == rehearsed == 0 < new

@@ -93,7 +93,7 @@ class ChunkMemory:
         *down, axis = buffer.tile.axes
         window = f"{BLOCK[axis]}, {self._column(axis)}, {self._other(buffer)}"
         if down:
-            rows = f"0, {WIDTH[down[0 if buffer.single else -1]]}, {WIDTH[axis]}, {WIDTH[axis]}, {BLOCK[down[0]]}"
+            rows = f"0, {WIDTH[down[0]]}, {WIDTH[axis]}, {WIDTH[axis]}, {BLOCK[down[0]]}"
             return f"load_gate({at}, {rows}, {window})"
         return f"load_gate_row({at}, {WIDTH[axis]}, {window})"
 

@@ -29,11 +29,11 @@ def function(kernel: str, op: Substitute, stored: dict[Tile, Buffer], domains: d
     """The text of a function: what is written in the 16 rows of a block."""
     rows, every = _rows(op), range(len(op.bases))
     by_row = _by_row(op, stored)
-    taken = [a for t in rows for a in (_argument(t), *([_stride(t)] if t in by_row else []))]
+    given = [a for t in rows for a in (_argument(t), *([_stride(t)] if t in by_row else []))]
     begins = [_numbered("_begin", op, i) for i in every]
     matrices = [_numbered("_matrix", op, i, j) for i in every for j in every]
     stride = ["_stride"] if meets_in_rows(op) else []
-    arguments = ", ".join([*begins, *taken, *matrices, *stride, "left", "i_v"])
+    arguments = ", ".join([*begins, *given, *matrices, *stride, "left", "i_v"])
     written = [f"_{w.name}" for w in op.written]
     turns = [_turn(op, i, stored, domains) for i in every]
     lines = [
