@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 
 def without_unused(text: str, wanted: Iterable[str]) -> str:
@@ -12,7 +13,7 @@ def without_unused(text: str, wanted: Iterable[str]) -> str:
 
     Raises AssertionError where two functions have one name: the first would be lost.
     """
-    body = ast.parse(text).body
+    body = _parse(text).body
     functions = [node for node in body if isinstance(node, ast.FunctionDef)]
     by_name = {node.name: node for node in functions}
     assert len(by_name) == len(functions), sorted(node.name for node in functions)
@@ -29,7 +30,7 @@ def without_unused(text: str, wanted: Iterable[str]) -> str:
 
 def without_unused_imports(text: str) -> str:
     """The text without what its top level takes from modules and then leaves alone."""
-    tree = ast.parse(text)
+    tree = _parse(text)
     used, lines = names(tree), text.splitlines(keepends=True)
     for node in reversed([node for node in tree.body if isinstance(node, ast.ImportFrom)]):
         if node.module != "__future__":
@@ -41,7 +42,7 @@ def without_unused_imports(text: str) -> str:
 
 def without_unused_locals(text: str) -> str:
     """The text without what functions of its top level assign and never read, nor the comments above such lines."""
-    while changes := [x for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) for x in _unread(node)]:
+    while changes := [x for node in _parse(text).body if isinstance(node, ast.FunctionDef) for x in _unread(node)]:
         lines = text.splitlines(keepends=True)
         for node, left in sorted(changes, key=lambda change: -change[0].lineno):
             first, indent = node.lineno - 1, " " * node.col_offset
@@ -54,8 +55,9 @@ def without_unused_locals(text: str) -> str:
 
 def _unread(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
     """What to change, each with what is left of it: a condition goes with all that hangs on it."""
-    changes = dict(_assignments(function))
-    for node in reversed(list(ast.walk(function))):  # inner ones first
+    nodes = list(ast.walk(function))  # once: most of what an emission takes is this walk
+    changes = dict(_assignments(nodes))
+    for node in reversed(nodes):  # inner ones first
         for block in (getattr(node, "body", ()), getattr(node, "orelse", ())):
             if isinstance(block, list) and block and all(changes.get(inner) == "" for inner in block):
                 changes = {x: left for x, left in changes.items() if x not in block}
@@ -64,12 +66,12 @@ def _unread(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
     yield from changes.items()
 
 
-def _assignments(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
-    """Assignments of which some names are not read, each with what is left of it."""
-    read = {n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    read |= {n.target.id for n in ast.walk(function) if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
-    fields = {x for node in ast.walk(function) if isinstance(node, ast.ClassDef) for x in node.body}
-    for node in ast.walk(function):
+def _assignments(nodes: list[ast.AST]) -> Iterator[tuple[ast.stmt, str]]:
+    """Assignments in a function's nodes of which some names are not read, each with what is left of it."""
+    read = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    read |= {n.target.id for n in nodes if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)}
+    fields = {x for node in nodes if isinstance(node, ast.ClassDef) for x in node.body}
+    for node in nodes:
         match node:
             case _ if node in fields:  # read by others
                 pass
@@ -81,13 +83,19 @@ def _assignments(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
                     yield node, " = ".join(", ".join(side) for side in zip(*pairs))
 
 
+@lru_cache(maxsize=16)
+def _parse(text: str) -> ast.Module:
+    """Several ask about one file in turn; nobody changes a tree."""
+    return ast.parse(text)
+
+
 def _are_names(nodes: list[ast.expr]) -> bool:
     return all(isinstance(node, ast.Name) for node in nodes)
 
 
 def imported(text: str, module: str) -> set[str]:
     """What a file takes from its neighbour: each x of `from .module import x`."""
-    taken = (node for node in ast.parse(text).body if isinstance(node, ast.ImportFrom))
+    taken = (node for node in _parse(text).body if isinstance(node, ast.ImportFrom))
     return {alias.name for node in taken if (node.level, node.module) == (1, module) for alias in node.names}
 
 
@@ -108,5 +116,5 @@ def names(node: ast.AST) -> set[str]:
 
 def attributes(text: str, module: str) -> set[str]:
     """What code takes from a module: each x of module.x."""
-    taken = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute))
+    taken = (node for node in ast.walk(_parse(text)) if isinstance(node, ast.Attribute))
     return {node.attr for node in taken if isinstance(node.value, ast.Name) and node.value.id == module}
