@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ttrc
+from ttrc.compiler import analyse
 from ttrc.runtime import operator, trust, tuner
 from ttrc.runtime.tuned import Key
 from ttrc.runtime.tuner import key_of, tune
@@ -15,7 +16,9 @@ from ttrc.sampling import as_arguments, random_inputs
 from ttrc.tools import timing
 from ttrc.tools import tune as tool
 from ttrc.tools.bench import _small
+from ttrc.tools.compile import compile_specs
 from ttrc.tools.offline import CompileFailure
+from ttrc.tools.predict import predict
 
 
 def inputs(op, **sizes):
@@ -133,6 +136,24 @@ def test_only_kernels_with_something_to_tune_are_compiled_beforehand(monkeypatch
     known.add(key_of(op.package, "chunk_scan", shapes["chunk"][0], torch.bfloat16))
     left = tool._left(op, shapes, torch.bfloat16, known)
     assert [kernel.name for kernel in left["chunk"]] == ["chunk_scan"]
+
+
+def test_candidates_are_ranked_by_what_predictions_say(monkeypatch):
+    """One cost model: a tuner's figure for the default is the one that `ttrc compile --shape` shows."""
+    op, shape = ttrc.load("linear_attention"), Workload(2, 8192, 16, 64, 64)
+    rows = [r for r in compile_specs([op.spec], targets=["sm_90"], widths=[64]) if r.form == "chunk"]
+    default = {r.kernel: r.config for r in rows}
+    plan = analyse(op.spec).forms["chunk"].plan
+    monkeypatch.setattr(tool, "space_of", lambda takes, width: list(dict.fromkeys(default.values())))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(tool.tuned, "chip_name", lambda device: "NVIDIA H200")
+    known = tool.footprints(op, {"chunk": plan.kernels}, 64, "bf16", "cuda")
+    shown = [p for p in predict(rows, shape, "bf16") if p.part == "H200 SXM" and p.which != "again"]
+    for schedule in plan.schedules:
+        passes = [p for p in shown if p.schedule == schedule.name]
+        for name in {k.name for p in passes for k in p.kernels}:
+            ms = sum(k.walls.ms for p in passes for k in p.kernels if k.name == name)
+            assert known(name, default[name], shape, schedule.name).ms == pytest.approx(ms), (schedule.name, name)
 
 
 def test_the_oracle_sees_as_many_heads_as_are_timed_where_they_are_few():

@@ -43,7 +43,7 @@ def fake_timer(key, config, call):
 
 def only(*configs):
     """Footprints that leave nothing but these (and the default) to try."""
-    return lambda kernel, config: Footprint(spills=0 if config in configs else 9, instructions=100, blocks=1)
+    return lambda kernel, config, *_: Footprint(spills=0 if config in configs else 9, instructions=100, ms=1.0)
 
 
 def run(op, verifier, *configs):
@@ -205,25 +205,27 @@ def test_candidates_are_few_and_the_default_is_among_them(op):
     for kernel in (*analyse(op.spec).forms["chunk"].plan.forward, *analyse(op.spec).forms["chunk"].plan.backward):
         default = Config(64, 4, 2)
         for footprints in (
-            lambda k, c: None,
-            lambda k, c: Footprint(0, 1000 * c.value_block // c.warps, 16 // c.warps),
+            lambda *_: None,
+            lambda k, c, *_: Footprint(0, 1000, c.value_block / c.warps),
         ):
-            chosen, pruned = tuner.candidates(kernel, default, wide, footprints, 132, 24)
+            chosen, pruned = tuner.candidates(kernel, default, wide, "fused", footprints, 24)
+            chosen = list(chosen)
             assert chosen[0] == default and len(chosen) == 24 == len(set(chosen))
             assert not set(chosen) & {config for config, _ in pruned}
 
 
-def test_where_all_spill_the_least_harm_is_tried(op):
+def test_where_all_spill_the_fastest_predicted_is_tried(op):
     from ttrc.compiler import analyse
 
     kernel = analyse(op.spec).forms["chunk"].plan.forward[0]
-    spilling = {Config(64, 8, 1): 10}
+    quick = {Config(64, 8, 1): 1.0}
 
-    def footprints(name, config):
-        return Footprint(spilling.get(config, 900), 1000, 1)
+    def footprints(name, config, shape, schedule):
+        return Footprint(900, 1000, quick.get(config, 2.0))
 
-    chosen, pruned = tuner.candidates(kernel, Config(64, 4, 2), Workload(32, 4096, 4, 256, 256), footprints, 132, 2)
-    assert chosen == [Config(64, 4, 2), Config(64, 8, 1)]
+    wide, default = Workload(32, 4096, 4, 256, 256), Config(64, 4, 2)
+    chosen, pruned = tuner.candidates(kernel, default, wide, "fused", footprints, 2)
+    assert list(chosen.items()) == [(default, 2.0), (Config(64, 8, 1), 1.0)]
     assert all("predicted slower" in reason for _, reason in pruned)
 
 
@@ -232,17 +234,17 @@ def test_a_few_spills_are_tried_where_they_save_much(op):
     from ttrc.compiler import analyse
 
     kernel = analyse(op.spec).forms["chunk"].plan.backward[-1]
-    known = {Config(16, 4, 1): Footprint(0, 3500, 2), Config(32, 4, 1): Footprint(44, 4200, 2)}
-    known[Config(64, 4, 1)] = Footprint(400, 4900, 2)
+    known = {Config(16, 4, 1): Footprint(0, 3500, 2.0), Config(32, 4, 1): Footprint(44, 4200, 1.5)}
+    known[Config(64, 4, 1)] = Footprint(400, 4900, 1.0)
     chosen, pruned = tuner.candidates(
         kernel,
         Config(16, 4, 1),
         Workload(16, 2048, 16, 128, 128),
-        lambda name, config: known.get(config, Footprint(0, 0, 0)),
-        132,
+        "fused",
+        lambda name, config, *_: known.get(config, Footprint(0, 0, None)),
         24,
     )
-    assert chosen == [Config(16, 4, 1), Config(32, 4, 1)]
+    assert list(chosen) == [Config(16, 4, 1), Config(32, 4, 1)]
     assert (Config(64, 4, 1), "spills (400 instructions), which others do not") in pruned
 
 

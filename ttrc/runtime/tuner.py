@@ -1,8 +1,8 @@
 """The verifying tuner: for each kernel of an operator, the fastest configuration that is right.
 
-Candidates are pruned by what a compiler without a GPU says of them and by a simple cost model. One that remains is
-verified before it is timed; one that misses is rejected with its reason, however fast it is. Nothing here starts by
-itself: an operator only ever reads what an earlier run found (tuned.py).
+Candidates are pruned by what a compiler without a GPU says of them and by the time that their walls predict. One that
+remains is verified before it is timed; one that misses is rejected with its reason, however fast it is. Nothing here
+starts by itself: an operator only ever reads what an earlier run found (tuned.py).
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from typing import Optional
 import torch
 
 from ttrc.compiler import analyse
-from ttrc.ir.config import CHUNK, Config, Takes, block, key_block
+from ttrc.ir.config import Config, Takes, block
 from ttrc.ir.plan import Kernel, Plan, Skeleton
 from ttrc.runtime.operator import Operator
 from ttrc.runtime.trust import is_lost
 from ttrc.runtime.tuned import Key, slot
-from ttrc.runtime.workload import Workload, draw_inputs, programs
+from ttrc.runtime.workload import Workload, draw_inputs
 from ttrc.sampling import as_arguments
 
 MOST = 24  # candidates a kernel
 VALUE_BLOCKS, WARPS, STAGES = (16, 32, 64, 128, 256), (1, 2, 4, 8), (1, 2, 3)
 TOKEN_BLOCKS = (32, 64, 128, 256)  # of kernels of pairs
 LIGHT = 0.02  # spills, of all instructions, that may be worth what they buy: those outside loops cost next to nothing
-SPILL = 10  # instructions that one of them is worth
 MANY = 128  # heads times sequences from which the regime is "many", as the generated operators count
 
 
@@ -43,13 +42,14 @@ class Fate(Enum):
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one candidate; ms of its kernel alone where it was timed."""
+    """What became of one candidate; ms of its kernel alone where it was timed, and where a prediction is known."""
 
     key: Key
     config: Config
     fate: Fate
     ms: Optional[float]
     reason: str
+    predicted: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,14 @@ class Report:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of a compiled candidate: spilling instructions, all of them, programs a multiprocessor holds (0: none fits).
+    """Of a compiled candidate: spilling instructions, all of them, and the ms that its walls predict.
 
-    `looped` instructions stand inside of a loop; 0 where nobody knows how many do.
+    None in the place of ms where it does not compile, or does not fit on a multiprocessor.
     """
 
     spills: int
     instructions: int
-    blocks: int
-    looped: int = 0
+    ms: Optional[float]
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ Timer = Callable[[Key, Config, Call], float]  # ms of one call
 Verdict = Callable[[], Optional[str]]  # why the operator is wrong, or None; a trust.Verifier also rehearses
 Verifier = Callable[[str, str], Verdict]  # of a form and schedule
 Judge = Callable[[str], Verdict]  # of a schedule, the form being known
-Footprints = Callable[[str, Config], Optional[Footprint]]  # of a kernel: None where nothing is known
+Footprints = Callable[[str, Config, Workload, str], Optional[Footprint]]  # of a kernel, a schedule; None: not known
 
 
 def tune(
@@ -107,8 +106,7 @@ def tune(
     device: str,
     timer: Timer,
     verifier: Verifier,
-    footprints: Footprints = lambda kernel, config: None,
-    multiprocessors: int = 132,
+    footprints: Footprints = lambda kernel, config, shape, schedule: None,
     most: int = MOST,
     known: Collection[Key] = (),
     suspects: Collection[tuple[Key, Config]] = (),
@@ -123,7 +121,7 @@ def tune(
     launch all candidates of a kernel, before one is tried. The operator's TUNED table is as before when this returns.
     """
     told = (ahead, on_start, on_trial)
-    search = _Search(op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, *told)
+    search = _Search(op, dtype, device, timer, footprints, most, known, suspects, *told)
     forms = analyse(op.spec).forms
     for form, shapes in workloads.items():
         plan = forms[form].plan
@@ -180,51 +178,30 @@ def capped(takes: Takes, config: Config, widest: int) -> Config:
 
 
 def candidates(
-    kernel: Kernel,
-    default: Config,
-    shape: Workload,
-    footprints: Footprints,
-    multiprocessors: int,
-    most: int,
-    chunk: int = CHUNK,
-) -> tuple[list[Config], list[tuple[Config, str]]]:
-    """(those to try, the default first and then by predicted time; those left out, with the reason)."""
-    tried = space_of(kernel.takes, shape.d_v)
-    everything = {c: footprints(kernel.name, c) for c in dict.fromkeys((default, *tried))}
-    some_are_clean = any(known is not None and known.blocks and not known.spills for known in everything.values())
-    cost: dict[Config, float] = {}
-    pruned = []
+    kernel: Kernel, default: Config, shape: Workload, schedule: str, footprints: Footprints, most: int
+) -> tuple[dict[Config, Optional[float]], list[tuple[Config, str]]]:
+    """(those to try and their predicted ms, the default first, then the fastest; those left out, with the reason)."""
+    tried = dict.fromkeys((default, *space_of(kernel.takes, shape.d_v)))
+    everything = {c: footprints(kernel.name, c, shape, schedule) for c in tried}
+    some_are_clean = any(x is not None and x.ms is not None and not x.spills for x in everything.values())
+    left, pruned = {}, []
     for config, known in everything.items():
         reason = None if config == default or known is None else _hopeless(known, some_are_clean)
         if reason is not None:
             pruned.append((config, reason))
-        elif known is None:
-            cost[config] = _distance(config, default)
         else:
-            cost[config] = _cost(
-                kernel, config, known, programs(kernel, config, shape, chunk=chunk), shape, multiprocessors
-            )
-    ranked = sorted(cost, key=lambda c: (c != default, cost[c]))
-    return ranked[:most], pruned + [(c, f"predicted slower than {most} others") for c in ranked[most:]]
+            left[config] = None if known is None else known.ms
+    cost = {c: _distance(c, default) if ms is None else ms for c, ms in left.items()}
+    ranked = sorted(left, key=lambda c: (c != default, cost[c]))
+    slower = [(c, f"predicted slower than {most} others") for c in ranked[most:]]
+    return {c: left[c] for c in ranked[:most]}, pruned + slower
 
 
 def _hopeless(known: Footprint, some_are_clean: bool) -> str | None:
-    if not known.blocks:
+    if known.ms is None:
         return "does not compile, or does not fit on a multiprocessor"
     heavy = known.spills > LIGHT * known.instructions
     return f"spills ({known.spills} instructions), which others do not" if heavy and some_are_clean else None
-
-
-def _cost(kernel: Kernel, config: Config, known: Footprint, grid: int, shape: Workload, multiprocessors: int) -> float:
-    """Issue slots, or programs after one another, whichever binds; comparable among one kernel's candidates alone."""
-    # Over blocks of values, of keys or of hidden channels; the others split values over programs.
-    text = kernel.of(shape.d_k, key_block(kernel.takes, config, shape.d_k))
-    looped = kernel.skeleton in (Skeleton.PARALLEL, Skeleton.ROWS) or text.in_memory
-    walked = shape.d_k if text.axis == "k" else shape.d_v
-    again = (-(-walked // config.value_block) - 1) * (known.looped or known.instructions) if looped else 0
-    work = known.instructions + again + SPILL * known.spills
-    waves = -(-grid // (multiprocessors * max(known.blocks, 1)))
-    return max(grid * work * config.warps / (4 * multiprocessors), waves * work)
 
 
 def _distance(config: Config, default: Config) -> float:
@@ -236,11 +213,9 @@ def _distance(config: Config, default: Config) -> float:
 
 
 class _Search:
-    def __init__(
-        self, op, dtype, device, timer, footprints, multiprocessors, most, known, suspects, ahead, on_start, on_trial
-    ):
+    def __init__(self, op, dtype, device, timer, footprints, most, known, suspects, ahead, on_start, on_trial):
         self.op, self.dtype, self.device, self.timer = op, dtype, device, timer
-        self.footprints, self.multiprocessors, self.most = footprints, multiprocessors, most
+        self.footprints, self.most = footprints, most
         self.known, self.suspects = frozenset(known), frozenset(suspects)
         self.ahead, self.on_start, self.on_trial = ahead, on_start, on_trial
         self.trials: list[Trial] = []
@@ -254,20 +229,21 @@ class _Search:
             return
         plain = Config(*self.op.package.launch.CONFIGS[kernel.name][key.width])
         default = capped(kernel.takes, plain, block(shape.d_v))
-        chosen, pruned = candidates(kernel, default, shape, self.footprints, self.multiprocessors, self.most, run.chunk)
-        self.ahead(lambda: self._rehearse(key, chosen, run, shape, judge))
+        chosen, pruned = candidates(kernel, default, shape, run.schedules[0], self.footprints, self.most)
+        self.ahead(lambda: self._rehearse(key, list(chosen), run, shape, judge))
         timed: dict[Config, float] = {}
-        for config in chosen:
+        for config, predicted in chosen.items():
             reason, ms = self._try(key, config, run, shape, judge)
             if reason is None:
                 timed[config] = ms
             else:
-                self._tell(Trial(key, config, Fate.REJECTED, None, reason))
+                self._tell(Trial(key, config, Fate.REJECTED, None, reason, predicted))
         if default in timed:
             self.default_ms[key] = timed[default]
         winner = min(timed, key=timed.get, default=None)
         for config, ms in timed.items():
-            self._tell(Trial(key, config, Fate.CHOSEN if config == winner else Fate.SLOWER, ms, ""))
+            fate = Fate.CHOSEN if config == winner else Fate.SLOWER
+            self._tell(Trial(key, config, fate, ms, "", chosen[config]))
         for config, reason in pruned:
             self._tell(Trial(key, config, Fate.PRUNED, None, reason))
         if winner is not None:

@@ -18,9 +18,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ttrc.errors import TtrcError, plain
-from ttrc.ir.config import WIDEST, Takes, is_several_chunks, value_block
+from ttrc.ir.config import WIDEST, Config, Takes, is_several_chunks, value_block
 from ttrc.ir.module import Module
-from ttrc.ir.plan import Cut, Skeleton
+from ttrc.ir.plan import Cut, Plan, Skeleton
 from ttrc.passes.budget import held_bytes
 from ttrc.passes.measure_chain import INSTRUCTIONS
 from ttrc.runtime.workload import Workload, programs, segment_count
@@ -171,7 +171,9 @@ def _of_pass(
 ):
     head = (module.spec.name, form_of(module).name, which, schedule, name)
     roof, size = Roof(part.bandwidth, part.matmul), DTYPE_BYTES[dtype]
-    launched = shares(module, which, shape, size, schedule, _segments(module, compiled, shape, size, part))
+    plan = form_of(module).plan
+    scans = [compiled[k.name].config for k in plan.kernels if k.skeleton is Skeleton.SCAN]
+    launched = shares(module, which, shape, size, schedule, _segments(plan, scans, shape, size, part))
     found = _of_launches(launched, compiled, part, roof, shape)
     if isinstance(found, str):
         return NoPrediction(*head, found)
@@ -207,17 +209,32 @@ def _of_launches(
     return tuple(kernels)
 
 
-def _segments(module: Module, compiled: dict[str, Row], shape: Workload, size: int, part: Part) -> int:
-    """As an operator would cut these sequences there."""
-    plan = form_of(module).plan
+def _segments(plan: Plan, scans: Sequence[Config], shape: Workload, size: int, part: Part) -> int:
+    """As an operator would cut these sequences there; by the first of the plan's scans, if it has any."""
     scan = next((k for k in plan.kernels if k.skeleton is Skeleton.SCAN), None)
     if scan is None:
         return 1
-    blocks = -(-shape.d_v // value_block(scan.takes, compiled[scan.name].config, shape.d_v))
+    blocks = -(-shape.d_v // value_block(scan.takes, scans[0], shape.d_v))
     chunk = plan.tokens(shape.d_k, shape.d_v, size)
     whole = plan.segment if is_several_chunks(plan.segment) else chunk  # pieces are of these
     programs = shape.batch * shape.heads * blocks
     return segment_count(programs, -(-shape.length // whole), part.multiprocessors, whole // chunk)
+
+
+def kernel_ms(
+    row: Row, schedule: str, shape: Workload, part: Part, dtype_bytes: int, scans: Sequence[Config]
+) -> Optional[float]:
+    """Of all launches of one kernel in both passes of a schedule (the first if none has that name), each at its wall.
+
+    None where it does not run. `scans` are the configurations of the plan's scans, which cut sequences into pieces.
+    """
+    plan = row.module.forms[row.form].plan
+    (chosen,) = [s for s in plan.schedules if s.name == schedule] or plan.schedules[:1]
+    mine = tuple(x for x in (*chosen.forward, *chosen.backward) if x.kernel.name == row.kernel)
+    segments = _segments(plan, scans, shape, dtype_bytes, part)
+    launched = shares_of(plan, mine, shape, dtype_bytes, segments)
+    found = _of_launches(launched, {row.kernel: row}, part, Roof(part.bandwidth, part.matmul), shape)
+    return None if isinstance(found, str) else sum(k.walls.ms for k in found)
 
 
 def _of_kernel(share: Share, row: Row, blocks: int, part: Part, roof: Roof, shape: Workload) -> Kernel:

@@ -144,6 +144,12 @@ def parts(target: str) -> dict[str, Part]:
     return found
 
 
+def likeliest(target: str, device: str) -> Part:
+    """The part with that chip which a device's name speaks of, "NVIDIA H200" say; else the first of them."""
+    known = parts(target)
+    return next((part for name, part in known.items() if name.split()[0] in device), next(iter(known.values())))
+
+
 def occupancy(resources: Resources, num_warps: int, target: str) -> int:
     """Blocks that one multiprocessor holds at a time; 0 where a block does not fit at all."""
     limits = chip(target)

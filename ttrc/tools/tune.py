@@ -21,7 +21,7 @@ from rich.table import Table
 from ttrc.backends.triton.signature import signature
 from ttrc.compiler import analyse
 from ttrc.ir.config import Config
-from ttrc.ir.plan import Kernel
+from ttrc.ir.plan import Kernel, Skeleton
 from ttrc.runtime import tuned
 from ttrc.runtime.ahead import compile_ahead
 from ttrc.runtime.load import load
@@ -44,8 +44,10 @@ from ttrc.runtime.tuner import tune as search
 from ttrc.runtime.verify import Case, fitting, prepare
 from ttrc.runtime.workload import Workload
 from ttrc.tools.bench import DTYPES
+from ttrc.tools.compile import Row
 from ttrc.tools.offline import CompileFailure, Job, compile_many
-from ttrc.tools.resources import CHIPS, Resources, occupancy
+from ttrc.tools.predict import kernel_ms
+from ttrc.tools.resources import CHIPS, likeliest
 from ttrc.tools.timing import timer
 
 # By form and regime (batch, length, heads): "many" fills the chip, "few" leaves the serial chain to bind.
@@ -137,7 +139,7 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
     with ThreadPoolExecutor(1) as beside:  # the oracle takes as long as the compilers, and needs one core
         for case in cases if any(left.values()) else ():
             beside.submit(prepare, op.spec, fitting(op.spec, case), DTYPES[dtype], device)
-        taken = (lambda kernel, config: None) if toy else footprints(op, left, width, dtype, device)
+        taken = (lambda kernel, config, shape, schedule: None) if toy else footprints(op, left, width, dtype, device)
     report = search(
         op,
         shapes,
@@ -146,7 +148,6 @@ def _tune(op: Operator, shapes, width: int, dtype: str, device: str, most: int, 
         timer=timer(device),
         verifier=lambda form, schedule: Verifier(op, form, DTYPES[dtype], device, _scheduled(cases, schedule)),
         footprints=taken,
-        multiprocessors=132 if toy else torch.cuda.get_device_properties(device).multi_processor_count,
         most=min(most, 2) if toy else most,
         known=() if again else known,
         suspects=() if again else crashed,
@@ -188,40 +189,44 @@ def _left(op: Operator, shapes, dtype: torch.dtype, known) -> dict[str, list[Ker
 def footprints(
     op: Operator, kernels: Mapping[str, Sequence[Kernel]], width: int, dtype: str, device: str
 ) -> Footprints:
-    """What every candidate of these takes from the chip, by form, compiled beforehand on all of the host."""
+    """What every candidate of these, by form, takes from the chip; compiled beforehand on all of the host."""
     major, minor = torch.cuda.get_device_capability(device)
     target = f"sm_{major}{minor}"
     if target not in CHIPS:
-        return lambda kernel, config: None
+        return lambda kernel, config, shape, schedule: None
     path = str(Path(op.package.__file__).with_name("kernels.py"))
-    heads, jobs = [], []
-    known = analyse(op.spec).forms
+    heads, jobs, scans = [], [], {}
+    module, part = analyse(op.spec), likeliest(target, tuned.chip_name(device) or "")
+    sizes = {"d_k": width, "d_v": width, "dtype": dtype}
     for form, own in kernels.items():
+        plan = module.forms[form].plan
+        scans[form] = [signature(k, plan, **sizes).config for k in plan.kernels if k.skeleton is Skeleton.SCAN]
         for kernel in own:
             for config in space_of(kernel.takes, width):
-                s = signature(kernel, known[form].plan, d_k=width, d_v=width, dtype=dtype, config=config)
-                heads.append((kernel.name, config))
+                s = signature(kernel, plan, **sizes, config=config)
+                heads.append((module, form, kernel.name, width, target, config))
                 launched = (target, config.warps, config.stages, s.divisible, s.registers)
                 jobs.append(Job(path, kernel.name, s.types, s.constants, *launched))
     results = compile_many(jobs, workers=os.cpu_count() or 2, timeout=60.0)
-    table = {head: _footprint(result, head[1], target) for head, result in zip(heads, results, strict=True)}
-    return lambda kernel, config: table.get((kernel, config))
+    rows = {(head[2], head[-1]): Row(*head, result) for head, result in zip(heads, results, strict=True)}
 
+    def known(kernel: str, config: Config, shape: Workload, schedule: str) -> Footprint | None:
+        row = rows.get((kernel, config))
+        if row is None:
+            return None
+        if isinstance(row.result, CompileFailure):
+            return Footprint(0, 0, None)
+        ms = kernel_ms(row, schedule, shape, part, DTYPES[dtype].itemsize, scans[row.form])
+        return Footprint(row.result.spills, row.result.instructions, ms)
 
-def _footprint(result: Resources | CompileFailure, config: Config, target: str) -> Footprint:
-    match result:
-        case CompileFailure():
-            return Footprint(0, 0, 0)
-        case Resources():
-            blocks = occupancy(result, config.warps, target)
-            return Footprint(result.spills, result.instructions, blocks, result.looped)
+    return known
 
 
 def as_table(reports: Sequence[Report]) -> Table:
     table = Table(title="tuned: verified first, then timed")
     for column in ("spec", "kernel", "d", "dtype", "regime", "config"):
         table.add_column(column)
-    for column in ("ms", "default", "x", "tried", "rejected"):
+    for column in ("ms", "predicted", "default", "x", "tried", "rejected"):
         table.add_column(column, justify="right")
     for report in reports:
         for key in dict.fromkeys(t.key for t in report.trials):
@@ -231,12 +236,13 @@ def as_table(reports: Sequence[Report]) -> Table:
             head = (report.spec, key.kernel, str(key.width), key.dtype, key.regime)
             best, default = report.best.get(key), report.default_ms.get(key)
             if best is None:
-                table.add_row(*head, "none is right", "", "", "", str(tried), str(rejected), style="red")
+                table.add_row(*head, "none is right", "", "", "", "", str(tried), str(rejected), style="red")
                 continue
             table.add_row(
                 *head,
                 _short(best.config),
                 f"{best.ms:.3f}",
+                "" if best.predicted is None else f"{best.predicted:.3f}",
                 "wrong" if default is None else f"{default:.3f}",
                 "" if default is None else f"{default / best.ms:.2f}",
                 str(tried),
@@ -256,7 +262,15 @@ def rejections(reports: Sequence[Report]) -> list[str]:
 
 def as_data(reports: Sequence[Report]) -> list[dict]:
     return [
-        {"spec": r.spec, **asdict(t.key), **asdict(t.config), "fate": t.fate.value, "ms": t.ms, "reason": t.reason}
+        {
+            "spec": r.spec,
+            **asdict(t.key),
+            **asdict(t.config),
+            "fate": t.fate.value,
+            "ms": t.ms,
+            "predicted_ms": t.predicted,
+            "reason": t.reason,
+        }
         for r in reports
         for t in r.trials
     ]
