@@ -10,6 +10,8 @@ Spec --derive_recurrence--> Recurrence
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ttrc.emit import emit
 from ttrc.ir.module import Form, Module
 from ttrc.ir.recurrence import Recurrence
@@ -34,6 +36,7 @@ from ttrc.passes.schedule_scan import schedule_scan
 from ttrc.passes.schedule_tokens import schedule_tokens
 
 
+@lru_cache(maxsize=16)  # who shows, checks or tunes a spec asks more than once
 def analyse(spec: Spec) -> Module:
     """Everything there is to know about a spec short of text."""
     if isinstance(spec.memory, KernelMemory):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import symtable
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
@@ -42,7 +43,10 @@ def without_unused_imports(text: str) -> str:
 
 def without_unused_locals(text: str) -> str:
     """The text without what functions of its top level assign and never read, nor the comments above such lines."""
-    while changes := [x for node in _parse(text).body if isinstance(node, ast.FunctionDef) for x in _unread(node)]:
+    while suspects := _suspects(text):
+        functions = [x for x in _parse(text).body if isinstance(x, ast.FunctionDef) and x.name in suspects]
+        if not (changes := [x for function in functions for x in _unread(function)]):
+            break
         lines = text.splitlines(keepends=True)
         for node, left in sorted(changes, key=lambda change: -change[0].lineno):
             first, indent = node.lineno - 1, " " * node.col_offset
@@ -51,6 +55,16 @@ def without_unused_locals(text: str) -> str:
             lines[first : node.end_lineno] = [f"{indent}{left}\n"] if left else []
         text = "".join(lines)
     return text
+
+
+def _suspects(text: str) -> set[str]:
+    """Functions of the top level that may have what `_unread` looks for: Python's own tables of names are quick."""
+
+    def unread(table: symtable.SymbolTable) -> bool:
+        found = any(x.is_assigned() and not x.is_referenced() for x in table.get_symbols())
+        return found or any(map(unread, table.get_children()))
+
+    return {table.get_name() for table in symtable.symtable(text, "", "exec").get_children() if unread(table)}
 
 
 def _unread(function: ast.FunctionDef) -> Iterator[tuple[ast.stmt, str]]:
@@ -83,7 +97,7 @@ def _assignments(nodes: list[ast.AST]) -> Iterator[tuple[ast.stmt, str]]:
                     yield node, " = ".join(", ".join(side) for side in zip(*pairs))
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def _parse(text: str) -> ast.Module:
     """Several ask about one file in turn; nobody changes a tree."""
     return ast.parse(text)
@@ -109,9 +123,10 @@ def _bound(node: ast.stmt) -> set[str]:
     return set()
 
 
-def names(node: ast.AST) -> set[str]:
+@lru_cache(maxsize=512)  # of what all files share, the same nodes
+def names(node: ast.AST) -> frozenset[str]:
     """Every bare name in a piece of code."""
-    return {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+    return frozenset(inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name))
 
 
 def attributes(text: str, module: str) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from math import comb, prod
 
 import sympy
@@ -34,6 +35,7 @@ _ASSUMPTIONS = {
 }
 
 
+@cache  # passes ask for those of their tiles time and again
 def symbol(name: str, domain: Domain = Domain.REAL) -> Symbol:
     return sympy.Symbol(name, **_ASSUMPTIONS[domain])
 
