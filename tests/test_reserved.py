@@ -12,6 +12,7 @@ from ttrc.language.reserved import RESERVED
 from ttrc.language.state import state_parts
 from ttrc.paths import specs_dir, templates_dir
 from ttrc.runtime.load import load, shipped_specs
+from ttrc.runtime.verify import Case, fitting, verify
 from ttrc.sampling import random_inputs
 
 SPEC = load_spec(specs_dir() / "gated_deltanet.toml")
@@ -54,7 +55,7 @@ def test_names_of_generated_code_are_reserved(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["rate", "read", "prediction_2", "coarse", "since", "total", "u", "sum_0", "decay", "A_log", "S_next"]
+    "name", ["rate", "read", "prediction_2", "coarse", "since", "total", "u", "sum_0", "decay", "A_log", "S_next", "D"]
 )
 def test_a_gate_may_share_a_name_with_a_tile(name):
     """Tiles are renamed around the gates: the numbers are those of the spec under its own names."""
@@ -69,6 +70,21 @@ def test_a_gate_may_share_a_name_with_a_tile(name):
         wanted, _ = op(x["q"], x["k"], x["v"], g=x["g"], beta=x["beta"], form=form, backend="torch")
         made, _ = renamed(x["q"], x["k"], x["v"], **{"g": x["g"], name: x["beta"]}, form=form, backend="torch")
         assert torch.allclose(made, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mamba", "huber_delta", "forgetting_attention", "titans", "mlstm"])
+def test_gates_have_the_letters_that_papers_give_them(name):
+    """A, B, C, D of a state-space model, i of an LSTM, n of a count: kernels of every kind leave them to users."""
+    text = (specs_dir() / f"{name}.toml").read_text()
+    spec = load_spec(specs_dir() / f"{name}.toml")
+    letters = iter("DinBCjA")
+    for gate in (*spec.inputs, *spec.parameters):
+        text = re.sub(rf"\b{gate.name}\b", next(letters), text)
+    op = load(parse_spec(text))
+    case = fitting(op.spec, Case(B=1, T=20, H=1, HV=1, d_k=4, d_v=4))
+    for form in op.forms:
+        assert not verify(op, case, form=form, backend="torch", dtype=torch.float64).failures
+        assert not verify(op, case, form=form, backend="triton", dtype=torch.float32).failures
 
 
 def tile_names(spec) -> set[str]:

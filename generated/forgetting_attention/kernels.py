@@ -107,8 +107,8 @@ def running_sums(g_ptr, sums_ptr, cu_seqlens, T, HO: tl.constexpr, BT: tl.conste
         first, length = i_n * T, T
     _sums = tl.sum(tl.zeros([BT], tl.float64), 0)
     blocks = tl.cdiv(length, BT)
-    for i in range(0, blocks):
-        at = i * BT
+    for i_turn in range(0, blocks):
+        at = i_turn * BT
         t_first, t_left = first + at, length - at
         g = load_vector(g_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         # decay, line 19: exp(g)
@@ -149,8 +149,8 @@ def attend_decays(
     _normaliser_top = tl.full([BT], float("-inf"), tl.float32)
     _normaliser = tl.zeros([BT], tl.float32)
     o = tl.zeros([BT, BV], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -232,8 +232,8 @@ def attend_queries_decays(
     store_vector(delta_ptr + i_h, delta, t_first, t_left, HO, BT)
     d_sums_via_gap = tl.zeros([BT], tl.float32)
     d_q_sum = tl.zeros([BT, BK], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -354,8 +354,8 @@ def attend_keys_decays(
         d_gap_via_gap_apart = tl.where(t[None, :] > s[:, None], d_seen_via_o, 0.0)
         # adjoint of gap
         d_sums_s_via_gap += tl.sum(d_gap_via_gap_apart, 1)
-        for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
-            at = j * BT
+        for i_turn in tl.range(i_c + 1, tl.cdiv(length, BT)):
+            at = i_turn * BT
             t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
             q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
             d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)
@@ -406,8 +406,8 @@ def running_sums_reverse(
         first, length = i_n * T, T
     _d_log_decay_bounded_via_sums = tl.sum(tl.zeros([BT], tl.float64), 0)
     blocks = tl.cdiv(length, BT)
-    for i in range(0, blocks):
-        at = (blocks - 1 - i) * BT
+    for i_turn in range(0, blocks):
+        at = (blocks - 1 - i_turn) * BT
         t_first, t_left = first + at, length - at
         g = load_vector(g_ptr + i_h, t_first, t_left, HO, BT, 0.0)
         d_sums_via_gap = load_vector(d_sums_via_gap_ptr + i_h, t_first, t_left, HO, BT, 0.0)

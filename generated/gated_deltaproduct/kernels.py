@@ -271,8 +271,8 @@ def chunk_scan_joint(
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -377,10 +377,10 @@ def chunk_scan_reverse_joint(
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = steps - 1 - i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        at_bound = ((i_s + 1) % EVERY == 0) | (i_turn == 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -1175,8 +1175,8 @@ def chunk_transition_joint(
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         token, left = first + i_s * BT, length - i_s * BT
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
@@ -1317,12 +1317,12 @@ def token_scan(
     S = tl.zeros([BK, BV], tl.float32)
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
-    for i in range(0, length):
+    for i_t in range(0, length):
         if SAVE:
-            if i % BT == 0:
-                at = ((first_chunk + i // BT) * HV + i_h) * K * V
+            if i_t % BT == 0:
+                at = ((first_chunk + i_t // BT) * HV + i_h) * K * V
                 store_rows(states_ptr + at, S, 0, K, V, V, BK, BV, i_v * BV)
-        token = first + i
+        token = first + i_t
         q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
@@ -1384,14 +1384,14 @@ def token_scan_reverse(
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for j in range(0, steps):
-        i_c = steps - 1 - j
+    for i_turn in range(0, steps):
+        i_c = steps - 1 - i_turn
         at = ((first_chunk + i_c) * HV + i_h) * K * V
         S = load_rows(states_ptr + at, 0, K, V, V, BK, BV, i_v * BV).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
-        for i in range(0, here):
-            store_rows(trail, S, i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
+        for i_in in range(0, here):
+            store_rows(trail, S, i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
@@ -1419,9 +1419,9 @@ def token_scan_reverse(
             S = S_next
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
-            i = here - 1 - r
-            S = load_rows(trail, i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
+            i_in = here - 1 - r
+            S = load_rows(trail, i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
             q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)

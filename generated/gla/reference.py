@@ -298,7 +298,7 @@ def backward(form, q, k, v, gates, scale, starts, d_o, d_final, cu_seqlens, chun
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in tensors]
     remaining = list(starts)
     for rows, begin, end, owners in reversed(spans(cu_seqlens, *v.shape[:2])):
-        D = with_private(split(d_state[owners], carried[:HANDED]), carried)
+        d_states = with_private(split(d_state[owners], carried[:HANDED]), carried)
         for at in reversed(range(begin, end, chunk)):
             todo = blocks(form, at, min(at + chunk, end))
             trail = [split(remaining.pop(), carried)]
@@ -307,11 +307,11 @@ def backward(form, q, k, v, gates, scale, starts, d_o, d_final, cu_seqlens, chun
                 trail.append(step(*here, *given(form, scale, block, begin, v.device), *trail[-1])[1:])
             for block in reversed(todo):
                 here = [*(x[rows, :, block] for x in tensors), *given(form, scale, block, begin, v.device)]
-                parts = step_backward(*here, *trail.pop(), d_o[rows, :, block], *D)
-                D = parts[len(tensors) :]
+                parts = step_backward(*here, *trail.pop(), d_o[rows, :, block], *d_states)
+                d_states = parts[len(tensors) :]
                 for grad, part in zip(grads, parts):
                     grad[rows, :, block] = part
-        d_state[owners] = join(D[:HANDED])
+        d_state[owners] = join(d_states[:HANDED])
     out = []
     for name, x, grad in zip(TENSORS, (q, k, v, *gates), grads):
         if name in PARAMETERS:

@@ -293,8 +293,8 @@ def chunk_scan_nonlinear(
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -331,25 +331,30 @@ def chunk_scan_nonlinear(
         # update, line 29
         prediction = seen
         for i_b in tl.range(0, BT // 16, disable_licm=True):
-            n = i_b
+            i_block = i_b
             block = _chunk_scan_nonlinear_error(
-                rows_of(block_rows(prediction, n, BV, 16), BV),
+                rows_of(block_rows(prediction, i_block, BV, 16), BV),
                 rows_of(
-                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
-                        tl.float32
-                    ),
+                    load_rows(
+                        v_ptr + i_h * V, token + i_block * 16, left - i_block * 16, HV * V, V, 16, BV,
+                        i_v * BV,
+                    ).to(tl.float32),
                     BV,
                 ),
-                numbers_of(block_numbers(error_factor, n, 16).to(tl.float32)),
-                numbers_of(block_numbers(error_factor_2, n, 16).to(tl.float32)),
+                numbers_of(block_numbers(error_factor, i_block, 16).to(tl.float32)),
+                numbers_of(block_numbers(error_factor_2, i_block, 16).to(tl.float32)),
                 entries_of(
-                    load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n, 16).to(tl.float32)
+                    load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, i_block, 16).to(tl.float32)
                 ),
-                left - n * 16, i_v, V, BV,
+                left - i_block * 16, i_v, V, BV,
             )
             prediction = tl.dot(
-                load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16).to(tl.float32),
-                -block, prediction, input_precision=PRECISION,
+                load_lower_columns(system_ptr + i_h * BT, token, left, HV * BT, i_block, BT, 16).to(
+                    tl.float32
+                ),
+                -block,
+                prediction,
+                input_precision=PRECISION,
             )
         if SAVE and not SPARSE:
             store_rows(prediction_ptr + i_h * V, prediction, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -433,10 +438,10 @@ def chunk_scan_reverse_nonlinear(
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = steps - 1 - i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        at_bound = ((i_s + 1) % EVERY == 0) | (i_turn == 0)
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
@@ -480,30 +485,32 @@ def chunk_scan_reverse_nonlinear(
         # adjoint of error
         d_error_fed_back = d_error_via_u
         for i_b in tl.range(0, BT // 16, disable_licm=True):
-            n = BT // 16 - 1 - i_b
+            i_block = BT // 16 - 1 - i_b
             block = _chunk_scan_reverse_nonlinear_d_prediction_via_error(
-                rows_of(block_rows(d_error_fed_back, n, BV, 16), BV),
+                rows_of(block_rows(d_error_fed_back, i_block, BV, 16), BV),
                 rows_of(
                     load_rows(
-                        prediction_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV
+                        prediction_ptr + i_h * V, token + i_block * 16, left - i_block * 16, HV * V, V, 16,
+                        BV, i_v * BV,
                     ).to(tl.float32),
                     BV,
                 ),
                 rows_of(
-                    load_rows(v_ptr + i_h * V, token + n * 16, left - n * 16, HV * V, V, 16, BV, i_v * BV).to(
-                        tl.float32
-                    ),
+                    load_rows(
+                        v_ptr + i_h * V, token + i_block * 16, left - i_block * 16, HV * V, V, 16, BV,
+                        i_v * BV,
+                    ).to(tl.float32),
                     BV,
                 ),
-                numbers_of(block_numbers(error_factor, n, 16).to(tl.float32)),
-                numbers_of(block_numbers(error_factor_2, n, 16).to(tl.float32)),
+                numbers_of(block_numbers(error_factor, i_block, 16).to(tl.float32)),
+                numbers_of(block_numbers(error_factor_2, i_block, 16).to(tl.float32)),
                 entries_of(
-                    load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, n, 16).to(tl.float32)
+                    load_lower_block(system_ptr + i_h * BT, token, left, HV * BT, i_block, 16).to(tl.float32)
                 ),
-                left - n * 16, i_v, V, BV,
+                left - i_block * 16, i_v, V, BV,
             )
             d_error_fed_back = tl.dot(
-                tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, n, BT, 16)).to(
+                tl.trans(load_lower_rows(system_ptr + i_h * BT, token, left, HV * BT, i_block, BT, 16)).to(
                     tl.float32
                 ),
                 -block,
@@ -1142,12 +1149,12 @@ def token_scan(
     S = tl.zeros([BK, BV], tl.float32)
     if ENTER:
         S += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
-    for i in range(0, length):
+    for i_t in range(0, length):
         if SAVE:
-            if i % BT == 0:
-                at = ((first_chunk + i // BT) * HV + i_h) * K * V
+            if i_t % BT == 0:
+                at = ((first_chunk + i_t // BT) * HV + i_h) * K * V
                 store_rows(states_ptr + at, S, 0, K, V, V, BK, BV, i_v * BV)
-        token = first + i
+        token = first + i_t
         q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
@@ -1205,14 +1212,14 @@ def token_scan_reverse(
     if ENTER:
         d_S_next += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for j in range(0, steps):
-        i_c = steps - 1 - j
+    for i_turn in range(0, steps):
+        i_c = steps - 1 - i_turn
         at = ((first_chunk + i_c) * HV + i_h) * K * V
         S = load_rows(states_ptr + at, 0, K, V, V, BK, BV, i_v * BV).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
-        for i in range(0, here):
-            store_rows(trail, S, i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
+        for i_in in range(0, here):
+            store_rows(trail, S, i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
@@ -1237,9 +1244,9 @@ def token_scan_reverse(
             S = S_next
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
-            i = here - 1 - r
-            S = load_rows(trail, i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
+            i_in = here - 1 - r
+            S = load_rows(trail, i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
             q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)

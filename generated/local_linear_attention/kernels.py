@@ -170,8 +170,8 @@ def attend_ahead_lines(
     _normaliser_top = tl.full([BT], float("-inf"), tl.float32)
     _normaliser = tl.zeros([BT], tl.float32)
     centre = tl.zeros([BT, BK], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         # similarity, line 15: dot(q, k)
@@ -249,8 +249,8 @@ def attend_solve_lines(
         level = tl.zeros([BT], tl.float32)
         applied_apart = tl.zeros([BT, BK], tl.float32)
         # One text for all blocks: beside a second one what a search goes on from would leave the registers.
-        for j in tl.range(0, i_c + 1):
-            at = j * BT
+        for i_turn in tl.range(0, i_c + 1):
+            at = i_turn * BT
             s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
             k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
             # similarity, line 15: dot(q, k)
@@ -309,8 +309,8 @@ def attend_lines(
     along_terms_2 = centre * x
     along_2 = tl.sum(along_terms_2, 1)
     o = tl.zeros([BT, BV], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -377,8 +377,8 @@ def attend_ahead_reverse_lines(
     d_along_2_via_spread_2_2 = tl.zeros([BT], tl.float32)
     d_x_apart = tl.zeros([BT, BK], tl.float32)
     level_again = tl.zeros([BT], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -481,8 +481,8 @@ def attend_solve_reverse_lines(
         level = tl.zeros([BT], tl.float32)
         applied_apart = tl.zeros([BT, BK], tl.float32)
         # One text for all blocks: beside a second one what a search goes on from would leave the registers.
-        for j in tl.range(0, i_c + 1):
-            at = j * BT
+        for i_turn in tl.range(0, i_c + 1):
+            at = i_turn * BT
             s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
             k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
             # similarity, line 15: dot(q, k)
@@ -552,8 +552,8 @@ def attend_behind_reverse_lines(
     d_level_again_via_held_again_2 = tl.sum(d_level_again_via_held_again, 1)
     d_along_2_via_spread_2_4 = tl.zeros([BT], tl.float32)
     d_normaliser_valid_via_weights_2 = tl.zeros([BT], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -708,8 +708,8 @@ def attend_queries_lines(
         d_level_again_via_held_again_2_ptr + i_h, d_level_again_via_held_again_2, t_first, t_left, HO, BT
     )
     d_q = d_q_via_query
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -869,8 +869,8 @@ def attend_keys_lines(
         d_k = exact_dot(d_spread_2_via_shares_joined, x, d_k, dtype, PRECISION)
         d_k = exact_dot(weights, d_centre_2, d_k, dtype, PRECISION)
         d_k = tl.dot(d_dot_via_scaled.to(dtype), q, d_k, input_precision=PRECISION)
-        for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
-            at = j * BT
+        for i_turn in tl.range(i_c + 1, tl.cdiv(length, BT)):
+            at = i_turn * BT
             t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
             q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
             d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)

@@ -120,8 +120,8 @@ def deep_scan_panels(
     tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         peak_2 = tl.full([BV], float("-inf"), tl.float32)
@@ -375,8 +375,8 @@ def deep_scan_reverse_panels(
     tl.debug_barrier()
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = steps - 1 - i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         peak_2 = tl.full([BV], float("-inf"), tl.float32)
@@ -1554,10 +1554,10 @@ def deep_token_scan_whole(
     if ENTER:
         W1 += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
         W2 += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
-    for i in range(0, length):
+    for i_t in range(0, length):
         if SAVE:
-            if i % BT == 0:
-                at = ((first_chunk + i // BT) * HV + i_h) * (
+            if i_t % BT == 0:
+                at = ((first_chunk + i_t // BT) * HV + i_h) * (
                     K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V
                 )
                 store_rows(states_ptr + at, W1, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
@@ -1577,8 +1577,8 @@ def deep_token_scan_whole(
                     states_ptr + at + (K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN),
                     W2_moving, 0, HIDDEN, V, V, BH, BV, i_v * BV,
                 )
-        token = first + i
-        begins = tl.where(i % SEGMENT == 0, 1.0, 0.0)
+        token = first + i_t
+        begins = tl.where(i_t % SEGMENT == 0, 1.0, 0.0)
         q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
@@ -1712,8 +1712,8 @@ def deep_token_scan_reverse_whole(
         d_W1_next += load_rows(enter_ptr + own, 0, K, HIDDEN, HIDDEN, BK, BH, 0)
         d_W2_next += load_rows(enter_ptr + own + K * HIDDEN, 0, HIDDEN, V, V, BH, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for j in range(0, steps):
-        i_c = steps - 1 - j
+    for i_turn in range(0, steps):
+        i_c = steps - 1 - i_turn
         at = ((first_chunk + i_c) * HV + i_h) * (
             K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V + K * HIDDEN + HIDDEN * V
         )
@@ -1734,20 +1734,23 @@ def deep_token_scan_reverse_whole(
             V, BH, BV, i_v * BV,
         ).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
-        for i in range(0, here):
-            store_rows(trail, W1, i * BK, BK, BH, BH, BK, BH, 0)
-            store_rows(trail + BT * BK * BH, W2, i * BH, BH, BV, BV, BH, BV, 0)
-            store_rows(trail + BT * (BK * BH + BH * BV), W1_anchor, i * BK, BK, BH, BH, BK, BH, 0)
-            store_rows(trail + BT * (BK * BH + BH * BV + BK * BH), W2_anchor, i * BH, BH, BV, BV, BH, BV, 0)
+        for i_in in range(0, here):
+            store_rows(trail, W1, i_in * BK, BK, BH, BH, BK, BH, 0)
+            store_rows(trail + BT * BK * BH, W2, i_in * BH, BH, BV, BV, BH, BV, 0)
+            store_rows(trail + BT * (BK * BH + BH * BV), W1_anchor, i_in * BK, BK, BH, BH, BK, BH, 0)
             store_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV), W1_moving, i * BK, BK, BH, BH, BK, BH, 0
+                trail + BT * (BK * BH + BH * BV + BK * BH), W2_anchor, i_in * BH, BH, BV, BV, BH, BV, 0
             )
             store_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH), W2_moving, i * BH, BH, BV, BV,
-                BH, BV, 0,
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV), W1_moving, i_in * BK, BK, BH, BH, BK,
+                BH, 0,
             )
-            token = first + i_c * BT + i
-            begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
+            store_rows(
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH), W2_moving, i_in * BH, BH, BV,
+                BV, BH, BV, 0,
+            )
+            token = first + i_c * BT + i_in
+            begins = tl.where((i_c * BT + i_in) % SEGMENT == 0, 1.0, 0.0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
@@ -1826,19 +1829,22 @@ def deep_token_scan_reverse_whole(
             )
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
-            i = here - 1 - r
-            W1 = load_rows(trail, i * BK, BK, BH, BH, BK, BH, 0)
-            W2 = load_rows(trail + BT * BK * BH, i * BH, BH, BV, BV, BH, BV, 0)
-            W1_anchor = load_rows(trail + BT * (BK * BH + BH * BV), i * BK, BK, BH, BH, BK, BH, 0)
-            W2_anchor = load_rows(trail + BT * (BK * BH + BH * BV + BK * BH), i * BH, BH, BV, BV, BH, BV, 0)
+            i_in = here - 1 - r
+            W1 = load_rows(trail, i_in * BK, BK, BH, BH, BK, BH, 0)
+            W2 = load_rows(trail + BT * BK * BH, i_in * BH, BH, BV, BV, BH, BV, 0)
+            W1_anchor = load_rows(trail + BT * (BK * BH + BH * BV), i_in * BK, BK, BH, BH, BK, BH, 0)
+            W2_anchor = load_rows(
+                trail + BT * (BK * BH + BH * BV + BK * BH), i_in * BH, BH, BV, BV, BH, BV, 0
+            )
             W1_moving = load_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV), i * BK, BK, BH, BH, BK, BH, 0
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV), i_in * BK, BK, BH, BH, BK, BH, 0
             )
             W2_moving = load_rows(
-                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH), i * BH, BH, BV, BV, BH, BV, 0
+                trail + BT * (BK * BH + BH * BV + BK * BH + BH * BV + BK * BH), i_in * BH, BH, BV, BV, BH, BV,
+                0,
             )
-            token = first + i_c * BT + i
-            begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
+            token = first + i_c * BT + i_in
+            begins = tl.where((i_c * BT + i_in) % SEGMENT == 0, 1.0, 0.0)
             q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)

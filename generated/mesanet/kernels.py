@@ -201,8 +201,8 @@ def chunk_scan_closed(
         G += load_rows(enter_ptr + own + K * K, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -513,10 +513,10 @@ def chunk_scan_reverse_closed(
         d_G_next += load_rows(enter_ptr + own + K * K, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = steps - 1 - i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
-        at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)
+        at_bound = ((i_s + 1) % EVERY == 0) | (i_turn == 0)
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         d_o = load_rows(d_o_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV)
         x = load_rows(x_ptr + i_h * K, token, left, HV * K, K, BT, BK, 0)
@@ -816,8 +816,8 @@ def chunk_transition(
         H_state += load_vector(enter_ptr + own, 0, K, 1, BK, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         token, left = first + i_s * BT, length - i_s * BT
         g = load_vector(g_ptr + i_h, token, left, HV, BT, 0.0)
         # decay, line 33: exp(g)
@@ -934,13 +934,13 @@ def token_scan(
     if ENTER:
         H_state += load_rows(enter_ptr + own, 0, K, K, K, BK, BK, 0)
         G += load_rows(enter_ptr + own + K * K, 0, K, V, V, BK, BV, i_v * BV)
-    for i in range(0, length):
+    for i_t in range(0, length):
         if SAVE:
-            if i % BT == 0:
-                at = ((first_chunk + i // BT) * HV + i_h) * (K * K + K * V)
+            if i_t % BT == 0:
+                at = ((first_chunk + i_t // BT) * HV + i_h) * (K * K + K * V)
                 store_rows(states_ptr + at, H_state, 0, K, K, K, BK, BK, 0)
                 store_rows(states_ptr + at + K * K, G, 0, K, V, V, BK, BV, i_v * BV)
-        token = first + i
+        token = first + i_t
         q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
@@ -1011,16 +1011,16 @@ def token_scan_reverse_whole(
         d_H_next += load_rows(enter_ptr + own, 0, K, K, K, BK, BK, 0)
         d_G_next += load_rows(enter_ptr + own + K * K, 0, K, V, V, BK, BV, i_v * BV)
     steps = (length + BT - 1) // BT
-    for j in range(0, steps):
-        i_c = steps - 1 - j
+    for i_turn in range(0, steps):
+        i_c = steps - 1 - i_turn
         at = ((first_chunk + i_c) * HV + i_h) * (K * K + K * V)
         H_state = load_rows(states_ptr + at, 0, K, K, K, BK, BK, 0).to(tl.float32)
         G = load_rows(states_ptr + at + K * K, 0, K, V, V, BK, BV, i_v * BV).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
-        for i in range(0, here):
-            store_rows(trail, H_state, i * BK, BK, BK, BK, BK, BK, 0)
-            store_rows(trail + BT * BK * BK, G, i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
+        for i_in in range(0, here):
+            store_rows(trail, H_state, i_in * BK, BK, BK, BK, BK, BK, 0)
+            store_rows(trail + BT * BK * BK, G, i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             g = tl.load(g_ptr + i_h + token * HV).to(tl.float32)
@@ -1038,10 +1038,10 @@ def token_scan_reverse_whole(
             H_state, G = H_next, G_next
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
-            i = here - 1 - r
-            H_state = load_rows(trail, i * BK, BK, BK, BK, BK, BK, 0)
-            G = load_rows(trail + BT * BK * BK, i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
+            i_in = here - 1 - r
+            H_state = load_rows(trail, i_in * BK, BK, BK, BK, BK, BK, 0)
+            G = load_rows(trail + BT * BK * BK, i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
             q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)

@@ -144,8 +144,8 @@ def vector_scan(
         S += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
@@ -211,8 +211,8 @@ def vector_scan_reverse(
         d_S_next += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = steps - 1 - i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         q = load_rows(q_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
         k = load_rows(k_ptr + i_k * V, token, left, H * V, V, BT, BV, i_v * BV)
@@ -345,8 +345,8 @@ def vector_transition(
         S += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         token, left = first + i_s * BT, length - i_s * BT
         fade = load_gate(fade_ptr + i_h * V, token, left, HV * V, V, BT, BV, i_v * BV, 0.5)
         lam_once = load_gate_row(lam_ptr + i_h * V, V, BV, i_v * BV, 1.0)
@@ -435,12 +435,12 @@ def vector_token_scan(
     S = tl.zeros([BV], tl.float32)
     if ENTER:
         S += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
-    for i in range(0, length):
+    for i_t in range(0, length):
         if SAVE:
-            if i % BT == 0:
-                at = ((first_chunk + i // BT) * HV + i_h) * V
+            if i_t % BT == 0:
+                at = ((first_chunk + i_t // BT) * HV + i_h) * V
                 store_vector(states_ptr + at, S, i_v * BV, V - i_v * BV, 1, BV)
-        token = first + i
+        token = first + i_t
         q = load_row(q_ptr + i_k * V + token * H * V, V, BV, i_v * BV)
         k = load_row(k_ptr + i_k * V + token * H * V, V, BV, i_v * BV)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
@@ -488,14 +488,14 @@ def vector_token_scan_reverse(
     if ENTER:
         d_S_next += load_vector(enter_ptr + own, i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
-    for j in range(0, steps):
-        i_c = steps - 1 - j
+    for i_turn in range(0, steps):
+        i_c = steps - 1 - i_turn
         at = ((first_chunk + i_c) * HV + i_h) * V
         S = load_vector(states_ptr + at, i_v * BV, V - i_v * BV, 1, BV, 0.0).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
-        for i in range(0, here):
-            store_row(trail + i * BV, S, BV, BV, 0)
-            token = first + i_c * BT + i
+        for i_in in range(0, here):
+            store_row(trail + i_in * BV, S, BV, BV, 0)
+            token = first + i_c * BT + i_in
             k = load_row(k_ptr + i_k * V + token * H * V, V, BV, i_v * BV)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             fade = load_gate_row(fade_ptr + i_h * V + token * HV * V, V, BV, i_v * BV, 0.5)
@@ -511,9 +511,9 @@ def vector_token_scan_reverse(
             S = S_next
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
-            i = here - 1 - r
-            S = load_row(trail + i * BV, BV, BV, 0)
-            token = first + i_c * BT + i
+            i_in = here - 1 - r
+            S = load_row(trail + i_in * BV, BV, BV, 0)
+            token = first + i_c * BT + i_in
             q = load_row(q_ptr + i_k * V + token * H * V, V, BV, i_v * BV)
             k = load_row(k_ptr + i_k * V + token * H * V, V, BV, i_v * BV)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)

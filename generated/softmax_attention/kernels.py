@@ -102,8 +102,8 @@ def attend(
     _normaliser_top = tl.full([BT], float("-inf"), tl.float32)
     _normaliser = tl.zeros([BT], tl.float32)
     o = tl.zeros([BT, BV], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -170,8 +170,8 @@ def attend_queries(
     delta = tl.sum(o_d_o, 1)
     store_vector(delta_ptr + i_h, delta, t_first, t_left, HO, BT)
     d_q_sum = tl.zeros([BT, BK], tl.float32)
-    for j in tl.range(0, i_c):
-        at = j * BT
+    for i_turn in tl.range(0, i_c):
+        at = i_turn * BT
         s, s_first, s_left = at + tl.arange(0, BT), first + at, length - at
         k = load_rows(k_ptr + i_k * K, s_first, s_left, H * K, K, BT, BK, 0)
         v = load_rows(v_ptr + i_v * V, s_first, s_left, HV * V, V, BT, BV, 0)
@@ -259,8 +259,8 @@ def attend_keys(
         d_scaled_via_seen = tl.where(t[None, :] >= s[:, None], d_seen_via_o, 0.0)
         # gradient
         d_k_sum = tl.dot(d_scaled_via_seen.to(dtype), q, d_k_sum, input_precision=PRECISION)
-        for j in tl.range(i_c + 1, tl.cdiv(length, BT)):
-            at = j * BT
+        for i_turn in tl.range(i_c + 1, tl.cdiv(length, BT)):
+            at = i_turn * BT
             t, t_first, t_left = at + tl.arange(0, BT), first + at, length - at
             q = load_rows(q_ptr + i_q * K, t_first, t_left, HQ * K, K, BT, BK, 0)
             d_o = load_rows(d_o_ptr + i_h * V, t_first, t_left, HO * V, V, BT, BV, 0)

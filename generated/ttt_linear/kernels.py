@@ -100,8 +100,8 @@ def deep_scan_whole(
         norm_bias += load_vector(enter_ptr + own + (K * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         at_bound = i_s % EVERY == 0
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -231,8 +231,8 @@ def deep_scan_reverse_whole(
         d_norm_bias_next += load_vector(enter_ptr + own + (K * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
     # What is the same for all steps is worked out again: kept, it would hold registers.
-    for i in tl.range(0, steps, disable_licm=True):
-        i_s = steps - 1 - i
+    for i_turn in tl.range(0, steps, disable_licm=True):
+        i_s = steps - 1 - i_turn
         i_chunk, token, left = first_chunk + i_s // EVERY, first + i_s * BT, length - i_s * BT
         q = load_rows(q_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
         k = load_rows(k_ptr + i_k * K, token, left, H * K, K, BT, BK, 0)
@@ -604,16 +604,16 @@ def deep_token_scan_whole(
         W1 += load_rows(enter_ptr + own, 0, K, V, V, BK, BV, i_v * BV)
         norm_weight += load_vector(enter_ptr + own + K * V, i_v * BV, V - i_v * BV, 1, BV, 0.0)
         norm_bias += load_vector(enter_ptr + own + (K * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0)
-    for i in range(0, length):
+    for i_t in range(0, length):
         if SAVE:
-            if i % BT == 0:
-                at = ((first_chunk + i // BT) * HV + i_h) * (K * V + V + V + K * V)
+            if i_t % BT == 0:
+                at = ((first_chunk + i_t // BT) * HV + i_h) * (K * V + V + V + K * V)
                 store_rows(states_ptr + at, W1, 0, K, V, V, BK, BV, i_v * BV)
                 store_vector(states_ptr + at + K * V, norm_weight, i_v * BV, V - i_v * BV, 1, BV)
                 store_vector(states_ptr + at + (K * V + V), norm_bias, i_v * BV, V - i_v * BV, 1, BV)
                 store_rows(states_ptr + at + (K * V + V + V), W1_anchor, 0, K, V, V, BK, BV, i_v * BV)
-        token = first + i
-        begins = tl.where(i % SEGMENT == 0, 1.0, 0.0)
+        token = first + i_t
+        begins = tl.where(i_t % SEGMENT == 0, 1.0, 0.0)
         q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
         k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
         v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
@@ -711,8 +711,8 @@ def deep_token_scan_reverse_whole(
         d_norm_weight_next += load_vector(enter_ptr + own + K * V, i_v * BV, V - i_v * BV, 1, BV, 0.0)
         d_norm_bias_next += load_vector(enter_ptr + own + (K * V + V), i_v * BV, V - i_v * BV, 1, BV, 0.0)
     steps = (length + BT - 1) // BT
-    for j in range(0, steps):
-        i_c = steps - 1 - j
+    for i_turn in range(0, steps):
+        i_c = steps - 1 - i_turn
         at = ((first_chunk + i_c) * HV + i_h) * (K * V + V + V + K * V)
         W1 = load_rows(states_ptr + at, 0, K, V, V, BK, BV, i_v * BV).to(tl.float32)
         norm_weight = load_vector(states_ptr + at + K * V, i_v * BV, V - i_v * BV, 1, BV, 0.0).to(tl.float32)
@@ -721,13 +721,13 @@ def deep_token_scan_reverse_whole(
         )
         W1_anchor = load_rows(states_ptr + at + (K * V + V + V), 0, K, V, V, BK, BV, i_v * BV).to(tl.float32)
         here = tl.minimum(length - i_c * BT, BT)
-        for i in range(0, here):
-            store_rows(trail, W1, i * BK, BK, BV, BV, BK, BV, 0)
-            store_row(trail + BT * BK * BV + i * BV, norm_weight, BV, BV, 0)
-            store_row(trail + BT * (BK * BV + BV) + i * BV, norm_bias, BV, BV, 0)
-            store_rows(trail + BT * (BK * BV + BV + BV), W1_anchor, i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
-            begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
+        for i_in in range(0, here):
+            store_rows(trail, W1, i_in * BK, BK, BV, BV, BK, BV, 0)
+            store_row(trail + BT * BK * BV + i_in * BV, norm_weight, BV, BV, 0)
+            store_row(trail + BT * (BK * BV + BV) + i_in * BV, norm_bias, BV, BV, 0)
+            store_rows(trail + BT * (BK * BV + BV + BV), W1_anchor, i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
+            begins = tl.where((i_c * BT + i_in) % SEGMENT == 0, 1.0, 0.0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)
             eta = tl.load(eta_ptr + i_h + token * HV).to(tl.float32)
@@ -773,13 +773,13 @@ def deep_token_scan_reverse_whole(
             W1, norm_weight, norm_bias, W1_anchor = W1_next, norm_weight, norm_bias, W1_start
         tl.debug_barrier()  # the trail is read back by other threads of this program than wrote it
         for r in range(0, here):
-            i = here - 1 - r
-            W1 = load_rows(trail, i * BK, BK, BV, BV, BK, BV, 0)
-            norm_weight = load_row(trail + BT * BK * BV + i * BV, BV, BV, 0)
-            norm_bias = load_row(trail + BT * (BK * BV + BV) + i * BV, BV, BV, 0)
-            W1_anchor = load_rows(trail + BT * (BK * BV + BV + BV), i * BK, BK, BV, BV, BK, BV, 0)
-            token = first + i_c * BT + i
-            begins = tl.where((i_c * BT + i) % SEGMENT == 0, 1.0, 0.0)
+            i_in = here - 1 - r
+            W1 = load_rows(trail, i_in * BK, BK, BV, BV, BK, BV, 0)
+            norm_weight = load_row(trail + BT * BK * BV + i_in * BV, BV, BV, 0)
+            norm_bias = load_row(trail + BT * (BK * BV + BV) + i_in * BV, BV, BV, 0)
+            W1_anchor = load_rows(trail + BT * (BK * BV + BV + BV), i_in * BK, BK, BV, BV, BK, BV, 0)
+            token = first + i_c * BT + i_in
+            begins = tl.where((i_c * BT + i_in) % SEGMENT == 0, 1.0, 0.0)
             q = load_row(q_ptr + i_k * K + token * H * K, K, BK, 0)
             k = load_row(k_ptr + i_k * K + token * H * K, K, BK, 0)
             v = load_row(v_ptr + i_h * V + token * HV * V, V, BV, i_v * BV)

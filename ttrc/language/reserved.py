@@ -13,7 +13,7 @@ WORDS = ("p", "r", "normaliser", "v", "k", "q", "o", "S", "S_prev", "W", "head",
 # Arguments and sizes of the operators, and the names that generated code gives to gradients.
 _OPERATOR = (
     "self scale initial_state final_state output_final_state cu_seqlens form schedule keep_bytes state "
-    "T B C D H HG HO HQ HV N K V Z BT BR BK BV EVERY SPARSE dq dk dv do dp ds dstate"
+    "T H HG HO HQ HV N K V Z BT BR BK BV EVERY SPARSE dq dk dv do dp ds dstate"
 ).split()
 
 # The parts of a state: fields of what operators return, and what statements make of them.
@@ -34,16 +34,16 @@ _GENERATED = (
 # Bare words of the kernels' templates, and the functions these define.
 _KERNELS = (
     "H_state across add_product as_tokens at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts "
-    "chunks clip columns_of_both conjugate_step decay_by_half decayed_back decayed_k decayed_pairs decayed_s decayed_t "
-    "difference difference_across dtype entries_at entries_of exact_dot expm1 factors first first_chunk first_step "
-    "halves here i i_b i_c i_chunk i_g i_h i_k i_n i_p i_q i_s i_share i_start i_step i_v in_base_2 in_halves j left "
-    "length linear_scan load_along load_column load_double load_entries load_factor load_gate load_gate_row load_line "
-    "load_lower load_lower_block load_lower_columns load_lower_rows load_row load_rows load_vector log_cosh "
-    "lower_blocks matrix n number_of_block numbers_of oldest ones own own_numbers panels partial positive_power power "
-    "program r root_step rounded_dot row_of_block rows_of rows_of_both running_sum s s_first s_left scan_entries "
-    "settled sign softplus state_dot step_starts steps store_entries store_lower store_row store_rows store_vector "
-    "stride substitute sum_where t t_first t_left tanh then token tokens_of unit_lower_inverse unit_rows waiting "
-    "whole_power written"
+    "chunks clip columns_of_both conjugate_step decay_by_half decayed_back decayed_k decayed_pairs decayed_s "
+    "decayed_t difference difference_across dtype entries_at entries_of exact_dot expm1 factors first first_chunk "
+    "first_step halves here i_b i_block i_c i_chunk i_g i_h i_in i_k i_n i_p i_q i_s i_share i_start i_step i_t "
+    "i_turn i_v in_base_2 in_halves left length linear_scan load_along load_column load_double load_entries "
+    "load_factor load_gate load_gate_row load_line load_lower load_lower_block load_lower_columns load_lower_rows "
+    "load_row load_rows load_vector log_cosh lower_blocks matrix number_of_block numbers_of oldest ones own "
+    "own_numbers panels partial positive_power power program r root_step rounded_dot row_of_block rows_of "
+    "rows_of_both running_sum s s_first s_left scan_entries settled sign softplus state_dot step_starts steps "
+    "store_entries store_lower store_row store_rows store_vector stride substitute sum_where t t_first t_left tanh "
+    "then token tokens_of unit_lower_inverse unit_rows waiting whole_power written"
 ).split()
 
 # Modules, and the functions of triton.language that read or write as bare words.

@@ -60,7 +60,7 @@ class State:
     def pop(self, base: str) -> str:
         return load_block(base + self.block, self.tile)
 
-    def push(self, base: str, number: str = "i") -> str:
+    def push(self, base: str, number: str = "i_in") -> str:
         return store_block(base + self.block, self.name, self.tile, number)
 
 

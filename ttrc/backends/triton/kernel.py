@@ -60,7 +60,7 @@ def holes(kernel: Kernel, domains: dict[str, Domain], tags: dict[str, str]) -> d
 
 def _scan(kernel: Kernel, writer: Callable[..., Writer]) -> dict[str, object]:
     # A chunk's last step is the sequence's last where that ends inside it.
-    at_bound = "((i_s + 1) % EVERY == 0) | (i == 0)" if kernel.reverse else "i_s % EVERY == 0"
+    at_bound = "((i_s + 1) % EVERY == 0) | (i_turn == 0)" if kernel.reverse else "i_s % EVERY == 0"
     walking = kernel if kernel.in_memory else kernel.wide
     ahead, panels = writer(), None if walking is None else writer(walking)
     return {
@@ -69,7 +69,7 @@ def _scan(kernel: Kernel, writer: Callable[..., Writer]) -> dict[str, object]:
         "moving": [] if panels is None else panels.states(kernel.reverse)["states"],
         "width": "" if panels is None else WIDTH[walking.axis],
         "block": "" if panels is None else BLOCK[walking.axis],
-        "step": "steps - 1 - i" if kernel.reverse else "i",
+        "step": "steps - 1 - i_turn" if kernel.reverse else "i_turn",
         "at_bound": at_bound,
         "begins": asks_begins(kernel),
         "starts": kernel.asks_start,

@@ -114,10 +114,10 @@ class ChunkMemory:
         return _base(buffer, *self._where(buffer))[0]
 
     def lower(self, buffer: Buffer, part: str, rows: int) -> str:
-        """Of a causal tile "rows" or "columns" of block n, so many, the other axis whole, or the "block" where they
-        meet."""
+        """Of a causal tile "rows" or "columns" of block `i_block`, so many, the other axis whole, or the "block" where
+        they meet."""
         base, row = self._base(buffer)
-        return f"load_lower_{part}({base}, token, left, {row}, n, {'' if part == 'block' else 'BT, '}{rows})"
+        return f"load_lower_{part}({base}, token, left, {row}, i_block, {'' if part == 'block' else 'BT, '}{rows})"
 
     def one(self, buffer: Buffer, token: str, present: str) -> str:
         """That of one token, where it is present."""
@@ -127,14 +127,14 @@ class ChunkMemory:
     def corner(self, buffer: Buffer) -> tuple[str, str]:
         """Where that block begins, and the distance from one of its rows to the next."""
         base, row = self._base(buffer)
-        return f"{base} + (token + n * 16) * {row} + n * 16", row
+        return f"{base} + (token + i_block * 16) * {row} + i_block * 16", row
 
     def block_begin(self, buffer: Buffer, rows: int) -> tuple[str, str]:
-        """Where the rows of block n begin, and the distance from one to the next."""
+        """Where the rows of block `i_block` begin, and the distance from one to the next."""
         if buffer.space is Space.HEAD:
             return _of_head(buffer), "0"
         base, row = _base(buffer, *self._where(buffer))
-        return f"{base} + (token + n * {rows}) * {row}", row
+        return f"{base} + (token + i_block * {rows}) * {row}", row
 
     def row_of_block(self, buffer: Buffer, begin: str, stride: str) -> str:
         """Row t of such a block, in float32."""
@@ -147,14 +147,14 @@ class ChunkMemory:
         raise AssertionError(buffer)
 
     def store_block(self, buffer: Buffer, name: str) -> str:
-        """Of a tile [t, v] that waits the rows of block n."""
+        """Of a tile [t, v] that waits the rows of block `i_block`."""
         base, _ = _base(buffer, *self._where(buffer))
         width = BLOCK[buffer.tile.axes[1]]
-        return f"store_rows({base}, {name}, n * 16, 16, {width}, {width}, 16, {width}, 0)"
+        return f"store_rows({base}, {name}, i_block * 16, 16, {width}, {width}, 16, {width}, 0)"
 
     def block(self, buffer: Buffer, rows: int) -> str:
-        """Of a tile [t, v] the rows of block n, so many."""
-        return self._rows(buffer, str(rows), f"token + n * {rows}", f"left - n * {rows}")
+        """Of a tile [t, v] the rows of block `i_block`, so many."""
+        return self._rows(buffer, str(rows), f"token + i_block * {rows}", f"left - i_block * {rows}")
 
     def _rows(self, buffer: Buffer, rows: str, first: str = "token", left: str = "left") -> str:
         base, row = self._base(buffer)

@@ -40,7 +40,7 @@ def _left(width: str, first: str) -> str:
     return width if first == "0" else f"{width} - {first}"
 
 
-def load_block(base: str, tile: Tile, number: str = "i") -> str:
+def load_block(base: str, tile: Tile, number: str = "i_in") -> str:
     """The i-th of the blocks of registers that a program lays one behind the other in its own scratch."""
     *down, across = (BLOCK[a] for a in tile.axes)
     if down:
@@ -48,7 +48,7 @@ def load_block(base: str, tile: Tile, number: str = "i") -> str:
     return f"load_row({base} + {number} * {across}, {across}, {across}, 0)"
 
 
-def store_block(base: str, name: str, tile: Tile, number: str = "i") -> str:
+def store_block(base: str, name: str, tile: Tile, number: str = "i_in") -> str:
     *down, across = (BLOCK[a] for a in tile.axes)
     if down:
         return (

@@ -156,7 +156,7 @@ def solve(
     corners = [memory.corner(matrix) for matrix in pairs]
     entries = [f"{memory.lower(matrix, 'block', op.block)}.to(tl.float32)" for matrix in pairs]
     given = [
-        *(f"rows_of(block_rows({x}, n, BV, {op.block}), BV)" for x in unknowns),
+        *(f"rows_of(block_rows({x}, i_block, BV, {op.block}), BV)" for x in unknowns),
         *(
             a
             for t in _rows(op)
@@ -167,11 +167,11 @@ def solve(
             )
         ),
         *([*(c for c, _ in corners), corners[0][1]] if meets_in_rows(op) else [f"entries_of({e})" for e in entries]),
-        f"left - n * {op.block}",
+        f"left - i_block * {op.block}",
     ]
     blocks = [_numbered("_block", op, i) for i in every] if len(unknowns) > 1 else ["block"]
     lines = [
-        f"n = {number}",
+        f"i_block = {number}",
         f"{', '.join(blocks)} = {function_name(kernel, op)}({', '.join(given)}, i_v, V, BV)",
         *(memory.store_block(waiting[w], b) for w, b in zip(op.written, blocks) if w in waiting),
     ]
@@ -214,15 +214,15 @@ def is_read_by_block(tile: Tile) -> bool:
 
 
 def _block(tile: Tile, printer: TritonPrinter, stored: dict[Tile, Buffer], memory: ChunkMemory, size: int) -> str:
-    """Its rows of block n."""
+    """Its rows of block `i_block`."""
     match tile.axes:
         case ("t",):
-            return f"numbers_of(block_numbers({printer.name(tile)}, n, {size}).to(tl.float32))"
+            return f"numbers_of(block_numbers({printer.name(tile)}, i_block, {size}).to(tl.float32))"
         case ("t", "v"):
             rows = (
                 memory.block(stored[tile], size)
                 if tile in stored
-                else f"block_rows({printer.name(tile)}, n, BV, {size})"
+                else f"block_rows({printer.name(tile)}, i_block, BV, {size})"
             )
             return f"rows_of({rows}.to(tl.float32), BV)"
     return printer.name(tile)
