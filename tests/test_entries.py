@@ -158,7 +158,7 @@ def test_mamba_is_the_papers():
         b, c = (leaves[n][:, t, :, :, None] for n in ("k", "q"))
         dt, v = (leaves[n][:, t, :, None, :] for n in ("dt", "v"))
         h = torch.exp(dt * leaves["A"]) * h + b * dt * v
-        rows.append((c * h).sum(-2) + leaves["skip"] * leaves["v"][:, t])
+        rows.append((c * h).sum(-2) + leaves["D"] * leaves["v"][:, t])
     told, generator = (torch.stack(rows, 1), h), torch.Generator().manual_seed(5)
     sum((y * torch.randn(y.shape, generator=generator, dtype=y.dtype)).sum() for y in told).backward()
     wanted = dict(zip(("output 0", "output 1"), told)) | {f"d_{n}": t.grad for n, t in leaves.items()}
@@ -276,8 +276,8 @@ def test_a_scan_forwards_and_one_backwards_that_makes_states_again():
 def test_gradients_of_parameters_are_sums_over_tokens():
     for form in mamba().forms.values():
         totals = {b.name: b.tile.axes for b in form.plan.gradients if b.space is Space.TOTAL}
-        assert totals == {"d_A": ("k", "v"), "d_skip": ("v",)}
-    assert {t.name for t in taken_once(mamba().forms["chunk"].forward)} == {"A", "skip"}
+        assert totals == {"d_A": ("k", "v"), "d_D": ("v",)}
+    assert {t.name for t in taken_once(mamba().forms["chunk"].forward)} == {"A", "D"}
     # Those that come by key channel are shares of programs, token by token.
     by_key = analyse(parse_spec(SCANNED["mapped"])).forms["chunk"].plan
     assert not any(b.space is Space.TOTAL for b in by_key.gradients)
