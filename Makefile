@@ -37,7 +37,6 @@ demo: venv
 test: venv
 	$(BIN)/ruff check ttrc tests bench
 	$(BIN)/ruff format --check ttrc tests bench
-	$(BIN)/ttrc generate --check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 generate: venv

@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import subprocess
+import tempfile
 from functools import cache
+from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
 from ruff import find_ruff_bin
@@ -67,15 +69,19 @@ def emit(module: Module) -> dict[str, str]:
         taken = set().union(*(imported(other, name) for other in files.values()))
         files[f"{name}.py"] = without_unused_imports(without_unused(text, taken))
     files["reference.py"] = without_unused(_reference(module), attributes(files["op.py"], "reference"))
-    return {name: format_code(without_unused_locals(text)) for name, text in files.items()}
+    return format_files({name: without_unused_locals(text) for name, text in files.items()})
 
 
-def format_code(text: str) -> str:
+def format_files(files: dict[str, str]) -> dict[str, str]:
     """Laid out as a person would; nothing of a user's own settings has a say."""
-    done = subprocess.run([find_ruff_bin(), *FORMAT, "-"], input=text, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the generated text does not parse: {done.stderr.strip()}")
-    return fill_lines(done.stdout)
+    with tempfile.TemporaryDirectory() as folder:  # one process for all of them
+        paths = [Path(folder) / name for name in files]
+        for path, text in zip(paths, files.values(), strict=True):
+            path.write_text(text, encoding="utf-8")
+        done = subprocess.run([find_ruff_bin(), *FORMAT, *paths], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the generated text does not parse: {done.stderr.strip()}")
+        return {path.name: fill_lines(path.read_text(encoding="utf-8")) for path in paths}
 
 
 @cache
