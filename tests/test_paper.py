@@ -53,6 +53,13 @@ def test_what_was_rehearsed_is_not_compiled_where_it_is_launched():
     assert elsewhere == rehearsed == 0 < new
 
 
+@pytest.mark.parametrize("name", ["gated_deltanet", "mamba", "ttt_mlp"])
+def test_what_a_tuner_compiles_is_what_it_launches(name):
+    """A candidate is compiled once, for its resources and to be tried: a GPU's time is not spent on compilers."""
+    compiled, anew = on_paper("candidates", name)
+    assert len(compiled) >= 2 and not anew
+
+
 def test_two_counts_of_instructions_and_wavefronts_agree():
     """Loops as often as the interpreter saw their lines run; and as often as the plan's budget says."""
     shape, target, part = Workload(1, 256, 1, 128, 128), "sm_90", "H100 SXM"

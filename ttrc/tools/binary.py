@@ -70,11 +70,12 @@ def _source(fn: JITFunction, signature, constexprs, divisible) -> ASTSource:
         wrong = sorted(given ^ set(fn.arg_names)) or sorted(set(signature) & set(constexprs))
         raise TtrcError(f"the arguments of {fn.__name__} are missing, unknown or given twice: {', '.join(wrong)}")
     types = {name: signature.get(name, "constexpr") for name in fn.arg_names}
-    attrs = {
-        (index,): [["tt.divisibility", ALIGNMENT]]
-        for index, (name, kind) in enumerate(types.items())
-        if kind.startswith("*") or name in divisible
-    }
+    attrs = {}
+    for index, (name, kind) in enumerate(types.items()):
+        if kind.startswith("*") or name in divisible:
+            attrs[index,] = [["tt.divisibility", ALIGNMENT]]
+        elif isinstance(constexprs.get(name), str):
+            attrs[index,] = []  # says nothing, but a launch does so too: then both find one another's binary
     return ASTSource(fn, types, dict(constexprs), attrs)
 
 

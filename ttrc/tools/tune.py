@@ -22,6 +22,7 @@ from ttrc.backends.triton.signature import signature
 from ttrc.compiler import analyse
 from ttrc.ir.config import Config
 from ttrc.ir.plan import Kernel, Skeleton
+from ttrc.language.state import needs_initial_state
 from ttrc.runtime import tuned
 from ttrc.runtime.ahead import compile_ahead
 from ttrc.runtime.load import load
@@ -197,16 +198,19 @@ def footprints(
     path = str(Path(op.package.__file__).with_name("kernels.py"))
     heads, jobs, scans = [], [], {}
     module, part = analyse(op.spec), likeliest(target, tuned.chip_name(device) or "")
-    sizes = {"d_k": width, "d_v": width, "dtype": dtype}
+    # As they will be launched, so that they are compiled once.
+    asked = {"d_k": width, "d_v": width, "dtype": dtype, "initial": needs_initial_state(op.spec), "final": False}
     for form, own in kernels.items():
         plan = module.forms[form].plan
-        scans[form] = [signature(k, plan, **sizes).config for k in plan.kernels if k.skeleton is Skeleton.SCAN]
+        scans[form] = [signature(k, plan, **asked).config for k in plan.kernels if k.skeleton is Skeleton.SCAN]
         for kernel in own:
+            launches = (x for s in plan.schedules for x in (*s.forward, *s.backward))
+            launched = next(x.kernel for x in launches if x.kernel.name == kernel.name)
             for config in space_of(kernel.takes, width):
-                s = signature(kernel, plan, **sizes, config=config)
+                s = signature(kernel, plan, **asked, launched=launched, config=config)
                 heads.append((module, form, kernel.name, width, target, config))
-                launched = (target, config.warps, config.stages, s.divisible, s.registers)
-                jobs.append(Job(path, kernel.name, s.types, s.constants, *launched))
+                how = (target, config.warps, config.stages, s.divisible, s.registers)
+                jobs.append(Job(path, kernel.name, s.types, s.constants, *how))
     results = compile_many(jobs, workers=os.cpu_count() or 2, timeout=60.0)
     rows = {(head[2], head[-1]): Row(*head, result) for head, result in zip(heads, results, strict=True)}
 

@@ -190,7 +190,7 @@ def again(plan: Plan) -> str:
                 own += [
                     f"every = {chunks_apart(plan)}",
                     "pieces = stretches(layout, lay_out(v, cu_seqlens, every * chunk), every, chunk, v.device)",
-                    f"o, sparse = {'torch.empty_like(v)' if _reads(launch.kernel) else 'v.new_empty(0)'}, states",
+                    f"o, sparse = {'torch.empty_like(v)' if reads(launch.kernel) else 'v.new_empty(0)'}, states",
                 ]
                 own += ["left = torch.empty_like(sparse)"] if launch.kernel.moves_in_memory else []
                 own += _waiting((_whole(plan, launch.kernel),), "pieces")
@@ -255,7 +255,7 @@ def _launch(plan: Plan, launch: Launch, direction: str) -> str:
         case Skeleton.STEPS_REVERSE:
             tensors.append("trail")
         case Skeleton.SCAN:
-            flags = f", READ={_reads(kernel)}, SAVE={_saves(plan, launch, direction)}"
+            flags = f", READ={reads(kernel)}, SAVE={_saves(plan, launch, direction)}"
             sparse = direction == "forward" and len(plan.cuts) > 1
             extra = ", every=every" if sparse else ""
             tensors += ["waiting"] if _whole(plan, kernel).room else []
@@ -279,7 +279,7 @@ def _whole(plan: Plan, kernel: Kernel) -> Kernel:
     return next(k for k in plan.kernels if k.name == kernel.name)
 
 
-def _reads(scan: Kernel) -> bool:
+def reads(scan: Kernel) -> bool:
     """Whether a scan reads out, beside what it keeps of its states."""
     return any(b.space not in BETWEEN for b in scan.stores)
 

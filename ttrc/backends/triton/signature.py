@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ttrc.backends.triton.launch import reads
 from ttrc.backends.triton.pointers import asks_begins, has_hidden, pointers
 from ttrc.backends.triton.registers import registers
 from ttrc.ir.config import JOINED, Config, block, hidden_block, key_block, row_block, step_tokens, value_block
-from ttrc.ir.plan import Buffer, Kernel, Plan, Skeleton, Space
+from ttrc.ir.plan import BETWEEN, Buffer, Kernel, Plan, Skeleton, Space
 from ttrc.ir.tile import row_axes
 
+# Whose programs take a state along a sequence.
+WALKING = (Skeleton.SCAN, Skeleton.STEPS_REVERSE, Skeleton.TOKENS, Skeleton.TOKENS_REVERSE)
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
@@ -24,8 +27,23 @@ class Signature:
     registers: int | None = None  # a thread is given, where that has to be said
 
 
-def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, config: Config | None = None) -> Signature:
-    """The fullest variant: with an initial state, states saved, sequences not packed. dtype: "bf16", "fp16", "fp32"."""
+def signature(
+    kernel: Kernel,
+    plan: Plan,
+    *,
+    d_k: int,
+    d_v: int,
+    dtype: str,
+    config: Config | None = None,
+    initial: bool = True,
+    final: bool = True,
+    launched: Kernel | None = None,
+) -> Signature:
+    """The fullest variant: with an initial state, states saved, sequences not packed. dtype: "bf16", "fp16", "fp32".
+
+    Without `initial` or `final`, what a call launches that is given no initial state, or asks for no final one; where
+    `launched` is given, a scan that stores no more than that, the kernel as one launch asks for it.
+    """
     config = config or kernel.config(plan.chunk, d_k, d_v)
     if kernel.skeleton is Skeleton.JOIN:
         return _of_join(kernel, config, d_k, d_v)
@@ -44,6 +62,7 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
         hidden = plan.expansion * d_k
         constants |= {"HIDDEN": hidden, "BH": hidden_block(kernel.takes, config, hidden)}
     precision = {"PRECISION": "ieee" if dtype == "fp32" else "tf32"}
+    enters, leaves = (final, initial) if kernel.reverse else (initial, final)
     if asks_begins(kernel):
         constants["SEGMENT"] = plan.segment
     if kernel.skeleton is Skeleton.ROWS:
@@ -56,22 +75,23 @@ def signature(kernel: Kernel, plan: Plan, *, d_k: int, d_v: int, dtype: str, con
         case Skeleton.SCAN:
             types |= {"waiting_ptr": "*fp32"} if kernel.room else {}
             constants |= {"step_starts": None} if kernel.numbered else {}
-            types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"}
             step = step_tokens(kernel.takes, config, chunk, plan.step, d_k, d_v)
             constants |= {"BT": step, "EVERY": chunk // step, "SPARSE": False, **precision}
-            constants |= {"ENTER": True, "LEAVE": True, "READ": True, "SAVE": True}
+            constants |= {"READ": launched is None or reads(launched)}
+            constants |= {"SAVE": launched is None or any(b.space in BETWEEN for b in launched.stores)}
             types |= {"tokens": "i32"} if kernel.partial else {}
         case Skeleton.STEPS_REVERSE:
-            types |= {name: "*fp32" for name in ("trail_ptr", "enter_ptr", "leave_ptr")} | {"tokens": "i32"}
+            types |= {"trail_ptr": "*fp32", "tokens": "i32"}
             step = step_tokens(kernel.takes, config, chunk, plan.step, d_k, d_v)
-            constants |= {"BT": step, "EVERY": chunk // step, "ENTER": True, "LEAVE": True}
+            constants |= {"BT": step, "EVERY": chunk // step}
         case Skeleton.TOKENS:
-            types |= {"states_ptr": "*fp32", "enter_ptr": "*fp32", "leave_ptr": "*fp32"}
-            constants |= {"ENTER": True, "LEAVE": True, "SAVE": True}
+            types["states_ptr"] = "*fp32"
+            constants["SAVE"] = True
         case Skeleton.TOKENS_REVERSE:
-            types |= {name: "*fp32" for name in ("states_ptr", "trail_ptr", "enter_ptr", "leave_ptr")}
-            types["tokens"] = "i32"
-            constants |= {"ENTER": True, "LEAVE": True}
+            types |= {"states_ptr": "*fp32", "trail_ptr": "*fp32", "tokens": "i32"}
+    if kernel.skeleton in WALKING:
+        types |= {"enter_ptr": "*fp32", "leave_ptr": "*fp32"} if enters else {"leave_ptr": "*fp32"}
+        constants |= {"ENTER": enters, "LEAVE": kernel.in_memory or leaves} | ({} if enters else {"enter_ptr": None})
     return Signature(types, constants, (), config, registers(kernel, config.warps))
 
 
