@@ -84,21 +84,15 @@ def launch(
     from . import kernels
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
-    parallel = kernel in ()
     tables = (layout.cu_seqlens, layout.chunk_starts)
-    if parallel:
-        arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
-    if kernel in ():
-        flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     step = min(chunk, STEPS.get(kernel, chunk))
     if kernel in STEPS:
         flags |= {"EVERY": every * chunk // step, "SPARSE": every > 1}
     while True:
         value_block, warps, stages = config(kernel, q, v, layout.sequences)
         value_block = min(value_block, block(V))
-        grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
+        grid = (layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](
                 *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,

@@ -94,10 +94,9 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in ("chunk_prepare", "chunk_gradients", "chunk_output")
     tables = (layout.cu_seqlens, layout.chunk_starts)
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare", "chunk_scan", "chunk_scan_reverse", "chunk_gradients", "chunk_output",
         "chunk_transition",

@@ -94,10 +94,9 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in ("chunk_prepare_joint", "chunk_gradients_joint", "chunk_output_joint")
     tables = (layout.cu_seqlens, layout.chunk_starts)
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare_joint", "chunk_scan_joint", "chunk_scan_reverse_joint", "chunk_gradients_joint",
         "chunk_output_joint", "chunk_transition_joint",

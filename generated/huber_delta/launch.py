@@ -91,10 +91,9 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in ("chunk_prepare", "chunk_gradients_nonlinear", "chunk_output_nonlinear")
     tables = (layout.cu_seqlens, layout.chunk_starts)
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare", "chunk_scan_nonlinear", "chunk_scan_reverse_nonlinear", "chunk_gradients_nonlinear",
         "chunk_output_nonlinear",

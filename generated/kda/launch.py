@@ -104,10 +104,9 @@ def launch(
     tables = (layout.cu_seqlens, layout.chunk_starts)
     if kernel in ("chunk_scan", "chunk_scan_reverse", "chunk_transition"):
         tables += (layout.chunk_starts if layout.step_starts is None else layout.step_starts,)
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_prepare_solved_keys", "chunk_scan", "chunk_scan_reverse", "chunk_gradients_values",
         "chunk_gradients_keys", "chunk_output", "chunk_transition",

@@ -97,11 +97,6 @@ def launch(
         tokens, warps, stages = config(kernel, q, v, regime)
         tokens = chunk or tokens
         try:
-            if kernel in ():
-                getattr(kernels, kernel)[((cu_seqlens.numel() - 1 if packed else batch) * HO,)](
-                    *tensors, cu_seqlens, length, HO=HO, BT=tokens, PACKED=packed, num_warps=warps, num_stages=stages
-                )  # fmt: skip
-                return
             layout = lay_out(v, cu_seqlens, tokens)
             tables = (layout.cu_seqlens, layout.chunk_starts, layout.chunk_owner)
             getattr(kernels, kernel)[(layout.all_chunks * groups.get("HG", HO),)](

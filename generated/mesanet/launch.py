@@ -102,10 +102,9 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in ("chunk_output_closed", "chunk_solve_closed", "chunk_gradients_closed")
     tables = (layout.cu_seqlens, layout.chunk_starts)
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_scan_closed", "chunk_output_closed", "chunk_solve_closed", "chunk_scan_reverse_closed",
         "chunk_gradients_closed", "chunk_transition",

@@ -99,10 +99,9 @@ def launch(
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
     parallel = kernel in ("chunk_gradients_normalised", "chunk_output", "chunk_read_reverse")
     tables = (layout.cu_seqlens, layout.chunk_starts)
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     if parallel:
         arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in (
         "chunk_scan", "chunk_scan_reverse", "chunk_gradients_normalised", "chunk_output",
         "chunk_read_reverse", "chunk_transition",

@@ -95,12 +95,8 @@ def launch(
     from . import kernels
 
     K, HV, V = q.shape[-1], v.shape[2], columns or v.shape[3]
-    parallel = kernel in ()
     tables = (layout.cu_seqlens, layout.chunk_starts)
-    if parallel:
-        arguments = (*tables, layout.chunk_owner, layout.length, layout.chunks, layout.sequences)
-    else:
-        arguments = (*tables, layout.length, layout.chunks, *extra)
+    arguments = (*tables, layout.length, layout.chunks, *extra)
     if kernel in ("deep_scan_panels", "deep_scan_reverse_panels"):
         flags["PRECISION"] = "ieee" if q.dtype == torch.float32 else "tf32"
     step = min(chunk, STEPS.get(kernel, chunk))
@@ -114,7 +110,7 @@ def launch(
             flags["BH"], value_block = min(value_block, block(EXPANSION * K)), block(V)
         if kernel in ("deep_token_scan_whole", "deep_token_scan_reverse_whole") and torch.version.hip is None:
             flags["maxnreg"] = min(255, 2048 // warps)  # ptxas would take 32, and spill the rest
-        grid = (layout.all_chunks * HV if parallel else layout.sequences * HV * -(-V // value_block),)
+        grid = (layout.sequences * HV * -(-V // value_block),)
         try:
             getattr(kernels, kernel)[grid](
                 *tensors, scale, *arguments, H=q.shape[2], HV=HV, K=K, V=V, BT=step, BK=block(K), BV=value_block,
