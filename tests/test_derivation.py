@@ -418,6 +418,19 @@ def test_a_decay_that_may_be_zero_or_negative_has_no_chunk_form():
         assert tuple(analyse(spec).forms) == ("recurrent",), decay
 
 
+def test_a_decay_that_shares_keep_above_zero_has_a_chunk_form():
+    kept = ("(1 - 0.9 * beta)", "(1 - beta * exp(g) / (exp(g) + 1))", "(exp(g) * (1 - beta) + beta)")
+    for decay in kept:
+        spec = parse_spec(swap(RETENTION, f'"norm2(S - {decay} * S_prev * exp(g)) / 2"'))
+        assert set(analyse(spec).forms) == {"chunk", "recurrent"}, decay
+        checked = verify(load(spec), Case(B=1, T=21, H=1, HV=2, d_k=4, d_v=3), form="chunk", backend="torch",
+                         dtype=torch.float64)  # fmt: skip
+        assert not checked.failures, decay
+    for decay in ("(1 - 2 * beta)", "(beta - 0.5)", "(1 - beta)**2"):
+        spec = parse_spec(swap(RETENTION, f'"norm2(S - {decay} * S_prev * exp(g)) / 2"'))
+        assert tuple(analyse(spec).forms) == ("recurrent",), decay
+
+
 PROXIMAL, PREVIOUS = 'rule = "proximal"', 'rule = "gradient"\nat = "previous"'
 DECAY = 'g = { per = "head", domain = "log_decay" }'
 GATE = 'beta = { per = "head", domain = "unit" }'

@@ -37,6 +37,8 @@ from ttrc.passes.read_link import read_link
 from ttrc.passes.refuse import refuse
 from ttrc.symbolic import Expr, Scope
 
+SHARES = (Domain.UNIT, Domain.DECAY)
+
 
 def derive_recurrence(spec: Spec) -> Recurrence:
     recurrence = _derived(spec)
@@ -88,11 +90,11 @@ def _derived(spec: Spec) -> Recurrence:
         associations=associations,
         curvature=curvature,
         decay=decay,
-        log_decay=_log(decay),
+        log_decay=_log(scope, gates, decay),
         reads_decayed=reads_decayed and (decay != 1 or mirror is not None),
         in_turn=predicts and len(associations) > 1 and spec.update.at is At.IN_TURN,
         momentum=momentum,
-        log_momentum=None if momentum is None else _log(momentum),
+        log_momentum=None if momentum is None else _log(scope, gates, momentum),
         segment=getattr(spec.update, "segment", None) if frozen else None,
         link=link,
         mirror=mirror,
@@ -125,7 +127,7 @@ def _closed_form(spec: Spec, scope: Scope, gates: tuple[Gate, ...]) -> Recurrenc
         associations=(Association(spec.loss.origin, tidied(gradient), error),),
         curvature=ridge,
         decay=decay,
-        log_decay=_log(decay),
+        log_decay=_log(scope, gates, decay),
         reads_decayed=True,
         ridge=ridge,
         state=scope.axes[scope.symbols["S"]],
@@ -143,8 +145,9 @@ def _momentum(spec: Spec, scope: Scope) -> Expr | None:
     return None if momentum == 0 else momentum
 
 
-def _log(decay: Expr) -> Expr | None:
-    return symbolic.log_of(decay) if decay != 1 and symbolic.is_positive(decay) else None
+def _log(scope: Scope, gates: tuple[Gate, ...], decay: Expr) -> Expr | None:
+    shares = tuple(scope.symbols[g.name] for g in gates if g.domain in SHARES)
+    return symbolic.log_of(decay) if decay != 1 and symbolic.is_positive(decay, shares) else None
 
 
 def _solve_retention(spec: Spec, scope: Scope) -> tuple[Expr, Expr, Mirror | None]:

@@ -223,9 +223,22 @@ def log_of(decay: Expr) -> Expr:
     return sympy.expand_log(sympy.log(decay), force=True)
 
 
-def is_positive(expr: Expr) -> bool:
+def is_positive(expr: Expr, shares: tuple[Symbol, ...] = ()) -> bool:
+    """`shares` are between 0 and 1: what is affine in one of them is positive where it is so at both of its ends."""
     expr = expr.replace(lambda part: part.is_Add, _growth)
-    return expr.is_positive is True or (is_short(expr) and sympy.factor(expr).is_positive is True)
+    if expr.is_positive is True or (is_short(expr) and sympy.factor(expr).is_positive is True):
+        return True
+    return is_short(expr) and any(_is_positive_at_ends(expr, x, shares) for x in shares if x in expr.free_symbols)
+
+
+def _is_positive_at_ends(expr: Expr, share: Symbol, shares: tuple[Symbol, ...]) -> bool:
+    above, below = sympy.fraction(sympy.together(expr))
+    others = tuple(x for x in shares if x != share)
+    parts = affine(above, share)
+    if parts is None or not is_positive(below, others):
+        return False
+    slope, offset = parts
+    return is_positive(offset, others) and is_positive(sympy.expand(slope + offset), others)
 
 
 def _growth(total: Expr) -> Expr:
