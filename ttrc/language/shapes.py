@@ -18,6 +18,9 @@ Scope = Mapping[str, Axes]
 
 SCALAR: Axes = frozenset()
 
+_SUMS = "reduce them to numbers first, with sum(...) or with dot(a, b) of two vectors of one kind"
+_TURNS = "multiply the matrix by one and then by the other, a * (b * S_prev)"
+
 
 def infer(tree: Expr, scope: Scope) -> Axes:
     """The axes of the expression's value, given the axes of the names it may use."""
@@ -31,11 +34,11 @@ def infer(tree: Expr, scope: Scope) -> Axes:
         case Negate(operand):
             return infer(operand, scope)
         case Binary(_, left, right, span):
-            return _broadcast(infer(left, scope), infer(right, scope), span)
+            return _broadcast(infer(left, scope), infer(right, scope), span, scope)
         case Call(function, args, span):
             axes = [infer(arg, scope) for arg in args]
             if FUNCTIONS[function].kind == "elementwise":
-                return reduce(lambda a, b: _broadcast(a, b, span), axes)
+                return reduce(lambda a, b: _broadcast(a, b, span, scope), axes)
             _check_reduction(function, axes, span)
             return SCALAR
 
@@ -53,14 +56,14 @@ def describe(axes: Axes) -> str:
             return "a matrix [k, v]"
 
 
-def _broadcast(a: Axes, b: Axes, span: Span) -> Axes:
+def _broadcast(a: Axes, b: Axes, span: Span, scope: Scope) -> Axes:
     if a <= b or b <= a:
         return a | b
     raise SpecError(
         f"{describe(a)} and {describe(b)} do not combine elementwise",
         span=span,
         expected="operands of one shape, or a number and a vector",
-        hint="reduce them to numbers first, with sum(...) or with dot(a, b) of two vectors of one kind",
+        hint=_TURNS if "S_prev" in scope else _SUMS,
     )
 
 
