@@ -87,13 +87,18 @@ CHUNKED = {
     "decay by key": text_of(SQUARE, DECAYED, PREVIOUS, g="key log_decay"),
     "proximal decay": text_of(RATED, DECAYED, PROXIMAL, w="value unit", g="key log_decay"),
     "segment and decay": text_of(SQUARE, DECAYED, SEGMENT, g="key log_decay"),
+    "decay by value": text_of(SQUARE, DECAYED, RETAINED, g="value log_decay"),
+    "proximal decay by value": text_of(SQUARE, DECAYED, PROXIMAL, g="value log_decay"),
     "decay by entry": text_of("-dot(p, v)", "norm2(S - a * S_prev) / 2", PREVIOUS, a="element decay"),
     "ridge by key": text_of(SQUARE, f"{DECAYED} + sum(lam * square(S)) / 2", RETAINED, g="head log_decay",
                             lam="key nonnegative"),
     "deep segment": text_of(RATED, DECAYED, SEGMENT, memory=MLP, w="value unit", g="head log_decay"),
 }  # fmt: skip
 BY_TOKEN = {
-    "decay by value": text_of(SQUARE, DECAYED, RETAINED, g="value log_decay"),
+    "decay by value, undecayed": text_of(SQUARE, DECAYED, PREVIOUS, g="value log_decay"),
+    "decay by value, robust": text_of("sum(log_cosh(p - v))", DECAYED, RETAINED, g="value log_decay"),
+    "decay by value, momentum": text_of(SQUARE, DECAYED, f'{RETAINED}\nmomentum = "m"', g="value log_decay",
+                                        m="head decay"),
     "curvature by entry": text_of(SQUARE, CURVED, PREVIOUS, c="element positive"),
     "momentum and decay": text_of(SQUARE, DECAYED, f'{RETAINED}\nmomentum = "m"', g="key log_decay", m="head decay"),
     "elastic": text_of(SQUARE, f"{PLAIN} + sum(mu * abs(S))", PREVIOUS, parameters={"mu": "element nonnegative"}),
@@ -302,7 +307,9 @@ def test_a_curvature_by_key_channel_keeps_the_triangular_solve():
 
 @pytest.mark.parametrize("rule, says", [
     ("momentum and decay", "a mask that is a product of two"),
-    ("decay by value", "every value channel decays by itself"),
+    ("decay by value, undecayed", "every value channel decays by itself"),
+    ("decay by value, robust", "every value channel decays by itself"),
+    ("decay by value, momentum", "every value channel decays by itself"),
     ("decay by entry", "every entry of the state decays by itself"),
     ("curvature by entry", "every entry of the state writes with a weight of its own"),
 ])  # fmt: skip

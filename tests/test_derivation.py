@@ -87,6 +87,7 @@ EXPECTED = {
     "normed_entries": hebbian(lambda x: x["a"], lambda x: -x["v"]),  # the first
     "deltanet": affine(none, lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "gated_deltanet": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
+    "fading_values": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "gla": hebbian(lambda x: exp(x["g"]), lambda x: -x["v"]),
     "kda": affine(lambda x: exp(x["g"]), lambda x: x["beta"], lambda x: -x["beta"] * x["v"]),
     "gated_deltaproduct": affine(

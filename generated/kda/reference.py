@@ -31,7 +31,7 @@ def decays(steps, own):
     return torch.exp(gap.masked_fill(~later[..., None], -torch.inf)).to(steps.dtype)
 
 
-def decayed_k(a, b, *steps):
+def decayed_pairs(a, b, *steps):
     return torch.einsum("...tk,...sk,...tsk->...ts", a, b, decays(*steps))
 
 
@@ -64,7 +64,7 @@ def chunk_step(q, k, v, g, beta, scale, S):
     steps_after = delayed(log_decay_valid, -2, -1).flip(-2).cumsum(-2).flip(-2)
     steps_total = log_decay_valid.sum(-2)
     # prediction
-    overlap = decayed_k(k, k, log_decay_valid, True)
+    overlap = decayed_pairs(k, k, log_decay_valid, True)
     # loss, line 20: norm2(p - v) / 2
     system = beta[..., :, None] * overlap
     # retention, line 23: norm2(S - exp(g) * S_prev) / 2
@@ -76,7 +76,7 @@ def chunk_step(q, k, v, g, beta, scale, S):
     # update, line 25
     u = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
     # read-out
-    scores = decayed_k(q, k, log_decay_valid, True)
+    scores = decayed_pairs(q, k, log_decay_valid, True)
     attention = scale * scores
     # retention, line 23: norm2(S - exp(g) * S_prev) / 2
     q_decayed = q * scale * torch.exp(steps_until)
@@ -105,7 +105,7 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     steps_after = delayed(log_decay_valid, -2, -1).flip(-2).cumsum(-2).flip(-2)
     steps_total = log_decay_valid.sum(-2)
     # prediction
-    overlap = decayed_k(k, k, log_decay_valid, True)
+    overlap = decayed_pairs(k, k, log_decay_valid, True)
     # loss, line 20: norm2(p - v) / 2
     system = beta[..., :, None] * overlap
     # retention, line 23: norm2(S - exp(g) * S_prev) / 2
@@ -117,7 +117,7 @@ def chunk_step_backward(q, k, v, g, beta, scale, S, d_o, d_S_next):
     # update, line 25
     u = torch.linalg.solve_triangular(system, rhs, upper=False, unitriangular=True)
     # read-out
-    scores = decayed_k(q, k, log_decay_valid, True)
+    scores = decayed_pairs(q, k, log_decay_valid, True)
     attention = scale * scores
     # retention, line 23: norm2(S - exp(g) * S_prev) / 2
     q_decayed = q * scale * torch.exp(steps_until)

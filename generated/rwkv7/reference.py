@@ -31,7 +31,7 @@ def decays(steps, own):
     return torch.exp(gap.masked_fill(~later[..., None], -torch.inf)).to(steps.dtype)
 
 
-def decayed_k(a, b, *steps):
+def decayed_pairs(a, b, *steps):
     return torch.einsum("...tk,...sk,...tsk->...ts", a, b, decays(*steps))
 
 
@@ -70,21 +70,21 @@ def chunk_step(q, k, v, w, kappa, a, scale, S):
     steps_after = delayed(log_decay_valid, -2, -1).flip(-2).cumsum(-2).flip(-2)
     steps_total = log_decay_valid.sum(-2)
     # prediction
-    overlap = decayed_k(kappa, write, log_decay_valid, False)
+    overlap = decayed_pairs(kappa, write, log_decay_valid, False)
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
     kappa_decayed = kappa * torch.exp(steps_before)
     # prediction
     prediction = kappa_decayed @ S
-    overlap_2 = decayed_k(kappa, k, log_decay_valid, False)
+    overlap_2 = decayed_pairs(kappa, k, log_decay_valid, False)
     told = overlap_2 @ v
     # loss.remove, line 20: norm2(p) / 2
     rhs = -prediction - told
     # update, line 25
     u = torch.linalg.solve_triangular(overlap, rhs, upper=False, unitriangular=True)
     # read-out
-    scores = decayed_k(q, k, log_decay_valid, True)
+    scores = decayed_pairs(q, k, log_decay_valid, True)
     attention = scale * scores
-    scores_2 = decayed_k(q, write, log_decay_valid, True)
+    scores_2 = decayed_pairs(q, write, log_decay_valid, True)
     attention_2 = scale * scores_2
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
     q_decayed = q * scale * torch.exp(steps_until)
@@ -122,21 +122,21 @@ def chunk_step_backward(q, k, v, w, kappa, a, scale, S, d_o, d_S_next):
     steps_after = delayed(log_decay_valid, -2, -1).flip(-2).cumsum(-2).flip(-2)
     steps_total = log_decay_valid.sum(-2)
     # prediction
-    overlap = decayed_k(kappa, write, log_decay_valid, False)
+    overlap = decayed_pairs(kappa, write, log_decay_valid, False)
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
     kappa_decayed = kappa * torch.exp(steps_before)
     # prediction
     prediction = kappa_decayed @ S
-    overlap_2 = decayed_k(kappa, k, log_decay_valid, False)
+    overlap_2 = decayed_pairs(kappa, k, log_decay_valid, False)
     told = overlap_2 @ v
     # loss.remove, line 20: norm2(p) / 2
     rhs = -prediction - told
     # update, line 25
     u = torch.linalg.solve_triangular(overlap, rhs, upper=False, unitriangular=True)
     # read-out
-    scores = decayed_k(q, k, log_decay_valid, True)
+    scores = decayed_pairs(q, k, log_decay_valid, True)
     attention = scale * scores
-    scores_2 = decayed_k(q, write, log_decay_valid, True)
+    scores_2 = decayed_pairs(q, write, log_decay_valid, True)
     attention_2 = scale * scores_2
     # retention, line 23: norm2(S - exp(w) * S_prev) / 2
     q_decayed = q * scale * torch.exp(steps_until)

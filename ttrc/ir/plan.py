@@ -205,9 +205,9 @@ class Kernel:
 
     @property
     def ones(self) -> bool:
-        """Whether it sums along the tokens what is as wide as keys, by products with tables of zeros and ones."""
+        """Whether it sums along the tokens what has channels, by products with tables of zeros and ones."""
         long = (s for s in self.statements if isinstance(s.op, (CumulativeSum, Decayed)))
-        return any("k" in t.axes for s in long for t in operands(s.op))
+        return any({"k", "v"} & set(t.axes) for s in long for t in operands(s.op))
 
     @property
     def by_token(self) -> bool:

@@ -30,10 +30,10 @@ class Compose:
 
 @dataclass(frozen=True)
 class Decayed:
-    """A product with a decay between each two tokens that differs by key channel: for s < t, D is exp of the sum of
-    steps[i,k] over the tokens i behind s and up to t, t itself among them if `own`; it is 0 elsewhere. Summed over an
-    axis it is a[t,k] b[s,k] D over k, [t, s]; a[t,s] b[s,k] D over s, [t, k]; or a[t,s] b[t,k] D over t, [s, k], where
-    a comes as 0 wherever D is. No step is more than 0, so that D is at most 1.
+    """A product with a decay between each two tokens that differs by channel c, k or v: for s < t, D is exp of the
+    sum of steps[i,c] over the tokens i behind s and up to t, t itself among them if `own`; it is 0 elsewhere. Summed
+    over an axis it is a[t,c] b[s,c] D over c, [t, s]; a[t,s] b[s,c] D over s, [t, c]; or a[t,s] b[t,c] D over t,
+    [s, c], where a comes as 0 above the diagonal. No step is more than 0, so that D is at most 1.
     """
 
     a: Tile
@@ -41,3 +41,14 @@ class Decayed:
     axis: str
     steps: Tile
     own: bool
+
+    @property
+    def channel(self) -> str:
+        """The axis of the channels by which decays differ."""
+        (axis,) = set(self.steps.axes) - {"t"}
+        return axis
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it makes pairs of tokens, summed over channels."""
+        return self.axis == self.channel

@@ -27,7 +27,7 @@ def add_in_turn(statements: tuple[Statement, ...], results: tuple[Tile, ...]) ->
             done[tile] = makes[tile]
 
     for number, long in enumerate((s for s in statements if isinstance(s.op, LONG)), 1):
-        if isinstance(long.op, Decayed) and long.op.axis == "k":  # holds many registers, and nothing waits for it
+        if isinstance(long.op, Decayed) and long.op.pairs:  # holds many registers, and nothing waits for it
             for statement in statements:
                 if known[statement.target] < number:
                     visit(statement.target)

@@ -209,8 +209,8 @@ class _Cost:
                 read += states
         statements = self.text(kernel).statements
         flops = 0.0 if kernel.by_token else sum(self._flops(s, kernel) for s in statements)
-        lengths, keys = self.chunk.bit_length() - 1, self._keys(kernel)
-        flops += 2.0 * self.chunk * lengths * keys * _decayed_products(statements)
+        lengths, channels = self.chunk.bit_length() - 1, self._decayed_channels(kernel, statements)
+        flops += 2.0 * self.chunk * lengths * channels * _decayed_products(statements)
         return Traffic(read, written, flops)
 
     def _bytes(self, buffer: Buffer, kernel: Kernel) -> float:
@@ -271,8 +271,8 @@ class _Cost:
             case Substitute():  # a block of rows taken off all rows; within blocks there are no products
                 taken = len(op.bases) if op.block == 16 else 16 // op.block
                 return 2.0 * blocks["v"] * tokens * len(op.bases) * taken
-            case CumulativeSum(arg) if "k" in arg.axes:  # by a table, of numbers in two parts
-                return 4.0 * tokens * blocks["k"]
+            case CumulativeSum(arg) if set("kv") & set(arg.axes):  # by a table, of numbers in two parts
+                return 4.0 * tokens * blocks[arg.axes[-1]]
             case Compose():
                 return 2.0 * tokens**2
             case Inverse():  # two products of C x C a doubling, from blocks of 16
@@ -312,6 +312,12 @@ class _Cost:
     def _keys(self, kernel: Kernel) -> int:
         """Key channels of all panels."""
         return self._key_block(kernel) * -(-self.d_k // self._key_block(kernel))
+
+    def _decayed_channels(self, kernel: Kernel, statements: tuple[Statement, ...]) -> int:
+        """Those by which decays differ, of all panels or programs."""
+        if any(isinstance(s.op, Decayed) and s.op.channel == "v" for s in statements):
+            return self._value_block(kernel) * -(-self.d_v // self._value_block(kernel))
+        return self._keys(kernel)
 
     def _key_block(self, kernel: Kernel) -> int:
         return key_block(kernel.takes, self._config(kernel), self.d_k)

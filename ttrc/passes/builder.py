@@ -135,8 +135,9 @@ class Builder:
         return self.emit(name, ("t", "s"), Compose(a, b, a_transposed, b_transposed), origin)
 
     def decayed(self, name: str, a: Tile, b: Tile, axis: str, steps: Tile, own: bool, origin: str) -> Tile:
-        axes = {"k": ("t", "s"), "s": ("t", "k"), "t": ("s", "k")}[axis]
-        return self.emit(name, axes, Decayed(a, b, axis, steps, own), origin)
+        op = Decayed(a, b, axis, steps, own)
+        axes = ("t", "s") if op.pairs else ("t" if axis == "s" else "s", op.channel)
+        return self.emit(name, axes, op, origin)
 
     def reduce(self, name: str, arg: Tile, keep, origin: str) -> Tile:
         return arg if ordered(keep) == arg.axes else self.emit(name, keep, Reduce(arg), origin)

@@ -106,6 +106,15 @@ class Chunk:
         seen = strict or mask is not None
         return made if seen else self.build.mask(name, made, Relation.CAUSAL, 0.0, "causality")
 
+    def told(self, name: str, pairs: Tile, u_s: Tile, own: bool, origin: str, add: Tile | None = None) -> Tile:
+        """What earlier tokens wrote, as a token sees it by these pairs, and `add`; `own`: whether behind its own
+        decay."""
+        between = self.moves.between
+        if between is None or between.by_key:
+            return self.build.contract(name, pairs, u_s, "s", origin, add=add)
+        seen = self.build.decayed(f"{name}_recalled", pairs, u_s, "s", between.steps, own, origin)
+        return seen if add is None else self.make(name, sym(seen) + sym(add), seen, add, origin=origin)
+
 
 def combined(terms: Terms, value: Callable[[Tile], Tile]) -> Sum:
     """sum of factor * value(state)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Optional
 
 from ttrc.ir.plan import Buffer, Cut, Kernel, Launch, Space
-from ttrc.ir.tile import Contract, Program, Substitute
+from ttrc.ir.tile import Contract, Decayed, Program, Substitute
 
 ALL, SCANNED, SPARSE = "all", "scanned", "sparse"  # what is kept for the backward pass, see Cut
 LEFT = "left"  # where states lie and move on that nobody wants once they have
@@ -18,10 +18,12 @@ EVERY = 8  # chunks from one state to the next where they are sparse: stretches 
 
 def solved_once(program: Program, known: Program | None = None) -> tuple[Buffer, ...]:
     """What a program, beyond a known one, solves row by row: serial work in a scan, so that it is done once. So is what
-    it finds of several unknowns, which takes a product with each of many C x C tiles."""
+    it finds of several unknowns, which takes a product with each of many C x C tiles, and what earlier tokens, or later
+    ones, come to behind decays by value channel, which takes one for each length of pieces."""
     old = set() if known is None else {s.target for s in known.statements}
     solved = [t for s in program.statements if isinstance(s.op, Substitute) for t in s.op.unknowns]
-    solved = [t for t in (*solved, *program.unknowns) if t not in old]
+    decayed = [s.target for s in program.statements if isinstance(s.op, Decayed) and s.target.axes[-1] == "v"]
+    solved = [t for t in (*solved, *program.unknowns, *decayed) if t not in old]
     return tuple(Buffer(t.name, t, Space.SOLVED) for t in solved)
 
 

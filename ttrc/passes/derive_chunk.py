@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ttrc.ir.recurrence import Hebbian, Recurrence
-from ttrc.ir.tile import Carry, Program, Tile
+from ttrc.ir.tile import Carry, Program, Relation, Tile
 from ttrc.language.sections import NORMALISER
 from ttrc.passes.builder import sym
 from ttrc.passes.chunk import Chunk, Written, combined
@@ -72,7 +72,7 @@ def _answer(chunk: Chunk, written: tuple[Written, ...], states: dict[Tile, Tile]
     answer = chunk.make("carried_out", expr, *used, origin="read-out")
     for w, pairs in zip(written, weighed):
         label = name if w is written[-1] else "answered"
-        answer = build.contract(label, pairs, w.u_s, "s", "read-out", add=answer)
+        answer = chunk.told(label, pairs, w.u_s, True, "read-out", add=answer)
     return answer
 
 
@@ -80,7 +80,11 @@ def _attention(chunk: Chunk, by: Tile) -> Tile:
     """How much of what earlier tokens write under `by`, and of its own, a token reads."""
     build, moves, recurrence = chunk.build, chunk.moves, chunk.recurrence
     if moves.between is not None:
-        scores = build.decayed("scores", chunk.q, by, "k", moves.between.steps, True, "read-out")
+        if moves.between.by_key:
+            scores = build.decayed("scores", chunk.q, by, "k", moves.between.steps, True, "read-out")
+        else:
+            overlap = build.contract("overlap_q", chunk.q, by, "k", "read-out")
+            scores = build.mask("earlier", overlap, Relation.STRICT, 0.0, "causality")
         return chunk.make("attention", sym(chunk.scale) * sym(scores), scores, origin="read-out")
     scores = build.contract("overlap_q", chunk.q, by, "k", "read-out")
     # Where predictions want the mask too, or it is a sum of masks, the scale multiplies scores; else it is in it.
@@ -110,6 +114,6 @@ def _carries(chunk: Chunk, written: tuple[Written, ...], states: dict[Tile, Tile
 
 def _left(chunk: Chunk, w: Written, factor: Factor) -> tuple[Tile, Tile]:
     """The keys and the u of an association, one of them times what the chunk's end sees of them."""
-    if chunk.moves.between is not None:
+    if chunk.moves.between is not None and chunk.moves.between.by_key:
         return chunk.make("kept_keys", factor.expr * sym(w.keys), w.keys, *factor.tiles, origin="retention"), w.u
     return w.keys, chunk.make("written", factor.expr * sym(w.u), w.u, *factor.tiles, origin="retention")

@@ -5,7 +5,8 @@ log-decay. A momentum makes it two recurrences in a row, S_t = a_t S_{t-1} + M_t
 the mask of two in a row is the product of their masks: one C x C matrix product, exact.
 
 A decay that differs by key channel has factors that differ so, and no mask: what stands between two tokens is a part
-of the product over key channels, see `Decayed`.
+of the product over key channels, see `Decayed`. One that differs by value channel is a part of the sum over the tokens
+that write.
 """
 
 from __future__ import annotations
@@ -44,10 +45,14 @@ Terms = tuple[tuple[Tile, Factor], ...]  # a sum over carried states, each with 
 
 @dataclass(frozen=True)
 class Between:
-    """The logarithm of a decay by key channel, token by token; whether a prediction sees its own token's."""
+    """The logarithm of a decay by channel, token by token; whether a prediction sees its own token's."""
 
     steps: Tile
     reads_own: bool
+
+    @property
+    def by_key(self) -> bool:
+        return "k" in self.steps.axes
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Moves:
     read_mask      how much of u_s the prediction of t sees, s < t; None where all of it
     out_mask       how much of it the read-out of t sees, s <= t; None where all of it
     following      of each carried state, what it is made of at the chunk's end, and the factor of what is written
-    between        in the place of the masks, where the decay differs by key channel
+    between        in the place of the masks, where the decay differs by channel
     """
 
     read: Terms
@@ -153,7 +158,7 @@ class _Decay:
 
     Differences of running sums lose what the sums' size costs them: with a log-decay of -30 a token they would be
     wrong in the fifth digit. So the sum is kept in two parts, multiples of 1/64, whose sums and differences are
-    exact, and the small rest. Where a decay differs by key channel no difference is taken: its factors are sums of
+    exact, and the small rest. Where a decay differs by channel no difference is taken: its factors are sums of
     their own, and so are its exponents between tokens. Below FORGOTTEN a decay is 0 in every float format, and so is
     its gradient.
     """
@@ -181,12 +186,12 @@ class _Decay:
             raw = build.constant(name, self.log, ("t",), self.origin)
         bounded = self._make(f"log_{self.name}_bounded", at_least(sym(raw), FORGOTTEN), raw)
         g = self.steps = build.mask(f"log_{self.name}_valid", bounded, Relation.VALID, 0.0, self.origin)
-        if "k" in g.axes:
+        if channels := set(g.axes) - {"t"}:
             sums = (
                 build.cumulative_sum("steps_until", g, self.origin),
                 build.cumulative_sum("steps_before", g, self.origin, exclusive=True),
                 build.cumulative_sum("steps_after", g, self.origin, reverse=True, exclusive=True),
-                build.reduce("steps_total", g, {"k"}, self.origin),
+                build.reduce("steps_total", g, channels, self.origin),
             )
             self.until, self.before, self.after, self.total = (Factor(exp(sym(s)), (s,)) for s in sums)
             return

@@ -92,6 +92,8 @@ def _solved(chunk: Chunk, asking: list[Association], rows: list[Row]) -> list[Ti
     systems, rhs = tuple(r.system for r in rows), tuple(r.rhs for r in rows)
     nonlinear = [a for a in asking if isinstance(a.error, Nonlinear)]
     if not nonlinear:
+        if chunk.moves.between is not None and not chunk.moves.between.by_key:
+            return [_solved_by_value(chunk, systems[0][0], rhs[0])]
         if len(rows) == 1:
             return [build.solve("u", systems[0][0], rhs[0], False, "update")]
         return build.joint(["u"] * len(rows), systems, rhs, False, "update")
@@ -107,11 +109,19 @@ def _solved(chunk: Chunk, asking: list[Association], rows: list[Row]) -> list[Ti
     return [*known, *found]
 
 
+def _solved_by_value(chunk: Chunk, system: Tile, rhs: Tile) -> Tile:
+    """u, where decays differ by value channel: what a token and an earlier one have between them cancels along any way
+    from the one to the other, so that the inverse is that of the system without decays, and stands behind them."""
+    build = chunk.build
+    inverse = build.inverse(system, "update")
+    return chunk.told("u", inverse, build.relabel(rhs, "tokens that write"), True, "update", add=rhs)
+
+
 def _predicted(chunk: Chunk, name: str, association: Association, known: dict[Association, Written]) -> Sum:
     """What the states, and what is known, make of a prediction."""
     expr, used = chunk.seen(name, chunk.moves.read, chunk.keys[association].asked, "prediction")
     pairs = [(_system(chunk, association, other), written.u_s) for other, written in known.items()]
-    told = [chunk.build.contract("told", system, u_s, "s", "prediction") for system, u_s in pairs]
+    told = [chunk.told("told", system, u_s, chunk.recurrence.reads_decayed, "prediction") for system, u_s in pairs]
     return sum(map(sym, told), expr), (*used, *told)
 
 
@@ -120,7 +130,7 @@ def _system(chunk: Chunk, asked: Association, writes: Association, row: Factor =
     build, moves, order = chunk.build, chunk.moves, chunk.recurrence.associations
     key, keys = chunk.keys[asked].asked, chunk.keys[writes]
     sees_own = chunk.recurrence.in_turn and order.index(writes) < order.index(asked)
-    if moves.between is None:
+    if moves.between is None or not moves.between.by_key:
         overlap = build.contract("overlap", key, keys.writing_s, "k", "prediction")
         mask = moves.out_mask if sees_own else moves.read_mask
         return chunk.masked("system", overlap, mask, strict=not sees_own, by=row)

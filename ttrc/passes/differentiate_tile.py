@@ -223,24 +223,24 @@ def _propagate(tape: _Tape, target: Tile, op, adjoint: Tile) -> None:
         case Compose(a, b, False, False):
             tape.add(a, build.compose(via(a), adjoint, b, origin, b_transposed=True))
             tape.add(b, build.compose(via(b), a, adjoint, origin, a_transposed=True))
-        case Compose():
-            raise AssertionError("transposed products stand in adjoints alone")
-        case Decayed(a, b, "k", steps, own):
-            below = build.mask(f"d_{target.name}_below", adjoint, Relation.STRICT, 0.0, origin)
-            d_a = build.decayed(via(a), below, b, "s", steps, own, origin)
-            d_b = build.decayed(via(b), below, a, "t", steps, own, origin)
+        case Decayed(a, b, axis, steps, own) if op.pairs or axis == "s":
+            below = build.mask(f"d_{target.name}_below", adjoint, Relation.STRICT, 0.0, origin) if op.pairs else adjoint
+            factors = (below, a) if op.pairs else (a, adjoint)
+            d_a = build.decayed(via(a), below, b, "s" if op.pairs else op.channel, steps, own, origin)
+            d_b = build.decayed(via(b), *factors, "t", steps, own, origin)
             tape.add(a, d_a)
             tape.add(b, d_b)
-            row = tape.elementwise(via(steps), sym(a) * sym(d_a), (a, d_a))
+            end, d_end = (a, d_a) if op.pairs else (target, adjoint)
+            row = tape.elementwise(via(steps), sym(end) * sym(d_end), (end, d_end))
             column = build.relabel(tape.elementwise(via(steps), -sym(b) * sym(d_b), (b, d_b)), origin)
             # Exponents are differences of running sums, which the program has: one sum backwards for all that they do.
-            (sums,) = (s.target for s in build.statements if s.op == CumulativeSum(steps, reverse=False))
+            sums = next(s.target for s in build.statements if s.op == CumulativeSum(steps, reverse=False))
             tape.add(sums, row)
             tape.add(sums, column)
             if not own:
                 tape.add(steps, tape.elementwise(via(steps), -sym(row), (row,)))
-        case Decayed():
-            raise AssertionError("sums over tokens stand in adjoints alone")
+        case Compose() | Decayed():
+            raise AssertionError("products transposed, or summed over the tokens that read, stand in adjoints alone")
         case Reduce(arg):
             tape.add(arg, build.elementwise(via(arg), sym(adjoint), {adjoint.name: adjoint}, origin, arg.axes))
         case Largest():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ttrc.ir.config import SEGMENTS, SHORT_CHUNK, is_several_chunks
 from ttrc.ir.obstacle import Obstacle
-from ttrc.ir.recurrence import MATRIX, Hebbian, Nonlinear, Recurrence
+from ttrc.ir.recurrence import MATRIX, Affine, Hebbian, Nonlinear, Recurrence
 from ttrc.symbolic import ONE
 
 
@@ -47,7 +47,7 @@ def find_obstacle_to_products(r: Recurrence) -> Obstacle | None:
     match r.axes_of(r.decay):
         case ("k",) if r.momentum is not None:
             return Obstacle.MOMENTUM_BY_KEY
-        case ("v",):
+        case ("v",) if not _is_shared(r):
             return Obstacle.DECAY_BY_VALUE
         case ("k", "v"):
             return Obstacle.DECAY_BY_ENTRY
@@ -58,6 +58,15 @@ def find_obstacle_to_products(r: Recurrence) -> Obstacle | None:
     if r.log_momentum is None and r.momentum not in (None, ONE):
         return Obstacle.MOMENTUM_MAY_BE_ZERO
     return None
+
+
+def _is_shared(r: Recurrence) -> bool:
+    """Whether one inverse serves all value channels, whose decays differ. An error that looks at the state in front of
+    its own token's decay has a slope by value channel, of what is written behind the decay."""
+    alone = r.momentum is None and not r.normalised and r.ridge is None
+    asking = [a.error for a in r.associations if not isinstance(a.error, Hebbian)]
+    solved = len(asking) == 1 and isinstance(asking[0], Affine)
+    return alone and solved and r.segment is None and r.reads_decayed and not r.in_turn
 
 
 def _moves_by_entry(r: Recurrence) -> bool:

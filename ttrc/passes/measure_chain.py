@@ -6,6 +6,7 @@ from ttrc import symbolic
 from ttrc.ir.tile import (
     Compose,
     Contract,
+    Decayed,
     Elementwise,
     Largest,
     LinearScan,
@@ -27,6 +28,8 @@ def chained_products(statement: Statement, tokens: int) -> float:
     match statement.op:
         case Contract() | Compose() | LinearScan():  # a scan's levels wait as long, with what it loads
             return 1
+        case Decayed():  # for each length of pieces a product for decays, and one behind it
+            return 2 * (tokens.bit_length() - 1)
         case Substitute(bases=bases) as op:
             # Products of a block, which take it off all rows of each unknown, and a chain of instructions a row.
             products = len(bases) if op.block == 16 else 1

@@ -64,7 +64,7 @@ def schedule_chunk(recurrence: Recurrence, forward: Program, backward: Program) 
     """`forward` and `backward` with solves lowered; the backward program repeats the forward statements."""
     inputs = input_buffers(recurrence, backward)
     carried, cotangents = forward.carries, tuple(c for c in backward.carries if c.reverse)
-    decayed = any(isinstance(s.op, Decayed) for s in forward.statements)
+    decayed = any(isinstance(s.op, Decayed) and s.op.channel == "k" for s in forward.statements)
     solves = SOLVED if any(isinstance(s.op, (Inverse, Substitute)) for s in forward.statements) else ""
     solved, fed_back = solved_once(forward), solved_once(backward, known=forward)
     gradients = gradient_buffers(recurrence, backward)
@@ -237,7 +237,7 @@ def _pairs_to_keep(forward: Program) -> tuple[Buffer, ...]:
     sums = [s.target for s in forward.statements if isinstance(s.op, Reduce) and s.op.arg.axes == ("t", "s")]
     sums = [t if "t" in t.axes else turned[t] for t in sums]
     masks = [t for t in _edge_of_moves(forward) if t.axes == ("t", "s")]
-    factors = [s.op.a for s in forward.statements if isinstance(s.op, Contract) and "v" in s.target.axes]
+    factors = [s.op.a for s in forward.statements if isinstance(s.op, (Contract, Decayed)) and "v" in s.target.axes]
     factors += [t for s in forward.statements if isinstance(s.op, Substitute) for t in s.op.pairs]
     pairs = dict.fromkeys(t for t in (*factors, *sums, *masks) if t.axes in (("t", "s"), ("t",)))
     return tuple(Buffer(t.name, t, Space.TOKEN) for t in pairs)

@@ -28,7 +28,7 @@ def known_without_values(forward: Program, backward: Program, gradients: Buffers
     wanted = slice_program(
         backward.statements, [b.tile for b in gradients], frozenset(t for t in edge if "s" in t.axes)
     )
-    pairs = (s.target for s in wanted if isinstance(s.op, Decayed) and s.op.axis == "k")
+    pairs = (s.target for s in wanted if isinstance(s.op, Decayed) and s.op.pairs)
     return tuple(Buffer(t.name, t, space_of(t)) for t in dict.fromkeys((*edge, *pairs)))
 
 

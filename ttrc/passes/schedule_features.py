@@ -47,7 +47,7 @@ def schedule_features(
     forward: Program, backward: Program, inputs: Buffers, gradients: Buffers, solves: bool
 ) -> FeaturePlan:
     """`solves`: whether a chunk of the rule solves a system, or works with products of masks."""
-    walked = any(isinstance(s.op, Decayed) for s in forward.statements)
+    walked = any(isinstance(s.op, Decayed) and s.op.channel == "k" for s in forward.statements)
     known, gates = frozenset(b.tile for b in inputs), {b.tile for b in inputs if b.single and b.tile.axes == WIDE}
     solved = [type(s.op) for s in forward.statements if isinstance(s.op, (Inverse, Substitute))]
     alone = solved == [Inverse]

@@ -132,9 +132,8 @@ def _meaning(target: Tile, op: Op) -> str:
             return f"sum_r {_entry(a, 't', 'r', op.a_transposed)} {_entry(b, 'r', 's', op.b_transposed)}"
         case Decayed(a, b, axis, steps, own):
             until = "<=" if own else "<"
-            return (
-                f"sum_{axis} {indexed(a)} {indexed(b)} exp(sum_i {steps.name}[i,k] where s < i {until} t) where s < t"
-            )
+            decay = f"exp(sum_i {steps.name}[i,{op.channel}] where s < i {until} t)"
+            return f"sum_{axis} {indexed(a)} {indexed(b)} {decay} where s < t"
         case Reduce(arg):
             gone = ",".join(a for a in arg.axes if a not in target.axes)
             return f"sum_{gone} {indexed(arg)}"

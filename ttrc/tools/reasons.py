@@ -165,7 +165,11 @@ def _words(r: Recurrence, obstacle: Obstacle | None) -> str:
         case Obstacle.MOMENTUM_BY_KEY:
             return "a momentum makes a mask that is a product of two, and a decay by key channel has none"
         case Obstacle.DECAY_BY_VALUE:
-            return "every value channel decays by itself, and the mask of a chunk is one for all of them"
+            return (
+                "every value channel decays by itself, and the mask of a chunk is one for all of them; without it an "
+                "error has one inverse for all where it alone looks at p, is affine in it and reads the decayed state, "
+                "and nothing moves the state but one decay and one step a token"
+            )
         case Obstacle.DECAY_BY_ENTRY:
             return "every entry of the state decays by itself, and the mask of a chunk is one for all of them"
         case Obstacle.WRITE_BY_ENTRY:

@@ -158,7 +158,7 @@ class TorchPrinter:
     @text.register
     def _(self, op: Decayed, target: Tile) -> str:
         tiles = (op.a, op.b, op.steps)
-        return f"decayed_{op.axis}({', '.join(self.name(t) for t in tiles)}, {op.own})"
+        return f"decayed_{'pairs' if op.pairs else op.axis}({', '.join(self.name(t) for t in tiles)}, {op.own})"
 
     @text.register
     def _(self, op: Reduce, target: Tile) -> str:

@@ -1,4 +1,4 @@
-"""Products with decays by key channel: all that have the same decays are made in one loop over lengths of pieces."""
+"""Products with decays by channel: all that have the same decays are made in one loop over lengths of pieces."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def lines(group: Together, printer: TritonPrinter, summed: set[Tile]) -> list[st
 
     for statement in group:
         name, op = statement.target.name, statement.op
-        if op.axis == "k":
+        if op.pairs:
             body.append(f"{name} = decayed_pairs({name}, _across, {factor(op.a)}, {factor(op.b)}, PRECISION)")
         else:
             known, matrix = factor(op.b), printer.operand(op.a, turned=op.axis == "t")
@@ -65,7 +65,7 @@ def lines(group: Together, printer: TritonPrinter, summed: set[Tile]) -> list[st
 
 def closed(statement: Statement) -> list[str]:
     """What ends a sum over channels: it has no meaning but below the diagonal."""
-    if not isinstance(statement.op, Decayed) or statement.op.axis != "k":
+    if not isinstance(statement.op, Decayed) or not statement.op.pairs:
         return []
     name = statement.target.name
     return [f"{name} = tl.where(t[:, None] > t[None, :], {name}, 0.0)"]

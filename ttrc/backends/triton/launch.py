@@ -311,7 +311,7 @@ def _new(buffer: Buffer, form: str) -> str:
             return "v.new_empty(layout.all_chunks, v.shape[2], q.shape[3], dtype=torch.float32)"
         case ("t",) | ("s",):
             return "v.new_empty(*v.shape[:3], dtype=torch.float32)"
-        case ("t", "v"):
+        case ("t", "v") | ("s", "v"):
             return "v.new_empty(v.shape)"
         case ("t", "k"):
             return "v.new_empty(*v.shape[:3], q.shape[3])"

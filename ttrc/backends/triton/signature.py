@@ -67,9 +67,9 @@ def signature(
         constants["SEGMENT"] = plan.segment
     if kernel.skeleton is Skeleton.ROWS:
         constants["BR"] = row_block(chunk, d_k)
+    types |= {"ones_ptr": f"*{dtype}"} if kernel.ones else {}
     match kernel.skeleton:
         case Skeleton.PARALLEL | Skeleton.ROWS | Skeleton.STREAM:
-            types |= {"ones_ptr": f"*{dtype}"} if kernel.ones else {}
             types["N"] = "i32"
             constants |= {"chunk_owner": None, **precision}
         case Skeleton.SCAN:
