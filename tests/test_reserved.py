@@ -77,9 +77,9 @@ def test_gates_have_the_letters_that_papers_give_them(name):
     """A, B, C, D of a state-space model, i of an LSTM, n of a count: kernels of every kind leave them to users."""
     text = (specs_dir() / f"{name}.toml").read_text()
     spec = load_spec(specs_dir() / f"{name}.toml")
-    letters = iter("DinBCjA")
-    for gate in (*spec.inputs, *spec.parameters):
-        text = re.sub(rf"\b{gate.name}\b", next(letters), text)
+    gates = [gate.name for gate in (*spec.inputs, *spec.parameters)]
+    letters = dict(zip(gates, "DinBCjA"))
+    text = re.sub(rf"\b({'|'.join(gates)})\b", lambda gate: letters[gate[0]], text)
     op = load(parse_spec(text))
     case = fitting(op.spec, Case(B=1, T=20, H=1, HV=1, d_k=4, d_v=4))
     for form in op.forms:

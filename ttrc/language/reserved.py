@@ -34,7 +34,7 @@ _GENERATED = (
 # Bare words of the kernels' templates, and the functions these define.
 _KERNELS = (
     "H_state across add_product as_tokens at at_bound begin begins block_numbers block_rows chunk_owner chunk_starts "
-    "chunks clip columns_of_both conjugate_step decay_by_half decayed_back decayed_k decayed_pairs decayed_s "
+    "chunks clip columns_of_both conjugate_step decay_by_half decayed_back decayed_pairs decayed_s "
     "decayed_t difference difference_across dtype entries_at entries_of exact_dot expm1 factors first first_chunk "
     "first_step halves here i_b i_block i_c i_chunk i_g i_h i_in i_k i_n i_p i_q i_s i_share i_start i_step i_t "
     "i_turn i_v in_base_2 in_halves left length linear_scan load_along load_column load_double load_entries "
