@@ -125,10 +125,13 @@ def test_every_schedule_is_the_oracles(build, schedule):  # noqa: F811
     [
         ("at_bound = i_s % EVERY == 0", "at_bound = i_s >= 0"),  # the state of a chunk's last step
         (
-            "at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)",
+            "at_bound = ((i_s + 1) % EVERY == 0) | (i_turn == 0)",
             "at_bound = (i_s + 1) % EVERY == 0",
         ),  # none where it ends early
-        ("at_bound = ((i_s + 1) % EVERY == 0) | (i == 0)", "at_bound = i >= 0"),  # the cotangent at a chunk's middle
+        (
+            "at_bound = ((i_s + 1) % EVERY == 0) | (i_turn == 0)",
+            "at_bound = i_turn >= 0",
+        ),  # the cotangent at a chunk's middle
         ("first_chunk + i_s // EVERY", "first_chunk + i_s // EVERY // 2"),  # one chunk's in another's place
     ],
     ids=["late", "never", "early", "elsewhere"],
