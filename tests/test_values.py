@@ -11,6 +11,7 @@ from ttrc.ir.tile import Decayed, Inverse
 from ttrc.language.load import load_spec, parse_spec
 from ttrc.passes.builder import Builder, sym
 from ttrc.runtime.verify import Case, verify
+from ttrc.tools.reasons import pieces
 
 PATH = Path(__file__).parent / "unseen/fading_values.toml"
 ONE = PATH.read_text()
@@ -72,3 +73,8 @@ def test_a_wrong_decay_between_tokens_is_found(change, monkeypatch):
     failures = verify(op, CASES[0], form="chunk", backend="torch", dtype=torch.float64).failures
     named = {f.split()[0] for f in failures}
     assert {"d_v", "d_g"} <= named and ("o" in named) == ("own" in change)
+
+
+def test_pages_say_why_such_sequences_run_whole():
+    found, why = pieces(analyse(load_spec(PATH)))
+    assert found.startswith("none") and "value channel" in why and "affine" not in why

@@ -210,8 +210,8 @@ BREAKS = {
     "a block too few for keys": (r"\(24 \+ 2 \* BT - 2\) // BT", "(24 + BT - 2) // BT"),
     "a block at the edge taken for a whole one by queries": (r"\+ BT - 1 - 24", "- 1 - 24"),
     "a block at the edge taken for a whole one by keys": (r"24 // BT if 24 > BT else 1", "24 // BT + 1"),
-    "blocks at the edge in the wrong order": (r"settled - j", "settled - 1 - j"),
-    "blocks at the edge taken twice": (r"SETTLED - 1 \+ j", "SETTLED + 0 * j"),
+    "blocks at the edge in the wrong order": (r"settled - i_turn", "settled - 1 - i_turn"),
+    "blocks at the edge taken twice": (r"SETTLED - 1 \+ i_turn", "SETTLED + 0 * i_turn"),
 }
 
 

@@ -115,6 +115,8 @@ def _why_whole(r: Recurrence, uncut: Uncut) -> str:
             "the error is affine in p, but no slope is shared by all value channels: T would be a matrix of key "
             "channels for each of them"
         )
+    elif "v" in r.axes_of(r.decay):
+        return "decays differ by value channel: T would be a matrix of key channels for each of them"
     else:
         what = "the error is not affine in p, so that a state is no affine function of the one before it"
     return f"{what}; what a piece makes is known from its own start alone"
